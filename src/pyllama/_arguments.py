@@ -1,0 +1,43 @@
+"""Checks of arguments, made before llama.cpp sees them. Each error names argument and value."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any, SupportsIndex
+
+INT32_MAX = 2**31 - 1
+UINT32_MAX = 2**32 - 1
+
+
+def integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
+    """The value as an int between low and high, both inclusive."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, got {number}")
+    return number
+
+
+def real(name: str, value: float, low: float, high: float) -> float:
+    """The value as a finite float between low and high, both inclusive."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high):
+        raise ValueError(f"{name} must be a number between {low} and {high}, got {value!r}")
+    return number
+
+
+def choice(name: str, value: str, choices: Mapping[str, Any]) -> Any:
+    """What choices holds for the value."""
+    try:
+        return choices[value]
+    except (KeyError, TypeError):
+        allowed = ", ".join(repr(key) for key in choices)
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}") from None

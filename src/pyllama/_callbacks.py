@@ -1,0 +1,77 @@
+"""Calls from C into Python: the log, load progress, and Ctrl-C during a long computation.
+
+An exception raised in one of them is kept, and raised again once C has returned.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from pyllama._guard import to_str
+from pyllama._native._binding import ffi, lib
+
+logger = logging.getLogger("pyllama.llama_cpp")
+
+# ggml_log_level: debug, info, warn, error.
+_LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
+
+_raised_while_polling = threading.local()
+
+
+@ffi.def_extern()  # type: ignore[untyped-decorator]
+def pyllama_on_log(level: int, line: Any) -> None:
+    logger.log(_LEVELS.get(level, logging.INFO), "%s", to_str(line))
+
+
+class Progress:
+    """Carries a load's progress to the user's callback, and his wish to stop back."""
+
+    def __init__(self, callback: Callable[[float], bool | None]) -> None:
+        self._callback = callback
+        self.cancelled = False
+        self.raised: BaseException | None = None
+
+    def report(self, fraction: float) -> bool:
+        """Tell the callback; whether loading goes on."""
+        try:
+            self.cancelled = self._callback(fraction) is False
+        except BaseException as error:
+            self.raised = error
+            self.cancelled = True
+        return not self.cancelled
+
+
+@ffi.def_extern(error=False)  # type: ignore[untyped-decorator]
+def pyllama_on_progress(fraction: float, user_data: Any) -> bool:
+    progress: Progress = ffi.from_handle(user_data)
+    return progress.report(fraction)
+
+
+def _keep_raised(_type: object, error: BaseException, _traceback: object) -> bool:
+    _raised_while_polling.error = error
+    return True
+
+
+# Running Python code at all is the point: it lets a pending signal handler run, and raise.
+@ffi.def_extern(onerror=_keep_raised)  # type: ignore[untyped-decorator]
+def pyllama_on_poll() -> bool:
+    return False
+
+
+def raise_polled() -> None:
+    """Raise what a signal handler raised during the call that was stopped for it, if any."""
+    error = getattr(_raised_while_polling, "error", None)
+    if error is not None:
+        del _raised_while_polling.error
+        raise error
+
+
+lib.pyllama_install(
+    ffi.addressof(lib, "pyllama_on_log"),
+    ffi.addressof(lib, "pyllama_on_poll"),
+)
+atexit.register(lib.pyllama_uninstall)

@@ -1,0 +1,56 @@
+"""What guarded calls caught, as Python exceptions; and text between C and Python."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from pyllama._native._binding import ffi, lib
+from pyllama.errors import LlamaError, NativeAssertionError, NativeError, NativeMemoryError
+
+# What a guarded call that returns an integer gives back when it caught something.
+CAUGHT: int = lib.PYLLAMA_CAUGHT
+
+_EXCEPTIONS: dict[int, type[LlamaError]] = {
+    lib.PYLLAMA_CAUGHT_NOTHING: NativeError,
+    lib.PYLLAMA_CAUGHT_EXCEPTION: NativeError,
+    lib.PYLLAMA_CAUGHT_ASSERTION: NativeAssertionError,
+    lib.PYLLAMA_CAUGHT_OUT_OF_MEMORY: NativeMemoryError,
+}
+
+
+def raise_caught(what: str) -> NoReturn:
+    """Raise for the guarded call that just failed on this thread.
+
+    :param what: what was being done, as the beginning of the message.
+    """
+    kind = lib.pyllama_caught()
+    detail = to_str(lib.pyllama_caught_message()) if kind else last_errors()
+    raise _EXCEPTIONS[kind](f"{what}: {detail or 'llama.cpp gave no reason'}")
+
+
+def check(code: int, what: str) -> int:
+    """Return what a guarded call returned, or raise what it caught."""
+    if code == CAUGHT:
+        raise_caught(what)
+    return code
+
+
+def last_errors() -> str:
+    """What llama.cpp logged as errors during the last guarded call of this thread."""
+    return "; ".join(to_str(lib.pyllama_last_errors()).strip().splitlines())
+
+
+def to_str(text: Any) -> str:
+    """A C string as str; bytes that are no UTF-8 are replaced, since files hold anything."""
+    raw: bytes = ffi.string(text)
+    return raw.decode("utf-8", "replace")
+
+
+def take_str(text: Any, what: str) -> str:
+    """A C string that we own as str, freed; or raise what the call that made it caught."""
+    if text == ffi.NULL:
+        raise_caught(what)
+    try:
+        return to_str(text)
+    finally:
+        lib.pyllama_free(text)

@@ -1,0 +1,41 @@
+#include "guard.hpp"
+
+using pyllama::guarded;
+
+extern "C" {
+
+llama_context * guarded_init_from_model(llama_model * model, const llama_context_params * params,
+                                        pyllama_interrupt * interrupt) {
+    return guarded<llama_context *>(nullptr, [&] {
+        llama_context_params with_interrupt = *params;
+        with_interrupt.abort_callback       = pyllama_should_stop;
+        with_interrupt.abort_callback_data  = interrupt;
+        return llama_init_from_model(model, with_interrupt);
+    });
+}
+
+int32_t guarded_context_free(llama_context * ctx) {
+    return guarded([&] { llama_free(ctx); });
+}
+
+int32_t guarded_encode(llama_context * ctx, const llama_batch * batch) {
+    return guarded(PYLLAMA_CAUGHT, [&] { return llama_encode(ctx, *batch); });
+}
+
+int32_t guarded_decode(llama_context * ctx, const llama_batch * batch) {
+    return guarded(PYLLAMA_CAUGHT, [&] { return llama_decode(ctx, *batch); });
+}
+
+float * guarded_get_logits_ith(llama_context * ctx, int32_t i) {
+    return guarded<float *>(nullptr, [&] { return llama_get_logits_ith(ctx, i); });
+}
+
+int32_t guarded_set_n_threads(llama_context * ctx, int32_t n_threads, int32_t n_threads_batch) {
+    return guarded([&] { llama_set_n_threads(ctx, n_threads, n_threads_batch); });
+}
+
+int32_t guarded_synchronize(llama_context * ctx) {
+    return guarded([&] { llama_synchronize(ctx); });
+}
+
+} // extern "C"

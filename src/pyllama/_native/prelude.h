@@ -1,0 +1,47 @@
+// What the declarations in this folder stand on. Read by the C compiler that builds cffi's
+// generated binding, and by every C++ source here.
+//
+// The object headers hold prototypes and nothing else, without include guards or directives,
+// because cffi reads them as well.
+#ifndef PYLLAMA_PRELUDE_H
+#define PYLLAMA_PRELUDE_H
+
+#include "ggml-backend.h"
+#include "llama.h"
+
+// What a guarded call returns when it caught something; see guard.hpp.
+#define PYLLAMA_CAUGHT INT32_MIN
+
+enum pyllama_caught_kind {
+    PYLLAMA_CAUGHT_NOTHING,
+    PYLLAMA_CAUGHT_EXCEPTION,     // a C++ exception left llama.cpp
+    PYLLAMA_CAUGHT_ASSERTION,     // a GGML_ASSERT or GGML_ABORT fired
+    PYLLAMA_CAUGHT_OUT_OF_MEMORY, // std::bad_alloc
+};
+
+// Read by the abort callback of a context, written by Python.
+typedef struct pyllama_interrupt {
+    volatile int32_t cancelled;    // stop at the next node of the graph
+    volatile int32_t poll_signals; // the caller is Python's main thread: look for Ctrl-C
+    int64_t          last_poll_us;
+} pyllama_interrupt;
+
+typedef struct pyllama_chat pyllama_chat;
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#include "guard.h"
+
+#include "chat.h"
+#include "context.h"
+#include "device.h"
+#include "memory.h"
+#include "model.h"
+#include "sampler.h"
+#include "vocab.h"
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,15 @@
+struct llama_sampler * guarded_sampler_init_greedy(void);
+struct llama_sampler * guarded_sampler_init_dist(uint32_t seed);
+struct llama_sampler * guarded_sampler_init_top_k(int32_t k);
+struct llama_sampler * guarded_sampler_init_top_p(float p, size_t min_keep);
+struct llama_sampler * guarded_sampler_init_min_p(float p, size_t min_keep);
+struct llama_sampler * guarded_sampler_init_temp(float t);
+struct llama_sampler * guarded_sampler_init_penalties(int32_t n_vocab, int32_t last_n, float repeat, float freq, float present);
+struct llama_sampler * guarded_sampler_chain_init(void);
+int32_t guarded_sampler_chain_add(struct llama_sampler * chain, struct llama_sampler * sampler);
+int32_t guarded_sampler_sample(struct llama_sampler * chain, struct llama_context * ctx, int32_t i);
+int32_t guarded_sampler_accept(struct llama_sampler * sampler, llama_token token);
+int32_t guarded_sampler_reset(struct llama_sampler * sampler);
+int32_t guarded_sampler_free(struct llama_sampler * sampler);
+const char * guarded_sampler_name(const struct llama_sampler * sampler);
+uint32_t guarded_sampler_get_seed(const struct llama_sampler * sampler);

@@ -1,0 +1,93 @@
+"""The exceptions of pyllama.
+
+Each also inherits the builtin that fits, so that ``except ValueError`` and the like work::
+
+    LlamaError(Exception)
+    ├── ClosedError(ValueError)             used after close()
+    ├── PoisonedError(RuntimeError)         used after an assertion fired in it
+    ├── NativeError(RuntimeError)           a C++ exception left llama.cpp
+    │   └── NativeAssertionError            a GGML_ASSERT fired (also AssertionError)
+    ├── NativeMemoryError(MemoryError)      llama.cpp could not allocate
+    ├── BackendError(RuntimeError)          no usable backend or device
+    ├── ModelLoadError(RuntimeError)        a file that is no loadable model
+    │   └── ModelLoadCancelled              the progress callback said stop
+    ├── ContextError(RuntimeError)          a context could not be made
+    ├── DecodeError(RuntimeError)           encode or decode failed
+    │   ├── InvalidBatchError(ValueError)   tokens, positions or sequences that do not fit
+    │   ├── MemoryFullError                 no free cells for the batch
+    │   └── DecodeCancelled                 stopped by Context.cancel()
+    ├── TokenizationError(ValueError)       text or tokens that cannot be converted
+    └── ChatTemplateError(ValueError)       a template that does not parse or apply
+
+Arguments of a wrong type, range or length are plain TypeError, ValueError and IndexError.
+"""
+
+from __future__ import annotations
+
+
+class LlamaError(Exception):
+    """Base of every exception that pyllama defines."""
+
+
+class ClosedError(LlamaError, ValueError):
+    """The object was closed, or what it was made from was."""
+
+
+class PoisonedError(LlamaError, RuntimeError):
+    """An assertion inside llama.cpp fired in this object earlier; its state cannot be trusted."""
+
+
+class NativeError(LlamaError, RuntimeError):
+    """A C++ exception left llama.cpp; the message is llama.cpp's own."""
+
+
+class NativeAssertionError(NativeError, AssertionError):
+    """An assertion inside llama.cpp fired. The object in use is poisoned, the process is not."""
+
+
+class NativeMemoryError(LlamaError, MemoryError):
+    """llama.cpp could not allocate the memory it needed."""
+
+
+class BackendError(LlamaError, RuntimeError):
+    """No backend that can be used, or a device that does not exist."""
+
+
+class ModelLoadError(LlamaError, RuntimeError):
+    """The file is not a model that llama.cpp can load."""
+
+
+class ModelLoadCancelled(ModelLoadError):
+    """The progress callback returned False."""
+
+
+class ContextError(LlamaError, RuntimeError):
+    """A context could not be made from the model with these parameters."""
+
+
+class DecodeError(LlamaError, RuntimeError):
+    """Encoding or decoding a batch failed. ``code`` is what llama.cpp returned."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class InvalidBatchError(DecodeError, ValueError):
+    """The batch holds tokens, positions or sequence ids that this context cannot take."""
+
+
+class MemoryFullError(DecodeError):
+    """The context's memory has no room for the batch; nothing of it was processed."""
+
+
+class DecodeCancelled(DecodeError):
+    """The call was stopped by Context.cancel(); what was computed before stays in memory."""
+
+
+class TokenizationError(LlamaError, ValueError):
+    """Text that cannot be tokenized, or tokens that cannot be turned into text."""
+
+
+class ChatTemplateError(LlamaError, ValueError):
+    """A chat template that does not parse, or messages that it refuses."""

@@ -1,0 +1,120 @@
+"""The memory of a context: which tokens of which sequences it remembers (llama_memory_*)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pyllama._arguments import INT32_MAX, integer
+from pyllama._native._binding import lib
+
+if TYPE_CHECKING:
+    from pyllama.context import Context
+
+
+class Memory:
+    """The KV cache of a context, or the state of a recurrent model.
+
+    Ranges of positions are half open, [p0, p1); a negative p0 means from the beginning, a
+    negative p1 to the end.
+    """
+
+    def __init__(self, context: Context, pointer: Any) -> None:
+        self._context = context
+        self._pointer = pointer
+
+    def clear(self, *, data: bool = True) -> None:
+        """Forget everything.
+
+        :param data: also zero the buffers.
+        """
+        self._call(lib.guarded_memory_clear, bool(data))
+
+    def seq_rm(self, seq_id: int, p0: int = -1, p1: int = -1) -> bool:
+        """Forget positions of a sequence; ``seq_id=-1`` means every sequence.
+
+        :returns: False if part of a sequence cannot be removed, as in a recurrent model; nothing
+            is removed then. A whole sequence always can.
+        """
+        return bool(
+            self._call(
+                lib.guarded_memory_seq_rm, self._seq("seq_id", seq_id, low=-1), _pos(p0), _pos(p1)
+            )
+        )
+
+    def seq_cp(self, source: int, destination: int, p0: int = -1, p1: int = -1) -> None:
+        """Let another sequence share the tokens of this one.
+
+        :raises ValueError: part of a sequence, in a context whose sequences have memory of
+            their own (``kv_unified=False``): there only whole ones can be copied.
+        """
+        if self._context.n_seq_max > 1 and not self._context.kv_unified and (p0 > 0 or p1 > 0):
+            raise ValueError(
+                f"p0={p0}, p1={p1}: with kv_unified=False only whole sequences can be copied; "
+                "leave both out"
+            )
+        self._call(
+            lib.guarded_memory_seq_cp,
+            self._seq("source", source),
+            self._seq("destination", destination),
+            _pos(p0),
+            _pos(p1),
+        )
+
+    def seq_keep(self, seq_id: int) -> None:
+        """Forget every sequence but this one."""
+        self._call(lib.guarded_memory_seq_keep, self._seq("seq_id", seq_id))
+
+    def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
+        """Shift positions of a sequence by delta.
+
+        :raises ValueError: this memory cannot shift; see :attr:`can_shift`.
+        """
+        self._require_shift()
+        delta = integer("delta", delta, -INT32_MAX, INT32_MAX)
+        self._call(
+            lib.guarded_memory_seq_add, self._seq("seq_id", seq_id), _pos(p0), _pos(p1), delta
+        )
+
+    def seq_div(self, seq_id: int, p0: int, p1: int, divisor: int) -> None:
+        """Divide positions of a sequence by a whole number greater than one.
+
+        :raises ValueError: this memory cannot shift; see :attr:`can_shift`.
+        """
+        self._require_shift()
+        divisor = integer("divisor", divisor, 2, INT32_MAX)
+        self._call(
+            lib.guarded_memory_seq_div, self._seq("seq_id", seq_id), _pos(p0), _pos(p1), divisor
+        )
+
+    def seq_pos_min(self, seq_id: int) -> int:
+        """The lowest position remembered of a sequence, -1 when it is empty.
+
+        More than zero after a sliding window has moved on.
+        """
+        return self._call(lib.guarded_memory_seq_pos_min, self._seq("seq_id", seq_id))
+
+    def seq_pos_max(self, seq_id: int) -> int:
+        """The highest position remembered of a sequence, -1 when it is empty."""
+        return self._call(lib.guarded_memory_seq_pos_max, self._seq("seq_id", seq_id))
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether :meth:`seq_add` and :meth:`seq_div` work in this memory."""
+        return bool(self._call(lib.guarded_memory_can_shift))
+
+    def _call(self, call: Any, *arguments: int) -> int:
+        context = self._context
+        with context._lock:
+            context._open()
+            return context._check(call(self._pointer, *arguments), "changing the memory")
+
+    def _seq(self, name: str, seq_id: int, *, low: int = 0) -> int:
+        return integer(name, seq_id, low, self._context.n_seq_max - 1)
+
+    def _require_shift(self) -> None:
+        if not self.can_shift:
+            raise ValueError(f"the memory of this model cannot shift: {self._context.model.desc}")
+
+
+def _pos(position: int) -> int:
+    return integer("position", position, -INT32_MAX, INT32_MAX)

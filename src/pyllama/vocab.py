@@ -1,0 +1,264 @@
+"""Vocabularies: tokens to text and back."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllama._arguments import INT32_MAX, integer
+from pyllama._guard import CAUGHT, check, raise_caught, to_str
+from pyllama._native._binding import ffi, lib
+from pyllama.errors import TokenizationError
+
+if TYPE_CHECKING:
+    from pyllama.model import Model
+
+VocabType = Literal["none", "spm", "bpe", "wpm", "ugm", "rwkv", "plamo2", "test"]
+
+_TYPES: dict[int, VocabType] = {
+    lib.LLAMA_VOCAB_TYPE_NONE: "none",
+    lib.LLAMA_VOCAB_TYPE_SPM: "spm",
+    lib.LLAMA_VOCAB_TYPE_BPE: "bpe",
+    lib.LLAMA_VOCAB_TYPE_WPM: "wpm",
+    lib.LLAMA_VOCAB_TYPE_UGM: "ugm",
+    lib.LLAMA_VOCAB_TYPE_RWKV: "rwkv",
+    lib.LLAMA_VOCAB_TYPE_PLAMO2: "plamo2",
+    lib.LLAMA_VOCAB_TYPE_TEST: "test",
+}
+
+
+class Vocab:
+    """The vocabulary of a model. It belongs to the model and cannot be used after its close().
+
+    Any number of threads may use one at a time.
+    """
+
+    def __init__(self, model: Model, pointer: Any) -> None:
+        self._model = model
+        self._pointer = pointer
+        #: The kind of tokenizer.
+        self.type: VocabType = _TYPES.get(lib.llama_vocab_type(pointer), "none")
+        #: Number of tokens; ids are 0 to n_tokens - 1.
+        self.n_tokens: int = lib.llama_vocab_n_tokens(pointer)
+        #: Special tokens; None where the model has none.
+        self.bos = self._special(lib.llama_vocab_bos(pointer))
+        self.eos = self._special(lib.llama_vocab_eos(pointer))
+        self.eot = self._special(lib.llama_vocab_eot(pointer))
+        self.sep = self._special(lib.llama_vocab_sep(pointer))
+        self.nl = self._special(lib.llama_vocab_nl(pointer))
+        self.pad = self._special(lib.llama_vocab_pad(pointer))
+        self.mask = self._special(lib.llama_vocab_mask(pointer))
+        #: Which of them tokenize(add_special=True) adds.
+        self.add_bos: bool = lib.llama_vocab_get_add_bos(pointer)
+        self.add_eos: bool = lib.llama_vocab_get_add_eos(pointer)
+        self.add_sep: bool = lib.llama_vocab_get_add_sep(pointer)
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+    def __repr__(self) -> str:
+        return f"<pyllama.Vocab {self.type}: {self.n_tokens} tokens>"
+
+    def tokenize(
+        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """The token ids of a text (``llama_tokenize``).
+
+        :param text: str, or bytes of UTF-8.
+        :param add_special: add the BOS, EOS or SEP tokens that the model is configured to want.
+        :param parse_special: take the text of special tokens such as ``<|im_end|>`` for the
+            tokens themselves. Leave it off for text that others wrote.
+        :raises TokenizationError: text that is no Unicode, or too long; a model without tokenizer.
+        """
+        array = self.tokenize_array(text, add_special=add_special, parse_special=parse_special)
+        tokens: list[int] = array.tolist()
+        return tokens
+
+    def tokenize_array(
+        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
+    ) -> NDArray[np.int32]:
+        """The same as :meth:`tokenize`, as an int32 array of shape (n,)."""
+        data = _utf8(text)
+        if self.type == "none":
+            raise TokenizationError("this model has no tokenizer")
+        room = len(data) + 8  # no tokenizer makes more tokens than bytes, and the special ones
+        with self._model._open():
+            while True:
+                tokens = np.empty(room, dtype=np.int32)
+                count = lib.guarded_tokenize(
+                    self._pointer,
+                    data,
+                    len(data),
+                    ffi.from_buffer("llama_token[]", tokens),
+                    room,
+                    add_special,
+                    parse_special,
+                )
+                if count >= 0:
+                    return tokens[:count]
+                if count == CAUGHT:
+                    raise_caught(f"tokenizing a text of {len(data)} bytes")
+                room = -count
+
+    def detokenize(
+        self,
+        tokens: Sequence[int] | NDArray[np.int32],
+        *,
+        remove_special: bool = False,
+        unparse_special: bool = True,
+    ) -> str:
+        """The text of tokens (``llama_detokenize``), the inverse of :meth:`tokenize`.
+
+        :param remove_special: leave out the BOS and EOS that tokenize() added.
+        :param unparse_special: render special tokens as their text, instead of as nothing.
+        :raises TokenizationError: an id outside the vocabulary.
+
+        Bytes that are no UTF-8 (a sequence cut in the middle of a character) become U+FFFD;
+        see :meth:`detokenize_bytes` and :class:`Detokenizer`.
+        """
+        return self.detokenize_bytes(
+            tokens, remove_special=remove_special, unparse_special=unparse_special
+        ).decode("utf-8", "replace")
+
+    def detokenize_bytes(
+        self,
+        tokens: Sequence[int] | NDArray[np.int32],
+        *,
+        remove_special: bool = False,
+        unparse_special: bool = True,
+    ) -> bytes:
+        """The same as :meth:`detokenize`, as the exact bytes."""
+        ids = self._ids(tokens)
+        array = ffi.from_buffer("llama_token[]", ids)
+        return self._bytes(
+            8 * len(ids) + 64,
+            lambda buffer, room: lib.guarded_detokenize(
+                self._pointer, array, len(ids), buffer, room, remove_special, unparse_special
+            ),
+            f"detokenizing {len(ids)} tokens",
+        )
+
+    def token_to_piece(self, token: int, *, special: bool = True) -> bytes:
+        """The bytes of one token (``llama_token_to_piece``); may be part of a character.
+
+        :param special: render a special token as its text, instead of as nothing.
+        """
+        token = self._id(token)
+        return self._bytes(
+            64,
+            lambda buffer, room: lib.guarded_token_to_piece(
+                self._pointer, token, buffer, room, 0, special
+            ),
+            f"the text of token {token}",
+        )
+
+    def get_text(self, token: int) -> str:
+        """The token as the vocabulary spells it, such as ``"ĠHello"``.
+
+        ``llama_vocab_get_text``.
+        """
+        with self._model._open():
+            text = lib.guarded_vocab_get_text(self._pointer, self._id(token))
+            if text == ffi.NULL:
+                raise_caught(f"the text of token {token}")
+            return to_str(text)
+
+    def get_score(self, token: int) -> float:
+        """The token's score in an SPM or UGM vocabulary (``llama_vocab_get_score``)."""
+        score = ffi.new("float *")
+        self._ask(lib.guarded_vocab_get_score, token, score)
+        value: float = score[0]
+        return value
+
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends generation: EOS, EOT and the like (``llama_vocab_is_eog``)."""
+        return bool(self._ask(lib.guarded_vocab_is_eog, token))
+
+    def is_control(self, token: int) -> bool:
+        """Whether the token is a control token without text (``llama_vocab_is_control``)."""
+        return bool(self._ask(lib.guarded_vocab_is_control, token))
+
+    def _ask(self, question: Callable[..., int], token: int, *arguments: Any) -> int:
+        token = self._id(token)
+        with self._model._open():
+            return check(question(self._pointer, token, *arguments), f"token {token}")
+
+    def _bytes(self, room: int, write: Callable[[Any, int], int], what: str) -> bytes:
+        """What ``write`` puts into a buffer, which is made larger when it asks for that."""
+        with self._model._open():
+            while True:
+                buffer = ffi.new("char[]", room)
+                length = write(buffer, room)
+                if length >= 0:
+                    return bytes(ffi.buffer(buffer, length))
+                if length == CAUGHT:
+                    raise_caught(what)
+                room = -length
+
+    def _id(self, token: int) -> int:
+        return integer("token", token, 0, self.n_tokens - 1)
+
+    def _ids(self, tokens: Sequence[int] | NDArray[np.int32]) -> NDArray[np.int32]:
+        try:
+            wide = np.asarray(tokens)
+            if wide.size == 0:
+                return np.empty(0, dtype=np.int32)
+            if wide.ndim != 1 or wide.dtype.kind not in "iu":
+                raise TypeError
+        except (TypeError, ValueError, OverflowError):
+            raise TypeError(f"tokens must be a sequence of integers, got {tokens!r}") from None
+        low, high = int(wide.min()), int(wide.max())
+        if low < 0 or high >= self.n_tokens:
+            wrong = low if low < 0 else high
+            raise TokenizationError(
+                f"tokens holds {wrong}, but this vocabulary has ids 0 to {self.n_tokens - 1}"
+            )
+        return np.ascontiguousarray(wide, dtype=np.int32)
+
+    def _special(self, token: int) -> int | None:
+        return None if token == lib.LLAMA_TOKEN_NULL else token
+
+
+class Detokenizer:
+    """Turns a stream of tokens into text, never splitting a character.
+
+    Bytes of a character that is not complete yet are held back until its last token comes.
+
+    :param special: render special tokens as their text, instead of as nothing.
+    """
+
+    def __init__(self, vocab: Vocab, *, special: bool = False) -> None:
+        self._vocab = vocab
+        self._special = special
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; empty while a character is unfinished."""
+        return self._decoder.decode(self._vocab.token_to_piece(token, special=self._special))
+
+    def flush(self) -> str:
+        """End the stream: what is still held back, as U+FFFD."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text
+
+
+def _utf8(text: str | bytes) -> bytes:
+    if isinstance(text, str):
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TokenizationError(
+                f"text holds a lone surrogate at index {error.start}, which has no UTF-8 form"
+            ) from None
+    elif isinstance(text, bytes):
+        data = text
+    else:
+        raise TypeError(f"text must be str or bytes, got {type(text).__name__}")
+    if len(data) > INT32_MAX - 8:
+        raise TokenizationError(f"text has {len(data)} bytes; llama.cpp takes {INT32_MAX - 8}")
+    return data
