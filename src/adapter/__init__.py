@@ -1,0 +1,48 @@
+"""adapter: local models for DSPy, over the pyllama binding.
+
+::
+
+    import dspy
+    from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool
+
+    loaded = ModelPool("~/models").load_model("my-model")
+    adapter = LlamaCppAdapter.from_loaded_model(loaded, LlamaCppConfig("my-model"))
+    dspy.configure(lm=adapter.lm, adapter=adapter)
+"""
+
+from adapter.config import LlamaCppConfig
+from adapter.engine import AsyncLlamaCppEngine, LlamaCppEngine
+from adapter.errors import (
+    BackendError,
+    ConfigurationError,
+    ContextTooLongError,
+    InferenceError,
+    InvalidModelNameError,
+    InvalidParameterError,
+    LlamaCppError,
+    ModelNotFoundError,
+    ModelNotLoadedError,
+    TokenizationError,
+)
+from adapter.llama_cpp_adapter import LlamaCppAdapter
+from adapter.model_pool import LoadedModel, ModelPool
+
+__all__ = [
+    "ModelPool",
+    "LoadedModel",
+    "LlamaCppConfig",
+    "LlamaCppAdapter",
+    "LlamaCppEngine",
+    "AsyncLlamaCppEngine",
+    # Errors
+    "LlamaCppError",
+    "BackendError",
+    "ConfigurationError",
+    "ContextTooLongError",
+    "InferenceError",
+    "InvalidModelNameError",
+    "InvalidParameterError",
+    "ModelNotFoundError",
+    "ModelNotLoadedError",
+    "TokenizationError",
+]

@@ -1,0 +1,119 @@
+"""Every exception that the adapter package raises.
+
+    LlamaCppError
+    ├── ConfigurationError      (ValueError)         settings that do not fit together
+    │   └── InvalidParameterError                    one value outside its range
+    ├── InvalidModelNameError   (ValueError)         a name that is not a plain file name
+    ├── ModelNotFoundError      (FileNotFoundError)  no such file in the model folder
+    ├── ModelNotLoadedError     (LookupError)        a model that is not in memory
+    ├── ContextTooLongError     (ValueError)         a prompt that leaves no room in the context
+    ├── TokenizationError       (ValueError)         a text that cannot become tokens
+    ├── InferenceError          (RuntimeError)       a computation that failed
+    └── BackendError            (RuntimeError)       a device or backend that failed
+
+Each class also inherits the builtin that fits it, and carries its data as attributes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class LlamaCppError(Exception):
+    """Base of every error of this package."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # The default calls the class with the message alone, which no subclass accepts.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(
+    cls: type[LlamaCppError], args: tuple[object, ...], attributes: dict[str, object]
+) -> LlamaCppError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+class ConfigurationError(LlamaCppError, ValueError):
+    """Settings contradict each other, or do not fit the model they are used with."""
+
+
+class InvalidParameterError(ConfigurationError):
+    """One parameter has a value outside its range.
+
+    `name` is the parameter, `value` what was given, `allowed` the range in words.
+    """
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        self.name = name
+        self.value = value
+        self.allowed = allowed
+        super().__init__(f"{name}={value!r} is not allowed: {name} must be {allowed}")
+
+
+class InvalidModelNameError(LlamaCppError, ValueError):
+    """A model name is not a plain file name inside the model folder.
+
+    `name` is what was given, `reason` what is wrong with it.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name = name
+        self.reason = reason
+        super().__init__(
+            f"model name {name!r} {reason}; "
+            "give the name of a file in the model folder, without the folder and without .gguf"
+        )
+
+
+class ModelNotFoundError(LlamaCppError, FileNotFoundError):
+    """The model folder holds no file for a name.
+
+    `name` is the model, `path` the file that was looked for.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.path = path
+        super().__init__(f"no model {name!r}: {path} does not exist")
+
+
+class ModelNotLoadedError(LlamaCppError, LookupError):
+    """A model that should be in memory is not.
+
+    `name` is the model, `remedy` what to do about it.
+    """
+
+    def __init__(self, name: str, remedy: str) -> None:
+        self.name = name
+        self.remedy = remedy
+        super().__init__(f"model {name!r} is not loaded: {remedy}")
+
+
+class ContextTooLongError(LlamaCppError, ValueError):
+    """A prompt leaves no room for an answer in the context.
+
+    `actual` is the prompt's length and `max` the context's, both in tokens.
+    """
+
+    def __init__(self, actual: int, max: int) -> None:  # noqa: A002 - the attribute's own name
+        self.actual = actual
+        self.max = max
+        super().__init__(
+            f"the prompt has {actual} tokens and the context holds {max}, the answer included; "
+            "shorten the prompt or load the model with a larger context_length"
+        )
+
+
+class TokenizationError(LlamaCppError, ValueError):
+    """A text could not be turned into tokens, or a conversation into a prompt."""
+
+
+class InferenceError(LlamaCppError, RuntimeError):
+    """The model could not compute an answer."""
+
+
+class BackendError(LlamaCppError, RuntimeError):
+    """A device or its backend failed, or ran out of memory."""
