@@ -1,0 +1,85 @@
+"""A model without a model: scripted answers, one token for each character.
+
+For tests of the DSPy side. It keeps what it was asked, counts what is running, and obeys
+max_tokens, stop texts and closing like the real thing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adapter.generation.request import Delta, GenerationRequest, GenerationResult
+
+Script = Callable[[str, GenerationRequest], str]
+
+
+class FakeGenerator:
+    """Answers a prompt with what `script(prompt text, request)` returns.
+
+    `before_token` is called before every token: to block, to count, or to fail.
+    """
+
+    def __init__(self, script: Script, before_token: Callable[[], None] = lambda: None) -> None:
+        self.script = script
+        self.before_token = before_token
+        self.requests: list[GenerationRequest] = []
+        self.closed = threading.Event()
+        self.tokens_computed = 0
+
+    def stream(self, request: GenerationRequest) -> Iterator[Delta | GenerationResult]:
+        self.requests.append(request)
+        text = self.script("".join(map(chr, request.prompt)), request)
+        reason = "stop"
+        for stop in request.stop:
+            text = text.partition(stop)[0]
+        if len(text) > request.max_tokens:
+            text, reason = text[: request.max_tokens], "length"
+        try:
+            for character in text:
+                self.before_token()
+                self.tokens_computed += 1
+                yield Delta(character, (ord(character),))
+        finally:
+            self.closed.set()
+        tokens = tuple(map(ord, text))
+        yield GenerationResult(text, tokens, len(request.prompt), len(tokens), reason)
+
+    def generate(self, request: GenerationRequest) -> GenerationResult:
+        *_, result = self.stream(request)
+        assert isinstance(result, GenerationResult)
+        return result
+
+
+@dataclass
+class FakeModel:
+    """What a LoadedModel shows to the DSPy side."""
+
+    generator: FakeGenerator
+    name: str = "fake"
+    path: Path = Path("models/fake.gguf")
+    fingerprint: str = "00ff"
+    n_ctx_train: int = 8192
+    context_length: int = 4096
+    turn_stops: tuple[str, ...] = ()
+    device: str = "CPU"
+    rendered: list[list[dict[str, str]]] = field(default_factory=list)
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        self.rendered.append([dict(message) for message in messages])
+        turns = [f"{message['role'].title()}: {message['content']}" for message in messages]
+        return "\n".join([*turns, "Assistant:"])
+
+    def tokenize(self, prompt: str) -> list[int]:
+        return list(map(ord, prompt))
+
+    def piece(self, token: int) -> bytes:
+        return chr(token).encode()
+
+
+def fake_model(answer: str | Script, **changes: object) -> FakeModel:
+    """Return a model that always gives `answer`, or what a script makes of the prompt."""
+    script = answer if callable(answer) else lambda *_: answer
+    return FakeModel(FakeGenerator(script), **changes)

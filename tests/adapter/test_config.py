@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from adapter.config import MAX_SEED, LlamaCppConfig
+from adapter.errors import ConfigurationError, InvalidParameterError
+from adapter.generation.request import Sampling
+
+
+def test_the_defaults_are_llama_cpps():
+    config, sampling = LlamaCppConfig("tiny"), Sampling()
+    for name in ("temperature", "top_p", "top_k", "min_p", "repeat_penalty"):
+        assert getattr(config, name) == getattr(sampling, name)
+    assert config.max_tokens == 512
+    assert config.seed is None
+    assert config.context_length is None
+    assert config.stop == ()
+
+
+def test_it_is_frozen_and_hashable():
+    config = LlamaCppConfig("tiny", stop=["a", "b"])
+    assert config.stop == ("a", "b")
+    assert hash(config) == hash(LlamaCppConfig("tiny", stop=("a", "b")))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_tokens", 1),
+        ("temperature", 0),
+        ("temperature", 2),
+        ("top_p", 0.0),
+        ("top_p", 1),
+        ("top_k", 0),
+        ("min_p", 1.0),
+        ("repeat_penalty", 2.0),
+        ("context_length", 2),
+        ("seed", 0),
+        ("seed", MAX_SEED),
+    ],
+)
+def test_the_ends_of_each_range_are_allowed(name, value):
+    assert getattr(LlamaCppConfig("tiny", **{name: value}), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("model_name", "", "a non-empty string"),
+        ("model_name", None, "a non-empty string"),
+        ("max_tokens", 0, "at least 1"),
+        ("max_tokens", 10.0, "an integer"),
+        ("max_tokens", True, "an integer"),
+        ("temperature", -0.1, "from 0 to 2"),
+        ("temperature", 2.1, "from 0 to 2"),
+        ("temperature", float("nan"), "from 0 to 2"),
+        ("temperature", "hot", "from 0 to 2"),
+        ("top_p", 1.1, "from 0 to 1"),
+        ("top_k", -1, "at least 0"),
+        ("min_p", float("inf"), "from 0 to 1"),
+        ("repeat_penalty", 0, "above 0 and up to 2"),
+        ("context_length", 1, "at least 2, or None"),
+        ("seed", -1, f"from 0 to {MAX_SEED}, or None"),
+        ("seed", MAX_SEED + 1, f"from 0 to {MAX_SEED}, or None"),
+        ("stop", "END", "a tuple of non-empty strings"),
+        ("stop", ("",), "a tuple of non-empty strings"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name_and_range(name, value, allowed):
+    with pytest.raises(InvalidParameterError) as caught:
+        LlamaCppConfig(**{"model_name": "tiny", name: value})
+    assert isinstance(caught.value, ConfigurationError)
+    assert caught.value.name == name
+    assert caught.value.value is value
+    assert allowed in caught.value.allowed
+    assert f"{name}={value!r}" in str(caught.value)

@@ -1,0 +1,573 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import json
+import pickle
+import threading
+import time
+
+import dspy
+import pytest
+from dspy import lm15
+from dspy.clients.engines.stream_guard import checked_stream
+from dspy.lm15 import Config, Message, Request
+from dspy.utils import exceptions as public
+from fake_generator import fake_model
+
+from adapter import errors
+from adapter.config import MAX_SEED, LlamaCppConfig
+from adapter.engine import AsyncLlamaCppEngine, LlamaCppEngine
+from adapter.llama_cpp_adapter import LlamaCppAdapter
+
+
+def engine_of(model, **settings):
+    return LlamaCppEngine(model, LlamaCppConfig(model.name, **settings))
+
+
+def request_to(engine, text="Hello", *, system=None, tools=(), **config):
+    return Request(
+        model=engine.model,
+        messages=(Message.user(text),),
+        system=system,
+        tools=tools,
+        config=Config(**config),
+    )
+
+
+def lm_of(model, **settings):
+    return LlamaCppAdapter.from_loaded_model(model, LlamaCppConfig(model.name, **settings)).lm
+
+
+# What a response holds
+
+
+def test_a_response_carries_the_text_and_exact_counts():
+    engine = engine_of(fake_model("Paris"), seed=7)
+    response = engine.complete(request_to(engine, "Capital of France?", system="Be brief."))
+    prompt = "System: Be brief.\nUser: Capital of France?\nAssistant:"
+    assert response.text == "Paris"
+    assert response.model == engine.model
+    assert response.finish_reason == "stop"
+    assert response.usage == lm15.Usage(
+        input_tokens=len(prompt), output_tokens=5, total_tokens=len(prompt) + 5, cache_read_tokens=0
+    )
+    assert response.provider_data == {"seed": 7, "device": "CPU"}
+    assert response.adaptations == ()
+
+
+def test_an_empty_answer_is_an_empty_text():
+    engine = engine_of(fake_model(""))
+    assert engine.complete(request_to(engine)).message == Message.assistant("")
+    assert collected(engine, request_to(engine)).message == Message.assistant("")
+
+
+def test_max_tokens_ends_an_answer_as_length():
+    engine = engine_of(fake_model("abcdef"))
+    response = engine.complete(request_to(engine, max_tokens=3))
+    assert (response.text, response.finish_reason) == ("abc", "length")
+    assert response.usage.output_tokens == 3
+
+
+# Config: honoured
+
+
+def test_what_a_request_leaves_open_comes_from_the_config():
+    model = fake_model("x")
+    engine = engine_of(
+        model,
+        max_tokens=9,
+        temperature=0.3,
+        top_p=0.5,
+        top_k=7,
+        min_p=0.2,
+        repeat_penalty=1.3,
+        seed=11,
+        stop=("END",),
+    )
+    engine.complete(request_to(engine))
+    [asked] = model.generator.requests
+    assert asked.max_tokens == 9
+    assert asked.seed == 11
+    assert asked.stop == ("END",)
+    sampling = asked.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.3, 0.5, 7)
+    assert (sampling.min_p, sampling.repeat_penalty) == (0.2, 1.3)
+    assert (sampling.frequency_penalty, sampling.presence_penalty) == (0.0, 0.0)
+
+
+def test_what_a_request_says_wins_over_the_config():
+    model = fake_model("x")
+    engine = engine_of(model, temperature=0.3, seed=11, stop=("END",), min_p=0.2)
+    engine.complete(
+        request_to(
+            engine,
+            max_tokens=4,
+            temperature=0.0,
+            top_p=0.6,
+            top_k=3,
+            seed=5,
+            stop=("!", "?"),
+            frequency_penalty=0.5,
+            presence_penalty=-0.5,
+            extensions={"metadata": {"llamacpp": {"min_p": 0, "repeat_penalty": 1.2}}},
+        )
+    )
+    [asked] = model.generator.requests
+    assert (asked.max_tokens, asked.seed, asked.stop) == (4, 5, ("!", "?"))
+    sampling = asked.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.0, 0.6, 3)
+    assert (sampling.frequency_penalty, sampling.presence_penalty) == (0.5, -0.5)
+    assert (sampling.min_p, sampling.repeat_penalty) == (0, 1.2)
+
+
+def test_without_a_seed_each_call_draws_its_own_and_tells():
+    model = fake_model("x")
+    engine = engine_of(model)
+    told = [engine.complete(request_to(engine)).provider_data["seed"] for _ in range(20)]
+    drawn = [request.seed for request in model.generator.requests]
+    assert told == drawn
+    assert len(set(drawn)) == 20
+    assert all(0 <= seed <= MAX_SEED for seed in drawn)
+
+
+# Config: adapted
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "action"),
+    [
+        ({"reasoning": lm15.Reasoning("high")}, "config.reasoning", "dropped"),
+        ({"probabilities": "if_available"}, "config.probabilities", "dropped"),
+        ({"probabilities": "off"}, "config.probabilities", "satisfied"),
+        ({"cache": lm15.CacheConfig(prefix="stable")}, "config.cache", "dropped"),
+        ({"tool_choice": lm15.ToolChoice("none")}, "config.tool_choice", "satisfied"),
+        ({"tool_choice": lm15.ToolChoice("auto")}, "config.tool_choice", "satisfied"),
+        ({"store": False}, "config.store", "satisfied"),
+        ({"store": True}, "config.store", "dropped"),
+        ({"service_tier": "flex"}, "config.service_tier", "dropped"),
+        ({"user_id": "me"}, "config.user_id", "dropped"),
+        (
+            {"extensions": {"metadata": {"team": "a"}}},
+            "config.extensions.metadata",
+            "dropped",
+        ),
+    ],
+)
+def test_a_setting_without_effect_is_answered_with_an_adaptation(config, field, action):
+    engine = engine_of(fake_model("x"))
+    request = request_to(engine, **config)
+    for response in (engine.complete(request), collected(engine, request)):
+        [adaptation] = response.adaptations
+        assert (adaptation.field, adaptation.action) == (field, action)
+        assert adaptation.reason
+        assert adaptation.asked is not None
+
+
+def test_tools_that_must_not_be_called_are_dropped():
+    engine = engine_of(fake_model("x"))
+    request = request_to(
+        engine, tools=(lm15.FunctionTool("add"),), tool_choice=lm15.ToolChoice("none")
+    )
+    adaptations = engine.complete(request).adaptations
+    assert [a.field for a in adaptations] == ["tools", "config.tool_choice"]
+
+
+def test_max_tokens_is_clamped_to_what_the_prompt_leaves():
+    model = fake_model("x" * 100, context_length=40)
+    engine = engine_of(model)
+    response = engine.complete(request_to(engine, "Hello", max_tokens=90))
+    prompt = len("User: Hello\nAssistant:")
+    [adaptation] = response.adaptations
+    assert (adaptation.field, adaptation.action) == ("config.max_tokens", "clamped")
+    assert (adaptation.asked, adaptation.applied) == (90, 40 - prompt)
+    assert response.usage.total_tokens == 40
+    assert response.finish_reason == "length"
+
+
+def test_every_field_of_config_has_its_test():
+    """A field that a later lm15 adds must be given an answer in call_settings."""
+    honoured = {"max_tokens", "temperature", "top_p", "top_k", "stop", "seed"}
+    honoured |= {"frequency_penalty", "presence_penalty"}
+    answered = {"reasoning", "probabilities", "cache", "tool_choice", "store", "service_tier"}
+    refused = {"response_format", "logprobs"}
+    assert set(Config.__dataclass_fields__) == (
+        honoured | answered | refused | {"user_id", "extensions"}
+    )
+
+
+# Config and content: refused
+
+UNSUPPORTED = [
+    ({"response_format": {"type": "json_object"}}, "config.response_format"),
+    (
+        {"response_format": {"type": "json_schema", "schema": {"type": "object"}}},
+        "config.response_format",
+    ),
+    ({"logprobs": 0}, "config.logprobs"),
+    ({"probabilities": "required"}, "config.probabilities"),
+    ({"tool_choice": lm15.ToolChoice("required")}, "config.tool_choice"),
+    ({"tools": (lm15.FunctionTool("add"),)}, "tools"),
+    ({"cache": lm15.CacheConfig(resource="r")}, "config.cache.resource"),
+    ({"extensions": {"logit_bias": {"5": 1}}}, "config.extensions.logit_bias"),
+]
+
+
+@pytest.mark.parametrize(("config", "feature"), UNSUPPORTED)
+def test_what_would_change_the_answer_is_refused(config, feature):
+    engine = engine_of(fake_model("x"))
+    request = request_to(engine, **config)
+    with pytest.raises(lm15.UnsupportedFeatureError) as caught:
+        engine.complete(request)
+    assert caught.value.feature == feature
+    with pytest.raises(lm15.UnsupportedFeatureError):
+        list(engine.stream(request))
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"mirostat": 2}, ["mirostat", "min_p", "repeat_penalty"]),
+        ({"min_p": 2}, ["min_p=2", "from 0 to 1"]),
+        ({"repeat_penalty": "x"}, ["repeat_penalty='x'"]),
+        ("min_p", ["metadata['llamacpp']", "a dict"]),
+    ],
+)
+def test_bad_llamacpp_settings_are_named(settings, names):
+    engine = engine_of(fake_model("x"))
+    with pytest.raises(lm15.InvalidRequestError) as caught:
+        engine.complete(request_to(engine, extensions={"metadata": {"llamacpp": settings}}))
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_a_seed_llama_cpp_cannot_take_is_refused():
+    engine = engine_of(fake_model("x"))
+    with pytest.raises(lm15.InvalidRequestError, match=f"seed=-1.*{MAX_SEED}"):
+        engine.complete(request_to(engine, seed=-1))
+
+
+def test_an_image_is_refused_by_its_place():
+    engine = engine_of(fake_model("x"))
+    message = Message.user(["Look:", lm15.ImagePart(media_type="image/png", data="aGk=")])
+    with pytest.raises(lm15.UnsupportedFeatureError) as caught:
+        engine.complete(Request(model=engine.model, messages=(message,)))
+    assert caught.value.feature == "messages[0].parts[1]"
+
+
+def test_roles_and_parts_reach_the_template_as_text():
+    model = fake_model("x")
+    engine = engine_of(model)
+    messages = (
+        Message.user(["one", lm15.DataPart({"a": "ü"})]),
+        Message.assistant([lm15.ThinkingPart("hm"), lm15.TextPart("two")]),
+        Message.developer("be kind"),
+        Message.user("three"),
+    )
+    engine.complete(Request(model=engine.model, messages=messages, system="sys"))
+    assert model.rendered == [
+        [
+            {"role": "system", "content": "sys"},
+            {"role": "user", "content": 'one\n{"a": "ü"}'},
+            {"role": "assistant", "content": "two"},
+            {"role": "user", "content": "[developer]\nbe kind"},
+            {"role": "user", "content": "three"},
+        ]
+    ]
+
+
+def test_a_tool_result_is_refused():
+    engine = engine_of(fake_model("x"))
+    messages = (Message.user("hi"), Message.tool("id", "42"))
+    with pytest.raises(lm15.UnsupportedFeatureError) as caught:
+        engine.complete(Request(model=engine.model, messages=messages))
+    assert caught.value.feature == "messages[1]"
+
+
+# Context
+
+
+def test_a_prompt_that_fills_the_context_is_refused_before_any_work():
+    model = fake_model("x", context_length=22)
+    engine = engine_of(model)
+    with pytest.raises(lm15.ContextLengthError, match=r"22 tokens.*holds 22"):
+        engine.complete(request_to(engine, "Hello"))
+    assert model.generator.requests == []
+    assert engine.complete(request_to(engine, "Hell")).text == "x"
+
+
+def test_the_config_can_make_the_context_smaller_only():
+    model = fake_model("x", context_length=4096)
+    small = engine_of(model, context_length=10)
+    with pytest.raises(lm15.ContextLengthError, match="holds 10"):
+        small.complete(request_to(small))
+    with pytest.raises(errors.InvalidParameterError, match="at most 4096"):
+        engine_of(model, context_length=4097)
+
+
+def test_a_config_for_another_model_is_refused():
+    with pytest.raises(errors.ConfigurationError, match=r"'other'.*'fake'"):
+        LlamaCppEngine(fake_model("x"), LlamaCppConfig("other"))
+
+
+# Errors, through the real dspy.LM
+
+
+def failing(error):
+    def script(prompt, request):
+        raise error
+
+    return fake_model(script)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (errors.ContextTooLongError(50, 40), public.ContextWindowExceededError),
+        (errors.InvalidParameterError("x", 1, "2"), public.LMInvalidRequestError),
+        (errors.TokenizationError("no"), public.LMInvalidRequestError),
+        (errors.ConfigurationError("no"), public.LMConfigurationError),
+        (errors.ModelNotLoadedError("m", "load it"), public.LMConfigurationError),
+        (errors.InferenceError("no"), public.LMProviderError),
+        (errors.BackendError("no"), public.LMProviderError),
+        (ZeroDivisionError("a bug"), public.LMUnexpectedError),
+    ],
+)
+def test_each_error_becomes_dspys_own_and_is_not_retried(error, expected):
+    model = failing(error)
+    lm = lm_of(model)
+    with pytest.raises(public.LMError) as caught:
+        lm("Hello")
+    assert type(caught.value) is expected
+    assert str(error) in str(caught.value)
+    assert len(model.generator.requests) == 1
+
+    async def call():
+        await lm.acall("Hello")
+
+    with pytest.raises(public.LMError) as caught:
+        asyncio.run(call())
+    assert type(caught.value) is expected
+
+
+def test_unsupported_features_keep_their_name():
+    lm = lm_of(fake_model("x"))
+    with pytest.raises(public.LMUnsupportedFeatureError) as caught:
+        lm("Hello", logprobs=True)
+    assert caught.value.feature == "config.logprobs"
+
+
+def test_adaptations_reach_dspys_history():
+    lm = lm_of(fake_model("x"))
+    lm("Hello", reasoning_effort="low")
+    [adaptation] = lm.history[-1]["adaptations"]
+    assert adaptation.field == "config.reasoning"
+
+
+# Streams
+
+
+def collected(engine, request):
+    return lm15.materialize_response(checked_stream(engine.stream(request)), request)
+
+
+def test_a_stream_adds_up_to_the_response():
+    engine = engine_of(fake_model("Zürich 🏔"), seed=3)
+    request = request_to(engine, max_tokens=100, user_id="me")
+    assert collected(engine, request) == engine.complete(request)
+
+
+def test_the_first_events_come_before_the_second_token():
+    model = fake_model("Paris")
+    engine = engine_of(model)
+    events = engine.stream(request_to(engine))
+    assert next(events).type == "start"
+    assert model.generator.tokens_computed == 0
+    assert next(events).delta.text == "P"
+    assert model.generator.tokens_computed == 1
+    events.close()
+
+
+def test_closing_a_stream_stops_the_computation():
+    model = fake_model("x" * 1000)
+    engine = engine_of(model)
+    events = engine.stream(request_to(engine, max_tokens=1000))
+    for _ in range(3):
+        next(events)
+    events.close()
+    assert model.generator.closed.is_set()
+    assert model.generator.tokens_computed == 2
+
+
+def test_an_error_in_a_stream_is_mapped():
+    engine = engine_of(failing(errors.InferenceError("decoding failed")))
+    with pytest.raises(lm15.ProviderError, match="decoding failed"):
+        list(engine.stream(request_to(engine)))
+
+
+# The async twin
+
+
+def test_the_async_twin_gives_the_same_answers():
+    engine = engine_of(fake_model("Paris"), seed=3)
+    twin = AsyncLlamaCppEngine(engine)
+    request = request_to(engine)
+
+    async def both():
+        response = await twin.complete(request)
+        events = [event async for event in twin.stream(request)]
+        await twin.aclose()
+        return response, events
+
+    response, events = asyncio.run(both())
+    assert response == engine.complete(request)
+    assert events == list(engine.stream(request))
+
+
+def test_the_event_loop_stays_free():
+    model = fake_model("xy")
+    model.generator.before_token = lambda: time.sleep(0.05)
+    engine = engine_of(model)
+    twin = AsyncLlamaCppEngine(engine)
+
+    async def count_while(task):
+        ticks = 0
+        while not task.done():
+            await asyncio.sleep(0.005)
+            ticks += 1
+        return ticks
+
+    async def main():
+        task = asyncio.create_task(twin.complete(request_to(engine)))
+        return await count_while(task)
+
+    assert asyncio.run(main()) >= 4
+
+
+@pytest.mark.parametrize("kind", ["complete", "stream"])
+def test_cancelling_stops_the_computation_within_a_step(kind):
+    model = fake_model("x" * 1000)
+    computing, go_on = threading.Event(), threading.Event()
+
+    def before_token():
+        if model.generator.tokens_computed == 2:
+            computing.set()
+            assert go_on.wait(5)
+
+    model.generator.before_token = before_token
+    engine = engine_of(model)
+    twin = AsyncLlamaCppEngine(engine)
+    request = request_to(engine, max_tokens=1000)
+
+    async def consume():
+        if kind == "complete":
+            await twin.complete(request)
+        else:
+            async with contextlib.aclosing(twin.stream(request)) as events:
+                async for _ in events:
+                    pass
+
+    async def main():
+        task = asyncio.create_task(consume())
+        await asyncio.to_thread(computing.wait, 5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        go_on.set()
+
+    asyncio.run(main())
+    assert model.generator.closed.wait(5)
+    assert model.generator.tokens_computed == 3
+
+
+def test_an_error_in_an_async_stream_is_mapped():
+    engine = engine_of(failing(errors.InferenceError("decoding failed")))
+    twin = AsyncLlamaCppEngine(engine)
+
+    async def main():
+        return [event async for event in twin.stream(request_to(engine))]
+
+    with pytest.raises(lm15.ProviderError, match="decoding failed"):
+        asyncio.run(main())
+
+
+# Identity
+
+
+def test_the_model_string_names_the_model_and_everything_that_decides_an_answer():
+    base = engine_of(fake_model("x")).model
+    others = [
+        engine_of(fake_model("x", fingerprint="ff00")).model,
+        engine_of(fake_model("x", context_length=2048)).model,
+        engine_of(fake_model("x"), context_length=2048).model,
+        engine_of(fake_model("x"), temperature=0.1).model,
+        engine_of(fake_model("x"), seed=1).model,
+        engine_of(fake_model("x"), stop=("a",)).model,
+    ]
+    assert base == engine_of(fake_model("y")).model
+    assert len({base, *others}) == 1 + len(others)
+    assert base.startswith("llamacpp/fake/")
+
+
+@pytest.mark.parametrize("name", ["o1", "o3-mini", "gpt-5-nano", "openai"])
+def test_a_models_name_is_never_taken_for_openais(name):
+    lm = lm_of(fake_model("x", name=name), max_tokens=10, temperature=0.5)
+    assert lm.kwargs["max_tokens"] == 10
+    assert type(lm.provider) is dspy.Provider
+
+
+def test_two_models_never_share_a_cached_answer():
+    first, second = fake_model("one"), fake_model("two", fingerprint="ff00")
+    lms = lm_of(first), lm_of(second)
+    assert [lm("Hello") for lm in lms] == [["one"], ["two"]]
+    assert [lm("Hello") for lm in lms] == [["one"], ["two"]]
+    assert len(first.generator.requests) == len(second.generator.requests) == 1
+
+
+def test_engines_are_shared_by_copies_and_refuse_pickling():
+    engine = engine_of(fake_model("x"))
+    twin = AsyncLlamaCppEngine(engine)
+    for one in (engine, twin):
+        assert copy.deepcopy(one) is one
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            pickle.dumps(one)
+
+
+def test_a_saved_engine_is_found_again_while_it_lives():
+    engine = engine_of(fake_model("x"), seed=8)
+    state = json.loads(json.dumps(engine.dump_state()))
+    assert LlamaCppEngine.load_state(state) is engine
+    assert AsyncLlamaCppEngine.load_state(AsyncLlamaCppEngine(engine).dump_state()).engine is engine
+    engine.close()
+    with pytest.raises(errors.ModelNotLoadedError, match=engine.model):
+        LlamaCppEngine.load_state(state)
+
+
+def test_a_closed_engine_refuses_calls():
+    engine = engine_of(fake_model("x"))
+    engine.close()
+    engine.close()
+    with pytest.raises(lm15.ConfigurationError, match="closed"):
+        engine.complete(request_to(engine))
+
+
+def test_a_closed_twin_refuses_calls():
+    engine = engine_of(fake_model("x"))
+    twin = AsyncLlamaCppEngine(engine)
+
+    async def main():
+        await twin.aclose()
+        await twin.complete(request_to(engine))
+
+    with pytest.raises(lm15.ConfigurationError, match="closed"):
+        asyncio.run(main())
+    assert engine.complete(request_to(engine)).text == "x"
+
+
+def test_capabilities_are_what_dspy_reads():
+    lm = lm_of(fake_model("x"))
+    assert not lm.supports_function_calling
+    assert not lm.supports_reasoning
+    assert not lm.supports_response_schema
+    assert "response_format" not in lm.supported_params
+    assert "top_k" in lm.supported_params

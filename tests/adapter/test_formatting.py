@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import enum
+from typing import Any, Literal
+
+import dspy
+import pydantic
+import pytest
+from fake_generator import fake_model
+
+from adapter.config import LlamaCppConfig
+from adapter.formatting import describe_form
+from adapter.llama_cpp_adapter import LlamaCppAdapter
+from adapter.parsing import parse_completion
+
+
+class Person(pydantic.BaseModel):
+    name: str
+    title: str
+    age: int
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "dark blue"
+
+
+class Classify(dspy.Signature):
+    """Say how the customer feels.
+
+    Be fair.
+    """
+
+    review: str = dspy.InputField(desc="what the customer wrote")
+    stars: int = dspy.InputField()
+    mood: Literal["happy", "sad"] = dspy.OutputField()
+    why: str = dspy.OutputField(desc="one short sentence")
+    score: float = dspy.OutputField(desc="how sure you are", le=1)
+
+
+def messages_of(signature, inputs, demos=()):
+    adapter = LlamaCppAdapter.from_loaded_model(fake_model(""), LlamaCppConfig("fake"))
+    return adapter.format(signature, list(demos), dict(inputs))
+
+
+def test_a_whole_conversation():
+    demo = {"review": "Great!", "stars": 5, "mood": "happy", "why": "It says so.", "score": 1.0}
+    messages = messages_of(Classify, {"review": "Meh.\nNever again.", "stars": 1}, [demo])
+    assert messages == [
+        {
+            "role": "system",
+            "content": "Say how the customer feels.\n\nBe fair.\n\n"
+            "You are given:\nreview: what the customer wrote\n\n"
+            "Answer in this form:\n"
+            "mood: (one of: happy, sad)\n"
+            "why: (one short sentence)\n"
+            "score: (how sure you are; less than or equal to: 1; a number)",
+        },
+        {"role": "user", "content": "review: Great!\nstars: 5"},
+        {"role": "assistant", "content": "mood: happy\nwhy: It says so.\nscore: 1.0"},
+        {"role": "user", "content": "review:\nMeh.\nNever again.\nstars: 1"},
+    ]
+
+
+def test_it_is_compact():
+    """Half of ChatAdapter's text at most: the point of this adapter."""
+    signature = dspy.Signature("question -> answer")
+    ours = messages_of(signature, {"question": "Why?"})
+    theirs = dspy.ChatAdapter().format(signature, [], {"question": "Why?"})
+
+    def size(messages):
+        return sum(len(message["content"]) for message in messages)
+
+    assert size(ours) < size(theirs) / 2
+
+
+def test_conversation_history_becomes_turns():
+    class Chat(dspy.Signature):
+        """Talk."""
+
+        question: str = dspy.InputField()
+        history: dspy.History = dspy.InputField()
+        answer: str = dspy.OutputField()
+
+    history = dspy.History(messages=[{"question": "Hi?", "answer": "Hello."}])
+    messages = messages_of(Chat, {"question": "And now?", "history": history})
+    assert messages[1:] == [
+        {"role": "user", "content": "question: Hi?"},
+        {"role": "assistant", "content": "answer: Hello."},
+        {"role": "user", "content": "question: And now?"},
+    ]
+    assert "history" not in messages[0]["content"]
+
+
+def test_an_incomplete_demonstration_says_what_it_lacks():
+    signature = dspy.Signature("question -> reasoning, answer")
+    messages = messages_of(signature, {"question": "2+2?"}, [{"question": "1+1?", "answer": "2"}])
+    assert messages[1]["content"].endswith("\n\nquestion: 1+1?")
+    assert messages[1]["content"].startswith("This is an example of the task, though")
+    assert messages[2]["content"] == (
+        "reasoning: Not supplied for this particular example.\nanswer: 2"
+    )
+
+
+def test_a_demonstration_parses_back_to_its_values():
+    class Everything(dspy.Signature):
+        text: str = dspy.InputField()
+        words: list[str] = dspy.OutputField()
+        person: Person = dspy.OutputField()
+        colour: Colour = dspy.OutputField()
+        count: int | None = dspy.OutputField()
+        note: str = dspy.OutputField()
+        sure: bool = dspy.OutputField()
+        table: dict[str, int] = dspy.OutputField()
+
+    values = {
+        "words": ["a", "b: c"],
+        "person": Person(name="Ada", title="Countess", age=36),
+        "colour": Colour.BLUE,
+        "count": None,
+        "note": "two\n\nparagraphs",
+        "sure": False,
+        "table": {"x": 1},
+    }
+    adapter = LlamaCppAdapter.from_loaded_model(fake_model(""), LlamaCppConfig("fake"))
+    written = adapter.format_assistant_message_content(Everything, values)
+    assert parse_completion(Everything, written) == values
+
+
+@pytest.mark.parametrize(
+    ("annotation", "form"),
+    [
+        (str, "text"),
+        (Any, "text"),
+        (dspy.Reasoning, "text"),
+        (int, "a whole number"),
+        (float, "a number"),
+        (bool, "True or False"),
+        (Literal["a", 2], "one of: a, 2"),
+        (Colour, "one of: red, dark blue"),
+        (int | None, "a whole number or None"),
+        (None | int, "a whole number or None"),
+        (int | str, "a whole number or text"),
+        (list[str], "a JSON list, each item text"),
+        (list[int], "a JSON list, each item a whole number"),
+        (dict[str, Any], "a JSON object"),
+        (dict, "a JSON object"),
+        (list[Literal["a", "b"]], "a JSON list, each item one of: a, b"),
+    ],
+)
+def test_simple_types_have_a_phrase(annotation, form):
+    assert describe_form(annotation) == form
+
+
+def test_models_have_a_schema_without_repeated_names():
+    form = describe_form(Person)
+    assert form == (
+        'JSON with this schema: {"properties": {"name": {"type": "string"}, '
+        '"title": {"type": "string"}, "age": {"type": "integer"}}, '
+        '"required": ["name", "title", "age"], "type": "object"}'
+    )
+    assert '"name"' in describe_form(list[Person])
+
+
+def test_a_dspy_type_describes_itself():
+    assert describe_form(dspy.Code) == dspy.Code.description()
