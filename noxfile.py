@@ -1,0 +1,81 @@
+"""Every check of the project: ``nox`` runs all, ``nox -s lint`` one.
+
+Tests run on what ``pip install ".[test]"`` gives, as the README has it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["tests", "lint", "types", "packaging"]
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The README's test command, literally."""
+    session.run("pip", "install", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """ruff: rules, layers and format."""
+    session.install("ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """mypy --strict over src/."""
+    session.install("mypy", "cffi>=2.0", "dspy>=3.4,<3.5", "numpy", "platformdirs", "rich", "typer")
+    session.run("mypy")
+
+
+@nox.session
+def packaging(session: nox.Session) -> None:
+    """The sdist builds, holds llama.cpp, and installs; the wheel holds what runs and no more."""
+    session.install("build")
+    dist = Path(session.create_tmp()) / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--sdist", "--outdir", str(dist))
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for needed in ("vendor/llama.cpp/CMakeLists.txt", "vendor/llama.cpp/.stamp"):
+        if needed not in names:
+            session.error(f"{sdist.name} does not hold {needed}")
+
+    # The sdist alone must be enough: no second download, whatever the vendor script would do.
+    unpacked = Path(session.create_tmp()) / "unpacked"
+    shutil.rmtree(unpacked, ignore_errors=True)
+    shutil.unpack_archive(sdist, unpacked, filter="data")
+    (source,) = unpacked.iterdir()
+    session.run("python", str(source / "vendor" / "fetch_llama_cpp.py"), "--check")
+
+    session.run("pip", "wheel", "--no-deps", "--wheel-dir", str(dist), str(source))
+    (wheel,) = dist.glob("*.whl")
+    _check_wheel(session, wheel)
+    session.run("pip", "install", str(wheel))
+    session.chdir(unpacked)
+    session.run("python", "-c", "import pyllama; print(pyllama.devices())")
+
+
+def _check_wheel(session: nox.Session, wheel: Path) -> None:
+    if "-cp310-abi3-" not in wheel.name:
+        session.error(f"{wheel.name} is not for every CPython from 3.10 on")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    unwanted = (".h", ".hpp", ".cpp", ".c", ".cdef", ".a", ".lib", ".cmake", ".pc", "ruff.toml")
+    extra = [name for name in names if name.endswith(unwanted)]
+    if extra:
+        session.error(f"{wheel.name} holds build inputs: {extra}")
+    for needed in ("licenses/LICENSE", "licenses/llama.cpp/LICENSE", "pyllama/py.typed"):
+        if not any(name.endswith(needed) for name in names):
+            session.error(f"{wheel.name} does not hold {needed}")
