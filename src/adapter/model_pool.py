@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyllama
 from adapter.errors import (
@@ -22,6 +23,9 @@ from adapter.generation.context_pool import ContextPool
 from adapter.generation.isolated import IsolatedGenerator
 from adapter.generation.request import Generator
 from adapter.hardware import cpu_threads, running_device
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Tokens of context where the user names no length, at most what the model was trained with."""
@@ -192,7 +196,7 @@ class ModelPool:
             if _is_ready(model):
                 model.result().close()
 
-    def __enter__(self) -> ModelPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -11,21 +10,18 @@ from numpy.typing import NDArray
 
 from pyllama._arguments import INT32_MAX, UINT32_MAX, choice, integer
 from pyllama._callbacks import raise_polled
-from pyllama._guard import CAUGHT, check, last_errors, raise_caught
-from pyllama._handle import Handle
+from pyllama._guard import CAUGHT, last_errors, raise_caught
 from pyllama._native._binding import ffi, lib
+from pyllama._object import NativeObject
 from pyllama.batch import Batch
 from pyllama.device import cpu_math_cores
 from pyllama.errors import (
-    ClosedError,
     ContextError,
     DecodeCancelled,
     DecodeError,
     InvalidBatchError,
     MemoryFullError,
-    NativeAssertionError,
     NativeError,
-    PoisonedError,
 )
 from pyllama.memory import Memory
 from pyllama.model import Model
@@ -56,7 +52,7 @@ MAX_THREADS = 512  # GGML_MAX_N_THREADS
 _NO_ROOM, _ABORTED, _INVALID = 1, 2, -1
 
 
-class Context:
+class Context(NativeObject):
     """The state of a model that is decoding (``llama_init_from_model``).
 
     One thread uses it at a time: calls from several threads wait for each other. It keeps its
@@ -100,9 +96,7 @@ class Context:
         embeddings: bool = False,
         no_perf: bool = True,
     ) -> None:
-        self._handle: Handle | None = None
-        self._poison: str | None = None
-        self._lock = threading.RLock()
+        super().__init__()
         if not isinstance(model, Model):
             raise TypeError(f"model must be a pyllama.Model, got {model!r}")
         if model.vocab_only:
@@ -132,7 +126,7 @@ class Context:
             if context == ffi.NULL:
                 _raise_context_error(model)
             free = _Stop(self._lock, self._interrupt)
-            self._handle = Handle(context, free, model._open(), at_exit=True)
+            self._own(context, free, model._open(), at_exit=True)
         #: Sizes as llama.cpp made them, which can differ from those asked for.
         self.n_ctx: int = lib.llama_n_ctx(context)
         #: Tokens that one sequence can hold.
@@ -143,7 +137,12 @@ class Context:
         #: Whether sequences share one memory.
         self.kv_unified: bool = params.kv_unified
         #: The tokens it remembers.
-        self.memory = Memory(self, lib.llama_get_memory(context))
+        self.memory = Memory(
+            self,
+            lib.llama_get_memory(context),
+            n_seq_max=self.n_seq_max,
+            kv_unified=self.kv_unified,
+        )
         self._one = Batch(1)
         model._adopt(self)
 
@@ -195,54 +194,9 @@ class Context:
         """
         self._interrupt.cancelled = 1
 
-    @property
-    def closed(self) -> bool:
-        return self._handle is None
-
-    def close(self) -> None:
-        """Free the context, after waiting for a decode in another thread.
-
-        Closing again does nothing.
-        """
-        with self._lock:
-            handle, self._handle = self._handle, None
-            if handle is not None:
-                handle.release()
-
-    def __enter__(self) -> Context:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"n_ctx {self.n_ctx}, n_seq_max {self.n_seq_max}"
         return f"<pyllama.Context of {self.model.desc!r}: {state}>"
-
-    def _open(self) -> Handle:
-        """The handle; raises after close(), and after an assertion fired in this context."""
-        handle = self._handle
-        if handle is None:
-            raise ClosedError("this Context is closed, or its Model was")
-        if self._poison is not None:
-            raise PoisonedError(
-                f"an assertion failed in this Context earlier ({self._poison}); close it and "
-                "make a new one"
-            )
-        return handle
-
-    def _check(self, code: int, what: str) -> int:
-        """Return what a guarded call on this context returned, or raise what it caught."""
-        try:
-            return check(code, what)
-        except NativeAssertionError as error:
-            self._poison = str(error)
-            raise
 
     def _process(self, call: Any, batch: Batch, what: str) -> None:
         if not isinstance(batch, Batch):

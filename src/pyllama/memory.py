@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyllama._arguments import INT32_MAX, integer
 from pyllama._native._binding import lib
-
-if TYPE_CHECKING:
-    from pyllama.context import Context
+from pyllama._object import NativeObject
 
 
 class Memory:
@@ -18,9 +16,13 @@ class Memory:
     negative p1 to the end.
     """
 
-    def __init__(self, context: Context, pointer: Any) -> None:
+    def __init__(
+        self, context: NativeObject, pointer: Any, *, n_seq_max: int, kv_unified: bool
+    ) -> None:
         self._context = context
         self._pointer = pointer
+        self._n_seq_max = n_seq_max
+        self._kv_unified = kv_unified
 
     def clear(self, *, data: bool = True) -> None:
         """Forget everything.
@@ -47,7 +49,8 @@ class Memory:
         :raises ValueError: part of a sequence, in a context whose sequences have memory of
             their own (``kv_unified=False``): there only whole ones can be copied.
         """
-        if self._context.n_seq_max > 1 and not self._context.kv_unified and (p0 > 0 or p1 > 0):
+        p0, p1 = _pos(p0), _pos(p1)
+        if self._n_seq_max > 1 and not self._kv_unified and (p0 > 0 or p1 > 0):
             raise ValueError(
                 f"p0={p0}, p1={p1}: with kv_unified=False only whole sequences can be copied; "
                 "leave both out"
@@ -56,13 +59,20 @@ class Memory:
             lib.guarded_memory_seq_cp,
             self._seq("source", source),
             self._seq("destination", destination),
-            _pos(p0),
-            _pos(p1),
+            p0,
+            p1,
         )
 
     def seq_keep(self, seq_id: int) -> None:
         """Forget every sequence but this one."""
-        self._call(lib.guarded_memory_seq_keep, self._seq("seq_id", seq_id))
+        kept = self._seq("seq_id", seq_id)
+        with self._context._lock:
+            self._call(lib.guarded_memory_seq_keep, kept)
+            if not self._kv_unified:
+                # llama.cpp looked only into the memory that this sequence has for itself.
+                for other in range(self._n_seq_max):
+                    if other != kept:
+                        self.seq_rm(other)
 
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
         """Shift positions of a sequence by delta.
@@ -109,11 +119,11 @@ class Memory:
             return context._check(call(self._pointer, *arguments), "changing the memory")
 
     def _seq(self, name: str, seq_id: int, *, low: int = 0) -> int:
-        return integer(name, seq_id, low, self._context.n_seq_max - 1)
+        return integer(name, seq_id, low, self._n_seq_max - 1)
 
     def _require_shift(self) -> None:
         if not self.can_shift:
-            raise ValueError(f"the memory of this model cannot shift: {self._context.model.desc}")
+            raise ValueError("the memory of this model cannot shift its positions (see can_shift)")
 
 
 def _pos(position: int) -> int:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 from pyllama._arguments import INT32_MAX, choice, integer, real
 from pyllama._callbacks import Progress
 from pyllama._guard import check, last_errors, raise_caught, to_str
-from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
+from pyllama._object import NativeObject
 from pyllama.device import Device, load_backends
 from pyllama.errors import ClosedError, ModelLoadCancelled, ModelLoadError, NativeError
 from pyllama.vocab import Vocab
-
-if TYPE_CHECKING:
-    from pyllama.context import Context
 
 SplitMode = Literal["none", "layer", "row", "tensor"]
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap_mlock", "direct_io"]
@@ -40,7 +36,7 @@ _LOAD_MODES: dict[str, int] = {
 }
 
 
-class Model:
+class Model(NativeObject):
     """A model loaded from a GGUF file (``llama_model_load_from_file``).
 
     Any number of threads may use one at a time. Its contexts stand on it: :meth:`close` closes
@@ -77,9 +73,8 @@ class Model:
         check_tensors: bool = False,
         progress: Callable[[float], bool | None] | None = None,
     ) -> None:
-        self._handle: Handle | None = None
-        self._lock = threading.Lock()
-        self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+        super().__init__()
+        self._contexts: weakref.WeakSet[NativeObject] = weakref.WeakSet()
         self.path = _readable_gguf(path)
 
         params = lib.llama_model_default_params()
@@ -106,7 +101,7 @@ class Model:
         pointer = lib.guarded_model_load_from_file(os.fsencode(self.path), ffi.addressof(params))
         if pointer == ffi.NULL:
             _raise_load_error(what, report)
-        self._handle = Handle(pointer, lib.guarded_model_free)
+        self._own(pointer, lib.guarded_model_free)
 
         #: Whether only vocabulary and metadata were loaded.
         self.vocab_only: bool = params.vocab_only
@@ -149,10 +144,6 @@ class Model:
             )
             return None if source == ffi.NULL else to_str(source)
 
-    @property
-    def closed(self) -> bool:
-        return self._handle is None
-
     def close(self) -> None:
         """Free the model, after closing its contexts. Closing again does nothing.
 
@@ -165,29 +156,11 @@ class Model:
             context.close()
         del handle  # frees the model unless another thread is inside a call on it
 
-    def __enter__(self) -> Model:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.desc
         return f"<pyllama.Model {os.path.basename(self.path)!r}: {state}>"
 
-    def _open(self) -> Handle:
-        """The handle, kept alive by whoever holds it; raises after close()."""
-        handle = self._handle
-        if handle is None:
-            raise ClosedError(f"this Model is closed: {self.path}")
-        return handle
-
-    def _adopt(self, context: Context) -> None:
+    def _adopt(self, context: NativeObject) -> None:
         """Remember a context that stands on this model, so that close() closes it first."""
         with self._lock:
             if self._handle is not None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any
 
 from pyllama import _callbacks  # noqa: F401  (installs the guard before any guarded call)
@@ -12,8 +10,8 @@ from pyllama._arguments import INT32_MAX, UINT32_MAX, integer, real
 from pyllama._guard import check, raise_caught, to_str
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
+from pyllama._object import NativeObject
 from pyllama.context import Context
-from pyllama.errors import ClosedError, NativeAssertionError, PoisonedError
 from pyllama.vocab import Vocab
 
 MAX_LAST_N = 2**24  # the window is allocated at once, 4 bytes for each token
@@ -128,7 +126,7 @@ class Sampler:
         return handle.pointer
 
 
-class SamplerChain:
+class SamplerChain(NativeObject):
     """Samplers applied one after the other (``llama_sampler_chain_init``).
 
     One thread uses it at a time: calls from several threads wait for each other.
@@ -137,9 +135,7 @@ class SamplerChain:
     """
 
     def __init__(self, samplers: Iterable[Sampler]) -> None:
-        self._handle: Handle | None = None
-        self._poison: str | None = None
-        self._lock = threading.RLock()
+        super().__init__()
         steps = list(samplers)
         for step in steps:
             if not isinstance(step, Sampler):
@@ -153,7 +149,7 @@ class SamplerChain:
         pointer = lib.guarded_sampler_chain_init()
         if pointer == ffi.NULL:
             raise_caught("making a sampler chain")
-        self._handle = Handle(pointer, lib.guarded_sampler_free)
+        self._own(pointer, lib.guarded_sampler_free)
         for step in steps:
             check(lib.guarded_sampler_chain_add(pointer, step._give_up()), f"adding {step.name}")
         #: The names of its samplers, in order.
@@ -187,42 +183,9 @@ class SamplerChain:
         """Forget accepted tokens, and start the random numbers anew (``llama_sampler_reset``)."""
         self._call(lib.guarded_sampler_reset)
 
-    @property
-    def closed(self) -> bool:
-        return self._handle is None
-
-    def close(self) -> None:
-        """Free the chain and its samplers. Closing again does nothing."""
-        with self._lock:
-            handle, self._handle = self._handle, None
-            if handle is not None:
-                handle.release()
-
-    def __enter__(self) -> SamplerChain:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def __repr__(self) -> str:
         return f"<pyllama.SamplerChain {' → '.join(self.names)}>"
 
     def _call(self, call: Callable[..., int], *arguments: Any) -> int:
         with self._lock:
-            if self._handle is None:
-                raise ClosedError("this SamplerChain is closed")
-            if self._poison is not None:
-                raise PoisonedError(
-                    f"an assertion failed in this SamplerChain earlier ({self._poison}); make a "
-                    "new one"
-                )
-            try:
-                return check(call(self._handle.pointer, *arguments), "sampling")
-            except NativeAssertionError as error:
-                self._poison = str(error)
-                raise
+            return self._check(call(self._open().pointer, *arguments), "sampling")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from pyllama._arguments import INT32_MAX, integer
 from pyllama._guard import CAUGHT, check, raise_caught, to_str
 from pyllama._native._binding import ffi, lib
+from pyllama._object import NativeObject
 from pyllama.errors import TokenizationError
-
-if TYPE_CHECKING:
-    from pyllama.model import Model
 
 VocabType = Literal["none", "spm", "bpe", "wpm", "ugm", "rwkv", "plamo2", "test"]
 
@@ -37,7 +35,7 @@ class Vocab:
     Any number of threads may use one at a time.
     """
 
-    def __init__(self, model: Model, pointer: Any) -> None:
+    def __init__(self, model: NativeObject, pointer: Any) -> None:
         self._model = model
         self._pointer = pointer
         #: The kind of tokenizer.
@@ -83,8 +81,7 @@ class Vocab:
     ) -> NDArray[np.int32]:
         """The same as :meth:`tokenize`, as an int32 array of shape (n,)."""
         data = _utf8(text)
-        if self.type == "none":
-            raise TokenizationError("this model has no tokenizer")
+        self._require_tokenizer()
         room = len(data) + 8  # no tokenizer makes more tokens than bytes, and the special ones
         with self._model._open():
             while True:
@@ -132,12 +129,19 @@ class Vocab:
         unparse_special: bool = True,
     ) -> bytes:
         """The same as :meth:`detokenize`, as the exact bytes."""
+        self._require_tokenizer()
         ids = self._ids(tokens)
+        if remove_special:
+            ids = self._without_special(ids)
+        if self.type == "bpe":
+            # For many of these llama_detokenize makes "?" of " ?". Their pieces are the exact text.
+            pieces = (self.token_to_piece(int(token), special=unparse_special) for token in ids)
+            return b"".join(pieces)
         array = ffi.from_buffer("llama_token[]", ids)
         return self._bytes(
             8 * len(ids) + 64,
             lambda buffer, room: lib.guarded_detokenize(
-                self._pointer, array, len(ids), buffer, room, remove_special, unparse_special
+                self._pointer, array, len(ids), buffer, room, False, unparse_special
             ),
             f"detokenizing {len(ids)} tokens",
         )
@@ -147,6 +151,7 @@ class Vocab:
 
         :param special: render a special token as its text, instead of as nothing.
         """
+        self._require_tokenizer()
         token = self._id(token)
         return self._bytes(
             64,
@@ -161,6 +166,7 @@ class Vocab:
 
         ``llama_vocab_get_text``.
         """
+        self._require_tokenizer()
         with self._model._open():
             text = lib.guarded_vocab_get_text(self._pointer, self._id(token))
             if text == ffi.NULL:
@@ -169,6 +175,7 @@ class Vocab:
 
     def get_score(self, token: int) -> float:
         """The token's score in an SPM or UGM vocabulary (``llama_vocab_get_score``)."""
+        self._require_tokenizer()
         score = ffi.new("float *")
         self._ask(lib.guarded_vocab_get_score, token, score)
         value: float = score[0]
@@ -180,6 +187,7 @@ class Vocab:
 
     def is_control(self, token: int) -> bool:
         """Whether the token is a control token without text (``llama_vocab_is_control``)."""
+        self._require_tokenizer()
         return bool(self._ask(lib.guarded_vocab_is_control, token))
 
     def _ask(self, question: Callable[..., int], token: int, *arguments: Any) -> int:
@@ -198,6 +206,22 @@ class Vocab:
                 if length == CAUGHT:
                     raise_caught(what)
                 room = -length
+
+    def _require_tokenizer(self) -> None:
+        if self.type == "none":
+            raise TokenizationError("this model has no tokenizer")
+
+    def _without_special(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The ids between the BOS and EOS that tokenize() adds.
+
+        llama_detokenize can leave them out too, but keeps the space that sentencepiece puts
+        before the text when it does.
+        """
+        if self.add_bos and len(ids) and ids[0] == self.bos:
+            ids = ids[1:]
+        if self.add_eos and len(ids) and ids[-1] == self.eos:
+            ids = ids[:-1]
+        return ids
 
     def _id(self, token: int) -> int:
         return integer("token", token, 0, self.n_tokens - 1)

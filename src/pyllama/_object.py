@@ -1,0 +1,87 @@
+"""What the classes that own a C object have in common: closing, poisoning, and a lock."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pyllama._guard import check
+from pyllama._handle import Handle
+from pyllama.errors import ClosedError, NativeAssertionError, PoisonedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class NativeObject:
+    """Owns one C object, from ``_own()`` until ``close()``.
+
+    ``_lock`` is held by calls that change the object, so that threads take turns, and that
+    closing waits for a call that another thread is in.
+    """
+
+    _handle: Handle | None = None
+    _poison: str | None = None
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def _own(
+        self,
+        pointer: Any,
+        free: Callable[[Any], object],
+        *needs: Handle,
+        at_exit: bool = False,
+    ) -> None:
+        self._handle = Handle(pointer, free, *needs, at_exit=at_exit)
+
+    def _open(self) -> Handle:
+        """The handle, kept alive by whoever holds it.
+
+        :raises ClosedError: after close().
+        :raises PoisonedError: after an assertion fired in this object.
+        """
+        handle = self._handle
+        if handle is None:
+            raise ClosedError(f"this {type(self).__name__} is closed, or what it was made from is")
+        if self._poison is not None:
+            raise PoisonedError(
+                f"an assertion failed in this {type(self).__name__} earlier ({self._poison}); "
+                "close it and make a new one"
+            )
+        return handle
+
+    def _check(self, code: int, what: str) -> int:
+        """Return what a guarded call on this object returned, or raise what it caught."""
+        try:
+            return check(code, what)
+        except NativeAssertionError as error:
+            self._poison = str(error)
+            raise
+
+    @property
+    def closed(self) -> bool:
+        return self._handle is None
+
+    def close(self) -> None:
+        """Free it, after waiting for a call that another thread is in.
+
+        Closing again does nothing.
+        """
+        with self._lock:
+            handle, self._handle = self._handle, None
+            if handle is not None:
+                handle.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
