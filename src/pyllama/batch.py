@@ -138,6 +138,10 @@ class Batch:
         filled = np.arange(self.n_seq_max) < self._n_seq_id[: len(self), None]
         return int(self._seq_id[: len(self)][filled].max())
 
+    def _shares_tokens(self) -> bool:
+        """Whether a token belongs to several sequences."""
+        return bool((self._n_seq_id[: len(self)] > 1).any())
+
     def _room_for(self, count: int) -> int:
         """The index of the next token, if count of them still fit."""
         index = len(self)

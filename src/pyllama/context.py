@@ -221,6 +221,12 @@ class Context(NativeObject):
         if code == _ABORTED:
             raise_polled()
             raise DecodeCancelled(f"{what}: cancelled", code)
+        if code == _NO_ROOM and batch._shares_tokens() and not self.kv_unified:
+            raise InvalidBatchError(
+                f"{what}: a token of several sequences needs a context with kv_unified=True; here "
+                "each sequence has memory of its own. Use Memory.seq_cp() instead",
+                code,
+            )
         if code == _NO_ROOM:
             raise MemoryFullError(
                 f"{what}: no room for {len(batch)} more tokens in a memory of {self.n_ctx} "

@@ -37,11 +37,12 @@ class Memory:
         :returns: False if part of a sequence cannot be removed, as in a recurrent model; nothing
             is removed then. A whole sequence always can.
         """
-        return bool(
-            self._call(
-                lib.guarded_memory_seq_rm, self._seq("seq_id", seq_id, low=-1), _pos(p0), _pos(p1)
-            )
-        )
+        seq_id, p0, p1 = self._seq("seq_id", seq_id, low=-1), _pos(p0), _pos(p1)
+        if seq_id < 0 and p0 <= 0 and p1 < 0:
+            # A recurrent memory refuses this call, though it can forget everything.
+            self.clear(data=False)
+            return True
+        return bool(self._call(lib.guarded_memory_seq_rm, seq_id, p0, p1))
 
     def seq_cp(self, source: int, destination: int, p0: int = -1, p1: int = -1) -> None:
         """Let another sequence share the tokens of this one.
