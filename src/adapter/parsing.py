@@ -95,7 +95,7 @@ def _markers(text: str, names: tuple[str, ...]) -> Iterator[tuple[str, re.Match[
     for marker in _marker_pattern(names).finditer(text):
         first = marker.start() if first is None else first
         if not any(first < start < marker.start() < end for start, end in blocks):
-            yield _key(marker["name"]), marker
+            yield _field_named(marker["name"], names), marker
 
 
 @lru_cache(maxsize=256)
@@ -135,8 +135,9 @@ def _json_fields(signature: type[Signature], text: str) -> dict[str, Any]:
         return {}
     for candidate in found if isinstance(found, list) else [found]:
         if isinstance(candidate, dict):
-            values = {_key(str(key)): value for key, value in candidate.items()}
-            fields = {name: values[name] for name in signature.output_fields if name in values}
+            names = tuple(signature.output_fields)
+            values = {_field_named(str(key), names): value for key, value in candidate.items()}
+            fields = {name: values[name] for name in names if name in values}
             if fields:
                 return fields
     return {}
@@ -148,8 +149,15 @@ def _whole_text(signature: type[Signature], text: str) -> dict[str, Any]:
     return {next(iter(signature.output_fields)): text.strip()}
 
 
-def _key(name: str) -> str:
-    return re.sub("[ -]", "_", name.strip()).lower()
+def _field_named(spelling: str, names: tuple[str, ...]) -> str:
+    """Return the field that a spelling of its name means, or the spelling if it means none."""
+
+    def plain(name: str) -> str:
+        return re.sub("[ -]", "_", name.strip()).lower()
+
+    if spelling in names:
+        return spelling
+    return next((name for name in names if plain(name) == plain(spelling)), spelling)
 
 
 _STRATEGIES: dict[str, Callable[[type[Signature], str], dict[str, Any]]] = {

@@ -230,3 +230,21 @@ def test_typed_values(raw, annotation, value):
 def test_a_value_is_refused_rather_than_guessed(raw, annotation):
     with pytest.raises((ValueError, TypeError, RecursionError, MemoryError)):
         typed_value(raw, annotation)
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "finalAnswer: 3\nother_Thing: x",
+        "FINALANSWER: 3\n**Other thing**: x",
+        '{"finalAnswer": 3, "other_Thing": "x"}',
+        '{"finalanswer": 3, "other thing": "x"}',
+    ],
+)
+def test_names_in_mixed_case_are_found(completion):
+    class Mixed(dspy.Signature):
+        question: str = dspy.InputField()
+        finalAnswer: int = dspy.OutputField()  # noqa: N815
+        other_Thing: str = dspy.OutputField()  # noqa: N815
+
+    assert parse_completion(Mixed, completion) == {"finalAnswer": 3, "other_Thing": "x"}
