@@ -173,6 +173,8 @@ def test_ctrl_c_stops_a_decode(write_tiny_model):
         logging.disable()
         import pyllama
 
+        # A shell that starts programs in the background has them ignore SIGINT.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         model = pyllama.Model(sys.argv[1])
         context = pyllama.Context(model, n_ctx=32768, n_batch=32768, n_ubatch=64, n_threads=1)
         batch = pyllama.Batch.from_tokens([7] * 32000)
