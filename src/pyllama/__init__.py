@@ -14,12 +14,23 @@ from pyllama.batch import Batch
 from pyllama.chat import ChatTemplate, RenderedChat
 from pyllama.context import Context
 from pyllama.device import (
+    Backend,
     Device,
     backend_features,
+    backends,
     cpu_math_cores,
+    cpu_variant,
     devices,
     llama_cpp_version,
+    load_backend,
     load_backends,
+    max_devices,
+    max_parallel_sequences,
+    supports_gpu_offload,
+    supports_mlock,
+    supports_mmap,
+    supports_rpc,
+    system_info,
 )
 from pyllama.errors import (
     BackendError,
@@ -41,6 +52,7 @@ from pyllama.errors import (
 )
 from pyllama.memory import Memory
 from pyllama.model import Model
+from pyllama.rpc import RpcServer, rpc_devices
 from pyllama.sampler import Sampler, SamplerChain
 from pyllama.vocab import Detokenizer, Vocab
 
@@ -59,10 +71,23 @@ __all__ = [
     # Devices
     "Device",
     "devices",
+    "Backend",
+    "backends",
     "backend_features",
-    "cpu_math_cores",
     "load_backends",
+    "load_backend",
+    "cpu_variant",
+    "cpu_math_cores",
+    "max_devices",
+    "max_parallel_sequences",
+    "supports_gpu_offload",
+    "supports_mlock",
+    "supports_mmap",
+    "supports_rpc",
+    "system_info",
     "llama_cpp_version",
+    "RpcServer",
+    "rpc_devices",
     # Errors
     "LlamaError",
     "BackendError",

@@ -13,6 +13,8 @@ UINT32_MAX = 2**32 - 1
 
 def integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
     """The value as an int between low and high, both inclusive."""
+    if type(value) is int and low <= value <= high:  # at once, for what is asked at every token
+        return value
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     try:

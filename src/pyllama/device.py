@@ -1,19 +1,25 @@
-"""Devices that models run on, and the backends that drive them (ggml-backend.h)."""
+"""Devices that models run on, and the backends that drive them (ggml-backend.h).
+
+Backends are loaded once, before anything uses them; after that the list of them never changes,
+so that any thread may read it.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
+import re
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pyllama import _callbacks  # noqa: F401  (installs the log handler before anything logs)
-from pyllama._guard import check, to_str
+from pyllama._guard import check, last_errors, raise_caught, take_str, to_str
 from pyllama._native import _binding
 from pyllama._native._binding import ffi, lib
-from pyllama.errors import BackendError
+from pyllama.errors import BackendError, NativeError
 
 DeviceType = Literal["cpu", "gpu", "igpu", "accel", "meta"]
 
@@ -26,10 +32,26 @@ _TYPES: dict[int, DeviceType] = {
 }
 
 # Beside the extension module, which an editable install keeps apart from the Python files.
-_LIBRARIES = Path(_binding.__file__).parent / "lib"
+_LIBRARIES = os.path.join(os.path.dirname(_binding.__file__), "lib")
+
+# A module of the CPU backend: libggml-cpu-haswell.so, ggml-cpu-haswell.dll.
+_CPU_MODULE = re.compile(r"(?:lib)?ggml-cpu-(\w+)\.(?:so|dll)")
 
 _loading = threading.Lock()
 _loaded = False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What drives devices of one kind: the CPU, CUDA, Vulkan, RPC.
+
+    ``path`` is the file that it was loaded from, which for a CPU tells the variant; None where the
+    system does not say.
+    """
+
+    name: str
+    path: str | None
+    _pointer: Any = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -37,7 +59,8 @@ class Device:
     """A device as llama.cpp sees it.
 
     ``type`` is ``"gpu"`` for one with memory of its own, ``"igpu"`` for one that shares the
-    system's, ``"accel"`` for a helper of the CPU such as BLAS.
+    system's, ``"accel"`` for a helper of the CPU such as BLAS. ``backend`` is the name of its
+    :class:`Backend`.
     """
 
     name: str
@@ -53,54 +76,126 @@ class Device:
         check(lib.guarded_dev_memory(self._pointer, free, total), f"memory of {self.name}")
         return free[0], total[0]
 
+    @property
+    def device_id(self) -> str | None:
+        """The PCI bus id, such as ``"0000:c1:00.0"``; None for a device that tells none."""
+        device_id = self._props().device_id
+        return None if device_id == ffi.NULL else to_str(device_id)
 
-def load_backends() -> None:
-    """Load llama.cpp's backend modules from the package, once.
+    @property
+    def caps(self) -> Mapping[str, bool]:
+        """What it is capable of (``ggml_backend_dev_caps``).
 
-    ``ggml_backend_load_all_from_path``. Loading a model or listing devices does it; call it to
-    have the time that it takes elsewhere.
+        ``async`` computing, pinned ``host_buffer`` memory, ``buffer_from_host_ptr``, ``events``,
+        and ``mmap_support`` in loading.
+        """
+        caps = self._props().caps
+        return MappingProxyType({name: getattr(caps, name) for name in dir(caps)})
 
-    :raises BackendError: not even a CPU backend could be loaded.
+    def _props(self) -> Any:
+        props = ffi.new("struct ggml_backend_dev_props *")
+        check(lib.guarded_dev_get_props(self._pointer, props), f"properties of {self.name}")
+        return props
+
+
+def load_backends(
+    folder: str | os.PathLike[str] | None = None, *, cpu_variant: str | None = None
+) -> None:
+    """Load llama.cpp's backend modules, once (``ggml_backend_load_all_from_path``).
+
+    Loading a model or listing devices does it; call it to have the time that it takes elsewhere,
+    or to choose. The environment variable ``GGML_BACKEND_PATH`` can name one module more.
+
+    :param folder: where the modules are; None for the package's own.
+    :param cpu_variant: which of the CPU modules to take, such as ``"haswell"``. None for what the
+        environment variable ``PYLLAMA_CPU_VARIANT`` names, or else the best for this processor.
+    :raises BackendError: not even a CPU backend could be loaded, there is no such variant, this
+        processor cannot run it, or backends were loaded already and are not those asked for.
     """
     global _loaded
+    chosen = None if folder is None else _path("folder", folder)
+    if chosen is not None and not os.path.isdir(chosen):
+        raise NotADirectoryError(f"folder must be a folder, but {chosen} is a file")
+    if cpu_variant is not None and not isinstance(cpu_variant, str):
+        raise TypeError(f"cpu_variant must be a str, got {cpu_variant!r}")
     with _loading:
         if _loaded:
+            _check_loaded(chosen, cpu_variant)
             return
-        folder = os.fsencode(_LIBRARIES)
-        check(lib.guarded_backend_init(folder), f"loading the backends in {_LIBRARIES}")
-        if not lib.ggml_backend_dev_count():
+        source = chosen or _LIBRARIES
+        wanted = cpu_variant or os.environ.get("PYLLAMA_CPU_VARIANT")
+        if wanted:
+            _load_cpu_variant(source, wanted)
+        before = [reg for reg in _registry() if _reg_name(reg) == "CPU"]
+        check(lib.guarded_backend_init(os.fsencode(source)), f"loading the backends in {source}")
+        for reg in _registry() if before else ():
+            if _reg_name(reg) == "CPU" and reg not in before:
+                # The best one, loaded beside the one that was chosen. Nothing uses it yet.
+                check(lib.guarded_backend_unload(reg), "unloading a CPU backend")
+        if not any(_reg_name(reg) == "CPU" for reg in _registry()):
             raise BackendError(
-                f"No backend could be loaded from {_LIBRARIES}. The package is incomplete: "
-                "install pyllama again."
+                f"No CPU backend could be loaded from {source}. "
+                + ("It holds none." if chosen else "Install pyllama again: it is incomplete.")
             )
         _loaded = True
+
+
+def load_backend(path: str | os.PathLike[str]) -> Backend:
+    """Load one more backend from a module's file (``ggml_backend_load``).
+
+    Before backends are used: afterwards other threads may be reading the list of them. One of the
+    CPU takes the place of the package's own.
+
+    :raises FileNotFoundError: there is no such file.
+    :raises BackendError: the file is no backend of this llama.cpp or cannot run here, or
+        :func:`load_backends`, :func:`devices` or a model was called before.
+    """
+    name = _path("path", path)
+    with _loading:
+        if _loaded:
+            raise BackendError(
+                f"{name} was not loaded: the backends are in use already. Call load_backend() "
+                "before load_backends(), devices() and the first model"
+            )
+        return _backend(_load_module(name))
+
+
+def backends() -> list[Backend]:
+    """Every backend that is loaded, in llama.cpp's order."""
+    load_backends()
+    return registered()
+
+
+def registered() -> list[Backend]:
+    """The backends that are loaded by now."""
+    return [_backend(reg) for reg in _registry()]
 
 
 def devices() -> list[Device]:
     """Every device that a loaded backend offers, in llama.cpp's order."""
     load_backends()
-    found = []
-    for index in range(lib.ggml_backend_dev_count()):
-        pointer = lib.ggml_backend_dev_get(index)
-        found.append(
-            Device(
-                name=to_str(lib.ggml_backend_dev_name(pointer)),
-                description=to_str(lib.ggml_backend_dev_description(pointer)).strip(),
-                type=_TYPES[lib.ggml_backend_dev_type(pointer)],
-                backend=to_str(
-                    lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(pointer))
-                ),
-                _pointer=pointer,
-            )
-        )
-    return found
+    return [
+        _device(lib.ggml_backend_dev_get(index)) for index in range(lib.ggml_backend_dev_count())
+    ]
 
 
-def backend_features(device: Device) -> dict[str, str]:
-    """What the device's backend was built with and found, such as ``{"AVX512": "1"}``."""
-    if not isinstance(device, Device):
-        raise TypeError(f"device must be a pyllama.Device, got {device!r}")
-    features = lib.guarded_reg_features(lib.ggml_backend_dev_backend_reg(device._pointer))
+def devices_of(reg: Any) -> list[Device]:
+    """The devices of one entry of ggml's registry."""
+    return [
+        _device(lib.ggml_backend_reg_dev_get(reg, index))
+        for index in range(lib.ggml_backend_reg_dev_count(reg))
+    ]
+
+
+def backend_features(device: Device | Backend) -> dict[str, str]:
+    """What a backend, or a device's, was built with and found, such as ``{"AVX512": "1"}``."""
+    if isinstance(device, Device):
+        reg = lib.ggml_backend_dev_backend_reg(device._pointer)
+    elif isinstance(device, Backend):
+        reg = device._pointer
+    else:
+        raise TypeError(f"device must be a pyllama.Device or Backend, got {device!r}")
+    features = lib.guarded_reg_features(reg)
     found: dict[str, str] = {}
     if features != ffi.NULL:
         index = 0
@@ -108,6 +203,16 @@ def backend_features(device: Device) -> dict[str, str]:
             found[to_str(features[index].name)] = to_str(features[index].value)
             index += 1
     return found
+
+
+def cpu_variant() -> str | None:
+    """Which variant of the CPU backend is loaded, such as ``"haswell"``.
+
+    None in a build that has one CPU backend only (``GGML_CPU_ALL_VARIANTS=OFF``).
+    """
+    paths = [backend.path for backend in backends() if backend.name == "CPU"]
+    match = _CPU_MODULE.fullmatch(os.path.basename(paths[0] or "")) if paths else None
+    return match[1] if match else None
 
 
 @functools.cache
@@ -123,6 +228,119 @@ def cpu_math_cores() -> int:
     return cores
 
 
+def system_info() -> str:
+    """The features of all backends in one line (``llama_print_system_info``)."""
+    load_backends()
+    return take_str(lib.guarded_system_info(), "describing the system").strip(" |")
+
+
 def llama_cpp_version() -> str:
     """llama.cpp's version and commit, such as ``"0.5.0 (0c1e57098b)"``."""
     return f"{to_str(lib.llama_version())} ({to_str(lib.pyllama_upstream_commit())[:10]})"
+
+
+def max_devices() -> int:
+    """The most devices that one model can be spread over (``llama_max_devices``)."""
+    count: int = lib.llama_max_devices()
+    return count
+
+
+def max_parallel_sequences() -> int:
+    """The most sequences that one context can hold (``llama_max_parallel_sequences``)."""
+    count: int = lib.llama_max_parallel_sequences()
+    return count
+
+
+def supports_mmap() -> bool:
+    """Whether models can be mapped into memory on this system (``llama_supports_mmap``)."""
+    return bool(lib.llama_supports_mmap())
+
+
+def supports_mlock() -> bool:
+    """Whether models can be locked in memory on this system (``llama_supports_mlock``)."""
+    return bool(lib.llama_supports_mlock())
+
+
+def supports_gpu_offload() -> bool:
+    """Whether a GPU, or a backend that reaches one, is there (``llama_supports_gpu_offload``)."""
+    load_backends()
+    return bool(lib.llama_supports_gpu_offload())
+
+
+def supports_rpc() -> bool:
+    """Whether the RPC backend is loaded (``llama_supports_rpc``)."""
+    load_backends()
+    return bool(lib.llama_supports_rpc())
+
+
+def _device(pointer: Any) -> Device:
+    return Device(
+        name=to_str(lib.ggml_backend_dev_name(pointer)),
+        description=to_str(lib.ggml_backend_dev_description(pointer)).strip(),
+        type=_TYPES[lib.ggml_backend_dev_type(pointer)],
+        backend=_reg_name(lib.ggml_backend_dev_backend_reg(pointer)),
+        _pointer=pointer,
+    )
+
+
+def _backend(reg: Any) -> Backend:
+    path = take_str(lib.guarded_reg_path(reg), "the file of a backend")
+    return Backend(_reg_name(reg), path or None, reg)
+
+
+def _registry() -> list[Any]:
+    return [lib.ggml_backend_reg_get(index) for index in range(lib.ggml_backend_reg_count())]
+
+
+def _reg_name(reg: Any) -> str:
+    return to_str(lib.ggml_backend_reg_name(reg))
+
+
+def _path(name: str, value: str | os.PathLike[str]) -> str:
+    """An absolute path to something that is there."""
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(path, str):
+        raise TypeError(f"{name} must be a str or a path, got {value!r}")
+    if "\0" in path:
+        raise ValueError(f"{name} must not contain a null character, got {path!r}")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{name}: there is no {path}")
+    return os.path.abspath(path)
+
+
+def _load_module(path: str) -> Any:
+    reg = lib.guarded_backend_load(os.fsencode(path))
+    if reg == ffi.NULL:
+        if not lib.pyllama_caught() and not last_errors():
+            raise BackendError(f"loading {path}: this system cannot run it")
+        try:
+            raise_caught(f"loading {path}")
+        except NativeError as error:
+            raise BackendError(str(error)) from None
+    return reg
+
+
+def _load_cpu_variant(folder: str, variant: str) -> None:
+    modules = {
+        match[1]: entry for entry in os.listdir(folder) if (match := _CPU_MODULE.fullmatch(entry))
+    }
+    if variant not in modules:
+        raise BackendError(
+            f"there is no CPU variant {variant!r} in {folder}: "
+            + (f"it holds {', '.join(sorted(modules))}" if modules else "this build has one only")
+        )
+    _load_module(os.path.join(folder, modules[variant]))
+
+
+def _check_loaded(folder: str | None, variant: str | None) -> None:
+    """Whether what was loaded is what is asked for."""
+    paths = [_backend(reg).path or "" for reg in _registry()]
+    if folder is not None and not any(path.startswith(folder + os.sep) for path in paths):
+        raise BackendError(f"backends were loaded from elsewhere than {folder} already: {paths}")
+    names = {os.path.basename(path) for path in paths}
+    loaded = {match[1] for name in names if (match := _CPU_MODULE.fullmatch(name))}
+    if variant is not None and variant not in loaded:
+        raise BackendError(
+            f"cpu_variant={variant!r} comes too late: backends were loaded already, "
+            f"with {', '.join(loaded) or 'the only CPU backend'}. Call load_backends() first"
+        )

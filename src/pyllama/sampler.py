@@ -167,7 +167,8 @@ class SamplerChain(NativeObject):
             raise TypeError(f"context must be a pyllama.Context, got {context!r}")
         index = integer("index", index, -INT32_MAX, INT32_MAX)
         with self._lock, context._lock:
-            token = self._call(lib.guarded_sampler_sample, context._open().pointer, index)
+            chain, source = self._open().pointer, context._open().pointer
+            token = self._check(lib.guarded_sampler_sample(chain, source, index), "sampling")
             if token == lib.LLAMA_TOKEN_NULL:
                 context._raise_no_output(index)
             return token

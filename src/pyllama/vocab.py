@@ -42,6 +42,8 @@ class Vocab:
         self.type: VocabType = _TYPES.get(lib.llama_vocab_type(pointer), "none")
         #: Number of tokens; ids are 0 to n_tokens - 1.
         self.n_tokens: int = lib.llama_vocab_n_tokens(pointer)
+        # The pieces that were asked for, without and with the text of special tokens.
+        self._pieces: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
         #: Special tokens; None where the model has none.
         self.bos = self._special(lib.llama_vocab_bos(pointer))
         self.eos = self._special(lib.llama_vocab_eos(pointer))
@@ -151,15 +153,20 @@ class Vocab:
 
         :param special: render a special token as its text, instead of as nothing.
         """
+        pieces = self._pieces[bool(special)]
+        if type(token) is int and token in pieces:
+            self._model._open()
+            return pieces[token]
         self._require_tokenizer()
         token = self._id(token)
-        return self._bytes(
+        pieces[token] = self._bytes(
             64,
             lambda buffer, room: lib.guarded_token_to_piece(
                 self._pointer, token, buffer, room, 0, special
             ),
             f"the text of token {token}",
         )
+        return pieces[token]
 
     def get_text(self, token: int) -> str:
         """The token as the vocabulary spells it, such as ``"ĠHello"``.
@@ -258,17 +265,19 @@ class Detokenizer:
     def __init__(self, vocab: Vocab, *, special: bool = False) -> None:
         self._vocab = vocab
         self._special = special
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""
 
     def push(self, token: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""
-        return self._decoder.decode(self._vocab.token_to_piece(token, special=self._special))
+        data = self._held + self._vocab.token_to_piece(token, special=self._special)
+        text, length = codecs.utf_8_decode(data, "replace", False)
+        self._held = data[length:]
+        return text
 
     def flush(self) -> str:
         """End the stream: what is still held back, as U+FFFD."""
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
-        return text
+        held, self._held = self._held, b""
+        return held.decode("utf-8", "replace")
 
 
 def _utf8(text: str | bytes) -> bytes:

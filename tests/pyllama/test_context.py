@@ -108,6 +108,44 @@ def test_token_by_token_is_close_to_all_at_once(context):
     assert context.logits().argmax() == at_once.argmax()
 
 
+def test_one_token_is_a_batch_of_one(tiny):
+    with Context(tiny, n_ctx=512, n_seq_max=2, n_threads=1) as context:
+        context.decode(Batch.from_tokens(PROMPT, seq_id=1))
+        context.decode(Batch.from_tokens([7], pos=len(PROMPT), seq_id=1))
+        expected = context.logits()
+        context.memory.clear()
+        context.decode(Batch.from_tokens(PROMPT, seq_id=1))
+        context.decode_token(7, len(PROMPT), 1)
+        np.testing.assert_array_equal(context.logits(), expected)
+        assert [context.memory.seq_pos_max(seq_id) for seq_id in (0, 1)] == [-1, len(PROMPT)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((-1, 0), ValueError, "token.*-1"),
+        ((True, 0), TypeError, "token.*True"),
+        ((1.0, 0), TypeError, r"token.*1\.0"),
+        ((1, -1), ValueError, "pos.*-1"),
+        ((1, None), TypeError, "pos.*None"),
+        ((1, 0, -1), ValueError, "seq_id.*-1"),
+        ((1, 0, "0"), TypeError, "seq_id.*'0'"),
+        ((1, 0, 1), pyllama.InvalidBatchError, "sequence 1 is outside"),
+    ],
+)
+def test_one_token_that_does_not_fit(context, still_works, arguments, error, message):
+    with pytest.raises(error, match=message):
+        context.decode_token(*arguments)
+    assert context.memory.seq_pos_max(0) == -1
+
+
+def test_a_full_memory_refuses_one_token(tiny):
+    with Context(tiny, n_ctx=256, n_threads=1) as context:
+        context.decode(Batch.from_tokens([1] * 256))
+        with pytest.raises(pyllama.MemoryFullError, match="no room for 1 more"):
+            context.decode_token(1, 256)
+
+
 def test_a_batch_of_two_sequences(tiny, expected):
     with Context(tiny, n_ctx=512, n_seq_max=2, n_threads=1) as context:
         batch = Batch(2 * len(PROMPT))

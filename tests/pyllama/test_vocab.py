@@ -231,6 +231,18 @@ def test_one_token_is_checked(tiny, method, token, error):
         getattr(tiny.vocab, method)(token)
 
 
+def test_a_piece_that_was_asked_for_before_is_checked_as_the_first_time(tiny_model_path):
+    with pyllama.Model(tiny_model_path) as model:
+        for _ in range(2):
+            assert model.vocab.token_to_piece(1) == b"<s>"
+            assert model.vocab.token_to_piece(1, special=False) == b""
+        for token in (True, 1.0, "1"):
+            with pytest.raises(TypeError, match="token"):
+                model.vocab.token_to_piece(token)
+    with pytest.raises(pyllama.ClosedError):
+        model.vocab.token_to_piece(1)
+
+
 def test_numpy_integers_are_integers(tiny):
     assert tiny.vocab.token_to_piece(np.int64(synthetic.BOS)) == b"<s>"
 

@@ -26,6 +26,16 @@ int32_t guarded_decode(llama_context * ctx, const llama_batch * batch) {
     return guarded(PYLLAMA_CAUGHT, [&] { return llama_decode(ctx, *batch); });
 }
 
+int32_t guarded_decode_token(llama_context * ctx, llama_token token, llama_pos pos,
+                             llama_seq_id seq_id) {
+    return guarded(PYLLAMA_CAUGHT, [&] {
+        int32_t        n_seq_id = 1;
+        llama_seq_id * seq_ids  = &seq_id;
+        int8_t         output   = 1;
+        return llama_decode(ctx, {1, &token, nullptr, &pos, &n_seq_id, &seq_ids, &output});
+    });
+}
+
 float * guarded_get_logits_ith(llama_context * ctx, int32_t i) {
     return guarded<float *>(nullptr, [&] { return llama_get_logits_ith(ctx, i); });
 }

@@ -1,4 +1,11 @@
 int32_t guarded_backend_init(const char * folder);
+ggml_backend_reg_t guarded_backend_load(const char * path);
+int32_t guarded_backend_unload(ggml_backend_reg_t reg);
 int32_t guarded_dev_memory(ggml_backend_dev_t device, size_t * free, size_t * total);
+int32_t guarded_dev_get_props(ggml_backend_dev_t device, struct ggml_backend_dev_props * props);
 const struct ggml_backend_feature * guarded_reg_features(ggml_backend_reg_t reg);
+char * guarded_reg_path(ggml_backend_reg_t reg);
 int32_t guarded_cpu_math_cores(void);
+char * guarded_system_info(void);
+ggml_backend_reg_t guarded_rpc_add_server(const char * endpoint);
+int32_t guarded_rpc_start_server(const char * endpoint, const char * cache_dir, size_t n_threads, size_t n_devices, ggml_backend_dev_t * devices);

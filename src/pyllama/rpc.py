@@ -1,0 +1,281 @@
+"""Devices of other machines: ggml's RPC backend, its client and its server (ggml-rpc.h).
+
+A build has it when it was asked for: ``pip install . -C cmake.define.GGML_RPC=ON``.
+
+The protocol has no encryption and asks for no password: whoever reaches a server's port has its
+process in hand. Use it on a network that you trust, or over loopback.
+"""
+
+# socket and subprocess are imported where they are used: they would take a fifth of the time of
+# `import pyllama`, and few programs come here.
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pyllama._arguments import integer, real
+from pyllama._callbacks import logger
+from pyllama._guard import check, raise_caught
+from pyllama._native._binding import ffi, lib
+from pyllama._object import NativeObject
+from pyllama.context import MAX_THREADS
+from pyllama.device import (
+    Device,
+    backends,
+    cpu_math_cores,
+    devices,
+    devices_of,
+    load_backend,
+    registered,
+    supports_rpc,
+)
+from pyllama.errors import BackendError, NativeError
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+# The first message of every version of the protocol: its number, the size of what follows, and
+# what the client's network can do. The answer begins with its own size.
+_HELLO = bytes([14]) + (24).to_bytes(8, "little") + bytes(24)
+_HELLO_ANSWER = (28).to_bytes(8, "little")
+
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import pyllama.rpc as rpc; "
+_START += "rpc._serve(*json.loads(sys.argv[2]))"
+
+_servers: dict[str, Any] = {}
+_adding = threading.Lock()
+
+
+def rpc_devices(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
+    """The devices that an RPC server offers, for ``Model(devices=…)``.
+
+    ``ggml_backend_rpc_add_server``. They are in no list but this: :func:`devices` does not give
+    them, and no model takes them unasked. A server talks to one client at a time, and a process
+    stays connected for as long as it has a model there.
+
+    llama.cpp ends the process when a server that it is connected to goes away.
+
+    :param endpoint: ``"host:port"``, with a name or an IPv4 address.
+    :param timeout: seconds to wait for the server's first answer.
+    :raises BackendError: no RPC server of this llama.cpp's protocol answers there in time, or
+        this build has no RPC backend.
+    """
+    host, port = _host_and_port(endpoint)
+    timeout = real("timeout", timeout, 1e-3, 1e6)
+    _require_rpc()
+    with _adding:
+        if endpoint not in _servers:
+            _greet(endpoint, host, port, timeout)
+            _servers[endpoint] = _add_server(endpoint)
+        return devices_of(_servers[endpoint])
+
+
+class RpcServer(NativeObject):
+    """Offers devices of this machine to others (``ggml_backend_rpc_start_server``).
+
+    It runs in a process of its own, which ends with :meth:`close`, or with the process that made
+    it, and whose output goes to the log. It has no protection: see the top of this module.
+
+    :param host: IPv4 address to listen on.
+    :param port: 0 for one that is free; see :attr:`endpoint`.
+    :param devices: which to offer; None for all GPUs, or the CPU without one.
+    :param n_threads: threads of a CPU that is offered; None for :func:`cpu_math_cores`.
+    :param cache_dir: a folder in which it keeps large tensors, so that loading a model again
+        sends less.
+    :raises BackendError: the server did not start, or this build has no RPC backend.
+    :raises OSError: the address is not this machine's, or in use.
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 50052,
+        *,
+        devices: Sequence[Device] | None = None,
+        n_threads: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__()
+        import subprocess
+
+        if not isinstance(host, str):
+            raise TypeError(f"host must be a str, got {host!r}")
+        port = integer("port", port, 0, 65535)
+        threads = cpu_math_cores() if n_threads is None else n_threads
+        threads = integer("n_threads", threads, 1, MAX_THREADS)
+        names = _names(devices)
+        _require_rpc()
+        #: Where clients find it: ``"host:port"``.
+        self.endpoint = f"{host}:{_free_port(host, port)}"
+        cache = None if cache_dir is None else os.path.abspath(cache_dir)
+        modules = [backend.path for backend in backends() if backend.path]
+        settings = [self.endpoint, cache, threads, names, modules]
+        process = subprocess.Popen(
+            [sys.executable, "-c", _START, json.dumps(sys.path), json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        self._own(process, _end, at_exit=True)
+        try:
+            self._wait_until_it_listens(process)
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait_until_it_listens(self, process: Popen[str]) -> None:
+        output: deque[str] = deque(maxlen=20)
+        reader = threading.Thread(target=_log_output, args=(process, output), daemon=True)
+        reader.start()
+        host, port = _host_and_port(self.endpoint)
+        while process.poll() is None:
+            if _accepts("127.0.0.1" if host == "0.0.0.0" else host, port):
+                return
+            time.sleep(0.02)
+        reader.join()
+        raise BackendError(f"the RPC server on {self.endpoint} did not start: {'; '.join(output)}")
+
+    def __repr__(self) -> str:
+        return f"<pyllama.RpcServer on {self.endpoint}{': closed' if self.closed else ''}>"
+
+
+def _require_rpc() -> None:
+    if not supports_rpc():
+        raise BackendError(
+            "this build has no RPC backend: install pyllama with "
+            "pip install . -C cmake.define.GGML_RPC=ON"
+        )
+
+
+def _host_and_port(endpoint: str) -> tuple[str, int]:
+    if not isinstance(endpoint, str):
+        raise TypeError(f"endpoint must be a str, got {endpoint!r}")
+    host, colon, port = endpoint.partition(":")
+    if not (host and colon and host.isascii() and host.isprintable() and port.isdecimal()):
+        raise ValueError(f"endpoint must be 'host:port', got {endpoint!r}")
+    return host, integer("endpoint's port", int(port[:9]), 1, 65535)
+
+
+def _greet(endpoint: str, host: str, port: int, timeout: float) -> None:
+    """Raise unless an RPC server answers. llama.cpp itself would wait without end."""
+    import socket
+
+    try:
+        address = socket.gethostbyname(host), port  # IPv4, as llama.cpp resolves it
+        with socket.create_connection(address, timeout) as connection:
+            connection.sendall(_HELLO)
+            with connection.makefile("rb") as stream:
+                answer = stream.read(len(_HELLO_ANSWER))
+    except TimeoutError:
+        raise BackendError(
+            f"no answer from {endpoint} in {timeout} s. Is another client connected to it?"
+        ) from None
+    except (OSError, UnicodeError) as error:
+        raise BackendError(f"no RPC server at {endpoint}: {error}") from None
+    if answer != _HELLO_ANSWER:
+        raise BackendError(f"what answers at {endpoint} is no RPC server of this llama.cpp")
+
+
+def _add_server(endpoint: str) -> Any:
+    reg = lib.guarded_rpc_add_server(endpoint.encode())
+    if reg == ffi.NULL:
+        try:
+            raise_caught(f"connecting to {endpoint}")
+        except NativeError as error:
+            raise BackendError(f"{error}: it offers no device to this version") from None
+    return reg
+
+
+def _names(offered: Sequence[Device] | None) -> list[str]:
+    """The names of the devices to offer."""
+    present = devices()
+    if offered is None:
+        return [device.name for device in present if device.type in ("gpu", "igpu", "meta")] or [
+            device.name for device in present if device.type == "cpu"
+        ]
+    if not isinstance(offered, Sequence) or not offered:
+        raise TypeError(f"devices must be a sequence of pyllama.Device objects, got {offered!r}")
+    for device in offered:
+        if not isinstance(device, Device):
+            raise TypeError(f"devices must hold pyllama.Device objects, got {device!r}")
+        if device not in present:
+            raise ValueError(f"devices must hold devices of this machine, got {device!r}")
+    return [device.name for device in offered]
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or a free one for 0.
+
+    :raises OSError: nothing can listen there.
+    """
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tried.bind((socket.inet_ntoa(socket.inet_aton(host)), port))
+        free: int = tried.getsockname()[1]
+        return free
+
+
+def _accepts(host: str, port: int) -> bool:
+    import socket
+
+    try:
+        socket.create_connection((host, port), timeout=1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _log_output(process: Popen[str], output: deque[str]) -> None:
+    assert process.stdout is not None
+    with process.stdout:
+        for line in process.stdout:
+            output.append(line.strip())
+            logger.info("RPC server: %s", line.rstrip())
+
+
+def _end(process: Popen[str]) -> None:
+    """End the server, by the end of its standard input."""
+    import subprocess
+
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _serve(
+    endpoint: str, cache_dir: str | None, n_threads: int, names: list[str], modules: list[str]
+) -> None:
+    """The server's own process: the backends of the process that made it, until that one ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    built_in = [backend.path for backend in registered()]
+    for module in modules:
+        if module not in built_in:
+            load_backend(module)
+    present = {device.name: device for device in devices()}
+    pointers = ffi.new("ggml_backend_dev_t[]", [present[name]._pointer for name in names])
+    cache = ffi.NULL if cache_dir is None else ffi.new("char[]", os.fsencode(cache_dir))
+    check(
+        lib.guarded_rpc_start_server(endpoint.encode(), cache, n_threads, len(names), pointers),
+        f"serving {', '.join(names)}",
+    )
+    sys.exit(f"llama.cpp cannot listen on {endpoint}")
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(0)

@@ -1,0 +1,197 @@
+"""Devices of other machines, over loopback. A build without the RPC backend says how to get it.
+
+For all of it without such a build: GGML_BACKEND_PATH=…/libggml-rpc.so pytest, with that module
+built from the same llama.cpp.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import numpy as np
+import pytest
+from decoding import PROMPT, logits_of
+
+import pyllama
+from pyllama import Context, Model, RpcServer, rpc, rpc_devices
+
+
+@pytest.fixture
+def listener():
+    """A socket on loopback that takes connections, and its endpoint."""
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        yield made, f"127.0.0.1:{made.getsockname()[1]}"
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as made:
+        return made.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "error"),
+    [
+        (None, TypeError),
+        (b"127.0.0.1:1", TypeError),
+        ("", ValueError),
+        ("127.0.0.1", ValueError),
+        (":50052", ValueError),
+        ("127.0.0.1:", ValueError),
+        ("127.0.0.1:0", ValueError),
+        ("127.0.0.1:65536", ValueError),
+        ("127.0.0.1:" + "9" * 5000, ValueError),
+        ("127.0.0.1:5.0", ValueError),
+        ("127.0.0.1:-1", ValueError),
+        ("127.0.0.1:1\0", ValueError),
+        ("a\0b:50052", ValueError),
+        ("::1:50052", ValueError),
+    ],
+)
+def test_a_wrong_endpoint(endpoint, error):
+    with pytest.raises(error, match="endpoint"):
+        rpc_devices(endpoint)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "name"),
+    [
+        ({"host": 1}, TypeError, "host"),
+        ({"port": -1}, ValueError, "port"),
+        ({"port": 65536}, ValueError, "port"),
+        ({"port": "1"}, TypeError, "port"),
+        ({"n_threads": 0}, ValueError, "n_threads"),
+        ({"devices": []}, TypeError, "devices"),
+        ({"devices": ["CPU"]}, TypeError, "devices"),
+        ({"devices": 3}, TypeError, "devices"),
+        ({"devices": [pyllama.Device("X", "", "gpu", "Y", None)]}, ValueError, "devices"),
+    ],
+)
+def test_wrong_arguments_of_a_server(options, error, name):
+    with pytest.raises(error, match=name):
+        RpcServer(**{"port": 0, **options})
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), "1"])
+def test_a_wrong_timeout(timeout):
+    with pytest.raises((ValueError, TypeError), match="timeout"):
+        rpc_devices("127.0.0.1:50052", timeout=timeout)
+
+
+# What is checked before llama.cpp connects; it has no need of the backend.
+
+
+def test_nobody_listens():
+    port = free_port()
+    with pytest.raises(pyllama.BackendError, match=f"no RPC server at 127.0.0.1:{port}"):
+        rpc._greet(f"127.0.0.1:{port}", "127.0.0.1", port, 5.0)
+
+
+def test_a_host_that_nothing_is_called():
+    for host in ("no.such.host.invalid", "x" * 300):
+        with pytest.raises(pyllama.BackendError, match="no RPC server"):
+            rpc._greet(f"{host}:1", host, 1, 5.0)
+
+
+def test_a_server_that_does_not_answer(listener):
+    _, endpoint = listener
+    with pytest.raises(pyllama.BackendError, match=r"no answer from .* in 0\.05 s"):
+        rpc._greet(endpoint, *rpc._host_and_port(endpoint), 0.05)
+
+
+@pytest.mark.parametrize("answer", [b"", b"abc", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_server_of_another_kind(listener, answer):
+    server, endpoint = listener
+
+    def answer_once():
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(100)
+            connection.sendall(answer)
+
+    thread = threading.Thread(target=answer_once)
+    thread.start()
+    with pytest.raises(pyllama.BackendError, match="no RPC server"):
+        rpc._greet(endpoint, *rpc._host_and_port(endpoint), 5.0)
+    thread.join()
+
+
+if pyllama.supports_rpc():
+
+    @pytest.fixture(scope="module")
+    def server():
+        with RpcServer(port=0, n_threads=1) as made:
+            yield made
+
+    def test_a_model_on_a_remote_device(server, tiny_model_path, tiny):
+        (device,) = rpc_devices(server.endpoint)
+        assert device.backend == "RPC"
+        assert device.description == server.endpoint
+        assert 0 < device.memory[0] <= device.memory[1]
+        assert device.caps["async"]
+        with Context(tiny, n_ctx=256, n_threads=1) as context:
+            expected = logits_of(context, PROMPT)
+        with (
+            Model(tiny_model_path, devices=[device]) as model,
+            Context(model, n_ctx=256, n_threads=1) as context,
+        ):
+            np.testing.assert_allclose(logits_of(context, PROMPT), expected, rtol=1e-4, atol=1e-4)
+            # Not asked again while the server is busy with this process.
+            assert rpc_devices(server.endpoint) == [device]
+
+    def test_a_busy_server_is_not_waited_for(server, tiny_model_path):
+        (device,) = rpc_devices(server.endpoint)
+        with Model(tiny_model_path, devices=[device]):
+            alias = server.endpoint.replace("127.0.0.1", "localhost")
+            with pytest.raises(pyllama.BackendError, match="another client"):
+                rpc_devices(alias, timeout=0.05)
+
+    def test_remote_devices_are_in_no_list(server):
+        (device,) = rpc_devices(server.endpoint)
+        assert device not in pyllama.devices()
+        with pytest.raises(ValueError, match="devices of this machine"):
+            RpcServer(port=0, devices=[device])
+
+    def test_chosen_devices_are_offered(caplog, tmp_path):
+        (cpu,) = [device for device in pyllama.devices() if device.type == "cpu"]
+        with RpcServer(port=0, devices=[cpu, cpu], cache_dir=tmp_path) as made:
+            assert len(rpc_devices(made.endpoint)) == 2
+        assert made.closed
+        with pytest.raises(pyllama.BackendError, match="no RPC server"):
+            rpc_devices(made.endpoint.replace("127.0.0.1", "localhost"))
+        text = "\n".join(record.getMessage() for record in caplog.records)
+        assert str(tmp_path) in text
+
+    def test_a_server_that_was_closed_is_an_error():
+        with RpcServer(port=0) as made:
+            (device,) = rpc_devices(made.endpoint)
+        made.close()
+        assert "closed" in repr(made)
+        with pytest.raises(pyllama.NativeError, match="Failed to connect"):
+            device.memory  # noqa: B018
+
+    def test_an_address_in_use(listener):
+        _, endpoint = listener
+        with pytest.raises(OSError, match="in use"):
+            RpcServer(port=int(endpoint.split(":")[1]))
+
+    def test_an_address_of_another_machine():
+        with pytest.raises(OSError, match="assign"):
+            RpcServer("192.0.2.1", port=0)
+        with pytest.raises(OSError, match="illegal"):
+            RpcServer("localhost", port=0)
+
+    def test_a_server_that_cannot_start(monkeypatch):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            monkeypatch.setattr(rpc, "_free_port", lambda *_: taken.getsockname()[1])
+            with pytest.raises(pyllama.BackendError, match=r"did not start: .*cannot listen"):
+                RpcServer()
+
+else:
+
+    def test_a_build_without_it_says_how_to_get_it():
+        with pytest.raises(pyllama.BackendError, match="GGML_RPC=ON"):
+            rpc_devices("127.0.0.1:50052")
+        with pytest.raises(pyllama.BackendError, match="GGML_RPC=ON"):
+            RpcServer(port=0)
