@@ -34,7 +34,7 @@ def write_model(
     *,
     architecture: Architecture = "llama",
     tokenizer: Tokenizer = "bpe",
-    chat_template: str | None = CHATML,
+    chat_template: str | list[dict[str, str]] | None = CHATML,
     n_embd: int = 64,
     n_head: int = 4,
     n_head_kv: int = 2,

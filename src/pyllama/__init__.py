@@ -11,7 +11,8 @@
 """
 
 from pyllama.batch import Batch
-from pyllama.chat import ChatTemplate, RenderedChat
+from pyllama.chat import ChatCapabilities, ChatTemplate, GrammarTrigger, RenderedChat
+from pyllama.chat_parser import ChatMessage, ChatMessageDiff, ChatParser, ChatToolCall
 from pyllama.context import Context
 from pyllama.device import (
     Backend,
@@ -34,6 +35,7 @@ from pyllama.device import (
 )
 from pyllama.errors import (
     BackendError,
+    ChatParseError,
     ChatTemplateError,
     ClosedError,
     ContextError,
@@ -67,7 +69,13 @@ __all__ = [
     "Sampler",
     "SamplerChain",
     "ChatTemplate",
+    "ChatCapabilities",
     "RenderedChat",
+    "GrammarTrigger",
+    "ChatParser",
+    "ChatMessage",
+    "ChatMessageDiff",
+    "ChatToolCall",
     # Devices
     "Device",
     "devices",
@@ -91,6 +99,7 @@ __all__ = [
     # Errors
     "LlamaError",
     "BackendError",
+    "ChatParseError",
     "ChatTemplateError",
     "ClosedError",
     "ContextError",

@@ -7,97 +7,378 @@ libllama-common in C++, which gives it nothing but the messages, and never by Py
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from typing import Any, Literal, TypedDict, cast
 
+from pyllama._arguments import choice
 from pyllama._guard import raise_caught, take_str
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
+from pyllama.chat_parser import ChatParser
 from pyllama.errors import ChatTemplateError, NativeError
 from pyllama.model import Model
+
+ToolChoice = Literal["auto", "required", "none"]
+ReasoningFormat = Literal["none", "auto", "deepseek", "deepseek-legacy"]
+GrammarTriggerType = Literal["token", "word", "pattern", "pattern_full"]
+
+_TOOL_CHOICES = dict.fromkeys(("auto", "required", "none"))
+_REASONING_FORMATS = dict.fromkeys(("none", "auto", "deepseek", "deepseek-legacy"))
+_CONTINUATIONS = dict.fromkeys(("content", "reasoning_content"))
+
+MAX_KEPT_FORMATS = 64  # of one template: a format for each set of tools and schema in use
+
+
+class ChatCapabilities(TypedDict):
+    """What a template can express, as llama.cpp found by trying it."""
+
+    supports_string_content: bool
+    supports_typed_content: bool
+    supports_system_role: bool
+    #: Tools are described to the model.
+    supports_tools: bool
+    #: Earlier tool calls are shown to it.
+    supports_tool_calls: bool
+    supports_parallel_tool_calls: bool
+    #: The arguments of a call are an object to the template, instead of its JSON.
+    supports_object_arguments: bool
+    #: The model may reason before it answers.
+    supports_thinking: bool
+    #: ``chat_template_kwargs={"preserve_reasoning": True}`` keeps the reasoning of all turns.
+    supports_preserve_reasoning: bool
+    #: ``chat_template_kwargs={"reasoning_effort": "low"}`` has an effect.
+    supports_reasoning_effort: bool
+
+
+@dataclass(frozen=True)
+class GrammarTrigger:
+    """What makes a lazy grammar begin to apply (``common_grammar_trigger``).
+
+    ``value`` is a text for ``"word"``, a regular expression for ``"pattern"`` (found anywhere) and
+    ``"pattern_full"`` (fits all that was generated); ``token`` is set for ``"token"`` only.
+    """
+
+    type: GrammarTriggerType
+    value: str
+    token: int | None = None
 
 
 @dataclass(frozen=True)
 class RenderedChat:
-    """A conversation as the model wants it.
+    """A conversation as the model wants it, and how to read what it answers."""
 
-    ``prompt`` holds special tokens as text: tokenize it with ``parse_special=True``. ``stops``
-    are texts at which the template's format ends a turn beside the vocabulary's own tokens.
-    """
-
+    #: It holds special tokens as text: tokenize it with ``parse_special=True``.
     prompt: str
-    stops: tuple[str, ...]
+    #: Its end, where the assistant's turn begins: text that belongs to the answer.
+    generation_prompt: str = ""
+    #: GBNF that the answer must follow, for tools or a schema; empty for none.
+    grammar: str = ""
+    #: The grammar begins to apply at one of the triggers, instead of at once.
+    grammar_lazy: bool = False
+    grammar_triggers: tuple[GrammarTrigger, ...] = ()
+    #: Special tokens that the parser must see as text in what was generated.
+    preserved_tokens: tuple[str, ...] = ()
+    #: Texts at which the format ends a turn, beside the vocabulary's own tokens.
+    stops: tuple[str, ...] = ()
+    #: llama.cpp's name for the format, such as ``"peg-native"``.
+    format: str = ""
+    supports_thinking: bool = False
+    thinking_start_tag: str = ""
+    thinking_end_tags: tuple[str, ...] = ()
+    #: Takes the generated text apart.
+    parser: ChatParser = field(kw_only=True, repr=False, compare=False)
 
 
 class ChatTemplate:
     """A chat template, ready to apply (``common_chat_templates_init``). It outlives the model.
 
-    Any number of threads may use one at a time.
+    Any number of threads may use one at a time. What a template can do wrong is bounded where it
+    can be: more than 256 KiB, 1,000 tokens in a block, or 50 nested brackets or statements are
+    refused. It can still loop or recurse without end.
 
-    :param model: the model whose template and special tokens are used.
+    :param model: the model whose template and special tokens are used. Its template for tools
+        (``"tool_use"``) is used for conversations with tools, if it has one.
     :param source: a template in Jinja to use in place of the model's.
+    :param bos: the text of the token that begins a sequence, for a source without a model.
+    :param eos: the text of the token that ends one.
     :raises ChatTemplateError: the template does not parse, or the model has none.
     """
 
-    def __init__(self, model: Model, source: str | None = None) -> None:
-        if not isinstance(model, Model):
+    def __init__(
+        self,
+        model: Model | None = None,
+        source: str | None = None,
+        *,
+        bos: str | None = None,
+        eos: str | None = None,
+    ) -> None:
+        if model is not None and not isinstance(model, Model):
             raise TypeError(f"model must be a pyllama.Model, got {model!r}")
-        if source is None and model.chat_template() is None:
-            raise ChatTemplateError(
-                f"the model has no chat template: {model.desc}. Give one as source"
-            )
-        if source is not None and not isinstance(source, str):
-            raise TypeError(f"source must be a str, got {source!r}")
-        if source is not None and ("\0" in source or not source.strip()):
-            raise ChatTemplateError(f"source must be the text of a template, got {source!r}")
-        try:
-            text = (source or "").encode()
-        except UnicodeEncodeError as error:
-            raise ChatTemplateError(
-                f"source holds a lone surrogate at index {error.start}, which has no UTF-8 form"
-            ) from None
-        with model._open() as pointer:
-            chat = lib.guarded_chat_init(pointer, text)
-            if chat == ffi.NULL:
-                _raise_template_error("parsing the chat template")
-        self._handle = Handle(chat, lib.guarded_chat_free)
+        if model is None and source is None:
+            raise TypeError("a chat template needs a model, or a source")
+        if model is not None and (bos is not None or eos is not None):
+            raise ValueError("bos and eos are the model's own; they go with a source alone")
+        names = ("source", "bos", "eos")
+        given = [_checked_text(*item) for item in zip(names, (source, bos, eos), strict=True)]
+        tool_use = None
+        if model is not None and source is None:
+            given[0], tool_use = _templates_of(model)
+        self._engine = _Engine(model, *given)
+        self._tool_use = _Engine(model, tool_use, b"", b"") if tool_use else self._engine
         #: The template as it is applied.
-        self.source = take_str(lib.guarded_chat_source(chat), "reading the chat template")
-        #: What the template can express, such as ``{"supports_tools": False, ...}``.
-        self.capabilities: Mapping[str, bool] = json.loads(
-            take_str(lib.guarded_chat_capabilities(chat), "reading the chat template")
+        self.source = self._engine.source
+
+    @cached_property
+    def capabilities(self) -> ChatCapabilities:
+        """What the template can express (``common_chat_templates_get_caps``)."""
+        try:
+            thinking = self.apply([{"role": "user", "content": "Hello"}]).supports_thinking
+        except ChatTemplateError:
+            thinking = False
+        return cast(
+            ChatCapabilities, {**self._tool_use.capabilities, "supports_thinking": thinking}
         )
 
     def apply(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: ToolChoice = "auto",
+        parallel_tool_calls: bool | None = None,
+        json_schema: Mapping[str, Any] | None = None,
+        grammar: str | None = None,
+        enable_thinking: bool = True,
+        reasoning_format: ReasoningFormat = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool | Literal["content", "reasoning_content"] = False,
+        now: datetime | None = None,
     ) -> RenderedChat:
         """Render messages (``common_chat_templates_apply``).
 
-        :param messages: in OpenAI's form: ``{"role": "user", "content": "Hello"}``.
+        :param messages: in OpenAI's form: ``{"role": "user", "content": "Hello"}``. Content may
+            be text parts, ``[{"type": "text", "text": …}]``; an assistant's message may have
+            ``reasoning_content`` and ``tool_calls``, a tool's result has ``tool_call_id``.
+        :param tools: functions that the model may call, in OpenAI's form.
+        :param tool_choice: whether the model must or may not call one.
+        :param parallel_tool_calls: allow several calls in one answer; None for whether the
+            template can show them.
+        :param json_schema: what the answer must be; it becomes the result's grammar.
+        :param grammar: GBNF that the answer must follow, in place of a schema or tools.
+        :param enable_thinking: let the model reason, where the template leaves the choice.
+        :param reasoning_format: ``"none"`` leaves reasoning in the content, all others have the
+            parser take it out.
+        :param chat_template_kwargs: more variables for the template, of what JSON can hold.
         :param add_generation_prompt: end with the beginning of an assistant's turn.
-        :raises ChatTemplateError: messages of another form, or that the template refuses.
+        :param continue_final_message: the last message is the beginning of the answer: of its
+            content or reasoning, True for what it has last. No other turn is begun then.
+        :param now: what a template takes for the present, for those that tell the date; None
+            for the local time.
+        :raises ChatTemplateError: messages or tools of another form, nested deeper than 100, or
+            that the template refuses.
+        :raises ValueError: arguments that exclude one another.
         """
-        try:
-            inputs = json.dumps(
-                {
-                    "messages": [dict(message) for message in messages],
-                    "add_generation_prompt": bool(add_generation_prompt),
-                }
-            )
-        except (TypeError, ValueError) as error:
-            raise ChatTemplateError(
-                f"messages must be dicts that JSON can hold, got {messages!r}: {error}"
-            ) from None
-        with self._handle as chat:
-            text = lib.guarded_chat_apply(chat, inputs.encode())
-            if text == ffi.NULL:
-                _raise_template_error("applying the chat template")
-            result = json.loads(take_str(text, "applying the chat template"))
-        return RenderedChat(result["prompt"], tuple(result["stops"]))
+        choice("tool_choice", tool_choice, _TOOL_CHOICES)
+        choice("reasoning_format", reasoning_format, _REASONING_FORMATS)
+        if not isinstance(continue_final_message, bool):
+            choice("continue_final_message", continue_final_message, _CONTINUATIONS)
+        _check_grammar(grammar, json_schema, bool(tools) and tool_choice != "none")
+        engine = self._tool_use if tools else self._engine
+        if parallel_tool_calls is None:
+            parallel_tool_calls = engine.capabilities["supports_parallel_tool_calls"]
+        format_inputs = {
+            "tools": _objects("tools", tools),
+            "tool_choice": tool_choice,
+            "parallel_tool_calls": bool(parallel_tool_calls),
+            "json_schema": _schema(json_schema),
+            "reasoning_format": reasoning_format,
+        }
+        conversation = _objects("messages", messages)
+        if continue_final_message:
+            _check_continued(conversation)
+        prompt_inputs = {
+            "messages": conversation,
+            "enable_thinking": bool(enable_thinking),
+            "add_generation_prompt": bool(add_generation_prompt),
+            "continue_final_message": continue_final_message,
+            "chat_template_kwargs": engine.variables(chat_template_kwargs, now),
+        }
+        if continue_final_message:
+            rendered = engine.apply(_json(format_inputs), _json(prompt_inputs))
+        else:
+            rendered = engine.apply_with_kept_format(_json(format_inputs), _json(prompt_inputs))
+        return rendered if grammar is None else replace(rendered, grammar=grammar)
 
     def __repr__(self) -> str:
         return f"<pyllama.ChatTemplate of {len(self.source)} characters>"
+
+
+class _Engine:
+    """One template in C++."""
+
+    def __init__(self, model: Model | None, source: bytes, bos: bytes, eos: bytes) -> None:
+        if model is None:
+            chat = lib.guarded_chat_init(ffi.NULL, source, bos, eos)
+        else:
+            with model._open() as pointer:
+                chat = lib.guarded_chat_init(pointer, source, bos, eos)
+        if chat == ffi.NULL:
+            _raise_template_error("parsing the chat template")
+        self._handle = Handle(chat, lib.guarded_chat_free)
+        about = _taken(lib.guarded_chat_describe(chat), "reading the chat template")
+        self.source: str = about["source"]
+        self.capabilities: dict[str, bool] = about["capabilities"]
+        # llama.cpp finds most formats by rendering dozens of trial conversations, at each call.
+        # What it finds depends on the inputs without the conversation, so it can be kept.
+        self._finds_format: bool = about["is_analyzed"]
+        self._formats: dict[tuple[str, str], RenderedChat] = {}
+        self._directives: list[str] = []
+        if "strftime_now" in self.source:
+            found = set(re.findall(r"%[-_0^#]?[A-Za-z]", self.source))
+            self._directives = sorted(found, key=len, reverse=True)
+
+    def variables(self, given: Mapping[str, Any] | None, now: datetime | None) -> dict[str, Any]:
+        """The template's variables: those that tell the time, which llama.cpp takes from its own
+        clock, and the given ones.
+        """
+        if now is None:
+            now = datetime.now().astimezone()
+        elif not isinstance(now, datetime):
+            raise TypeError(f"now must be a datetime, got {now!r}")
+        variables: dict[str, Any] = {
+            "datetime": now.strftime("%b %d %Y"),
+            "date_string": now.strftime("%d %b %Y"),
+            "pyllama_strftime": {
+                directive: now.strftime(directive) for directive in self._directives
+            },
+        }
+        if given is None:
+            return variables
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise TypeError(
+                f"chat_template_kwargs must be a mapping with str keys, got {reprlib.repr(given)}"
+            )
+        if "enable_thinking" in given:
+            raise ValueError(
+                "enable_thinking has an argument of its own beside chat_template_kwargs"
+            )
+        return {**variables, **given}
+
+    def apply_with_kept_format(self, format_inputs: str, prompt_inputs: str) -> RenderedChat:
+        if not self._finds_format:
+            return self.apply(format_inputs, prompt_inputs)
+        prompt = self._call(lib.guarded_chat_render, format_inputs, prompt_inputs)
+        key = (format_inputs, prompt["generation_prompt"])
+        kept = self._formats.get(key)
+        if kept is not None:
+            return replace(kept, prompt=prompt["prompt"])
+        if len(self._formats) >= MAX_KEPT_FORMATS:
+            self._formats.clear()
+        rendered = self.apply(format_inputs, prompt_inputs)
+        self._formats[key] = replace(rendered, prompt="")
+        return rendered
+
+    def apply(self, format_inputs: str, prompt_inputs: str) -> RenderedChat:
+        result = self._call(lib.guarded_chat_apply, format_inputs, prompt_inputs)
+        return RenderedChat(
+            prompt=result["prompt"],
+            generation_prompt=result["generation_prompt"],
+            grammar=result["grammar"],
+            grammar_lazy=result["grammar_lazy"],
+            grammar_triggers=tuple(GrammarTrigger(**item) for item in result["grammar_triggers"]),
+            preserved_tokens=tuple(result["preserved_tokens"]),
+            stops=tuple(result["stops"]),
+            format=result["format"],
+            supports_thinking=result["supports_thinking"],
+            thinking_start_tag=result["thinking_start_tag"],
+            thinking_end_tags=tuple(result["thinking_end_tags"]),
+            parser=ChatParser(json.dumps(result["parser"])),
+        )
+
+    def _call(self, function: Any, format_inputs: str, prompt_inputs: str) -> Any:
+        inputs = f"{format_inputs[:-1]},{prompt_inputs[1:]}"  # two JSON objects as one
+        with self._handle as chat:
+            return _taken(function(chat, inputs.encode()), "applying the chat template")
+
+
+def _checked_text(name: str, text: str | None) -> bytes:
+    if text is None:
+        return b""
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a str, got {text!r}")
+    if "\0" in text or (name == "source" and not text.strip()):
+        raise ChatTemplateError(f"{name} must be the text of a template, got {text!r}")
+    try:
+        # The engine reads all line ends as \n, but takes a time quadratic in those it replaces.
+        return text.replace("\r\n", "\n").encode()
+    except UnicodeEncodeError as error:
+        raise ChatTemplateError(
+            f"{name} holds a lone surrogate at index {error.start}, which has no UTF-8 form"
+        ) from None
+
+
+def _templates_of(model: Model) -> tuple[bytes, bytes | None]:
+    """A model's own template, and the one it has for tools, if any."""
+    default, tool_use = model.chat_template(), model.chat_template("tool_use")
+    source = default or tool_use
+    if source is None:
+        raise ChatTemplateError(f"the model has no chat template: {model.desc}. Give one as source")
+    return _checked_text("source", source), _checked_text("source", tool_use) if tool_use else None
+
+
+def _json(value: object) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ChatTemplateError(f"messages and tools must be what JSON can hold: {error}") from None
+
+
+def _objects(name: str, values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    try:
+        return [dict(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise ChatTemplateError(
+            f"{name} must be dicts, got {reprlib.repr(values)}: {error}"
+        ) from None
+
+
+def _schema(schema: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if schema is None:
+        return None
+    if not isinstance(schema, Mapping):
+        raise TypeError(f"json_schema must be a mapping, got {reprlib.repr(schema)}")
+    # llama.cpp takes an empty schema for none at all.
+    return dict(schema) or {"type": "object"}
+
+
+def _check_grammar(grammar: str | None, json_schema: object, has_tools: bool) -> None:
+    if grammar is None:
+        return
+    if not isinstance(grammar, str):
+        raise TypeError(f"grammar must be a str, got {grammar!r}")
+    if json_schema is not None or has_tools:
+        raise ValueError("grammar excludes json_schema and tools, which make a grammar themselves")
+
+
+def _check_continued(conversation: list[dict[str, Any]]) -> None:
+    last = conversation[-1] if conversation else {}
+    if last.get("role") != "assistant" or last.get("tool_calls"):
+        raise ChatTemplateError(
+            "continue_final_message needs a last message of the assistant without tool calls, "
+            f"got {reprlib.repr(last)}"
+        )
+
+
+def _taken(text: Any, what: str) -> Any:
+    if text == ffi.NULL:
+        _raise_template_error(what)
+    return json.loads(take_str(text, what))
 
 
 def _raise_template_error(what: str) -> None:

@@ -17,7 +17,8 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     │   ├── MemoryFullError                 no free cells for the batch
     │   └── DecodeCancelled                 stopped by Context.cancel()
     ├── TokenizationError(ValueError)       text or tokens that cannot be converted
-    └── ChatTemplateError(ValueError)       a template that does not parse or apply
+    ├── ChatTemplateError(ValueError)       a template that does not parse or apply
+    └── ChatParseError(ValueError)          generated text that its chat format does not fit
 
 Arguments of a wrong type, range or length are plain TypeError, ValueError and IndexError.
 """
@@ -91,3 +92,7 @@ class TokenizationError(LlamaError, ValueError):
 
 class ChatTemplateError(LlamaError, ValueError):
     """A chat template that does not parse, or messages that it refuses."""
+
+
+class ChatParseError(LlamaError, ValueError):
+    """Generated text that does not fit the format of the chat it answers."""

@@ -1,24 +1,27 @@
-"""Chat templates: a model's own, others, and what they refuse."""
+"""Chat templates: a model's own and others, with tools, schemas and reasoning."""
 
 from __future__ import annotations
 
+import json
 import threading
+from datetime import datetime, timedelta, timezone
 
 import pytest
 import synthetic
+from chats import CONVERSATION, TOOL, TOOLS_AND_THINKING
 
 import pyllama
 from pyllama import ChatTemplate, ChatTemplateError
-
-CONVERSATION = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "Hello"},
-]
 
 
 @pytest.fixture(scope="module")
 def template(tiny):
     return ChatTemplate(tiny)
+
+
+@pytest.fixture(scope="module")
+def with_tools():
+    return ChatTemplate(source=TOOLS_AND_THINKING)
 
 
 def test_the_models_own_template(template):
@@ -108,116 +111,205 @@ def test_threads_may_share_a_template(template):
     assert not different
 
 
-# What is refused
+def test_a_template_without_a_model():
+    template = ChatTemplate(source="{{ bos_token }}{{ messages[0].content }}{{ eos_token }}")
+    assert template.apply(CONVERSATION).prompt == "Be brief."
+    template = ChatTemplate(source=template.source, bos="<s>", eos="</s>")
+    assert template.apply(CONVERSATION).prompt == "<s>Be brief.</s>"
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{% for m in messages %}{{ m.content }}",
-        "{{ messages",
-        "{% endfor %}",
-        "{% if %}",
-        "{{ 1 + }}",
-        "{% nonsense %}",
-    ],
-)
-def test_a_template_that_does_not_parse(tiny, source):
-    with pytest.raises(ChatTemplateError, match="template"):
-        ChatTemplate(tiny, source)
-
-
-@pytest.mark.parametrize("source", ["", "  \n", "a\0b"])
-def test_a_source_without_a_template(tiny, source):
-    with pytest.raises(ChatTemplateError, match="source"):
-        ChatTemplate(tiny, source)
-
-
-@pytest.mark.parametrize("source", [3, b"{{ messages }}", True, ["{{ messages }}"]])
-def test_a_source_of_another_type(tiny, source):
-    with pytest.raises(TypeError, match="source"):
-        ChatTemplate(tiny, source)
-
-
-@pytest.mark.parametrize("model", [None, "model.gguf", object()])
-def test_something_that_is_no_model(model):
-    with pytest.raises(TypeError, match="model must be"):
-        ChatTemplate(model, synthetic.CHATML)
-
-
-def test_a_lone_surrogate_in_the_source(tiny):
-    with pytest.raises(ChatTemplateError):
-        ChatTemplate(tiny, "{{ messages[0].content }}\ud800")
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ raise_exception('only users here') }}",
-        "{{ messages[0].content.nothing() }}",
-        "{{ undefined_function() }}",
-    ],
-)
-def test_a_template_that_refuses_its_messages(tiny, source):
-    """It may already be refused when it is made, since llama.cpp tries it out."""
-    with pytest.raises(ChatTemplateError, match="template"):
-        ChatTemplate(tiny, source).apply(CONVERSATION)
-
-
-def test_the_message_of_a_template_reaches_the_user(tiny):
-    source = (
-        "{% if messages[0].role == 'king' %}{{ raise_exception('no kings here') }}{% endif %}"
-        "{{ messages[0].content }}"
+def test_a_models_template_for_tools(write_tiny_model):
+    path = write_tiny_model(
+        chat_template=[
+            {"name": "default", "template": "plain {{ messages[0].content }}"},
+            {"name": "tool_use", "template": "tools {{ tools|length }} {{ messages[0].content }}"},
+        ]
     )
-    template = ChatTemplate(tiny, source)
-    assert template.apply(CONVERSATION).prompt.startswith("Be brief.")
-    with pytest.raises(ChatTemplateError, match="no kings here"):
-        template.apply([{"role": "king", "content": "Hello"}])
-    # And it still works.
-    assert template.apply(CONVERSATION).prompt.startswith("Be brief.")
+    with pyllama.Model(path, vocab_only=True) as model:
+        template = ChatTemplate(model)
+    assert template.source == "plain {{ messages[0].content }}"
+    assert template.apply(CONVERSATION).prompt == "plain Be brief."
+    assert template.apply(CONVERSATION, tools=[TOOL]).prompt == "tools 1 Be brief."
+
+
+def test_content_in_parts(template):
+    parts = [{"type": "text", "text": "Hello"}, {"type": "text", "text": "there"}]
+    prompt = template.apply([{"role": "user", "content": parts}]).prompt
+    assert prompt == "<|im_start|>user\nHello\nthere<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_variables_of_ones_own():
+    template = ChatTemplate(source="{{ tone }}{{ lines|tojson }}{{ enable_thinking }}")
+    rendered = template.apply(
+        CONVERSATION,
+        chat_template_kwargs={"tone": "kind", "lines": [1, None]},
+        enable_thinking=False,
+    )
+    assert rendered.prompt == "kind[1, null]False"
+
+
+# The present
+
+
+def test_a_template_is_told_the_time():
+    source = "{{ strftime_now('%d %b %Y %H:%M:%S %j') }} {{ date_string }} {{ datetime }}"
+    template = ChatTemplate(source=source)
+    assert template.source == source
+    now = datetime(2031, 2, 3, 4, 5, 6, tzinfo=timezone(timedelta(hours=9)))
+    expected = "03 Feb 2031 04:05:06 034 03 Feb 2031 Feb 03 2031"
+    assert template.apply(CONVERSATION, now=now).prompt == expected
+    assert template.apply(CONVERSATION, now=now.replace(tzinfo=None)).prompt == expected
+
+
+def test_the_time_is_that_of_the_clock_unless_given():
+    template = ChatTemplate(
+        source="{% macro f() %}{{ strftime_now('%Y-%m-%d') }}{% endmacro %}{{ f() }}"
+    )
+    before = datetime.now().astimezone()
+    prompt = template.apply(CONVERSATION).prompt
+    after = datetime.now().astimezone()
+    assert prompt in {f"{before:%Y-%m-%d}", f"{after:%Y-%m-%d}"}
 
 
 @pytest.mark.parametrize(
-    "messages",
+    "before", ["", " ", "\n", " \n x", "{# a #}\n", "{%- if 1 %}\n y{% endif %}\n"]
+)
+@pytest.mark.parametrize("time", ["{{ %s }}", "{{- %s -}}", "y\n  {%% set t = %s %%}\n{{ t }}"])
+def test_telling_the_time_changes_nothing_around_it(before, time):
+    now = datetime(2031, 2, 3, tzinfo=timezone.utc)
+    told, literal = (
+        ChatTemplate(source=before + time % text + " end").apply(CONVERSATION, now=now).prompt
+        for text in ("strftime_now('%Y')", "'2031'")
+    )
+    assert told == literal
+
+
+@pytest.mark.parametrize("now", [0, "2031-02-03", object()])
+def test_a_present_of_another_type(template, now):
+    with pytest.raises(TypeError, match="now must be"):
+        template.apply(CONVERSATION, now=now)
+
+
+# Tools, schemas and grammars
+
+
+def test_capabilities_of_a_template_with_tools(with_tools):
+    assert with_tools.capabilities == {
+        "supports_string_content": True,
+        "supports_typed_content": False,
+        "supports_system_role": True,
+        "supports_tools": True,
+        "supports_tool_calls": True,
+        "supports_parallel_tool_calls": True,
+        "supports_object_arguments": True,
+        "supports_thinking": True,
+        "supports_preserve_reasoning": True,
+        "supports_reasoning_effort": False,
+    }
+
+
+def test_capabilities_of_a_plain_template(template):
+    assert not template.capabilities["supports_tools"]
+    assert not template.capabilities["supports_tool_calls"]
+    assert not template.capabilities["supports_thinking"]
+    assert set(template.capabilities) == set(pyllama.ChatCapabilities.__annotations__)
+
+
+def test_tools_are_described_and_called(with_tools):
+    rendered = with_tools.apply(CONVERSATION, tools=[TOOL])
+    assert json.dumps(TOOL["function"]["parameters"]) in rendered.prompt
+    assert rendered.generation_prompt == "<|im_start|>assistant\n"
+    assert rendered.grammar_lazy
+    assert rendered.grammar_triggers == (pyllama.GrammarTrigger("word", "<tool_call>\n"),)
+    assert rendered.supports_thinking
+    assert (rendered.thinking_start_tag, rendered.thinking_end_tags) == ("<think>", ("</think>",))
+    assert "<tool_call>" in rendered.preserved_tokens
+
+
+def test_a_required_call_is_enforced_at_once(with_tools):
+    rendered = with_tools.apply(CONVERSATION, tools=[TOOL], tool_choice="required")
+    assert "tool-add" in rendered.grammar
+    assert not rendered.grammar_lazy
+    assert rendered.grammar_triggers == ()
+
+
+def test_parallel_calls_can_be_excluded(with_tools):
+    one = with_tools.apply(CONVERSATION, tools=[TOOL], parallel_tool_calls=False)
+    many = with_tools.apply(CONVERSATION, tools=[TOOL], parallel_tool_calls=True)
+    assert one.grammar != many.grammar
+    assert with_tools.apply(CONVERSATION, tools=[TOOL]) == many
+
+
+def test_thinking_can_be_turned_off(with_tools):
+    assert with_tools.apply(CONVERSATION, enable_thinking=False).prompt.endswith("</think>\n\n")
+
+
+def test_a_schema_becomes_a_grammar(template):
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    rendered = template.apply(CONVERSATION, json_schema=schema)
+    assert "root ::=" in rendered.grammar
+    assert '\\"n\\"' in rendered.grammar
+    assert not rendered.grammar_lazy
+    assert rendered.parser.parse('{"n": 3}').content == '{"n": 3}'
+
+
+def test_an_empty_schema_is_any_object(template):
+    assert template.apply(CONVERSATION, json_schema={}) == template.apply(
+        CONVERSATION, json_schema={"type": "object"}
+    )
+
+
+def test_a_grammar_is_passed_on(template, with_tools):
+    grammar = 'root ::= "yes" | "no"'
+    assert template.apply(CONVERSATION, grammar=grammar).grammar == grammar
+    rendered = with_tools.apply(CONVERSATION, grammar=grammar, tools=[TOOL], tool_choice="none")
+    assert rendered.grammar == grammar
+    assert template.apply(CONVERSATION).grammar == ""
+
+
+@pytest.mark.parametrize("other", [{"json_schema": {"type": "object"}}, {"tools": [TOOL]}])
+def test_a_grammar_excludes_what_makes_one(with_tools, other):
+    with pytest.raises(ValueError, match="grammar excludes"):
+        with_tools.apply(CONVERSATION, grammar='root ::= "a"', **other)
+
+
+# Continuing a message
+
+
+@pytest.mark.parametrize("how", [True, "content"])
+def test_continuing_an_answer(with_tools, how):
+    beginning = {"role": "assistant", "content": "Once upon", "reasoning_content": "A tale."}
+    rendered = with_tools.apply([*CONVERSATION, beginning], continue_final_message=how)
+    assert rendered.prompt.endswith(
+        "<|im_start|>assistant\n<think>\nA tale.\n</think>\n\nOnce upon"
+    )
+    message = rendered.parser.parse(" a time")
+    assert message.content == "Once upon a time"
+    assert message.reasoning_content.strip() == "A tale."
+    assert rendered.parser.parse("", partial=True).content == "Once upon"
+
+
+def test_continuing_to_reason(with_tools):
+    beginning = {"role": "assistant", "content": "", "reasoning_content": "A tale"}
+    for how in (True, "reasoning_content"):
+        rendered = with_tools.apply([*CONVERSATION, beginning], continue_final_message=how)
+        assert rendered.prompt.endswith("<think>\nA tale")
+        message = rendered.parser.parse(" of two.\n</think>\n\nOnce")
+        assert message.reasoning_content.strip() == "A tale of two."
+        assert message.content == "Once"
+
+
+@pytest.mark.parametrize(
+    "conversation",
     [
-        None,
-        3,
-        "hello",
-        ["hello"],
-        [None],
-        [3],
-        [{"role": "user"}],
-        [{"content": "Hello"}],
-        [{"role": 3, "content": "Hello"}],
-        [{"role": "user", "content": 3}],
-        [{"role": "user", "content": {"a": 1}}],
-        [{"role": "user", "content": object()}],
-        [{"role": "user", "content": b"Hello"}],
-        [{"role": "user", "content": [{"type": "image_url"}]}],
-        [{}],
+        [],
+        CONVERSATION,
+        [*CONVERSATION, {"role": "assistant", "content": "", "tool_calls": [{}]}],
     ],
 )
-def test_messages_of_another_form(template, messages):
-    with pytest.raises(ChatTemplateError):
-        template.apply(messages)
-    assert template.apply(CONVERSATION).prompt
-
-
-def test_a_lone_surrogate_in_a_message_is_refused_or_replaced(template):
-    try:
-        rendered = template.apply([{"role": "user", "content": "a\ud800b"}])
-    except ChatTemplateError:
-        return
-    rendered.prompt.encode()
-
-
-def test_an_empty_conversation(template):
-    assert template.apply([]).prompt == "<|im_start|>assistant\n"
-
-
-def test_chat_template_errors_are_value_errors(tiny):
-    with pytest.raises(ValueError, match="template"):
-        ChatTemplate(tiny, "{{")
+def test_nothing_to_continue(template, conversation):
+    with pytest.raises(ChatTemplateError, match="continue_final_message"):
+        template.apply(conversation, continue_final_message=True)
 
 
 # The real model

@@ -27,6 +27,7 @@ typedef struct pyllama_interrupt {
 } pyllama_interrupt;
 
 typedef struct pyllama_chat pyllama_chat;
+typedef struct pyllama_chat_parser pyllama_chat_parser;
 
 #ifdef __cplusplus
 extern "C" {

@@ -1,0 +1,130 @@
+"""What a model wrote, taken apart by its chat template's format: content, reasoning, tool calls."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyllama._guard import raise_caught, take_str
+from pyllama._handle import Handle
+from pyllama._native._binding import ffi, lib
+from pyllama.errors import ChatParseError, NativeError
+
+
+@dataclass(frozen=True)
+class ChatToolCall:
+    """A function that the model wants called.
+
+    ``arguments`` is JSON as the model wrote it, which a partial text cuts off anywhere. ``id`` is
+    empty where the format carries none.
+    """
+
+    name: str
+    arguments: str
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class ChatMessageDiff:
+    """What one step of a stream adds to a message: texts to append, where not empty.
+
+    ``tool_call_index`` is the call that ``tool_call_delta`` belongs to, or None. The first delta
+    of a call carries its name and id, later ones carry them only when they change.
+    """
+
+    reasoning_content_delta: str
+    content_delta: str
+    tool_call_index: int | None
+    tool_call_delta: ChatToolCall | None
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    """An assistant's message. ``reasoning_content`` is empty where none was extracted."""
+
+    content: str = ""
+    reasoning_content: str = ""
+    tool_calls: tuple[ChatToolCall, ...] = ()
+
+    def compute_diffs(self, previous: ChatMessage) -> tuple[ChatMessageDiff, ...]:
+        """What this message has and a shorter one had not (``common_chat_msg_diff``).
+
+        :param previous: what an earlier part of the same text was parsed to; ``ChatMessage()``
+            at the beginning.
+        :raises ChatParseError: it is no earlier part of this message.
+        """
+        if not isinstance(previous, ChatMessage):
+            raise TypeError(f"previous must be a pyllama.ChatMessage, got {previous!r}")
+        diffs = _taken(
+            lib.guarded_chat_compute_diffs(_to_json(previous), _to_json(self)),
+            "comparing with the previous message",
+        )
+        return tuple(
+            ChatMessageDiff(
+                diff["reasoning_content_delta"],
+                diff["content_delta"],
+                diff["tool_call_index"],
+                ChatToolCall(**call) if (call := diff["tool_call_delta"]) else None,
+            )
+            for diff in diffs
+        )
+
+
+class ChatParser:
+    """Parses what the model answers to one rendered chat; see :attr:`RenderedChat.parser`.
+
+    Any number of threads may use one at a time. It outlives its template.
+    """
+
+    def __init__(self, params: str) -> None:
+        parser = lib.guarded_chat_parser_init(params.encode())
+        if parser == ffi.NULL:
+            raise_caught("reading the chat format")
+        self._handle = Handle(parser, lib.guarded_chat_parser_free)
+
+    def parse(self, text: str | bytes, *, partial: bool = False) -> ChatMessage:
+        """The message that a generated text is (``common_chat_parse``).
+
+        :param text: all that was generated after the prompt, without the tokens that end the
+            turn, and with the text of those in :attr:`RenderedChat.preserved_tokens`. Bytes may
+            end within a character; those that are no UTF-8 become U+FFFD.
+        :param partial: the text goes on. What could still become something else is held back.
+        :raises ChatParseError: it does not fit the format, or nests brackets deeper than 200.
+
+        Of a continued message (``continue_final_message``) the result holds the first part too.
+        """
+        if not isinstance(text, (str, bytes)):
+            raise TypeError(f"text must be a str or bytes, got {text!r}")
+        try:
+            data = text.encode() if isinstance(text, str) else text
+        except UnicodeEncodeError as error:
+            raise ChatParseError(
+                f"text holds a lone surrogate at index {error.start}, which has no UTF-8 form"
+            ) from None
+        with self._handle as parser:
+            message = _taken(
+                lib.guarded_chat_parse(parser, data, len(data), bool(partial)),
+                "parsing the generated text",
+            )
+        return ChatMessage(
+            message["content"],
+            message["reasoning_content"],
+            tuple(ChatToolCall(**call) for call in message["tool_calls"]),
+        )
+
+    def __repr__(self) -> str:
+        return "<pyllama.ChatParser>"
+
+
+def _to_json(message: ChatMessage) -> bytes:
+    return json.dumps(asdict(message)).encode()
+
+
+def _taken(text: Any, what: str) -> Any:
+    if text == ffi.NULL:
+        try:
+            raise_caught(what)
+        except NativeError as error:
+            raise ChatParseError(str(error)) from None
+    return json.loads(take_str(text, what))
