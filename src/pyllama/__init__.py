@@ -22,6 +22,7 @@ from pyllama.device import (
     load_backends,
 )
 from pyllama.errors import (
+    AdapterError,
     BackendError,
     ChatTemplateError,
     ClosedError,
@@ -30,17 +31,30 @@ from pyllama.errors import (
     DecodeError,
     InvalidBatchError,
     LlamaError,
+    MemoryFitError,
     MemoryFullError,
     ModelLoadCancelled,
     ModelLoadError,
+    ModelSaveError,
     NativeAssertionError,
     NativeError,
     NativeMemoryError,
     PoisonedError,
+    QuantizeCancelled,
+    QuantizeError,
     TokenizationError,
 )
+from pyllama.imatrix import load_imatrix
+from pyllama.lora import (
+    LoraAdapter,
+    load_control_vector,
+    set_adapters_lora,
+    set_control_vector,
+)
 from pyllama.memory import Memory
+from pyllama.memory_fit import DeviceMemory, MemoryFit, MemoryUse, memory_fit, memory_use
 from pyllama.model import Model
+from pyllama.quantize import Quantization, quantize
 from pyllama.sampler import Sampler, SamplerChain
 from pyllama.vocab import Detokenizer, Vocab
 
@@ -56,6 +70,20 @@ __all__ = [
     "SamplerChain",
     "ChatTemplate",
     "RenderedChat",
+    # Adapters
+    "LoraAdapter",
+    "set_adapters_lora",
+    "load_control_vector",
+    "set_control_vector",
+    # Files and their memory
+    "quantize",
+    "Quantization",
+    "load_imatrix",
+    "memory_use",
+    "MemoryUse",
+    "DeviceMemory",
+    "memory_fit",
+    "MemoryFit",
     # Devices
     "Device",
     "devices",
@@ -65,6 +93,7 @@ __all__ = [
     "llama_cpp_version",
     # Errors
     "LlamaError",
+    "AdapterError",
     "BackendError",
     "ChatTemplateError",
     "ClosedError",
@@ -72,12 +101,16 @@ __all__ = [
     "DecodeCancelled",
     "DecodeError",
     "InvalidBatchError",
+    "MemoryFitError",
     "MemoryFullError",
     "ModelLoadCancelled",
     "ModelLoadError",
+    "ModelSaveError",
     "NativeAssertionError",
     "NativeError",
     "NativeMemoryError",
     "PoisonedError",
+    "QuantizeCancelled",
+    "QuantizeError",
     "TokenizationError",
 ]
