@@ -5,13 +5,15 @@ Written in milliseconds, so that tests of the binding need no download.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gguf
 import numpy as np
+from synthetic_files import add_metadata, finish
 
-Architecture = Literal["llama", "mamba"]
+Architecture = Literal["llama", "mamba", "t5"]
 Tokenizer = Literal["bpe", "spm", "none"]
 
 CHATML = (
@@ -42,14 +44,21 @@ def write_model(
     n_ff: int = 128,
     n_ctx_train: int = 512,
     seed: int = 0,
+    metadata: Mapping[str, Any] | None = None,
+    deltas: Mapping[str, np.ndarray] | None = None,
+    split_max_tensors: int = 0,
 ) -> Path:
     """Write a model whose weights depend on nothing but the arguments, and return its path.
 
     :param tokenizer: ``"bpe"`` knows every byte and a few merges, ``"spm"`` adds whole words with
         scores, ``"none"`` leaves the vocabulary without tokenizer.
+    :param metadata: more keys; int becomes uint32, and a list an array.
+    :param deltas: added to the tensors of these names.
+    :param split_max_tensors: split the model into files of so many tensors, and return the first.
     """
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split_max_tensors)
     writer.add_name("synthetic")
+    add_metadata(writer, metadata or {})
     writer.add_context_length(n_ctx_train)
     writer.add_embedding_length(n_embd)
     writer.add_block_count(n_layer)
@@ -58,19 +67,21 @@ def write_model(
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 
-    weights = _Weights(writer, seed)
+    weights = _Weights(writer, seed, deltas or {})
     weights.matrix("token_embd.weight", n_vocab, n_embd)
-    weights.ones("output_norm.weight", n_embd)
     weights.matrix("output.weight", n_vocab, n_embd)
     if architecture == "llama":
+        weights.ones("output_norm.weight", n_embd)
         _add_llama(writer, weights, n_embd, n_head, n_head_kv, n_layer, n_ff)
-    else:
+    elif architecture == "mamba":
+        weights.ones("output_norm.weight", n_embd)
         _add_mamba(writer, weights, n_embd, n_layer)
+    else:
+        _add_t5(writer, weights, n_embd, n_head, n_layer, n_ff)
 
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
+    if split_max_tensors:
+        return path.with_name(f"{path.stem}-00001-of-{len(writer.tensors):05}.gguf")
     return path
 
 
@@ -125,16 +136,50 @@ def _add_mamba(writer: gguf.GGUFWriter, weights: _Weights, n_embd: int, n_layer:
         weights.matrix(f"{block}.ssm_out.weight", n_embd, d_inner)
 
 
+def _add_t5(
+    writer: gguf.GGUFWriter,
+    weights: _Weights,
+    n_embd: int,
+    n_head: int,
+    n_layer: int,
+    n_ff: int,
+) -> None:
+    """An encoder and a decoder of as many layers."""
+    n_buckets = 32
+    writer.add_feed_forward_length(n_ff)
+    writer.add_head_count(n_head)
+    writer.add_relative_attn_buckets_count(n_buckets)
+    writer.add_decoder_start_token_id(BOS)
+    for side, attentions in (("enc", ("attn",)), ("dec", ("attn", "cross_attn"))):
+        weights.ones(f"{side}.output_norm.weight", n_embd)
+        for layer in range(n_layer):
+            block = f"{side}.blk.{layer}"
+            for attention in attentions:
+                weights.ones(f"{block}.{attention}_norm.weight", n_embd)
+                for part in ("q", "k", "v", "o"):
+                    weights.matrix(f"{block}.{attention}_{part}.weight", n_embd, n_embd)
+            weights.ones(f"{block}.ffn_norm.weight", n_embd)
+            weights.matrix(f"{block}.ffn_up.weight", n_ff, n_embd)
+            weights.matrix(f"{block}.ffn_down.weight", n_embd, n_ff)
+        weights.matrix(f"{side}.blk.0.attn_rel_b.weight", n_buckets, n_head)
+
+
 class _Weights:
     """Adds tensors of random numbers, scaled so that activations keep their size."""
 
-    def __init__(self, writer: gguf.GGUFWriter, seed: int) -> None:
+    def __init__(
+        self, writer: gguf.GGUFWriter, seed: int, deltas: Mapping[str, np.ndarray]
+    ) -> None:
         self._writer = writer
         self._random = np.random.default_rng(seed)
+        self._deltas = deltas
 
     def matrix(self, name: str, rows: int, columns: int) -> None:
         values = self._random.standard_normal((rows, columns), dtype=np.float32)
-        self._writer.add_tensor(name, values * np.float32(1.5 / np.sqrt(columns)))
+        values *= np.float32(1.5 / np.sqrt(columns))
+        if name in self._deltas:
+            values += self._deltas[name]
+        self._writer.add_tensor(name, values)
 
     def ones(self, name: str, size: int) -> None:
         self._writer.add_tensor(name, np.ones(size, dtype=np.float32))

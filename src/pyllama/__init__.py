@@ -34,6 +34,7 @@ from pyllama.device import (
     system_info,
 )
 from pyllama.errors import (
+    AdapterError,
     BackendError,
     ChatParseError,
     ChatTemplateError,
@@ -43,17 +44,30 @@ from pyllama.errors import (
     DecodeError,
     InvalidBatchError,
     LlamaError,
+    MemoryFitError,
     MemoryFullError,
     ModelLoadCancelled,
     ModelLoadError,
+    ModelSaveError,
     NativeAssertionError,
     NativeError,
     NativeMemoryError,
     PoisonedError,
+    QuantizeCancelled,
+    QuantizeError,
     TokenizationError,
 )
+from pyllama.imatrix import load_imatrix
+from pyllama.lora import (
+    LoraAdapter,
+    load_control_vector,
+    set_adapters_lora,
+    set_control_vector,
+)
 from pyllama.memory import Memory
+from pyllama.memory_fit import DeviceMemory, MemoryFit, MemoryUse, memory_fit, memory_use
 from pyllama.model import Model
+from pyllama.quantize import Quantization, quantize
 from pyllama.rpc import RpcServer, rpc_devices
 from pyllama.sampler import Sampler, SamplerChain
 from pyllama.vocab import Detokenizer, Vocab
@@ -76,6 +90,20 @@ __all__ = [
     "ChatMessage",
     "ChatMessageDiff",
     "ChatToolCall",
+    # Adapters
+    "LoraAdapter",
+    "set_adapters_lora",
+    "load_control_vector",
+    "set_control_vector",
+    # Files and their memory
+    "quantize",
+    "Quantization",
+    "load_imatrix",
+    "memory_use",
+    "MemoryUse",
+    "DeviceMemory",
+    "memory_fit",
+    "MemoryFit",
     # Devices
     "Device",
     "devices",
@@ -98,6 +126,7 @@ __all__ = [
     "rpc_devices",
     # Errors
     "LlamaError",
+    "AdapterError",
     "BackendError",
     "ChatParseError",
     "ChatTemplateError",
@@ -106,12 +135,16 @@ __all__ = [
     "DecodeCancelled",
     "DecodeError",
     "InvalidBatchError",
+    "MemoryFitError",
     "MemoryFullError",
     "ModelLoadCancelled",
     "ModelLoadError",
+    "ModelSaveError",
     "NativeAssertionError",
     "NativeError",
     "NativeMemoryError",
     "PoisonedError",
+    "QuantizeCancelled",
+    "QuantizeError",
     "TokenizationError",
 ]

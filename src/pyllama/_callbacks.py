@@ -28,10 +28,13 @@ def pyllama_on_log(level: int, line: Any) -> None:
 
 
 class Progress:
-    """Carries a load's progress to the user's callback, and his wish to stop back."""
+    """Carries a call's progress to the user's callback, and his wish to stop back.
 
-    def __init__(self, callback: Callable[[float], bool | None]) -> None:
-        self._callback = callback
+    Without a callback it still lets Ctrl-C stop the call.
+    """
+
+    def __init__(self, callback: Callable[[float], bool | None] | None) -> None:
+        self._callback = callback if callback is not None else _go_on
         self.cancelled = False
         self.raised: BaseException | None = None
 
@@ -44,16 +47,34 @@ class Progress:
             self.cancelled = True
         return not self.cancelled
 
+    def raise_if_stopped(self, cancelled: Exception) -> None:
+        """Raise what stopped the call: what a callback or signal handler raised, or cancelled."""
+        raise_polled()
+        if self.raised is not None:
+            raise self.raised
+        if self.cancelled:
+            raise cancelled
 
-@ffi.def_extern(error=False)  # type: ignore[untyped-decorator]
-def pyllama_on_progress(fraction: float, user_data: Any) -> bool:
-    progress: Progress = ffi.from_handle(user_data)
-    return progress.report(fraction)
+
+def _go_on(_fraction: float) -> None:
+    pass
 
 
 def _keep_raised(_type: object, error: BaseException, _traceback: object) -> bool:
     _raised_while_polling.error = error
     return True
+
+
+def _stop_for_raised(_type: object, error: BaseException, _traceback: object) -> bool:
+    _raised_while_polling.error = error
+    return False
+
+
+# A signal handler may raise before the callback is even entered.
+@ffi.def_extern(onerror=_stop_for_raised)  # type: ignore[untyped-decorator]
+def pyllama_on_progress(fraction: float, user_data: Any) -> bool:
+    progress: Progress = ffi.from_handle(user_data)
+    return progress.report(fraction)
 
 
 # Running Python code at all is the point: it lets a pending signal handler run, and raise.

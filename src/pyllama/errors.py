@@ -11,6 +11,11 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     ├── BackendError(RuntimeError)          no usable backend or device
     ├── ModelLoadError(RuntimeError)        a file that is no loadable model
     │   └── ModelLoadCancelled              the progress callback said stop
+    ├── ModelSaveError(RuntimeError)        a model could not be written
+    ├── MemoryFitError(RuntimeError)        nothing fits the memory there is
+    ├── AdapterError(RuntimeError)          a LoRA or control vector that cannot be used
+    ├── QuantizeError(RuntimeError)         a model could not be quantized
+    │   └── QuantizeCancelled               the progress callback said stop
     ├── ContextError(RuntimeError)          a context could not be made
     ├── DecodeError(RuntimeError)           encode or decode failed
     │   ├── InvalidBatchError(ValueError)   tokens, positions or sequences that do not fit
@@ -59,6 +64,26 @@ class ModelLoadError(LlamaError, RuntimeError):
 
 
 class ModelLoadCancelled(ModelLoadError):
+    """The progress callback returned False."""
+
+
+class ModelSaveError(LlamaError, RuntimeError):
+    """The model could not be written: an architecture without support, or a failing disk."""
+
+
+class MemoryFitError(LlamaError, RuntimeError):
+    """No layout of the model and its context fits the memory there is."""
+
+
+class AdapterError(LlamaError, RuntimeError):
+    """A file that is no adapter for this model, or an adapter that cannot be applied."""
+
+
+class QuantizeError(LlamaError, RuntimeError):
+    """The model, or the imatrix for it, cannot be quantized so; no output was written."""
+
+
+class QuantizeCancelled(QuantizeError):
     """The progress callback returned False."""
 
 

@@ -6,52 +6,87 @@ import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from pyllama._arguments import INT32_MAX, choice, integer, real
-from pyllama._callbacks import Progress
+from pyllama import _model_file
 from pyllama._guard import check, last_errors, raise_caught, to_str
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
-from pyllama.device import Device, load_backends
-from pyllama.errors import ClosedError, ModelLoadCancelled, ModelLoadError, NativeError
+from pyllama.errors import (
+    ClosedError,
+    ModelLoadCancelled,
+    ModelLoadError,
+    ModelSaveError,
+    NativeError,
+)
+from pyllama.file_type import FileType, file_type
+from pyllama.model_params import ModelOptions, ModelParams, utf8
 from pyllama.vocab import Vocab
 
-SplitMode = Literal["none", "layer", "row", "tensor"]
-LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap_mlock", "direct_io"]
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
-_SPLIT_MODES: dict[str, int] = {
-    "none": lib.LLAMA_SPLIT_MODE_NONE,
-    "layer": lib.LLAMA_SPLIT_MODE_LAYER,
-    "row": lib.LLAMA_SPLIT_MODE_ROW,
-    "tensor": lib.LLAMA_SPLIT_MODE_TENSOR,
+RopeType = Literal["none", "norm", "neox", "mrope", "imrope", "vision"]
+
+_ROPE_TYPES: dict[int, RopeType] = {
+    lib.LLAMA_ROPE_TYPE_NONE: "none",
+    lib.LLAMA_ROPE_TYPE_NORM: "norm",
+    lib.LLAMA_ROPE_TYPE_NEOX: "neox",
+    lib.LLAMA_ROPE_TYPE_MROPE: "mrope",
+    lib.LLAMA_ROPE_TYPE_IMROPE: "imrope",
+    lib.LLAMA_ROPE_TYPE_VISION: "vision",
 }
-_LOAD_MODES: dict[str, int] = {
-    "auto": lib.LLAMA_LOAD_MODE_AUTO,
-    "none": lib.LLAMA_LOAD_MODE_NONE,
-    "mmap": lib.LLAMA_LOAD_MODE_MMAP,
-    "mlock": lib.LLAMA_LOAD_MODE_MLOCK,
-    "mmap_mlock": lib.LLAMA_LOAD_MODE_MMAP_MLOCK,
-    "direct_io": lib.LLAMA_LOAD_MODE_DIRECT_IO,
+
+# Where a file may say how its author samples from it (enum llama_model_meta_key).
+_SAMPLING_KEYS: dict[str, str] = {
+    name: to_str(lib.llama_model_meta_key_str(number))
+    for name, number in {
+        "sequence": lib.LLAMA_MODEL_META_KEY_SAMPLING_SEQUENCE,
+        "top_k": lib.LLAMA_MODEL_META_KEY_SAMPLING_TOP_K,
+        "top_p": lib.LLAMA_MODEL_META_KEY_SAMPLING_TOP_P,
+        "min_p": lib.LLAMA_MODEL_META_KEY_SAMPLING_MIN_P,
+        "xtc_probability": lib.LLAMA_MODEL_META_KEY_SAMPLING_XTC_PROBABILITY,
+        "xtc_threshold": lib.LLAMA_MODEL_META_KEY_SAMPLING_XTC_THRESHOLD,
+        "temp": lib.LLAMA_MODEL_META_KEY_SAMPLING_TEMP,
+        "penalty_last_n": lib.LLAMA_MODEL_META_KEY_SAMPLING_PENALTY_LAST_N,
+        "penalty_repeat": lib.LLAMA_MODEL_META_KEY_SAMPLING_PENALTY_REPEAT,
+        "mirostat": lib.LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT,
+        "mirostat_tau": lib.LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_TAU,
+        "mirostat_eta": lib.LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_ETA,
+    }.items()
 }
+
+_TEMPLATE_KEY = "tokenizer.chat_template"
 
 
 class Model(NativeObject):
     """A model loaded from a GGUF file (``llama_model_load_from_file``).
 
-    Any number of threads may use one at a time. Its contexts stand on it: :meth:`close` closes
-    them first, waiting for a decode that another thread is in.
+    Any number of threads may use one at a time. Its contexts and LoRA adapters stand on it:
+    :meth:`close` closes them first, waiting for a decode that another thread is in. Ctrl-C stops
+    a load in the main thread.
 
-    :param path: the file; for a split model its first part.
+    :param path: the file; for a split model its first part (``name-00001-of-00003.gguf``).
     :param devices: run on these, in this order; None for all GPUs, or the CPU without one; an
         empty sequence for the CPU alone.
     :param n_gpu_layers: layers kept in the devices' memory; negative for all.
     :param split_mode: how layers are spread over several devices.
     :param main_gpu: index into the devices, for ``split_mode="none"``.
     :param tensor_split: share of each device, in any unit; at most ``llama_max_devices()`` values.
+    :param tensor_buft_overrides: regular expressions (C++'s ``std::regex``, searched in tensor
+        names), each with the device in whose memory the matching tensors are kept.
     :param load_mode: how the file is read into memory.
+    :param lazy_mode: whether rows of large embedding tables are read when they are needed; needs
+        a memory-mapped file.
+    :param kv_overrides: values that replace metadata of the file: bool, int (-2**31 to 2**32 - 1),
+        float or str (at most 127 bytes). One whose type is not the key's is ignored, with a
+        warning in the log.
     :param vocab_only: load the vocabulary and metadata without weights.
+    :param load_mtp: load the layers that predict several tokens ahead, where the file has them.
     :param check_tensors: validate every tensor's values while loading.
+    :param use_extra_bufts: let the CPU backend repack weights into layouts that it computes
+        faster with; such a model cannot be saved again.
+    :param no_host: keep no weights in memory that the host shares with a device.
     :param progress: called with the fraction loaded, 0.0 to 1.0; returning False cancels.
     :raises FileNotFoundError: there is no such file.
     :raises ModelLoadError: the file is no model that llama.cpp can load; the message says why.
@@ -59,166 +94,272 @@ class Model(NativeObject):
     :raises ValueError: an argument out of range.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        devices: Sequence[Device] | None = None,
-        n_gpu_layers: int = -1,
-        split_mode: SplitMode = "layer",
-        main_gpu: int = 0,
-        tensor_split: Sequence[float] | None = None,
-        load_mode: LoadMode = "auto",
-        vocab_only: bool = False,
-        check_tensors: bool = False,
-        progress: Callable[[float], bool | None] | None = None,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], **options: Unpack[ModelOptions]) -> None:
+        name = _model_file.readable_gguf(path)
+        self._load(
+            name,
+            lambda params: lib.guarded_model_load_from_file(os.fsencode(name), params),
+            options,
+        )
+
+    @classmethod
+    def from_splits(
+        cls, paths: Sequence[str | os.PathLike[str]], **options: Unpack[ModelOptions]
+    ) -> Self:
+        """Load a split model whose parts have names of their own.
+
+        ``llama_model_load_from_splits``.
+
+        :param paths: all parts, in their order.
+        :param options: as for :class:`Model`, which also says what is raised.
+        :raises ModelLoadError: also when the parts are not those of one model.
+        """
+        if isinstance(paths, (str, bytes)) or not isinstance(paths, Sequence):
+            raise TypeError(f"paths must be a sequence of paths, got {paths!r}")
+        if not 0 < len(paths) < 2**16:
+            raise ValueError(f"paths must hold 1 to {2**16 - 1} paths, got {len(paths)}")
+        names = [_model_file.readable_gguf(path) for path in paths]
+        texts = [ffi.new("char[]", os.fsencode(name)) for name in names]
+        array = ffi.new("const char *[]", texts)
+        model = cls.__new__(cls)
+        model._load(
+            names[0],
+            lambda params: lib.guarded_model_load_from_splits(array, len(texts), params),
+            options,
+        )
+        count = max(1, int(model.metadata.get("split.count", 1)))
+        if count != len(names):  # llama.cpp does not look at the others if there is but one part
+            model.close()
+            raise ModelLoadError(f"{names[0]} belongs to {count} parts, but paths has {len(names)}")
+        return model
+
+    @classmethod
+    def from_file(
+        cls, file: BinaryIO | int, *, offset: int | None = None, **options: Unpack[ModelOptions]
+    ) -> Self:
+        """Load from an open file, or from the middle of one.
+
+        ``llama_model_load_from_file_ptr``. The file stays open and at its position, and can be
+        closed afterwards; no other thread may move it meanwhile.
+
+        :param file: a file of the operating system opened for reading bytes, or its descriptor.
+        :param offset: where the GGUF begins, in bytes; None for the file's position. Unless
+            ``load_mode="none"``, its tensors must lie at multiples of 32 bytes in the file.
+        :param options: as for :class:`Model`, which also says what is raised.
+        :raises TypeError: an object that is no file of the operating system.
+        :raises OSError: a file that cannot be read or has no such position.
+        """
+        descriptor, begin = _model_file.descriptor_and_offset(file, offset)
+        return cls._from_descriptor(f"<file descriptor {descriptor}>", descriptor, begin, options)
+
+    @classmethod
+    def from_bytes(cls, data: Any, **options: Unpack[ModelOptions]) -> Self:
+        """Load from memory, through a copy in an anonymous file of the operating system.
+
+        llama.cpp reads files only. On Linux the copy is in memory, elsewhere in the folder for
+        temporary files; it goes away with the model.
+
+        :param data: bytes, or any contiguous buffer of them.
+        :param options: as for :class:`Model`, which also says what is raised.
+        """
+        with _model_file.anonymous_file(data) as file:
+            return cls._from_descriptor("<bytes>", file.fileno(), 0, options)
+
+    @classmethod
+    def _from_descriptor(
+        cls, name: str, descriptor: int, offset: int, options: ModelOptions
+    ) -> Self:
+        model = cls.__new__(cls)
+        with _model_file.position_kept(descriptor):
+            _model_file.require_magic(_model_file.magic_at(descriptor, offset), name)
+            model._load(
+                name,
+                lambda params: lib.guarded_model_load_from_fd(descriptor, offset, params),
+                options,
+            )
+        return model
+
+    def _load(self, name: str, load: Callable[[Any], Any], options: ModelOptions) -> None:
         super().__init__()
-        self._contexts: weakref.WeakSet[NativeObject] = weakref.WeakSet()
-        self.path = _readable_gguf(path)
-
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = integer("n_gpu_layers", n_gpu_layers, -INT32_MAX, INT32_MAX)
-        params.split_mode = choice("split_mode", split_mode, _SPLIT_MODES)
-        params.load_mode = choice("load_mode", load_mode, _LOAD_MODES)
-        params.main_gpu = integer("main_gpu", main_gpu, 0, lib.llama_max_devices() - 1)
-        params.vocab_only = bool(vocab_only)
-        params.check_tensors = bool(check_tensors)
-
-        load_backends()
-        # C reads these until the call returns; the names keep them alive.
-        device_list = _device_array(devices)
-        split = _split_array(tensor_split)
-        params.devices = device_list
-        params.tensor_split = split
-        report = Progress(progress) if progress is not None else None
-        user_data = ffi.new_handle(report)
-        if report is not None:
-            params.progress_callback = lib.pyllama_on_progress
-            params.progress_callback_user_data = user_data
-
-        what = f"loading {self.path}"
-        pointer = lib.guarded_model_load_from_file(os.fsencode(self.path), ffi.addressof(params))
+        self._dependents: weakref.WeakSet[NativeObject] = weakref.WeakSet()
+        self._retired_adapters: list[Any] = []  # to be freed while no context decodes
+        #: The file it was loaded from, or what it was instead of a file with a name.
+        self.path = name
+        # llama.cpp keeps a copy of the struct, pointers and all.
+        self._params = ModelParams(**options)
+        pointer = load(ffi.addressof(self._params.struct))
         if pointer == ffi.NULL:
-            _raise_load_error(what, report)
+            _raise_load_error(f"loading {name}", self._params)
         self._own(pointer, lib.guarded_model_free)
 
         #: Whether only vocabulary and metadata were loaded.
-        self.vocab_only: bool = params.vocab_only
+        self.vocab_only: bool = self._params.struct.vocab_only
         #: The vocabulary; it lives as long as the model.
         self.vocab = Vocab(self, lib.llama_model_get_vocab(pointer))
         #: Context length the model was trained with, in tokens.
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(pointer)
         #: Size of an embedding.
         self.n_embd: int = lib.llama_model_n_embd(pointer)
+        #: Size of an embedding that is given in place of a token.
+        self.n_embd_inp: int = lib.llama_model_n_embd_inp(pointer)
+        #: Size of an embedding that comes out.
+        self.n_embd_out: int = lib.llama_model_n_embd_out(pointer)
         self.n_layer: int = lib.llama_model_n_layer(pointer)
+        #: Layers that predict several tokens ahead, beside n_layer.
+        self.n_layer_nextn: int = lib.llama_model_n_layer_nextn(pointer)
         self.n_head = check(lib.guarded_model_n_head(pointer), "the number of heads")
         #: Heads that keys and values have; fewer than n_head with grouped-query attention.
         self.n_head_kv = check(lib.guarded_model_n_head_kv(pointer), "the number of heads")
         #: Width of the sliding attention window in tokens; 0 without one.
         self.n_swa: int = lib.llama_model_n_swa(pointer)
+        #: How positions are encoded (rotary position embedding).
+        self.rope_type: RopeType = _ROPE_TYPES[
+            check(lib.guarded_model_rope_type(pointer), "the kind of position encoding")
+        ]
+        #: Factor on the rotary frequencies that the model was trained with.
+        self.rope_freq_scale_train: float = lib.llama_model_rope_freq_scale_train(pointer)
         #: Number of parameters.
         self.n_params: int = lib.llama_model_n_params(pointer)
         #: Size of all tensors in bytes.
         self.size: int = lib.llama_model_size(pointer)
+        #: How its tensors are quantized, as far as this llama.cpp has a name for it.
+        self.ftype: FileType | None = file_type(lib.guarded_model_ftype(pointer))
         self.has_encoder: bool = lib.llama_model_has_encoder(pointer)
         self.has_decoder: bool = lib.llama_model_has_decoder(pointer)
+        start = lib.llama_model_decoder_start_token(pointer)
+        #: The token that a decoder after an encoder begins with; None for other models.
+        self.decoder_start_token: int | None = None if start == lib.LLAMA_TOKEN_NULL else start
         #: Whether the state is recurrent (Mamba, RWKV): it cannot go back to an earlier position.
         self.is_recurrent: bool = lib.llama_model_is_recurrent(pointer)
         #: Whether recurrent and attention layers are mixed (Jamba, Granite).
         self.is_hybrid: bool = lib.llama_model_is_hybrid(pointer)
         self.is_diffusion: bool = lib.llama_model_is_diffusion(pointer)
+        #: The labels of a classifier's outputs, in order; empty for a model without labels.
+        self.classifier_labels: tuple[str, ...] = _classifier_labels(pointer)
         #: Type, size and quantization in words, such as ``"llama 135M Q4_1"``.
-        self.desc = _string(lib.guarded_model_desc, pointer)
+        self.desc = read_string(lib.guarded_model_desc, pointer)
         #: The file's metadata, scalar values as strings; arrays are left out.
         self.metadata: Mapping[str, str] = MappingProxyType(_metadata(pointer))
+        #: How the file says to sample, by llama.cpp's names such as ``"top_k"``; often empty.
+        self.sampling_metadata: Mapping[str, str] = MappingProxyType(
+            {
+                name: self.metadata[key]
+                for name, key in _SAMPLING_KEYS.items()
+                if key in self.metadata
+            }
+        )
+
+    @property
+    def chat_template_names(self) -> tuple[str, ...]:
+        """The names that :meth:`chat_template` knows, beside the default one."""
+        prefix = f"{_TEMPLATE_KEY}."
+        return tuple(key[len(prefix) :] for key in self.metadata if key.startswith(prefix))
 
     def chat_template(self, name: str | None = None) -> str | None:
         """The source of the model's chat template, or None if it has none of that name.
 
+        ``llama_model_chat_template``.
+
         :param name: a named template such as ``"tool_use"``; None for the default one.
         """
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name must be a str or None, got {name!r}")
+        text = ffi.NULL if name is None else utf8("name", name)
         with self._open() as pointer:
-            source = lib.guarded_model_chat_template(
-                pointer, ffi.NULL if name is None else name.encode()
-            )
+            source = lib.guarded_model_chat_template(pointer, text)
             return None if source == ffi.NULL else to_str(source)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model to a GGUF file (``llama_model_save_to_file``).
+
+        The file appears, or replaces another, when it is complete. llama.cpp writes the tensors,
+        the hyperparameters and the vocabulary; other metadata, such as the chat template, is lost.
+
+        :raises ModelSaveError: llama.cpp cannot write models of this architecture, or could not
+            write the file.
+        :raises ValueError: the weights are not here (``vocab_only=True``), or were repacked while
+            loading: load it with ``use_extra_bufts=False``.
+        """
+        target = _model_file.writable_path("path", path)
+        if self.vocab_only:
+            raise ValueError("a model loaded with vocab_only=True has no weights to save")
+        if self._params.struct.use_extra_bufts:
+            raise ValueError(
+                "the weights of this model may have been repacked for this processor, and cannot "
+                "be read back: load it with use_extra_bufts=False to save it"
+            )
+        what = f"saving {target}"
+        with self._open() as pointer, _model_file.replaced_when_done(target) as temporary:
+            name = os.fsencode(temporary)
+            try:
+                check(lib.guarded_model_save_to_file(pointer, name), what)
+                check(lib.guarded_check_gguf(name), what)
+            except NativeError as error:
+                raise ModelSaveError(str(error)) from None
+
     def close(self) -> None:
-        """Free the model, after closing its contexts. Closing again does nothing.
+        """Free the model, after closing its contexts and adapters. Closing again does nothing.
 
         A decode that another thread is in is waited for.
         """
         with self._lock:
             handle, self._handle = self._handle, None
-            contexts = list(self._contexts)
-        for context in contexts:
-            context.close()
+            dependents = list(self._dependents)
+        for dependent in dependents:
+            dependent.close()
         del handle  # frees the model unless another thread is inside a call on it
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.desc
         return f"<pyllama.Model {os.path.basename(self.path)!r}: {state}>"
 
-    def _adopt(self, context: NativeObject) -> None:
-        """Remember a context that stands on this model, so that close() closes it first."""
+    def _adopt(self, dependent: NativeObject) -> None:
+        """Remember what stands on this model, so that close() closes it first."""
         with self._lock:
             if self._handle is not None:
-                self._contexts.add(context)
+                self._dependents.add(dependent)
                 return
-        context.close()
-        raise ClosedError(f"this Model was closed while a context was made from it: {self.path}")
-
-
-def _readable_gguf(path: str | os.PathLike[str]) -> str:
-    """The path as str, if it names a file that begins like GGUF."""
-    name = os.fspath(path)
-    if not isinstance(name, str):
-        raise TypeError(f"path must be a str or a path, got {path!r}")
-    if "\0" in name:
-        raise ValueError(f"path must not contain a null character, got {name!r}")
-    if os.path.isdir(name):
-        raise IsADirectoryError(f"path must be a GGUF file, but {name} is a folder")
-    with open(name, "rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise ModelLoadError(
-            f"{name} is no GGUF file: it begins with {magic!r}, not b'GGUF'. "
-            "Give the path of a model in GGUF format."
+        dependent.close()
+        raise ClosedError(
+            f"this Model was closed while a {type(dependent).__name__} was made from it: "
+            f"{self.path}"
         )
-    return name
 
 
-def _device_array(devices: Sequence[Device] | None) -> Any:
-    if devices is None:
-        return ffi.NULL
-    if not isinstance(devices, Sequence):
-        raise TypeError(f"devices must be a sequence of pyllama.Device objects, got {devices!r}")
-    for device in devices:
-        if not isinstance(device, Device):
-            raise TypeError(f"devices must hold pyllama.Device objects, got {device!r}")
-    return ffi.new("ggml_backend_dev_t[]", [*(device._pointer for device in devices), ffi.NULL])
+def read_string(getter: Callable[..., int], *arguments: Any) -> str:
+    """What a llama.h function writes into a buffer, whatever its length."""
+    size = 256
+    while True:
+        buffer = ffi.new("char[]", size)
+        length = check(getter(*arguments, buffer, size), "reading metadata")
+        if length < size:
+            return to_str(buffer) if length >= 0 else ""
+        size = length + 1
 
 
-def _split_array(shares: Sequence[float] | None) -> Any:
-    if shares is None:
-        return ffi.NULL
-    if not isinstance(shares, Sequence):
-        raise TypeError(f"tensor_split must be a sequence of numbers, got {shares!r}")
-    room = lib.llama_max_devices()
-    if not 0 < len(shares) <= room:
-        raise ValueError(f"tensor_split must hold 1 to {room} values, got {len(shares)}")
-    values = [real(f"tensor_split[{i}]", share, 0.0, 1e9) for i, share in enumerate(shares)]
-    if not any(values):
-        raise ValueError(f"tensor_split must give some device a share, got {list(shares)!r}")
-    return ffi.new("float[]", values + [0.0] * (room - len(values)))
+def _metadata(pointer: Any) -> dict[str, str]:
+    return {
+        read_string(lib.guarded_model_meta_key, pointer, index): read_string(
+            lib.guarded_model_meta_val, pointer, index
+        )
+        for index in range(lib.llama_model_meta_count(pointer))
+    }
 
 
-def _raise_load_error(what: str, progress: Progress | None) -> None:
-    if progress is not None and progress.cancelled:
-        if progress.raised is not None:
-            raise progress.raised
-        raise ModelLoadCancelled(f"{what}: cancelled by the progress callback")
+def _classifier_labels(pointer: Any) -> tuple[str, ...]:
+    labels = []
+    # Its number of outputs is 1 for models that are no classifiers; those have no label.
+    for index in range(lib.llama_model_n_cls_out(pointer)):
+        label = lib.llama_model_cls_label(pointer, index)
+        if label != ffi.NULL:
+            labels.append(to_str(label))
+    return tuple(labels)
+
+
+def _raise_load_error(what: str, params: ModelParams) -> None:
+    params.progress.raise_if_stopped(
+        ModelLoadCancelled(f"{what}: cancelled by the progress callback")
+    )
     reasons = last_errors()
     try:
         raise_caught(what)
@@ -229,23 +370,3 @@ def _raise_load_error(what: str, progress: Progress | None) -> None:
             if not reasons
             else f"{what}: {reasons}"
         ) from None
-
-
-def _string(getter: Callable[..., int], *arguments: Any) -> str:
-    """What a llama.h function writes into a buffer, whatever its length."""
-    size = 256
-    while True:
-        buffer = ffi.new("char[]", size)
-        length = check(getter(*arguments, buffer, size), "reading the model's metadata")
-        if length < size:
-            return to_str(buffer) if length >= 0 else ""
-        size = length + 1
-
-
-def _metadata(pointer: Any) -> dict[str, str]:
-    return {
-        _string(lib.guarded_model_meta_key, pointer, index): _string(
-            lib.guarded_model_meta_val, pointer, index
-        )
-        for index in range(lib.llama_model_meta_count(pointer))
-    }

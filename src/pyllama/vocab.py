@@ -29,6 +29,33 @@ _TYPES: dict[int, VocabType] = {
 }
 
 
+TokenAttr = Literal[
+    "unknown",
+    "unused",
+    "normal",
+    "control",
+    "user_defined",
+    "byte",
+    "normalized",
+    "lstrip",
+    "rstrip",
+    "single_word",
+]
+
+_ATTRS: dict[int, TokenAttr] = {
+    lib.LLAMA_TOKEN_ATTR_UNKNOWN: "unknown",
+    lib.LLAMA_TOKEN_ATTR_UNUSED: "unused",
+    lib.LLAMA_TOKEN_ATTR_NORMAL: "normal",
+    lib.LLAMA_TOKEN_ATTR_CONTROL: "control",
+    lib.LLAMA_TOKEN_ATTR_USER_DEFINED: "user_defined",
+    lib.LLAMA_TOKEN_ATTR_BYTE: "byte",
+    lib.LLAMA_TOKEN_ATTR_NORMALIZED: "normalized",
+    lib.LLAMA_TOKEN_ATTR_LSTRIP: "lstrip",
+    lib.LLAMA_TOKEN_ATTR_RSTRIP: "rstrip",
+    lib.LLAMA_TOKEN_ATTR_SINGLE_WORD: "single_word",
+}
+
+
 class Vocab:
     """The vocabulary of a model. It belongs to the model and cannot be used after its close().
 
@@ -52,7 +79,17 @@ class Vocab:
         self.nl = self._special(lib.llama_vocab_nl(pointer))
         self.pad = self._special(lib.llama_vocab_pad(pointer))
         self.mask = self._special(lib.llama_vocab_mask(pointer))
-        #: Which of them tokenize(add_special=True) adds.
+        #: Tokens for filling in the middle: before the prefix, the suffix and the middle, to pad,
+        #: and between repositories and files.
+        self.fim_pre = self._special(lib.llama_vocab_fim_pre(pointer))
+        self.fim_suf = self._special(lib.llama_vocab_fim_suf(pointer))
+        self.fim_mid = self._special(lib.llama_vocab_fim_mid(pointer))
+        self.fim_pad = self._special(lib.llama_vocab_fim_pad(pointer))
+        self.fim_rep = self._special(lib.llama_vocab_fim_rep(pointer))
+        self.fim_sep = self._special(lib.llama_vocab_fim_sep(pointer))
+        #: Tokens that the model's authors never want sampled (``tokenizer.ggml.suppress_tokens``).
+        self.suppress_tokens: tuple[int, ...] = _suppress_tokens(pointer)
+        #: Which of BOS, EOS and SEP tokenize(add_special=True) adds.
         self.add_bos: bool = lib.llama_vocab_get_add_bos(pointer)
         self.add_eos: bool = lib.llama_vocab_get_add_eos(pointer)
         self.add_sep: bool = lib.llama_vocab_get_add_sep(pointer)
@@ -188,6 +225,15 @@ class Vocab:
         value: float = score[0]
         return value
 
+    def get_attr(self, token: int) -> frozenset[TokenAttr]:
+        """What kind of token it is (``llama_vocab_get_attr``), such as ``{"control"}``.
+
+        Empty when the vocabulary does not say.
+        """
+        self._require_tokenizer()
+        flags = self._ask(lib.guarded_vocab_get_attr, token)
+        return frozenset(name for flag, name in _ATTRS.items() if flags & flag)
+
     def is_eog(self, token: int) -> bool:
         """Whether the token ends generation: EOS, EOT and the like (``llama_vocab_is_eog``)."""
         return bool(self._ask(lib.guarded_vocab_is_eog, token))
@@ -278,6 +324,12 @@ class Detokenizer:
         """End the stream: what is still held back, as U+FFFD."""
         held, self._held = self._held, b""
         return held.decode("utf-8", "replace")
+
+
+def _suppress_tokens(pointer: Any) -> tuple[int, ...]:
+    count = ffi.new("int32_t *")
+    tokens = lib.llama_vocab_get_suppress_tokens(pointer, count)
+    return tuple(ffi.unpack(tokens, count[0])) if count[0] else ()
 
 
 def _utf8(text: str | bytes) -> bytes:

@@ -18,6 +18,7 @@ struct thread_state {
     std::string         errors; // what llama.cpp logged as errors during the guarded call
     std::string         line;   // of the log, until its line break
     ggml_log_level      level = GGML_LOG_LEVEL_NONE;
+    pyllama::log_listener * listener = nullptr;
 };
 
 thread_local thread_state this_thread;
@@ -41,11 +42,14 @@ void end_log_line(thread_state & state) {
         state.errors += state.line;
         state.errors += '\n';
     }
-    auto handler = log_handler.load();
+    auto handler = state.listener && state.listener->exclusive ? nullptr : log_handler.load();
     if (handler && state.level >= log_level.load()) {
         handler(state.level, state.line.c_str());
     }
-    state.line.clear();
+    const std::string line = std::exchange(state.line, {});
+    if (state.listener) {
+        state.listener->hear(line);
+    }
 }
 
 // llama.cpp logs in pieces: a line may come in several calls, the later ones at level CONT.
@@ -91,6 +95,31 @@ void keep_caught(pyllama_caught_kind kind, const char * message) noexcept {
     }
 }
 
+log_listener::log_listener(bool exclusive, callback on_line) noexcept :
+    exclusive(exclusive),
+    on_line(std::move(on_line)),
+    previous(std::exchange(this_thread.listener, this)) {}
+
+log_listener::~log_listener() noexcept {
+    this_thread.listener = previous;
+}
+
+void log_listener::hear(const std::string & line) {
+    // What the callback itself does may be logged as well, and is not its business.
+    this_thread.listener = nullptr;
+    try {
+        on_line(line);
+    } catch (...) {
+        this_thread.listener = this;
+        throw;
+    }
+    this_thread.listener = this;
+}
+
+void restore_log() noexcept {
+    llama_log_set(on_log, nullptr);
+}
+
 char * copy_string(const std::string & text) {
     auto * copy = static_cast<char *>(std::malloc(text.size() + 1));
     if (!copy) {
@@ -124,7 +153,7 @@ void pyllama_install(void (*log)(int32_t, const char *), bool (*poll)(void)) {
     log_handler  = log;
     poll_handler = poll;
     ggml_set_abort_callback(on_abort);
-    llama_log_set(on_log, nullptr);
+    pyllama::restore_log();
     // libllama-common writes to stdout and stderr by itself; its failures reach us as exceptions.
     common_log_set_verbosity_thold(-1);
 }

@@ -8,6 +8,7 @@
 #include "prelude.h"
 
 #include <exception>
+#include <functional>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -30,6 +31,27 @@ class guard_scope {
 };
 
 void keep_caught(pyllama_caught_kind kind, const char * message) noexcept;
+
+// While it lives, it hears every line that this thread writes to the log, whatever its level, and
+// nobody else does if it is exclusive. It may throw: the exception then leaves the function of
+// llama.cpp that wrote the line.
+class log_listener {
+  public:
+    using callback = std::function<void(const std::string & line)>;
+    log_listener(bool exclusive, callback on_line) noexcept;
+    ~log_listener() noexcept;
+    log_listener(const log_listener &) = delete;
+    log_listener & operator=(const log_listener &) = delete;
+    void hear(const std::string & line);
+    const bool exclusive;
+
+  private:
+    callback on_line;
+    log_listener * previous;
+};
+
+// Have the log come to us again, after a function that set a log callback of its own.
+void restore_log() noexcept;
 
 template <class T, class Call> T guarded(T failed, Call && call) noexcept {
     guard_scope scope;

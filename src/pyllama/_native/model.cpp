@@ -1,12 +1,87 @@
 #include "guard.hpp"
 
+#include <cerrno>
+#include <cstdio>
+#include <memory>
+#include <system_error>
+
+#ifdef _WIN32
+#    include <io.h>
+#else
+#    include <unistd.h>
+#endif
+
 using pyllama::guarded;
+
+namespace {
+
+struct close_file {
+    void operator()(FILE * file) const { std::fclose(file); }
+};
+
+using file_ptr = std::unique_ptr<FILE, close_file>;
+
+[[noreturn]] void throw_errno(const char * what) {
+    throw std::system_error(errno, std::generic_category(), what);
+}
+
+// A stream of its own over the descriptor, so that closing it leaves the caller's open.
+file_ptr open_descriptor(int fd) {
+#ifdef _WIN32
+    const int copy = _dup(fd);
+    FILE * file    = copy < 0 ? nullptr : _fdopen(copy, "rb");
+    if (!file && copy >= 0) {
+        _close(copy);
+    }
+#else
+    const int copy = dup(fd);
+    FILE * file    = copy < 0 ? nullptr : fdopen(copy, "rb");
+    if (!file && copy >= 0) {
+        close(copy);
+    }
+#endif
+    if (!file) {
+        throw_errno("the file cannot be read");
+    }
+    return file_ptr(file);
+}
+
+void seek(FILE * file, int64_t offset) {
+#ifdef _WIN32
+    const int failed = _fseeki64(file, offset, SEEK_SET);
+#else
+    const int failed = fseeko(file, offset, SEEK_SET);
+#endif
+    if (failed) {
+        throw_errno("no such position in the file");
+    }
+}
+
+} // namespace
 
 extern "C" {
 
 llama_model * guarded_model_load_from_file(const char * path, const llama_model_params * params) {
     return guarded<llama_model *>(nullptr,
                                   [&] { return llama_model_load_from_file(path, *params); });
+}
+
+llama_model * guarded_model_load_from_splits(const char ** paths, size_t n_paths,
+                                             const llama_model_params * params) {
+    return guarded<llama_model *>(
+        nullptr, [&] { return llama_model_load_from_splits(paths, n_paths, *params); });
+}
+
+llama_model * guarded_model_load_from_fd(int fd, int64_t offset, const llama_model_params * params) {
+    return guarded<llama_model *>(nullptr, [&] {
+        const file_ptr file = open_descriptor(fd);
+        seek(file.get(), offset);
+        return llama_model_load_from_file_ptr(file.get(), *params);
+    });
+}
+
+int32_t guarded_model_save_to_file(const llama_model * model, const char * path) {
+    return guarded([&] { llama_model_save_to_file(model, path); });
 }
 
 int32_t guarded_model_free(llama_model * model) {
@@ -42,6 +117,20 @@ int32_t guarded_model_n_head_kv(const llama_model * model) {
 
 const char * guarded_model_chat_template(const llama_model * model, const char * name) {
     return guarded<const char *>(nullptr, [&] { return llama_model_chat_template(model, name); });
+}
+
+int32_t guarded_model_rope_type(const llama_model * model) {
+    return guarded(PYLLAMA_CAUGHT,
+                   [&] { return static_cast<int32_t>(llama_model_rope_type(model)); });
+}
+
+int32_t guarded_model_ftype(const llama_model * model) {
+    return guarded(PYLLAMA_CAUGHT, [&] { return static_cast<int32_t>(llama_model_ftype(model)); });
+}
+
+ggml_backend_buffer_type * guarded_dev_buffer_type(ggml_backend_dev_t device) {
+    return guarded<ggml_backend_buffer_type *>(
+        nullptr, [&] { return ggml_backend_dev_buffer_type(device); });
 }
 
 } // extern "C"

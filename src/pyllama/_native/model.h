@@ -1,4 +1,7 @@
 struct llama_model * guarded_model_load_from_file(const char * path, const struct llama_model_params * params);
+struct llama_model * guarded_model_load_from_splits(const char ** paths, size_t n_paths, const struct llama_model_params * params);
+struct llama_model * guarded_model_load_from_fd(int fd, int64_t offset, const struct llama_model_params * params);
+int32_t guarded_model_save_to_file(const struct llama_model * model, const char * path);
 int32_t guarded_model_free(struct llama_model * model);
 int32_t guarded_model_desc(const struct llama_model * model, char * buffer, size_t size);
 int32_t guarded_model_meta_key(const struct llama_model * model, int32_t index, char * buffer, size_t size);
@@ -6,3 +9,6 @@ int32_t guarded_model_meta_val(const struct llama_model * model, int32_t index, 
 int32_t guarded_model_n_head(const struct llama_model * model);
 int32_t guarded_model_n_head_kv(const struct llama_model * model);
 const char * guarded_model_chat_template(const struct llama_model * model, const char * name);
+int32_t guarded_model_rope_type(const struct llama_model * model);
+int32_t guarded_model_ftype(const struct llama_model * model);
+struct ggml_backend_buffer_type * guarded_dev_buffer_type(ggml_backend_dev_t device);

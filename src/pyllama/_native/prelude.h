@@ -28,6 +28,17 @@ typedef struct pyllama_interrupt {
 
 typedef struct pyllama_chat pyllama_chat;
 typedef struct pyllama_chat_parser pyllama_chat_parser;
+typedef struct pyllama_imatrix pyllama_imatrix;
+
+// What a model and a context would take of a device's memory, in bytes; host memory has no device.
+typedef struct pyllama_device_memory {
+    ggml_backend_dev_t device;
+    int64_t            total;
+    int64_t            free;
+    uint64_t           model;
+    uint64_t           context;
+    uint64_t           compute;
+} pyllama_device_memory;
 
 #ifdef __cplusplus
 extern "C" {
@@ -37,8 +48,11 @@ extern "C" {
 #include "chat.h"
 #include "context.h"
 #include "device.h"
+#include "fit.h"
+#include "lora.h"
 #include "memory.h"
 #include "model.h"
+#include "quantize.h"
 #include "sampler.h"
 #include "vocab.h"
 #ifdef __cplusplus

@@ -1,0 +1,130 @@
+"""Files that models are read from and written to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO, cast
+
+from pyllama._arguments import INT32_MAX, integer
+from pyllama.errors import ModelLoadError
+
+_INT64_MAX = 2**63 - 1
+
+
+def path_text(name: str, path: str | os.PathLike[str]) -> str:
+    """The path as str."""
+    text = os.fspath(path)
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a str or a path, got {path!r}")
+    if "\0" in text:
+        raise ValueError(f"{name} must not contain a null character, got {text!r}")
+    return text
+
+
+def readable_file(name: str, path: str | os.PathLike[str], kind: str) -> str:
+    """The path as str, if it names a file that can be read."""
+    text = path_text(name, path)
+    if os.path.isdir(text):
+        raise IsADirectoryError(f"{name} must be {kind}, but {text} is a folder")
+    with open(text, "rb"):
+        return text
+
+
+def readable_gguf(path: str | os.PathLike[str], name: str = "path") -> str:
+    """The path as str, if it names a file that begins like GGUF."""
+    text = readable_file(name, path, "a GGUF file")
+    with open(text, "rb") as file:
+        require_magic(file.read(4), text)
+    return text
+
+
+def require_magic(magic: bytes, name: str) -> None:
+    if magic != b"GGUF":
+        raise ModelLoadError(
+            f"{name} is no GGUF file: it begins with {magic!r}, not b'GGUF'. "
+            "Give the path of a model in GGUF format."
+        )
+
+
+def descriptor_and_offset(file: BinaryIO | int, offset: int | None) -> tuple[int, int]:
+    """The descriptor of an open file, and where in it to begin."""
+    if isinstance(file, int):
+        descriptor = integer("file", file, 0, INT32_MAX)
+        position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    else:
+        try:
+            descriptor, position = file.fileno(), file.tell()
+        except (AttributeError, OSError, ValueError) as error:
+            raise TypeError(
+                "file must be an open, seekable file of the operating system or its descriptor, "
+                f"got {file!r}: {error}. Model.from_bytes() takes bytes"
+            ) from None
+    return descriptor, integer("offset", position if offset is None else offset, 0, _INT64_MAX)
+
+
+@contextlib.contextmanager
+def position_kept(descriptor: int) -> Iterator[None]:
+    """Put a descriptor's position back at the end."""
+    position = os.lseek(descriptor, 0, os.SEEK_CUR)
+    try:
+        yield
+    finally:
+        os.lseek(descriptor, position, os.SEEK_SET)
+
+
+def magic_at(descriptor: int, offset: int) -> bytes:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, 4)
+
+
+@contextlib.contextmanager
+def anonymous_file(data: Any) -> Iterator[BinaryIO]:
+    """A file without a name that holds the data."""
+    try:
+        view = memoryview(data).cast("B")
+    except TypeError:
+        raise TypeError(f"data must be a contiguous buffer of bytes, got {type(data)}") from None
+    with _new_anonymous_file() as file:
+        file.write(view)
+        file.flush()
+        yield file
+
+
+def _new_anonymous_file() -> BinaryIO:
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("pyllama"), "w+b")
+    return cast("BinaryIO", tempfile.TemporaryFile())
+
+
+def writable_path(name: str, path: str | os.PathLike[str]) -> str:
+    """The path as str, if a file can stand there."""
+    text = path_text(name, path)
+    if not os.path.basename(text) or os.path.isdir(text):
+        raise IsADirectoryError(f"{name} must be the path of a file to write, got {text!r}")
+    folder = os.path.dirname(text) or os.curdir
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{name} lies in a folder that does not exist: {text!r}")
+    return text
+
+
+@contextlib.contextmanager
+def scratch_folder(target: str) -> Iterator[str]:
+    """A folder beside the target, so that what is written there can be moved onto it at once."""
+    folder = tempfile.mkdtemp(prefix=".pyllama-", dir=os.path.dirname(target) or os.curdir)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replaced_when_done(target: str) -> Iterator[str]:
+    """A path to write to; the file becomes the target if all goes well, and vanishes if not."""
+    with scratch_folder(target) as folder:
+        temporary = os.path.join(folder, os.path.basename(target))
+        yield temporary
+        os.replace(temporary, target)

@@ -1,0 +1,2 @@
+int32_t guarded_device_memory(const char * path, const struct llama_model_params * model_params, const struct llama_context_params * context_params, pyllama_device_memory * memory, int32_t room, uint32_t * n_layer, uint32_t * n_ctx_train);
+int32_t guarded_fit_params(const char * path, struct llama_model_params * model_params, struct llama_context_params * context_params, float * tensor_split, struct llama_model_tensor_buft_override * overrides, size_t * margins, uint32_t n_ctx_min);

@@ -1,0 +1,237 @@
+"""Adapters, which change what a context computes: LoRA, and control vectors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyllama import _model_file
+from pyllama._arguments import integer, real
+from pyllama._guard import check, last_errors, raise_caught
+from pyllama._native._binding import ffi, lib
+from pyllama._object import NativeObject
+from pyllama.context import Context
+from pyllama.errors import AdapterError, NativeError
+from pyllama.model import Model, read_string
+
+# What each context has in use; it keeps the adapters alive.
+_in_use: weakref.WeakKeyDictionary[Context, dict[LoraAdapter, float]] = weakref.WeakKeyDictionary()
+_in_use_lock = threading.Lock()
+
+
+class LoraAdapter(NativeObject):
+    """A LoRA adapter for one model (``llama_adapter_lora_init``).
+
+    :func:`set_adapters_lora` puts it to use. It keeps its model alive; closing the model closes
+    it, and closing it takes it out of the contexts that use it. Loading and closing wait for
+    decodes of the model's contexts.
+
+    :param path: a GGUF file, as llama.cpp's ``convert_lora_to_gguf.py`` writes it.
+    :raises FileNotFoundError: there is no such file.
+    :raises AdapterError: the file is no adapter, or none for this model; the message says why.
+    """
+
+    def __init__(self, model: Model, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        if not isinstance(model, Model):
+            raise TypeError(f"model must be a pyllama.Model, got {model!r}")
+        self.path = _model_file.readable_gguf(path)
+        self.model = model
+        architecture = model.metadata.get("general.architecture", "")
+        n_expert = int(model.metadata.get(f"{architecture}.expert_count", 0))
+        with _at_rest(model), model._open() as model_pointer:
+            pointer = lib.guarded_adapter_lora_init(model_pointer, os.fsencode(self.path), n_expert)
+            if pointer == ffi.NULL:
+                _raise_adapter_error(f"loading the adapter {self.path}")
+            # Contexts walk through the model's adapters while they decode: the garbage collector
+            # must not free one in between.
+            self._own(pointer, model._retired_adapters.append, model._open())
+        #: The file's metadata, scalar values as strings; arrays are left out.
+        self.metadata: Mapping[str, str] = MappingProxyType(_metadata(pointer))
+        n_tokens = lib.llama_adapter_get_alora_n_invocation_tokens(pointer)
+        #: Tokens after which an activated LoRA (aLoRA) is meant to be put to use; often empty.
+        self.alora_invocation_tokens: tuple[int, ...] = tuple(
+            ffi.unpack(lib.llama_adapter_get_alora_invocation_tokens(pointer), n_tokens)
+            if n_tokens
+            else ()
+        )
+        model._adopt(self)
+
+    def close(self) -> None:
+        """Take it out of the contexts that use it, and free it. Closing again does nothing."""
+        with self._lock:
+            with _in_use_lock:
+                contexts = [context for context, scales in _in_use.items() if self in scales]
+            for context in contexts:
+                with context._lock:
+                    if context._handle is not None and context._poison is None:
+                        scales = {**_in_use[context]}
+                        scales.pop(self, None)
+                        _apply(context, scales)
+            super().close()
+        with _at_rest(self.model):
+            _free_retired(self.model)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"for {self.model.desc!r}"
+        return f"<pyllama.LoraAdapter {os.path.basename(self.path)!r}: {state}>"
+
+
+def set_adapters_lora(context: Context, adapters: Mapping[LoraAdapter, float]) -> None:
+    """Let a context use these LoRA adapters, and no others (``llama_set_adapters_lora``).
+
+    What is in the context's memory already was computed without them, and stays as it is.
+
+    :param adapters: each with the scale of what it adds, where 1.0 is as trained; empty for none.
+    :raises ValueError: an adapter of another model, or a scale that is not finite.
+    :raises ClosedError: the context or an adapter is closed.
+    """
+    if not isinstance(context, Context):
+        raise TypeError(f"context must be a pyllama.Context, got {context!r}")
+    if not isinstance(adapters, Mapping):
+        raise TypeError(f"adapters must map pyllama.LoraAdapter to its scale, got {adapters!r}")
+    scales = {}
+    for adapter, scale in adapters.items():
+        if not isinstance(adapter, LoraAdapter):
+            raise TypeError(f"adapters must hold pyllama.LoraAdapter objects, got {adapter!r}")
+        if adapter.model is not context.model:
+            raise ValueError(f"adapters must be of the context's model, got {adapter!r}")
+        scales[adapter] = real(f"adapters[{adapter!r}]", scale, -1e6, 1e6)
+    with contextlib.ExitStack() as locks:
+        for adapter in sorted(scales, key=id):  # in one order, so that two calls cannot deadlock
+            locks.enter_context(adapter._lock)
+        locks.enter_context(context._lock)
+        _apply(context, scales)
+
+
+def set_control_vector(
+    context: Context,
+    directions: ArrayLike | None,
+    *,
+    layer_start: int = 1,
+    layer_end: int | None = None,
+) -> None:
+    """Add a direction to what some layers of a context compute (``llama_set_adapter_cvec``).
+
+    :param directions: float32 array of shape (n_layers, n_embd), the first row for layer 1: layer
+        0 has none. Rows of layers that it does not reach are zero. None for no control vector.
+    :param layer_start: the first layer that is changed.
+    :param layer_end: the last layer that is changed; None for the model's last.
+    :raises ValueError: another shape, values that are not finite, or layers that do not exist.
+    """
+    if not isinstance(context, Context):
+        raise TypeError(f"context must be a pyllama.Context, got {context!r}")
+    model = context.model
+    last = model.n_layer - 1
+    start = integer("layer_start", layer_start, 1, max(last, 1))
+    end = integer("layer_end", last if layer_end is None else layer_end, min(start, last), last)
+    data, size = ffi.NULL, 0
+    if directions is not None:
+        # llama.cpp leaves the rows of layers beyond the data as an earlier vector set them.
+        rows = np.zeros((last, model.n_embd), dtype=np.float32)
+        given = _directions(directions, model)
+        rows[: len(given)] = given
+        data, size = ffi.from_buffer("float[]", rows), rows.size
+    with context._lock:
+        code = lib.guarded_set_adapter_cvec(
+            context._open().pointer, data, size, model.n_embd, start, end
+        )
+        if context._check(code, "setting a control vector"):
+            raise AdapterError(f"setting a control vector: {last_errors()}")
+
+
+def load_control_vector(path: str | os.PathLike[str]) -> NDArray[np.float32]:
+    """The directions of a control vector's file, for :func:`set_control_vector`.
+
+    ``common_control_vector_load``.
+
+    :param path: a GGUF file with a tensor ``direction.1``, ``direction.2``, … for each layer.
+    :returns: float32 array of shape (n_layers, n_embd), the first row for layer 1; rows without
+        a tensor are zero.
+    :raises AdapterError: the file is no control vector.
+    """
+    name = _model_file.readable_gguf(path)
+    n_layers, n_embd = ffi.new("int32_t *"), ffi.new("int32_t *")
+    rows = lib.guarded_control_vector_load(os.fsencode(name), n_layers, n_embd)
+    if rows == ffi.NULL:
+        _raise_adapter_error(f"loading the control vector {name}")
+    try:
+        size = n_layers[0] * n_embd[0] * ffi.sizeof("float")
+        values = np.array(np.frombuffer(ffi.buffer(rows, size), dtype=np.float32))
+    finally:
+        lib.pyllama_free(rows)
+    return values.reshape(n_layers[0], n_embd[0])
+
+
+def _apply(context: Context, scales: dict[LoraAdapter, float]) -> None:
+    """Set a context's adapters; the caller holds the locks of all of them."""
+    pointers = ffi.new(
+        "struct llama_adapter_lora *[]", [adapter._open().pointer for adapter in scales]
+    )
+    values = ffi.new("float[]", list(scales.values()))
+    code = lib.guarded_set_adapters_lora(context._open().pointer, pointers, len(scales), values)
+    context._check(code, "setting adapters")
+    with _in_use_lock:
+        _in_use[context] = scales
+
+
+@contextlib.contextmanager
+def _at_rest(model: Model) -> Iterator[None]:
+    """Hold off decodes of the model's contexts, which read the model's set of adapters."""
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(model._lock)
+        for dependent in list(model._dependents):
+            if isinstance(dependent, Context):
+                locks.enter_context(dependent._lock)
+        yield
+
+
+def _free_retired(model: Model) -> None:
+    """Free the adapters that nobody has any more; the model frees them otherwise."""
+    handle = model._handle
+    if handle is not None:
+        with handle:
+            while model._retired_adapters:
+                check(
+                    lib.guarded_adapter_lora_free(model._retired_adapters.pop()),
+                    "freeing an adapter",
+                )
+
+
+def _directions(directions: ArrayLike, model: Model) -> NDArray[np.float32]:
+    try:
+        rows = np.asarray(directions, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise TypeError(f"directions must be numbers, got {directions!r}") from None
+    if rows.ndim != 2 or rows.shape[1] != model.n_embd or not 1 <= len(rows) < model.n_layer:
+        raise ValueError(
+            f"directions must have the shape (1 to {model.n_layer - 1}, {model.n_embd}) for this "
+            f"model, got {rows.shape}"
+        )
+    if not np.isfinite(rows).all():
+        raise ValueError("directions must be finite")
+    return rows
+
+
+def _metadata(pointer: Any) -> dict[str, str]:
+    return {
+        read_string(lib.guarded_adapter_meta_key, pointer, index): read_string(
+            lib.guarded_adapter_meta_val, pointer, index
+        )
+        for index in range(lib.llama_adapter_meta_count(pointer))
+    }
+
+
+def _raise_adapter_error(what: str) -> None:
+    try:
+        raise_caught(what)
+    except NativeError as error:
+        raise AdapterError(str(error)) from None

@@ -1,0 +1,335 @@
+"""How much memory a model and its context would take, and which of them fits the memory there is.
+
+llama.cpp simulates the loading: it reads no weights, and allocates no memory for them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
+
+from pyllama import _model_file
+from pyllama._arguments import choice, integer
+from pyllama._guard import check, to_str
+from pyllama._native._binding import ffi, lib
+from pyllama._system_memory import available_memory
+from pyllama.context import CacheType, FlashAttention
+from pyllama.device import Device
+from pyllama.device import devices as all_devices
+from pyllama.errors import MemoryFitError, NativeError
+from pyllama.ggml_type import GGML_TYPES
+from pyllama.model import Model
+from pyllama.model_params import ModelParams, SplitMode, buffer_type
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+# A simulated context has real lists of its cells: about 60 bytes for each token.
+_MAX_N_CTX = 2**24
+
+_FLASH_ATTENTION: dict[str, int] = {
+    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "disabled": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    "enabled": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+}
+
+_CACHE_TYPES = {name: GGML_TYPES[name] for name in get_args(CacheType)}
+
+# libllama-common redirects llama.cpp's log while it simulates.
+_simulating = threading.Lock()
+
+
+class LayoutOptions(TypedDict, total=False):
+    """What else :func:`memory_use` and :func:`memory_fit` take.
+
+    They mean what they mean for :class:`Model` and :class:`Context`, and have their defaults.
+    """
+
+    devices: Sequence[Device] | None
+    split_mode: SplitMode
+    main_gpu: int
+    kv_overrides: Mapping[str, bool | int | float | str] | None
+    use_extra_bufts: bool
+    no_host: bool
+    n_batch: int
+    n_ubatch: int
+    n_seq_max: int
+    flash_attn: FlashAttention
+    type_k: CacheType
+    type_v: CacheType
+    offload_kqv: bool
+    kv_unified: bool
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """What would be taken of one memory, and what there is of it, in bytes."""
+
+    #: None for the host's memory.
+    device: Device | None
+    #: Weights.
+    model: int
+    #: Keys and values, or recurrent states.
+    context: int
+    #: Buffers for computing.
+    compute: int
+    #: Not in use now. For the host, on Linux: what the system says is available, within the
+    #: limits of control groups; elsewhere all of it.
+    free: int
+    total: int
+
+    @property
+    def used(self) -> int:
+        """What the model and its context would take together."""
+        return self.model + self.context + self.compute
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """What a model and a context would take of each memory."""
+
+    #: The devices that the model would run on; none for the CPU alone.
+    devices: tuple[DeviceMemory, ...]
+    host: DeviceMemory
+    #: Tokens that the context would hold.
+    n_ctx: int
+    n_ctx_train: int
+    n_layer: int
+
+
+@dataclass(frozen=True)
+class MemoryFit:
+    """Arguments for :class:`Model`, and n_ctx for :class:`Context`, that fit the memory."""
+
+    n_gpu_layers: int
+    #: None on fewer than two devices, or where nothing had to change.
+    tensor_split: tuple[float, ...] | None
+    #: Parts of layers that stay in another memory; empty where nothing had to change.
+    tensor_buft_overrides: Mapping[str, Device]
+    n_ctx: int
+    #: What they would take.
+    use: MemoryUse
+
+
+def memory_use(
+    path: str | os.PathLike[str],
+    *,
+    n_ctx: int = 0,
+    n_gpu_layers: int = -1,
+    tensor_split: Sequence[float] | None = None,
+    tensor_buft_overrides: Mapping[str, Device] | None = None,
+    **options: Unpack[LayoutOptions],
+) -> MemoryUse:
+    """How much memory a model and a context would take (``common_get_device_memory_data``).
+
+    No weights are read. Calls wait for each other; a log line that another thread writes at the
+    moment one begins or ends can be lost.
+
+    :param n_ctx: tokens in the context, at most 2**24; 0 for what the model was trained with.
+    :raises ModelLoadError: the file is no model that llama.cpp can load.
+    :raises MemoryFitError: no such context can be made, for one because n_ctx is too large.
+    """
+    layout = _Layout(
+        path,
+        n_ctx,
+        n_gpu_layers=n_gpu_layers,
+        tensor_split=tensor_split,
+        tensor_buft_overrides=tensor_buft_overrides,
+        **options,
+    )
+    with _simulating:
+        return layout.measure()
+
+
+def memory_fit(
+    path: str | os.PathLike[str],
+    *,
+    n_ctx: int = 0,
+    n_ctx_min: int = 4096,
+    margin: int = 2**30,
+    **options: Unpack[LayoutOptions],
+) -> MemoryFit:
+    """Find a layout that fits the free memory (``common_fit_params``).
+
+    Without GPUs the host's memory decides, and n_ctx is all that can be made smaller. With GPUs
+    first the context becomes smaller, then fewer layers go to the GPUs; the host's memory is
+    taken to be large enough: compare ``use.host``. No weights are read. Calls wait for each
+    other; see :func:`memory_use`.
+
+    :param n_ctx: tokens in the context; 0 for what the model was trained with, or as many as fit.
+    :param n_ctx_min: with n_ctx=0, the fewest tokens to go down to.
+    :param margin: bytes to leave free on each device, or of the host's memory.
+    :raises ModelLoadError: the file is no model that llama.cpp can load.
+    :raises MemoryFitError: nothing fits; the message tells what it would take.
+    """
+    margin = integer("margin", margin, 0, 2**62)
+    n_ctx_min = integer("n_ctx_min", n_ctx_min, 1, _MAX_N_CTX)
+    layout = _Layout(path, n_ctx, **options)
+    with _simulating:
+        use = layout.measure()
+        if not use.devices:
+            # llama.cpp compares with the host's whole memory; what is in use is no less taken.
+            margins = [margin + use.host.total - use.host.free]
+        else:
+            margins = [margin] * len(use.devices)
+        return layout.fit(margins, n_ctx_min, use)
+
+
+class _Layout:
+    """The parameters of a model and its context, to be measured and to be made to fit."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        n_ctx: int,
+        *,
+        n_gpu_layers: int = -1,
+        tensor_split: Sequence[float] | None = None,
+        tensor_buft_overrides: Mapping[str, Device] | None = None,
+        devices: Sequence[Device] | None = None,
+        split_mode: SplitMode = "layer",
+        main_gpu: int = 0,
+        kv_overrides: Mapping[str, bool | int | float | str] | None = None,
+        use_extra_bufts: bool = True,
+        no_host: bool = False,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        n_seq_max: int = 1,
+        flash_attn: FlashAttention = "auto",
+        type_k: CacheType = "f16",
+        type_v: CacheType = "f16",
+        offload_kqv: bool = True,
+        kv_unified: bool = False,
+    ) -> None:
+        self.path = _model_file.readable_gguf(path)
+        context = lib.llama_context_default_params()
+        context.n_ctx = integer("n_ctx", n_ctx, 0, _MAX_N_CTX)
+        context.n_batch = integer("n_batch", n_batch, 1, _MAX_N_CTX)
+        context.n_ubatch = integer("n_ubatch", n_ubatch, 1, _MAX_N_CTX)
+        context.n_seq_max = integer("n_seq_max", n_seq_max, 1, lib.llama_max_parallel_sequences())
+        context.flash_attn_type = choice("flash_attn", flash_attn, _FLASH_ATTENTION)
+        context.type_k = choice("type_k", type_k, _CACHE_TYPES)
+        context.type_v = choice("type_v", type_v, _CACHE_TYPES)
+        context.offload_kqv = bool(offload_kqv)
+        context.kv_unified = bool(kv_unified)
+        self._context = context
+        self._params = ModelParams(
+            devices=devices,
+            n_gpu_layers=n_gpu_layers,
+            split_mode=split_mode,
+            main_gpu=main_gpu,
+            tensor_split=tensor_split,
+            tensor_buft_overrides=tensor_buft_overrides,
+            kv_overrides=kv_overrides,
+            use_extra_bufts=use_extra_bufts,
+            no_host=no_host,
+        )
+        # Says why a file cannot be loaded, and how long a context it would make us simulate.
+        with Model(path, vocab_only=True, kv_overrides=kv_overrides) as model:
+            n_ctx_train = model.n_ctx_train
+        n_streams = 1 if kv_unified else context.n_seq_max
+        if not n_ctx and n_ctx_train * n_streams > _MAX_N_CTX:
+            raise MemoryFitError(
+                f"{self.path}: n_ctx=0 asks for {n_streams} sequences of {n_ctx_train} tokens, "
+                f"but no more than {_MAX_N_CTX} can be simulated; give n_ctx"
+            )
+
+    def measure(self) -> MemoryUse:
+        what = f"measuring {self.path}"
+        room = lib.llama_max_devices() + 1
+        memory = ffi.new("pyllama_device_memory[]", room)
+        n_layer, n_ctx_train = ffi.new("uint32_t *"), ffi.new("uint32_t *")
+        try:
+            count = check(
+                lib.guarded_device_memory(
+                    os.fsencode(self.path),
+                    ffi.addressof(self._params.struct),
+                    ffi.addressof(self._context),
+                    memory,
+                    room,
+                    n_layer,
+                    n_ctx_train,
+                ),
+                what,
+            )
+        except NativeError as error:
+            raise MemoryFitError(str(error)) from None
+        by_pointer = {device._pointer: device for device in all_devices()}
+        *found, host = (
+            DeviceMemory(
+                device=by_pointer.get(entry.device),
+                model=entry.model,
+                context=entry.context,
+                compute=entry.compute,
+                free=entry.free,
+                total=entry.total,
+            )
+            for entry in memory[0:count]
+        )
+        return MemoryUse(
+            devices=tuple(found),
+            host=_with_available(host),
+            n_ctx=self._context.n_ctx or n_ctx_train[0],
+            n_ctx_train=n_ctx_train[0],
+            n_layer=n_layer[0],
+        )
+
+    def fit(self, margins: list[int], n_ctx_min: int, use: MemoryUse) -> MemoryFit:
+        params = self._params.struct
+        split = ffi.new("float[]", lib.llama_max_devices())
+        overrides = ffi.new(
+            "struct llama_model_tensor_buft_override[]", lib.llama_max_tensor_buft_overrides()
+        )
+        room = max(len(margins), lib.llama_max_devices())
+        status = lib.guarded_fit_params(
+            os.fsencode(self.path),
+            ffi.addressof(params),
+            ffi.addressof(self._context),
+            split,
+            overrides,
+            ffi.new("size_t[]", margins + [0] * (room - len(margins))),
+            n_ctx_min,
+        )
+        check(status, f"fitting {self.path}")
+        if status:
+            raise MemoryFitError(_what_is_missing(self.path, use))
+        shares = tuple(split) if any(split) else None
+        return MemoryFit(
+            n_gpu_layers=params.n_gpu_layers,
+            tensor_split=shares,
+            tensor_buft_overrides=MappingProxyType(_override_mapping(overrides)),
+            n_ctx=self._context.n_ctx,
+            use=self.measure(),
+        )
+
+
+def _with_available(host: DeviceMemory) -> DeviceMemory:
+    """ggml takes all of the host's memory to be free."""
+    available = available_memory()
+    return host if available is None else replace(host, free=min(available, host.total))
+
+
+def _override_mapping(overrides: Any) -> dict[str, Device]:
+    """What llama.cpp wrote, up to the entry without pattern."""
+    # Several devices may keep their tensors in the host's buffers: the CPU stands for them.
+    by_type = {buffer_type(device): device for device in all_devices() if device.type != "cpu"}
+    by_type.update((buffer_type(d), d) for d in all_devices() if d.type == "cpu")
+    found = {}
+    for entry in overrides:
+        if entry.pattern == ffi.NULL:
+            break
+        found[to_str(entry.pattern)] = by_type[entry.buft]
+    return found
+
+
+def _what_is_missing(path: str, use: MemoryUse) -> str:
+    needs = ", ".join(
+        f"{memory.used:,} bytes of {memory.device.name if memory.device else 'the host'}, where "
+        f"{memory.free:,} are free"
+        for memory in use.devices or (use.host,)
+    )
+    return f"{path} does not fit with n_ctx={use.n_ctx}: it takes {needs}"
