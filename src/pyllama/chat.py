@@ -13,17 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from pyllama._arguments import choice
 from pyllama._guard import raise_caught, take_str
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama.chat_parser import ChatParser
-from pyllama.chat_process import ChatProcess
 from pyllama.errors import ChatTemplateError, NativeError
 from pyllama.model import Model
 from pyllama.vocab import Vocab
+
+if TYPE_CHECKING:
+    from pyllama.chat_process import ChatProcess
 
 ToolChoice = Literal["auto", "required", "none"]
 ReasoningFormat = Literal["none", "auto", "deepseek", "deepseek-legacy"]
@@ -140,6 +142,8 @@ class ChatTemplate:
             source = source.replace("\r\n", "\n")
             if not isolated:
                 return _Engine(_Native(model, source, bos or "", eos or ""))
+            from pyllama.chat_process import ChatProcess  # subprocess takes a while to import
+
             if model is None:
                 return _Engine(ChatProcess(source, bos or "", eos or ""))
             texts = _token_texts(model.vocab)
