@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from pyllama._arguments import choice
 from pyllama._guard import raise_caught, take_str
@@ -22,6 +22,10 @@ from pyllama._native._binding import ffi, lib
 from pyllama.chat_parser import ChatParser
 from pyllama.errors import ChatTemplateError, NativeError
 from pyllama.model import Model
+from pyllama.vocab import Vocab
+
+if TYPE_CHECKING:
+    from pyllama.chat_process import ChatProcess
 
 ToolChoice = Literal["auto", "required", "none"]
 ReasoningFormat = Literal["none", "auto", "deepseek", "deepseek-legacy"]
@@ -97,15 +101,18 @@ class RenderedChat:
 class ChatTemplate:
     """A chat template, ready to apply (``common_chat_templates_init``). It outlives the model.
 
-    Any number of threads may use one at a time. What a template can do wrong is bounded where it
-    can be: more than 256 KiB, 1,000 tokens in a block, or 50 nested brackets or statements are
-    refused. It can still loop or recurse without end.
+    Any number of threads may use one at a time. A template of more than 256 KiB, 1,000 tokens in
+    a block, or 50 nested brackets or statements is refused. It can still run forever, take all
+    memory, or recurse until the process ends: ``isolated`` makes that an error.
 
     :param model: the model whose template and special tokens are used. Its template for tools
         (``"tool_use"``) is used for conversations with tools, if it has one.
     :param source: a template in Jinja to use in place of the model's.
     :param bos: the text of the token that begins a sequence, for a source without a model.
     :param eos: the text of the token that ends one.
+    :param isolated: run the template in a child process, for files that are not trusted. A call
+        that takes longer than 10 seconds or more than 1 GiB (on Linux), or that the child does
+        not survive, is an error then. It costs a process, and a fraction of a millisecond a call.
     :raises ChatTemplateError: the template does not parse, or the model has none.
     """
 
@@ -116,6 +123,7 @@ class ChatTemplate:
         *,
         bos: str | None = None,
         eos: str | None = None,
+        isolated: bool = False,
     ) -> None:
         if model is not None and not isinstance(model, Model):
             raise TypeError(f"model must be a pyllama.Model, got {model!r}")
@@ -123,13 +131,28 @@ class ChatTemplate:
             raise TypeError("a chat template needs a model, or a source")
         if model is not None and (bos is not None or eos is not None):
             raise ValueError("bos and eos are the model's own; they go with a source alone")
-        names = ("source", "bos", "eos")
-        given = [_checked_text(*item) for item in zip(names, (source, bos, eos), strict=True)]
         tool_use = None
         if model is not None and source is None:
-            given[0], tool_use = _templates_of(model)
-        self._engine = _Engine(model, *given)
-        self._tool_use = _Engine(model, tool_use, b"", b"") if tool_use else self._engine
+            source, tool_use = _templates_of(model)
+        for name, text in (("source", source), ("source", tool_use), ("bos", bos), ("eos", eos)):
+            _check_text(name, text)
+
+        def engine(source: str) -> _Engine:
+            # The engine reads all line ends as \n, in a time quadratic in those it replaces.
+            source = source.replace("\r\n", "\n")
+            if not isolated:
+                return _Engine(_Native(model, source, bos or "", eos or ""))
+            from pyllama.chat_process import ChatProcess  # subprocess takes a while to import
+
+            if model is None:
+                return _Engine(ChatProcess(source, bos or "", eos or ""))
+            texts = _token_texts(model.vocab)
+            added = model.vocab.add_bos, model.vocab.add_eos
+            left_out = [text if add else "" for text, add in zip(texts, added, strict=True)]
+            return _Engine(ChatProcess(source, *texts), *left_out)
+
+        self._engine = engine(cast("str", source))
+        self._tool_use = engine(tool_use) if tool_use else self._engine
         #: The template as it is applied.
         self.source = self._engine.source
 
@@ -219,19 +242,41 @@ class ChatTemplate:
         return f"<pyllama.ChatTemplate of {len(self.source)} characters>"
 
 
-class _Engine:
-    """One template in C++."""
+class _Native:
+    """One template in C++, in this process."""
 
-    def __init__(self, model: Model | None, source: bytes, bos: bytes, eos: bytes) -> None:
+    def __init__(self, model: Model | None, source: str, bos: str, eos: str) -> None:
+        arguments = source.encode(), bos.encode(), eos.encode()
         if model is None:
-            chat = lib.guarded_chat_init(ffi.NULL, source, bos, eos)
+            chat = lib.guarded_chat_init(ffi.NULL, *arguments)
         else:
             with model._open() as pointer:
-                chat = lib.guarded_chat_init(pointer, source, bos, eos)
+                chat = lib.guarded_chat_init(pointer, *arguments)
         if chat == ffi.NULL:
             _raise_template_error("parsing the chat template")
         self._handle = Handle(chat, lib.guarded_chat_free)
-        about = _taken(lib.guarded_chat_describe(chat), "reading the chat template")
+        self.description = take_str(lib.guarded_chat_describe(chat), "reading the chat template")
+
+    def call(self, function: str, inputs: str) -> str:
+        with self._handle as chat:
+            text = getattr(lib, function)(chat, inputs.encode())
+            if text == ffi.NULL:
+                _raise_template_error("applying the chat template")
+            return take_str(text, "applying the chat template")
+
+
+class _Engine:
+    """One template, wherever it runs, and the formats found for it.
+
+    :param bos: left out at a prompt's beginning, since tokenizing adds it. A template that knows
+        its model does so by itself.
+    :param eos: the same at its end.
+    """
+
+    def __init__(self, template: _Native | ChatProcess, bos: str = "", eos: str = "") -> None:
+        self._template = template
+        self._bos, self._eos = bos, eos
+        about = json.loads(template.description)
         self.source: str = about["source"]
         self.capabilities: dict[str, bool] = about["capabilities"]
         # llama.cpp finds most formats by rendering dozens of trial conversations, at each call.
@@ -273,7 +318,7 @@ class _Engine:
     def apply_with_kept_format(self, format_inputs: str, prompt_inputs: str) -> RenderedChat:
         if not self._finds_format:
             return self.apply(format_inputs, prompt_inputs)
-        prompt = self._call(lib.guarded_chat_render, format_inputs, prompt_inputs)
+        prompt = self._call("guarded_chat_render", format_inputs, prompt_inputs)
         key = (format_inputs, prompt["generation_prompt"])
         kept = self._formats.get(key)
         if kept is not None:
@@ -285,7 +330,7 @@ class _Engine:
         return rendered
 
     def apply(self, format_inputs: str, prompt_inputs: str) -> RenderedChat:
-        result = self._call(lib.guarded_chat_apply, format_inputs, prompt_inputs)
+        result = self._call("guarded_chat_apply", format_inputs, prompt_inputs)
         return RenderedChat(
             prompt=result["prompt"],
             generation_prompt=result["generation_prompt"],
@@ -301,35 +346,45 @@ class _Engine:
             parser=ChatParser(json.dumps(result["parser"])),
         )
 
-    def _call(self, function: Any, format_inputs: str, prompt_inputs: str) -> Any:
+    def _call(self, function: str, format_inputs: str, prompt_inputs: str) -> Any:
         inputs = f"{format_inputs[:-1]},{prompt_inputs[1:]}"  # two JSON objects as one
-        with self._handle as chat:
-            return _taken(function(chat, inputs.encode()), "applying the chat template")
+        result = json.loads(self._template.call(function, inputs))
+        result["prompt"] = result["prompt"].removeprefix(self._bos).removesuffix(self._eos)
+        return result
 
 
-def _checked_text(name: str, text: str | None) -> bytes:
+def _check_text(name: str, text: str | None) -> None:
     if text is None:
-        return b""
+        return
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a str, got {text!r}")
     if "\0" in text or (name == "source" and not text.strip()):
         raise ChatTemplateError(f"{name} must be the text of a template, got {text!r}")
     try:
-        # The engine reads all line ends as \n, but takes a time quadratic in those it replaces.
-        return text.replace("\r\n", "\n").encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise ChatTemplateError(
             f"{name} holds a lone surrogate at index {error.start}, which has no UTF-8 form"
         ) from None
 
 
-def _templates_of(model: Model) -> tuple[bytes, bytes | None]:
+def _templates_of(model: Model) -> tuple[str, str | None]:
     """A model's own template, and the one it has for tools, if any."""
     default, tool_use = model.chat_template(), model.chat_template("tool_use")
     source = default or tool_use
-    if source is None:
+    if not source:
         raise ChatTemplateError(f"the model has no chat template: {model.desc}. Give one as source")
-    return _checked_text("source", source), _checked_text("source", tool_use) if tool_use else None
+    return source, tool_use
+
+
+def _token_texts(vocab: Vocab) -> tuple[str, str]:
+    """The text of BOS and EOS, empty without one."""
+    pieces = (
+        b"" if token is None else vocab.token_to_piece(token, special=True)
+        for token in (vocab.bos, vocab.eos)
+    )
+    bos, eos = (piece.decode("utf-8", "replace") for piece in pieces)
+    return bos, eos
 
 
 def _json(value: object) -> str:
@@ -373,12 +428,6 @@ def _check_continued(conversation: list[dict[str, Any]]) -> None:
             "continue_final_message needs a last message of the assistant without tool calls, "
             f"got {reprlib.repr(last)}"
         )
-
-
-def _taken(text: Any, what: str) -> Any:
-    if text == ffi.NULL:
-        _raise_template_error(what)
-    return json.loads(take_str(text, what))
 
 
 def _raise_template_error(what: str) -> None:

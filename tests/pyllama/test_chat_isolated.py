@@ -1,0 +1,155 @@
+"""Chat templates in a process of their own: the same results, and hostile ones end there."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import warnings
+
+import pytest
+from chats import CONVERSATION, TOOL, TOOLS_AND_THINKING
+
+import pyllama
+from pyllama import ChatTemplate, ChatTemplateError, chat_process
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.fixture(scope="module")
+def isolated():
+    return ChatTemplate(source=TOOLS_AND_THINKING, isolated=True)
+
+
+def process_of(template):
+    return template._engine._template._process
+
+
+def test_the_same_as_in_this_process(isolated):
+    here = ChatTemplate(source=TOOLS_AND_THINKING)
+    assert isolated.source == here.source
+    assert isolated.capabilities == here.capabilities
+    for options in ({}, {"tools": [TOOL]}, {"json_schema": {"type": "array"}}):
+        assert isolated.apply(CONVERSATION, **options) == here.apply(CONVERSATION, **options)
+    parser = isolated.apply(CONVERSATION, tools=[TOOL]).parser
+    assert parser.parse("Three.").content == "Three."
+
+
+def test_a_models_tokens(tiny):
+    """The vocabulary adds BOS when it tokenizes, so that a prompt does not begin with it."""
+    source = "{{ bos_token }}{{ messages[0].content }}{{ bos_token }}{{ eos_token }}"
+    prompts = [
+        ChatTemplate(tiny, source, isolated=isolated).apply(HELLO).prompt
+        for isolated in (True, False)
+    ]
+    assert prompts == ["Hello<s></s>"] * 2
+
+
+def test_a_models_own_template_outlives_it(tiny_model_path):
+    with pyllama.Model(tiny_model_path, vocab_only=True) as model:
+        template = ChatTemplate(model, isolated=True)
+        expected = ChatTemplate(model).apply(CONVERSATION)
+    assert template.apply(CONVERSATION) == expected
+
+
+FOREVER = [
+    "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+    "{% for a in range(0, 9223372036854775807, 9223372036854775806) %}{% endfor %}",
+]
+MUCH = [
+    "{{ range(100000000000) }}",
+    "{{ 'x' * 100000000000 }}",
+    "{{ 'x' | indent(100000000000) }}",
+    "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "{% set n = namespace(a=['x']) %}{% for i in range(60) %}{% set n.a = [n.a, n.a] %}{% endfor %}"
+    "{{ n.a | tojson }}",
+]
+DEADLY = [
+    "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    "{% set n = namespace() %}{% macro m() %}{% set n.f = caller %}{{ caller() }}{% endmacro %}"
+    "{% call m() %}{{ n.f() }}{% endcall %}",
+    "{% set a = [] %}{% set _ = a.append(a) %}{{ a }}",
+    "{% set n = namespace() %}{% set n.n = n %}{{ n | tojson }}",
+    "{{ 1 is divisibleby(0) }}",
+]
+
+
+@pytest.mark.parametrize("source", [*FOREVER, *MUCH, *DEADLY])
+def test_a_hostile_template_is_an_error(monkeypatch, source):
+    monkeypatch.setattr(chat_process, "CALL_SECONDS", 2)
+    with pytest.raises(ChatTemplateError):
+        ChatTemplate(source=source, isolated=True).apply(HELLO)
+
+
+def test_what_a_template_did_is_told(monkeypatch):
+    with pytest.raises(ChatTemplateError, match="ended its process: signal"):
+        ChatTemplate(source=DEADLY[0], isolated=True)
+    monkeypatch.setattr(chat_process, "CALL_SECONDS", 1)
+    with pytest.raises(ChatTemplateError, match="longer than 1 seconds"):
+        ChatTemplate(source=FOREVER[0], isolated=True)
+
+
+def test_it_goes_on_in_another_process():
+    source = (
+        "{% macro bomb() %}{{ bomb() }}{% endmacro %}"
+        "{% if messages[0].content == 'now' %}{{ bomb() }}{% endif %}{{ messages[0].content }}"
+    )
+    template = ChatTemplate(source=source, isolated=True)
+    assert template.apply(HELLO).prompt == "Hello"
+    first = process_of(template).pid
+    with pytest.raises(ChatTemplateError, match="ended its process"):
+        template.apply([{"role": "user", "content": "now"}])
+    assert template.apply(HELLO).prompt == "Hello"
+    assert process_of(template).pid != first
+
+
+def test_refusals_come_as_they_are(isolated):
+    with pytest.raises(ChatTemplateError, match="Unknown statement: nonsense"):
+        ChatTemplate(source="{% nonsense %}", isolated=True)
+    process = process_of(isolated)
+    with pytest.raises(ChatTemplateError, match="content"):
+        isolated.apply([{"role": "user"}])
+    assert process_of(isolated) is process
+    assert isolated.apply(HELLO).prompt
+
+
+def test_the_process_ends_with_the_template():
+    template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
+    process = process_of(template)
+    assert process.poll() is None
+    del template
+    gc.collect()
+    assert process.returncode is not None
+
+
+def test_threads_may_share_it(isolated):
+    expected = isolated.apply(CONVERSATION)
+    different = []
+
+    def work():
+        different.extend(
+            rendered for _ in range(20) if (rendered := isolated.apply(CONVERSATION)) != expected
+        )
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not different
+
+
+def test_a_forked_process_uses_one_of_its_own(isolated):
+    expected = isolated.apply(CONVERSATION)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+        child = os.fork()
+    if child == 0:
+        try:
+            parents = process_of(isolated).pid
+            same = isolated.apply(CONVERSATION) == expected
+            os._exit(0 if same and process_of(isolated).pid != parents else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert isolated.apply(CONVERSATION) == expected
