@@ -28,6 +28,10 @@ def test_neither_dspy_nor_the_adapter(imported):
     assert not roots & {"dspy", "adapter", "gguf", "litellm", "pydantic", "typer", "rich"}
 
 
+def test_nothing_slow_that_few_programs_need(imported):
+    assert not imported & {"asyncio", "socket", "subprocess"}
+
+
 def test_its_own_modules_are_all_loaded(imported):
     names = {name for name in imported if name.startswith("pyllama.") and "._" not in name}
     objects = [
@@ -38,6 +42,7 @@ def test_its_own_modules_are_all_loaded(imported):
         "errors",
         "memory",
         "model",
+        "rpc",
         "sampler",
         "vocab",
     ]
