@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pyllama._arguments import INT32_MAX, UINT32_MAX, choice, integer
 from pyllama._callbacks import raise_polled
+from pyllama._context_memory import require_memory
 from pyllama._guard import CAUGHT, last_errors, raise_caught
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
@@ -74,7 +75,8 @@ class Context(NativeObject):
         on the others.
     :param embeddings: compute embeddings beside logits.
     :param no_perf: do not measure timings.
-    :raises ContextError: llama.cpp could not make it; the message says why.
+    :raises ContextError: it needs more memory than there is, or llama.cpp could not make it; the
+        message says why.
     :raises ValueError: an argument out of range.
     """
 
@@ -120,6 +122,7 @@ class Context(NativeObject):
         params.embeddings = bool(embeddings)
         params.no_perf = bool(no_perf)
 
+        require_memory(model, params.n_ctx or model.n_ctx_train, type_k, type_v)
         self._interrupt = ffi.new("pyllama_interrupt *")
         with model._open() as pointer:
             context = lib.guarded_init_from_model(pointer, ffi.addressof(params), self._interrupt)
