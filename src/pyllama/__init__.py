@@ -36,12 +36,15 @@ from pyllama.errors import (
     NativeAssertionError,
     NativeError,
     NativeMemoryError,
+    OutputsInUseError,
     PoisonedError,
     TokenizationError,
 )
 from pyllama.memory import Memory
 from pyllama.model import Model
+from pyllama.performance import Performance
 from pyllama.sampler import Sampler, SamplerChain
+from pyllama.threadpool import Threadpool
 from pyllama.vocab import Detokenizer, Vocab
 
 __all__ = [
@@ -51,6 +54,8 @@ __all__ = [
     "Detokenizer",
     "Context",
     "Memory",
+    "Performance",
+    "Threadpool",
     "Batch",
     "Sampler",
     "SamplerChain",
@@ -78,6 +83,7 @@ __all__ = [
     "NativeAssertionError",
     "NativeError",
     "NativeMemoryError",
+    "OutputsInUseError",
     "PoisonedError",
     "TokenizationError",
 ]

@@ -16,6 +16,7 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     │   ├── InvalidBatchError(ValueError)   tokens, positions or sequences that do not fit
     │   ├── MemoryFullError                 no free cells for the batch
     │   └── DecodeCancelled                 stopped by Context.cancel()
+    ├── OutputsInUseError(BufferError)      views of outputs are alive, which the call would move
     ├── TokenizationError(ValueError)       text or tokens that cannot be converted
     └── ChatTemplateError(ValueError)       a template that does not parse or apply
 
@@ -83,6 +84,10 @@ class MemoryFullError(DecodeError):
 
 class DecodeCancelled(DecodeError):
     """The call was stopped by Context.cancel(); what was computed before stays in memory."""
+
+
+class OutputsInUseError(LlamaError, BufferError):
+    """Views made by Context.logits_view() are alive; delete them first."""
 
 
 class TokenizationError(LlamaError, ValueError):

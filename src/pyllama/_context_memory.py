@@ -1,0 +1,136 @@
+"""Whether the machine has the memory that a context needs, before llama.cpp takes it.
+
+Linux hands out more memory than there is, and ends the process that then uses it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pyllama._native._binding import lib
+from pyllama.device import devices
+from pyllama.errors import ContextError
+from pyllama.model import Model
+
+# What llama_kv_cells keeps of each cell: position, token, 2D position, shift, and 256 sequences.
+_CELL_BYTES = 4 + 4 + 8 + 4 + 256 // 8
+_LITTLE = 2**26
+_FLOAT = 4
+_MASK_VALUE = 2  # of the attention mask, half precision at least
+
+
+def require_memory(model: Model, params: Any) -> None:
+    """Refuse a context that cannot fit.
+
+    :raises ContextError: it needs more than is free in the machine and on its GPUs together.
+    """
+    needed = least_bytes(model, params)
+    if not fits(needed):
+        raise ContextError(
+            f"a context of n_ctx={params.n_ctx}, n_batch={params.n_batch}, "
+            f"n_ubatch={params.n_ubatch} for {model.desc} needs at least {needed / 1e9:.1f} GB, "
+            f"but {available_bytes() / 1e9:.1f} GB of memory are available; make them smaller"
+        )
+
+
+def least_bytes(model: Model, params: Any) -> int:
+    """Bytes that the context takes at the least.
+
+    An estimate from below, so that nothing is refused that could fit: parts whose size llama.cpp
+    does not tell (recurrent states, layers of a sliding window, scratch space) count as nothing.
+    """
+    prefix = model.metadata.get("general.architecture", "")
+    causal = model.metadata.get(f"{prefix}.attention.causal") != "false"
+    n_ctx = params.n_ctx
+    n_batch = min(params.n_batch, n_ctx) if causal else params.n_batch
+    needed = n_batch * _FLOAT  # which output belongs to which token
+    if not causal or model.is_diffusion:
+        return int(needed)
+    n_ubatch = min(n_batch, params.n_ubatch)
+    n_outputs = min(n_ubatch, params.n_outputs_max or n_ubatch)
+    needed += n_outputs * model.vocab.n_tokens * _FLOAT
+    if model.is_recurrent:
+        return int(needed)
+    needed += n_ctx * _CELL_BYTES
+    if not model.n_swa or params.swa_full:
+        n_ctx_seq = n_ctx if params.kv_unified else n_ctx // params.n_seq_max
+        needed += n_ctx_seq * n_ubatch * _MASK_VALUE
+        needed += n_ctx * _cell_bytes(model, prefix, params)
+    return int(needed)
+
+
+def _cell_bytes(model: Model, prefix: str, params: Any) -> int:
+    """Bytes of the keys and values of one token, in all layers."""
+
+    def size(name: str) -> int:
+        return int(model.metadata.get(f"{prefix}.attention.{name}", 0))
+
+    n_head_kv = size("head_count_kv")
+    if not n_head_kv and model.n_head_kv == size("head_count"):
+        n_head_kv = model.n_head_kv  # else there is one for each layer, which is not told
+    head = model.n_embd // model.n_head if model.n_head else 0
+    keys = n_head_kv * (size("key_length") or head)
+    values = n_head_kv * (size("value_length") or head)
+    if size("key_length_mla"):
+        values = 0  # kept within the keys
+    n_layer = model.n_layer - size("shared_kv_layers")
+    if model.is_hybrid:
+        n_layer = 1  # how many have attention is not told
+    return int(n_layer * (_stored(params.type_k, keys) + _stored(params.type_v, values)))
+
+
+def _stored(kind: int, count: int) -> int:
+    return int(count * lib.ggml_type_size(kind) // lib.ggml_blck_size(kind))
+
+
+def fits(size: int) -> bool:
+    """Whether that much memory can be had; little is not worth asking about."""
+    return size < _LITTLE or size <= available_bytes()
+
+
+def available_bytes() -> int:
+    """Memory that can be had now: free and swap, within the limits of control groups, and GPUs."""
+    found = devices()
+    host = sum(device.memory[0] for device in found if device.type == "cpu")
+    accelerated = sum(device.memory[0] for device in found if device.type in ("gpu", "igpu"))
+    try:
+        swap = _meminfo("SwapFree")
+        host = min([_meminfo("MemAvailable"), *_left_in_control_groups()]) + swap
+    except (OSError, KeyError, ValueError):
+        pass  # not Linux: what ggml says has to do
+    return host + accelerated
+
+
+def _meminfo(name: str) -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    values = dict(line.split(":", 1) for line in lines)
+    return int(values[name].split()[0]) * 1024
+
+
+def _left_in_control_groups() -> list[int]:
+    """What the group of this process, and those that hold it, may still take."""
+    left = []
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            names = ("", "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            names = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        root = Path("/sys/fs/cgroup", names[0])
+        folder = root.joinpath(group.lstrip("/"))
+        for level in [folder, *folder.parents]:
+            if not level.is_relative_to(root):
+                break
+            try:
+                limit = (level / names[1]).read_text().strip()
+                used = int((level / names[2]).read_text())
+                stat = dict(x.split() for x in (level / "memory.stat").read_text().splitlines())
+            except OSError:
+                continue
+            if limit != "max":
+                cached = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+                left.append(max(0, int(limit) - used + cached))
+    return left
