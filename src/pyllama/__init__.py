@@ -38,12 +38,14 @@ from pyllama.errors import (
     NativeMemoryError,
     OutputsInUseError,
     PoisonedError,
+    StateError,
     TokenizationError,
 )
 from pyllama.memory import Memory
 from pyllama.model import Model
 from pyllama.performance import Performance
 from pyllama.sampler import Sampler, SamplerChain
+from pyllama.state import State
 from pyllama.threadpool import Threadpool
 from pyllama.vocab import Detokenizer, Vocab
 
@@ -54,6 +56,7 @@ __all__ = [
     "Detokenizer",
     "Context",
     "Memory",
+    "State",
     "Performance",
     "Threadpool",
     "Batch",
@@ -85,5 +88,6 @@ __all__ = [
     "NativeMemoryError",
     "OutputsInUseError",
     "PoisonedError",
+    "StateError",
     "TokenizationError",
 ]

@@ -32,6 +32,7 @@ from pyllama.memory import Memory
 from pyllama.model import Model
 from pyllama.outputs import Outputs
 from pyllama.performance import Performance
+from pyllama.state import State
 from pyllama.threadpool import MAX_THREADS, Threadpool
 
 
@@ -197,6 +198,8 @@ class Context(Outputs):
             kv_unified=self.kv_unified,
             recurrent=recurrent,
         )
+        #: Saves and restores what the memory holds.
+        self.state = State(self, params, has_memory=self._has_memory)
         self._one = Batch(1)
         model._adopt(self)
 

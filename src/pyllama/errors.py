@@ -17,6 +17,7 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     │   ├── MemoryFullError                 no free cells for the batch
     │   └── DecodeCancelled                 stopped by Context.cancel()
     ├── OutputsInUseError(BufferError)      views of outputs are alive, which the call would move
+    ├── StateError(ValueError)              bytes or a file that are no state of this context
     ├── TokenizationError(ValueError)       text or tokens that cannot be converted
     └── ChatTemplateError(ValueError)       a template that does not parse or apply
 
@@ -88,6 +89,10 @@ class DecodeCancelled(DecodeError):
 
 class OutputsInUseError(LlamaError, BufferError):
     """Views made by Context.logits_view() are alive; delete them first."""
+
+
+class StateError(LlamaError, ValueError):
+    """Damaged, foreign, or too large a state; or one that cannot be taken or set right now."""
 
 
 class TokenizationError(LlamaError, ValueError):
