@@ -6,14 +6,16 @@ Written in milliseconds, so that tests of the binding need no download.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import gguf
 import numpy as np
+import synthetic_architectures as architectures
 from synthetic_files import add_metadata, finish
 
-Architecture = Literal["llama", "mamba", "t5"]
+Architecture = Literal["llama", "mamba", "gemma2", "jamba", "qwen2vl", "bert", "t5"]
 Tokenizer = Literal["bpe", "spm", "none"]
 
 CHATML = (
@@ -62,22 +64,14 @@ def write_model(
     writer.add_context_length(n_ctx_train)
     writer.add_embedding_length(n_embd)
     writer.add_block_count(n_layer)
-    writer.add_layer_norm_rms_eps(1e-5)
     n_vocab = _add_tokenizer(writer, tokenizer)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 
-    weights = _Weights(writer, seed, deltas or {})
+    weights = Weights(writer, seed, deltas or {})
     weights.matrix("token_embd.weight", n_vocab, n_embd)
-    weights.matrix("output.weight", n_vocab, n_embd)
-    if architecture == "llama":
-        weights.ones("output_norm.weight", n_embd)
-        _add_llama(writer, weights, n_embd, n_head, n_head_kv, n_layer, n_ff)
-    elif architecture == "mamba":
-        weights.ones("output_norm.weight", n_embd)
-        _add_mamba(writer, weights, n_embd, n_layer)
-    else:
-        _add_t5(writer, weights, n_embd, n_head, n_layer, n_ff)
+    shape = Shape(n_vocab, n_embd, n_head, n_head_kv, n_layer, n_ff, n_ctx_train)
+    _ADD_LAYERS[architecture](writer, weights, shape)
 
     finish(writer)
     if split_max_tensors:
@@ -85,86 +79,24 @@ def write_model(
     return path
 
 
-def _add_llama(
-    writer: gguf.GGUFWriter,
-    weights: _Weights,
-    n_embd: int,
-    n_head: int,
-    n_head_kv: int,
-    n_layer: int,
-    n_ff: int,
-) -> None:
-    n_embd_kv = n_embd // n_head * n_head_kv
-    writer.add_feed_forward_length(n_ff)
-    writer.add_head_count(n_head)
-    writer.add_head_count_kv(n_head_kv)
-    writer.add_rope_dimension_count(n_embd // n_head)
-    for layer in range(n_layer):
-        block = f"blk.{layer}"
-        weights.ones(f"{block}.attn_norm.weight", n_embd)
-        weights.matrix(f"{block}.attn_q.weight", n_embd, n_embd)
-        weights.matrix(f"{block}.attn_k.weight", n_embd_kv, n_embd)
-        weights.matrix(f"{block}.attn_v.weight", n_embd_kv, n_embd)
-        weights.matrix(f"{block}.attn_output.weight", n_embd, n_embd)
-        weights.ones(f"{block}.ffn_norm.weight", n_embd)
-        weights.matrix(f"{block}.ffn_gate.weight", n_ff, n_embd)
-        weights.matrix(f"{block}.ffn_up.weight", n_ff, n_embd)
-        weights.matrix(f"{block}.ffn_down.weight", n_embd, n_ff)
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model."""
+
+    n_vocab: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    n_layer: int
+    n_ff: int
+    n_ctx_train: int
+
+    @property
+    def n_embd_kv(self) -> int:
+        return self.n_embd // self.n_head * self.n_head_kv
 
 
-def _add_mamba(writer: gguf.GGUFWriter, weights: _Weights, n_embd: int, n_layer: int) -> None:
-    d_inner, d_conv, d_state, dt_rank = 2 * n_embd, 4, 16, n_embd // 16
-    writer.add_feed_forward_length(0)
-    writer.add_head_count(0)
-    writer.add_ssm_conv_kernel(d_conv)
-    writer.add_ssm_inner_size(d_inner)
-    writer.add_ssm_state_size(d_state)
-    writer.add_ssm_time_step_rank(dt_rank)
-    for layer in range(n_layer):
-        block = f"blk.{layer}"
-        weights.ones(f"{block}.attn_norm.weight", n_embd)
-        weights.matrix(f"{block}.ssm_in.weight", 2 * d_inner, n_embd)
-        weights.matrix(f"{block}.ssm_conv1d.weight", d_inner, d_conv)
-        weights.ones(f"{block}.ssm_conv1d.bias", d_inner)
-        weights.matrix(f"{block}.ssm_x.weight", dt_rank + 2 * d_state, d_inner)
-        weights.matrix(f"{block}.ssm_dt.weight", d_inner, dt_rank)
-        weights.ones(f"{block}.ssm_dt.bias", d_inner)
-        # The state must decay: A is negative.
-        decay = -np.tile(np.arange(1, d_state + 1, dtype=np.float32), (d_inner, 1))
-        writer.add_tensor(f"{block}.ssm_a", decay)
-        weights.ones(f"{block}.ssm_d", d_inner)
-        weights.matrix(f"{block}.ssm_out.weight", n_embd, d_inner)
-
-
-def _add_t5(
-    writer: gguf.GGUFWriter,
-    weights: _Weights,
-    n_embd: int,
-    n_head: int,
-    n_layer: int,
-    n_ff: int,
-) -> None:
-    """An encoder and a decoder of as many layers."""
-    n_buckets = 32
-    writer.add_feed_forward_length(n_ff)
-    writer.add_head_count(n_head)
-    writer.add_relative_attn_buckets_count(n_buckets)
-    writer.add_decoder_start_token_id(BOS)
-    for side, attentions in (("enc", ("attn",)), ("dec", ("attn", "cross_attn"))):
-        weights.ones(f"{side}.output_norm.weight", n_embd)
-        for layer in range(n_layer):
-            block = f"{side}.blk.{layer}"
-            for attention in attentions:
-                weights.ones(f"{block}.{attention}_norm.weight", n_embd)
-                for part in ("q", "k", "v", "o"):
-                    weights.matrix(f"{block}.{attention}_{part}.weight", n_embd, n_embd)
-            weights.ones(f"{block}.ffn_norm.weight", n_embd)
-            weights.matrix(f"{block}.ffn_up.weight", n_ff, n_embd)
-            weights.matrix(f"{block}.ffn_down.weight", n_embd, n_ff)
-        weights.matrix(f"{side}.blk.0.attn_rel_b.weight", n_buckets, n_head)
-
-
-class _Weights:
+class Weights:
     """Adds tensors of random numbers, scaled so that activations keep their size."""
 
     def __init__(
@@ -183,6 +115,46 @@ class _Weights:
 
     def ones(self, name: str, size: int) -> None:
         self._writer.add_tensor(name, np.ones(size, dtype=np.float32))
+
+    def norm(self, name: str, size: int) -> None:
+        self.ones(f"{name}.weight", size)
+        self.ones(f"{name}.bias", size)
+
+
+def _add_llama(writer: gguf.GGUFWriter, weights: Weights, shape: Shape) -> None:
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_feed_forward_length(shape.n_ff)
+    writer.add_head_count(shape.n_head)
+    writer.add_head_count_kv(shape.n_head_kv)
+    writer.add_rope_dimension_count(shape.n_embd // shape.n_head)
+    weights.ones("output_norm.weight", shape.n_embd)
+    weights.matrix("output.weight", shape.n_vocab, shape.n_embd)
+    for layer in range(shape.n_layer):
+        architectures.add_attention(weights, f"blk.{layer}", shape)
+        architectures.add_feed_forward(weights, f"blk.{layer}", shape)
+
+
+def _add_mamba(writer: gguf.GGUFWriter, weights: Weights, shape: Shape) -> None:
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_feed_forward_length(0)
+    writer.add_head_count(0)
+    sizes = architectures.add_mamba_shape(writer, shape.n_embd)
+    weights.ones("output_norm.weight", shape.n_embd)
+    weights.matrix("output.weight", shape.n_vocab, shape.n_embd)
+    for layer in range(shape.n_layer):
+        weights.ones(f"blk.{layer}.attn_norm.weight", shape.n_embd)
+        architectures.add_mamba_layer(writer, weights, f"blk.{layer}", shape.n_embd, *sizes)
+
+
+_ADD_LAYERS = {
+    "llama": _add_llama,
+    "mamba": _add_mamba,
+    "gemma2": architectures.add_gemma2,
+    "jamba": architectures.add_jamba,
+    "qwen2vl": architectures.add_qwen2vl,
+    "bert": architectures.add_bert,
+    "t5": architectures.add_t5,
+}
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> int:

@@ -52,9 +52,11 @@ from pyllama.errors import (
     NativeAssertionError,
     NativeError,
     NativeMemoryError,
+    OutputsInUseError,
     PoisonedError,
     QuantizeCancelled,
     QuantizeError,
+    StateError,
     TokenizationError,
 )
 from pyllama.imatrix import load_imatrix
@@ -67,9 +69,12 @@ from pyllama.lora import (
 from pyllama.memory import Memory
 from pyllama.memory_fit import DeviceMemory, MemoryFit, MemoryUse, memory_fit, memory_use
 from pyllama.model import Model
+from pyllama.performance import Performance
 from pyllama.quantize import Quantization, quantize
 from pyllama.rpc import RpcServer, rpc_devices
 from pyllama.sampler import Sampler, SamplerChain
+from pyllama.state import State
+from pyllama.threadpool import Threadpool
 from pyllama.vocab import Detokenizer, Vocab
 
 __all__ = [
@@ -79,6 +84,9 @@ __all__ = [
     "Detokenizer",
     "Context",
     "Memory",
+    "State",
+    "Performance",
+    "Threadpool",
     "Batch",
     "Sampler",
     "SamplerChain",
@@ -143,8 +151,10 @@ __all__ = [
     "NativeAssertionError",
     "NativeError",
     "NativeMemoryError",
+    "OutputsInUseError",
     "PoisonedError",
     "QuantizeCancelled",
     "QuantizeError",
+    "StateError",
     "TokenizationError",
 ]

@@ -7,6 +7,9 @@ import operator
 from collections.abc import Mapping
 from typing import Any, SupportsIndex
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 INT32_MAX = 2**31 - 1
 UINT32_MAX = 2**32 - 1
 
@@ -43,3 +46,27 @@ def choice(name: str, value: str, choices: Mapping[str, Any]) -> Any:
     except (KeyError, TypeError):
         allowed = ", ".join(repr(key) for key in choices)
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}") from None
+
+
+def int32_array(name: str, values: ArrayLike) -> NDArray[np.int32]:
+    """The values as an int32 array of any shape, if they are integers of 0 or more."""
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise TypeError(f"{name} must hold integers, got {values!r}") from None
+    if not array.size:
+        return array.astype(np.int32)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold integers, got {array.dtype} {array.shape}")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > INT32_MAX:
+        raise ValueError(f"{name} must be 0 or more, got {low if low < 0 else high}")
+    return array.astype(np.int32, copy=False)
+
+
+def token_array(tokens: ArrayLike) -> NDArray[np.int32]:
+    """The token ids as an int32 array of shape (n,)."""
+    array = int32_array("tokens", tokens)
+    if array.ndim != 1:
+        raise TypeError(f"tokens must be integers of shape (n,), got {array.dtype} {array.shape}")
+    return array

@@ -5,61 +5,94 @@ Linux hands out more memory than there is, and ends the process that then uses i
 
 from __future__ import annotations
 
+from typing import Any
+
+from pyllama._native._binding import lib
 from pyllama._system_memory import available_memory
 from pyllama.device import devices
 from pyllama.errors import ContextError
 from pyllama.model import Model
 
-# What llama.cpp's host memory keeps for each token: position, token, shift, and a set of sequences.
-_CELL_BYTES = 4 + 4 + 4 + 256 // 8
-
-# Bytes of one value in a KV cache of each type.
-_VALUE_BYTES = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_1": 24 / 32,
-    "q5_0": 22 / 32,
-    "q4_1": 20 / 32,
-    "q4_0": 18 / 32,
-    "iq4_nl": 18 / 32,
-}
+# What llama_kv_cells keeps of each cell: position, token, 2D position, shift, and 256 sequences.
+_CELL_BYTES = 4 + 4 + 8 + 4 + 256 // 8
+_LITTLE = 2**26
+_FLOAT = 4
+_MASK_VALUE = 2  # of the attention mask, half precision at least
 
 
-def require_memory(model: Model, n_ctx: int, type_k: str, type_v: str) -> None:
-    """Refuse a context that cannot fit into the machine and its GPUs together.
+def require_memory(model: Model, params: Any) -> None:
+    """Refuse a context that cannot fit.
 
-    The need is estimated from below, so that nothing is refused that could fit: layers whose
-    memory the metadata does not tell count as nothing.
-
-    :raises ContextError: it needs more than is available.
+    :raises ContextError: it needs more than is free in the machine and on its GPUs together.
     """
-    available = available_memory()
-    if available is None:  # not Linux: there an allocation that is too large fails
-        return
-    needed = n_ctx * (_CELL_BYTES + _kv_bytes(model, type_k, type_v))
-    available += sum(device.memory[0] for device in devices() if device.type in ("gpu", "igpu"))
-    if needed > available:
+    needed = least_bytes(model, params)
+    if not fits(needed):
         raise ContextError(
-            f"n_ctx={n_ctx} for {model.desc} needs at least {needed / 1e9:.1f} GB, but "
-            f"{available / 1e9:.1f} GB of memory are available; make n_ctx smaller"
+            f"a context of n_ctx={params.n_ctx}, n_batch={params.n_batch}, "
+            f"n_ubatch={params.n_ubatch} for {model.desc} needs at least {needed / 1e9:.1f} GB, "
+            f"but {available_bytes() / 1e9:.1f} GB of memory are available; make them smaller"
         )
 
 
-def _kv_bytes(model: Model, type_k: str, type_v: str) -> float:
-    """Bytes of the keys and values of one token, in all layers; 0 where that is not told."""
+def least_bytes(model: Model, params: Any) -> int:
+    """Bytes that the context takes at the least.
+
+    An estimate from below, so that nothing is refused that could fit: parts whose size llama.cpp
+    does not tell (recurrent states, layers of a sliding window, scratch space) count as nothing.
+    """
     prefix = model.metadata.get("general.architecture", "")
+    causal = model.metadata.get(f"{prefix}.attention.causal") != "false"
+    n_ctx = params.n_ctx
+    n_batch = min(params.n_batch, n_ctx) if causal else params.n_batch
+    needed = n_batch * _FLOAT  # which output belongs to which token
+    if not causal or model.is_diffusion:
+        return int(needed)
+    n_ubatch = min(n_batch, params.n_ubatch)
+    n_outputs = min(n_ubatch, params.n_outputs_max or n_ubatch)
+    needed += n_outputs * model.vocab.n_tokens * _FLOAT
+    if model.is_recurrent:
+        return int(needed)
+    needed += n_ctx * _CELL_BYTES
+    if not model.n_swa or params.swa_full:
+        n_ctx_seq = n_ctx if params.kv_unified else n_ctx // params.n_seq_max
+        needed += n_ctx_seq * n_ubatch * _MASK_VALUE
+        needed += n_ctx * _cell_bytes(model, prefix, params)
+    return int(needed)
+
+
+def _cell_bytes(model: Model, prefix: str, params: Any) -> int:
+    """Bytes of the keys and values of one token, in all layers."""
 
     def size(name: str) -> int:
         return int(model.metadata.get(f"{prefix}.attention.{name}", 0))
 
-    n_head = size("head_count")
-    varies = model.is_recurrent or model.is_hybrid or model.n_swa or size("key_length_mla")
-    if varies or not n_head:
-        return 0.0
-    n_head_kv = size("head_count_kv")  # 0 where each layer has its own
-    head = model.n_embd // n_head
-    keys = n_head_kv * (size("key_length") or head) * _VALUE_BYTES[type_k]
-    values = n_head_kv * (size("value_length") or head) * _VALUE_BYTES[type_v]
-    return (model.n_layer - size("shared_kv_layers")) * (keys + values)
+    n_head_kv = size("head_count_kv")
+    if not n_head_kv and model.n_head_kv == size("head_count"):
+        n_head_kv = model.n_head_kv  # else there is one for each layer, which is not told
+    head = model.n_embd // model.n_head if model.n_head else 0
+    keys = n_head_kv * (size("key_length") or head)
+    values = n_head_kv * (size("value_length") or head)
+    if size("key_length_mla"):
+        values = 0  # kept within the keys
+    n_layer = model.n_layer - size("shared_kv_layers")
+    if model.is_hybrid:
+        n_layer = 1  # how many have attention is not told
+    return int(n_layer * (_stored(params.type_k, keys) + _stored(params.type_v, values)))
+
+
+def _stored(kind: int, count: int) -> int:
+    return int(count * lib.ggml_type_size(kind) // lib.ggml_blck_size(kind))
+
+
+def fits(size: int) -> bool:
+    """Whether that much memory can be had; little is not worth asking about."""
+    return size < _LITTLE or size <= available_bytes()
+
+
+def available_bytes() -> int:
+    """Memory that can be had now, of the machine and of its GPUs together."""
+    found = devices()
+    host = available_memory()
+    if host is None:  # no telling: what ggml says has to do
+        host = sum(device.memory[0] for device in found if device.type == "cpu")
+    return host + sum(device.memory[0] for device in found if device.type in ("gpu", "igpu"))

@@ -2,58 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from typing import Any, Literal
+from contextlib import ExitStack
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pyllama._arguments import INT32_MAX, UINT32_MAX, choice, integer
-from pyllama._callbacks import raise_polled
+from pyllama._arguments import INT32_MAX, UINT32_MAX, choice, integer, real
 from pyllama._context_memory import require_memory
-from pyllama._guard import CAUGHT, last_errors, raise_caught
+from pyllama._context_params import (
+    ATTENTION,
+    CACHE_TYPES,
+    FLASH_ATTENTION,
+    POOLING,
+    ROPE_SCALING,
+    Attention,
+    CacheType,
+    FlashAttention,
+    Pooling,
+    RopeScaling,
+)
+from pyllama._decoding import n_pos_max, raise_failure, require_fitting, require_position
+from pyllama._guard import last_errors, raise_caught
+from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
-from pyllama._object import NativeObject
 from pyllama.batch import Batch
 from pyllama.device import cpu_math_cores
-from pyllama.errors import (
-    ContextError,
-    DecodeCancelled,
-    DecodeError,
-    InvalidBatchError,
-    MemoryFullError,
-    NativeError,
-)
+from pyllama.errors import ContextError, NativeError
 from pyllama.memory import Memory
 from pyllama.model import Model
-
-FlashAttention = Literal["auto", "disabled", "enabled"]
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
-
-_FLASH_ATTENTION: dict[str, int] = {
-    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
-    "disabled": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-    "enabled": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-}
-_CACHE_TYPES: dict[str, int] = {
-    "f32": lib.GGML_TYPE_F32,
-    "f16": lib.GGML_TYPE_F16,
-    "bf16": lib.GGML_TYPE_BF16,
-    "q8_0": lib.GGML_TYPE_Q8_0,
-    "q4_0": lib.GGML_TYPE_Q4_0,
-    "q4_1": lib.GGML_TYPE_Q4_1,
-    "iq4_nl": lib.GGML_TYPE_IQ4_NL,
-    "q5_0": lib.GGML_TYPE_Q5_0,
-    "q5_1": lib.GGML_TYPE_Q5_1,
-}
-
-MAX_THREADS = 512  # GGML_MAX_N_THREADS
-
-# What llama_decode returns.
-_NO_ROOM, _ABORTED, _INVALID = 1, 2, -1
+from pyllama.outputs import Outputs
+from pyllama.performance import Performance
+from pyllama.state import State
+from pyllama.threadpool import MAX_THREADS, Threadpool
 
 
-class Context(NativeObject):
+class Context(Outputs):
     """The state of a model that is decoding (``llama_init_from_model``).
 
     One thread uses it at a time: calls from several threads wait for each other. It keeps its
@@ -64,18 +47,35 @@ class Context(NativeObject):
     :param n_batch: the most tokens in one :meth:`decode`.
     :param n_ubatch: the most tokens computed at once.
     :param n_seq_max: sequences it can hold; ids are 0 to n_seq_max - 1.
+    :param n_rs_seq: for each sequence of a recurrent model, earlier states to keep, so that this
+        many tokens can be removed from its end; models that cannot do so ignore it.
+    :param n_outputs_max: the most outputs of one :meth:`decode`; 0 for n_batch. Fewer save memory.
     :param n_threads: threads for one token at a time; None for :func:`cpu_math_cores`.
     :param n_threads_batch: threads for several tokens at a time; None for the same as n_threads.
+    :param rope_scaling_type: how positions beyond those trained with are made to fit.
+    :param pooling_type: how the embeddings of a sequence's tokens become one.
+    :param attention_type: whether tokens see those after them. Without causal attention a batch
+        holds at most n_ubatch tokens.
     :param flash_attn: whether to use flash attention.
+    :param rope_freq_base: RoPE's base frequency; 0 for the model's.
+    :param rope_freq_scale: RoPE's factor of positions; 0 for the model's.
+    :param yarn_ext_factor: YaRN's mix of extrapolation; None for the model's, as for the others.
+    :param yarn_attn_factor: YaRN's factor of attention.
+    :param yarn_beta_fast: YaRN's low correction dimension.
+    :param yarn_beta_slow: YaRN's high correction dimension.
+    :param yarn_orig_ctx: context length before YaRN; 0 for the model's.
     :param type_k: how keys are stored; quantized types save memory and cost precision.
     :param type_v: how values are stored; quantized types need flash attention.
     :param offload_kqv: keep keys and values in the device's memory.
+    :param op_offload: let the device compute large operations on weights kept by the host.
+    :param swa_full: give layers with a sliding window a memory as large as the others', so that
+        old tokens can come back into the window when later ones are removed.
     :param kv_unified: one memory for all sequences, instead of an equal part for each. Without
         it a sequence has n_ctx / n_seq_max tokens, and what is computed for one does not depend
         on the others.
     :param embeddings: compute embeddings beside logits.
-    :param no_perf: do not measure timings.
-    :raises ContextError: it needs more memory than there is, or llama.cpp could not make it; the
+    :param no_perf: do not measure times for :attr:`performance`.
+    :raises ContextError: llama.cpp could not make it, or the machine lacks the memory; the
         message says why.
     :raises ValueError: an argument out of range.
     """
@@ -88,12 +88,26 @@ class Context(NativeObject):
         n_batch: int = 2048,
         n_ubatch: int = 512,
         n_seq_max: int = 1,
+        n_rs_seq: int = 0,
+        n_outputs_max: int = 0,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
+        rope_scaling_type: RopeScaling = "unspecified",
+        pooling_type: Pooling = "unspecified",
+        attention_type: Attention = "unspecified",
         flash_attn: FlashAttention = "auto",
+        rope_freq_base: float = 0.0,
+        rope_freq_scale: float = 0.0,
+        yarn_ext_factor: float | None = None,
+        yarn_attn_factor: float | None = None,
+        yarn_beta_fast: float | None = None,
+        yarn_beta_slow: float | None = None,
+        yarn_orig_ctx: int = 0,
         type_k: CacheType = "f16",
         type_v: CacheType = "f16",
         offload_kqv: bool = True,
+        op_offload: bool = True,
+        swa_full: bool = True,
         kv_unified: bool = False,
         embeddings: bool = False,
         no_perf: bool = True,
@@ -106,23 +120,39 @@ class Context(NativeObject):
         self.model = model
 
         params = lib.llama_context_default_params()
-        params.n_ctx = integer("n_ctx", n_ctx, 0, UINT32_MAX)
+        # Resolved here: a context with YaRN changes what the model says about its training.
+        params.n_ctx = integer("n_ctx", n_ctx, 0, UINT32_MAX) or model.n_ctx_train
         params.n_batch = integer("n_batch", n_batch, 1, INT32_MAX)
         params.n_ubatch = integer("n_ubatch", n_ubatch, 1, INT32_MAX)
         params.n_seq_max = integer("n_seq_max", n_seq_max, 1, lib.llama_max_parallel_sequences())
+        params.n_rs_seq = integer("n_rs_seq", n_rs_seq, 0, 256)
+        params.n_outputs_max = integer("n_outputs_max", n_outputs_max, 0, INT32_MAX)
         threads = cpu_math_cores() if n_threads is None else n_threads
         params.n_threads = integer("n_threads", threads, 1, MAX_THREADS)
         threads_batch = threads if n_threads_batch is None else n_threads_batch
         params.n_threads_batch = integer("n_threads_batch", threads_batch, 1, MAX_THREADS)
-        params.flash_attn_type = choice("flash_attn", flash_attn, _FLASH_ATTENTION)
-        params.type_k = choice("type_k", type_k, _CACHE_TYPES)
-        params.type_v = choice("type_v", type_v, _CACHE_TYPES)
+        params.rope_scaling_type = choice("rope_scaling_type", rope_scaling_type, ROPE_SCALING)
+        params.pooling_type = choice("pooling_type", pooling_type, POOLING)
+        params.attention_type = choice("attention_type", attention_type, ATTENTION)
+        params.flash_attn_type = choice("flash_attn", flash_attn, FLASH_ATTENTION)
+        params.rope_freq_base = real("rope_freq_base", rope_freq_base, 0.0, 1e12)
+        params.rope_freq_scale = real("rope_freq_scale", rope_freq_scale, 0.0, 1e6)
+        params.yarn_ext_factor = _yarn("yarn_ext_factor", yarn_ext_factor)
+        params.yarn_attn_factor = _yarn("yarn_attn_factor", yarn_attn_factor)
+        params.yarn_beta_fast = _yarn("yarn_beta_fast", yarn_beta_fast)
+        params.yarn_beta_slow = _yarn("yarn_beta_slow", yarn_beta_slow)
+        params.yarn_orig_ctx = integer("yarn_orig_ctx", yarn_orig_ctx, 0, INT32_MAX)
+        params.type_k = choice("type_k", type_k, CACHE_TYPES)
+        params.type_v = choice("type_v", type_v, CACHE_TYPES)
         params.offload_kqv = bool(offload_kqv)
+        params.op_offload = bool(op_offload)
+        params.swa_full = bool(swa_full)
         params.kv_unified = bool(kv_unified)
         params.embeddings = bool(embeddings)
         params.no_perf = bool(no_perf)
+        _require_consistent(model, params)
+        require_memory(model, params)
 
-        require_memory(model, params.n_ctx or model.n_ctx_train, type_k, type_v)
         self._interrupt = ffi.new("pyllama_interrupt *")
         with model._open() as pointer:
             context = lib.guarded_init_from_model(pointer, ffi.addressof(params), self._interrupt)
@@ -137,36 +167,74 @@ class Context(NativeObject):
         self.n_batch: int = lib.llama_n_batch(context)
         self.n_ubatch: int = lib.llama_n_ubatch(context)
         self.n_seq_max: int = lib.llama_n_seq_max(context)
+        self.n_rs_seq: int = lib.llama_n_rs_seq(context)
+        #: The most outputs of one encode or decode.
+        self.n_outputs_max: int = self.n_batch
+        if params.n_outputs_max and not model.has_encoder:
+            self.n_outputs_max = params.n_outputs_max
         #: Whether sequences share one memory.
         self.kv_unified: bool = params.kv_unified
+        self._describe_outputs(context)
+        #: Whether embeddings are computed; see :meth:`set_embeddings`.
+        self.computes_embeddings: bool = params.embeddings
+        memory = lib.llama_get_memory(context)
+        self._has_memory = memory != ffi.NULL
+        recurrent = model.is_recurrent or model.is_hybrid
+        # Whether sequences of one batch are computed in steps of equal length.
+        self._splits_sequences = (
+            self._has_memory and self.n_seq_max > 1 and not self.kv_unified and not recurrent
+        )
+        self._n_pos_max = n_pos_max(model)
+        self._encoded = not model.has_encoder
+        self._decodes_logits = self._has_memory or model.is_diffusion
+        self._n_outputs_made = self.n_seq_max
+        self._threadpools: tuple[Threadpool, ...] = ()
+        self._attached: list[Handle] = []
+        self._used: list[Handle] = []
         #: The tokens it remembers.
         self.memory = Memory(
             self,
-            lib.llama_get_memory(context),
+            memory,
             n_seq_max=self.n_seq_max,
             kv_unified=self.kv_unified,
+            recurrent=recurrent,
         )
+        #: Saves and restores what the memory holds.
+        self.state = State(self, params, has_memory=self._has_memory)
         model._adopt(self)
+
+    # Computing
 
     def decode(self, batch: Batch) -> None:
         """Process a batch; its outputs then stand in :meth:`logits` (``llama_decode``).
 
+        Models without memory (BERT) process each batch by itself.
+
         :raises InvalidBatchError: the batch is empty, larger than n_batch, or holds tokens,
-            positions or sequence ids that do not fit. Nothing was processed.
+            embeddings, positions or sequence ids that do not fit. Nothing was processed.
         :raises MemoryFullError: no room for the batch. Nothing was processed.
         :raises DecodeCancelled: :meth:`cancel` was called. What was processed stays in memory.
+        :raises OutputsInUseError: arrays of :meth:`logits_view` are alive.
         :raises DecodeError: llama.cpp failed otherwise.
         """
-        self._process(lib.guarded_decode, batch, "decode")
+        with self._lock:
+            self._require_encoded()
+            self._process(lib.guarded_decode, batch, "decode", encoding=not self._has_memory)
 
     def encode(self, batch: Batch) -> None:
         """Process a batch with the encoder, without memory (``llama_encode``).
 
-        :raises InvalidBatchError: as :meth:`decode`.
+        What it computed is what :meth:`decode` of an encoder-decoder model attends to. Forget
+        what was decoded before (:meth:`Memory.clear`): llama.cpp wants the positions to follow it.
+
+        :raises ContextError: the model has no encoder.
+        :raises InvalidBatchError: as :meth:`decode`; or more than n_ubatch tokens.
         """
         if not self.model.has_encoder:
             raise ContextError(f"this model has no encoder: {self.model.desc}; use decode()")
-        self._process(lib.guarded_encode, batch, "encode")
+        with self._lock:
+            self._process(lib.guarded_encode, batch, "encode", encoding=True)
+            self._encoded = True
 
     def decode_token(self, token: int, pos: int, seq_id: int = 0) -> None:
         """Process one token of one sequence and compute its logits; see :meth:`decode`.
@@ -178,97 +246,193 @@ class Context(NativeObject):
         seq_id = integer("seq_id", seq_id, 0, INT32_MAX)
         with self._lock:
             pointer = self._open().pointer
-            self._watch_for_interrupts()
-            code = lib.guarded_decode_token(pointer, token, pos, seq_id)
+            self._require_encoded()
+            require_position(self, pos)
+            code = self._compute(lib.guarded_decode_token, pointer, token, pos, seq_id)
             if code:
                 batch = Batch.from_tokens([token], pos=pos, seq_id=seq_id)
-                self._raise_failure(code, batch, "decode")
+                raise_failure(self, code, batch, "decode")
+            self._n_outputs = 1
+            self._has_logits = self._decodes_logits
+            self._has_embeddings = self.computes_embeddings
 
-    def logits(self, index: int = -1) -> NDArray[np.float32]:
-        """The logits of one output of the last decode, a copy of shape (n_vocab,).
+    def warmup(self) -> None:
+        """Compute something once, so that the first request does not wait for the weights.
 
-        :param index: the token's index in the batch; negative counts outputs from the last.
-        :raises IndexError: the batch asked for no output there (``llama_get_logits_ith``).
+        The memory must be empty, and is again afterwards; outputs and performance start anew.
+
+        :raises ValueError: the memory holds tokens.
         """
-        index = integer("index", index, -INT32_MAX, INT32_MAX)
         with self._lock:
-            row = lib.guarded_get_logits_ith(self._open().pointer, index)
-            if row == ffi.NULL:
-                self._raise_no_output(index)
-            size = self.model.vocab.n_tokens * ffi.sizeof("float")
-            return np.array(np.frombuffer(ffi.buffer(row, size), dtype=np.float32))
+            if any(self.memory.seq_pos_max(seq_id) >= 0 for seq_id in range(self.n_seq_max)):
+                raise ValueError("warmup() needs an empty memory: clear() it first")
+            vocab = self.model.vocab
+            tokens = [token for token in (vocab.bos, vocab.eos) if token is not None] or [0]
+            tokens = tokens[: min(self.n_batch, self.n_ubatch, self.n_outputs_max)]
+            if self.model.has_encoder:
+                self.encode(Batch.from_tokens(tokens))
+                tokens = tokens[:1]
+            if self.model.has_decoder:
+                self.decode(Batch.from_tokens(tokens))
+            self.memory.clear()
+            self.reset_performance()
+            self._n_outputs = 0
+            self._encoded = not self.model.has_encoder
 
     def cancel(self) -> None:
         """Stop the decode that another thread is in; it raises DecodeCancelled.
 
         llama.cpp asks between operations, on the CPU alone. Without a decode this does nothing.
+        A recurrent or hybrid model forgets the sequences of the batch, whose states were being
+        changed.
         """
         self._interrupt.cancelled = 1
+
+    def synchronize(self) -> None:
+        """Wait until the devices are done (``llama_synchronize``); reading outputs does so too."""
+        self._call(lib.guarded_synchronize)
+
+    # Settings
+
+    def set_embeddings(self, embeddings: bool) -> None:
+        """Compute embeddings from the next call on, or no longer (``llama_set_embeddings``).
+
+        While they are computed, every entry of a batch gives an output.
+        """
+        with self._lock:
+            self._call(lib.guarded_set_embeddings, bool(embeddings))
+            self.computes_embeddings = bool(embeddings)
+
+    @property
+    def causal_attn(self) -> bool:
+        """Whether tokens attend to earlier ones alone; see :meth:`set_causal_attn`."""
+        with self._open() as pointer:
+            return bool(lib.llama_get_causal_attn(pointer))
+
+    def set_causal_attn(self, causal_attn: bool) -> None:
+        """Attend to earlier tokens alone, or to all of the batch (``llama_set_causal_attn``)."""
+        self._call(lib.guarded_set_causal_attn, bool(causal_attn))
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that process one token at a time."""
+        with self._open() as pointer:
+            return int(lib.llama_n_threads(pointer))
+
+    @property
+    def n_threads_batch(self) -> int:
+        """Threads that process several tokens at a time."""
+        with self._open() as pointer:
+            return int(lib.llama_n_threads_batch(pointer))
+
+    def set_n_threads(self, n_threads: int, n_threads_batch: int | None = None) -> None:
+        """Change the numbers of threads (``llama_set_n_threads``).
+
+        :param n_threads_batch: None for the same as n_threads.
+        :raises ValueError: a threadpool is attached, which has its own number.
+        """
+        n_threads = integer("n_threads", n_threads, 1, MAX_THREADS)
+        batch = n_threads if n_threads_batch is None else n_threads_batch
+        batch = integer("n_threads_batch", batch, 1, MAX_THREADS)
+        with self._lock:
+            if self._threadpools:
+                raise ValueError("n_threads is that of the attached threadpool; detach it first")
+            self._call(lib.guarded_set_n_threads, n_threads, batch)
+
+    def attach_threadpool(
+        self, threadpool: Threadpool, threadpool_batch: Threadpool | None = None
+    ) -> None:
+        """Compute with the threads of a pool (``llama_attach_threadpool``).
+
+        Sets the numbers of threads to those of the pools.
+
+        :param threadpool: for one token at a time.
+        :param threadpool_batch: for several tokens at a time; None for the same.
+        """
+        batch = threadpool if threadpool_batch is None else threadpool_batch
+        for name, pool in (("threadpool", threadpool), ("threadpool_batch", batch)):
+            if not isinstance(pool, Threadpool):
+                raise TypeError(f"{name} must be a pyllama.Threadpool, got {pool!r}")
+        with self._lock, threadpool._open() as one, batch._open() as several:
+            self._call(lib.guarded_attach_threadpool, one, several)
+            self._call(lib.guarded_set_n_threads, threadpool.n_threads, batch.n_threads)
+            # Locked in one order by all contexts.
+            self._threadpools = tuple(sorted({threadpool, batch}, key=id))
+            self._attached = [pool._open() for pool in self._threadpools]
+
+    def detach_threadpool(self) -> None:
+        """Compute with threads of llama.cpp's own again (``llama_detach_threadpool``)."""
+        with self._lock:
+            self._call(lib.guarded_detach_threadpool)
+            self._threadpools, self._attached = (), []
+
+    @property
+    def performance(self) -> Performance:
+        """Times and counts so far (``llama_perf_context``)."""
+        with self._lock:
+            self.synchronize()
+            data = lib.llama_perf_context(self._open().pointer)
+            names = [field.name for field in dataclasses.fields(Performance)]
+            return Performance(**{name: getattr(data, name) for name in names})
+
+    def reset_performance(self) -> None:
+        """Measure and count from here on (``llama_perf_context_reset``)."""
+        with self._lock:
+            self.synchronize()
+            self._call(lib.guarded_perf_context_reset)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"n_ctx {self.n_ctx}, n_seq_max {self.n_seq_max}"
         return f"<pyllama.Context of {self.model.desc!r}: {state}>"
 
-    def _process(self, call: Any, batch: Batch, what: str) -> None:
+    # Within
+
+    def _call(self, call: Any, *arguments: Any) -> None:
+        with self._lock:
+            self._check(call(self._open().pointer, *arguments), "changing the context")
+
+    def _process(self, call: Any, batch: Batch, what: str, *, encoding: bool) -> None:
         if not isinstance(batch, Batch):
             raise TypeError(f"batch must be a pyllama.Batch, got {batch!r}")
         with self._lock, batch._lock:
             handle = self._open()
-            count = len(batch)
-            if not 0 < count <= self.n_batch:
-                raise InvalidBatchError(
-                    f"batch holds {count} tokens; this context takes 1 to {self.n_batch} (n_batch)",
-                    _INVALID,
-                )
-            self._watch_for_interrupts()
-            code = call(handle.pointer, batch._struct)
+            all_outputs = encoding or self.computes_embeddings
+            n_outputs = len(batch) if all_outputs else batch._n_outputs
+            require_fitting(self, batch, n_outputs, encoding=encoding)
+            struct = batch._filled(all_outputs=all_outputs)
+            code = self._compute(call, handle.pointer, struct)
             if code:
-                self._raise_failure(code, batch, what)
+                raise_failure(self, code, batch, what)
+            self._n_outputs = n_outputs
+            self._has_logits = not encoding or self.model.is_diffusion
+            self._has_embeddings = self.computes_embeddings or what == "encode"
 
-    def _watch_for_interrupts(self) -> None:
+    def _compute(self, call: Any, *arguments: Any) -> int:
+        """Call what writes over the outputs, and return its code."""
+        self._forget_outputs()
         interrupt = self._interrupt
         interrupt.cancelled = 0
         interrupt.poll_signals = threading.get_ident() == threading.main_thread().ident
+        if self._used is not self._attached:
+            # The backend looks once more at the pool that it used before.
+            self._used = [*self._used, *self._attached]
+        code: int
+        if self._threadpools:
+            with ExitStack() as stack:
+                for pool in self._threadpools:
+                    stack.enter_context(pool._lock)
+                code = call(*arguments)
+        else:
+            code = call(*arguments)
+        if code >= 0:
+            self.memory._updated()
+        if code == 0:
+            self._used = self._attached
+        return code
 
-    def _raise_failure(self, code: int, batch: Batch, what: str) -> None:
-        if code == CAUGHT:
-            self._check(code, what)
-        if code == _ABORTED:
-            raise_polled()
-            raise DecodeCancelled(f"{what}: cancelled", code)
-        if code == _NO_ROOM and batch._shares_tokens() and not self.kv_unified:
-            raise InvalidBatchError(
-                f"{what}: a token of several sequences needs a context with kv_unified=True; here "
-                "each sequence has memory of its own. Use Memory.seq_cp() instead",
-                code,
-            )
-        if code == _NO_ROOM:
-            raise MemoryFullError(
-                f"{what}: no room for {len(batch)} more tokens in a memory of {self.n_ctx} "
-                f"({self.n_ctx_seq} for each sequence): remove sequences, or make a context with "
-                "a larger n_ctx",
-                code,
-            )
-        reason = last_errors() or "llama.cpp gave no reason"
-        if code == _INVALID:
-            raise InvalidBatchError(f"{what}: {self._misfit(batch) or reason}", code)
-        raise DecodeError(f"{what}: llama.cpp returned {code}: {reason}", code)
-
-    def _misfit(self, batch: Batch) -> str | None:
-        """Which value of a refused batch is out of range, if one is."""
-        tokens, n_vocab = batch.tokens, self.model.vocab.n_tokens
-        if tokens.max() >= n_vocab:
-            return f"token {tokens.max()} is outside the vocabulary (0 to {n_vocab - 1})"
-        highest = batch._highest_seq_id()
-        if highest >= self.n_seq_max:
-            return f"sequence {highest} is outside this context (0 to {self.n_seq_max - 1})"
-        return None
-
-    def _raise_no_output(self, index: int) -> None:
-        raise IndexError(
-            f"no output at index {index}: the last decode gave none there. Add the token with "
-            "output=True (or outputs='all'), and read outputs before the next decode"
-        )
+    def _require_encoded(self) -> None:
+        if not self._encoded:
+            raise ContextError(f"this model decodes what it encoded: {self.model.desc}; encode()")
 
 
 class _Stop:
@@ -282,6 +446,42 @@ class _Stop:
         self._interrupt.cancelled = 1
         with self._lock:
             lib.guarded_context_free(pointer)
+
+
+def _yarn(name: str, value: float | None) -> float:
+    return -1.0 if value is None else real(name, value, 0.0, 1e6)
+
+
+def _require_consistent(model: Model, params: Any) -> None:
+    """Refuse what llama.cpp would answer with a failed assertion."""
+    causal = params.attention_type != lib.LLAMA_ATTENTION_TYPE_NON_CAUSAL
+    n_batch = min(params.n_batch, params.n_ctx) if causal else params.n_batch
+    if params.n_seq_max > n_batch:
+        raise ValueError(
+            f"n_seq_max must be at most n_batch ({n_batch}), got {params.n_seq_max}: a batch must "
+            "have room for a token of each sequence"
+        )
+    if 0 < params.n_outputs_max < params.n_seq_max:
+        raise ValueError(
+            f"n_outputs_max must be at least n_seq_max ({params.n_seq_max}), got "
+            f"{params.n_outputs_max}: each sequence gives one output at a time"
+        )
+    prefix = model.metadata.get("general.architecture", "")
+    pooling = params.pooling_type
+    if pooling == lib.LLAMA_POOLING_TYPE_UNSPECIFIED:
+        pooling = int(model.metadata.get(f"{prefix}.pooling_type", pooling))
+    n_ubatch = min(params.n_ubatch, n_batch)
+    if pooling == lib.LLAMA_POOLING_TYPE_MEAN and n_ubatch % params.n_seq_max:
+        raise ValueError(
+            f"n_ubatch must be a multiple of n_seq_max ({params.n_seq_max}) to pool as 'mean', "
+            f"got {n_ubatch}"
+        )
+    translates = model.has_encoder and model.has_decoder
+    if translates and params.n_seq_max > 1 and not params.kv_unified:
+        raise ValueError(
+            f"kv_unified must be True for n_seq_max={params.n_seq_max} sequences of an "
+            "encoder-decoder model"
+        )
 
 
 def _raise_context_error(model: Model) -> None:

@@ -21,6 +21,8 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     │   ├── InvalidBatchError(ValueError)   tokens, positions or sequences that do not fit
     │   ├── MemoryFullError                 no free cells for the batch
     │   └── DecodeCancelled                 stopped by Context.cancel()
+    ├── OutputsInUseError(BufferError)      views of outputs are alive, which the call would move
+    ├── StateError(ValueError)              bytes or a file that are no state of this context
     ├── TokenizationError(ValueError)       text or tokens that cannot be converted
     ├── ChatTemplateError(ValueError)       a template that does not parse or apply
     └── ChatParseError(ValueError)          generated text that its chat format does not fit
@@ -109,6 +111,14 @@ class MemoryFullError(DecodeError):
 
 class DecodeCancelled(DecodeError):
     """The call was stopped by Context.cancel(); what was computed before stays in memory."""
+
+
+class OutputsInUseError(LlamaError, BufferError):
+    """Views made by Context.logits_view() are alive; delete them first."""
+
+
+class StateError(LlamaError, ValueError):
+    """Damaged, foreign, or too large a state; or one that cannot be taken or set right now."""
 
 
 class TokenizationError(LlamaError, ValueError):

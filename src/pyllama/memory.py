@@ -17,12 +17,21 @@ class Memory:
     """
 
     def __init__(
-        self, context: NativeObject, pointer: Any, *, n_seq_max: int, kv_unified: bool
+        self,
+        context: NativeObject,
+        pointer: Any,
+        *,
+        n_seq_max: int,
+        kv_unified: bool,
+        recurrent: bool,
     ) -> None:
         self._context = context
         self._pointer = pointer
         self._n_seq_max = n_seq_max
         self._kv_unified = kv_unified
+        self._recurrent = recurrent
+        # Whether the next decode still has to move what was shifted or copied.
+        self._pending = False
 
     def clear(self, *, data: bool = True) -> None:
         """Forget everything.
@@ -42,27 +51,29 @@ class Memory:
             # A recurrent memory refuses this call, though it can forget everything.
             self.clear(data=False)
             return True
-        return bool(self._call(lib.guarded_memory_seq_rm, seq_id, p0, p1))
+        with self._context._lock:
+            if self._recurrent and self._splits_state(seq_id, p0, p1):
+                return False
+            return bool(self._call(lib.guarded_memory_seq_rm, seq_id, p0, p1))
 
     def seq_cp(self, source: int, destination: int, p0: int = -1, p1: int = -1) -> None:
         """Let another sequence share the tokens of this one.
 
         :raises ValueError: part of a sequence, in a context whose sequences have memory of
-            their own (``kv_unified=False``): there only whole ones can be copied.
+            their own (``kv_unified=False``), or of a recurrent model: there only whole ones can
+            be copied.
         """
         p0, p1 = _pos(p0), _pos(p1)
-        if self._n_seq_max > 1 and not self._kv_unified and (p0 > 0 or p1 > 0):
+        separate = self._n_seq_max > 1 and not self._kv_unified
+        if (separate or self._recurrent) and (p0 > 0 or p1 >= 0):
             raise ValueError(
-                f"p0={p0}, p1={p1}: with kv_unified=False only whole sequences can be copied; "
-                "leave both out"
+                f"p0={p0}, p1={p1}: with kv_unified=False, or a recurrent model, only whole "
+                "sequences can be copied; leave both out"
             )
-        self._call(
-            lib.guarded_memory_seq_cp,
-            self._seq("source", source),
-            self._seq("destination", destination),
-            p0,
-            p1,
-        )
+        source, destination = self._seq("source", source), self._seq("destination", destination)
+        with self._context._lock:
+            self._call(lib.guarded_memory_seq_cp, source, destination, p0, p1)
+            self._pending = self._pending or (separate and source != destination)
 
     def seq_keep(self, seq_id: int) -> None:
         """Forget every sequence but this one."""
@@ -76,15 +87,23 @@ class Memory:
                         self.seq_rm(other)
 
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
-        """Shift positions of a sequence by delta.
+        """Shift positions of a sequence by delta; tokens that would fall below 0 are forgotten.
 
-        :raises ValueError: this memory cannot shift; see :attr:`can_shift`.
+        :raises ValueError: this memory cannot shift (see :attr:`can_shift`), or positions would
+            grow beyond what an int32 holds, or a recurrent model's fall below 0.
         """
         self._require_shift()
         delta = integer("delta", delta, -INT32_MAX, INT32_MAX)
-        self._call(
-            lib.guarded_memory_seq_add, self._seq("seq_id", seq_id), _pos(p0), _pos(p1), delta
-        )
+        seq_id, p0, p1 = self._seq("seq_id", seq_id), _pos(p0), _pos(p1)
+        with self._context._lock:
+            last = self.seq_pos_max(seq_id)
+            highest = last if p1 < 0 else min(last, p1 - 1)
+            if highest + delta >= INT32_MAX:
+                raise ValueError(f"delta={delta} moves position {highest} beyond {INT32_MAX - 1}")
+            if self._recurrent and p0 <= last == highest and last + delta < 0:
+                raise ValueError(f"delta={delta} moves position {last} of the state below 0")
+            self._call(lib.guarded_memory_seq_add, seq_id, p0, p1, delta)
+            self._pending = True
 
     def seq_div(self, seq_id: int, p0: int, p1: int, divisor: int) -> None:
         """Divide positions of a sequence by a whole number greater than one.
@@ -93,9 +112,10 @@ class Memory:
         """
         self._require_shift()
         divisor = integer("divisor", divisor, 2, INT32_MAX)
-        self._call(
-            lib.guarded_memory_seq_div, self._seq("seq_id", seq_id), _pos(p0), _pos(p1), divisor
-        )
+        seq_id, p0, p1 = self._seq("seq_id", seq_id), _pos(p0), _pos(p1)
+        with self._context._lock:
+            self._call(lib.guarded_memory_seq_div, seq_id, p0, p1, divisor)
+            self._pending = True
 
     def seq_pos_min(self, seq_id: int) -> int:
         """The lowest position remembered of a sequence, -1 when it is empty.
@@ -112,6 +132,18 @@ class Memory:
     def can_shift(self) -> bool:
         """Whether :meth:`seq_add` and :meth:`seq_div` work in this memory."""
         return bool(self._call(lib.guarded_memory_can_shift))
+
+    def _splits_state(self, seq_id: int, p0: int, p1: int) -> bool:
+        """Whether that takes earlier positions out of a recurrent state, and leaves later ones.
+
+        llama.cpp would say that it did, and remove them from the attention layers alone.
+        """
+        sequences = range(self._n_seq_max) if seq_id < 0 else [seq_id]
+        return any(0 <= p1 <= last and p0 < p1 for last in map(self.seq_pos_max, sequences))
+
+    def _updated(self) -> None:
+        """A decode has moved everything that waited for it."""
+        self._pending = False
 
     def _call(self, call: Any, *arguments: int) -> int:
         context = self._context

@@ -10,18 +10,17 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pyllama import _model_file
 from pyllama._arguments import choice, integer
+from pyllama._context_params import CACHE_TYPES, FLASH_ATTENTION, CacheType, FlashAttention
 from pyllama._guard import check, to_str
 from pyllama._native._binding import ffi, lib
 from pyllama._system_memory import available_memory
-from pyllama.context import CacheType, FlashAttention
 from pyllama.device import Device
 from pyllama.device import devices as all_devices
 from pyllama.errors import MemoryFitError, NativeError
-from pyllama.ggml_type import GGML_TYPES
 from pyllama.model import Model
 from pyllama.model_params import ModelParams, SplitMode, buffer_type
 
@@ -30,14 +29,6 @@ if TYPE_CHECKING:
 
 # A simulated context has real lists of its cells: about 60 bytes for each token.
 _MAX_N_CTX = 2**24
-
-_FLASH_ATTENTION: dict[str, int] = {
-    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
-    "disabled": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-    "enabled": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-}
-
-_CACHE_TYPES = {name: GGML_TYPES[name] for name in get_args(CacheType)}
 
 # libllama-common redirects llama.cpp's log while it simulates.
 _simulating = threading.Lock()
@@ -211,9 +202,9 @@ class _Layout:
         context.n_batch = integer("n_batch", n_batch, 1, _MAX_N_CTX)
         context.n_ubatch = integer("n_ubatch", n_ubatch, 1, _MAX_N_CTX)
         context.n_seq_max = integer("n_seq_max", n_seq_max, 1, lib.llama_max_parallel_sequences())
-        context.flash_attn_type = choice("flash_attn", flash_attn, _FLASH_ATTENTION)
-        context.type_k = choice("type_k", type_k, _CACHE_TYPES)
-        context.type_v = choice("type_v", type_v, _CACHE_TYPES)
+        context.flash_attn_type = choice("flash_attn", flash_attn, FLASH_ATTENTION)
+        context.type_k = choice("type_k", type_k, CACHE_TYPES)
+        context.type_v = choice("type_v", type_v, CACHE_TYPES)
         context.offload_kqv = bool(offload_kqv)
         context.kv_unified = bool(kv_unified)
         self._context = context

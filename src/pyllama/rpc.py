@@ -25,7 +25,6 @@ from pyllama._callbacks import logger
 from pyllama._guard import check, raise_caught
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
-from pyllama.context import MAX_THREADS
 from pyllama.device import (
     Device,
     backends,
@@ -37,6 +36,7 @@ from pyllama.device import (
     supports_rpc,
 )
 from pyllama.errors import BackendError, NativeError
+from pyllama.threadpool import MAX_THREADS
 
 if TYPE_CHECKING:
     from subprocess import Popen

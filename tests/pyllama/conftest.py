@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from decoding import PROMPT, logits_of
+from memories import ARCHITECTURES
 
-from pyllama import Context
+from pyllama import Context, Model
 
 
 @pytest.fixture
@@ -13,3 +14,18 @@ def expected(tiny):
     """The logits after PROMPT, from a context that has seen nothing else."""
     with Context(tiny, n_ctx=256, n_threads=1) as fresh:
         return logits_of(fresh, PROMPT)
+
+
+@pytest.fixture(scope="session")
+def memory_models(write_tiny_model):
+    """A model of each architecture in memories.ARCHITECTURES, by its name."""
+    made = {name: Model(write_tiny_model(architecture=name)) for name in ARCHITECTURES}
+    yield made
+    for model in made.values():
+        model.close()
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def memory_model(request, memory_models):
+    """Each of them in turn."""
+    return memory_models[request.param]

@@ -413,15 +413,17 @@ def test_a_context_that_no_memory_could_hold_is_refused(tiny_model_path, n_ctx, 
 @pytest.mark.parametrize("n_ctx", [2**31, 2**32 - 1])
 def test_a_context_beyond_all_memory_is_refused_before_it_is_allocated(tiny, n_ctx, monkeypatch):
     monkeypatch.setattr("pyllama._context_memory.available_memory", lambda: 2**34)
-    with pytest.raises(pyllama.ContextError, match=rf"n_ctx={n_ctx} .* GB of memory are available"):
+    with pytest.raises(pyllama.ContextError, match=rf"n_ctx={n_ctx},.* GB of memory are available"):
         Context(tiny, n_ctx=n_ctx)
 
 
 def test_the_least_that_a_context_takes_is_close_to_what_its_cells_take(tiny, monkeypatch):
-    """2 layers of 2 heads of 16 values, keys and values in half precision, and a cell."""
-    token = 2 * 2 * 16 * 2 * 2 + 44
-    monkeypatch.setattr("pyllama._context_memory.available_memory", lambda: 512 * token)
+    """2 layers of 2 heads of 16 values, keys and values in half precision, a cell and its mask."""
+    token = 2 * 2 * 16 * 2 * 2 + 52 + 2
+    n_ctx = 2**18
+    available = n_ctx * token + 2**16
+    monkeypatch.setattr("pyllama._context_memory.available_memory", lambda: available)
     monkeypatch.setattr("pyllama._context_memory.devices", list)
-    Context(tiny, n_ctx=512).close()
-    with pytest.raises(pyllama.ContextError, match="n_ctx=768"):
-        Context(tiny, n_ctx=768)
+    Context(tiny, n_ctx=n_ctx, n_batch=1, n_ubatch=1).close()
+    with pytest.raises(pyllama.ContextError, match=f"n_ctx={n_ctx + 512}"):
+        Context(tiny, n_ctx=n_ctx + 512, n_batch=1, n_ubatch=1)

@@ -174,5 +174,5 @@ def test_every_exception_is_a_llama_error_and_a_builtin():
         if isinstance(thing, type) and issubclass(thing, Exception):
             assert issubclass(thing, pyllama.LlamaError)
             if thing is not pyllama.LlamaError:
-                builtins = (ValueError, RuntimeError, MemoryError)
+                builtins = (ValueError, RuntimeError, MemoryError, BufferError)
                 assert issubclass(thing, builtins), name

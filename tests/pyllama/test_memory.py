@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from decoding import Decoding
 
 import pyllama
 from pyllama import Batch, Context
@@ -272,3 +273,105 @@ def test_a_shift_out_of_all_bounds_leaves_the_process_alive(two, delta):
     two.memory.clear()
     two.decode(Batch.from_tokens(PREFIX))
     assert np.isfinite(two.logits()).all()
+
+
+# Recurrent, hybrid and sliding-window models
+
+
+@pytest.fixture(scope="module")
+def kinds(write_tiny_model):
+    made = {
+        name: pyllama.Model(write_tiny_model(architecture=name)) for name in ("jamba", "gemma2")
+    }
+    yield made
+    for model in made.values():
+        model.close()
+
+
+@pytest.mark.parametrize("name", ["mamba", "jamba"])
+def test_recurrent_sequences_are_copied_and_forgotten_as_a_whole(kinds, tiny_mamba, name):
+    model = kinds.get(name, tiny_mamba)
+    with Context(model, n_ctx=512, n_seq_max=2, n_threads=1, kv_unified=True) as context:
+        memory = context.memory
+        context.decode(Batch.from_tokens(PREFIX))
+        for p0, p1 in [(4, -1), (0, 16), (-1, 31)]:
+            with pytest.raises(ValueError, match="whole"):
+                memory.seq_cp(0, 1, p0, p1)
+            assert not memory.seq_rm(0, max(p0, 1), p1)
+        memory.seq_cp(0, 1)
+        expected = next_logits(context, 50, 32)
+        np.testing.assert_allclose(next_logits(context, 50, 32, 1), expected, atol=0.02)
+        assert memory.seq_rm(0)
+        assert span(context) == (-1, -1)
+        context.decode(Batch.from_tokens(PREFIX))
+        np.testing.assert_allclose(next_logits(context, 50, 32), expected, atol=0.02)
+
+
+def test_a_shift_cannot_take_a_recurrent_state_below_zero(recurrent):
+    recurrent.decode(Batch.from_tokens(PREFIX))
+    with pytest.raises(ValueError, match="below 0"):
+        recurrent.memory.seq_add(0, 0, -1, -32)
+    recurrent.memory.seq_add(0, 0, -1, -31)
+    assert span(recurrent) == (0, 0)
+
+
+def test_a_shift_below_zero_forgets(two):
+    two.decode(Batch.from_tokens(PREFIX))
+    two.memory.seq_add(0, 0, -1, -30)
+    assert span(two) == (0, 1)
+
+
+def test_a_shift_beyond_every_position_is_refused(two):
+    two.decode(Batch.from_tokens(PREFIX))
+    with pytest.raises(ValueError, match="delta=2147483616 moves position 31"):
+        two.memory.seq_add(0, 0, -1, 2**31 - 32)
+    with pytest.raises(ValueError, match="moves position 3"):
+        two.memory.seq_add(0, 0, 4, 2**31 - 1)
+    assert span(two) == (0, 31)
+
+
+def test_a_window_moves_on(kinds):
+    with Context(
+        kinds["gemma2"], n_ctx=1024, n_ubatch=16, n_seq_max=2, n_threads=1, swa_full=False
+    ) as context:
+        context.decode(Batch.from_tokens([7] * 400))
+        assert span(context)[1] == 399
+        assert span(context)[0] > 100
+        context.memory.seq_cp(0, 1)
+        expected = next_logits(context, 50, 400)
+        np.testing.assert_allclose(next_logits(context, 50, 400, 1), expected, atol=0.02)
+        context.memory.seq_rm(0)
+        assert span(context, 0) == (-1, -1)
+        assert span(context, 1)[1] == 400
+
+
+def test_a_cancelled_decode_leaves_no_half_of_a_recurrent_state(write_tiny_model):
+    with (
+        pyllama.Model(write_tiny_model(architecture="mamba", n_layer=8)) as model,
+        Context(model, n_batch=100_000, n_ctx=100_000, n_seq_max=2, n_threads=1) as context,
+    ):
+        context.decode(Batch.from_tokens(PREFIX, seq_id=1))
+        expected = context.logits()
+        decoding = Decoding(context, Batch.from_tokens(np.full(100_000, 7)))
+        while decoding.is_alive():
+            context.cancel()
+            decoding.join(0.001)
+        assert isinstance(decoding.raised, pyllama.DecodeCancelled)
+        assert span(context, 0) == (-1, -1)
+        assert span(context, 1)[1] == 31
+        context.decode(Batch.from_tokens(PREFIX))
+        np.testing.assert_allclose(context.logits(), expected, atol=1e-4)
+
+
+def test_a_model_without_memory_remembers_nothing(write_tiny_model):
+    with (
+        pyllama.Model(write_tiny_model(architecture="bert")) as bert,
+        Context(bert, n_ctx=256, n_seq_max=2, n_ubatch=256, embeddings=True) as context,
+    ):
+        context.decode(Batch.from_tokens(PREFIX))
+        assert span(context) == (-1, -1)
+        assert not context.memory.can_shift
+        context.memory.clear()
+        context.memory.seq_cp(0, 1)
+        context.memory.seq_keep(0)
+        assert context.memory.seq_rm(0)

@@ -18,6 +18,19 @@ int32_t guarded_context_free(llama_context * ctx) {
     return guarded([&] { llama_free(ctx); });
 }
 
+int32_t guarded_context_shape(const llama_context * ctx, pyllama_context_shape * shape) {
+    return guarded([&] {
+        const llama_model *   model = llama_get_model(ctx);
+        const llama_rope_type rope  = llama_model_rope_type(model);
+        const bool            mrope = rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE;
+
+        shape->n_embd_inp     = llama_model_n_embd_inp(model);
+        shape->n_embd_out     = llama_model_n_embd_out(model);
+        shape->n_cls_out      = static_cast<int32_t>(llama_model_n_cls_out(model));
+        shape->n_pos_per_embd = mrope ? GGML_MROPE_SECTIONS : 1;
+    });
+}
+
 int32_t guarded_encode(llama_context * ctx, const llama_batch * batch) {
     return guarded(PYLLAMA_CAUGHT, [&] { return llama_encode(ctx, *batch); });
 }
@@ -36,8 +49,32 @@ int32_t guarded_decode_token(llama_context * ctx, llama_token token, llama_pos p
     });
 }
 
+float * guarded_get_logits(llama_context * ctx) {
+    return guarded<float *>(nullptr, [&] { return llama_get_logits(ctx); });
+}
+
 float * guarded_get_logits_ith(llama_context * ctx, int32_t i) {
     return guarded<float *>(nullptr, [&] { return llama_get_logits_ith(ctx, i); });
+}
+
+float * guarded_get_embeddings(llama_context * ctx) {
+    return guarded<float *>(nullptr, [&] { return llama_get_embeddings(ctx); });
+}
+
+float * guarded_get_embeddings_ith(llama_context * ctx, int32_t i) {
+    return guarded<float *>(nullptr, [&] { return llama_get_embeddings_ith(ctx, i); });
+}
+
+float * guarded_get_embeddings_seq(llama_context * ctx, llama_seq_id seq_id) {
+    return guarded<float *>(nullptr, [&] { return llama_get_embeddings_seq(ctx, seq_id); });
+}
+
+int32_t guarded_set_embeddings(llama_context * ctx, bool embeddings) {
+    return guarded([&] { llama_set_embeddings(ctx, embeddings); });
+}
+
+int32_t guarded_set_causal_attn(llama_context * ctx, bool causal_attn) {
+    return guarded([&] { llama_set_causal_attn(ctx, causal_attn); });
 }
 
 int32_t guarded_set_n_threads(llama_context * ctx, int32_t n_threads, int32_t n_threads_batch) {
@@ -46,6 +83,10 @@ int32_t guarded_set_n_threads(llama_context * ctx, int32_t n_threads, int32_t n_
 
 int32_t guarded_synchronize(llama_context * ctx) {
     return guarded([&] { llama_synchronize(ctx); });
+}
+
+int32_t guarded_perf_context_reset(llama_context * ctx) {
+    return guarded([&] { llama_perf_context_reset(ctx); });
 }
 
 } // extern "C"

@@ -26,6 +26,27 @@ typedef struct pyllama_interrupt {
     int64_t          last_poll_us;
 } pyllama_interrupt;
 
+// What a state must agree with before llama.cpp may read it.
+typedef struct pyllama_state_expected {
+    int32_t      n_vocab;
+    uint32_t     n_seq_max;
+    uint32_t     n_ctx_seq;
+    bool         whole;          // of the context, not of one sequence
+    bool         partial_only;   // LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+    bool         kv_unified;
+    bool         cell_positions; // cells hold several positions and a token (M-RoPE)
+    bool         attention;
+    bool         recurrent;
+} pyllama_state_expected;
+
+// Sizes that reading and writing a context's arrays needs.
+typedef struct pyllama_context_shape {
+    int32_t n_embd_inp;
+    int32_t n_embd_out;
+    int32_t n_cls_out;
+    int32_t n_pos_per_embd;
+} pyllama_context_shape;
+
 typedef struct pyllama_chat pyllama_chat;
 typedef struct pyllama_chat_parser pyllama_chat_parser;
 typedef struct pyllama_imatrix pyllama_imatrix;
@@ -54,6 +75,8 @@ extern "C" {
 #include "model.h"
 #include "quantize.h"
 #include "sampler.h"
+#include "state.h"
+#include "threadpool.h"
 #include "vocab.h"
 #ifdef __cplusplus
 }

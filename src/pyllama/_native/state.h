@@ -1,0 +1,10 @@
+int64_t guarded_state_get_size(struct llama_context * ctx);
+int64_t guarded_state_get_data(struct llama_context * ctx, uint8_t * data, size_t size);
+int64_t guarded_state_set_data(struct llama_context * ctx, const uint8_t * data, size_t size);
+int32_t guarded_state_save_file(struct llama_context * ctx, const char * path, const llama_token * tokens, size_t n_tokens);
+int64_t guarded_state_seq_get_size(struct llama_context * ctx, llama_seq_id seq_id, uint32_t flags);
+int64_t guarded_state_seq_get_data(struct llama_context * ctx, uint8_t * data, size_t size, llama_seq_id seq_id, uint32_t flags);
+int64_t guarded_state_seq_set_data(struct llama_context * ctx, const uint8_t * data, size_t size, llama_seq_id seq_id, uint32_t flags);
+int64_t guarded_state_seq_save_file(struct llama_context * ctx, const char * path, llama_seq_id seq_id, const llama_token * tokens, size_t n_tokens);
+char * guarded_state_problem(const uint8_t * data, size_t size, const char * architecture, const pyllama_state_expected * expected);
+uint64_t pyllama_state_checksum(const uint8_t * data, size_t size, uint64_t seed);
