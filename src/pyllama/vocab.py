@@ -69,8 +69,9 @@ class Vocab:
         self.type: VocabType = _TYPES.get(lib.llama_vocab_type(pointer), "none")
         #: Number of tokens; ids are 0 to n_tokens - 1.
         self.n_tokens: int = lib.llama_vocab_n_tokens(pointer)
-        # The pieces that were asked for, without and with the text of special tokens.
-        self._pieces: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
+        # What detokenizers found to be the text of a token wherever it stands: without and with
+        # the text of special tokens.
+        self._texts: tuple[dict[int, str], dict[int, str]] = ({}, {})
         #: Special tokens; None where the model has none.
         self.bos = self._special(lib.llama_vocab_bos(pointer))
         self.eos = self._special(lib.llama_vocab_eos(pointer))
@@ -190,20 +191,15 @@ class Vocab:
 
         :param special: render a special token as its text, instead of as nothing.
         """
-        pieces = self._pieces[bool(special)]
-        if type(token) is int and token in pieces:
-            self._model._open()
-            return pieces[token]
         self._require_tokenizer()
         token = self._id(token)
-        pieces[token] = self._bytes(
+        return self._bytes(
             64,
             lambda buffer, room: lib.guarded_token_to_piece(
                 self._pointer, token, buffer, room, 0, special
             ),
             f"the text of token {token}",
         )
-        return pieces[token]
 
     def get_text(self, token: int) -> str:
         """The token as the vocabulary spells it, such as ``"ĠHello"``.
@@ -311,12 +307,18 @@ class Detokenizer:
     def __init__(self, vocab: Vocab, *, special: bool = False) -> None:
         self._vocab = vocab
         self._special = special
+        self._texts = vocab._texts[bool(special)]
         self._held = b""
 
     def push(self, token: int) -> str:
         """The text that this token completes; empty while a character is unfinished."""
+        if not self._held and type(token) is int and token in self._texts:
+            self._vocab._model._open()
+            return self._texts[token]
         data = self._held + self._vocab.token_to_piece(token, special=self._special)
         text, length = codecs.utf_8_decode(data, "replace", False)
+        if not self._held and length == len(data):
+            self._texts[token] = text
         self._held = data[length:]
         return text
 

@@ -231,16 +231,32 @@ def test_one_token_is_checked(tiny, method, token, error):
         getattr(tiny.vocab, method)(token)
 
 
-def test_a_piece_that_was_asked_for_before_is_checked_as_the_first_time(tiny_model_path):
+def test_a_token_that_was_pushed_before_is_checked_as_the_first_time(tiny_model_path):
     with pyllama.Model(tiny_model_path) as model:
+        plain = pyllama.Detokenizer(model.vocab)
+        special = pyllama.Detokenizer(model.vocab, special=True)
         for _ in range(2):
-            assert model.vocab.token_to_piece(1) == b"<s>"
-            assert model.vocab.token_to_piece(1, special=False) == b""
+            assert plain.push(1) == ""
+            assert special.push(1) == "<s>"
         for token in (True, 1.0, "1"):
             with pytest.raises(TypeError, match="token"):
-                model.vocab.token_to_piece(token)
+                plain.push(token)
     with pytest.raises(pyllama.ClosedError):
-        model.vocab.token_to_piece(1)
+        special.push(1)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_token_that_ends_a_character_or_stands_alone(tiny, times):
+    first, last = tiny.vocab.tokenize("é", add_special=False)
+    letter = tiny.vocab.tokenize("h", add_special=False)[0]
+    for _ in range(times):
+        stream = pyllama.Detokenizer(tiny.vocab)
+        assert [stream.push(token) for token in (letter, first, last)] == ["h", "", "é"]
+        # The second byte alone is no text; neither is the first before a letter.
+        assert [stream.push(token) for token in (last, first, letter)] == ["\ufffd", "", "\ufffdh"]
+        assert stream.push(first) == ""
+        assert stream.flush() == "\ufffd"
+        assert stream.push(letter) == "h"
 
 
 def test_numpy_integers_are_integers(tiny):
