@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from pyllama import _model_file
 from pyllama._arguments import choice, integer
 from pyllama._context_params import CACHE_TYPES, FLASH_ATTENTION, CacheType, FlashAttention
-from pyllama._guard import check, to_str
+from pyllama._guard import check, last_errors, to_str
 from pyllama._native._binding import ffi, lib
 from pyllama._system_memory import available_memory
 from pyllama.device import Device
@@ -159,7 +159,9 @@ def memory_fit(
     """
     margin = integer("margin", margin, 0, 2**62)
     n_ctx_min = integer("n_ctx_min", n_ctx_min, 1, _MAX_N_CTX)
-    layout = _Layout(path, n_ctx, **options)
+    layout = _Layout(
+        path, n_ctx, n_gpu_layers=-1, tensor_split=None, tensor_buft_overrides=None, **options
+    )
     with _simulating:
         use = layout.measure()
         if not use.devices:
@@ -178,9 +180,9 @@ class _Layout:
         path: str | os.PathLike[str],
         n_ctx: int,
         *,
-        n_gpu_layers: int = -1,
-        tensor_split: Sequence[float] | None = None,
-        tensor_buft_overrides: Mapping[str, Device] | None = None,
+        n_gpu_layers: int,
+        tensor_split: Sequence[float] | None,
+        tensor_buft_overrides: Mapping[str, Device] | None,
         devices: Sequence[Device] | None = None,
         split_mode: SplitMode = "layer",
         main_gpu: int = 0,
@@ -221,7 +223,8 @@ class _Layout:
         )
         # Says why a file cannot be loaded, and how long a context it would make us simulate.
         with Model(path, vocab_only=True, kv_overrides=kv_overrides) as model:
-            n_ctx_train = model.n_ctx_train
+            key = f"{model.metadata.get('general.architecture')}.context_length"
+            n_ctx_train = int((kv_overrides or {}).get(key, model.metadata.get(key, 0)))
         n_streams = 1 if kv_unified else context.n_seq_max
         if not n_ctx and n_ctx_train * n_streams > _MAX_N_CTX:
             raise MemoryFitError(
@@ -248,7 +251,8 @@ class _Layout:
                 what,
             )
         except NativeError as error:
-            raise MemoryFitError(str(error)) from None
+            reasons = last_errors()
+            raise MemoryFitError(f"{what}: {reasons}" if reasons else str(error)) from None
         by_pointer = {device._pointer: device for device in all_devices()}
         *found, host = (
             DeviceMemory(

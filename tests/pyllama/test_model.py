@@ -31,6 +31,54 @@ def test_a_model_tells_its_shape(tiny, tiny_model_path):
     assert tiny.size == 4 * tiny.n_params
 
 
+def test_a_model_tells_how_it_is_made(tiny):
+    assert (tiny.n_embd_inp, tiny.n_embd_out, tiny.n_layer_nextn) == (64, 64, 0)
+    assert tiny.rope_type == "norm"
+    assert tiny.rope_freq_scale_train == 1.0
+    assert tiny.ftype == "F32"
+    assert tiny.decoder_start_token is None
+    assert not tiny.is_diffusion
+    assert tiny.classifier_labels == ()
+    assert dict(tiny.sampling_metadata) == {}
+    assert tiny.chat_template_names == ()
+
+
+def test_what_else_a_file_may_say(write_tiny_model):
+    path = write_tiny_model(
+        metadata={
+            "llama.classifier.output_labels": ["bad", "göod"],
+            "general.sampling.top_k": 40,
+            "general.sampling.temp": 0.5,
+            "tokenizer.chat_template.tool_use": "{{ tools }}",
+            "tokenizer.chat_template.rag": "{{ documents }}",
+            "llama.rope.scaling.type": "linear",
+            "llama.rope.scaling.factor": 4.0,
+        },
+    )
+    with pyllama.Model(path) as model:
+        assert model.classifier_labels == ("bad", "göod")
+        assert model.sampling_metadata["top_k"] == "40"
+        assert float(model.sampling_metadata["temp"]) == 0.5
+        assert sorted(model.chat_template_names) == ["rag", "tool_use"]
+        assert model.chat_template("tool_use") == "{{ tools }}"
+        assert model.chat_template() == synthetic.CHATML
+        assert model.rope_freq_scale_train == 0.25
+        with pytest.raises(TypeError):
+            model.sampling_metadata["top_k"] = "1"
+
+
+def test_a_recurrent_model_has_no_rotary_positions(tiny_mamba):
+    assert tiny_mamba.rope_type == "none"
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [(3, TypeError), (b"a", TypeError), ("\ud800", ValueError)]
+)
+def test_names_of_templates_are_checked(tiny, name, error):
+    with pytest.raises(error, match="name"):
+        tiny.chat_template(name)
+
+
 def test_metadata_cannot_be_changed(tiny):
     with pytest.raises(TypeError):
         tiny.metadata["general.name"] = "other"

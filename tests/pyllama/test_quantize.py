@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 import synthetic
-from decoding import PROMPT, logits_of, run_python
+from decoding import PROMPT, logits_of
 
 import pyllama
 from pyllama.file_type import FILE_TYPES, FileType
@@ -44,10 +44,19 @@ MATRICES = {
 }
 
 
+SMALL = {"n_embd": 256, "n_ff": 256, "n_layer": 1, "n_head_kv": 1}
+
+
 @pytest.fixture(scope="module")
 def source(write_tiny_model):
     """Rows long enough for every type."""
     return write_tiny_model(n_embd=256, n_ff=512)
+
+
+@pytest.fixture(scope="module")
+def small(write_tiny_model):
+    """As little as has a row for every type: some types take long to search."""
+    return write_tiny_model(**SMALL)
 
 
 @pytest.fixture
@@ -67,8 +76,13 @@ def logits_from(path):
         return logits_of(context, PROMPT)
 
 
-def ones(**others):
-    return {name: np.ones(size, np.float32) for name, size in {**MATRICES, **others}.items()}
+def ones():
+    return {name: np.ones(size, np.float32) for name, size in MATRICES.items()}
+
+
+def small_imatrix(level=1.0):
+    names = [name for name in MATRICES if name.startswith("blk.0.")]
+    return {name: np.full(256, level, np.float32) for name in names}
 
 
 # What comes out
@@ -106,8 +120,8 @@ def test_a_quantized_model_says_nearly_the_same(source, target, ftype, least):
 
 
 @pytest.mark.parametrize("ftype", [name for name in FILE_TYPES if name != "NVFP4"])
-def test_every_file_type_can_be_written_and_loaded(source, target, ftype):
-    result = pyllama.quantize(source, target, ftype, imatrix=ones())
+def test_every_file_type_can_be_written_and_loaded(small, target, ftype):
+    result = pyllama.quantize(small, target, ftype, imatrix=small_imatrix())
     with pyllama.Model(target, check_tensors=True) as model:
         assert model.ftype == ftype
         assert model.size == result.size
@@ -123,7 +137,7 @@ def test_the_mixture_of_q4_k_m(source):
     assert types["output_norm.weight"] == "f32"
 
 
-@pytest.mark.parametrize("ftype", ["Q4_0", "Q5_K_S", "IQ4_XS", "F16"])
+@pytest.mark.parametrize("ftype", ["Q4_0", "Q5_K_S", "F16"])
 def test_a_dry_run_tells_what_would_come_out(source, target, ftype):
     dry = pyllama.quantize(source, None, ftype, dry_run=True)
     assert not target.exists()
@@ -142,7 +156,7 @@ def test_a_dry_run_needs_no_imatrix(source):
 def test_threads_and_buffers_change_nothing(source, tmp_path):
     files = []
     for options in ({"nthread": 1}, {"nthread": 7}, {"max_buf_size": 1}, {}):
-        pyllama.quantize(source, tmp_path / "q.gguf", "Q4_K_M", **options)
+        pyllama.quantize(source, tmp_path / "q.gguf", "Q4_0", **options)
         files.append((tmp_path / "q.gguf").read_bytes())
     assert all(file == files[0] for file in files)
 
@@ -242,16 +256,16 @@ def test_an_imatrix_from_a_file(source, tmp_path):
     sums = {name: random.random((1, size), np.float32) for name, size in MATRICES.items()}
     path = write_imatrix(tmp_path / "i.gguf", {n: (s, [[2.0]]) for n, s in sums.items()})
     by_file, by_array = tmp_path / "a.gguf", tmp_path / "b.gguf"
-    pyllama.quantize(source, by_file, "IQ3_XXS", imatrix=path)
+    pyllama.quantize(source, by_file, "Q4_K_S", imatrix=path)
     arrays = {name: values[0] / 2 for name, values in sums.items()}
-    pyllama.quantize(source, by_array, "IQ3_XXS", imatrix=arrays)
+    pyllama.quantize(source, by_array, "Q4_K_S", imatrix=arrays)
     assert by_file.read_bytes() == by_array.read_bytes()
 
 
-def test_the_smallest_types_need_an_imatrix(source, target):
+def test_the_smallest_types_need_an_imatrix(small, target):
     with pytest.raises(pyllama.QuantizeError, match="importance matrix"):
-        pyllama.quantize(source, target, "IQ2_XXS")
-    pyllama.quantize(source, target, "IQ2_XXS", imatrix=ones())
+        pyllama.quantize(small, target, "IQ2_XXS")
+    pyllama.quantize(small, target, "IQ2_XXS", imatrix=small_imatrix())
 
 
 @pytest.mark.parametrize(
@@ -263,15 +277,16 @@ def test_the_smallest_types_need_an_imatrix(source, target):
         {"tensor_types": {"token_embd": "iq2_xxs"}},
     ],
 )
-def test_tensors_for_which_llama_cpp_forgets_to_ask(source, target, options):
+def test_tensors_for_which_llama_cpp_forgets_to_ask(small, target, options):
     """Without this check it ends the process, from a thread of its own."""
     with pytest.raises(pyllama.QuantizeError, match=r"needs 256 values of an imatrix"):
-        pyllama.quantize(source, target, "IQ2_XXS", imatrix=ones(), **options)
-    wrong = ones(**{"token_embd.weight": 255, "output.weight": 255})
+        pyllama.quantize(small, target, "IQ2_XXS", imatrix=small_imatrix(), **options)
+    outer = ("token_embd.weight", "output.weight")
+    wrong = small_imatrix() | {name: np.ones(255, np.float32) for name in outer}
     with pytest.raises(pyllama.QuantizeError, match=r"needs 256 values of an imatrix"):
-        pyllama.quantize(source, target, "IQ2_XXS", imatrix=wrong, **options)
-    whole = ones(**{"token_embd.weight": 256, "output.weight": 256})
-    pyllama.quantize(source, target, "IQ2_XXS", imatrix=whole, **options)
+        pyllama.quantize(small, target, "IQ2_XXS", imatrix=wrong, **options)
+    whole = small_imatrix() | {name: np.ones(256, np.float32) for name in outer}
+    pyllama.quantize(small, target, "IQ2_XXS", imatrix=whole, **options)
 
 
 def test_an_imatrix_of_another_model(source, target):
@@ -290,11 +305,10 @@ def test_importances_that_llama_cpp_would_abort_on(source, target, value):
         pyllama.quantize(source, target, "IQ2_S", imatrix=imatrix)
 
 
-@pytest.mark.parametrize("ftype", ["IQ1_S", "IQ2_XXS", "IQ2_M", "IQ3_S"])
-@pytest.mark.parametrize("level", [0.0, 1e-38, 1.0, 1e12])
-def test_importances_that_it_takes(source, target, ftype, level):
-    imatrix = {name: np.full(len(values), level, np.float32) for name, values in ones().items()}
-    pyllama.quantize(source, target, ftype, imatrix=imatrix)
+@pytest.mark.parametrize("ftype", ["IQ2_XXS", "IQ3_S"])
+@pytest.mark.parametrize("level", [0.0, 1e-38, 1e12])
+def test_importances_that_it_takes(small, target, ftype, level):
+    pyllama.quantize(small, target, ftype, imatrix=small_imatrix(level))
 
 
 @pytest.mark.parametrize("value", [2e6, -1e20, 3e38, np.inf, np.nan])
@@ -309,20 +323,13 @@ def test_weights_that_llama_cpp_would_abort_on(target, tmp_path, value):
     assert os.listdir(tmp_path) == ["wild.gguf"]
 
 
-@pytest.mark.parametrize("value", [1e6, -1e6])
-def test_large_weights_that_it_takes(target, tmp_path, value):
-    random = np.random.default_rng(0)
-    delta = value * random.choice([-1.0, 0.0, 1.0], (512, 256)).astype(np.float32) * 0.9
+@pytest.mark.parametrize("ftype", ["IQ1_M", "IQ2_S", "IQ3_XXS"])
+def test_the_largest_weights_that_it_takes(target, tmp_path, ftype):
+    signs = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], (256, 256))
     path = synthetic.write_model(
-        tmp_path / "wild.gguf", n_embd=256, n_ff=512, deltas={"blk.1.ffn_up.weight": delta}
+        tmp_path / "wild.gguf", deltas={"blk.0.ffn_up.weight": 9.99e5 * signs}, **SMALL
     )
-    for ftype in ("IQ3_XXS", "IQ2_S", "IQ1_M"):
-        imatrix = {name: values * np.float32(1e12) for name, values in ones().items()}
-        try:
-            pyllama.quantize(path, target, ftype, imatrix=imatrix)
-        except pyllama.QuantizeError as error:
-            refused = str(error)
-            assert "validation failed" in refused  # beyond the scales of the type
+    pyllama.quantize(path, target, ftype, imatrix=small_imatrix(1e12))
 
 
 # Parts
@@ -449,10 +456,10 @@ def test_progress_may_use_pyllama(source, target, tiny):
 
 def test_several_threads_at_once(source, tmp_path):
     def work(name, ftype):
-        results[name] = pyllama.quantize(source, tmp_path / name, ftype)
+        results[name] = pyllama.quantize(source, tmp_path / name, ftype, nthread=2)
 
     results = {}
-    kinds = {"a.gguf": "Q8_0", "b.gguf": "Q4_0", "c.gguf": "IQ4_NL", "d.gguf": "Q4_K_M"}
+    kinds = {"a.gguf": "Q8_0", "b.gguf": "Q4_0", "c.gguf": "Q5_1", "d.gguf": "F16"}
     threads = [threading.Thread(target=work, args=item) for item in kinds.items()]
     for thread in threads:
         thread.start()
@@ -462,121 +469,6 @@ def test_several_threads_at_once(source, tmp_path):
         alone = pyllama.quantize(source, tmp_path / "alone.gguf", ftype)
         assert dict(alone.tensor_types) == dict(results[name].tensor_types)
         assert (tmp_path / "alone.gguf").read_bytes() == (tmp_path / name).read_bytes()
-
-
-# What is refused
-
-
-def test_a_full_disk_leaves_nothing(source, tmp_path):
-    run_python(
-        """
-        import os, resource, sys, logging
-        import pyllama
-        logging.disable()
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-        try:
-            pyllama.quantize(sys.argv[1], sys.argv[2] + "/model.gguf", "Q8_0")
-        except pyllama.QuantizeError as error:
-            pass
-        else:
-            raise SystemExit("quantized")
-        assert os.listdir(sys.argv[2]) == []
-        """,
-        source,
-        tmp_path,
-    )
-
-
-def test_the_source_is_not_the_target(source, tmp_path):
-    link = tmp_path / "link.gguf"
-    link.symlink_to(source)
-    before = source.read_bytes()
-    for dst in (source, link):
-        with pytest.raises(ValueError, match="dst must not be the source"):
-            pyllama.quantize(source, dst, "Q8_0")
-    assert source.read_bytes() == before
-
-
-def test_sources_that_are_no_models(target, tmp_path, tiny_model_path):
-    with pytest.raises(FileNotFoundError):
-        pyllama.quantize(tmp_path / "absent.gguf", target, "Q8_0")
-    path = tmp_path / "broken.gguf"
-    path.write_bytes(b"hello world")
-    with pytest.raises(pyllama.ModelLoadError, match="no GGUF file"):
-        pyllama.quantize(path, target, "Q8_0")
-    content = tiny_model_path.read_bytes()
-    for kept in (4, 30, 1000, len(content) // 2):
-        path.write_bytes(content[:kept])
-        with pytest.raises(pyllama.QuantizeError, match=r"broken\.gguf"):
-            pyllama.quantize(path, target, "Q8_0")
-    assert os.listdir(tmp_path) == ["broken.gguf"]
-
-
-def test_an_alignment_that_llama_cpp_would_not_keep(source, target):
-    with pytest.raises(pyllama.QuantizeError):
-        pyllama.quantize(source, target, "Q8_0", kv_overrides={"general.alignment": 4096})
-    assert not target.exists()
-
-
-@pytest.mark.parametrize(
-    ("argument", "value", "error"),
-    [
-        ("ftype", "Q9_9", ValueError),
-        ("ftype", "q8_0", ValueError),
-        ("ftype", "NVFP4", ValueError),
-        ("ftype", 7, ValueError),
-        ("output_tensor_type", "q8_1", ValueError),
-        ("token_embedding_type", "Q8_0", ValueError),
-        ("tensor_types", {"attn": "i32"}, ValueError),
-        ("tensor_types", {"": "q8_0"}, ValueError),
-        ("tensor_types", {"a" * 257: "q8_0"}, ValueError),
-        ("tensor_types", {"a\0": "q8_0"}, ValueError),
-        ("tensor_types", {"\udc80": "q8_0"}, ValueError),
-        ("tensor_types", {3: "q8_0"}, TypeError),
-        ("tensor_types", ["attn=q8_0"], TypeError),
-        ("prune_layers", [2], ValueError),
-        ("prune_layers", [-1], ValueError),
-        ("prune_layers", [0, 1], ValueError),
-        ("prune_layers", ["0"], TypeError),
-        ("prune_layers", 0, TypeError),
-        ("kv_overrides", {"key": -1}, ValueError),
-        ("kv_overrides", {"key": 2**32}, ValueError),
-        ("kv_overrides", {"": 1}, ValueError),
-        ("kv_overrides", {"k" * 128: 1}, ValueError),
-        ("kv_overrides", {"key": "v" * 128}, ValueError),
-        ("kv_overrides", {"key": float("nan")}, ValueError),
-        ("kv_overrides", {"key": None}, TypeError),
-        ("kv_overrides", {3: 3}, TypeError),
-        ("nthread", 0, ValueError),
-        ("nthread", 513, ValueError),
-        ("nthread", "all", TypeError),
-        ("max_buf_size", -1, ValueError),
-        ("max_buf_size", 1.5, TypeError),
-        ("progress", 3, TypeError),
-        ("imatrix", 3, TypeError),
-        ("imatrix", {3: np.ones(3)}, TypeError),
-        ("imatrix", {"a": "b"}, TypeError),
-        ("imatrix", {"a": np.ones((2, 2))}, ValueError),
-        ("imatrix", {"a": np.ones(0)}, ValueError),
-        ("dst", None, TypeError),
-        ("dst", "", IsADirectoryError),
-        ("dst", "a\0b", ValueError),
-        ("dst", b"model.gguf", TypeError),
-    ],
-)
-def test_arguments_are_checked(source, target, argument, value, error):
-    arguments = {"dst": target, "ftype": "Q8_0", argument: value}
-    with pytest.raises(error, match="folder|file to write" if value == "" else argument):
-        pyllama.quantize(source, **arguments)
-    assert not target.exists()
-
-
-def test_a_pattern_that_is_no_regular_expression(source, target):
-    for pattern in ("([", "*", "a{2,1}"):
-        with pytest.raises(pyllama.QuantizeError, match=r"expression|repeat|brace|range|regex"):
-            pyllama.quantize(source, target, "Q4_0", tensor_types={pattern: "q8_0"})
-    deep = "(" * 127 + "a" + ")" * 127
-    pyllama.quantize(source, target, "Q4_0", tensor_types={deep: "q8_0"})
 
 
 # Names

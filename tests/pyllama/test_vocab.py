@@ -44,6 +44,26 @@ def test_end_of_generation_and_control_tokens(tiny):
     assert not vocab.is_eog(letter)
 
 
+def test_attributes_of_tokens(tiny, spm):
+    assert tiny.vocab.get_attr(synthetic.EOS) == {"control"}
+    letter = tiny.vocab.tokenize("h", add_special=False)[0]
+    assert tiny.vocab.get_attr(letter) == {"normal"}
+    assert spm.get_attr(synthetic.UNK) == {"unknown"}
+    assert spm.get_attr(len(synthetic.SPECIAL_TOKENS)) == {"byte"}
+
+
+def test_tokens_for_filling_in_and_for_suppressing(tiny, write_tiny_model):
+    assert tiny.vocab.fim_pre is None
+    assert tiny.vocab.suppress_tokens == ()
+    names = ("pre", "suf", "mid", "pad", "rep", "sep")
+    keys = {f"tokenizer.ggml.fim_{name}_token_id": 20 + i for i, name in enumerate(names)}
+    path = write_tiny_model(metadata={**keys, "tokenizer.ggml.suppress_tokens": [7, 9]})
+    with pyllama.Model(path, vocab_only=True) as model:
+        found = [getattr(model.vocab, f"fim_{name}") for name in names]
+        assert found == [20, 21, 22, 23, 24, 25]
+        assert model.vocab.suppress_tokens == (7, 9)
+
+
 def test_merges_are_applied(tiny):
     tokens = tiny.vocab.tokenize("hello world", add_special=False)
     assert [tiny.vocab.get_text(token) for token in tokens] == ["hello", "Ġworld"]
@@ -212,7 +232,9 @@ def test_tokens_of_another_type_are_refused(tiny, tokens):
         tiny.vocab.detokenize(tokens)
 
 
-@pytest.mark.parametrize("method", ["token_to_piece", "get_text", "get_score", "is_eog"])
+@pytest.mark.parametrize(
+    "method", ["token_to_piece", "get_text", "get_score", "get_attr", "is_eog"]
+)
 @pytest.mark.parametrize(
     ("token", "error"),
     [
@@ -274,6 +296,7 @@ def test_a_model_without_tokenizer_says_so(write_tiny_model):
             lambda: model.vocab.token_to_piece(1),
             lambda: model.vocab.get_text(1),
             lambda: model.vocab.get_score(1),
+            lambda: model.vocab.get_attr(1),
             lambda: model.vocab.is_control(1),
         ):
             with pytest.raises(pyllama.LlamaError):
