@@ -76,7 +76,8 @@ class LoadedModel:
         The model's chat template is applied by llama.cpp's own engine; a model without one gets
         ``System: … / User: … / Assistant:``.
 
-        Raises TokenizationError for messages that the template refuses.
+        Raises TokenizationError for messages that the template refuses, and for a template that
+        does not end, or ends its process.
         """
         if self._template is None:
             turns = [f"{message['role'].title()}: {message['content']}" for message in messages]
@@ -239,7 +240,10 @@ def _is_ready(model: Future[LoadedModel]) -> bool:
 
 
 def _chat_template(model: pyllama.Model) -> pyllama.ChatTemplate | None:
-    return pyllama.ChatTemplate(model) if model.chat_template() is not None else None
+    """The model's template, in a process of its own: it is a program that came with a file."""
+    if model.chat_template() is None:
+        return None
+    return pyllama.ChatTemplate(model, isolated=True)
 
 
 def _fingerprint(path: Path, template: pyllama.ChatTemplate | None) -> str:

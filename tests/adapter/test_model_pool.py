@@ -12,6 +12,7 @@ from adapter.errors import (
     InvalidParameterError,
     ModelNotFoundError,
     ModelNotLoadedError,
+    TokenizationError,
 )
 from adapter.model_pool import ModelPool
 
@@ -141,6 +142,20 @@ def test_a_model_without_template_gets_the_plain_form(pool):
     assert prompt == "System: Answer briefly.\n\nUser: Hello\n\nAssistant:"
     # Nothing else tells such a model's turn from the one it would invent next.
     assert "\n\nUser:" in loaded.turn_stops
+
+
+def test_a_template_that_would_end_the_process_is_an_error(pool, write_tiny_model):
+    """This one divides by zero in C++, when it is told to."""
+    nasty = (
+        "{{ messages[0].content }}"
+        "{% if messages[0].content == 'divide' %}{{ 1 is divisibleby(0) }}{% endif %}"
+    )
+    copyfile(write_tiny_model(chat_template=nasty), pool.model_dir / "nasty.gguf")
+    loaded = pool.load_model("nasty")
+    hello = {"role": "user", "content": "Hello"}
+    with pytest.raises(TokenizationError, match="chat template"):
+        loaded.render([{"role": "user", "content": "divide"}])
+    assert loaded.render([hello]) == "Hello"
 
 
 @pytest.mark.model
