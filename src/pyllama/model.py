@@ -222,8 +222,6 @@ class Model(NativeObject):
         self.n_params: int = lib.llama_model_n_params(pointer)
         #: Size of all tensors in bytes.
         self.size: int = lib.llama_model_size(pointer)
-        #: How its tensors are quantized, as far as this llama.cpp has a name for it.
-        self.ftype: FileType | None = file_type(lib.guarded_model_ftype(pointer))
         self.has_encoder: bool = lib.llama_model_has_encoder(pointer)
         self.has_decoder: bool = lib.llama_model_has_decoder(pointer)
         start = lib.llama_model_decoder_start_token(pointer)
@@ -240,6 +238,13 @@ class Model(NativeObject):
         self.desc = read_string(lib.guarded_model_desc, pointer)
         #: The file's metadata, scalar values as strings; arrays are left out.
         self.metadata: Mapping[str, str] = MappingProxyType(_metadata(pointer))
+        #: How its tensors are quantized, as far as this llama.cpp has a name for it.
+        self.ftype: FileType | None = file_type(
+            # llama.cpp says F32 of a model whose tensors it did not load.
+            int(self.metadata.get("general.file_type", -1))
+            if self.vocab_only
+            else lib.guarded_model_ftype(pointer)
+        )
         #: How the file says to sample, by llama.cpp's names such as ``"top_k"``; often empty.
         self.sampling_metadata: Mapping[str, str] = MappingProxyType(
             {
