@@ -45,7 +45,7 @@ from adapter.generation.request import GenerationRequest, GenerationResult
 from adapter.messages import template_messages
 
 if TYPE_CHECKING:
-    from adapter.model_pool import LoadedModel
+    from adapter.loaded_model import LoadedModel
 
 StreamEvent: TypeAlias = StreamStartEvent | StreamDeltaEvent | StreamEndEvent
 
@@ -101,14 +101,14 @@ class LlamaCppEngine:
 
     def complete(self, request: Request) -> Response:
         """Answer a request."""
-        with _lm15_errors():
+        with _lm15_errors(), self.loaded.lease():
             call = self._prepare(request)
             result = self.loaded.generator.generate(call.request)
         return self._response(request, call, result)
 
     def stream(self, request: Request) -> Iterator[StreamEvent]:
         """Answer a request piece by piece. Closing the iterator stops the computation."""
-        with _lm15_errors():
+        with _lm15_errors(), self.loaded.lease():
             call = self._prepare(request)
             yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
             pieces = self.loaded.generator.stream(call.request)
@@ -125,7 +125,7 @@ class LlamaCppEngine:
 
     def complete_unless(self, cancelled: threading.Event, request: Request) -> Response | None:
         """Answer a request, or stop at the next token and return None once `cancelled` is set."""
-        with _lm15_errors():
+        with _lm15_errors(), self.loaded.lease():
             call = self._prepare(request)
             pieces = self.loaded.generator.stream(call.request)
             try:

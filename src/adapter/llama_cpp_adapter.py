@@ -16,7 +16,7 @@ from adapter.formatting import field_lines, system_message
 from adapter.parsing import parse_completion
 
 if TYPE_CHECKING:
-    from adapter.model_pool import LoadedModel
+    from adapter.loaded_model import LoadedModel
 
 GENERATION_SETTINGS = (
     "temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed", "frequency_penalty",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +67,9 @@ class FakeModel:
     turn_stops: tuple[str, ...] = ()
     device: str = "CPU"
     rendered: list[list[dict[str, str]]] = field(default_factory=list)
+
+    def lease(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         self.rendered.append([dict(message) for message in messages])
