@@ -38,6 +38,7 @@ def write_model(
     *,
     architecture: Architecture = "llama",
     tokenizer: Tokenizer = "bpe",
+    add_eos: bool = False,
     chat_template: str | list[dict[str, str]] | None = CHATML,
     n_embd: int = 64,
     n_head: int = 4,
@@ -54,6 +55,7 @@ def write_model(
 
     :param tokenizer: ``"bpe"`` knows every byte and a few merges, ``"spm"`` adds whole words with
         scores, ``"none"`` leaves the vocabulary without tokenizer.
+    :param add_eos: whether the tokenizer ends every text with EOS.
     :param metadata: more keys; int becomes uint32, and a list an array.
     :param deltas: added to the tensors of these names.
     :param split_max_tensors: split the model into files of so many tensors, and return the first.
@@ -64,7 +66,7 @@ def write_model(
     writer.add_context_length(n_ctx_train)
     writer.add_embedding_length(n_embd)
     writer.add_block_count(n_layer)
-    n_vocab = _add_tokenizer(writer, tokenizer)
+    n_vocab = _add_tokenizer(writer, tokenizer, add_eos)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 
@@ -157,7 +159,7 @@ _ADD_LAYERS = {
 }
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> int:
+def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer, add_eos: bool) -> int:
     """Write a vocabulary, and return its size."""
     if tokenizer == "none":
         writer.add_tokenizer_model("no_vocab")
@@ -186,7 +188,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> int:
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
+    writer.add_add_eos_token(add_eos)
     return len(tokens)
 
 
