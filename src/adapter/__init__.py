@@ -11,6 +11,7 @@
 """
 
 from adapter.config import LlamaCppConfig
+from adapter.embedder import LlamaCppEmbedder
 from adapter.engine import AsyncLlamaCppEngine, LlamaCppEngine
 from adapter.errors import (
     BackendError,
@@ -20,20 +21,32 @@ from adapter.errors import (
     InvalidModelNameError,
     InvalidParameterError,
     LlamaCppError,
+    ModelChangedError,
+    ModelInUseError,
+    ModelLoadError,
     ModelNotFoundError,
     ModelNotLoadedError,
+    PoolFullError,
+    TextTooLongError,
     TokenizationError,
 )
+from adapter.hardware import HardwareManager, Placement
 from adapter.llama_cpp_adapter import LlamaCppAdapter
-from adapter.model_pool import LoadedModel, ModelPool
+from adapter.loaded_model import LoadedModel
+from adapter.model_file import ModelInfo
+from adapter.model_pool import ModelPool
 
 __all__ = [
     "ModelPool",
     "LoadedModel",
+    "ModelInfo",
+    "HardwareManager",
+    "Placement",
     "LlamaCppConfig",
     "LlamaCppAdapter",
     "LlamaCppEngine",
     "AsyncLlamaCppEngine",
+    "LlamaCppEmbedder",
     # Errors
     "LlamaCppError",
     "BackendError",
@@ -42,7 +55,12 @@ __all__ = [
     "InferenceError",
     "InvalidModelNameError",
     "InvalidParameterError",
+    "ModelChangedError",
+    "ModelInUseError",
+    "ModelLoadError",
     "ModelNotFoundError",
     "ModelNotLoadedError",
+    "PoolFullError",
+    "TextTooLongError",
     "TokenizationError",
 ]
