@@ -67,6 +67,14 @@ def cpu_threads() -> int:
     return cores if limit is None else min(cores, limit)
 
 
+def require_integer(name: str, value: int | None, *, least: int | None = None) -> None:
+    """Raise InvalidParameterError unless value is None, or an integer that is large enough."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (whole and (least is None or value >= least)):
+        allowed = "an integer" if least is None else f"an integer of at least {least}"
+        raise InvalidParameterError(name, value, f"{allowed}, or None")
+
+
 class HardwareManager:
     """Decides on what a model runs, how much of it, and with how many threads. Thread-safe.
 
@@ -97,9 +105,10 @@ class HardwareManager:
     ) -> Placement:
         """Where the model in a file runs, with the memory that is free now. No weights are read.
 
-        A model that fits into one GPU runs on the one with the most free memory. Of a larger one
-        all GPUs together take as many layers as fit, and the CPU the rest. On the CPU alone the
-        context becomes smaller where memory is short and context_length is None.
+        A model that fits into one GPU runs on the one with the most free memory, of this machine
+        if there is one. Of a larger model all GPUs together take as many layers as fit, and the
+        CPU the rest. On the CPU alone the context becomes smaller where memory is short and
+        context_length is None.
 
         path            the file, or the first part of a split one
         context_length  tokens of context; None for what the model was trained with, at most 4096
@@ -111,12 +120,16 @@ class HardwareManager:
         such file, pyllama.ModelLoadError for one that is no loadable model, and
         pyllama.MemoryFitError for a context that cannot be made.
         """
-        _require_at_least("context_length", context_length, 1)
-        _require_at_least("n_contexts", n_contexts, 1)
-        _require_at_least("n_gpu_layers", n_gpu_layers, None)
+        require_integer("context_length", context_length, least=1)
+        require_integer("n_contexts", n_contexts, least=1)
+        require_integer("n_gpu_layers", n_gpu_layers)
+        choices = self.choices()
+        for choice in choices:
+            used = "used" if choice.used else "not used"
+            logger.debug("%s is %s: %s", choice.device.name, used, choice.reason)
         gpus = [
             choice.device
-            for choice in self.choices()
+            for choice in choices
             if choice.used and choice.device.type != "cpu" and n_gpu_layers != 0
         ]
         planner = _Planner(path, context_length, n_contexts or (4 if gpus else 1))
@@ -173,7 +186,8 @@ class _Planner:
 
     def spread_over(self, gpus: Sequence[pyllama.Device]) -> Placement:
         """On the emptiest GPU if it fits there, else over all GPUs and the CPU."""
-        emptiest = max(gpus, key=lambda device: device.memory[0])
+        here = [device for device in gpus if device.backend != "RPC"] or gpus
+        emptiest = max(here, key=lambda device: device.memory[0])
         placement = self.on([emptiest], -1, f"all of it fits {emptiest.name}")
         if placement.fits:
             return placement
@@ -267,13 +281,6 @@ def _n_batch(context_length: int) -> int:
 
 def _names(devices: Sequence[pyllama.Device]) -> str:
     return ", ".join(device.name for device in devices)
-
-
-def _require_at_least(name: str, value: int | None, least: int | None) -> None:
-    whole = value is None or (isinstance(value, int) and not isinstance(value, bool))
-    if not whole or (least is not None and value is not None and value < least):
-        allowed = "an integer" if least is None else f"an integer of at least {least}"
-        raise InvalidParameterError(name, value, f"{allowed}, or None")
 
 
 def _container_limit() -> int | None:

@@ -32,10 +32,10 @@ class MachineMemory:
     def observe(self, free: Mapping[str, int]) -> None:
         """Take note of how much is free now."""
         with self._lock:
-            if not +self._held:
-                self._limits.clear()
-            for memory, size in free.items():
-                self._limits.setdefault(memory, size - margin(size))
+            limits = {memory: size - margin(size) for memory, size in free.items()}
+            if +self._held:
+                limits |= self._limits
+            self._limits |= limits
 
     def read(self) -> tuple[Counter[str], dict[str, int]]:
         """What is held, and the limits."""

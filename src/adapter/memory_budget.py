@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from adapter.errors import InvalidParameterError, PoolFullError
-from adapter.hardware import Placement
+from adapter.errors import PoolFullError
+from adapter.hardware import Placement, require_integer
 from adapter.machine_memory import machine
 from adapter.model_slot import ModelSlot
 
@@ -22,13 +22,9 @@ class MemoryBudget:
     """
 
     def __init__(self, memory_budget: int | Literal["auto"] | None, max_models: int | None) -> None:
-        if memory_budget != "auto" and not _is_count(memory_budget):
-            allowed = "an integer of at least 1, 'auto', or None"
-            raise InvalidParameterError("memory_budget", memory_budget, allowed)
-        if not _is_count(max_models):
-            raise InvalidParameterError(
-                "max_models", max_models, "an integer of at least 1, or None"
-            )
+        if memory_budget != "auto":
+            require_integer("memory_budget", memory_budget, least=1)
+        require_integer("max_models", max_models, least=1)
         self._memory_budget = memory_budget
         self._max_models = max_models
 
@@ -84,9 +80,3 @@ def _error(
         memory=memory,
         holders=", ".join(holders) or "the pool is empty",
     )
-
-
-def _is_count(value: object) -> bool:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value >= 1
-    return value is None

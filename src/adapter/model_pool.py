@@ -24,14 +24,13 @@ from typing import TYPE_CHECKING, Literal
 import pyllama
 from adapter.errors import (
     BackendError,
-    InvalidParameterError,
     ModelChangedError,
     ModelInUseError,
     ModelLoadError,
     ModelNotFoundError,
     ModelNotLoadedError,
 )
-from adapter.hardware import HardwareManager, Placement
+from adapter.hardware import HardwareManager, Placement, require_integer
 from adapter.loaded_model import LoadedModel
 from adapter.machine_memory import machine
 from adapter.memory_budget import MemoryBudget
@@ -69,7 +68,7 @@ class ModelPool:
     max_contexts    requests computed at once for each model, each in a context of its own;
                     None for 1 on a CPU, which one request keeps busy, and 4 on a GPU
     progress        called with a model's name and the fraction loaded, 0.0 to 1.0, whenever the
-                    model is loaded or reloaded
+                    model is loaded or reloaded, by the thread that loads it
 
     Raises NotADirectoryError when model_dir is no folder, InvalidParameterError for a number out
     of range, InvalidModelNameError for an alias that is no plain name or leads out of the folder.
@@ -88,12 +87,9 @@ class ModelPool:
         max_contexts: int | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> None:
-        limits = {"context_length": context_length, "max_contexts": max_contexts}
-        for parameter, value in limits.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise InvalidParameterError(parameter, value, "an integer of at least 1, or None")
-        if n_gpu_layers is not None and not isinstance(n_gpu_layers, int):
-            raise InvalidParameterError("n_gpu_layers", n_gpu_layers, "an integer, or None")
+        require_integer("context_length", context_length, least=1)
+        require_integer("max_contexts", max_contexts, least=1)
+        require_integer("n_gpu_layers", n_gpu_layers)
         self.model_dir = Path(model_dir).expanduser()
         self._folder = ModelFolder(self.model_dir, aliases or {})
         self._budget = MemoryBudget(memory_budget, max_models)

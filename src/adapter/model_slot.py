@@ -54,8 +54,8 @@ class ModelSlot:
 
         def free() -> None:
             if resident is not None and uncount is not None:
+                uncount()  # first: a load elsewhere need not fail for what is being freed
                 resident.close()
-                uncount()
 
         return free
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 
 import pytest
-from fake_device import CPU, GIB, gpu
+from fake_device import CPU, GIB, FakeDevice, gpu
 
 import pyllama
 from adapter import hardware
@@ -142,6 +142,12 @@ def test_a_model_that_fits_a_gpu_runs_on_the_emptiest(monkeypatch):
     assert plan.fits
     assert plan.memory == {HOST: 0, "CUDA1": 10 * GIB}
     assert machine.fitted == []
+
+
+def test_a_gpu_of_this_machine_comes_before_a_larger_one_elsewhere(monkeypatch):
+    remote = FakeDevice("RPC0", "RPC", memory=(200 * GIB, 200 * GIB))
+    Machine(monkeypatch, remote, gpu("CUDA0"))
+    assert [device.name for device in HardwareManager().plan("model.gguf").devices] == ["CUDA0"]
 
 
 def test_four_contexts_are_counted_on_a_gpu(monkeypatch):

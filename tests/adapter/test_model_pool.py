@@ -7,8 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from shutil import copyfile
 
 import pytest
+from dspy import lm15
+from dspy.lm15 import Message, Request
 
 import pyllama
+from adapter.config import LlamaCppConfig
+from adapter.engine import LlamaCppEngine
 from adapter.errors import (
     BackendError,
     InvalidModelNameError,
@@ -201,6 +205,21 @@ def test_a_thread_cannot_wait_for_its_own_request(pool):
             with pytest.raises(ModelInUseError, match="one"):
                 attempt()
     assert loaded.tokenize("it was left as it was")
+
+
+def test_an_engine_holds_a_lease_from_the_first_event_to_the_last(pool):
+    loaded = pool.load_model("one")
+    engine = LlamaCppEngine(loaded, LlamaCppConfig("one", max_tokens=4, seed=1))
+    request = Request(model=engine.model, messages=(Message.user("Hi"),))
+    events = engine.stream(request)
+    assert next(events).type == "start"
+    with pytest.raises(ModelInUseError):
+        pool.unload_model("one")
+    rest = list(events)
+    assert rest[-1].type == "end"
+    pool.unload_model("one")
+    with pytest.raises(lm15.ConfigurationError, match="unloaded"):
+        engine.complete(request)
 
 
 def test_unloading_stops_a_load(pool):
