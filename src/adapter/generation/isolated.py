@@ -62,9 +62,9 @@ class IsolatedGenerator:
             self._pool.lease() as context,
             sampler_chain(self._vocab, request.sampling, request.seed) as chain,
         ):
+            _prefill(context, request.prompt)  # which refuses tokens that the model does not know
             for token in request.prompt[-max(1, request.sampling.penalty_last_n) :]:
                 chain.accept(token)
-            _prefill(context, request.prompt)
             while len(tokens) < min(request.max_tokens, room):
                 if tokens:
                     context.decode_token(tokens[-1], len(request.prompt) + len(tokens) - 1)
