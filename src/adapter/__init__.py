@@ -10,9 +10,10 @@
     dspy.configure(lm=adapter.lm, adapter=adapter)
 """
 
+from adapter.async_engine import AsyncLlamaCppEngine
 from adapter.config import LlamaCppConfig
 from adapter.embedder import LlamaCppEmbedder
-from adapter.engine import AsyncLlamaCppEngine, LlamaCppEngine
+from adapter.engine import LlamaCppEngine
 from adapter.errors import (
     BackendError,
     ConfigurationError,
@@ -27,7 +28,9 @@ from adapter.errors import (
     ModelNotFoundError,
     ModelNotLoadedError,
     PoolFullError,
+    RateLimitExceededError,
     TextTooLongError,
+    TokenBudgetExhaustedError,
     TokenizationError,
 )
 from adapter.hardware import HardwareManager, Placement
@@ -62,5 +65,7 @@ __all__ = [
     "ModelNotLoadedError",
     "PoolFullError",
     "TextTooLongError",
+    "RateLimitExceededError",
+    "TokenBudgetExhaustedError",
     "TokenizationError",
 ]

@@ -11,8 +11,8 @@ from dspy.signatures import Signature
 from dspy.utils.callback import BaseCallback
 
 from adapter.config import LlamaCppConfig
-from adapter.engine import AsyncLlamaCppEngine, LlamaCppEngine
 from adapter.formatting import field_lines, system_message
+from adapter.language_model import language_model
 from adapter.parsing import parse_completion
 
 if TYPE_CHECKING:
@@ -68,14 +68,7 @@ class LlamaCppAdapter(Adapter):
         Raises ConfigurationError when the config is for another model, or asks for more context
         than the model was loaded with.
         """
-        engine = LlamaCppEngine(loaded, config)
-        lm = LM(
-            engine.model,
-            engine=engine,
-            async_engine=AsyncLlamaCppEngine(engine),
-            temperature=config.temperature,
-            max_tokens=config.max_tokens,
-        )
+        lm = language_model(loaded, config)
         return cls(lm, route_other_lms=route_other_lms, callbacks=callbacks)
 
     def __call__(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyllama
 from adapter.errors import TokenizationError
@@ -31,6 +33,8 @@ class LoadedModel:
     generator       computes completions, each under a lease of its own
     n_ctx_train     tokens of context it was trained with
     context_length  tokens of context that its generator has
+    capabilities    what its chat template can express
+    n_vocab         tokens that it knows
     turn_stops      texts at which a turn ends beside the vocabulary's own tokens
     placement       what it runs on, and why
     device          the first of that in words, such as "CPU (Intel Xeon)"
@@ -44,7 +48,9 @@ class LoadedModel:
         self.fingerprint = resident.fingerprint
         self.n_ctx_train = resident.model.n_ctx_train
         self.context_length = placement.context_length
-        self.turn_stops = () if resident.template else ("\n\nUser:", "\n\nSystem:")
+        self.capabilities = resident.template.capabilities
+        self.n_vocab = resident.model.vocab.n_tokens
+        self.turn_stops = () if resident.has_template else ("\n\nUser:", "\n\nSystem:")
         self.placement = placement
         self.device = _in_words(placement.devices)
         self.generator: Generator = _LeasedGenerator(borrow)
@@ -60,21 +66,18 @@ class LoadedModel:
         with self._borrow() as resident:
             yield resident.model
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for a conversation, ending where the assistant's answer begins.
+    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> pyllama.RenderedChat:
+        """A conversation as the model wants it, ending where the assistant's answer begins.
 
-        The model's chat template is applied by llama.cpp's own engine; a model without one gets
-        ``System: … / User: … / Assistant:``.
+        The model's chat template is applied by llama.cpp's own engine, with the options of
+        ``pyllama.ChatTemplate.apply``; a model without one gets ``System: … / User: …``.
 
         Raises TokenizationError for messages that the template refuses, and for a template that
         does not end, or ends its process.
         """
         with self._borrow() as resident:
-            if resident.template is None:
-                turns = [f"{message['role'].title()}: {message['content']}" for message in messages]
-                return "\n\n".join([*turns, "Assistant:"])
             try:
-                return resident.template.apply(messages).prompt
+                return resident.template.apply(messages, **options)
             except pyllama.ChatTemplateError as error:
                 raise TokenizationError(str(error)) from error
 
@@ -87,11 +90,18 @@ class LoadedModel:
         """
         with self._borrow() as resident:
             try:
-                return resident.model.vocab.tokenize(
-                    prompt, parse_special=resident.template is not None
-                )
+                return resident.model.vocab.tokenize(prompt, parse_special=resident.has_template)
             except pyllama.TokenizationError as error:
                 raise TokenizationError(str(error)) from error
+
+    def answer_tokens(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text within the assistant's turn, special ones recognised."""
+        with self._borrow() as resident:
+            vocab = resident.model.vocab
+            tokens = vocab.tokenize(text, add_special=False, parse_special=True)
+            if tokens and not text[:1].isspace() and vocab.token_to_piece(tokens[0])[:1].isspace():
+                del tokens[0]  # a space that some tokenizers put before the first special token
+            return tuple(tokens)
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token."""
@@ -112,9 +122,11 @@ class _LeasedGenerator:
         with self._borrow() as resident:
             return resident.generator.generate(request)
 
-    def stream(self, request: GenerationRequest) -> Iterator[Delta | GenerationResult]:
+    def stream(
+        self, request: GenerationRequest, cancelled: threading.Event | None = None
+    ) -> Iterator[Delta | GenerationResult]:
         with self._borrow() as resident:
-            yield from resident.generator.stream(request)
+            yield from resident.generator.stream(request, cancelled)
 
 
 def _in_words(devices: Sequence[pyllama.Device]) -> str:

@@ -13,14 +13,22 @@ from adapter.generation.request import Generator
 from adapter.hardware import Placement
 from adapter.model_file import parts
 
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message.role | title }}: {{ message.content }}\n\n"
+    "{% endfor %}Assistant:"
+)
+"""What a model without a chat template is shown."""
+
 
 class ResidentModel:
     """What memory a model takes, from loading it until close().
 
-    model        the weights
-    template     the chat template, in a process of its own; None for a model without one
-    generator    computes completions, each in a context of its own
-    fingerprint  hex digest of what decides the answers
+    model         the weights
+    has_template  whether it has a chat template of its own
+    template      that in a process of its own, or else PLAIN_TEMPLATE
+    generator     computes completions, each in a context of its own
+    fingerprint   hex digest of what decides the answers
     """
 
     def __init__(
@@ -35,6 +43,7 @@ class ResidentModel:
             progress=progress,
         )
         try:
+            self.has_template = self.model.chat_template() is not None
             self.template = _chat_template(self.model)
             self.fingerprint = _fingerprint(parts(path), self.template)
             contexts = ContextPool(
@@ -55,14 +64,14 @@ class ResidentModel:
         self.model.close()
 
 
-def _chat_template(model: pyllama.Model) -> pyllama.ChatTemplate | None:
+def _chat_template(model: pyllama.Model) -> pyllama.ChatTemplate:
     """The model's template, in a process of its own: it is a program that came with a file."""
     if model.chat_template() is None:
-        return None
+        return pyllama.ChatTemplate(source=PLAIN_TEMPLATE)
     return pyllama.ChatTemplate(model, isolated=True)
 
 
-def _fingerprint(paths: Sequence[Path], template: pyllama.ChatTemplate | None) -> str:
+def _fingerprint(paths: Sequence[Path], template: pyllama.ChatTemplate) -> str:
     """A digest of what decides the answers: the files, the chat template, llama.cpp's version.
 
     Of a file: its size, its first megabyte (metadata) and 256 blocks spread over it, which tells
@@ -70,7 +79,7 @@ def _fingerprint(paths: Sequence[Path], template: pyllama.ChatTemplate | None) -
     """
     block, spread = 64 * 1024, 256
     digest = hashlib.sha256(pyllama.llama_cpp_version().encode())
-    digest.update((template.source if template else "").encode())
+    digest.update(template.source.encode())
     for path in paths:
         size = path.stat().st_size
         digest.update(f"\n{size}\n".encode())

@@ -32,7 +32,7 @@ def test_a_model_without_template_gets_the_plain_form(pool):
             {"role": "system", "content": "Answer briefly."},
             {"role": "user", "content": "Hello"},
         ]
-    )
+    ).prompt
     assert prompt == "System: Answer briefly.\n\nUser: Hello\n\nAssistant:"
     # Nothing else tells such a model's turn from the one it would invent next.
     assert "\n\nUser:" in loaded.turn_stops
@@ -49,14 +49,14 @@ def test_a_template_that_would_end_the_process_is_an_error(pool, write_tiny_mode
     hello = {"role": "user", "content": "Hello"}
     with pytest.raises(TokenizationError, match="chat template"):
         loaded.render([{"role": "user", "content": "divide"}])
-    assert loaded.render([hello]) == "Hello"
+    assert loaded.render([hello]).prompt == "Hello"
 
 
 @pytest.mark.model
 def test_a_model_with_a_template_is_rendered_by_it(smollm2_path):
     with ModelPool(smollm2_path.parent, context_length=128) as pool:
         loaded = pool.load_model(smollm2_path.stem)
-        prompt = loaded.render([{"role": "user", "content": "Hello"}])
+        prompt = loaded.render([{"role": "user", "content": "Hello"}]).prompt
         assert prompt.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
         tokens = loaded.tokenize(prompt)
         assert b"<|im_start|>" in [loaded.piece(token) for token in tokens]
