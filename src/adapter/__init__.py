@@ -26,12 +26,14 @@ from adapter.errors import (
 )
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.model_pool import LoadedModel, ModelPool
+from adapter.stream_listener import LlamaCppStreamListener
 
 __all__ = [
     "ModelPool",
     "LoadedModel",
     "LlamaCppConfig",
     "LlamaCppAdapter",
+    "LlamaCppStreamListener",
     "LlamaCppEngine",
     "AsyncLlamaCppEngine",
     # Errors

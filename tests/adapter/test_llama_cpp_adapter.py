@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import re
 import threading
 
@@ -12,14 +13,19 @@ from fake_generator import fake_model
 
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
+from adapter.errors import ConfigurationError
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 
 QA = "question -> answer"
 
 
-def adapter_of(model, *, route_other_lms=True, **settings):
-    config = LlamaCppConfig(model.name, **settings)
-    return LlamaCppAdapter.from_loaded_model(model, config, route_other_lms=route_other_lms)
+def adapter_of(model, *, route_other_lms=None, use_json_adapter_fallback=True, **settings):
+    return LlamaCppAdapter.from_loaded_model(
+        model,
+        LlamaCppConfig(model.name, **settings),
+        route_other_lms=route_other_lms,
+        use_json_adapter_fallback=use_json_adapter_fallback,
+    )
 
 
 def echo(prompt, request):
@@ -121,14 +127,64 @@ def test_generation_settings_reach_the_sampler(configured):
     assert asked.sampling.min_p == 0.3
 
 
-def test_an_answer_that_does_not_parse_is_dspys_error(configured):
-    configured(fake_model("I cannot say."))
+@pytest.mark.parametrize("fallback", [True, False])
+def test_an_answer_that_does_not_parse_is_dspys_error(configured, fallback):
+    model = fake_model("I cannot say.")
+    configured(model, use_json_adapter_fallback=fallback)
     with pytest.raises(AdapterParseError) as caught:
         dspy.Predict("question -> answer: int")(question="q")
-    assert caught.value.adapter_name == "LlamaCppAdapter"
-    configured(fake_model(""))
+    assert caught.value.adapter_name == ("JSONAdapter" if fallback else "LlamaCppAdapter")
+    assert len(model.generator.requests) == 1 + fallback
+
+
+def test_an_empty_answer_is_dspys_error(configured):
+    configured(fake_model(""), use_json_adapter_fallback=False)
     with pytest.raises(AdapterParseError, match="empty"):
         dspy.Predict(QA)(question="q")
+
+
+def json_when_asked_for(prompt, request):
+    return '{"answer": 4}' if "JSON object" in prompt else "four, I think"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_answer_that_does_not_parse_is_asked_for_once_more_as_json(configured, is_async):
+    model = fake_model(json_when_asked_for)
+    adapter = configured(model, temperature=0.25)
+    predict = dspy.Predict("question -> answer: int", max_tokens=50)
+    if is_async:
+        prediction = asyncio.run(predict.acall(question="2+2?"))
+    else:
+        prediction = predict(question="2+2?")
+    assert prediction.answer == 4
+    first, second = model.generator.requests
+    assert second.max_tokens == first.max_tokens == 50
+    assert second.sampling == first.sampling
+    assert len(adapter.lm.history) == 2
+
+
+def test_the_fallback_goes_where_the_call_went(configured):
+    outer = DummyLM([{"answer": "unused"}])
+    adapter = configured(fake_model(json_when_asked_for), lm=outer)
+    assert dspy.Predict("question -> answer: int")(question="2+2?").answer == 4
+    assert [entry["model"] for entry in outer.history] == [adapter.lm.model] * 2
+
+
+def test_an_engines_error_is_no_reason_to_ask_again(configured):
+    model = fake_model("unused", context_length=100)
+    configured(model)
+    with pytest.raises(ContextWindowExceededError):
+        dspy.Predict(QA)(question="long " * 100)
+    assert len(model.rendered) == 1
+
+
+def test_an_image_is_refused_before_anything_is_computed(configured):
+    model = fake_model("answer: a cat")
+    configured(model)
+    image = dspy.Image("data:image/png;base64,aGk=")
+    with pytest.raises(dspy.LMUnsupportedFeatureError, match=r"'image'.*text only"):
+        dspy.Predict("photo: dspy.Image -> answer")(photo=image)
+    assert model.generator.requests == []
 
 
 def test_a_long_prompt_is_dspys_context_error(configured):
@@ -356,15 +412,68 @@ def test_rollouts_of_another_lm_bypass_the_cache(configured):
     assert len(answers) == 3
 
 
-def test_routing_can_be_left_to_the_caller():
-    teacher = DummyLM([{"answer": "the teacher's"}], adapter=dspy.ChatAdapter())
-    model = fake_model("answer: ours")
-    adapter = adapter_of(model, route_other_lms=False)
-    with dspy.context(lm=adapter.lm, adapter=adapter):
-        assert dspy.Predict(QA)(question="q").answer == "ours"
-        assert "the teacher's" in dspy.Predict(QA)(question="q", lm=teacher).answer
-    assert len(model.generator.requests) == 1
+def run_configured(body, **settings):
+    """Run a function as a program that called dspy.configure: outside of this test's context."""
+
+    def run():
+        dspy.configure(**settings)
+        try:
+            return body()
+        finally:
+            dspy.configure(lm=None, adapter=None)
+
+    return contextvars.Context().run(run)
+
+
+def teacher_of(text):
+    return DummyLM([{"answer": text}] * 9, adapter=dspy.ChatAdapter())
+
+
+@pytest.mark.parametrize(
+    ("route_other_lms", "teacher_answers"), [(None, True), (True, False), (False, True)]
+)
+def test_a_teacher_answers_itself_unless_it_is_told_otherwise(route_other_lms, teacher_answers):
+    model, teacher = fake_model("answer: ours"), teacher_of("the teacher's")
+    adapter = adapter_of(model, route_other_lms=route_other_lms)
+    predict = dspy.Predict(QA)
+
+    def program():
+        assert predict(question="q").answer == "ours"
+        with dspy.context(lm=teacher):
+            return predict(question="q").answer
+
+    answer = run_configured(program, lm=adapter.lm, adapter=adapter)
+    assert ("the teacher's" in answer) is teacher_answers
     assert len(teacher.history) == 1
+    assert len(model.generator.requests) == (1 if teacher_answers else 2)
+
+
+@pytest.mark.parametrize(("route_other_lms", "ours"), [(None, True), (True, True), (False, False)])
+def test_the_lm_that_dspy_is_configured_with_is_taken_over(route_other_lms, ours):
+    configured, teacher = teacher_of("the lm's own"), teacher_of("the teacher's")
+    adapter = adapter_of(fake_model("answer: ours"), route_other_lms=route_other_lms)
+    predict = dspy.Predict(QA)
+
+    def program():
+        answers = [predict(question="q").answer]
+        answers += [predict(question="q", lm=configured.copy(temperature=1.0)).answer]
+        return answers, predict(question="q", lm=teacher).answer
+
+    answers, taught = run_configured(program, lm=configured, adapter=adapter)
+    assert [answer == "ours" for answer in answers] == [ours, ours]
+    assert (taught == "ours") is (route_other_lms is True)
+
+
+def test_an_adapter_without_a_model_formats_and_parses():
+    model = fake_model("answer: ours")
+    lm, adapter = adapter_of(model).lm, LlamaCppAdapter()
+    with dspy.context(lm=lm, adapter=adapter):
+        assert dspy.Predict(QA)(question="q").answer == "ours"
+    assert model.rendered[0][-1]["content"] == "question: q"
+    with pytest.raises(ConfigurationError, match="from_loaded_model"):
+        _ = adapter.lm
+    with pytest.raises(ConfigurationError, match="no lm"):
+        adapter(None, {}, dspy.Signature(QA), [], {"question": "q"})
 
 
 def test_two_adapters_keep_to_their_own_models():
