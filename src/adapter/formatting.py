@@ -75,8 +75,8 @@ def _written(field: FieldInfo, value: Any) -> str:
     annotation: Any = field.annotation
     if _is_dspy_type(annotation, Code) and value is not None:
         # Fenced, so that no line of the code is taken for the next field.
-        code = annotation.model_validate(value)
-        return f"```{code.language.lower()}\n{code.code}\n```"
+        code = value if isinstance(value, Code) else annotation.model_validate(value)
+        return f"```{annotation.language.lower()}\n{code.code}\n```"
     return str(format_field_value(field, value))
 
 

@@ -425,15 +425,17 @@ def run_configured(body, **settings):
     return contextvars.Context().run(run)
 
 
-def teacher_of(text):
-    return DummyLM([{"answer": text}] * 9, adapter=dspy.ChatAdapter())
+def lm_that_answers(text, model="dummy"):
+    lm = DummyLM([{"answer": text}] * 9, adapter=dspy.ChatAdapter())
+    lm.model = model
+    return lm
 
 
 @pytest.mark.parametrize(
     ("route_other_lms", "teacher_answers"), [(None, True), (True, False), (False, True)]
 )
 def test_a_teacher_answers_itself_unless_it_is_told_otherwise(route_other_lms, teacher_answers):
-    model, teacher = fake_model("answer: ours"), teacher_of("the teacher's")
+    model, teacher = fake_model("answer: ours"), lm_that_answers("the teacher's", "teacher")
     adapter = adapter_of(model, route_other_lms=route_other_lms)
     predict = dspy.Predict(QA)
 
@@ -450,7 +452,10 @@ def test_a_teacher_answers_itself_unless_it_is_told_otherwise(route_other_lms, t
 
 @pytest.mark.parametrize(("route_other_lms", "ours"), [(None, True), (True, True), (False, False)])
 def test_the_lm_that_dspy_is_configured_with_is_taken_over(route_other_lms, ours):
-    configured, teacher = teacher_of("the lm's own"), teacher_of("the teacher's")
+    configured, teacher = (
+        lm_that_answers("the lm's own"),
+        lm_that_answers("the teacher's", "teacher"),
+    )
     adapter = adapter_of(fake_model("answer: ours"), route_other_lms=route_other_lms)
     predict = dspy.Predict(QA)
 
