@@ -79,7 +79,7 @@ def measure_python(path: str) -> dict[str, float]:
         pyllama.SamplerChain([pyllama.Sampler.greedy()]) as chain,
     ):
         raw_context, raw_chain = context._open().pointer, chain._open().pointer
-        decode, sample = lib.guarded_decode_token, lib.guarded_sampler_sample
+        decode, sample = lib.guarded_decode_token, lib.guarded_chain_sample
         nothing = lib.llama_max_devices
 
         detokenizer = pyllama.Detokenizer(model.vocab)

@@ -39,6 +39,7 @@ def write_model(
     architecture: Architecture = "llama",
     tokenizer: Tokenizer = "bpe",
     chat_template: str | list[dict[str, str]] | None = CHATML,
+    extra_tokens: tuple[str, ...] = (),
     n_embd: int = 64,
     n_head: int = 4,
     n_head_kv: int = 2,
@@ -54,6 +55,7 @@ def write_model(
 
     :param tokenizer: ``"bpe"`` knows every byte and a few merges, ``"spm"`` adds whole words with
         scores, ``"none"`` leaves the vocabulary without tokenizer.
+    :param extra_tokens: what the ``"bpe"`` vocabulary ends with, spelt as it spells bytes.
     :param metadata: more keys; int becomes uint32, and a list an array.
     :param deltas: added to the tensors of these names.
     :param split_max_tensors: split the model into files of so many tensors, and return the first.
@@ -64,7 +66,7 @@ def write_model(
     writer.add_context_length(n_ctx_train)
     writer.add_embedding_length(n_embd)
     writer.add_block_count(n_layer)
-    n_vocab = _add_tokenizer(writer, tokenizer)
+    n_vocab = _add_tokenizer(writer, tokenizer, extra_tokens)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 
@@ -157,7 +159,9 @@ _ADD_LAYERS = {
 }
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> int:
+def _add_tokenizer(
+    writer: gguf.GGUFWriter, tokenizer: Tokenizer, extra_tokens: tuple[str, ...] = ()
+) -> int:
     """Write a vocabulary, and return its size."""
     if tokenizer == "none":
         writer.add_tokenizer_model("no_vocab")
@@ -169,6 +173,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Tokenizer) -> int:
     if tokenizer == "bpe":
         tokens += _byte_spellings()
         tokens += [merge.replace(" ", "") for merge in MERGES]
+        tokens += extra_tokens
         types += [gguf.TokenType.NORMAL] * (len(tokens) - len(types))
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("gpt-2")

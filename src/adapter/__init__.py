@@ -10,8 +10,9 @@
     dspy.configure(lm=adapter.lm, adapter=adapter)
 """
 
+from adapter.async_engine import AsyncLlamaCppEngine
 from adapter.config import LlamaCppConfig
-from adapter.engine import AsyncLlamaCppEngine, LlamaCppEngine
+from adapter.engine import LlamaCppEngine
 from adapter.errors import (
     BackendError,
     ConfigurationError,
@@ -22,6 +23,8 @@ from adapter.errors import (
     LlamaCppError,
     ModelNotFoundError,
     ModelNotLoadedError,
+    RateLimitExceededError,
+    TokenBudgetExhaustedError,
     TokenizationError,
 )
 from adapter.llama_cpp_adapter import LlamaCppAdapter
@@ -46,5 +49,7 @@ __all__ = [
     "InvalidParameterError",
     "ModelNotFoundError",
     "ModelNotLoadedError",
+    "RateLimitExceededError",
+    "TokenBudgetExhaustedError",
     "TokenizationError",
 ]

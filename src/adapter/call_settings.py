@@ -6,33 +6,39 @@ on the response, or it is refused with an lm15 error.
 
 from __future__ import annotations
 
+import math
 import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from dspy.lm15 import Adaptation, Config, Request, UnsupportedFeatureError
 
 from adapter.config import MAX_SEED, LlamaCppConfig
 from adapter.errors import InvalidParameterError
-from adapter.generation.request import Sampling
-
-LLAMACPP_SETTINGS = ("min_p", "repeat_penalty")
-"""What metadata={"llamacpp": {...}} may hold: settings llama.cpp has and lm15 has not."""
+from adapter.generation.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class CallSettings:
-    """How one completion is sampled, and what was changed from what was asked."""
+    """How one completion is sampled, and what was changed from what was asked.
+
+    grammar is GBNF, logprobs the number of likeliest tokens to tell, both None if not asked for.
+    """
 
     max_tokens: int
     sampling: Sampling
     seed: int
     stop: tuple[str, ...]
+    grammar: str | None
+    logprobs: int | None
     adaptations: tuple[Adaptation, ...]
 
 
-def call_settings(request: Request, defaults: LlamaCppConfig) -> CallSettings:
+def call_settings(request: Request, defaults: LlamaCppConfig, n_vocab: int) -> CallSettings:
     """Read a request's Config, unset fields from `defaults`. Without a seed, draw one.
+
+    `n_vocab` is the number of tokens that the model knows.
 
     Raises InvalidParameterError for a value out of range or an unknown llama.cpp setting, and
     lm15's UnsupportedFeatureError for what this engine cannot do.
@@ -46,7 +52,12 @@ def call_settings(request: Request, defaults: LlamaCppConfig) -> CallSettings:
     }
     if config.stop:
         asked["stop"] = config.stop
-    settings = replace(defaults, **asked, **_llamacpp_settings(config))
+    llamacpp = _llamacpp_settings(config)
+    grammar = llamacpp.pop("grammar", None)
+    for name in ("min_p", "repeat_penalty"):
+        if name in llamacpp:
+            asked[name] = llamacpp.pop(name)
+    settings = replace(defaults, **asked)
     sampling = Sampling(
         temperature=settings.temperature,
         top_k=settings.top_k,
@@ -55,28 +66,107 @@ def call_settings(request: Request, defaults: LlamaCppConfig) -> CallSettings:
         repeat_penalty=settings.repeat_penalty,
         frequency_penalty=config.frequency_penalty or 0.0,
         presence_penalty=config.presence_penalty or 0.0,
+        logit_bias=_logit_bias(config, n_vocab),
+        **llamacpp,
     )
+    if config.logprobs is not None and config.logprobs > n_vocab:
+        raise InvalidParameterError(
+            "logprobs", config.logprobs, f"at most {n_vocab}, the tokens that the model knows"
+        )
     return CallSettings(
         max_tokens=settings.max_tokens,
         sampling=sampling,
         seed=secrets.randbelow(MAX_SEED + 1) if settings.seed is None else settings.seed,
         stop=settings.stop,
+        grammar=grammar,
+        logprobs=config.logprobs,
         adaptations=tuple(_adaptations(request)),
     )
 
 
 def _llamacpp_settings(config: Config) -> dict[str, Any]:
+    """The settings in metadata={"llamacpp": {...}}, checked."""
     settings = _metadata(config).get("llamacpp", {})
+    known = ", ".join(LLAMACPP_SETTINGS)
     if not isinstance(settings, dict):
-        raise InvalidParameterError(
-            "metadata['llamacpp']", settings, f"a dict with keys from {LLAMACPP_SETTINGS}"
-        )
+        raise InvalidParameterError("metadata['llamacpp']", settings, f"a dict of {known}")
+    checked = {}
     for name, value in settings.items():
+        where = f"metadata['llamacpp'][{name!r}]"
         if name not in LLAMACPP_SETTINGS:
-            raise InvalidParameterError(
-                f"metadata['llamacpp'][{name!r}]", value, f"one of {LLAMACPP_SETTINGS}"
-            )
-    return settings
+            raise InvalidParameterError(where, value, f"one of {known}")
+        fits, allowed = LLAMACPP_SETTINGS[name]
+        if not fits(value):
+            raise InvalidParameterError(where, value, allowed)
+        checked[name] = tuple(value) if isinstance(value, list) else value
+    return checked
+
+
+def _logit_bias(config: Config, n_vocab: int) -> Mapping[int, float]:
+    """What OpenAI's field of this name says: numbers by token, from -100 to 100."""
+    asked = (config.extensions or {}).get("logit_bias") or {}
+    allowed = f"a dict of tokens from 0 to {n_vocab - 1} and numbers from -100 to 100"
+    if not isinstance(asked, dict):
+        raise InvalidParameterError("logit_bias", asked, allowed)
+    biases = {}
+    for key, bias in asked.items():
+        try:
+            token = int(key)  # JSON has no other keys than strings
+        except (TypeError, ValueError):
+            token = -1
+        if not 0 <= token < n_vocab or not _is_between(-100, 100)(bias):
+            raise InvalidParameterError("logit_bias", {key: bias}, allowed)
+        biases[token] = float(bias)
+    return biases
+
+
+def _is_between(low: float, high: float = math.inf) -> Callable[[Any], bool]:
+    def fits(value: Any) -> bool:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and math.isfinite(value) and low <= value <= high
+
+    return fits
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_LAST_N
+
+
+def _are_breakers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(text, str) and 0 < len(text.encode("utf-8", "replace")) <= 40 for text in value
+    )
+
+
+MAX_LAST_N = 2**24
+"""Tokens that a sampler can look back on; it allocates as many at once."""
+
+_Range: TypeAlias = tuple[Callable[[Any], bool], str]
+_FRACTION: _Range = (_is_between(0, 1), "a number from 0 to 1")
+_FACTOR: _Range = (_is_between(0, 1000), "a number from 0 to 1000")
+_COUNT: _Range = (_is_count, f"an integer from 0 to {MAX_LAST_N}")
+
+LLAMACPP_SETTINGS: dict[str, _Range] = {
+    "min_p": _FRACTION,
+    "typical_p": _FRACTION,
+    "top_n_sigma": _FACTOR,
+    "xtc_probability": _FRACTION,
+    "xtc_threshold": _FRACTION,
+    "dynatemp_range": (_is_between(0, 2), "a number from 0 to 2"),
+    "dynatemp_exponent": _FACTOR,
+    "mirostat": (lambda v: _is_count(v) and v <= 2, "0, 1 or 2"),
+    "mirostat_tau": _FACTOR,
+    "mirostat_eta": _FACTOR,
+    "repeat_penalty": (lambda v: _is_between(0, 2)(v) and v > 0, "a number above 0 and up to 2"),
+    "repeat_last_n": _COUNT,
+    "dry_multiplier": _FACTOR,
+    "dry_base": (_is_between(1, 1000), "a number from 1 to 1000"),
+    "dry_allowed_length": _COUNT,
+    "dry_penalty_last_n": _COUNT,
+    "dry_sequence_breakers": (_are_breakers, "a list of texts of 1 to 40 bytes"),
+    "grammar": (lambda v: isinstance(v, str) and v != "", "a grammar in GBNF"),
+}
+"""What metadata={"llamacpp": {...}} may hold: what llama.cpp's server has and lm15 has not."""
 
 
 def _metadata(config: Config) -> dict[str, Any]:
@@ -89,18 +179,13 @@ def _metadata(config: Config) -> dict[str, Any]:
 def _refuse_unsupported(request: Request) -> None:
     """Refuse what would change the meaning of the answer if it were left out."""
     config = request.config
-    choice = config.tool_choice
     unsupported = {
-        "tools": request.tools and not (choice and choice.mode == "none"),
-        "config.tool_choice": choice and choice.mode == "required",
-        "config.response_format": config.response_format is not None,
-        "config.logprobs": config.logprobs is not None,
         "config.probabilities": config.probabilities == "required",
         "config.cache.resource": config.cache and config.cache.resource is not None,
         **{
             f"config.extensions.{name}": True
             for name in config.extensions or {}
-            if name != "metadata"
+            if name not in ("metadata", "logit_bias")
         },
     }
     for feature, asked in unsupported.items():
@@ -123,12 +208,11 @@ def _adaptations(request: Request) -> list[Adaptation]:
     def satisfied(field: str, asked: object, reason: str) -> None:
         adaptations.append(Adaptation(field, "satisfied", reason, asked=asked))
 
-    if request.tools:
+    choice = config.tool_choice
+    if choice is not None and choice.mode == "none" and request.tools:
         dropped("tools", [tool.name for tool in request.tools], "tool_choice asks for no tools")
-    if config.tool_choice is not None:
-        satisfied("config.tool_choice", config.tool_choice.mode, "the model is shown no tools")
-    if config.reasoning is not None:
-        dropped("config.reasoning", config.reasoning.effort, "the engine has no reasoning dial")
+    if choice is not None and (choice.mode == "none" or not request.tools):
+        satisfied("config.tool_choice", choice.mode, "the model is shown no tools")
     if config.probabilities == "off":
         satisfied("config.probabilities", "off", "none are measured")
     elif config.probabilities is not None:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
-from adapter.errors import InvalidParameterError
+from adapter.errors import ConfigurationError, InvalidParameterError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 MAX_SEED = 2**32 - 2
 """The largest seed. llama.cpp keeps 2**32 - 1 for "draw one"."""
@@ -17,18 +26,29 @@ MAX_SEED = 2**32 - 2
 class LlamaCppConfig:
     """How a loaded model answers. The sampling defaults are llama.cpp's own.
 
-    model_name      the model's name in its ModelPool
-    max_tokens      at least 1; tokens an answer may have
-    temperature     0 to 2; 0 takes the likeliest token
-    top_p           0 to 1; 1 = off
-    top_k           at least 0; 0 = off
-    min_p           0 to 1; 0 = off
-    repeat_penalty  above 0, at most 2; 1 = off
-    context_length  at least 2; tokens a prompt and its answer may have together, None = as many
-                    as the model was loaded for
-    seed            0 to 2**32 - 2; None draws one for each call. A fixed seed makes the n
-                    candidates of a call one and the same, and the rollouts of BestOfN and Refine
-    stop            texts that end an answer
+    model_name          the model's name in its ModelPool
+    max_tokens          at least 1; tokens an answer may have
+    temperature         0 to 2; 0 takes the likeliest token
+    top_p               0 to 1; 1 = off
+    top_k               at least 0; 0 = off
+    min_p               0 to 1; 0 = off
+    repeat_penalty      above 0, at most 2; 1 = off
+    context_length      at least 2; tokens a prompt and its answer may have together, None = as
+                        many as the model was loaded for
+    seed                0 to 2**32 - 2; None draws one for each call. A fixed seed makes the n
+                        candidates of a call one and the same, and the rollouts of BestOfN and
+                        Refine
+    stop                texts that end an answer
+    token_budget_limit  at least 1; tokens that all requests together may take, prompts and
+                        answers, None = any number
+    requests_per_minute at least 1; more raise an error that DSPy waits and retries after, None =
+                        any number
+    max_retries         at least 0; how often DSPy tries again after an error that may pass
+    initial_backoff_ms  at least 0; the least that it waits before
+    max_backoff_ms      at least initial_backoff_ms; the most that it waits
+    enable_cache        let DSPy answer a repeated call from its cache
+    cache_ttl_secs      above 0; how old such an answer may be, None = any age
+    enable_streaming    let DSPy stream answers
 
     Raises InvalidParameterError for a value outside its range.
     """
@@ -43,6 +63,14 @@ class LlamaCppConfig:
     context_length: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    token_budget_limit: int | None = None
+    requests_per_minute: int | None = None
+    max_retries: int = 3
+    initial_backoff_ms: int = 100
+    max_backoff_ms: int = 60_000
+    enable_cache: bool = True
+    cache_ttl_secs: float | None = None
+    enable_streaming: bool = True
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -50,7 +78,47 @@ class LlamaCppConfig:
             fits, allowed = _RANGES[field.name]
             if not fits(value):
                 raise InvalidParameterError(field.name, value, allowed)
+        if self.max_backoff_ms < self.initial_backoff_ms:
+            raise InvalidParameterError(
+                "max_backoff_ms",
+                self.max_backoff_ms,
+                f"at least initial_backoff_ms, {self.initial_backoff_ms}",
+            )
         object.__setattr__(self, "stop", tuple(self.stop))
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> LlamaCppConfig:
+        """A config of the fields in a mapping.
+
+        Raises InvalidParameterError for a key that is no field or a value outside its range, and
+        ConfigurationError when there is no model_name.
+        """
+        names = [field.name for field in fields(cls)]
+        for name, value in settings.items():
+            if name not in names:
+                near = get_close_matches(str(name), names, 1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                raise InvalidParameterError(str(name), value, f"one of {', '.join(names)}{hint}")
+        if "model_name" not in settings:
+            raise ConfigurationError("a config needs model_name, the model's name in its pool")
+        return cls(**settings)
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str], table: str = "") -> LlamaCppConfig:
+        """A config of the keys in a TOML file, or of one table in it, such as ``"models.small"``.
+
+        Raises ConfigurationError for a file that is no TOML or has no such table, and what
+        :meth:`from_dict` raises; OSError for a file that cannot be read.
+        """
+        try:
+            found: Any = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path} is no TOML file: {error}") from error
+        for key in filter(None, table.split(".")):
+            found = found.get(key) if isinstance(found, dict) else None
+        if not isinstance(found, dict):
+            raise ConfigurationError(f"{path} has no table {table!r}")
+        return cls.from_dict(found)
 
 
 def _is_integer(value: Any) -> bool:
@@ -85,4 +153,21 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: isinstance(v, (tuple, list)) and all(map(_is_text, v)),
         "a tuple of non-empty strings",
     ),
+    "token_budget_limit": (
+        lambda v: v is None or (_is_integer(v) and v >= 1),
+        "an integer of at least 1, or None",
+    ),
+    "requests_per_minute": (
+        lambda v: v is None or (_is_integer(v) and v >= 1),
+        "an integer of at least 1, or None",
+    ),
+    "max_retries": (lambda v: _is_integer(v) and v >= 0, "an integer of at least 0"),
+    "initial_backoff_ms": (lambda v: _is_integer(v) and v >= 0, "an integer of at least 0"),
+    "max_backoff_ms": (lambda v: _is_integer(v) and v >= 0, "an integer of at least 0"),
+    "enable_cache": (lambda v: isinstance(v, bool), "True or False"),
+    "cache_ttl_secs": (
+        lambda v: v is None or (_is_number(v) and v > 0),
+        "a number above 0, or None",
+    ),
+    "enable_streaming": (lambda v: isinstance(v, bool), "True or False"),
 }

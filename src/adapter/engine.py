@@ -6,30 +6,27 @@ own, and hands every call to the model's generator.
 
 from __future__ import annotations
 
-import asyncio
+import collections.abc
 import hashlib
 import json
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from dspy import lm15
 from dspy.lm15 import (
     Adaptation,
-    Message,
     Request,
     Response,
     StreamDeltaEvent,
     StreamEndEvent,
     StreamStartEvent,
-    TextDelta,
-    Usage,
+    UnsupportedFeatureError,
 )
 
+from adapter.answer import AnswerStream, finish_reason_of, logprobs_of, message_of, usage_of
 from adapter.call_settings import call_settings
 from adapter.config import LlamaCppConfig
 from adapter.errors import (
@@ -37,20 +34,25 @@ from adapter.errors import (
     ContextTooLongError,
     InferenceError,
     InvalidParameterError,
-    LlamaCppError,
     ModelNotLoadedError,
-    TokenizationError,
 )
-from adapter.generation.request import GenerationRequest, GenerationResult
-from adapter.messages import template_messages
+from adapter.generation.request import Delta, GenerationRequest, GenerationResult, Generator
+from adapter.lm15_errors import PROVIDER, lm15_errors
+from adapter.prompt import build_prompt
+from adapter.quota import RequestRate, TokenBudget
 
 if TYPE_CHECKING:
+    import pyllama
     from adapter.model_pool import LoadedModel
 
+PieceIterator: TypeAlias = "collections.abc.Generator[Delta | GenerationResult, None, None]"
 StreamEvent: TypeAlias = StreamStartEvent | StreamDeltaEvent | StreamEndEvent
 
-MAX_ASYNC_CALLS = 64
-"""Async calls in progress at once; more wait. Each holds a thread that mostly sleeps."""
+_DECISIVE = (
+    "max_tokens", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "context_length",
+    "seed", "stop",
+)  # fmt: skip
+"""The fields of a config that an answer depends on."""
 
 _engines: weakref.WeakValueDictionary[str, LlamaCppEngine] = weakref.WeakValueDictionary()
 """The live engines by model string: where a saved program finds its model again."""
@@ -63,10 +65,8 @@ class LlamaCppEngine:
     when the two do not fit together.
     """
 
-    # Read by DSPy: what an adapter may ask of this engine.
-    supports_function_calling = False
-    supports_reasoning = False
-    supports_response_schema = False
+    # Read by DSPy, like the two hints that depend on the model: what an adapter may ask for.
+    supports_response_schema = True
     supported_params = frozenset(
         {
             "max_tokens",
@@ -77,6 +77,10 @@ class LlamaCppEngine:
             "stop",
             "frequency_penalty",
             "presence_penalty",
+            "logprobs",
+            "logit_bias",
+            "response_format",
+            "reasoning_effort",
         }
     )
 
@@ -96,47 +100,61 @@ class LlamaCppEngine:
         self.config = config
         self.context_length = config.context_length or loaded.context_length
         self.model = _model_string(loaded, config)
+        self.supports_function_calling = loaded.capabilities["supports_tools"]
+        self.supports_reasoning = loaded.capabilities["supports_thinking"]
+        self.budget = TokenBudget(config.token_budget_limit)
+        self._rate = RequestRate(config.requests_per_minute)
         self._closed = False
         _engines[self.model] = self
 
     def complete(self, request: Request) -> Response:
         """Answer a request."""
-        with _lm15_errors():
-            call = self._prepare(request)
-            result = self.loaded.generator.generate(call.request)
-        return self._response(request, call, result)
+        response = self.complete_unless(None, request)
+        assert response is not None  # nobody could cancel it
+        return response
 
-    def stream(self, request: Request) -> Iterator[StreamEvent]:
-        """Answer a request piece by piece. Closing the iterator stops the computation."""
-        with _lm15_errors():
-            call = self._prepare(request)
-            yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
-            pieces = self.loaded.generator.stream(call.request)
-            try:
-                for piece in pieces:
-                    if isinstance(piece, GenerationResult):
-                        yield StreamEndEvent(
-                            piece.finish_reason, _usage(piece), self._provider_data(call)
-                        )
-                    elif piece.text:
-                        yield StreamDeltaEvent(TextDelta(piece.text))
-            finally:
-                _close(pieces)
-
-    def complete_unless(self, cancelled: threading.Event, request: Request) -> Response | None:
-        """Answer a request, or stop at the next token and return None once `cancelled` is set."""
-        with _lm15_errors():
-            call = self._prepare(request)
-            pieces = self.loaded.generator.stream(call.request)
-            try:
+    def complete_unless(
+        self, cancelled: threading.Event | None, request: Request
+    ) -> Response | None:
+        """Answer a request, or stop within a step and return None once `cancelled` is set."""
+        with self._errors(), self._admitted(request) as call:
+            with closing(call.pieces(self.loaded.generator, cancelled)) as pieces:
                 for piece in pieces:
                     if isinstance(piece, GenerationResult):
                         return self._response(request, call, piece)
-                    if cancelled.is_set():
-                        return None
-            finally:
-                _close(pieces)
+            if cancelled is not None and cancelled.is_set():
+                return None
             raise InferenceError("the generator ended without a result")
+
+    def stream(
+        self, request: Request, cancelled: threading.Event | None = None
+    ) -> Iterator[StreamEvent]:
+        """Answer a request piece by piece.
+
+        Closing the iterator stops the computation. Once `cancelled` is set it stops within a
+        step, and the iterator ends.
+        """
+        if not self.config.enable_streaming:
+            raise UnsupportedFeatureError(
+                "streaming is switched off: the config has enable_streaming=False",
+                feature="stream",
+                provider=PROVIDER,
+            )
+        with self._errors(), self._admitted(request) as call:
+            yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
+            answer = AnswerStream(call.parser, self.loaded.piece)
+            with closing(call.pieces(self.loaded.generator, cancelled)) as pieces:
+                for piece in pieces:
+                    if isinstance(piece, GenerationResult):
+                        yield from answer.finish(piece)
+                        called = answer.called and piece.finish_reason == "stop"
+                        yield StreamEndEvent(
+                            "tool_call" if called else piece.finish_reason,
+                            usage_of(piece, call.parser, self.loaded.piece),
+                            self._provider_data(call),
+                        )
+                    else:
+                        yield from answer.push(piece)
 
     def close(self) -> None:
         """Refuse further calls. The model stays loaded: it belongs to its pool."""
@@ -173,41 +191,67 @@ class LlamaCppEngine:
             "state with program.save('program.json') instead"
         )
 
-    def _prepare(self, request: Request) -> _Call:
-        """Turn an lm15 request into tokens and settings that fit the context."""
+    @contextmanager
+    def _admitted(self, request: Request) -> Iterator[_Call]:
+        """Turn a request into tokens and settings that fit the context, and count it.
+
+        Tokens of the budget that it did not take are given back when the block ends.
+        """
         if self._closed:
-            raise _closed_error(self.loaded)
-        settings = call_settings(request, self.config)
-        prompt = tuple(self.loaded.tokenize(self.loaded.render(template_messages(request))))
-        room = self.context_length - len(prompt)
+            raise closed_error(self.loaded)
+        settings = call_settings(request, self.config, self.loaded.n_vocab)
+        prompt = build_prompt(request, self.loaded, settings.grammar)
+        room = self.context_length - len(prompt.tokens)
         if room < 1:
-            raise ContextTooLongError(len(prompt), self.context_length)
-        adaptations = settings.adaptations
-        if settings.max_tokens > room:
-            reason = f"a prompt of {len(prompt)} tokens leaves that many of {self.context_length}"
-            adaptations += (
-                Adaptation(
-                    "config.max_tokens", "clamped", reason, asked=settings.max_tokens, applied=room
-                ),
+            raise ContextTooLongError(len(prompt.tokens), self.context_length)
+        self._rate.begin()
+        adaptations = settings.adaptations + prompt.adaptations
+        max_tokens = min(settings.max_tokens, room)
+        if max_tokens < settings.max_tokens:
+            reason = (
+                f"a prompt of {len(prompt.tokens)} tokens leaves that many of {self.context_length}"
             )
-        return _Call(
+            adaptations += (_clamped(reason, settings.max_tokens, max_tokens),)
+        granted = self.budget.reserve(len(prompt.tokens), max_tokens)
+        if granted < max_tokens:
+            reason = f"the token budget of {self.budget.limit} leaves that many"
+            adaptations += (_clamped(reason, max_tokens, granted),)
+        call = _Call(
             GenerationRequest(
-                prompt=prompt,
-                max_tokens=min(settings.max_tokens, room),
+                prompt=prompt.tokens,
+                max_tokens=granted,
                 sampling=settings.sampling,
                 seed=settings.seed,
-                stop=settings.stop + self.loaded.turn_stops,
+                stop=settings.stop + prompt.stops,
+                constraint=prompt.constraint,
+                preserved_tokens=prompt.preserved_tokens,
+                logprobs=settings.logprobs,
             ),
+            prompt.parser,
             adaptations,
+        )
+        try:
+            yield call
+        finally:
+            self.budget.give_back(granted - call.sampled)
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return lm15_errors(
+            initial_backoff=self.config.initial_backoff_ms / 1000,
+            max_backoff=self.config.max_backoff_ms / 1000,
         )
 
     def _response(self, request: Request, call: _Call, result: GenerationResult) -> Response:
+        message = message_of(result, call.parser)
+        told = call.request.logprobs is not None
         return Response(
             id=None,
             model=request.model,
-            message=Message.assistant(result.text),
-            finish_reason=result.finish_reason,
-            usage=_usage(result),
+            message=message,
+            finish_reason=finish_reason_of(result, message),
+            usage=usage_of(result, call.parser, self.loaded.piece),
+            logprobs=logprobs_of(result.logprobs, self.loaded.piece) if told else None,
+            logprobs_complete=result.logprobs_complete,
             provider_data=self._provider_data(call),
             adaptations=call.adaptations,
         )
@@ -217,94 +261,29 @@ class LlamaCppEngine:
         return {"seed": call.request.seed, "device": self.loaded.device}
 
 
-class AsyncLlamaCppEngine:
-    """The async twin of a LlamaCppEngine: the same answers, computed off the event loop.
-
-    Cancelling a call, or closing a stream, stops its computation at the next token.
-    """
-
-    def __init__(self, engine: LlamaCppEngine) -> None:
-        self.engine = engine
-        # Not the loop's own executor: DSPy uses that one, and long answers would starve it.
-        self._threads = ThreadPoolExecutor(MAX_ASYNC_CALLS, thread_name_prefix="llamacpp-async")
-        self._closed = False
-
-    async def complete(self, request: Request) -> Response:
-        """Answer a request."""
-        self._refuse_if_closed()
-        cancelled = threading.Event()
-        try:
-            response = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self.engine.complete_unless, cancelled, request
-            )
-        finally:
-            cancelled.set()
-        assert response is not None  # only cancelling gives None, and then nobody is here
-        return response
-
-    async def stream(self, request: Request) -> AsyncIterator[StreamEvent]:
-        """Answer a request piece by piece."""
-        self._refuse_if_closed()
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[StreamEvent | None] = asyncio.Queue()
-        cancelled = threading.Event()
-
-        def send(event: StreamEvent | None) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        def work() -> None:
-            # One thread for the whole answer: a generator must not change threads midway.
-            source = self.engine.stream(request)
-            try:
-                for event in source:
-                    if cancelled.is_set():
-                        return
-                    send(event)
-            finally:
-                _close(source)
-                if not cancelled.is_set():
-                    send(None)
-
-        worker = loop.run_in_executor(self._threads, work)
-        try:
-            while (event := await events.get()) is not None:
-                yield event
-            await worker
-        finally:
-            cancelled.set()
-
-    async def aclose(self) -> None:
-        """Refuse further async calls. Those in progress go on to their end."""
-        self._closed = True
-        self._threads.shutdown(wait=False)
-
-    def dump_state(self) -> dict[str, str]:
-        """Return what load_state needs to find the engine again."""
-        return self.engine.dump_state()
-
-    @classmethod
-    def load_state(cls, state: dict[str, str]) -> AsyncLlamaCppEngine:
-        """Make the twin of the live engine that a program was saved with."""
-        return cls(LlamaCppEngine.load_state(state))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> AsyncLlamaCppEngine:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        self.engine.__reduce__()
-
-    def _refuse_if_closed(self) -> None:
-        if self._closed:
-            with _lm15_errors():
-                raise _closed_error(self.engine.loaded)
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Call:
     """A request made ready, and what had to be changed on the way."""
 
     request: GenerationRequest
+    parser: pyllama.ChatParser | None
     adaptations: tuple[Adaptation, ...]
+    sampled: int = 0
+
+    def pieces(self, generator: Generator, cancelled: threading.Event | None) -> PieceIterator:
+        """The completion piece by piece, with its tokens counted in `sampled`."""
+        pieces = generator.stream(self.request, cancelled)
+        try:
+            for piece in pieces:
+                if isinstance(piece, GenerationResult):
+                    self.sampled = piece.completion_tokens
+                else:
+                    self.sampled += len(piece.token_ids)
+                yield piece
+        finally:
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                close()
 
 
 def _model_string(loaded: LoadedModel, config: LlamaCppConfig) -> str:
@@ -312,44 +291,18 @@ def _model_string(loaded: LoadedModel, config: LlamaCppConfig) -> str:
 
     The digest stands last: a name there, such as "o1", would be taken for OpenAI's.
     """
-    decisive = {"model": loaded.fingerprint, "context": loaded.context_length, **asdict(config)}
+    decisive = {name: getattr(config, name) for name in _DECISIVE}
+    decisive |= {"model": loaded.fingerprint, "context": loaded.context_length}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     return f"llamacpp/{loaded.name}/{digest[:16]}"
 
 
-def _closed_error(loaded: LoadedModel) -> ConfigurationError:
+def _clamped(reason: str, asked: int, applied: int) -> Adaptation:
+    return Adaptation("config.max_tokens", "clamped", reason, asked=asked, applied=applied)
+
+
+def closed_error(loaded: LoadedModel) -> ConfigurationError:
+    """What a call of a closed engine raises."""
     return ConfigurationError(
         f"the engine of {loaded.name!r} is closed; build a new LlamaCppAdapter for the model"
     )
-
-
-def _usage(result: GenerationResult) -> Usage:
-    return Usage(
-        input_tokens=result.prompt_tokens,
-        output_tokens=result.completion_tokens,
-        cache_read_tokens=result.cache_read_tokens,
-    )
-
-
-def _close(iterator: Iterator[object]) -> None:
-    close = getattr(iterator, "close", None)
-    if close is not None:
-        close()
-
-
-@contextmanager
-def _lm15_errors() -> Iterator[None]:
-    """Turn this package's errors into the lm15 errors that DSPy understands.
-
-    None of them is retried: the same request would fail again.
-    """
-    try:
-        yield
-    except ContextTooLongError as error:
-        raise lm15.ContextLengthError(str(error), provider="llamacpp") from error
-    except (InvalidParameterError, TokenizationError) as error:
-        raise lm15.InvalidRequestError(str(error), provider="llamacpp") from error
-    except (ConfigurationError, ModelNotLoadedError) as error:
-        raise lm15.ConfigurationError(str(error), provider="llamacpp") from error
-    except LlamaCppError as error:
-        raise lm15.ProviderError(str(error), provider="llamacpp") from error

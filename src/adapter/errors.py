@@ -7,6 +7,8 @@
     ├── ModelNotFoundError      (FileNotFoundError)  no such file in the model folder
     ├── ModelNotLoadedError     (LookupError)        a model that is not in memory
     ├── ContextTooLongError     (ValueError)         a prompt that leaves no room in the context
+    ├── TokenBudgetExhaustedError (RuntimeError)     no tokens are left of those a config grants
+    ├── RateLimitExceededError  (RuntimeError)       too many requests in a minute
     ├── TokenizationError       (ValueError)         a text that cannot become tokens
     ├── InferenceError          (RuntimeError)       a computation that failed
     └── BackendError            (RuntimeError)       a device or backend that failed
@@ -104,6 +106,36 @@ class ContextTooLongError(LlamaCppError, ValueError):
         super().__init__(
             f"the prompt has {actual} tokens and the context holds {max}, the answer included; "
             "shorten the prompt or load the model with a larger context_length"
+        )
+
+
+class TokenBudgetExhaustedError(LlamaCppError, RuntimeError):
+    """The requests of an engine took, or hold, all tokens that its config grants.
+
+    `used` and `limit` are numbers of tokens.
+    """
+
+    def __init__(self, used: int, limit: int) -> None:
+        self.used = used
+        self.limit = limit
+        super().__init__(
+            f"the token budget is exhausted: {used} of {limit} tokens are used; build the adapter "
+            "with a larger token_budget_limit"
+        )
+
+
+class RateLimitExceededError(LlamaCppError, RuntimeError):
+    """More requests came in a minute than the config allows.
+
+    `retry_after` is how many seconds to wait.
+    """
+
+    def __init__(self, retry_after: float, requests_per_minute: int) -> None:
+        self.retry_after = retry_after
+        self.requests_per_minute = requests_per_minute
+        super().__init__(
+            f"more than {requests_per_minute} requests in a minute (requests_per_minute); try "
+            f"again in {retry_after:.1f} s"
         )
 
 

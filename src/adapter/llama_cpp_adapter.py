@@ -15,9 +15,9 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
 from adapter.config import LlamaCppConfig
-from adapter.engine import AsyncLlamaCppEngine, LlamaCppEngine
 from adapter.errors import ConfigurationError
 from adapter.formatting import field_lines, system_message
+from adapter.language_model import language_model
 from adapter.parsing import parse_completion
 
 if TYPE_CHECKING:
@@ -82,16 +82,8 @@ class LlamaCppAdapter(Adapter):
         Raises ConfigurationError when the config is for another model, or asks for more context
         than the model was loaded with.
         """
-        engine = LlamaCppEngine(loaded, config)
-        lm = LM(
-            engine.model,
-            engine=engine,
-            async_engine=AsyncLlamaCppEngine(engine),
-            temperature=config.temperature,
-            max_tokens=config.max_tokens,
-        )
         return cls(
-            lm,
+            language_model(loaded, config),
             route_other_lms=route_other_lms,
             use_json_adapter_fallback=use_json_adapter_fallback,
             callbacks=callbacks,

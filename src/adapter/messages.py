@@ -1,9 +1,10 @@
-"""A DSPy request's conversation, as the chat template takes it: roles and texts."""
+"""A DSPy request's conversation, as the chat template takes it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from dspy.lm15 import (
     CitationPart,
@@ -13,36 +14,76 @@ from dspy.lm15 import (
     Request,
     TextPart,
     ThinkingPart,
+    ToolCallPart,
+    ToolResultPart,
     UnsupportedFeatureError,
 )
 
 
-def template_messages(request: Request) -> list[dict[str, str]]:
-    """Return the request's messages as dicts with "role" and "content".
+def template_messages(request: Request) -> list[dict[str, Any]]:
+    """Return the request's messages in the form that chat templates take, which is OpenAI's.
 
-    The roles are system, user and assistant. Thinking and citations of earlier answers are left
-    out, as chat templates leave them out. Raises lm15's UnsupportedFeatureError, naming the part,
-    for anything that is not text.
+    Citations of earlier answers are left out. Raises lm15's UnsupportedFeatureError, naming the
+    part, for anything that is not text, a tool call or a tool's result.
     """
-    messages = []
+    messages: list[dict[str, Any]] = []
     if request.system is not None:
         parts = request.system if isinstance(request.system, tuple) else (TextPart(request.system),)
         messages.append({"role": "system", "content": _text(parts, "system")})
     for index, message in enumerate(request.messages):
-        messages.append(_template_message(message, f"messages[{index}]"))
+        messages += _template_messages(message, f"messages[{index}].parts")
     return messages
 
 
-def _template_message(message: Message, where: str) -> dict[str, str]:
+def _template_messages(message: Message, where: str) -> list[dict[str, Any]]:
     if message.role == "tool":
-        raise UnsupportedFeatureError(
-            f"{where} is a tool result; this engine does not call tools yet", feature=where
-        )
-    content = _text(message.parts, f"{where}.parts")
+        return [_tool_result(part, where) for part in message.parts]
+    if message.role == "assistant":
+        return [_answer(message, where)]
+    content = _text(message.parts, where)
     if message.role == "developer":
         # Chat templates know no such role, and many refuse a system message in the middle.
-        return {"role": "user", "content": f"[developer]\n{content}"}
-    return {"role": message.role, "content": content}
+        content = f"[developer]\n{content}"
+    return [{"role": "user", "content": content}]
+
+
+def _answer(message: Message, where: str) -> dict[str, Any]:
+    """An earlier answer: its text, its reasoning, and the functions that it called."""
+    calls = [part for part in message.parts if isinstance(part, ToolCallPart)]
+    thoughts = [part.text for part in message.parts if isinstance(part, ThinkingPart)]
+    others = [part for part in message.parts if not isinstance(part, (ToolCallPart, ThinkingPart))]
+    answer: dict[str, Any] = {"role": "assistant", "content": _text(others, where)}
+    if thoughts:
+        answer["reasoning_content"] = "\n".join(thoughts)
+    if calls:
+        answer["tool_calls"] = [
+            {
+                "type": "function",
+                "id": call.id,
+                "function": {
+                    "name": call.name,
+                    "arguments": json.dumps(call.input, ensure_ascii=False),
+                },
+            }
+            for call in calls
+        ]
+    return answer
+
+
+def _tool_result(part: object, where: str) -> dict[str, Any]:
+    if not isinstance(part, ToolResultPart):
+        raise UnsupportedFeatureError(
+            f"{where} holds a {type(part).__name__} in a tool's message", feature=where
+        )
+    content = _text(part.content, where)
+    result = {
+        "role": "tool",
+        "tool_call_id": part.id,
+        "content": f"Error: {content}" if part.is_error else content,
+    }
+    if part.name is not None:
+        result["name"] = part.name
+    return result
 
 
 def _text(parts: Sequence[object], where: str) -> str:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyllama
 from adapter.errors import (
@@ -30,6 +30,13 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT_LENGTH = 4096
 """Tokens of context where the user names no length, at most what the model was trained with."""
 
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message.role | title }}: {{ message.content }}\n\n"
+    "{% endfor %}Assistant:"
+)
+"""What a model without a chat template is shown."""
+
 
 class LoadedModel:
     """A model in memory, with what it takes to answer a conversation. ModelPool makes it.
@@ -41,6 +48,8 @@ class LoadedModel:
     generator       computes completions
     n_ctx_train     tokens of context it was trained with
     context_length  tokens of context that its generator has
+    capabilities    what its chat template can express
+    n_vocab         tokens that it knows
     turn_stops      texts at which a turn ends beside the vocabulary's own tokens
     device          what runs it, such as "CPU (Intel Xeon)"
     """
@@ -55,13 +64,16 @@ class LoadedModel:
         device: pyllama.Device,
     ) -> None:
         self._model = model
+        self._has_template = model.chat_template() is not None
         self._template = _chat_template(model)
         self.name = name
         self.path = Path(model.path)
         self.fingerprint = _fingerprint(self.path, self._template)
+        self.capabilities = self._template.capabilities
+        self.n_vocab = model.vocab.n_tokens
         self.n_ctx_train = model.n_ctx_train
         self.context_length = context_length
-        self.turn_stops = () if self._template else ("\n\nUser:", "\n\nSystem:")
+        self.turn_stops = () if self._has_template else ("\n\nUser:", "\n\nSystem:")
         self.device = f"{device.name} ({device.description})"
         contexts = ContextPool(
             model, context_length=context_length, n_threads=cpu_threads(), limit=max_contexts
@@ -70,20 +82,17 @@ class LoadedModel:
             model, contexts, context_length=context_length
         )
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for a conversation, ending where the assistant's answer begins.
+    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> pyllama.RenderedChat:
+        """A conversation as the model wants it, ending where the assistant's answer begins.
 
-        The model's chat template is applied by llama.cpp's own engine; a model without one gets
-        ``System: … / User: … / Assistant:``.
+        The model's chat template is applied by llama.cpp's own engine, with the options of
+        ``pyllama.ChatTemplate.apply``; a model without one gets ``System: … / User: …``.
 
         Raises TokenizationError for messages that the template refuses, and for a template that
         does not end, or ends its process.
         """
-        if self._template is None:
-            turns = [f"{message['role'].title()}: {message['content']}" for message in messages]
-            return "\n\n".join([*turns, "Assistant:"])
         try:
-            return self._template.apply(messages).prompt
+            return self._template.apply(messages, **options)
         except pyllama.ChatTemplateError as error:
             raise TokenizationError(str(error)) from error
 
@@ -95,9 +104,17 @@ class LoadedModel:
         Raises TokenizationError for text that has no UTF-8 form.
         """
         try:
-            return self._model.vocab.tokenize(prompt, parse_special=self._template is not None)
+            return self._model.vocab.tokenize(prompt, parse_special=self._has_template)
         except pyllama.TokenizationError as error:
             raise TokenizationError(str(error)) from error
+
+    def answer_tokens(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text within the assistant's turn, special ones recognised."""
+        vocab = self._model.vocab
+        tokens = vocab.tokenize(text, add_special=False, parse_special=True)
+        if tokens and not text[:1].isspace() and vocab.token_to_piece(tokens[0])[:1].isspace():
+            del tokens[0]  # a space that some tokenizers put before the first special token
+        return tuple(tokens)
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token."""
@@ -239,14 +256,14 @@ def _is_ready(model: Future[LoadedModel]) -> bool:
     return model.done() and model.exception() is None
 
 
-def _chat_template(model: pyllama.Model) -> pyllama.ChatTemplate | None:
+def _chat_template(model: pyllama.Model) -> pyllama.ChatTemplate:
     """The model's template, in a process of its own: it is a program that came with a file."""
     if model.chat_template() is None:
-        return None
+        return pyllama.ChatTemplate(source=PLAIN_TEMPLATE)
     return pyllama.ChatTemplate(model, isolated=True)
 
 
-def _fingerprint(path: Path, template: pyllama.ChatTemplate | None) -> str:
+def _fingerprint(path: Path, template: pyllama.ChatTemplate) -> str:
     """A digest of what decides the answers.
 
     Of the file: its size, its first megabyte (metadata) and 256 blocks spread over it, which
@@ -255,7 +272,7 @@ def _fingerprint(path: Path, template: pyllama.ChatTemplate | None) -> str:
     block, spread = 64 * 1024, 256
     size = path.stat().st_size
     digest = hashlib.sha256(f"{size}\n{pyllama.llama_cpp_version()}\n".encode())
-    digest.update((template.source if template else "").encode())
+    digest.update(template.source.encode())
     with path.open("rb") as file:
         digest.update(file.read(1024 * 1024))
         for index in range(spread):

@@ -11,6 +11,7 @@
 """
 
 from pyllama.batch import Batch
+from pyllama.candidates import Candidates
 from pyllama.chat import ChatCapabilities, ChatTemplate, GrammarTrigger, RenderedChat
 from pyllama.chat_parser import ChatMessage, ChatMessageDiff, ChatParser, ChatToolCall
 from pyllama.context import Context
@@ -42,6 +43,7 @@ from pyllama.errors import (
     ContextError,
     DecodeCancelled,
     DecodeError,
+    GrammarError,
     InvalidBatchError,
     LlamaError,
     MemoryFitError,
@@ -56,9 +58,11 @@ from pyllama.errors import (
     PoisonedError,
     QuantizeCancelled,
     QuantizeError,
+    SamplingError,
     StateError,
     TokenizationError,
 )
+from pyllama.grammar import Grammar, GrammarSampler
 from pyllama.imatrix import load_imatrix
 from pyllama.lora import (
     LoraAdapter,
@@ -70,9 +74,11 @@ from pyllama.memory import Memory
 from pyllama.memory_fit import DeviceMemory, MemoryFit, MemoryUse, memory_fit, memory_use
 from pyllama.model import Model
 from pyllama.performance import Performance
+from pyllama.python_sampler import PythonSampler
 from pyllama.quantize import Quantization, quantize
 from pyllama.rpc import RpcServer, rpc_devices
-from pyllama.sampler import Sampler, SamplerChain
+from pyllama.sampler import Sampler
+from pyllama.sampler_chain import SamplerChain, SamplerPerf
 from pyllama.state import State
 from pyllama.threadpool import Threadpool
 from pyllama.vocab import Detokenizer, Vocab
@@ -88,8 +94,13 @@ __all__ = [
     "Performance",
     "Threadpool",
     "Batch",
+    "Candidates",
     "Sampler",
+    "PythonSampler",
     "SamplerChain",
+    "SamplerPerf",
+    "Grammar",
+    "GrammarSampler",
     "ChatTemplate",
     "ChatCapabilities",
     "RenderedChat",
@@ -142,6 +153,7 @@ __all__ = [
     "ContextError",
     "DecodeCancelled",
     "DecodeError",
+    "GrammarError",
     "InvalidBatchError",
     "MemoryFitError",
     "MemoryFullError",
@@ -155,6 +167,7 @@ __all__ = [
     "PoisonedError",
     "QuantizeCancelled",
     "QuantizeError",
+    "SamplingError",
     "StateError",
     "TokenizationError",
 ]

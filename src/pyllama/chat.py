@@ -35,6 +35,8 @@ _TOOL_CHOICES = dict.fromkeys(("auto", "required", "none"))
 _REASONING_FORMATS = dict.fromkeys(("none", "auto", "deepseek", "deepseek-legacy"))
 _CONTINUATIONS = dict.fromkeys(("content", "reasoning_content"))
 
+_ECMASCRIPT_SYNTAX = re.compile(r"[.^$|()*+?\[\]{}\\]")
+
 MAX_KEPT_FORMATS = 64  # of one template: a format for each set of tools and schema in use
 
 
@@ -70,6 +72,17 @@ class GrammarTrigger:
     type: GrammarTriggerType
     value: str
     token: int | None = None
+
+    @property
+    def pattern(self) -> str | None:
+        """The regular expression that :class:`GrammarSampler` takes; None for a ``"token"``."""
+        if self.type == "token":
+            return None
+        if self.type == "word":
+            return _ECMASCRIPT_SYNTAX.sub(r"\\\g<0>", self.value)
+        if self.type == "pattern":
+            return self.value
+        return "^" + self.value.removeprefix("^").removesuffix("$") + "$"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     ├── StateError(ValueError)              bytes or a file that are no state of this context
     ├── TokenizationError(ValueError)       text or tokens that cannot be converted
     ├── ChatTemplateError(ValueError)       a template that does not parse or apply
+    ├── GrammarError(ValueError)            a grammar that does not parse, a token it refuses
+    ├── SamplingError(RuntimeError)         nothing that could be sampled
     └── ChatParseError(ValueError)          generated text that its chat format does not fit
 
 Arguments of a wrong type, range or length are plain TypeError, ValueError and IndexError.
@@ -127,6 +129,14 @@ class TokenizationError(LlamaError, ValueError):
 
 class ChatTemplateError(LlamaError, ValueError):
     """A chat template that does not parse, or messages that it refuses."""
+
+
+class GrammarError(LlamaError, ValueError):
+    """A grammar or JSON schema that cannot be used, or a token that the grammar refuses."""
+
+
+class SamplingError(LlamaError, RuntimeError):
+    """No token could be chosen: none was left, or the logits are not numbers."""
 
 
 class ChatParseError(LlamaError, ValueError):

@@ -2,38 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 from pyllama import _callbacks  # noqa: F401  (installs the guard before any guarded call)
 from pyllama._arguments import INT32_MAX, UINT32_MAX, integer, real
-from pyllama._guard import check, raise_caught, to_str
+from pyllama._guard import raise_caught, to_str
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
-from pyllama._object import NativeObject
-from pyllama.context import Context
+from pyllama._sampling import SamplerObject
+from pyllama.candidates import Candidates
+from pyllama.errors import ClosedError
+from pyllama.python_sampler import PythonSampler, raise_from_python, register, registered
 from pyllama.vocab import Vocab
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from pyllama.model import Model
+
 MAX_LAST_N = 2**24  # the window is allocated at once, 4 bytes for each token
+MAX_BREAKER = 40  # bytes; llama.cpp cuts what is longer
 
 
-class Sampler:
+class Sampler(SamplerObject):
     """One step of a :class:`SamplerChain`, made by one of the class methods.
 
-    A chain owns what it is given: a sampler can be put into one chain, once.
+    A chain owns what it is given: a sampler is in one chain at a time, and is closed with it.
+    Steps either narrow and reweight the candidates, or select one of them, which the last step
+    of a chain does.
 
-    Steps either narrow and reweight the candidates, or select one of them (``greedy``, ``dist``);
-    a chain ends with one that selects.
+    One thread uses it at a time: calls from several threads wait for each other.
     """
 
-    def __init__(self, pointer: Any, *, selects: bool) -> None:
+    _chain: weakref.ref[SamplerObject] | None = None
+
+    def __init__(
+        self, pointer: Any, *, selects: bool, vocab: Vocab | None = None, reads_vocab: bool = False
+    ) -> None:
+        super().__init__()
         if pointer == ffi.NULL:
+            raise_from_python()
             raise_caught("making a sampler")
-        self._handle: Handle | None = Handle(pointer, lib.guarded_sampler_free)
-        #: llama.cpp's name for it, such as ``"top-k"``; a ``?`` marks one without effect.
-        self.name = to_str(lib.guarded_sampler_name(pointer))
         #: Whether it selects a token.
         self.selects = selects
+        self._pointer = pointer
+        self._vocab = vocab
+        # C reads the vocabulary from then on: the model must live as long, and closes it.
+        self._model = cast("Model", vocab._model) if vocab and reads_vocab else None
+        self._own_pointer()
+        #: llama.cpp's name for it, such as ``"top-k"``; a ``?`` marks one without effect.
+        self.name = to_str(lib.guarded_sampler_name(pointer))
+        if self._model is not None:
+            self._model._adopt(self)
+
+    # Samplers that select a token.
 
     @classmethod
     def greedy(cls) -> Sampler:
@@ -46,17 +71,52 @@ class Sampler:
 
         :param seed: 0 to 2**32 - 2; the same seed selects the same tokens.
         """
-        seed = integer("seed", seed, 0, UINT32_MAX - 1)
-        return cls(lib.guarded_sampler_init_dist(seed), selects=True)
+        return cls(lib.guarded_sampler_init_dist(_seed(seed)), selects=True)
 
     @classmethod
-    def temp(cls, temperature: float) -> Sampler:
-        """Divide the logits by a temperature (``llama_sampler_init_temp``).
+    def mirostat(
+        cls, vocab: Vocab, seed: int, *, tau: float = 5.0, eta: float = 0.1, m: int = 100
+    ) -> Sampler:
+        """Select at random so that the surprise stays near a target.
 
-        :param temperature: 0 or less keeps the most likely token alone.
+        ``llama_sampler_init_mirostat``; Basu et al., Mirostat, https://arxiv.org/abs/2007.14966.
+
+        :param seed: as in :meth:`dist`.
+        :param tau: the surprise to reach, in bits; 0 to 1000.
+        :param eta: how fast it is corrected, 0 to 1000.
+        :param m: how many of the most likely tokens the estimate looks at, 1 or more.
         """
-        value = real("temperature", temperature, -1e6, 1e6)
-        return cls(lib.guarded_sampler_init_temp(value), selects=False)
+        n_vocab, seed = _vocab(vocab).n_tokens, _seed(seed)
+        tau, eta = real("tau", tau, 0.0, 1e3), real("eta", eta, 0.0, 1e3)
+        m = integer("m", m, 1, INT32_MAX)
+        pointer = lib.guarded_sampler_init_mirostat(n_vocab, seed, tau, eta, m)
+        return cls(pointer, selects=True, vocab=vocab)
+
+    @classmethod
+    def mirostat_v2(cls, seed: int, *, tau: float = 5.0, eta: float = 0.1) -> Sampler:
+        """The same target, reached by dropping what is too surprising.
+
+        ``llama_sampler_init_mirostat_v2``; parameters as in :meth:`mirostat`.
+        """
+        seed = _seed(seed)
+        tau, eta = real("tau", tau, 0.0, 1e3), real("eta", eta, 0.0, 1e3)
+        return cls(lib.guarded_sampler_init_mirostat_v2(seed, tau, eta), selects=True)
+
+    @classmethod
+    def adaptive_p(cls, seed: int, *, target: float, decay: float = 0.9) -> Sampler:
+        """Select tokens whose probability is, over time, near a target.
+
+        ``llama_sampler_init_adaptive_p``. Put no more than a mild :meth:`min_p` before it.
+
+        :param seed: as in :meth:`dist`.
+        :param target: 0 to 1.
+        :param decay: how long earlier tokens count, 0 to 0.99: about 1 / (1 - decay) tokens.
+        """
+        seed, target = _seed(seed), real("target", target, 0.0, 1.0)
+        decay = real("decay", decay, 0.0, 0.99)
+        return cls(lib.guarded_sampler_init_adaptive_p(target, decay, seed), selects=True)
+
+    # Samplers that narrow the candidates.
 
     @classmethod
     def top_k(cls, k: int) -> Sampler:
@@ -74,7 +134,7 @@ class Sampler:
         :param p: 0 to 1; 1 keeps all.
         :param min_keep: keep at least so many.
         """
-        value, keep = real("p", p, 0.0, 1.0), integer("min_keep", min_keep, 0, INT32_MAX)
+        value, keep = real("p", p, 0.0, 1.0), _min_keep(min_keep)
         return cls(lib.guarded_sampler_init_top_p(value, keep), selects=False)
 
     @classmethod
@@ -86,8 +146,86 @@ class Sampler:
         :param p: 0 to 1; 0 keeps all.
         :param min_keep: keep at least so many.
         """
-        value, keep = real("p", p, 0.0, 1.0), integer("min_keep", min_keep, 0, INT32_MAX)
+        value, keep = real("p", p, 0.0, 1.0), _min_keep(min_keep)
         return cls(lib.guarded_sampler_init_min_p(value, keep), selects=False)
+
+    @classmethod
+    def typical(cls, p: float, *, min_keep: int = 1) -> Sampler:
+        """Keep tokens whose surprise is nearest to the expected one, until they reach p.
+
+        ``llama_sampler_init_typical``; Meister et al., Locally Typical Sampling,
+        https://arxiv.org/abs/2202.00666.
+
+        :param p: 0 to 1; 1 keeps all.
+        :param min_keep: keep at least so many.
+        """
+        value, keep = real("p", p, 0.0, 1.0), _min_keep(min_keep)
+        return cls(lib.guarded_sampler_init_typical(value, keep), selects=False)
+
+    @classmethod
+    def top_n_sigma(cls, n: float) -> Sampler:
+        """Rule out tokens with logits n standard deviations below the best; 0 rules out none.
+
+        ``llama_sampler_init_top_n_sigma``; Tang et al., https://arxiv.org/abs/2411.07641.
+        """
+        value = real("n", n, 0.0, 1e6)
+        return cls(lib.guarded_sampler_init_top_n_sigma(value), selects=False)
+
+    @classmethod
+    def xtc(cls, probability: float, threshold: float, seed: int, *, min_keep: int = 1) -> Sampler:
+        """Now and then drop the most likely tokens, but for the least likely of them.
+
+        ``llama_sampler_init_xtc`` (exclude top choices).
+
+        :param probability: of doing so for a token, 0 to 1.
+        :param threshold: what is at least so likely is a top choice, 0 to 1; over 0.5 is off.
+        :param seed: as in :meth:`dist`.
+        :param min_keep: do nothing where fewer would be left.
+        """
+        chance = real("probability", probability, 0.0, 1.0)
+        limit = real("threshold", threshold, 0.0, 1.0)
+        pointer = lib.guarded_sampler_init_xtc(chance, limit, _min_keep(min_keep), _seed(seed))
+        return cls(pointer, selects=False)
+
+    @classmethod
+    def infill(cls, vocab: Vocab) -> Sampler:
+        """Prefer to end, and join tokens that begin alike, when filling in the middle of a text.
+
+        ``llama_sampler_init_infill``. Put :meth:`top_k` and :meth:`top_p` before it: it compares
+        all candidates with each other.
+
+        :raises ValueError: a vocabulary without tokens that end a text.
+        """
+        if _tokenizing(vocab).eot is None and vocab.eos is None:
+            raise ValueError("vocab must have an end-of-turn or end-of-sequence token for infill")
+        pointer = lib.guarded_sampler_init_infill(vocab._pointer)
+        return cls(pointer, selects=False, vocab=vocab, reads_vocab=True)
+
+    # Samplers that reweight them.
+
+    @classmethod
+    def temp(cls, temperature: float) -> Sampler:
+        """Divide the logits by a temperature (``llama_sampler_init_temp``).
+
+        :param temperature: 0 or less keeps the most likely token alone.
+        """
+        value = real("temperature", temperature, -1e6, 1e6)
+        return cls(lib.guarded_sampler_init_temp(value), selects=False)
+
+    @classmethod
+    def temp_ext(cls, temperature: float, delta: float, exponent: float = 1.0) -> Sampler:
+        """Divide the logits by a temperature that grows with the entropy of the candidates.
+
+        ``llama_sampler_init_temp_ext``; Zhu et al., dynamic temperature,
+        https://arxiv.org/abs/2309.02772.
+
+        :param temperature: the middle of its range.
+        :param delta: how far it may go from there; 0 or less makes this :meth:`temp`.
+        :param exponent: of the normalized entropy, 0 to 1000.
+        """
+        value, delta = real("temperature", temperature, -1e6, 1e6), real("delta", delta, -1e6, 1e6)
+        exponent = real("exponent", exponent, 0.0, 1e3)
+        return cls(lib.guarded_sampler_init_temp_ext(value, delta, exponent), selects=False)
 
     @classmethod
     def penalties(
@@ -106,87 +244,234 @@ class Sampler:
         :param freq: subtracted from the logit for each occurrence.
         :param present: subtracted from the logit of a token that occurred.
         """
-        if not isinstance(vocab, Vocab):
-            raise TypeError(f"vocab must be a pyllama.Vocab, got {vocab!r}")
-        last_n = integer("last_n", last_n, 0, MAX_LAST_N)
+        n_vocab, last_n = _vocab(vocab).n_tokens, integer("last_n", last_n, 0, MAX_LAST_N)
         repeat = real("repeat", repeat, 1e-6, 1e6)
         freq, present = real("freq", freq, -1e6, 1e6), real("present", present, -1e6, 1e6)
-        pointer = lib.guarded_sampler_init_penalties(vocab.n_tokens, last_n, repeat, freq, present)
-        return cls(pointer, selects=False)
+        pointer = lib.guarded_sampler_init_penalties(n_vocab, last_n, repeat, freq, present)
+        return cls(pointer, selects=False, vocab=vocab)
 
-    def __repr__(self) -> str:
-        return f"<pyllama.Sampler {self.name}{'' if self._handle else ', in a chain'}>"
+    @classmethod
+    def dry(
+        cls,
+        vocab: Vocab,
+        *,
+        multiplier: float,
+        base: float = 1.75,
+        allowed_length: int = 2,
+        last_n: int = 1024,
+        breakers: Iterable[str] = ("\n", ":", '"', "*"),
+    ) -> Sampler:
+        """Make tokens less likely that would continue a repetition (``llama_sampler_init_dry``).
 
-    def _give_up(self) -> Any:
-        """The pointer, for a chain to own."""
-        handle, self._handle = self._handle, None
-        if handle is None:
-            raise ValueError(f"the {self.name} sampler belongs to a chain already: make another")
-        handle.release.detach()
-        return handle.pointer
+        The penalty is multiplier * base ** (length - allowed_length).
 
-
-class SamplerChain(NativeObject):
-    """Samplers applied one after the other (``llama_sampler_chain_init``).
-
-    One thread uses it at a time: calls from several threads wait for each other.
-
-    :param samplers: in the order they apply; the last one, and no other, selects a token.
-    """
-
-    def __init__(self, samplers: Iterable[Sampler]) -> None:
-        super().__init__()
-        steps = list(samplers)
-        for step in steps:
-            if not isinstance(step, Sampler):
-                raise TypeError(f"samplers must hold pyllama.Sampler objects, got {step!r}")
-        if not steps or [step.selects for step in steps] != [False] * (len(steps) - 1) + [True]:
-            names = ", ".join(step.name for step in steps)
-            raise ValueError(
-                "samplers must end with one that selects a token (greedy or dist), and hold no "
-                f"other of them, got: {names or 'none'}"
-            )
-        pointer = lib.guarded_sampler_chain_init()
-        if pointer == ffi.NULL:
-            raise_caught("making a sampler chain")
-        self._own(pointer, lib.guarded_sampler_free)
-        for step in steps:
-            check(lib.guarded_sampler_chain_add(pointer, step._give_up()), f"adding {step.name}")
-        #: The names of its samplers, in order.
-        self.names = tuple(step.name for step in steps)
-
-    def sample(self, context: Context, index: int = -1) -> int:
-        """Select a token from an output of the last decode, and accept it.
-
-        ``llama_sampler_sample``.
-
-        :param index: the output, as in :meth:`Context.logits`.
-        :raises IndexError: the last decode gave no output there.
+        :param multiplier: 0 turns it off.
+        :param base: 1 or more.
+        :param allowed_length: repetitions shorter than so many tokens are let be.
+        :param last_n: how many accepted tokens are looked at; 0 turns it off.
+        :param breakers: texts that no repetition spans, each at most 40 bytes. Looking them up in
+            the vocabulary takes a while.
         """
-        if not isinstance(context, Context):
-            raise TypeError(f"context must be a pyllama.Context, got {context!r}")
-        index = integer("index", index, -INT32_MAX, INT32_MAX)
-        with self._lock, context._lock:
-            chain, source = self._open().pointer, context._open().pointer
-            token = self._check(lib.guarded_sampler_sample(chain, source, index), "sampling")
-            if token == lib.LLAMA_TOKEN_NULL:
-                context._raise_no_output(index)
-            return token
+        _tokenizing(vocab)
+        multiplier, base = real("multiplier", multiplier, 0.0, 1e6), real("base", base, 1.0, 1e6)
+        length = integer("allowed_length", allowed_length, 0, INT32_MAX)
+        last_n = integer("last_n", last_n, 0, MAX_LAST_N)
+        texts = [ffi.new("char[]", text) for text in _breakers(breakers)]
+        with vocab._model._open():
+            pointer = lib.guarded_sampler_init_dry(
+                vocab._pointer, multiplier, base, length, last_n, texts, len(texts)
+            )
+        return cls(pointer, selects=False, vocab=vocab)
+
+    @classmethod
+    def logit_bias(cls, vocab: Vocab, biases: Mapping[int, float]) -> Sampler:
+        """Add to the logits of some tokens (``llama_sampler_init_logit_bias``).
+
+        :param biases: what to add, by token; minus infinity rules a token out.
+        """
+        n_vocab = _vocab(vocab).n_tokens
+        if not isinstance(biases, Mapping):
+            raise TypeError(f"biases must be a mapping from tokens to numbers, got {biases!r}")
+        pairs = [
+            (integer("biases", token, 0, n_vocab - 1), _bias(token, bias))
+            for token, bias in biases.items()
+        ]
+        array = ffi.new("llama_logit_bias[]", pairs)
+        pointer = lib.guarded_sampler_init_logit_bias(n_vocab, len(pairs), array)
+        return cls(pointer, selects=False, vocab=vocab)
+
+    @classmethod
+    def python(cls, sampler: PythonSampler | Callable[[Candidates], Candidates]) -> Sampler:
+        """A sampler written in Python (``llama_sampler_init``).
+
+        :param sampler: an object, or a function in place of its
+            :meth:`~pyllama.PythonSampler.apply`. It is kept until the sampler is freed.
+        """
+        number = register(sampler)
+        implementation = registered(number)
+        name = str(implementation.name).replace("\0", "")
+        pointer = lib.guarded_sampler_init_python(number, name.encode("utf-8", "replace"))
+        return cls(pointer, selects=bool(implementation.selects))
+
+    # What they do.
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of its random numbers (``llama_sampler_get_seed``), or None.
+
+        llama.cpp tells it for :meth:`dist` and both mirostats only.
+        """
+        with self._held():
+            seed: int = lib.guarded_sampler_get_seed(self._pointer)
+        return None if seed == lib.LLAMA_DEFAULT_SEED else seed
+
+    def apply(self, candidates: Candidates) -> Candidates:
+        """The candidates that it leaves (``llama_sampler_apply``)."""
+        with self._held() as owner:
+            _require_known(self._vocab, candidates)
+            return owner._run_apply(lib.guarded_sampler_apply, self._pointer, candidates)
 
     def accept(self, token: int) -> None:
-        """Tell the samplers that a token was chosen, as penalties need (``llama_sampler_accept``).
+        """Tell it that a token was chosen (``llama_sampler_accept``).
 
-        :meth:`sample` does it for the token it returns.
+        :raises GrammarError: a grammar that does not let it follow; nothing has changed then.
         """
-        self._call(lib.guarded_sampler_accept, integer("token", token, 0, INT32_MAX))
+        token = _accepted(self._vocab, token)
+        with self._held() as owner:
+            what = f"accepting token {token}"
+            owner._run(what, lib.guarded_sampler_accept, self._pointer, token)
 
     def reset(self) -> None:
-        """Forget accepted tokens, and start the random numbers anew (``llama_sampler_reset``)."""
-        self._call(lib.guarded_sampler_reset)
+        """Forget accepted tokens, and start random numbers anew (``llama_sampler_reset``)."""
+        with self._held() as owner:
+            owner._run("resetting", lib.guarded_sampler_reset, self._pointer)
+
+    def clone(self) -> Self:
+        """A sampler of one's own in the same state (``llama_sampler_clone``).
+
+        The random numbers of :meth:`adaptive_p` begin anew in the copy.
+        """
+        with self._held() as owner:
+            owner._require_idle()
+            return self._like(lib.guarded_sampler_clone(self._pointer))
+
+    @property
+    def closed(self) -> bool:
+        try:
+            return self._owner()._handle is None
+        except ClosedError:
+            return True
 
     def __repr__(self) -> str:
-        return f"<pyllama.SamplerChain {' → '.join(self.names)}>"
+        return f"<pyllama.{type(self).__name__} {self.name}{', in a chain' if self._chain else ''}>"
 
-    def _call(self, call: Callable[..., int], *arguments: Any) -> int:
+    # For chains.
+
+    def _like(self, pointer: Any, chain: SamplerObject | None = None) -> Self:
+        """The same sampler around another pointer, owned by the chain if one is given."""
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        SamplerObject.__init__(other)
+        if pointer == ffi.NULL:
+            raise_from_python()
+            raise_caught(f"copying the {self.name} sampler")
+        other._pointer, other._handle, other._chain = pointer, None, None
+        if chain is not None:
+            other._chain = weakref.ref(chain)
+            return other
+        other._own_pointer()
+        if other._model is not None:
+            other._model._adopt(other)
+        return other
+
+    def _own_pointer(self) -> None:
+        try:
+            needs = () if self._model is None else (self._model._open(),)
+        except ClosedError:
+            lib.guarded_sampler_free(self._pointer)
+            raise
+        self._own(self._pointer, lib.guarded_sampler_free, *needs)
+
+    def _join(self, chain: SamplerObject) -> Any:
+        """The pointer, for the chain to own."""
         with self._lock:
-            return self._check(call(self._open().pointer, *arguments), "sampling")
+            self._require_idle()
+            pointer = self._open().pointer
+            handle, self._handle = cast("Handle", self._handle), None
+            handle.release.detach()
+            self._chain = weakref.ref(chain)
+            return pointer
+
+    def _leave(self) -> None:
+        """Own the pointer again, which the chain gave back."""
+        with self._lock:
+            self._chain = None
+            self._own_pointer()
+
+    def _owner(self) -> SamplerObject:
+        """The object whose lock and handle stand for the C sampler: itself, or its chain."""
+        if self._chain is None:
+            return self
+        chain = self._chain()
+        if chain is None:
+            raise ClosedError(f"the chain of this {self.name} sampler is gone, and with it this")
+        return chain
+
+    @contextmanager
+    def _held(self) -> Iterator[SamplerObject]:
+        """Hold the owner, locked and open; another thread may just be moving it."""
+        while True:
+            owner = self._owner()
+            with owner._lock:
+                if owner is self._owner():
+                    with owner._open():
+                        yield owner
+                    return
+
+
+def _vocab(vocab: Vocab) -> Vocab:
+    if not isinstance(vocab, Vocab):
+        raise TypeError(f"vocab must be a pyllama.Vocab, got {vocab!r}")
+    return vocab
+
+
+def _tokenizing(vocab: Vocab) -> Vocab:
+    _vocab(vocab)._require_tokenizer()
+    return vocab
+
+
+def _seed(seed: int) -> int:
+    return integer("seed", seed, 0, UINT32_MAX - 1)
+
+
+def _min_keep(min_keep: int) -> int:
+    return integer("min_keep", min_keep, 0, INT32_MAX)
+
+
+def _bias(token: int, bias: float) -> float:
+    return bias if bias == -float("inf") else real(f"biases[{token}]", bias, -1e9, 1e9)
+
+
+def _breakers(breakers: Iterable[str]) -> list[bytes]:
+    if isinstance(breakers, str) or not isinstance(breakers, Iterable):
+        raise TypeError(f"breakers must hold texts, got {breakers!r}")
+    texts = []
+    for text in breakers:
+        if not isinstance(text, str):
+            raise TypeError(f"breakers must hold texts, got {text!r}")
+        data = text.encode("utf-8", "replace")
+        if not 0 < len(data) <= MAX_BREAKER or b"\0" in data:
+            raise ValueError(f"breakers must hold texts of 1 to {MAX_BREAKER} bytes, got {text!r}")
+        texts.append(data)
+    return texts
+
+
+def _accepted(vocab: Vocab | None, token: int) -> int:
+    return integer("token", token, 0, vocab.n_tokens - 1 if vocab else INT32_MAX)
+
+
+def _require_known(vocab: Vocab | None, candidates: Candidates) -> None:
+    if vocab is not None and isinstance(candidates, Candidates):
+        highest = int(candidates.id.max())
+        if highest >= vocab.n_tokens:
+            raise ValueError(f"candidates must be tokens of {vocab!r}, got {highest}")

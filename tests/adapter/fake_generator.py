@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pyllama
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 
 Script = Callable[[str, GenerationRequest], str]
@@ -29,7 +30,9 @@ class FakeGenerator:
         self.closed = threading.Event()
         self.tokens_computed = 0
 
-    def stream(self, request: GenerationRequest) -> Iterator[Delta | GenerationResult]:
+    def stream(
+        self, request: GenerationRequest, cancelled: threading.Event | None = None
+    ) -> Iterator[Delta | GenerationResult]:
         self.requests.append(request)
         text = self.script("".join(map(chr, request.prompt)), request)
         reason = "stop"
@@ -40,6 +43,8 @@ class FakeGenerator:
         try:
             for character in text:
                 self.before_token()
+                if cancelled is not None and cancelled.is_set():
+                    return
                 self.tokens_computed += 1
                 yield Delta(character, (ord(character),))
         finally:
@@ -65,15 +70,30 @@ class FakeModel:
     context_length: int = 4096
     turn_stops: tuple[str, ...] = ()
     device: str = "CPU"
-    rendered: list[list[dict[str, str]]] = field(default_factory=list)
+    n_vocab: int = 0x110000
+    source: str = (
+        "{% for message in messages %}{{ message.role | title }}: {{ message.content }}\n"
+        "{% endfor %}Assistant:"
+    )
+    rendered: list[list[dict[str, object]]] = field(default_factory=list)
+    options: list[dict[str, object]] = field(default_factory=list)
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def __post_init__(self) -> None:
+        self.template = pyllama.ChatTemplate(source=self.source)
+        self.capabilities = self.template.capabilities
+
+    def render(
+        self, messages: Sequence[Mapping[str, object]], **options: object
+    ) -> pyllama.RenderedChat:
         self.rendered.append([dict(message) for message in messages])
-        turns = [f"{message['role'].title()}: {message['content']}" for message in messages]
-        return "\n".join([*turns, "Assistant:"])
+        self.options.append(options)
+        return self.template.apply(messages, **options)
 
     def tokenize(self, prompt: str) -> list[int]:
         return list(map(ord, prompt))
+
+    def answer_tokens(self, text: str) -> tuple[int, ...]:
+        return tuple(map(ord, text))
 
     def piece(self, token: int) -> bytes:
         return chr(token).encode()

@@ -6,7 +6,7 @@ import pytest
 
 from adapter.config import MAX_SEED, LlamaCppConfig
 from adapter.errors import ConfigurationError, InvalidParameterError
-from adapter.generation.request import Sampling
+from adapter.generation.sampling import Sampling
 
 
 def test_the_defaults_are_llama_cpps():
@@ -78,3 +78,65 @@ def test_a_bad_value_is_refused_with_its_name_and_range(name, value, allowed):
     assert caught.value.value is value
     assert allowed in caught.value.allowed
     assert f"{name}={value!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("token_budget_limit", 0, "at least 1"),
+        ("requests_per_minute", 0.5, "an integer"),
+        ("max_retries", -1, "at least 0"),
+        ("initial_backoff_ms", -1, "at least 0"),
+        ("max_backoff_ms", 99, "at least initial_backoff_ms, 100"),
+        ("enable_cache", 1, "True or False"),
+        ("cache_ttl_secs", 0, "above 0"),
+        ("cache_ttl_secs", float("inf"), "above 0"),
+        ("enable_streaming", "yes", "True or False"),
+    ],
+)
+def test_limits_and_switches_are_checked(name, value, allowed):
+    with pytest.raises(InvalidParameterError) as caught:
+        LlamaCppConfig("tiny", **{name: value})
+    assert (caught.value.name, caught.value.value) == (name, value)
+    assert allowed in str(caught.value)
+
+
+def test_from_a_dict():
+    config = LlamaCppConfig.from_dict({"model_name": "tiny", "top_k": 5, "stop": ["a"]})
+    assert config == LlamaCppConfig("tiny", top_k=5, stop=("a",))
+
+
+def test_a_dict_with_a_misspelt_key():
+    with pytest.raises(InvalidParameterError, match="did you mean 'temperature'"):
+        LlamaCppConfig.from_dict({"model_name": "tiny", "temprature": 0.5})
+
+
+def test_a_dict_without_the_models_name():
+    with pytest.raises(ConfigurationError, match="model_name"):
+        LlamaCppConfig.from_dict({"top_k": 5})
+
+
+def test_from_toml(tmp_path):
+    path = tmp_path / "models.toml"
+    path.write_text(
+        """
+        model_name = "whole"
+        [models.small]
+        model_name = "tiny"
+        temperature = 0.5
+        stop = ["END"]
+        """
+    )
+    with pytest.raises(InvalidParameterError, match="models"):
+        LlamaCppConfig.from_toml(path)
+    config = LlamaCppConfig.from_toml(path, "models.small")
+    assert config == LlamaCppConfig("tiny", temperature=0.5, stop=("END",))
+    with pytest.raises(ConfigurationError, match=r"no table 'models\.large'"):
+        LlamaCppConfig.from_toml(path, "models.large")
+
+
+def test_a_file_that_is_no_toml(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text("model_name = ")
+    with pytest.raises(ConfigurationError, match=r"broken\.toml is no TOML file"):
+        LlamaCppConfig.from_toml(path)

@@ -17,8 +17,9 @@ from dspy.utils import exceptions as public
 from fake_generator import fake_model
 
 from adapter import errors
+from adapter.async_engine import AsyncLlamaCppEngine
 from adapter.config import MAX_SEED, LlamaCppConfig
-from adapter.engine import AsyncLlamaCppEngine, LlamaCppEngine
+from adapter.engine import LlamaCppEngine
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 
 
@@ -189,28 +190,19 @@ def test_max_tokens_is_clamped_to_what_the_prompt_leaves():
 def test_every_field_of_config_has_its_test():
     """A field that a later lm15 adds must be given an answer in call_settings."""
     honoured = {"max_tokens", "temperature", "top_p", "top_k", "stop", "seed"}
-    honoured |= {"frequency_penalty", "presence_penalty"}
+    honoured |= {"frequency_penalty", "presence_penalty", "logprobs", "response_format"}
     answered = {"reasoning", "probabilities", "cache", "tool_choice", "store", "service_tier"}
-    refused = {"response_format", "logprobs"}
-    assert set(Config.__dataclass_fields__) == (
-        honoured | answered | refused | {"user_id", "extensions"}
-    )
+    assert set(Config.__dataclass_fields__) == honoured | answered | {"user_id", "extensions"}
 
 
 # Config and content: refused
 
 UNSUPPORTED = [
-    ({"response_format": {"type": "json_object"}}, "config.response_format"),
-    (
-        {"response_format": {"type": "json_schema", "schema": {"type": "object"}}},
-        "config.response_format",
-    ),
-    ({"logprobs": 0}, "config.logprobs"),
     ({"probabilities": "required"}, "config.probabilities"),
     ({"tool_choice": lm15.ToolChoice("required")}, "config.tool_choice"),
     ({"tools": (lm15.FunctionTool("add"),)}, "tools"),
     ({"cache": lm15.CacheConfig(resource="r")}, "config.cache.resource"),
-    ({"extensions": {"logit_bias": {"5": 1}}}, "config.extensions.logit_bias"),
+    ({"extensions": {"best_of": 2}}, "config.extensions.best_of"),
 ]
 
 
@@ -228,9 +220,9 @@ def test_what_would_change_the_answer_is_refused(config, feature):
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        ({"mirostat": 2}, ["mirostat", "min_p", "repeat_penalty"]),
-        ({"min_p": 2}, ["min_p=2", "from 0 to 1"]),
-        ({"repeat_penalty": "x"}, ["repeat_penalty='x'"]),
+        ({"n_probs": 2}, ["n_probs", "min_p", "repeat_penalty"]),
+        ({"min_p": 2}, ["'min_p'", "2", "from 0 to 1"]),
+        ({"repeat_penalty": "x"}, ["'repeat_penalty'", "'x'"]),
         ("min_p", ["metadata['llamacpp']", "a dict"]),
     ],
 )
@@ -269,19 +261,32 @@ def test_roles_and_parts_reach_the_template_as_text():
         [
             {"role": "system", "content": "sys"},
             {"role": "user", "content": 'one\n{"a": "ü"}'},
-            {"role": "assistant", "content": "two"},
+            {"role": "assistant", "content": "two", "reasoning_content": "hm"},
             {"role": "user", "content": "[developer]\nbe kind"},
             {"role": "user", "content": "three"},
         ]
     ]
 
 
-def test_a_tool_result_is_refused():
-    engine = engine_of(fake_model("x"))
-    messages = (Message.user("hi"), Message.tool("id", "42"))
-    with pytest.raises(lm15.UnsupportedFeatureError) as caught:
-        engine.complete(Request(model=engine.model, messages=messages))
-    assert caught.value.feature == "messages[1]"
+def test_calls_and_results_of_functions_reach_the_template():
+    model = fake_model("x")
+    engine = engine_of(model)
+    messages = (
+        Message.user("2 + 2?"),
+        Message.assistant([lm15.ToolCallPart("call-1", "add", {"a": 2, "b": 2})]),
+        Message.tool("call-1", "4"),
+    )
+    engine.complete(Request(model=engine.model, messages=messages))
+    [[_, call, result]] = model.rendered
+    assert call["tool_calls"] == [
+        {
+            "type": "function",
+            "id": "call-1",
+            "function": {"name": "add", "arguments": '{"a": 2, "b": 2}'},
+        }
+    ]
+    assert (result["role"], result["tool_call_id"]) == ("tool", "call-1")
+    assert result["content"] == "4"
 
 
 # Context
@@ -353,8 +358,8 @@ def test_each_error_becomes_dspys_own_and_is_not_retried(error, expected):
 def test_unsupported_features_keep_their_name():
     lm = lm_of(fake_model("x"))
     with pytest.raises(public.LMUnsupportedFeatureError) as caught:
-        lm("Hello", logprobs=True)
-    assert caught.value.feature == "config.logprobs"
+        lm("Hello", tools=[{"type": "function", "function": {"name": "add", "parameters": {}}}])
+    assert caught.value.feature == "tools"
 
 
 def test_adaptations_reach_dspys_history():
@@ -477,7 +482,7 @@ def test_cancelling_stops_the_computation_within_a_step(kind):
 
     asyncio.run(main())
     assert model.generator.closed.wait(5)
-    assert model.generator.tokens_computed == 3
+    assert model.generator.tokens_computed == 2
 
 
 def test_an_error_in_an_async_stream_is_mapped():
@@ -568,6 +573,6 @@ def test_capabilities_are_what_dspy_reads():
     lm = lm_of(fake_model("x"))
     assert not lm.supports_function_calling
     assert not lm.supports_reasoning
-    assert not lm.supports_response_schema
-    assert "response_format" not in lm.supported_params
+    assert lm.supports_response_schema
+    assert "response_format" in lm.supported_params
     assert "top_k" in lm.supported_params

@@ -6,7 +6,7 @@ import pytest
 from decoding import PROMPT, logits_of
 from memories import ARCHITECTURES
 
-from pyllama import Context, Model
+from pyllama import Batch, Context, Model
 
 
 @pytest.fixture
@@ -14,6 +14,13 @@ def expected(tiny):
     """The logits after PROMPT, from a context that has seen nothing else."""
     with Context(tiny, n_ctx=256, n_threads=1) as fresh:
         return logits_of(fresh, PROMPT)
+
+
+@pytest.fixture
+def ready(context):
+    """A context with one output to sample from."""
+    context.decode(Batch.from_tokens(PROMPT))
+    return context
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pyllama import ChatMessage, ChatParseError, ChatTemplate, ChatToolCall
+from pyllama import ChatMessage, ChatParseError, ChatTemplate, ChatToolCall, Grammar
 
 VENDOR = Path(__file__).parents[2] / "vendor"
 
@@ -278,6 +278,8 @@ def test_tools_where_the_template_has_them(load, name):
     eager = template.apply(conversation, tools=[TOOL], tool_choice="required")
     assert "root ::=" in eager.grammar
     assert not eager.grammar_lazy
+    for grammar in {rendered.grammar, eager.grammar} - {""}:
+        Grammar(grammar)  # is within its limits
     assert not template.apply(conversation, tools=[TOOL], tool_choice="none").grammar
 
 

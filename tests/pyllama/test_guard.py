@@ -87,26 +87,20 @@ def test_assertions_in_many_threads_at_once(tiny):
     assert len(raised) == 20
 
 
-def test_an_assertion_in_sampling_poisons_the_chain(ready_chain):
-    chain, context = ready_chain
-    # A chain asserts that its samplers selected something.
+def test_an_assertion_in_sampling_poisons_the_chain(context):
+    context.decode(Batch.from_tokens(PROMPT))
+    chain = SamplerChain([Sampler.top_k(3), Sampler.greedy()])
+    other = SamplerChain([Sampler.greedy()])
+    other._likeness = chain._likeness  # past the check that it is a clone
     with pytest.raises(pyllama.NativeAssertionError):
-        chain.sample(context)
+        chain.copy_state(other)
     with pytest.raises(pyllama.PoisonedError, match="SamplerChain"):
         chain.sample(context)
     with pytest.raises(pyllama.PoisonedError):
         chain.reset()
     chain.close()
     assert chain.closed
-
-
-@pytest.fixture
-def ready_chain(context):
-    """A chain that selects nothing, and a context to sample from."""
-    narrow = Sampler.top_k(3)
-    narrow.selects = True  # past the check
-    context.decode(Batch.from_tokens(PROMPT))
-    return SamplerChain([narrow]), context
+    other.sample(context)
 
 
 def test_a_memory_assertion_poisons_the_context(tiny):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import pyllama
 from adapter.errors import (
@@ -14,9 +14,10 @@ from adapter.errors import (
     LlamaCppError,
     TokenizationError,
 )
+from adapter.generation.completion import Completion, token_logprob
 from adapter.generation.context_pool import ContextPool
-from adapter.generation.request import Delta, GenerationRequest, GenerationResult, Sampling
-from adapter.generation.stop import StopMatcher
+from adapter.generation.request import Delta, GenerationRequest, GenerationResult
+from adapter.generation.sampling import sampler_chain
 
 
 class IsolatedGenerator:
@@ -39,94 +40,67 @@ class IsolatedGenerator:
         assert isinstance(result, GenerationResult)
         return result
 
-    def stream(self, request: GenerationRequest) -> Iterator[Delta | GenerationResult]:
+    def stream(
+        self, request: GenerationRequest, cancelled: threading.Event | None = None
+    ) -> Iterator[Delta | GenerationResult]:
         """Yield the completion piece by piece, then exactly one GenerationResult, last.
 
-        Closing the iterator stops the computation and gives the context back.
+        Closing the iterator stops the computation and gives the context back. Once ``cancelled``
+        is set it does so before the next block of the prompt or the next token, without a result.
         """
         if len(request.prompt) >= self._context_length:
             raise ContextTooLongError(len(request.prompt), self._context_length)
-        return self._stream(request)
+        return self._stream(request, cancelled or threading.Event())
 
-    def _stream(self, request: GenerationRequest) -> Iterator[Delta | GenerationResult]:
-        detokenizer = pyllama.Detokenizer(self._vocab)
-        stop = StopMatcher(request.stop)
-        tokens: list[int] = []
-        pieces: list[str] = []
-        shown = 0  # tokens that an earlier delta covered
-        finish: Literal["stop", "length"] = "length"
-        room = self._context_length - len(request.prompt)
-
+    def _stream(
+        self, request: GenerationRequest, cancelled: threading.Event
+    ) -> Iterator[Delta | GenerationResult]:
+        prompt, sampling = request.prompt, request.sampling
+        room = self._context_length - len(prompt)
+        completion = Completion(self._vocab, request, min(request.max_tokens, room))
         with (
             _translated(),
+            sampler_chain(self._vocab, sampling, request.seed, request.constraint) as chain,
             self._pool.lease() as context,
-            sampler_chain(self._vocab, request.sampling, request.seed) as chain,
         ):
-            for token in request.prompt[-max(1, request.sampling.penalty_last_n) :]:
-                chain.accept(token)
-            _prefill(context, request.prompt)
-            while len(tokens) < min(request.max_tokens, room):
-                if tokens:
-                    context.decode_token(tokens[-1], len(request.prompt) + len(tokens) - 1)
+            if not _prefill(context, prompt, cancelled):
+                return
+            for token in prompt[max(0, len(prompt) - sampling.n_last) :]:
+                chain.accept(token, accept_grammar=False)
+            while completion.finish_reason is None:
+                if completion.tokens:
+                    last = len(prompt) + len(completion.tokens) - 1
+                    context.decode_token(completion.tokens[-1], last)
                 token = chain.sample(context)
-                if self._vocab.is_eog(token):
-                    finish = "stop"
-                    break
-                tokens.append(token)
-                text = stop.push(detokenizer.push(token))
-                if text:
-                    pieces.append(text)
-                    yield Delta(text, tuple(tokens[shown:]))
-                    shown = len(tokens)
-                if stop.stopped:
-                    finish = "stop"
-                    break
-
-        rest = "" if stop.stopped else stop.push(detokenizer.flush()) + stop.flush()
-        if rest or shown < len(tokens):
-            pieces.append(rest)
-            yield Delta(rest, tuple(tokens[shown:]))
-        yield GenerationResult(
-            text="".join(pieces),
-            token_ids=tuple(tokens),
-            prompt_tokens=len(request.prompt),
-            completion_tokens=len(tokens),
-            finish_reason=finish,
-        )
+                logprob = None
+                if request.logprobs is not None:
+                    logprob = token_logprob(context.logits(), token, request.logprobs)
+                delta = completion.push(token, logprob)
+                if delta is not None:
+                    yield delta
+                if cancelled.is_set():
+                    return
+        rest, result = completion.finish()
+        if rest is not None:
+            yield rest
+        yield result
 
 
-def sampler_chain(vocab: pyllama.Vocab, sampling: Sampling, seed: int) -> pyllama.SamplerChain:
-    """The samplers of a request, in llama.cpp's own order."""
-    penalties = pyllama.Sampler.penalties(
-        vocab,
-        last_n=sampling.penalty_last_n,
-        repeat=sampling.repeat_penalty,
-        freq=sampling.frequency_penalty,
-        present=sampling.presence_penalty,
-    )
-    if sampling.temperature == 0:
-        return pyllama.SamplerChain([penalties, pyllama.Sampler.greedy()])
-    return pyllama.SamplerChain(
-        [
-            penalties,
-            pyllama.Sampler.top_k(sampling.top_k),
-            pyllama.Sampler.top_p(sampling.top_p),
-            pyllama.Sampler.min_p(sampling.min_p),
-            pyllama.Sampler.temp(sampling.temperature),
-            pyllama.Sampler.dist(seed),
-        ]
-    )
+def _prefill(context: pyllama.Context, prompt: tuple[int, ...], cancelled: threading.Event) -> bool:
+    """Compute the prompt, in blocks counted from position 0; the last token gives logits.
 
-
-def _prefill(context: pyllama.Context, prompt: tuple[int, ...]) -> None:
-    """Compute the prompt, in blocks counted from position 0; the last token gives logits."""
+    Return whether it is all there: False once ``cancelled`` is set.
+    """
     batch = pyllama.Batch(context.n_batch)
     for begin in range(0, len(prompt), context.n_batch):
+        if cancelled.is_set():
+            return False
         block = prompt[begin : begin + context.n_batch]
         is_last = begin + len(block) == len(prompt)
         batch.clear()
         batch.add_tokens(block, pos=begin, outputs="last" if is_last else "none")
         context.decode(batch)
+    return True
 
 
 @contextmanager

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from adapter.generation.sampling import Constraint, Sampling
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. The defaults are llama.cpp's own.
-
-    temperature        0 to 2; 0 takes the likeliest token
-    top_k              candidates kept, 0 = all
-    top_p              0 to 1; smallest set of candidates whose probabilities reach it, 1 = all
-    min_p              0 to 1; least probability, relative to the likeliest token, 0 = off
-    repeat_penalty     above 0; divides the logits of recent tokens, 1 = off
-    penalty_last_n     how many recent tokens the three penalties look at, 0 = none
-    frequency_penalty  -2 to 2; subtracted from a recent token's logit for each occurrence
-    presence_penalty   -2 to 2; subtracted once from each recent token's logit
-    """
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    penalty_last_n: int = 64
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """One completion to compute.
 
-    prompt      token ids, at least one
-    max_tokens  at least 1; how many tokens may be sampled
-    seed        0 to 2**32 - 2; the same request with the same seed gives the same bytes
-    stop        texts that end the completion; the one found is not part of it
+    prompt            token ids, at least one
+    max_tokens        at least 1; how many tokens may be sampled
+    seed              0 to 2**32 - 2; the same request with the same seed gives the same bytes
+    stop              texts that end the completion; the one found is not part of it
+    constraint        a grammar to follow
+    preserved_tokens  special tokens whose text is part of the completion, as others' is not
+    logprobs          how many of the likeliest tokens to tell beside each sampled one, and the
+                      log-probabilities of all; None for none
     """
 
     prompt: tuple[int, ...]
@@ -46,14 +31,35 @@ class GenerationRequest:
     sampling: Sampling
     seed: int
     stop: tuple[str, ...] = ()
+    constraint: Constraint | None = None
+    preserved_tokens: frozenset[int] = frozenset()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A sampled token's log-probability, by the model's logits before any sampler.
+
+    top holds the likeliest tokens with theirs, likeliest first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of a completion: whole characters, and the tokens that finished them."""
+    """A piece of a completion: whole characters, and the tokens that finished them.
+
+    logprobs are those of the tokens whose text has been shown whole, where they were asked for. A
+    token in which a stop text begins has none, and logprobs_complete is False then.
+    """
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs_complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,24 +68,30 @@ class GenerationResult:
 
     finish_reason is "stop" at the model's end of turn or a stop text, "length" at max_tokens or
     the end of the context. cache_read_tokens counts the prompt tokens that were not computed
-    anew, out of prompt_tokens.
+    anew, out of prompt_tokens. token_ids are all that were sampled, a stop text's too; logprobs
+    are those of the text's tokens.
     """
 
     text: str
     token_ids: tuple[int, ...]
     prompt_tokens: int
     completion_tokens: int
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     cache_read_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs_complete: bool = True
 
 
 class Generator(Protocol):
     """Computes completions. Any number of threads may call it at once."""
 
-    def stream(self, request: GenerationRequest) -> Iterator[Delta | GenerationResult]:
+    def stream(
+        self, request: GenerationRequest, cancelled: threading.Event | None = None
+    ) -> Iterator[Delta | GenerationResult]:
         """Yield the completion piece by piece, then exactly one GenerationResult, last.
 
-        Closing the iterator stops the computation.
+        Closing the iterator stops the computation. Once ``cancelled`` is set it stops within a
+        step, and the iterator ends without a result.
         """
 
     def generate(self, request: GenerationRequest) -> GenerationResult:

@@ -26,6 +26,15 @@ typedef struct pyllama_interrupt {
     int64_t          last_poll_us;
 } pyllama_interrupt;
 
+// Why a chain gave no token, where one is expected; tokens are 0 or more.
+enum pyllama_refusal {
+    PYLLAMA_NO_OUTPUT     = -1, // the last decode computed none there
+    PYLLAMA_NO_CANDIDATE  = -2, // the samplers left none
+    PYLLAMA_BAD_LOGITS    = -3, // NaN, or infinite
+    PYLLAMA_TOKEN_REFUSED = -4, // a grammar does not let it follow
+    PYLLAMA_GRAMMAR_STUCK = -5, // a grammar lets no token follow
+};
+
 // What a state must agree with before llama.cpp may read it.
 typedef struct pyllama_state_expected {
     int32_t      n_vocab;
@@ -61,6 +70,23 @@ typedef struct pyllama_device_memory {
     uint64_t           compute;
 } pyllama_device_memory;
 
+typedef struct pyllama_chain pyllama_chain;
+
+typedef struct pyllama_chain_perf {
+    double  t_sample_ms;
+    int32_t n_sample;
+    int32_t n_resampled; // how often a grammar refused the first choice
+} pyllama_chain_perf;
+
+// Python's side of the samplers that are written in it; each returns 0 if nothing was raised.
+typedef struct pyllama_sampler_handlers {
+    int32_t (*apply)(uint64_t id, llama_token_data_array * candidates);
+    int32_t (*accept)(uint64_t id, llama_token token);
+    int32_t (*reset)(uint64_t id);
+    uint64_t (*clone)(uint64_t id); // the copy's id, or 0
+    void (*free)(uint64_t id);
+} pyllama_sampler_handlers;
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -70,11 +96,15 @@ extern "C" {
 #include "context.h"
 #include "device.h"
 #include "fit.h"
+#include "grammar.h"
+#include "json_schema.h"
 #include "lora.h"
 #include "memory.h"
 #include "model.h"
+#include "python_sampler.h"
 #include "quantize.h"
 #include "sampler.h"
+#include "sampler_chain.h"
 #include "state.h"
 #include "threadpool.h"
 #include "vocab.h"

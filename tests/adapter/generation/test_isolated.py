@@ -12,7 +12,8 @@ import pyllama
 from adapter.errors import ContextTooLongError, InferenceError
 from adapter.generation.context_pool import ContextPool
 from adapter.generation.isolated import IsolatedGenerator
-from adapter.generation.request import Delta, GenerationRequest, GenerationResult, Sampling
+from adapter.generation.request import Delta, GenerationRequest, GenerationResult
+from adapter.generation.sampling import Sampling
 
 pytestmark = pytest.mark.model
 

@@ -1,0 +1,121 @@
+"""A completion while it grows: from tokens to text, up to its end."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import numpy as np
+from numpy.typing import NDArray
+
+import pyllama
+from adapter.generation.request import (
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    GenerationResult,
+    TokenLogprob,
+)
+from adapter.generation.stop import StopMatcher
+
+
+class Completion:
+    """The tokens of one request as they are sampled, and the text that can be shown of them."""
+
+    def __init__(self, vocab: pyllama.Vocab, request: GenerationRequest, max_tokens: int) -> None:
+        self._vocab = vocab
+        self._request = request
+        self._max_tokens = max_tokens
+        self._detokenizer = pyllama.Detokenizer(vocab)
+        self._stop = StopMatcher(request.stop)
+        self._pieces: list[str] = []
+        self._shown = 0  # tokens that an earlier delta covered
+        self._n_bytes = 0  # of the text shown so far
+        self._logprobs: list[TokenLogprob] = []
+        self._ends: list[int] = []  # where in the text, in bytes, each of their tokens ends
+        self._told = 0  # logprobs that an earlier delta carried
+        self._complete = True
+        #: The tokens sampled so far.
+        self.tokens: list[int] = []
+        #: Why it has ended; None while it goes on.
+        self.finish_reason: FinishReason | None = None
+
+    def push(self, token: int, logprob: TokenLogprob | None = None) -> Delta | None:
+        """The text that can be shown now that a token was sampled, if there is any."""
+        if self._vocab.is_eog(token):
+            self.finish_reason = "stop"
+            return None
+        self.tokens.append(token)
+        if logprob is not None:
+            special = token in self._request.preserved_tokens
+            size = len(self._vocab.token_to_piece(token, special=special))
+            self._ends.append(size + (self._ends[-1] if self._ends else 0))
+            self._logprobs.append(logprob)
+        text = self._stop.push(self._text(token))
+        if self._stop.stopped:
+            self.finish_reason = "stop"
+            self._cut_logprobs(self._n_bytes + len(text.encode()))
+        elif len(self.tokens) >= self._max_tokens:
+            self.finish_reason = "length"
+        return self._delta(text) if text else None
+
+    def finish(self) -> tuple[Delta | None, GenerationResult]:
+        """What was still held back, and the whole."""
+        assert self.finish_reason is not None
+        rest = ""
+        if not self._stop.stopped:
+            rest = self._stop.push(self._detokenizer.flush()) + self._stop.flush()
+        last = None
+        if rest or self._shown < len(self.tokens) or self._told < len(self._logprobs):
+            last = self._delta(rest, whole=True)
+        return last, GenerationResult(
+            text="".join(self._pieces),
+            token_ids=tuple(self.tokens),
+            prompt_tokens=len(self._request.prompt),
+            completion_tokens=len(self.tokens),
+            finish_reason=self.finish_reason,
+            logprobs=tuple(self._logprobs),
+            logprobs_complete=self._complete,
+        )
+
+    def _text(self, token: int) -> str:
+        if token not in self._request.preserved_tokens:
+            return self._detokenizer.push(token)
+        return self._detokenizer.flush() + self._vocab.token_to_piece(token).decode(
+            "utf-8", "replace"
+        )
+
+    def _delta(self, text: str, *, whole: bool = False) -> Delta:
+        self._pieces.append(text)
+        self._n_bytes += len(text.encode())
+        told = len(self._logprobs) if whole else bisect_right(self._ends, self._n_bytes)
+        delta = Delta(
+            text,
+            tuple(self.tokens[self._shown :]),
+            tuple(self._logprobs[self._told : told]),
+            self._complete,
+        )
+        self._shown, self._told = len(self.tokens), told
+        return delta
+
+    def _cut_logprobs(self, n_bytes: int) -> None:
+        """Drop those of tokens that a stop text took away, in whole or in part."""
+        kept = bisect_right(self._ends, n_bytes)
+        self._complete = not self._ends or n_bytes == (self._ends[kept - 1] if kept else 0)
+        del self._logprobs[kept:], self._ends[kept:]
+
+
+def token_logprob(logits: NDArray[np.float32], token: int, n_top: int) -> TokenLogprob:
+    """The log-probability of a token and of the likeliest ones: the log-softmax of the logits.
+
+    :param logits: float32 array of shape (n_vocab,).
+    :param n_top: how many of the likeliest; at most n_vocab.
+    """
+    values = logits.astype(np.float64)
+    values -= values.max()
+    values -= np.log(np.exp(values).sum())
+    top = np.argpartition(-values, n_top - 1)[:n_top] if n_top else np.empty(0, np.intp)
+    # Ties go to the lower token, so that the order is one and the same everywhere.
+    ranked = sorted((-float(values[index]), int(index)) for index in top)
+    return TokenLogprob(
+        token, float(values[token]), tuple((index, -negative) for negative, index in ranked)
+    )

@@ -1,0 +1,50 @@
+"""The one place where this package's errors become the lm15 errors that DSPy understands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dspy import lm15
+
+import pyllama
+from adapter.errors import (
+    ConfigurationError,
+    ContextTooLongError,
+    InvalidModelNameError,
+    InvalidParameterError,
+    LlamaCppError,
+    ModelNotFoundError,
+    ModelNotLoadedError,
+    RateLimitExceededError,
+    TokenizationError,
+)
+
+PROVIDER = "llamacpp"
+
+
+@contextmanager
+def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> Iterator[None]:
+    """Turn this package's errors, and pyllama's, into lm15's.
+
+    DSPy retries after too many requests alone: any other request would fail again. It waits as
+    long as the error says, within the two bounds, in seconds.
+    """
+    try:
+        yield
+    except RateLimitExceededError as error:
+        wait = min(max(error.retry_after, initial_backoff), max_backoff)
+        raise lm15.RateLimitError(str(error), provider=PROVIDER, retry_after=wait) from error
+    except ContextTooLongError as error:
+        raise lm15.ContextLengthError(str(error), provider=PROVIDER) from error
+    except (InvalidParameterError, TokenizationError) as error:
+        raise lm15.InvalidRequestError(str(error), provider=PROVIDER) from error
+    except (
+        ConfigurationError,
+        InvalidModelNameError,
+        ModelNotFoundError,
+        ModelNotLoadedError,
+    ) as error:
+        raise lm15.ConfigurationError(str(error), provider=PROVIDER) from error
+    except (LlamaCppError, pyllama.LlamaError) as error:
+        raise lm15.ProviderError(str(error), provider=PROVIDER) from error

@@ -1,0 +1,121 @@
+#include "deep_stack.hpp"
+
+#include "guard.hpp"
+
+#include <cstdint>
+
+#ifdef _WIN32
+#include <intrin.h>
+#include <windows.h>
+#else
+#include <pthread.h>
+#endif
+
+namespace {
+
+struct task {
+    const std::function<void()> & call;
+    std::exception_ptr            thrown;
+};
+
+void run(task & todo) {
+    const pyllama::guard_scope scope; // assertions become exceptions on this thread, too
+    try {
+        todo.call();
+    } catch (...) {
+        todo.thrown = std::current_exception();
+    }
+}
+
+#ifdef _WIN32
+
+DWORD WINAPI run_on_thread(void * todo) {
+    run(*static_cast<task *>(todo));
+    return 0;
+}
+
+bool run_and_wait(size_t size, task & todo) {
+    HANDLE thread = CreateThread(nullptr, size, run_on_thread, &todo,
+                                 STACK_SIZE_PARAM_IS_A_RESERVATION, nullptr);
+    if (!thread) {
+        return false;
+    }
+    WaitForSingleObject(thread, INFINITE);
+    CloseHandle(thread);
+    return true;
+}
+
+#else
+
+void * run_on_thread(void * todo) {
+    run(*static_cast<task *>(todo));
+    return nullptr;
+}
+
+bool run_and_wait(size_t size, task & todo) {
+    constexpr size_t PAGES = 64 * 1024; // macOS takes whole pages only
+    pthread_attr_t   attributes;
+    pthread_t        thread;
+    pthread_attr_init(&attributes);
+    const bool started =
+        pthread_attr_setstacksize(&attributes, (size / PAGES + 1) * PAGES) == 0 &&
+        pthread_create(&thread, &attributes, run_on_thread, &todo) == 0;
+    pthread_attr_destroy(&attributes);
+    if (started) {
+        pthread_join(thread, nullptr);
+    }
+    return started;
+}
+
+#endif
+
+uintptr_t stack_pointer() {
+#ifdef _MSC_VER
+    return reinterpret_cast<uintptr_t>(_AddressOfReturnAddress());
+#else
+    return reinterpret_cast<uintptr_t>(__builtin_frame_address(0));
+#endif
+}
+
+// Where this thread's stack ends, or what is safe to assume.
+uintptr_t stack_end() {
+#ifdef __linux__
+    pthread_attr_t attributes;
+    if (pthread_getattr_np(pthread_self(), &attributes) == 0) {
+        void *     begin;
+        size_t     size;
+        const bool known = pthread_attr_getstack(&attributes, &begin, &size) == 0;
+        pthread_attr_destroy(&attributes);
+        if (known) {
+            return reinterpret_cast<uintptr_t>(begin);
+        }
+    }
+#endif
+    constexpr uintptr_t ASSUMED_STACK = 256 * 1024;
+    return stack_pointer() - ASSUMED_STACK;
+}
+
+size_t stack_left() {
+    thread_local const uintptr_t end  = stack_end();
+    const uintptr_t              here = stack_pointer();
+    return here > end ? here - end : 0;
+}
+
+} // namespace
+
+void pyllama::run_with_stack(size_t size, const std::function<void()> & call) {
+    constexpr size_t MARGIN = 256 * 1024;
+    if (size + MARGIN <= stack_left()) {
+        return call();
+    }
+    if (size > DEEPEST_STACK) {
+        throw std::bad_alloc();
+    }
+    task todo{call, nullptr};
+    if (!run_and_wait(size + MARGIN, todo)) {
+        throw std::bad_alloc();
+    }
+    if (todo.thrown) {
+        std::rethrow_exception(todo.thrown);
+    }
+}

@@ -1,0 +1,15 @@
+// Calls that recurse deeper than the stack of any Python thread allows.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+
+namespace pyllama {
+
+constexpr size_t DEEPEST_STACK = 1024 * 1024 * 1024; // memory is taken only for what is used
+
+// Runs the call with so much stack: on this thread, or on one made for it, which this one waits
+// for. What it throws, this throws.
+void run_with_stack(size_t size, const std::function<void()> & call);
+
+} // namespace pyllama

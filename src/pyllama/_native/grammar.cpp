@@ -1,0 +1,103 @@
+#include "gbnf.hpp"
+#include "lazy_grammar.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <regex>
+
+using pyllama::guarded;
+using pyllama::guarded_init;
+
+extern "C" {
+
+// What is wrong with a grammar, or an empty text.
+char * guarded_grammar_check(const llama_vocab * vocab, const char * source, const char * root) {
+    return guarded<char *>(nullptr, [&] {
+        std::string problem;
+        try {
+            const llama_grammar_parser grammar = pyllama::parse_gbnf(source, vocab);
+            if (grammar.symbol_ids.find(root) == grammar.symbol_ids.end()) {
+                throw pyllama::gbnf_error(std::string("there is no rule '") + root +
+                                          "' to begin with");
+            }
+            pyllama::check_gbnf(grammar);
+        } catch (const pyllama::gbnf_error & error) {
+            problem = error.what();
+        }
+        return pyllama::copy_string(problem);
+    });
+}
+
+llama_sampler * guarded_sampler_init_grammar(const llama_vocab * vocab, const char * source,
+                                             const char * root) {
+    return guarded_init([&] { return llama_sampler_init_grammar(vocab, source, root); });
+}
+
+// What is wrong with a regular expression, or an empty text.
+char * guarded_grammar_check_pattern(const char * pattern) {
+    return guarded<char *>(nullptr, [&] {
+        std::string problem;
+        try {
+            const std::regex regex(pattern);
+        } catch (const std::regex_error & error) {
+            problem = error.what();
+        }
+        return pyllama::copy_string(problem);
+    });
+}
+
+// stack_per_byte is 0 for patterns that need none: see lazy_grammar.hpp.
+llama_sampler * guarded_sampler_init_grammar_lazy(const llama_vocab * vocab, const char * source,
+                                                  const char * root, const char ** patterns,
+                                                  size_t n_patterns, const llama_token * tokens,
+                                                  size_t n_tokens, size_t stack_per_byte) {
+    return guarded_init([&]() -> llama_sampler * {
+        pyllama::sampler_ptr grammar(llama_sampler_init_grammar_lazy_patterns(
+            vocab, source, root, patterns, n_patterns, tokens, n_tokens));
+        if (grammar && stack_per_byte > 0) {
+            grammar = pyllama::with_deep_stack(std::move(grammar), vocab, stack_per_byte);
+        }
+        return grammar.release();
+    });
+}
+
+// Which of the tokens may come next.
+int32_t guarded_grammar_allowed(llama_sampler * grammar, const llama_token * tokens,
+                                size_t n_tokens, bool * allowed) {
+    return guarded([&] {
+        std::vector<llama_token_data> data(n_tokens);
+        for (size_t i = 0; i < n_tokens; i++) {
+            data[i] = {tokens[i], 0.0f, 0.0f};
+        }
+        llama_token_data_array candidates = {data.data(), n_tokens, -1, false};
+        llama_sampler_apply(grammar, &candidates);
+        for (size_t i = 0; i < n_tokens; i++) {
+            allowed[i] = data[i].logit != -INFINITY;
+        }
+    });
+}
+
+// A token that ends generation, or LLAMA_TOKEN_NULL.
+int32_t guarded_grammar_eog(const llama_vocab * vocab) {
+    return guarded(PYLLAMA_CAUGHT, [&]() -> int32_t {
+        for (llama_token token = 0; token < llama_vocab_n_tokens(vocab); token++) {
+            if (llama_vocab_is_eog(vocab, token)) {
+                return token;
+            }
+        }
+        return LLAMA_TOKEN_NULL;
+    });
+}
+
+// In bytes: llama.cpp recurses once for each character of a token.
+int32_t guarded_grammar_longest_piece(const llama_vocab * vocab) {
+    return guarded(PYLLAMA_CAUGHT, [&] {
+        int32_t longest = 0;
+        for (llama_token token = 0; token < llama_vocab_n_tokens(vocab); token++) {
+            longest = std::max(longest, -llama_token_to_piece(vocab, token, nullptr, 0, 0, true));
+        }
+        return longest;
+    });
+}
+
+} // extern "C"

@@ -1,0 +1,37 @@
+// What the sources of samplers, chains and grammars share.
+#pragma once
+
+#include "guard.hpp"
+
+#include <memory>
+
+namespace pyllama {
+
+struct sampler_deleter {
+    void operator()(llama_sampler * sampler) const noexcept { llama_sampler_free(sampler); }
+};
+
+using sampler_ptr = std::unique_ptr<llama_sampler, sampler_deleter>;
+
+template <class Init> llama_sampler * guarded_init(Init && init) noexcept {
+    return guarded<llama_sampler *>(nullptr, std::forward<Init>(init));
+}
+
+// Whether a sampler written in Python stands behind it (python_sampler.cpp).
+bool is_python_sampler(const llama_sampler * sampler);
+
+bool is_grammar(const llama_sampler * sampler);
+
+// Whether a grammar lets the token come next. It changes nothing.
+bool grammar_allows(llama_sampler * grammar, llama_token token);
+
+// A copy that is safe to use, whatever state the original is in.
+sampler_ptr clone_sampler(const llama_sampler * sampler);
+
+// Makes a sampler that was copied in the middle of a token safe to use.
+void forget_pending(llama_sampler * copy);
+
+// Applies it, and moves what is left of the candidates to where they began.
+void apply_sampler(llama_sampler * sampler, llama_token_data_array * candidates);
+
+} // namespace pyllama

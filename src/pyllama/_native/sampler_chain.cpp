@@ -1,0 +1,248 @@
+#include "sampler.hpp"
+
+#include <cmath>
+#include <vector>
+
+using pyllama::guarded;
+using pyllama::sampler_ptr;
+
+struct pyllama_chain {
+    bool                          no_perf;
+    sampler_ptr                   chain;
+    sampler_ptr                   grammar;    // null without one
+    std::vector<float>            logits;     // of a choice that the grammar may refuse
+    std::vector<llama_token_data> candidates; // kept as well: its memory is used again
+    int32_t                       n_resampled = 0;
+};
+
+namespace {
+
+sampler_ptr init_chain(bool no_perf) {
+    llama_sampler_chain_params params = llama_sampler_chain_default_params();
+    params.no_perf                    = no_perf;
+    return sampler_ptr(llama_sampler_chain_init(params));
+}
+
+void add(llama_sampler * chain, sampler_ptr sampler) {
+    llama_sampler_chain_add(chain, sampler.get());
+    static_cast<void>(sampler.release());
+}
+
+llama_sampler * at(const pyllama_chain & chain, int32_t i) {
+    return llama_sampler_chain_get(chain.chain.get(), i);
+}
+
+int32_t size(const pyllama_chain & chain) {
+    return llama_sampler_chain_n(chain.chain.get());
+}
+
+// Member by member, so that a member that cannot be copied does not leak those before it.
+sampler_ptr clone_members(const pyllama_chain & from) {
+    sampler_ptr copy = init_chain(from.no_perf);
+    for (int32_t i = 0; i < size(from); i++) {
+        add(copy.get(), pyllama::clone_sampler(at(from, i)));
+    }
+    return copy;
+}
+
+// False for logits that a model with broken weights computes: no sampler is made for them.
+bool fill_candidates(pyllama_chain & chain, const float * logits) {
+    llama_token_data * candidates = chain.candidates.data();
+    const auto         n_vocab    = static_cast<llama_token>(chain.candidates.size());
+    int                n_usable   = 0;
+    for (llama_token id = 0; id < n_vocab; id++) {
+        const float logit = logits[id];
+        n_usable += logit < INFINITY; // false for NaN, too
+        candidates[id] = {id, logit, 0.0f};
+    }
+    return n_usable == n_vocab;
+}
+
+llama_token_data_array all_candidates(pyllama_chain & chain) {
+    return {chain.candidates.data(), chain.candidates.size(), -1, false};
+}
+
+int32_t draw(pyllama_chain & chain, llama_token_data_array candidates) {
+    llama_sampler_apply(chain.chain.get(), &candidates);
+    if (candidates.selected < 0 || static_cast<size_t>(candidates.selected) >= candidates.size) {
+        return PYLLAMA_NO_CANDIDATE;
+    }
+    const llama_token_data & drawn = candidates.data[candidates.selected];
+    if (drawn.logit == -INFINITY) {
+        return PYLLAMA_NO_CANDIDATE;
+    }
+    return drawn.logit < INFINITY ? drawn.id : PYLLAMA_BAD_LOGITS; // which a sampler overflowed
+}
+
+bool any_possible(const llama_token_data_array & candidates) {
+    for (size_t i = 0; i < candidates.size; i++) {
+        if (candidates.data[i].logit > -INFINITY) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// Applying a grammar to a whole vocabulary takes far longer than a token, so the choice is made
+// without it, and made again under it only if it refuses.
+int32_t draw_under_grammar(pyllama_chain & chain, llama_context * ctx, int32_t i) {
+    const float * logits = llama_get_logits_ith(ctx, i);
+    if (!logits) {
+        return PYLLAMA_NO_OUTPUT;
+    }
+    chain.candidates.resize(static_cast<size_t>(
+        llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)))));
+    if (!fill_candidates(chain, logits)) {
+        return PYLLAMA_BAD_LOGITS;
+    }
+    if (chain.grammar) { // a sampler written in Python may do to the context what it likes
+        chain.logits.assign(logits, logits + chain.candidates.size());
+    }
+    const int32_t token = draw(chain, all_candidates(chain));
+    if (!chain.grammar || token < 0 || pyllama::grammar_allows(chain.grammar.get(), token)) {
+        return token;
+    }
+    chain.n_resampled++;
+    fill_candidates(chain, chain.logits.data());
+    llama_token_data_array candidates = all_candidates(chain);
+    llama_sampler_apply(chain.grammar.get(), &candidates);
+    if (!any_possible(candidates)) {
+        return PYLLAMA_GRAMMAR_STUCK;
+    }
+    const int32_t again = draw(chain, candidates);
+    // A member written in Python may have brought back what the grammar had ruled out.
+    if (again >= 0 && !pyllama::grammar_allows(chain.grammar.get(), again)) {
+        return PYLLAMA_TOKEN_REFUSED;
+    }
+    return again;
+}
+
+bool members_allow(const pyllama_chain & chain, llama_token token) {
+    for (int32_t i = 0; i < size(chain); i++) {
+        llama_sampler * member = at(chain, i);
+        if (pyllama::is_grammar(member) && !pyllama::grammar_allows(member, token)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+} // namespace
+
+extern "C" {
+
+pyllama_chain * guarded_chain_init(bool no_perf) {
+    return guarded<pyllama_chain *>(nullptr, [&] {
+        auto chain     = std::make_unique<pyllama_chain>();
+        chain->no_perf = no_perf;
+        chain->chain   = init_chain(no_perf);
+        return chain.release();
+    });
+}
+
+int32_t guarded_chain_free(pyllama_chain * chain) {
+    return guarded([&] { delete chain; });
+}
+
+int32_t guarded_chain_add(pyllama_chain * chain, llama_sampler * sampler) {
+    return guarded([&] { llama_sampler_chain_add(chain->chain.get(), sampler); });
+}
+
+llama_sampler * guarded_chain_get(pyllama_chain * chain, int32_t i) {
+    return guarded<llama_sampler *>(nullptr, [&] { return at(*chain, i); });
+}
+
+llama_sampler * guarded_chain_remove(pyllama_chain * chain, int32_t i) {
+    return guarded<llama_sampler *>(
+        nullptr, [&] { return llama_sampler_chain_remove(chain->chain.get(), i); });
+}
+
+int32_t guarded_chain_set_grammar(pyllama_chain * chain, llama_sampler * grammar) {
+    return guarded([&] { chain->grammar.reset(grammar); });
+}
+
+llama_sampler * guarded_chain_grammar(pyllama_chain * chain) {
+    return guarded<llama_sampler *>(nullptr, [&] { return chain->grammar.get(); });
+}
+
+pyllama_chain * guarded_chain_clone(const pyllama_chain * from) {
+    return guarded<pyllama_chain *>(nullptr, [&] {
+        auto copy     = std::make_unique<pyllama_chain>();
+        copy->no_perf = from->no_perf;
+        copy->chain   = clone_members(*from);
+        if (from->grammar) {
+            copy->grammar = pyllama::clone_sampler(from->grammar.get());
+        }
+        return copy.release();
+    });
+}
+
+int32_t guarded_chain_copy_state(const pyllama_chain * from, pyllama_chain * to) {
+    return guarded([&] {
+        llama_sampler_copy(from->chain.get(), to->chain.get());
+        llama_sampler_copy(from->grammar.get(), to->grammar.get());
+        for (int32_t i = 0; i < size(*to); i++) {
+            pyllama::forget_pending(at(*to, i));
+        }
+    });
+}
+
+int32_t guarded_chain_apply(pyllama_chain * chain, llama_token_data_array * candidates) {
+    return guarded([&] { pyllama::apply_sampler(chain->chain.get(), candidates); });
+}
+
+int32_t guarded_chain_sample(pyllama_chain * chain, llama_context * ctx, int32_t i) {
+    return guarded(PYLLAMA_CAUGHT, [&]() -> int32_t {
+        const int32_t token = draw_under_grammar(*chain, ctx, i);
+        if (token < 0) {
+            return token;
+        }
+        if (!members_allow(*chain, token)) {
+            return PYLLAMA_TOKEN_REFUSED;
+        }
+        llama_sampler_accept(chain->grammar.get(), token);
+        llama_sampler_accept(chain->chain.get(), token);
+        return token;
+    });
+}
+
+int32_t guarded_chain_accept(pyllama_chain * chain, llama_token token, bool accept_grammar) {
+    return guarded(PYLLAMA_CAUGHT, [&]() -> int32_t {
+        llama_sampler * grammar = accept_grammar ? chain->grammar.get() : nullptr;
+        if (!members_allow(*chain, token) ||
+            (grammar && !pyllama::grammar_allows(grammar, token))) {
+            return PYLLAMA_TOKEN_REFUSED;
+        }
+        llama_sampler_accept(grammar, token);
+        llama_sampler_accept(chain->chain.get(), token);
+        return 0;
+    });
+}
+
+int32_t guarded_chain_reset(pyllama_chain * chain) {
+    return guarded([&] {
+        llama_sampler_reset(chain->grammar.get());
+        llama_sampler_reset(chain->chain.get());
+    });
+}
+
+uint32_t guarded_chain_get_seed(const pyllama_chain * chain) {
+    return guarded<uint32_t>(LLAMA_DEFAULT_SEED,
+                             [&] { return llama_sampler_get_seed(chain->chain.get()); });
+}
+
+int32_t guarded_chain_perf(const pyllama_chain * chain, pyllama_chain_perf * perf) {
+    return guarded([&] {
+        const llama_perf_sampler_data data = llama_perf_sampler(chain->chain.get());
+        *perf = {data.t_sample_ms, data.n_sample, chain->n_resampled};
+    });
+}
+
+int32_t guarded_chain_perf_reset(pyllama_chain * chain) {
+    return guarded([&] {
+        llama_perf_sampler_reset(chain->chain.get());
+        chain->n_resampled = 0;
+    });
+}
+
+} // extern "C"

@@ -1,0 +1,68 @@
+"""What samplers and chains have in common: one call at a time, and what went wrong in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pyllama._guard import CAUGHT
+from pyllama._native._binding import ffi, lib
+from pyllama._object import NativeObject
+from pyllama.candidates import Candidates
+from pyllama.errors import GrammarError, LlamaError, SamplingError
+from pyllama.python_sampler import raise_from_python
+
+_REFUSALS: dict[int, tuple[type[LlamaError], str]] = {
+    lib.PYLLAMA_NO_CANDIDATE: (SamplingError, "the samplers left no candidate to choose"),
+    lib.PYLLAMA_BAD_LOGITS: (SamplingError, "the logits are NaN or infinite"),
+    lib.PYLLAMA_TOKEN_REFUSED: (GrammarError, "the grammar does not let this token follow"),
+    lib.PYLLAMA_GRAMMAR_STUCK: (SamplingError, "no token of the vocabulary follows the grammar"),
+}
+
+
+class SamplerObject(NativeObject):
+    """A C object that may call back into Python while it works."""
+
+    _running = False
+
+    def _run(self, what: str, call: Callable[..., int], *arguments: Any) -> int:
+        """Call C; its code, or what was raised in it. The lock is held."""
+        self._require_idle()
+        self._running = True
+        try:
+            code = call(*arguments)
+        finally:
+            self._running = False
+        if code == CAUGHT:
+            raise_from_python()
+        elif code in _REFUSALS:
+            kind, reason = _REFUSALS[code]
+            raise kind(f"{what}: {reason}")
+        return self._check(code, what)
+
+    def _run_apply(
+        self, call: Callable[..., int], pointer: Any, candidates: Candidates
+    ) -> Candidates:
+        if not isinstance(candidates, Candidates):
+            raise TypeError(f"candidates must be pyllama.Candidates, got {candidates!r}")
+        data = candidates._data.copy()
+        array = ffi.new("llama_token_data_array *")
+        array.data = ffi.cast("llama_token_data *", ffi.from_buffer(data))
+        array.size, array.selected, array.sorted = len(data), -1, candidates._sorted
+        self._run("applying a sampler", call, pointer, array)
+        selected = None if array.selected < 0 else int(array.selected)
+        return Candidates._of(np.array(data[: array.size]), selected, bool(array.sorted))
+
+    def _require_idle(self) -> None:
+        if self._running:
+            raise RuntimeError(
+                f"this {type(self).__name__} is at work: a sampler written in Python must neither "
+                "use nor close the chain that it is in"
+            )
+
+    def close(self) -> None:
+        with self._lock:
+            self._require_idle()
+            super().close()

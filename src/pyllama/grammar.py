@@ -1,0 +1,316 @@
+"""Grammars: what generated text must look like, in GBNF."""
+
+from __future__ import annotations
+
+import json
+import re
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pyllama import _callbacks  # noqa: F401  (installs the guard before any guarded call)
+from pyllama._arguments import INT32_MAX, integer, token_array
+from pyllama._guard import check, take_str
+from pyllama._native._binding import ffi, lib
+from pyllama.errors import GrammarError, NativeError
+from pyllama.sampler import Sampler, _tokenizing
+from pyllama.vocab import Vocab
+
+MAX_SOURCE = 2**22  # bytes of GBNF
+MAX_SCHEMA = 2**19  # bytes of JSON; each takes up to 1 KiB of stack
+MAX_PIECE = 1024  # bytes of a token; llama.cpp recurses once for each character
+MAX_PATTERN = 1024  # bytes of a trigger pattern
+MAX_PATTERN_GROUPS = 50
+
+# Bytes of stack that std::regex takes at most for a byte of text and an item of its pattern.
+_STACK_PER_ITEM = 192
+_ITEM = re.compile(rb"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+_COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A grammar in GBNF, checked when it is made.
+
+    llama.cpp's own parser reads it, where a repetition with a maximum over 2000 has none. Beyond
+    what llama.cpp refuses by itself (left recursion, repetitions that stand for more than 2000
+    rules), these limits hold: 4 MiB of text, 64 MiB in memory with repetitions written out,
+    parentheses 200 deep, 50,000 ways to go on at one place, chains of 4,000 rules that begin with
+    the next one, and no rule that can begin with itself after parts that may be empty.
+
+    :param gbnf: the rules.
+    :param root: the rule to begin with.
+    :raises GrammarError: what is wrong, in the parser's own words, with line and column.
+    """
+
+    gbnf: str
+    root: str = "root"
+    #: Regular expressions of a JSON schema that have no equivalent in GBNF: any string passes.
+    unsupported_patterns: tuple[str, ...] = field(default=(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        problem = _problem(ffi.NULL, self)
+        if problem:
+            raise GrammarError(problem)
+
+    @classmethod
+    def from_json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Grammar:
+        """The grammar of the JSON texts that a schema describes.
+
+        The conversion is llama.cpp's own, and covers what it covers; keywords that it does not
+        know are ignored. ``$ref`` only refers within the schema, nothing is fetched.
+        :attr:`unsupported_patterns` holds each ``pattern`` that it could not convert.
+
+        :param schema: the schema as a mapping, its JSON text, or True for any value; at most
+            512 KiB of JSON.
+        :raises GrammarError: it is no schema, cannot be converted, or exceeds the limits.
+        """
+        text = _schema_text(schema)
+        try:
+            answer = take_str(
+                lib.guarded_json_schema_to_grammar(text, len(text)), "converting the JSON schema"
+            )
+        except NativeError as error:
+            raise GrammarError(str(error)) from None
+        converted = json.loads(answer)
+        try:
+            return cls(converted["gbnf"], unsupported_patterns=tuple(converted["patterns"]))
+        except GrammarError as error:
+            raise GrammarError(f"the grammar of the JSON schema cannot be used: {error}") from None
+
+    def __repr__(self) -> str:
+        return f"<pyllama.Grammar of {self.gbnf.count('::=')} rules, from {self.root!r}>"
+
+
+class GrammarSampler(Sampler):
+    """Rules out tokens that a grammar does not let follow (``llama_sampler_init_grammar``).
+
+    Give it to a :class:`SamplerChain` as its ``grammar``; as one of its samplers it is applied to
+    all candidates, which takes long for a whole vocabulary.
+
+    With triggers it is lazy (``llama_sampler_init_grammar_lazy_patterns``): everything may follow
+    until a trigger has been accepted, and from there on the grammar holds.
+
+    :param vocab: of the model to sample for; closing the model closes the sampler.
+    :param grammar: a grammar, or its GBNF with the root ``"root"``.
+    :param trigger_patterns: ECMAScript regular expressions, searched in all text so far. The
+        grammar begins with the first group that matched, or else with the whole match.
+    :param trigger_tokens: the grammar begins with the first of these tokens.
+    :raises GrammarError: a grammar or pattern that cannot be used with this vocabulary.
+    :raises TokenizationError: the model has no tokenizer.
+    """
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        grammar: Grammar | str,
+        *,
+        trigger_patterns: Iterable[str] = (),
+        trigger_tokens: Iterable[int] = (),
+    ) -> None:
+        _tokenizing(vocab)
+        if not isinstance(grammar, Grammar):
+            grammar = Grammar(grammar)
+        patterns = _patterns(trigger_patterns)
+        tokens = _trigger_tokens(vocab, trigger_tokens)
+        with vocab._model._open():
+            problem = _problem(vocab._pointer, grammar) or _problem_of_vocab(vocab)
+            if problem:
+                raise GrammarError(problem)
+            pointer = _init(vocab, grammar, patterns, tokens)
+            super().__init__(pointer, selects=False, vocab=vocab, reads_vocab=True)
+        #: The grammar it follows.
+        self.grammar = grammar
+        self._eog = check(lib.guarded_grammar_eog(vocab._pointer), "looking for end tokens")
+
+    def allows(self, tokens: ArrayLike) -> NDArray[np.bool_]:
+        """Which tokens may follow, each by itself.
+
+        :param tokens: integers of shape (n,).
+        :returns: bool array of shape (n,).
+        :raises ValueError: a token outside the vocabulary.
+        """
+        ids = np.ascontiguousarray(token_array(tokens))
+        n_vocab = self._n_vocab
+        if ids.size and int(ids.max()) >= n_vocab:
+            raise ValueError(f"tokens must be between 0 and {n_vocab - 1}, got {ids.max()}")
+        allowed = np.zeros(len(ids), dtype=np.bool_)
+        with self._held() as owner:
+            owner._run(
+                "asking a grammar",
+                lib.guarded_grammar_allowed,
+                self._pointer,
+                ffi.from_buffer("llama_token[]", ids),
+                len(ids),
+                ffi.from_buffer("bool[]", allowed),
+            )
+        return allowed
+
+    def allowed_tokens(self) -> NDArray[np.int32]:
+        """All tokens that may follow, int32 of shape (n,); a single one is forced.
+
+        It looks at the whole vocabulary.
+        """
+        ids = np.arange(self._n_vocab, dtype=np.int32)
+        tokens: NDArray[np.int32] = ids[self.allows(ids)]
+        return tokens
+
+    @property
+    def complete(self) -> bool:
+        """Whether the text may end here, by a token that ends generation.
+
+        False for a vocabulary without such a token.
+        """
+        return self._eog != lib.LLAMA_TOKEN_NULL and bool(self.allows([self._eog])[0])
+
+    @property
+    def _n_vocab(self) -> int:
+        assert self._vocab is not None
+        return self._vocab.n_tokens
+
+
+def _problem(vocab: Any, grammar: Grammar) -> str:
+    """What is wrong with the grammar, or an empty text."""
+    for name in ("gbnf", "root"):
+        value = getattr(grammar, name)
+        if not isinstance(value, str):
+            raise TypeError(f"{name} must be a str, got {value!r}")
+    try:
+        source, root = grammar.gbnf.encode(), grammar.root.encode()
+    except UnicodeEncodeError as error:
+        return f"the grammar is no Unicode text: {error}"
+    if b"\0" in source or b"\0" in root:
+        return "the grammar holds a null character"
+    if len(source) > MAX_SOURCE:
+        return f"the grammar is longer than {MAX_SOURCE} bytes"
+    return take_str(lib.guarded_grammar_check(vocab, source, root), "checking a grammar")
+
+
+# The length of the longest token of a vocabulary, which takes milliseconds to find.
+_longest_piece: weakref.WeakKeyDictionary[Vocab, int] = weakref.WeakKeyDictionary()
+
+
+def _problem_of_vocab(vocab: Vocab) -> str:
+    longest = _longest_piece.get(vocab)
+    if longest is None:
+        longest = check(lib.guarded_grammar_longest_piece(vocab._pointer), "looking at all tokens")
+        _longest_piece[vocab] = longest
+    if longest > MAX_PIECE:
+        return (
+            f"the vocabulary has a token of {longest} bytes; grammars can be used with tokens of "
+            f"at most {MAX_PIECE}"
+        )
+    return ""
+
+
+def _init(vocab: Vocab, grammar: Grammar, patterns: list[bytes], tokens: list[int]) -> Any:
+    source, root = grammar.gbnf.encode(), grammar.root.encode()
+    if not patterns and not tokens:
+        return lib.guarded_sampler_init_grammar(vocab._pointer, source, root)
+    texts = [ffi.new("char[]", pattern) for pattern in patterns]
+    return lib.guarded_sampler_init_grammar_lazy(
+        vocab._pointer,
+        source,
+        root,
+        texts,
+        len(texts),
+        tokens,
+        len(tokens),
+        max(map(_stack_per_byte, patterns), default=0),
+    )
+
+
+def _patterns(patterns: Iterable[str]) -> list[bytes]:
+    if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+        raise TypeError(f"trigger_patterns must hold texts, got {patterns!r}")
+    checked = []
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(f"trigger_patterns must hold texts, got {pattern!r}")
+        data = pattern.encode("utf-8", "replace")
+        if not 0 < len(data) <= MAX_PATTERN or b"\0" in data:
+            raise GrammarError(
+                f"trigger_patterns must hold texts of 1 to {MAX_PATTERN} bytes, got {pattern!r}"
+            )
+        if data.count(b"(") > MAX_PATTERN_GROUPS:
+            raise GrammarError(
+                f"trigger_patterns must have at most {MAX_PATTERN_GROUPS} groups, got {pattern!r}"
+            )
+        problem = take_str(lib.guarded_grammar_check_pattern(data), "checking a pattern")
+        if problem:
+            raise GrammarError(f"trigger_patterns: {pattern!r}: {problem}")
+        checked.append(data)
+    return checked
+
+
+def _stack_per_byte(pattern: bytes) -> int:
+    """What searching a text with the pattern takes of the stack, for each byte of the text."""
+    items = _ITEM.findall(pattern)
+    repeats = any(item in (b"*", b"+", b"{") for item in items)
+    return len(items) * _STACK_PER_ITEM if repeats else 0
+
+
+def _trigger_tokens(vocab: Vocab, tokens: Iterable[int]) -> list[int]:
+    if not isinstance(tokens, Iterable):
+        raise TypeError(f"trigger_tokens must hold tokens, got {tokens!r}")
+    return [integer("trigger_tokens", token, 0, vocab.n_tokens - 1) for token in tokens]
+
+
+def _schema_text(schema: Mapping[str, Any] | bool | str) -> bytes:
+    """The schema as JSON that the converter reads as it is meant."""
+    if not isinstance(schema, (Mapping, bool, str)):
+        raise TypeError(f"schema must be a mapping, a bool or JSON text, got {schema!r}")
+    try:
+        value = json.loads(schema) if isinstance(schema, str) else schema
+        text = json.dumps(dict(value) if isinstance(value, Mapping) else value, allow_nan=False)
+        value = json.loads(text)
+    except RecursionError:
+        raise GrammarError("the JSON schema nests too deep") from None
+    except TypeError as error:
+        raise TypeError(f"schema must hold what JSON can say: {error}") from None
+    except ValueError as error:
+        raise GrammarError(f"the JSON schema is no JSON: {error}") from None
+    if value is True:
+        text = "{}"
+    elif not isinstance(value, dict):
+        raise GrammarError(f"the JSON schema must be an object or true, got {text[:50]}")
+    if len(text) > MAX_SCHEMA:
+        raise GrammarError(f"the JSON schema is longer than {MAX_SCHEMA} bytes")
+    _require_sound(value)
+    return text.encode()
+
+
+def _require_sound(schema: Any) -> None:
+    """Refuse what the converter would get wrong."""
+    todo = [schema]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, list):
+            todo += value
+        elif isinstance(value, dict):
+            todo += value.values()
+            types = value.get("type")
+            if isinstance(types, list) and len(set(map(repr, types))) < len(types):
+                # Each would be converted by itself, with all that is in it.
+                raise GrammarError(f"the JSON schema has a type twice in {types!r}")
+            for key in _COUNTS:
+                count = value.get(key)
+                if isinstance(count, int) and count > INT32_MAX:
+                    raise GrammarError(f"the JSON schema has a {key} over {INT32_MAX}: {count}")
+            if types == "integer" or (isinstance(types, list) and "integer" in types):
+                _require_sound_bounds(value)
+
+
+def _require_sound_bounds(schema: dict[str, Any]) -> None:
+    for key in _BOUNDS:
+        bound = schema.get(key)
+        if isinstance(bound, (int, float)) and not -(2**63) <= bound < 2**63:
+            raise GrammarError(f"the JSON schema has a {key} of more than 64 bits: {bound}")
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low > high:
+        raise GrammarError(f"the JSON schema has a minimum over its maximum: {low}, {high}")

@@ -1,0 +1,310 @@
+"""Chains of samplers, and sampling under a grammar."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+from pyllama._arguments import INT32_MAX, integer
+from pyllama._guard import check, raise_caught
+from pyllama._handle import Handle
+from pyllama._native._binding import ffi, lib
+from pyllama._sampling import SamplerObject
+from pyllama.candidates import Candidates
+from pyllama.context import Context
+from pyllama.grammar import GrammarSampler
+from pyllama.python_sampler import raise_from_python
+from pyllama.sampler import Sampler, _accepted, _require_known
+from pyllama.vocab import Vocab
+
+
+@dataclass(frozen=True)
+class SamplerPerf:
+    """What a chain has done since it was made, or since :meth:`SamplerChain.perf_reset`."""
+
+    #: Milliseconds in its samplers, without the grammar; 0 unless made with ``no_perf=False``.
+    t_sample_ms: float
+    #: Tokens accepted.
+    n_sample: int
+    #: How often the grammar refused the first choice, and the token was sampled anew.
+    n_resampled: int
+
+
+class SamplerChain(SamplerObject):
+    """Samplers applied one after the other (``llama_sampler_chain_init``).
+
+    It behaves as a sequence of them. One thread uses it at a time: calls from several threads
+    wait for each other.
+
+    With a grammar, a token is first chosen without it, and chosen anew under it only if the
+    grammar refuses the first choice. The tokens are those that the grammar allows, at a fraction
+    of the cost of ruling out the others each time. It is what llama.cpp's own tools do; for the
+    distribution that a grammar as first step gives, put it there.
+
+    :param samplers: in the order they apply; only the last one may select a token.
+    :param grammar: what sampled tokens must follow. Like the samplers, it belongs to the chain.
+    :param no_perf: do not measure :attr:`SamplerPerf.t_sample_ms`.
+    :raises ValueError: a sampler that is in a chain, or of another vocabulary than the others.
+    """
+
+    def __init__(
+        self,
+        samplers: Iterable[Sampler] = (),
+        *,
+        grammar: GrammarSampler | None = None,
+        no_perf: bool = True,
+    ) -> None:
+        super().__init__()
+        steps = list(samplers)
+        if grammar is not None and not isinstance(grammar, GrammarSampler):
+            raise TypeError(f"grammar must be a pyllama.GrammarSampler, got {grammar!r}")
+        self._steps: list[Sampler] = []
+        self._grammar: GrammarSampler | None = None
+        self._vocab: Vocab | None = None
+        self._likeness = object()  # shared with clones, as long as they hold the same samplers
+        self._require_fitting([*steps, *([] if grammar is None else [grammar])], steps)
+        self._own_chain(lib.guarded_chain_init(bool(no_perf)))
+        for step in steps:
+            self._take(step)
+        if grammar is not None:
+            pointer = self._join(grammar)
+            check(lib.guarded_chain_set_grammar(self._open().pointer, pointer), "adding a grammar")
+            self._grammar = grammar
+
+    # What it is made of.
+
+    def add(self, sampler: Sampler) -> None:
+        """Add a sampler at the end (``llama_sampler_chain_add``).
+
+        :raises ValueError: as when a chain is made; nothing has changed then.
+        """
+        with self._lock:
+            self._open()
+            self._require_idle()
+            self._require_fitting([sampler], [*self._steps, sampler])
+            self._take(sampler)
+            self._likeness = object()
+
+    def remove(self, index: SupportsIndex = -1) -> Sampler:
+        """Take a sampler out, and give it back to its owner (``llama_sampler_chain_remove``).
+
+        :raises IndexError: there is none at the index.
+        """
+        with self._lock:
+            handle = self._open()
+            self._require_idle()
+            position = range(len(self._steps))[operator.index(index)]
+            lib.guarded_chain_remove(handle.pointer, position)
+            sampler = self._steps.pop(position)
+            self._likeness = object()
+            sampler._leave()
+            return sampler
+
+    @property
+    def grammar(self) -> GrammarSampler | None:
+        """The grammar that sampled tokens follow, if there is one."""
+        return self._grammar
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its samplers, in order."""
+        return tuple(step.name for step in self._steps)
+
+    @property
+    def selects(self) -> bool:
+        """Whether its last sampler selects a token, as :meth:`sample` needs."""
+        return bool(self._steps) and self._steps[-1].selects
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[Sampler]:
+        return iter(tuple(self._steps))
+
+    def __getitem__(self, index: SupportsIndex) -> Sampler:
+        return self._steps[operator.index(index)]
+
+    # What it does.
+
+    def sample(self, context: Context, index: int = -1) -> int:
+        """Select a token from an output of the last decode, and accept it.
+
+        ``llama_sampler_sample``.
+
+        :param index: the output, as in :meth:`Context.logits`.
+        :raises IndexError: the last decode gave no output there.
+        :raises ValueError: a context of another model than the samplers are for, or a chain that
+            does not select a token.
+        :raises SamplingError: the samplers left no token, or the grammar does not let any follow.
+            The chain has accepted nothing, but random numbers may have been drawn.
+        """
+        if not isinstance(context, Context):
+            raise TypeError(f"context must be a pyllama.Context, got {context!r}")
+        index = integer("index", index, -INT32_MAX, INT32_MAX)
+        with self._lock, context._lock:
+            handle = self._open()
+            if not self.selects:
+                raise ValueError(_selecting_last(self._steps))
+            if self._vocab is not None and self._vocab is not context.model.vocab:
+                raise ValueError(
+                    "context must be of the model that the samplers of this chain are for, "
+                    f"got {context!r}"
+                )
+            token = self._run(
+                "sampling",
+                lib.guarded_chain_sample,
+                handle.pointer,
+                context._open().pointer,
+                index,
+            )
+            if token == lib.PYLLAMA_NO_OUTPUT:
+                context._raise_no_output(index)
+            return token
+
+    def apply(self, candidates: Candidates) -> Candidates:
+        """The candidates that its samplers leave (``llama_sampler_apply``), without the grammar."""
+        with self._lock, self._open() as pointer:
+            _require_known(self._vocab, candidates)
+            return self._run_apply(lib.guarded_chain_apply, pointer, candidates)
+
+    def accept(self, token: int, *, accept_grammar: bool = True) -> None:
+        """Tell the samplers that a token was chosen (``llama_sampler_accept``).
+
+        :meth:`sample` does it for the token it returns.
+
+        :param accept_grammar: tell the grammar, too. It is not told the tokens of a prompt.
+        :raises GrammarError: the grammar does not let it follow; nothing has changed then.
+        """
+        token = _accepted(self._vocab, token)
+        with self._lock, self._open() as pointer:
+            what = f"accepting token {token}"
+            self._run(what, lib.guarded_chain_accept, pointer, token, bool(accept_grammar))
+
+    def reset(self) -> None:
+        """Forget accepted tokens, and start random numbers anew (``llama_sampler_reset``)."""
+        with self._lock, self._open() as pointer:
+            self._run("resetting", lib.guarded_chain_reset, pointer)
+
+    def clone(self) -> SamplerChain:
+        """A chain of one's own in the same state (``llama_sampler_clone``)."""
+        with self._lock, self._open() as pointer:
+            self._require_idle()
+            other = SamplerChain.__new__(SamplerChain)
+            SamplerObject.__init__(other)
+            other._vocab, other._likeness = self._vocab, self._likeness
+            copied = lib.guarded_chain_clone(pointer)
+            other._own_chain(copied)
+            other._steps = [
+                step._like(lib.guarded_chain_get(copied, position), other)
+                for position, step in enumerate(self._steps)
+            ]
+            other._grammar = self._grammar and self._grammar._like(
+                lib.guarded_chain_grammar(copied), other
+            )
+            for step in [*self._steps, *([] if self._grammar is None else [self._grammar])]:
+                other._keep_model(step)
+            return other
+
+    def copy_state(self, source: SamplerChain) -> None:
+        """Take over the state of another chain (``llama_sampler_copy``).
+
+        :param source: a clone of this chain, or what this is a clone of: to go back to where it
+            was cloned, for example.
+        :raises ValueError: any other chain, or samplers were added or removed since.
+        """
+        if not isinstance(source, SamplerChain):
+            raise TypeError(f"source must be a pyllama.SamplerChain, got {source!r}")
+        first, second = sorted((self, source), key=id)  # two threads copying crosswise
+        with first._lock, second._lock, self._open() as pointer, source._open() as other:
+            source._require_idle()
+            if source._likeness is not self._likeness:
+                raise ValueError(f"source must be a clone with the same samplers, got {source!r}")
+            self._run("copying a chain", lib.guarded_chain_copy_state, other, pointer)
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of its last sampler that has one (``llama_sampler_get_seed``), or None."""
+        with self._lock, self._open() as pointer:
+            seed: int = lib.guarded_chain_get_seed(pointer)
+        return None if seed == lib.LLAMA_DEFAULT_SEED else seed
+
+    def perf(self) -> SamplerPerf:
+        """What it has done so far (``llama_perf_sampler``)."""
+        with self._lock, self._open() as pointer:
+            perf = ffi.new("pyllama_chain_perf *")
+            self._run("reading counters", lib.guarded_chain_perf, pointer, perf)
+            return SamplerPerf(perf.t_sample_ms, perf.n_sample, perf.n_resampled)
+
+    def perf_reset(self) -> None:
+        """Count from 0 (``llama_perf_sampler_reset``)."""
+        with self._lock, self._open() as pointer:
+            self._run("resetting counters", lib.guarded_chain_perf_reset, pointer)
+
+    def __repr__(self) -> str:
+        steps = " → ".join(self.names) or "empty"
+        return f"<pyllama.SamplerChain {steps}{', with a grammar' if self._grammar else ''}>"
+
+    def _own_chain(self, pointer: Any) -> None:
+        if pointer == ffi.NULL:
+            raise_from_python()
+            raise_caught("making a sampler chain")
+        self._free = _FreeChain()
+        self._own(pointer, self._free)
+
+    def _require_fitting(self, new: list[Sampler], steps: list[Sampler]) -> None:
+        """Refuse samplers that cannot be added, before anything is changed."""
+        for sampler in new:
+            if not isinstance(sampler, Sampler):
+                raise TypeError(f"samplers must hold pyllama.Sampler objects, got {sampler!r}")
+        if any(step.selects for step in steps[:-1]):
+            raise ValueError(_selecting_last(steps))
+        vocab = self._vocab
+        for position, sampler in enumerate(new):
+            if sampler._chain is not None or any(sampler is other for other in new[:position]):
+                raise ValueError(
+                    f"the {sampler.name} sampler belongs to a chain already: make another"
+                )
+            sampler._open()
+            vocab = vocab or sampler._vocab
+            if sampler._vocab is not None and sampler._vocab is not vocab:
+                raise ValueError(
+                    f"the {sampler.name} sampler is for another model's vocabulary than those "
+                    "before it"
+                )
+
+    def _take(self, sampler: Sampler) -> None:
+        pointer = self._join(sampler)
+        check(lib.guarded_chain_add(self._open().pointer, pointer), f"adding {sampler.name}")
+        self._steps.append(sampler)
+
+    def _join(self, sampler: Sampler) -> Any:
+        self._keep_model(sampler)
+        self._vocab = self._vocab or sampler._vocab
+        return sampler._join(self)
+
+    def _keep_model(self, sampler: Sampler) -> None:
+        """Let the model whose vocabulary a sampler reads live as long, and close this first."""
+        if sampler._model is not None:
+            self._free.needs.append(sampler._model._open())
+            sampler._model._adopt(self)
+
+
+class _FreeChain:
+    """Frees a chain, and keeps the models that its samplers read until then."""
+
+    def __init__(self) -> None:
+        self.needs: list[Handle] = []
+
+    def __call__(self, pointer: Any) -> None:
+        lib.guarded_chain_free(pointer)
+        self.needs.clear()
+
+
+def _selecting_last(steps: list[Sampler]) -> str:
+    names = ", ".join(step.name for step in steps)
+    return (
+        "samplers must end with one that selects a token (greedy, dist or a like one), and hold no "
+        f"other of them, got: {names or 'none'}"
+    )

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+import pyllama
+from adapter.generation.sampling import Constraint, Sampling, grammar_sampler, sampler_chain
+
+
+def names(tiny, **settings):
+    with sampler_chain(tiny.vocab, Sampling(**settings), seed=1) as chain:
+        return list(chain.names)
+
+
+def test_the_order_is_llama_cpps_own(tiny):
+    everything = {
+        "logit_bias": {1: 2.0},
+        "repeat_penalty": 1.1,
+        "dry_multiplier": 0.8,
+        "top_n_sigma": 2.0,
+        "typical_p": 0.9,
+        "xtc_probability": 0.5,
+    }
+    assert names(tiny, **everything) == [
+        "logit-bias", "penalties", "dry", "top-n-sigma", "top-k", "typical", "top-p", "min-p",
+        "xtc", "temp-ext", "dist",
+    ]  # fmt: skip
+
+
+def test_what_is_off_is_left_out(tiny):
+    assert names(tiny) == ["top-k", "top-p", "min-p", "temp-ext", "dist"]
+
+
+@pytest.mark.parametrize(
+    "setting", [{"repeat_penalty": 1.1}, {"frequency_penalty": 0.5}, {"presence_penalty": -0.5}]
+)
+def test_each_penalty_needs_the_sampler(tiny, setting):
+    assert "penalties" in names(tiny, **setting)
+
+
+def test_at_temperature_zero_the_likeliest_is_taken(tiny):
+    assert names(tiny, temperature=0, repeat_penalty=1.1) == ["penalties", "greedy"]
+
+
+@pytest.mark.parametrize(("version", "name"), [(1, "mirostat"), (2, "mirostat-v2")])
+def test_mirostat_takes_the_place_of_the_others(tiny, version, name):
+    assert names(tiny, mirostat=version, top_k=5) == ["temp-ext", name]
+
+
+def test_every_setting_changes_the_samplers_or_is_part_of_one_that_is_on():
+    """A new field must find its way into the chain."""
+    assert {field.name for field in fields(Sampling)} == {
+        "temperature", "dynatemp_range", "dynatemp_exponent", "top_k", "top_p", "min_p",
+        "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau",
+        "mirostat_eta", "repeat_penalty", "repeat_last_n", "frequency_penalty",
+        "presence_penalty", "dry_multiplier", "dry_base", "dry_allowed_length",
+        "dry_penalty_last_n", "dry_sequence_breakers", "logit_bias",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_last"),
+    [({}, 64), ({"repeat_last_n": 0}, 0), ({"dry_multiplier": 1, "dry_penalty_last_n": 99}, 99)],
+)
+def test_how_much_of_a_prompt_the_samplers_want_to_know(settings, n_last):
+    assert Sampling(**settings).n_last == n_last
+
+
+def test_a_grammar_goes_on_where_the_prompt_left_it(tiny):
+    begun = tuple(tiny.vocab.tokenize("ab", add_special=False))
+    with grammar_sampler(tiny.vocab, Constraint('root ::= "abc"', begun=begun)) as sampler:
+        allowed = {tiny.vocab.token_to_piece(token) for token in sampler.allowed_tokens()}
+    assert allowed == {b"c"}
+
+
+def test_a_lazy_grammar_waits_for_its_trigger(tiny):
+    [trigger] = tiny.vocab.tokenize("x", add_special=False)
+    constraint = Constraint('root ::= "x" "yes"', trigger_tokens=(trigger,))
+    with grammar_sampler(tiny.vocab, constraint) as sampler:
+        assert sampler.allows([trigger, trigger + 1]).all()
+        sampler.accept(trigger)
+        assert len(sampler.allowed_tokens()) < tiny.vocab.n_tokens / 2
+
+
+def test_a_grammar_that_is_none_is_refused(tiny):
+    with pytest.raises(pyllama.GrammarError):
+        sampler_chain(tiny.vocab, Sampling(), 1, Constraint("root ="))

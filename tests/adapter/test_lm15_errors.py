@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dspy import lm15
+
+import pyllama
+from adapter import errors
+from adapter.lm15_errors import lm15_errors
+
+MAPPED = [
+    (errors.ContextTooLongError(10, 5), lm15.ContextLengthError),
+    (errors.InvalidParameterError("seed", -1, "0 or more"), lm15.InvalidRequestError),
+    (errors.TokenizationError("no"), lm15.InvalidRequestError),
+    (errors.ConfigurationError("no"), lm15.ConfigurationError),
+    (errors.InvalidModelNameError("a/b", "no"), lm15.ConfigurationError),
+    (errors.ModelNotFoundError("a", Path("a.gguf")), lm15.ConfigurationError),
+    (errors.ModelNotLoadedError("a", "load it"), lm15.ConfigurationError),
+    (errors.TokenBudgetExhaustedError(5, 5), lm15.ProviderError),
+    (errors.InferenceError("no"), lm15.ProviderError),
+    (errors.BackendError("no"), lm15.ProviderError),
+    (errors.RateLimitExceededError(1.0, 5), lm15.RateLimitError),
+    (pyllama.ContextError("no"), lm15.ProviderError),
+]
+
+
+@pytest.mark.parametrize(("error", "mapped"), MAPPED, ids=lambda value: type(value).__name__)
+def test_each_error_arrives_as_dspy_knows_it(error, mapped):
+    with pytest.raises(lm15.LM15Error) as caught, lm15_errors():
+        raise error
+    assert type(caught.value) is mapped
+    assert str(error) in str(caught.value)
+    assert caught.value.__cause__ is error
+
+
+def test_every_error_of_the_package_has_its_row():
+    tested = {type(error) for error, _ in MAPPED}
+    mine = {
+        value
+        for value in vars(errors).values()
+        if isinstance(value, type) and issubclass(value, errors.LlamaCppError)
+    }
+    assert mine - tested == {errors.LlamaCppError}
+
+
+@pytest.mark.parametrize(("wait", "told"), [(0.1, 0.5), (3.0, 3.0), (59.0, 8.0)])
+def test_dspy_is_told_how_long_to_wait(wait, told):
+    with (
+        pytest.raises(lm15.RateLimitError) as caught,
+        lm15_errors(initial_backoff=0.5, max_backoff=8),
+    ):
+        raise errors.RateLimitExceededError(wait, 5)
+    assert caught.value.retry_after == told
+
+
+def test_other_errors_pass():
+    with pytest.raises(KeyError), lm15_errors():
+        raise KeyError("mine")
