@@ -5,6 +5,7 @@ from pathlib import Path
 
 import dspy
 import pytest
+from fake_generator import adapter_of
 
 from adapter import LlamaCppAdapter, LlamaCppConfig, LoadedModel, ModelPool
 
@@ -41,5 +42,22 @@ def smollm2_adapter(smollm2_loaded: LoadedModel) -> Iterator[Callable[..., Llama
         return adapter
 
     yield make
+    for context in reversed(contexts):
+        context.__exit__(None, None, None)
+
+
+@pytest.fixture
+def configured() -> Iterator[Callable[..., LlamaCppAdapter]]:
+    """Return a function that makes an adapter and its lm DSPy's own for the test."""
+
+    def configure(model, lm=None, **settings):
+        adapter = adapter_of(model, **settings)
+        context = dspy.context(lm=lm or adapter.lm, adapter=adapter)
+        context.__enter__()
+        contexts.append(context)
+        return adapter
+
+    contexts = []
+    yield configure
     for context in reversed(contexts):
         context.__exit__(None, None, None)

@@ -16,9 +16,9 @@ import pytest
 pytestmark = pytest.mark.model
 
 
-class Mood(enum.Enum):
-    HAPPY = "happy"
-    ANGRY = "angry"
+class Sentiment(enum.Enum):
+    POSITIVE = "positive"
+    NEGATIVE = "negative"
 
 
 class Place(pydantic.BaseModel):
@@ -30,7 +30,7 @@ class Ticket(dspy.Signature):
     """Read a customer's message."""
 
     message: str = dspy.InputField()
-    mood: Mood = dspy.OutputField()
+    sentiment: Sentiment = dspy.OutputField()
     urgency: Literal["low", "high"] = dspy.OutputField()
     items: list[str] = dspy.OutputField()
     place: Place = dspy.OutputField()
@@ -41,7 +41,7 @@ class Ticket(dspy.Signature):
 TICKETS = [
     dspy.Example(
         message="My new lamp arrived broken in Paris! I paid 40.50 and want it back.",
-        mood=Mood.ANGRY,
+        sentiment=Sentiment.NEGATIVE,
         urgency="high",
         items=["lamp"],
         place=Place(city="Paris", country="France"),
@@ -50,7 +50,7 @@ TICKETS = [
     ),
     dspy.Example(
         message="Rome is lovely. I like the chair and the desk; 200.00 was fair.",
-        mood=Mood.HAPPY,
+        sentiment=Sentiment.POSITIVE,
         urgency="low",
         items=["chair", "desk"],
         place=Place(city="Rome", country="Italy"),
@@ -78,7 +78,7 @@ def test_predict_gives_every_field_its_type(smollm2_adapter):
     predict = dspy.Predict(Ticket)
     predict.demos = TICKETS
     ticket = predict(message="The table came scratched to Berlin. I paid 80.00.")
-    assert isinstance(ticket.mood, Mood)
+    assert isinstance(ticket.sentiment, Sentiment)
     assert ticket.urgency in ("low", "high")
     assert all(isinstance(item, str) for item in ticket.items)
     assert isinstance(ticket.place, Place)

@@ -8,11 +8,10 @@ import pytest
 from dspy.clients.call_result import attributes
 from dspy.clients.engines.streaming import EngineChunk
 from dspy.streaming import StreamListener, StreamResponse
-from fake_generator import fake_model
+from fake_generator import adapter_of, fake_model
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapter.config import LlamaCppConfig
 from adapter.field_markers import FieldMarkers
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.stream_listener import LlamaCppStreamListener
@@ -31,13 +30,9 @@ class Typed(dspy.Signature):
 REASONED = dspy.Signature("question -> reasoning, final_answer")
 
 
-def adapter_of(answer):
-    return LlamaCppAdapter.from_loaded_model(fake_model(answer), LlamaCppConfig("fake"))
-
-
 def streamed(signature, answer, *fields, adapter=None, listener=LlamaCppStreamListener):
     """Stream an answer character by character; return each field's chunks and the prediction."""
-    ours = adapter_of(answer)
+    ours = adapter_of(fake_model(answer))
     program = dspy.streamify(
         dspy.Predict(signature, cache=False), stream_listeners=[listener(field) for field in fields]
     )
@@ -111,7 +106,7 @@ def test_a_typed_field_streams_as_it_is_written():
 
 
 def test_an_answer_out_of_dspys_cache_is_not_streamed():
-    adapter = adapter_of("answer: Paris")
+    adapter = adapter_of(fake_model("answer: Paris"))
     listener = LlamaCppStreamListener("answer", allow_reuse=True)
     program = dspy.streamify(dspy.Predict("question -> answer"), stream_listeners=[listener])
 
@@ -126,7 +121,7 @@ def test_an_answer_out_of_dspys_cache_is_not_streamed():
 
 
 def test_a_listener_is_used_again_when_it_may_be():
-    adapter = adapter_of("answer: Paris")
+    adapter = adapter_of(fake_model("answer: Paris"))
     listener = LlamaCppStreamListener("answer", allow_reuse=True)
     program = dspy.streamify(
         dspy.Predict("question -> answer", cache=False), stream_listeners=[listener]
@@ -166,7 +161,7 @@ def test_dspys_own_listener_does_not_know_our_adapter():
 
 def test_an_answer_that_does_not_parse_is_an_error_and_not_asked_again_after_output():
     model = fake_model("label: purple")
-    adapter = LlamaCppAdapter.from_loaded_model(model, LlamaCppConfig("fake"))
+    adapter = adapter_of(model)
     program = dspy.streamify(
         dspy.Predict("question -> label: Literal['red', 'blue']"),
         stream_listeners=[LlamaCppStreamListener("label")],
