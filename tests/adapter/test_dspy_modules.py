@@ -32,7 +32,7 @@ class Ticket(dspy.Signature):
     message: str = dspy.InputField()
     sentiment: Sentiment = dspy.OutputField()
     urgency: Literal["low", "high"] = dspy.OutputField()
-    items: list[str] = dspy.OutputField()
+    goods: list[str] = dspy.OutputField()
     place: Place = dspy.OutputField()
     refund: bool = dspy.OutputField()
     price: float = dspy.OutputField()
@@ -43,7 +43,7 @@ TICKETS = [
         message="My new lamp arrived broken in Paris! I paid 40.50 and want it back.",
         sentiment=Sentiment.NEGATIVE,
         urgency="high",
-        items=["lamp"],
+        goods=["lamp"],
         place=Place(city="Paris", country="France"),
         refund=True,
         price=40.5,
@@ -52,7 +52,7 @@ TICKETS = [
         message="Rome is lovely. I like the chair and the desk; 200.00 was fair.",
         sentiment=Sentiment.POSITIVE,
         urgency="low",
-        items=["chair", "desk"],
+        goods=["chair", "desk"],
         place=Place(city="Rome", country="Italy"),
         refund=False,
         price=200.0,
@@ -80,7 +80,7 @@ def test_predict_gives_every_field_its_type(smollm2_adapter):
     ticket = predict(message="The table came scratched to Berlin. I paid 80.00.")
     assert isinstance(ticket.sentiment, Sentiment)
     assert ticket.urgency in ("low", "high")
-    assert all(isinstance(item, str) for item in ticket.items)
+    assert all(isinstance(item, str) for item in ticket.goods)
     assert isinstance(ticket.place, Place)
     assert isinstance(ticket.refund, bool)
     assert isinstance(ticket.price, float)
@@ -150,16 +150,19 @@ def test_program_of_thought_gets_code_that_it_can_read(smollm2_adapter):
 
 
 def test_best_of_n_draws_candidates_until_one_is_good(smollm2_adapter):
+    """Any text is an answer here: seeds are drawn, so no candidate is known beforehand."""
     adapter = smollm2_adapter(max_tokens=8)
     seen = []
 
     def reward(_, prediction):
         seen.append(prediction.answer)
-        return float(prediction.answer == 5)
+        return float(len(seen) == 3)
 
-    best = dspy.BestOfN(predict_sums(), N=4, reward_fn=reward, threshold=1.0)(question="2+3?")
-    assert 1 <= len(seen) <= 4
-    assert best.answer == (5 if 5 in seen else seen[0])
+    predict = dspy.Predict("question -> answer")
+    best = dspy.BestOfN(predict, N=4, reward_fn=reward, threshold=1.0)(question="Name a colour.")
+    assert len(seen) == 3
+    assert best.answer == seen[-1]
+    assert len(set(seen)) > 1
     assert adapter.lm.kwargs["temperature"] == 0.0  # the copies' temperature stayed theirs
 
 
@@ -172,7 +175,8 @@ def test_refine_runs_with_an_adapter_that_needs_its_model(smollm2_adapter):
 
 def test_multi_chain_comparison_weighs_what_others_found(smollm2_adapter):
     smollm2_adapter()
-    compare = dspy.MultiChainComparison("question -> answer", M=2, temperature=0.0)
+    with pytest.warns(DeprecationWarning, match="prefix"):
+        compare = dspy.MultiChainComparison("question -> answer", M=2, temperature=0.0)
     compare.predict.demos = [
         dspy.Example(
             question="1+1?",
@@ -190,7 +194,8 @@ def test_multi_chain_comparison_weighs_what_others_found(smollm2_adapter):
 
 def test_candidates_are_drawn_one_by_one(smollm2_adapter):
     adapter = smollm2_adapter(max_tokens=8)
-    prediction = predict_sums()(question="20+30?", config={"n": 3, "temperature": 1.5})
+    predict = dspy.Predict("question -> answer", n=3, temperature=1.5)
+    prediction = predict(question="Name a colour.")
     assert len(prediction.completions.answer) == 3
     [entry] = adapter.lm.history
     assert len(entry["outputs"]) == 3

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dspy
 import pytest
-from dspy.utils.dummies import DummyLM
+from dspy_programs import run_configured
+from fake_generator import adapter_of, fake_model
 
 pytestmark = pytest.mark.model
 
@@ -20,6 +21,16 @@ def right(example, prediction, trace=None):
 
 def answered(example, prediction, trace=None):
     return isinstance(prediction.answer, int)
+
+
+class Messages(dspy.utils.BaseCallback):
+    """Keeps the system message of every call of a language model."""
+
+    def __init__(self):
+        self.systems = []
+
+    def on_lm_start(self, call_id, instance, inputs):
+        self.systems.append(inputs["messages"][0]["content"])
 
 
 def predict_sums():
@@ -68,23 +79,31 @@ def test_bootstrap_few_shot_shows_what_the_model_wrote(smollm2_adapter):
 
 
 def test_a_teachers_lm_is_asked_itself(smollm2_adapter):
-    """In a program that calls dspy.configure; here the adapter is told, for this is a context."""
+    """Its answers are scripted; the student is SmolLM2."""
     adapter = smollm2_adapter(max_tokens=6)
-    adapter.route_other_lms = False
-    teacher = DummyLM([{"answer": "2"}, {"answer": "7"}], adapter=adapter)
+    sums = {"1+1?": 2, "3+4?": 7}
+    scripted = fake_model(lambda prompt, _: f"answer: {sums[prompt.split()[-2]]}", name="teacher")
+    teacher = adapter_of(scripted).lm
     optimizer = dspy.BootstrapFewShot(
         right, max_bootstrapped_demos=2, max_labeled_demos=0, teacher_settings={"lm": teacher}
     )
-    compiled = optimizer.compile(dspy.Predict("question -> answer: int"), trainset=TRAINSET[:2])
+
+    def program():
+        student = dspy.Predict("question -> answer: int")
+        compiled = optimizer.compile(student, trainset=TRAINSET[:2])
+        assert adapter.lm.history == []
+        return compiled, compiled(question="2+3?")
+
+    compiled, prediction = run_configured(program, lm=adapter.lm, adapter=adapter)
     assert len(teacher.history) == 2
-    assert adapter.lm.history == []
     assert [demo.answer for demo in compiled.demos] == [2, 7]
-    assert isinstance(compiled(question="2+3?").answer, int)
+    assert isinstance(prediction.answer, int)
     assert len(adapter.lm.history) == 1
 
 
 def test_miprov2_tries_instructions_and_demos(smollm2_adapter):
     adapter = smollm2_adapter(max_tokens=10)
+    asked = Messages()
     optimizer = dspy.MIPROv2(
         right,
         auto=None,
@@ -94,29 +113,27 @@ def test_miprov2_tries_instructions_and_demos(smollm2_adapter):
         init_temperature=0.5,
         num_threads=2,
     )
-    compiled = optimizer.compile(
-        predict_sums(),
-        trainset=TRAINSET[:2],
-        valset=TRAINSET[2:],
-        num_trials=1,
-        minibatch=False,
-        program_aware_proposer=False,
-        data_aware_proposer=False,
-        tip_aware_proposer=False,
-        fewshot_aware_proposer=False,
-    )
+    with dspy.context(callbacks=[asked]):
+        compiled = optimizer.compile(
+            predict_sums(),
+            trainset=TRAINSET[:2],
+            valset=TRAINSET[2:],
+            num_trials=1,
+            minibatch=False,
+            program_aware_proposer=False,
+            data_aware_proposer=False,
+            tip_aware_proposer=False,
+            fewshot_aware_proposer=False,
+        )
     assert isinstance(compiled(question="2+3?").answer, int)
-    proposals = [
-        entry
-        for entry in adapter.lm.history
-        if "proposed_instruction" in entry["messages"][0]["content"]
-    ]
-    assert proposals
+    assert any("proposed_instruction:" in system for system in asked.systems)
     assert compiled.trial_logs
+    assert adapter.lm.history
 
 
 def test_gepa_reflects_and_tries_what_it_proposed(smollm2_adapter):
     adapter = smollm2_adapter(max_tokens=12)
+    asked = Messages()
 
     def feedback(example, prediction, trace=None, pred_name=None, pred_trace=None):
         return dspy.Prediction(score=0.5, feedback=f"The answer is {example.answer}.")
@@ -130,7 +147,8 @@ def test_gepa_reflects_and_tries_what_it_proposed(smollm2_adapter):
         num_threads=1,
         track_stats=True,
     )
-    compiled = optimizer.compile(predict_sums(), trainset=TRAINSET[:1], valset=TRAINSET[2:3])
+    with dspy.context(callbacks=[asked]):
+        compiled = optimizer.compile(predict_sums(), trainset=TRAINSET[:1], valset=TRAINSET[2:3])
     assert isinstance(compiled(question="2+3?").answer, int)
-    assert optimizer.reflection_lm is not None
+    assert any("new_instruction" in system for system in asked.systems)
     assert compiled.detailed_results.total_metric_calls >= 3

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 
 import dspy
 import pytest
 from dspy.utils.dummies import DummyLM
+from dspy_programs import run_configured
 from fake_generator import adapter_of, echo, fake_model
 
 from adapter.errors import ConfigurationError
@@ -96,19 +96,6 @@ def test_rollouts_of_another_lm_bypass_the_cache(configured):
     predict = dspy.Predict(QA)
     answers = {predict(question="q", lm=outer.copy(rollout_id=i)).answer for i in (1, 2, 3, 3)}
     assert len(answers) == 3
-
-
-def run_configured(body, **settings):
-    """Run a function as a program that called dspy.configure: outside of this test's context."""
-
-    def run():
-        dspy.configure(**settings)
-        try:
-            return body()
-        finally:
-            dspy.configure(lm=None, adapter=None)
-
-    return contextvars.Context().run(run)
 
 
 def lm_that_answers(text, model="dummy"):
