@@ -173,6 +173,23 @@ def test_best_of_n_sees_different_candidates(configured):
     assert all(request.sampling.temperature == 1.0 for request in model.generator.requests)
 
 
+def test_refine_hands_its_advice_to_the_next_attempt(configured):
+    def script(prompt, request):
+        if "advice:" in prompt:
+            return 'discussion: too long\nadvice: {"self": "Be brief."}'
+        return "answer: short" if "hint_: Be brief." in prompt else "answer: long and longer"
+
+    model = fake_model(script)
+    configured(model)
+
+    def is_short(_, prediction):
+        return float(prediction.answer == "short")
+
+    refine = dspy.Refine(dspy.Predict(QA), N=3, reward_fn=is_short, threshold=1.0)
+    assert refine(question="q").answer == "short"
+    assert len(model.generator.requests) == 3
+
+
 def test_chain_of_thought_and_few_shot_examples(configured):
     model = fake_model("reasoning: think\nanswer: 4")
     configured(model)
