@@ -67,6 +67,55 @@ def packaging(session: nox.Session) -> None:
     session.run("python", "-c", "import pyllama; print(pyllama.devices())")
 
 
+@nox.session
+def asan(session: nox.Session) -> None:
+    """The tests that need no download, with the extension built by GCC's AddressSanitizer.
+
+    llama.cpp is built as always. Arguments go to pytest.
+    """
+    option = "cmake.define.PYLLAMA_SANITIZE=ON"
+    session.run("pip", "install", ".[test]", "-C", option)
+    # Python is built without it, so the sanitizer has to be there first; and with it what it
+    # watches exceptions in.
+    libraries = [_gcc_file(session, name) for name in ("libasan.so", "libstdc++.so")]
+    reports = Path(session.create_tmp()) / "reports"
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir()
+    session.run(
+        "pytest",
+        *("-m", "not model", "tests/pyllama"),
+        # It keeps freed memory back, and reserves more addresses than a limited child may have.
+        *("--ignore", "tests/pyllama/test_leaks.py"),
+        *("--deselect", "tests/pyllama/test_chat_isolated.py"),
+        "--deselect=tests/pyllama/test_context.py::"
+        "test_a_context_that_no_memory_could_hold_is_refused",
+        # Minutes, most of them in llama.cpp, where it sees nothing.
+        *("--deselect", "tests/pyllama/test_corrupt_model.py::test_one_wrong_number"),
+        *("--deselect", "tests/pyllama/test_corrupt_model.py::test_random_damage"),
+        *session.posargs,
+        env={
+            "LD_PRELOAD": ":".join(libraries),
+            # CPython frees little of what it has at exit.
+            "ASAN_OPTIONS": f"detect_leaks=0:allocator_may_return_null=1:log_path={reports}/asan",
+        },
+    )
+    found = [path.read_text() for path in sorted(reports.iterdir())]
+    if found:
+        session.error("\n".join(found))
+
+
+def _gcc_file(session: nox.Session, name: str) -> str:
+    path = session.run("gcc", f"-print-file-name={name}", external=True, silent=True)
+    return str(path).strip()
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damaged files of every kind: ``nox -s fuzz -- --seed 3 --count 10000 state``."""
+    session.run("pip", "install", ".[test]")
+    session.run("python", "tests/fuzz.py", *session.posargs)
+
+
 def _check_wheel(session: nox.Session, wheel: Path) -> None:
     if "-cp310-abi3-" not in wheel.name:
         session.error(f"{wheel.name} is not for every CPython from 3.10 on")

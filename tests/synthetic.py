@@ -38,6 +38,7 @@ def write_model(
     *,
     architecture: Architecture = "llama",
     tokenizer: Tokenizer = "bpe",
+    add_eos: bool = False,
     chat_template: str | list[dict[str, str]] | None = CHATML,
     extra_tokens: tuple[str, ...] = (),
     n_embd: int = 64,
@@ -55,6 +56,7 @@ def write_model(
 
     :param tokenizer: ``"bpe"`` knows every byte and a few merges, ``"spm"`` adds whole words with
         scores, ``"none"`` leaves the vocabulary without tokenizer.
+    :param add_eos: whether the tokenizer ends every text with EOS.
     :param extra_tokens: what the ``"bpe"`` vocabulary ends with, spelt as it spells bytes.
     :param metadata: more keys; int becomes uint32, and a list an array.
     :param deltas: added to the tensors of these names.
@@ -66,7 +68,7 @@ def write_model(
     writer.add_context_length(n_ctx_train)
     writer.add_embedding_length(n_embd)
     writer.add_block_count(n_layer)
-    n_vocab = _add_tokenizer(writer, tokenizer, extra_tokens)
+    n_vocab = _add_tokenizer(writer, tokenizer, add_eos, extra_tokens)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 
@@ -160,7 +162,7 @@ _ADD_LAYERS = {
 
 
 def _add_tokenizer(
-    writer: gguf.GGUFWriter, tokenizer: Tokenizer, extra_tokens: tuple[str, ...] = ()
+    writer: gguf.GGUFWriter, tokenizer: Tokenizer, add_eos: bool, extra_tokens: tuple[str, ...] = ()
 ) -> int:
     """Write a vocabulary, and return its size."""
     if tokenizer == "none":
@@ -191,7 +193,7 @@ def _add_tokenizer(
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
     writer.add_add_bos_token(True)
-    writer.add_add_eos_token(False)
+    writer.add_add_eos_token(add_eos)
     return len(tokens)
 
 

@@ -12,6 +12,7 @@
 
 from adapter.async_engine import AsyncLlamaCppEngine
 from adapter.config import LlamaCppConfig
+from adapter.embedder import LlamaCppEmbedder
 from adapter.engine import LlamaCppEngine
 from adapter.errors import (
     BackendError,
@@ -21,24 +22,36 @@ from adapter.errors import (
     InvalidModelNameError,
     InvalidParameterError,
     LlamaCppError,
+    ModelChangedError,
+    ModelInUseError,
+    ModelLoadError,
     ModelNotFoundError,
     ModelNotLoadedError,
+    PoolFullError,
     RateLimitExceededError,
+    TextTooLongError,
     TokenBudgetExhaustedError,
     TokenizationError,
 )
+from adapter.hardware import HardwareManager, Placement
 from adapter.llama_cpp_adapter import LlamaCppAdapter
-from adapter.model_pool import LoadedModel, ModelPool
+from adapter.loaded_model import LoadedModel
+from adapter.model_file import ModelInfo
+from adapter.model_pool import ModelPool
 from adapter.stream_listener import LlamaCppStreamListener
 
 __all__ = [
     "ModelPool",
     "LoadedModel",
+    "ModelInfo",
+    "HardwareManager",
+    "Placement",
     "LlamaCppConfig",
     "LlamaCppAdapter",
     "LlamaCppStreamListener",
     "LlamaCppEngine",
     "AsyncLlamaCppEngine",
+    "LlamaCppEmbedder",
     # Errors
     "LlamaCppError",
     "BackendError",
@@ -47,8 +60,13 @@ __all__ = [
     "InferenceError",
     "InvalidModelNameError",
     "InvalidParameterError",
+    "ModelChangedError",
+    "ModelInUseError",
+    "ModelLoadError",
     "ModelNotFoundError",
     "ModelNotLoadedError",
+    "PoolFullError",
+    "TextTooLongError",
     "RateLimitExceededError",
     "TokenBudgetExhaustedError",
     "TokenizationError",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -67,18 +69,66 @@ def demo(
 
 @app.command()
 def devices() -> None:
-    """List the devices that models can run on."""
+    """List the devices that there are, which of them models run on, and why."""
     from rich.table import Table
 
     import pyllama
+    from adapter.hardware import HardwareManager, cpu_threads
 
+    choices = HardwareManager().choices()
     table = Table("name", "backend", "type", "memory free / total", "description")
-    for device in pyllama.devices():
+    for choice in choices:
+        device = choice.device
         free, total = device.memory
         memory = f"{free / 2**30:.1f} / {total / 2**30:.1f} GiB" if total else "system's"
-        table.add_row(device.name, device.backend, device.type, memory, device.description)
+        row = device.name, device.backend, device.type, memory, device.description
+        table.add_row(*map(escape, row))
     output.print(table)
+    for choice in choices:
+        used = "used" if choice.used else "not used"
+        output.print(
+            f"{choice.device.name} is {used}: {choice.reason}", markup=False, highlight=False
+        )
+    output.print(f"threads: {cpu_threads()}", highlight=False)
     output.print(f"llama.cpp {pyllama.llama_cpp_version()}", highlight=False)
+
+
+@app.command()
+def models(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where the models are; by default, where the demo's is.")
+    ] = None,
+) -> None:
+    """List the models of a folder, by what their files say, without loading them."""
+    from rich.table import Column, Table
+
+    from adapter import ModelPool, embedded_model
+
+    folder = folder or embedded_model.model_dir()
+    try:
+        with ModelPool(folder) as pool:
+            found = pool.models()
+    except OSError as error:
+        _fail(str(error))
+    name = Column("name", no_wrap=True)
+    table = Table(name, "size", "ftype", "params", "arch", "context", "files")
+    for model in found:
+        facts = model.quantization, _count(model.n_params), model.architecture
+        length = str(model.context_length or "")
+        row = model.name, f"{model.size / 1e6:,.1f} MB", *facts, length, str(len(model.paths))
+        table.add_row(*(escape(cell or "") for cell in row))
+    output.print(table)
+    for model in found:
+        if model.problem is not None:
+            messages.print(f"{model.name}: {model.problem}", markup=False, highlight=False)
+
+
+def _count(number: int | None) -> str:
+    """A count of parameters as model names give it, such as 135M."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number and number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number or "")
 
 
 def _fail(message: str) -> None:

@@ -43,7 +43,7 @@ from adapter.quota import RequestRate, TokenBudget
 
 if TYPE_CHECKING:
     import pyllama
-    from adapter.model_pool import LoadedModel
+    from adapter.loaded_model import LoadedModel
 
 PieceIterator: TypeAlias = "collections.abc.Generator[Delta | GenerationResult, None, None]"
 StreamEvent: TypeAlias = StreamStartEvent | StreamDeltaEvent | StreamEndEvent
@@ -117,7 +117,7 @@ class LlamaCppEngine:
         self, cancelled: threading.Event | None, request: Request
     ) -> Response | None:
         """Answer a request, or stop within a step and return None once `cancelled` is set."""
-        with self._errors(), self._admitted(request) as call:
+        with self._errors(), self.loaded.lease(), self._admitted(request) as call:
             with closing(call.pieces(self.loaded.generator, cancelled)) as pieces:
                 for piece in pieces:
                     if isinstance(piece, GenerationResult):
@@ -140,7 +140,7 @@ class LlamaCppEngine:
                 feature="stream",
                 provider=PROVIDER,
             )
-        with self._errors(), self._admitted(request) as call:
+        with self._errors(), self.loaded.lease(), self._admitted(request) as call:
             yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
             answer = AnswerStream(call.parser, self.loaded.piece)
             with closing(call.pieces(self.loaded.generator, cancelled)) as pieces:

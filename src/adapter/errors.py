@@ -5,13 +5,18 @@
     │   └── InvalidParameterError                    one value outside its range
     ├── InvalidModelNameError   (ValueError)         a name that is not a plain file name
     ├── ModelNotFoundError      (FileNotFoundError)  no such file in the model folder
+    ├── ModelLoadError          (RuntimeError)       a file that is no loadable model
+    ├── ModelChangedError       (RuntimeError)       a file that is not what was loaded from it
     ├── ModelNotLoadedError     (LookupError)        a model that is not in memory
+    ├── ModelInUseError         (RuntimeError)       a model that this thread itself is using
     ├── ContextTooLongError     (ValueError)         a prompt that leaves no room in the context
+    │   └── TextTooLongError                         a text to embed that does not fit
     ├── TokenBudgetExhaustedError (RuntimeError)     no tokens are left of those a config grants
     ├── RateLimitExceededError  (RuntimeError)       too many requests in a minute
     ├── TokenizationError       (ValueError)         a text that cannot become tokens
     ├── InferenceError          (RuntimeError)       a computation that failed
     └── BackendError            (RuntimeError)       a device or backend that failed
+        └── PoolFullError           (MemoryError)    no room for a model, and none to be made
 
 Each class also inherits the builtin that fits it, and carries its data as attributes.
 """
@@ -82,6 +87,34 @@ class ModelNotFoundError(LlamaCppError, FileNotFoundError):
         super().__init__(f"no model {name!r}: {path} does not exist")
 
 
+class ModelLoadError(LlamaCppError, RuntimeError):
+    """A model's file is damaged, incomplete, or of a kind that llama.cpp does not know.
+
+    `name` is the model, `path` its file, `reason` what llama.cpp says.
+    """
+
+    def __init__(self, name: str, path: Path, reason: str) -> None:
+        self.name = name
+        self.path = path
+        self.reason = reason
+        super().__init__(f"model {name!r} cannot be loaded from {path}: {reason}")
+
+
+class ModelChangedError(LlamaCppError, RuntimeError):
+    """The file of a model has other contents than when the model was loaded first.
+
+    `name` is the model, `path` its file.
+    """
+
+    def __init__(self, name: str, path: Path) -> None:
+        self.name = name
+        self.path = path
+        super().__init__(
+            f"{path} has changed since model {name!r} was loaded from it: put the old file back, "
+            f"or call unload_model({name!r}) and load_model({name!r}) to use the new one"
+        )
+
+
 class ModelNotLoadedError(LlamaCppError, LookupError):
     """A model that should be in memory is not.
 
@@ -92,6 +125,20 @@ class ModelNotLoadedError(LlamaCppError, LookupError):
         self.name = name
         self.remedy = remedy
         super().__init__(f"model {name!r} is not loaded: {remedy}")
+
+
+class ModelInUseError(LlamaCppError, RuntimeError):
+    """A model cannot be unloaded by a thread that holds a lease on it.
+
+    `name` is the model.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"model {name!r} is in use by this very thread, which cannot wait for itself: finish "
+            "its request or close its stream first"
+        )
 
 
 class ContextTooLongError(LlamaCppError, ValueError):
@@ -106,6 +153,22 @@ class ContextTooLongError(LlamaCppError, ValueError):
         super().__init__(
             f"the prompt has {actual} tokens and the context holds {max}, the answer included; "
             "shorten the prompt or load the model with a larger context_length"
+        )
+
+
+class TextTooLongError(ContextTooLongError):
+    """A text has more tokens than the model takes at once.
+
+    `argument` names the text, such as "texts[3]"; `actual` is its length and `max` the model's,
+    both in tokens.
+    """
+
+    def __init__(self, argument: str, actual: int, max: int) -> None:  # noqa: A002 - as above
+        super().__init__(actual, max)
+        self.argument = argument
+        self.args = (
+            f"{argument} has {actual} tokens and the model takes {max}; shorten it, or let the "
+            "embedder cut it with truncate=True",
         )
 
 
@@ -149,3 +212,30 @@ class InferenceError(LlamaCppError, RuntimeError):
 
 class BackendError(LlamaCppError, RuntimeError):
     """A device or its backend failed, or ran out of memory."""
+
+
+class PoolFullError(BackendError, MemoryError):
+    """A model pool has no room for a model, and every model in it is in use or pinned.
+
+    `name` is the model, `needed` what it takes, `held` what the pool holds and `limit` what it
+    may hold, all in `unit`: "bytes" of the memory named by `memory`, or "models".
+    """
+
+    def __init__(
+        self, name: str, *, needed: int, held: int, limit: int, unit: str, memory: str, holders: str
+    ) -> None:
+        self.name = name
+        self.needed = needed
+        self.held = held
+        self.limit = limit
+        self.unit = unit
+        self.memory = memory
+        if needed > limit:
+            remedy = "a smaller quantization or context_length takes less"
+        else:
+            remedy = "unload or unpin a model, or wait for its requests"
+        super().__init__(
+            f"no room for model {name!r}: it takes {needed:,} {unit}; {memory} may hold {limit:,} "
+            f"and holds {held:,}, of which nothing can be evicted ({holders}). Raise the limit, or "
+            f"{remedy}"
+        )

@@ -1,12 +1,64 @@
-"""What this machine can compute with."""
+"""What a model runs on: which devices, how many layers on them, what context, how many threads.
+
+Every decision comes with its reason, which is logged, and printed by ``pyllama devices``.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyllama
+from adapter.device_choice import DeviceChoice, choose_devices
+from adapter.errors import InvalidParameterError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT_LENGTH = 4096
+"""Tokens of context where the user names no length, at most what the model was trained with."""
+
+HOST = "host"
+"""The name of the host's memory, beside those of devices."""
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model runs.
+
+    devices         what its layers are kept on, in this order; none for the CPU alone
+    n_gpu_layers    layers on the devices, negative for all
+    context_length  tokens of context for each request
+    n_contexts      requests computed at once, each in a context of its own
+    n_threads       threads of the CPU to compute with
+    memory          bytes that the model and its contexts take, by device name or HOST
+    free            bytes that were not in use there
+    fits            whether enough remains free, and nothing had to be made smaller for it
+    reasons         why
+    tensor_split    share of each device, where they are several
+    tensor_buft_overrides  parts of layers that another device keeps
+    """
+
+    devices: tuple[pyllama.Device, ...]
+    n_gpu_layers: int
+    context_length: int
+    n_contexts: int
+    n_threads: int
+    memory: Mapping[str, int]
+    free: Mapping[str, int]
+    fits: bool
+    reasons: tuple[str, ...]
+    tensor_split: tuple[float, ...] | None = None
+    tensor_buft_overrides: Mapping[str, pyllama.Device] = field(default_factory=dict)
+
+
+def margin(free: int) -> int:
+    """Bytes to leave to others where so many are free: 1 GiB, at most an eighth of them."""
+    return min(2**30, free // 8)
 
 
 def cpu_threads() -> int:
@@ -15,13 +67,220 @@ def cpu_threads() -> int:
     return cores if limit is None else min(cores, limit)
 
 
-def running_device(n_gpu_layers: int) -> pyllama.Device:
-    """The device that llama.cpp puts a model's layers on: the first GPU, else the CPU."""
-    found = pyllama.devices()
-    gpus = [device for device in found if device.type in ("gpu", "igpu")]
-    if gpus and n_gpu_layers != 0:
-        return gpus[0]
-    return next(device for device in found if device.type == "cpu")
+def require_integer(name: str, value: int | None, *, least: int | None = None) -> None:
+    """Raise InvalidParameterError unless value is None, or an integer that is large enough."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (whole and (least is None or value >= least)):
+        allowed = "an integer" if least is None else f"an integer of at least {least}"
+        raise InvalidParameterError(name, value, f"{allowed}, or None")
+
+
+class HardwareManager:
+    """Decides on what a model runs, how much of it, and with how many threads. Thread-safe.
+
+    devices  run models on these, whatever they are, and on the CPU; None for those that
+             choose_devices() finds worth using
+    """
+
+    def __init__(self, devices: Sequence[pyllama.Device] | None = None) -> None:
+        self._devices = None if devices is None else tuple(devices)
+
+    def choices(self) -> list[DeviceChoice]:
+        """Every device that there is, whether models run on it, and why."""
+        found = pyllama.devices()
+        if self._devices is None:
+            return choose_devices(found)
+        return [
+            DeviceChoice(device, device.type == "cpu" or device in self._devices, "as you chose")
+            for device in found
+        ]
+
+    def plan(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        context_length: int | None = None,
+        n_gpu_layers: int | None = None,
+        n_contexts: int | None = None,
+    ) -> Placement:
+        """Where the model in a file runs, with the memory that is free now. No weights are read.
+
+        A model that fits into one GPU runs on the one with the most free memory, of this machine
+        if there is one. Of a larger model all GPUs together take as many layers as fit, and the
+        CPU the rest. On the CPU alone the context becomes smaller where memory is short and
+        context_length is None.
+
+        path            the file, or the first part of a split one
+        context_length  tokens of context; None for what the model was trained with, at most 4096
+        n_gpu_layers    layers on the GPUs, negative for all, 0 for none; None for what fits
+        n_contexts      requests computed at once; None for 1 on a CPU, which one request keeps
+                        busy, and 4 on a GPU
+
+        Raises InvalidParameterError for a number out of range, FileNotFoundError when there is no
+        such file, pyllama.ModelLoadError for one that is no loadable model, and
+        pyllama.MemoryFitError for a context that cannot be made.
+        """
+        require_integer("context_length", context_length, least=1)
+        require_integer("n_contexts", n_contexts, least=1)
+        require_integer("n_gpu_layers", n_gpu_layers)
+        choices = self.choices()
+        for choice in choices:
+            used = "used" if choice.used else "not used"
+            logger.debug("%s is %s: %s", choice.device.name, used, choice.reason)
+        gpus = [
+            choice.device
+            for choice in choices
+            if choice.used and choice.device.type != "cpu" and n_gpu_layers != 0
+        ]
+        planner = _Planner(path, context_length, n_contexts or (4 if gpus else 1))
+        if not gpus:
+            why = "there is no GPU to use" if n_gpu_layers != 0 else "no layer is wanted on a GPU"
+            placement = planner.on_cpu(f"it runs on the CPU: {why}")
+        elif n_gpu_layers is not None:
+            why = f"{n_gpu_layers} layers run on {_names(gpus)}, as wanted"
+            placement = planner.on(gpus, n_gpu_layers, why)
+        else:
+            placement = planner.spread_over(gpus)
+        for reason in placement.reasons:
+            logger.info("%s: %s", os.path.basename(path), reason)
+        return placement
+
+
+class _Planner:
+    """Places one model."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], context_length: int | None, n_contexts: int
+    ) -> None:
+        self._path = path
+        self._wanted = context_length
+        self._n_contexts = n_contexts
+
+    def on(self, devices: Sequence[pyllama.Device], n_gpu_layers: int, why: str) -> Placement:
+        """That many layers on these devices, whether or not they fit."""
+        length = self._wanted or DEFAULT_CONTEXT_LENGTH
+        use = self._measure(devices, n_gpu_layers, length)
+        if self._wanted is None and use.n_ctx_train < length:
+            use = self._measure(devices, n_gpu_layers, use.n_ctx_train)
+        return self._placement(devices, n_gpu_layers, use, (why,))
+
+    def on_cpu(self, why: str) -> Placement:
+        """All of it in the host's memory, with a smaller context if its length is open."""
+        placement = self.on((), 0, why)
+        if placement.fits or self._wanted is not None:
+            return placement
+        try:
+            fit = pyllama.memory_fit(
+                self._path,
+                n_ctx_min=self._n_contexts,
+                margin=margin(placement.free[HOST]),
+                devices=(),
+                n_seq_max=self._n_contexts,
+            )
+        except pyllama.MemoryFitError:
+            return placement  # the weights alone are too large
+        length = min(fit.n_ctx // self._n_contexts, placement.context_length)
+        use = self._measure((), 0, length)
+        reasons = (why, f"the free memory allows a context of {length} tokens")
+        return self._placement((), 0, use, reasons, whole=False)
+
+    def spread_over(self, gpus: Sequence[pyllama.Device]) -> Placement:
+        """On the emptiest GPU if it fits there, else over all GPUs and the CPU."""
+        here = [device for device in gpus if device.backend != "RPC"] or gpus
+        emptiest = max(here, key=lambda device: device.memory[0])
+        placement = self.on([emptiest], -1, f"all of it fits {emptiest.name}")
+        if placement.fits:
+            return placement
+        length = placement.context_length
+        try:
+            fit = pyllama.memory_fit(
+                self._path,
+                n_ctx=length * self._n_contexts,
+                margin=min(margin(device.memory[0]) for device in gpus),
+                devices=gpus,
+                n_seq_max=self._n_contexts,
+                n_batch=_n_batch(length),
+            )
+        except pyllama.MemoryFitError as error:
+            return self.on_cpu(f"it runs on the CPU: nothing of it fits a GPU ({error})")
+        whole = fit.n_gpu_layers < 0 and not fit.tensor_buft_overrides
+        layers = "all layers" if whole else f"{fit.n_gpu_layers} layers"
+        use = self._measure(
+            gpus, fit.n_gpu_layers, length, fit.tensor_split, fit.tensor_buft_overrides
+        )
+        return self._placement(
+            gpus,
+            fit.n_gpu_layers,
+            use,
+            (f"{layers} of it fit {_names(gpus)}",),
+            whole=whole,
+            tensor_split=fit.tensor_split,
+            tensor_buft_overrides=fit.tensor_buft_overrides,
+        )
+
+    def _measure(
+        self,
+        devices: Sequence[pyllama.Device],
+        n_gpu_layers: int,
+        length: int,
+        tensor_split: tuple[float, ...] | None = None,
+        tensor_buft_overrides: Mapping[str, pyllama.Device] | None = None,
+    ) -> pyllama.MemoryUse:
+        return pyllama.memory_use(
+            self._path,
+            n_ctx=length,
+            n_gpu_layers=n_gpu_layers,
+            tensor_split=tensor_split,
+            tensor_buft_overrides=tensor_buft_overrides,
+            devices=devices,
+            n_batch=_n_batch(length),
+        )
+
+    def _placement(
+        self,
+        devices: Sequence[pyllama.Device],
+        n_gpu_layers: int,
+        use: pyllama.MemoryUse,
+        reasons: tuple[str, ...],
+        *,
+        whole: bool = True,
+        tensor_split: tuple[float, ...] | None = None,
+        tensor_buft_overrides: Mapping[str, pyllama.Device] | None = None,
+    ) -> Placement:
+        memories = {HOST: use.host}
+        memories |= {memory.device.name: memory for memory in use.devices if memory.device}
+        taken = {
+            name: memory.model + self._n_contexts * (memory.context + memory.compute)
+            for name, memory in memories.items()
+        }
+        free = {name: memory.free for name, memory in memories.items()}
+        needs = ", ".join(
+            f"{taken[name]:,} bytes of {name} memory ({free[name]:,} free)" for name in memories
+        )
+        n_threads = cpu_threads()
+        counts = f"with {self._n_contexts} contexts of {use.n_ctx} tokens it takes {needs}"
+        return Placement(
+            devices=tuple(devices),
+            n_gpu_layers=n_gpu_layers,
+            context_length=use.n_ctx,
+            n_contexts=self._n_contexts,
+            n_threads=n_threads,
+            memory=taken,
+            free=free,
+            fits=whole and all(taken[name] + margin(free[name]) <= free[name] for name in taken),
+            reasons=(*reasons, counts, f"the CPU computes with {n_threads} threads"),
+            tensor_split=tensor_split,
+            tensor_buft_overrides=tensor_buft_overrides or {},
+        )
+
+
+def _n_batch(context_length: int) -> int:
+    """As the contexts that requests are computed in have it."""
+    return min(512, context_length)
+
+
+def _names(devices: Sequence[pyllama.Device]) -> str:
+    return ", ".join(device.name for device in devices)
 
 
 def _container_limit() -> int | None:

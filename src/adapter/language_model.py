@@ -12,7 +12,7 @@ from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
 
 if TYPE_CHECKING:
-    from adapter.model_pool import LoadedModel
+    from adapter.loaded_model import LoadedModel
 
 
 def language_model(loaded: LoadedModel, config: LlamaCppConfig) -> LM:

@@ -21,7 +21,7 @@ from adapter.language_model import language_model
 from adapter.parsing import parse_completion
 
 if TYPE_CHECKING:
-    from adapter.model_pool import LoadedModel
+    from adapter.loaded_model import LoadedModel
 
 GENERATION_SETTINGS = (
     "temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed", "frequency_penalty",

@@ -14,8 +14,11 @@ from adapter.errors import (
     InvalidModelNameError,
     InvalidParameterError,
     LlamaCppError,
+    ModelChangedError,
+    ModelLoadError,
     ModelNotFoundError,
     ModelNotLoadedError,
+    PoolFullError,
     RateLimitExceededError,
     TokenizationError,
 )
@@ -27,8 +30,9 @@ PROVIDER = "llamacpp"
 def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> Iterator[None]:
     """Turn this package's errors, and pyllama's, into lm15's.
 
-    DSPy retries after too many requests alone: any other request would fail again. It waits as
-    long as the error says, within the two bounds, in seconds.
+    DSPy retries after too many requests, waiting as long as the error says, within the two
+    bounds, in seconds; and where other requests use the models that could make room for this one.
+    Any other request would fail again.
     """
     try:
         yield
@@ -42,9 +46,15 @@ def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> I
     except (
         ConfigurationError,
         InvalidModelNameError,
+        ModelChangedError,
+        ModelLoadError,
         ModelNotFoundError,
         ModelNotLoadedError,
     ) as error:
         raise lm15.ConfigurationError(str(error), provider=PROVIDER) from error
+    except PoolFullError as error:
+        fails_again = error.needed > error.limit
+        kind = lm15.ProviderError if fails_again else lm15.ServerError
+        raise kind(str(error), provider=PROVIDER) from error
     except (LlamaCppError, pyllama.LlamaError) as error:
         raise lm15.ProviderError(str(error), provider=PROVIDER) from error

@@ -1,218 +1,220 @@
-"""Models by name: loaded once from a folder, shared by every request."""
+"""Models by name: loaded from a folder when asked for, shared by every request, evicted for others.
+
+Who waits for whom: a load waits for the load before it, in the whole process; whoever unloads
+waits for leases and for a load of that model. A load never waits for a lease: where no room can be
+made it fails. So nobody waits in a circle, except a thread that would wait for its own lease, which
+is refused.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
+import itertools
+import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import pyllama
 from adapter.errors import (
     BackendError,
-    InvalidModelNameError,
-    InvalidParameterError,
+    ModelChangedError,
+    ModelInUseError,
+    ModelLoadError,
     ModelNotFoundError,
     ModelNotLoadedError,
-    TokenizationError,
 )
-from adapter.generation.context_pool import ContextPool
-from adapter.generation.isolated import IsolatedGenerator
-from adapter.generation.request import Generator
-from adapter.hardware import cpu_threads, running_device
+from adapter.hardware import HardwareManager, Placement, require_integer
+from adapter.loaded_model import LoadedModel
+from adapter.machine_memory import machine
+from adapter.memory_budget import MemoryBudget
+from adapter.model_file import ModelFolder, ModelInfo
+from adapter.model_slot import ModelSlot
+from adapter.resident_model import ResidentModel
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-DEFAULT_CONTEXT_LENGTH = 4096
-"""Tokens of context where the user names no length, at most what the model was trained with."""
+logger = logging.getLogger(__name__)
 
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ message.role | title }}: {{ message.content }}\n\n"
-    "{% endfor %}Assistant:"
-)
-"""What a model without a chat template is shown."""
-
-
-class LoadedModel:
-    """A model in memory, with what it takes to answer a conversation. ModelPool makes it.
-
-    name            the model's name in its pool
-    path            its GGUF file
-    fingerprint     hex digest of what decides its answers: the file, its chat template, and the
-                    version of llama.cpp
-    generator       computes completions
-    n_ctx_train     tokens of context it was trained with
-    context_length  tokens of context that its generator has
-    capabilities    what its chat template can express
-    n_vocab         tokens that it knows
-    turn_stops      texts at which a turn ends beside the vocabulary's own tokens
-    device          what runs it, such as "CPU (Intel Xeon)"
-    """
-
-    def __init__(
-        self,
-        name: str,
-        model: pyllama.Model,
-        *,
-        context_length: int,
-        max_contexts: int,
-        device: pyllama.Device,
-    ) -> None:
-        self._model = model
-        self._has_template = model.chat_template() is not None
-        self._template = _chat_template(model)
-        self.name = name
-        self.path = Path(model.path)
-        self.fingerprint = _fingerprint(self.path, self._template)
-        self.capabilities = self._template.capabilities
-        self.n_vocab = model.vocab.n_tokens
-        self.n_ctx_train = model.n_ctx_train
-        self.context_length = context_length
-        self.turn_stops = () if self._has_template else ("\n\nUser:", "\n\nSystem:")
-        self.device = f"{device.name} ({device.description})"
-        contexts = ContextPool(
-            model, context_length=context_length, n_threads=cpu_threads(), limit=max_contexts
-        )
-        self.generator: Generator = IsolatedGenerator(
-            model, contexts, context_length=context_length
-        )
-
-    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> pyllama.RenderedChat:
-        """A conversation as the model wants it, ending where the assistant's answer begins.
-
-        The model's chat template is applied by llama.cpp's own engine, with the options of
-        ``pyllama.ChatTemplate.apply``; a model without one gets ``System: … / User: …``.
-
-        Raises TokenizationError for messages that the template refuses, and for a template that
-        does not end, or ends its process.
-        """
-        try:
-            return self._template.apply(messages, **options)
-        except pyllama.ChatTemplateError as error:
-            raise TokenizationError(str(error)) from error
-
-    def tokenize(self, prompt: str) -> list[int]:
-        """The tokens of a rendered prompt, with BOS as the model wants it.
-
-        Special tokens are recognised where a chat template writes them.
-
-        Raises TokenizationError for text that has no UTF-8 form.
-        """
-        try:
-            return self._model.vocab.tokenize(prompt, parse_special=self._has_template)
-        except pyllama.TokenizationError as error:
-            raise TokenizationError(str(error)) from error
-
-    def answer_tokens(self, text: str) -> tuple[int, ...]:
-        """The tokens of a text within the assistant's turn, special ones recognised."""
-        vocab = self._model.vocab
-        tokens = vocab.tokenize(text, add_special=False, parse_special=True)
-        if tokens and not text[:1].isspace() and vocab.token_to_piece(tokens[0])[:1].isspace():
-            del tokens[0]  # a space that some tokenizers put before the first special token
-        return tuple(tokens)
-
-    def piece(self, token: int) -> bytes:
-        """The bytes of one token."""
-        return self._model.vocab.token_to_piece(token)
-
-    def close(self) -> None:
-        """Free the model, after requests that are being computed. Closing again does nothing."""
-        self._model.close()
-
-    def __repr__(self) -> str:
-        return f"<LoadedModel {self.name!r} on {self.device}>"
+# One load at a time, in all pools: each sees the memory that the one before it took.
+_one_load = threading.RLock()
 
 
 class ModelPool:
-    """The models of one folder, loaded when asked for and kept. Thread-safe.
+    """The models of one folder, loaded when asked for, evicted when others need the room.
 
-    model_dir       the folder; the model called name is its file name.gguf
-    n_gpu_layers    layers kept on the GPU, where there is one: negative for all, 0 for none
+    Thread-safe. Several pools may be used at once; each evicts its own models alone.
+
+    model_dir       the folder; the model called name is its file name.gguf, or the split files
+                    name-00001-of-00003.gguf and so on
+    aliases         more names: each for another name, or for a path below the folder that ends
+                    in .gguf, the only way to files in subfolders. Links are followed
+    memory_budget   bytes that models and their contexts may take together, as llama.cpp
+                    estimates them; "auto" for what was free of the host's memory and of each
+                    GPU's before the pools of this process took any, less a margin; None for no
+                    limit
+    max_models      models in memory at once; None for any number
+    hardware        decides what a model runs on
+    n_gpu_layers    layers kept on the GPUs, negative for all, 0 for none; None for what fits
     context_length  tokens of context for each request; None for what the model was trained
                     with, at most 4096
     max_contexts    requests computed at once for each model, each in a context of its own;
                     None for 1 on a CPU, which one request keeps busy, and 4 on a GPU
-    progress        called with a model's name and the fraction loaded, 0.0 to 1.0
+    progress        called with a model's name and the fraction loaded, 0.0 to 1.0, whenever the
+                    model is loaded or reloaded, by the thread that loads it
 
     Raises NotADirectoryError when model_dir is no folder, InvalidParameterError for a number out
-    of range.
+    of range, InvalidModelNameError for an alias that is no plain name or leads out of the folder.
     """
 
     def __init__(
         self,
         model_dir: str | os.PathLike[str],
         *,
-        n_gpu_layers: int = -1,
+        aliases: Mapping[str, str] | None = None,
+        memory_budget: int | Literal["auto"] | None = "auto",
+        max_models: int | None = None,
+        hardware: HardwareManager | None = None,
+        n_gpu_layers: int | None = None,
         context_length: int | None = None,
         max_contexts: int | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> None:
+        require_integer("context_length", context_length, least=1)
+        require_integer("max_contexts", max_contexts, least=1)
+        require_integer("n_gpu_layers", n_gpu_layers)
         self.model_dir = Path(model_dir).expanduser()
-        if not self.model_dir.is_dir():
-            raise NotADirectoryError(f"model_dir must be a folder of GGUF files, got {model_dir}")
-        limits = {"context_length": context_length, "max_contexts": max_contexts}
-        for parameter, value in limits.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise InvalidParameterError(parameter, value, "an integer of at least 1, or None")
-        self._n_gpu_layers = n_gpu_layers
-        self._context_length = context_length
-        self._max_contexts = max_contexts
+        self._folder = ModelFolder(self.model_dir, aliases or {})
+        self._budget = MemoryBudget(memory_budget, max_models)
+        self._plan = partial(
+            (hardware or HardwareManager()).plan,
+            context_length=context_length,
+            n_gpu_layers=n_gpu_layers,
+            n_contexts=max_contexts,
+        )
         self._progress = progress
-        self._lock = threading.Lock()
-        self._models: dict[str, Future[LoadedModel]] = {}
+        self._changed = threading.Condition()
+        self._slots: dict[Path, ModelSlot] = {}
+        self._uses = itertools.count(1)
+        self._closed = False
+        self._threads = ThreadPoolExecutor(thread_name_prefix="model-pool")
+
+    # Loading
 
     def load_model(self, name: str) -> LoadedModel:
         """The model called name, loaded from its file unless it is in memory already.
 
-        Several threads that ask for one model at once wait for one load.
+        Several threads that ask for one model at once wait for one load. Where there is no room,
+        models that nobody is using are evicted, the least recently used first.
 
         Raises InvalidModelNameError for a name that is no plain file name, ModelNotFoundError
-        when the folder has no such file, and pyllama.ModelLoadError for a file that is no model.
+        when the folder has no such file, ModelLoadError for a file that is no model,
+        PoolFullError when no room can be made, and ModelNotLoadedError when the pool is closed.
         """
-        path = self._path(name)
-        with self._lock:
-            pending = self._models.get(name)
-            mine = pending is None
-            if pending is None:
-                pending = self._models[name] = Future()
-        if mine:
+        path = self._folder.find(name)
+        while True:
+            slot = self._slot(name, path)
             try:
-                pending.set_result(self._load(name, path))
-            except BaseException as error:
-                with self._lock:
-                    self._models.pop(name, None)
-                pending.set_exception(error)
-        return pending.result()
+                with self._borrow(slot, name):
+                    return self._handle(slot, name)
+            except ModelNotLoadedError as error:
+                stopped = isinstance(error.__cause__, pyllama.ModelLoadCancelled)
+                with self._changed:
+                    if stopped or self._closed or not slot.closing:
+                        raise
+                # Another thread unloaded it in between.
+
+    async def aload_model(self, name: str) -> LoadedModel:
+        """The same, without blocking the event loop.
+
+        A load goes on when the call is cancelled: the model is there for whoever asks next.
+        """
+        self._refuse_when_closed(name)
+        return await asyncio.wrap_future(self._threads.submit(self.load_model, name))
 
     def get_loaded_model(self, name: str | None = None) -> LoadedModel:
-        """A model that is in memory: the one called name, or the only one there is.
+        """A model that was loaded and not unloaded: the one called name, or the only one.
 
-        Raises ModelNotLoadedError when it is not in memory, or without a name when there are
-        none or several.
+        Raises ModelNotLoadedError when it was not loaded, or without a name when there are none
+        or several.
         """
-        with self._lock:
-            loaded = {key: model for key, model in self._models.items() if _is_ready(model)}
         if name is None:
-            if len(loaded) != 1:
-                names = ", ".join(map(repr, loaded)) or "none"
-                raise ModelNotLoadedError("", f"give a name; in memory: {names}")
-            name = next(iter(loaded))
-        if name not in loaded:
-            raise ModelNotLoadedError(name, f"call load_model({name!r}) first")
-        return loaded[name].result()
+            with self._changed:
+                slots = [slot for slot in self._slots.values() if slot.handles]
+            if len(slots) != 1:
+                names = ", ".join(repr(slot.name) for slot in slots) or "none"
+                raise ModelNotLoadedError("", f"give a name; loaded: {names}")
+            return next(iter(slots[0].handles.values()))
+        slot = self._loaded_slot(name)
+        with self._changed:
+            loaded = slot.handles.get(name)
+        return loaded or self.load_model(name)  # known by another of its names
+
+    def models(self) -> list[ModelInfo]:
+        """Every model of the folder, from the headers of the files, ordered by name.
+
+        A damaged file is among them, with its problem. Headers are read once, and again when a
+        file has changed.
+        """
+        found = []
+        for info in self._folder.models():
+            with self._changed:
+                slot = self._slots.get(info.paths[0])
+                loaded = slot is not None and slot.resident is not None
+                pinned = slot is not None and slot.pinned
+            found.append(replace(info, loaded=loaded, pinned=pinned))
+        return found
+
+    # Keeping and letting go
+
+    def pin_model(self, name: str) -> LoadedModel:
+        """Load a model, and never evict it. Raises what load_model() raises."""
+        loaded = self.load_model(name)
+        with loaded.lease():
+            slot = self._loaded_slot(name)
+            with self._changed:
+                slot.pinned = True
+        return loaded
+
+    def unpin_model(self, name: str) -> None:
+        """Let a model be evicted again. Raises ModelNotLoadedError when it was not loaded."""
+        slot = self._loaded_slot(name)
+        with self._changed:
+            slot.pinned = False
+
+    def unload_model(self, name: str) -> None:
+        """Free a model, once the requests that use it are done; new ones are refused meanwhile.
+
+        Its handles cannot be used any more; load_model() gives a new one. A load of it that is
+        in progress is stopped.
+
+        Raises ModelNotLoadedError when it was not loaded, and ModelInUseError when this thread
+        itself holds a lease on it.
+        """
+        self._close_slot(self._loaded_slot(name))
 
     def close(self) -> None:
-        """Free every model, after requests that are being computed."""
-        with self._lock:
-            models, self._models = list(self._models.values()), {}
-        for model in models:
-            if _is_ready(model):
-                model.result().close()
+        """Free every model, once the requests that use it are done. Closing again does nothing.
+
+        Raises ModelInUseError when this thread itself holds a lease on a model.
+        """
+        with self._changed:
+            slots = list(self._slots.values())
+            for slot in slots:
+                _refuse_own_lease(slot)
+            self._closed = True
+            for slot in slots:
+                slot.closing = True
+        for slot in slots:
+            self._close_slot(slot)
+        self._threads.shutdown(wait=False)
 
     def __enter__(self) -> Self:
         return self
@@ -221,61 +223,189 @@ class ModelPool:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<ModelPool {str(self.model_dir)!r}: {', '.join(self._models) or 'none loaded'}>"
+        with self._changed:
+            names = ", ".join(slot.name for slot in self._slots.values() if slot.resident)
+        return f"<ModelPool {str(self.model_dir)!r}: {names or 'no model'} in memory>"
 
-    def _path(self, name: str) -> Path:
-        """The file of a model; the name cannot lead out of the folder."""
-        if not isinstance(name, str):
-            raise InvalidModelNameError(name, "is no string")
-        if not name.strip():
-            raise InvalidModelNameError(name, "is empty")
-        if any(character in name for character in "/\\\0") or name.startswith("."):
-            raise InvalidModelNameError(name, "is not a plain file name")
-        path = self.model_dir / f"{name}.gguf"
-        if not path.is_file():
-            raise ModelNotFoundError(name, path)
-        return path
+    # Slots
 
-    def _load(self, name: str, path: Path) -> LoadedModel:
-        progress = self._progress
-        device = running_device(self._n_gpu_layers)
+    def _slot(self, name: str, path: Path) -> ModelSlot:
+        """The slot of a file, once it is not being unloaded."""
+        with self._changed:
+            while True:
+                self._refuse_when_closed(name)
+                slot = self._slots.setdefault(path, ModelSlot(name, path))
+                if not slot.closing:
+                    return slot
+                _refuse_own_lease(slot)
+                self._changed.wait()
+
+    def _loaded_slot(self, name: str) -> ModelSlot:
+        with self._changed:
+            for known in self._slots.values():  # even if the file is gone by now
+                if name in known.handles:
+                    return known
+        path = self._folder.find(name)
+        with self._changed:
+            slot = self._slots.get(path)
+            if slot is not None and (slot.handles or slot.loading):
+                return slot
+        raise ModelNotLoadedError(name, f"call load_model({name!r}) first")
+
+    def _handle(self, slot: ModelSlot, name: str) -> LoadedModel:
+        with self._changed:
+            if name not in slot.handles:
+                assert slot.resident is not None
+                assert slot.placement is not None
+                slot.handles[name] = LoadedModel(
+                    name,
+                    slot.path,
+                    slot.resident,
+                    slot.placement,
+                    partial(self._borrow, slot, name),
+                )
+            return slot.handles[name]
+
+    def _close_slot(self, slot: ModelSlot) -> None:
+        with self._changed:
+            _refuse_own_lease(slot)
+            slot.closing = True
+            try:
+                self._changed.wait_for(lambda: not slot.leases and slot.loading is None)
+            except BaseException:  # Ctrl-C
+                slot.closing = self._closed
+                self._changed.notify_all()
+                raise
+            free = slot.take()
+        free()
+        with self._changed:
+            if self._slots.get(slot.path) is slot:
+                del self._slots[slot.path]
+            self._changed.notify_all()
+
+    def _refuse_when_closed(self, name: str) -> None:
+        with self._changed:
+            if self._closed:
+                raise ModelNotLoadedError(name, "its pool is closed; make a new ModelPool")
+
+    @contextmanager
+    def _borrow(self, slot: ModelSlot, name: str) -> Iterator[ResidentModel]:
+        """Hold a lease on a model for a block; see LoadedModel.lease()."""
+        thread = threading.get_ident()
+        resident = self._acquire(slot, name, thread)
         try:
-            model = pyllama.Model(
-                path,
-                n_gpu_layers=self._n_gpu_layers,
-                progress=None if progress is None else lambda done: progress(name, done),
-            )
-        except pyllama.NativeMemoryError as error:
-            raise BackendError(f"no memory for model {name!r}: {error}") from error
-        length = self._context_length or min(model.n_ctx_train, DEFAULT_CONTEXT_LENGTH)
-        contexts = self._max_contexts or (1 if device.type == "cpu" else 4)
-        return LoadedModel(name, model, context_length=length, max_contexts=contexts, device=device)
+            yield resident
+        finally:
+            # Perhaps in another thread: a generator may be closed anywhere.
+            with self._changed:
+                slot.leases[thread] -= 1
+                if not slot.leases[thread]:
+                    del slot.leases[thread]
+                    self._changed.notify_all()
+
+    def _acquire(self, slot: ModelSlot, name: str, thread: int) -> ResidentModel:
+        while True:
+            with self._changed:
+                # A request that is running may go on to its end.
+                if slot.closing and thread not in slot.leases:
+                    self._refuse_when_closed(name)
+                    raise ModelNotLoadedError(
+                        name, f"it was unloaded; call load_model({name!r}) again"
+                    )
+                if slot.resident is not None:
+                    slot.leases[thread] += 1
+                    slot.last_used = next(self._uses)
+                    return slot.resident
+                pending = slot.loading
+                mine = pending is None
+                if pending is None:
+                    pending = slot.loading = Future()
+            if mine:
+                return self._load_leased(slot, name, pending, thread)
+            error = pending.exception()
+            if isinstance(error, Exception):
+                raise error
+            # Loaded, and perhaps evicted again; or given up by a thread that was interrupted.
+
+    def _load_leased(
+        self, slot: ModelSlot, name: str, pending: Future[None], thread: int
+    ) -> ResidentModel:
+        """Load a model, and give this thread a lease on it before anybody can evict it."""
+        try:
+            with _one_load:
+                placement, resident = self._load(slot, name)
+                with self._changed:
+                    slot.put(resident, placement)
+                    slot.loading = None
+                    slot.leases[thread] += 1
+                    slot.last_used = next(self._uses)
+                    self._changed.notify_all()
+        except BaseException as error:
+            with self._changed:
+                slot.loading = None
+                self._changed.notify_all()
+            pending.set_exception(error)
+            raise
+        pending.set_result(None)
+        return resident
+
+    def _load(self, slot: ModelSlot, name: str) -> tuple[Placement, ResidentModel]:
+        def report(fraction: float) -> bool:
+            if self._progress is not None:
+                self._progress(name, fraction)
+            return not slot.closing
+
+        with _translated(name, slot.path):
+            placement = self._place(slot, name)
+            resident = ResidentModel(slot.path, placement, report)
+        if slot.fingerprint not in (None, resident.fingerprint):
+            resident.close()
+            raise ModelChangedError(name, slot.path)
+        logger.info("loaded %s from %s", name, slot.path)
+        return placement, resident
+
+    def _place(self, slot: ModelSlot, name: str) -> Placement:
+        """Decide where a model goes, evicting others until there is room."""
+        placement = slot.placement
+        while True:
+            if placement is None:
+                placement = self._plan(slot.path)
+                machine.observe(placement.free)
+            with self._changed:
+                own = [other for other in self._slots.values() if other.resident is not None]
+                kept = [other for other in own if other.kept_because]
+                error = self._budget.shortage(name, placement, own, kept)
+                if error is not None:
+                    raise error
+                crowded = not placement.fits and not self._budget.is_unlimited
+                victims = sorted(
+                    (other for other in own if other not in kept), key=lambda v: v.last_used
+                )
+                short = self._budget.shortage(name, placement, own, own)
+                if not victims or not (short or crowded):
+                    return placement
+                free = victims[0].take()
+            logger.info("evicting %s to make room for %s", victims[0].name, name)
+            free()
+            if crowded and slot.placement is None:
+                placement = None  # more of it may fit now
 
 
-def _is_ready(model: Future[LoadedModel]) -> bool:
-    return model.done() and model.exception() is None
+def _refuse_own_lease(slot: ModelSlot) -> None:
+    if threading.get_ident() in slot.leases:
+        raise ModelInUseError(slot.name)
 
 
-def _chat_template(model: pyllama.Model) -> pyllama.ChatTemplate:
-    """The model's template, in a process of its own: it is a program that came with a file."""
-    if model.chat_template() is None:
-        return pyllama.ChatTemplate(source=PLAIN_TEMPLATE)
-    return pyllama.ChatTemplate(model, isolated=True)
-
-
-def _fingerprint(path: Path, template: pyllama.ChatTemplate) -> str:
-    """A digest of what decides the answers.
-
-    Of the file: its size, its first megabyte (metadata) and 256 blocks spread over it, which
-    tells fine-tunes and quantizations apart without reading a large file whole.
-    """
-    block, spread = 64 * 1024, 256
-    size = path.stat().st_size
-    digest = hashlib.sha256(f"{size}\n{pyllama.llama_cpp_version()}\n".encode())
-    digest.update(template.source.encode())
-    with path.open("rb") as file:
-        digest.update(file.read(1024 * 1024))
-        for index in range(spread):
-            file.seek(max(0, size - block) * index // (spread - 1))
-            digest.update(file.read(block))
-    return digest.hexdigest()
+@contextmanager
+def _translated(name: str, path: Path) -> Iterator[None]:
+    """Raise what pyllama raises as this package's own errors."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ModelNotFoundError(name, path) from error
+    except pyllama.ModelLoadCancelled as error:
+        raise ModelNotLoadedError(name, "it was unloaded while it was being loaded") from error
+    except (pyllama.ModelLoadError, pyllama.ChatTemplateError, OSError) as error:
+        raise ModelLoadError(name, path, str(error)) from error
+    except (pyllama.NativeMemoryError, pyllama.MemoryFitError, pyllama.BackendError) as error:
+        raise BackendError(f"no memory for model {name!r}: {error}") from error

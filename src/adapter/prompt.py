@@ -16,7 +16,7 @@ from adapter.generation.sampling import KEPT_GRAMMARS, Constraint, checked_gramm
 from adapter.messages import template_messages
 
 if TYPE_CHECKING:
-    from adapter.model_pool import LoadedModel
+    from adapter.loaded_model import LoadedModel
 
 
 @dataclass(frozen=True)

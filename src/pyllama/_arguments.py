@@ -33,7 +33,12 @@ def real(name: str, value: float, low: float, high: float) -> float:
     """The value as a finite float between low and high, both inclusive."""
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except TypeError:  # an array of several
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    except OverflowError:
+        number = math.inf
     if not (math.isfinite(number) and low <= number <= high):
         raise ValueError(f"{name} must be a number between {low} and {high}, got {value!r}")
     return number
@@ -48,12 +53,17 @@ def choice(name: str, value: str, choices: Mapping[str, Any]) -> Any:
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}") from None
 
 
+def any_array(name: str, values: ArrayLike) -> NDArray[Any]:
+    """The values as an array of whatever they are."""
+    try:
+        return np.asarray(values)
+    except ValueError:  # lists of different lengths
+        raise TypeError(f"{name} must be an array, got {values!r}") from None
+
+
 def int32_array(name: str, values: ArrayLike) -> NDArray[np.int32]:
     """The values as an int32 array of any shape, if they are integers of 0 or more."""
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        raise TypeError(f"{name} must hold integers, got {values!r}") from None
+    array = any_array(name, values)
     if not array.size:
         return array.astype(np.int32)
     if array.dtype.kind not in "iu":

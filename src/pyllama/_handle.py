@@ -6,6 +6,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from pyllama import _fork
+
 
 class Handle:
     """One C object and how to free it.
@@ -34,4 +36,5 @@ class Handle:
 
 
 def _free(free: Callable[[Any], object], pointer: Any, _needs: tuple[Handle, ...]) -> None:
-    free(pointer)
+    if not _fork.forked:  # what the parent made is the parent's to free
+        free(pointer)

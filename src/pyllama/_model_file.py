@@ -17,11 +17,15 @@ _INT64_MAX = 2**63 - 1
 
 def path_text(name: str, path: str | os.PathLike[str]) -> str:
     """The path as str."""
-    text = os.fspath(path)
+    text = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
     if not isinstance(text, str):
         raise TypeError(f"{name} must be a str or a path, got {path!r}")
     if "\0" in text:
         raise ValueError(f"{name} must not contain a null character, got {text!r}")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is no name that a file can have: {text!r}") from None
     return text
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from pyllama import _fork
 from pyllama._guard import check
 from pyllama._handle import Handle
 from pyllama.errors import ClosedError, NativeAssertionError, PoisonedError
@@ -26,7 +26,7 @@ class NativeObject:
     _poison: str | None = None
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = _fork.make_lock(self)
 
     def _own(
         self,
@@ -40,9 +40,12 @@ class NativeObject:
     def _open(self) -> Handle:
         """The handle, kept alive by whoever holds it.
 
+        :raises ForkedError: in a child of fork().
         :raises ClosedError: after close().
         :raises PoisonedError: after an assertion fired in this object.
         """
+        if _fork.forked:
+            _fork.check()
         handle = self._handle
         if handle is None:
             raise ClosedError(f"this {type(self).__name__} is closed, or what it was made from is")

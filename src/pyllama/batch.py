@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyllama._arguments import INT32_MAX, int32_array, integer, token_array
+from pyllama._arguments import INT32_MAX, any_array, int32_array, integer, token_array
+from pyllama._fork import make_lock
 from pyllama._native._binding import ffi
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Batch:
         self.n_seq_max = integer("n_seq_max", n_seq_max, 1, 4096)
         self.n_embd = integer("n_embd", n_embd, 0, MAX_EMBEDDING_VALUES // self.capacity)
         self.n_pos_per_embd = integer("n_pos_per_embd", n_pos_per_embd, 1, 4 if self.n_embd else 1)
-        self._lock = threading.RLock()
+        self._lock = make_lock(self)
 
         self._pos = np.zeros((self.n_pos_per_embd, self.capacity), dtype=np.int32)
         self._n_seq_id = np.ones(self.capacity, dtype=np.int32)
@@ -167,7 +167,7 @@ class Batch:
                 "embeddings do not fit into a batch of tokens: make it with "
                 "n_embd=Context.n_embd_inp"
             )
-        rows = np.asarray(embeddings)
+        rows = any_array("embeddings", embeddings)
         if rows.ndim != 2 or rows.dtype.kind != "f" or rows.shape[1] != self.n_embd:
             raise TypeError(
                 f"embeddings must be floats of shape (n, {self.n_embd}), "
@@ -313,7 +313,7 @@ def _outputs(outputs: Outputs | ArrayLike, count: int) -> NDArray[np.int8]:
         if outputs == "last":
             wanted[-1:] = 1
         return wanted
-    array = np.asarray(outputs)
+    array = any_array("outputs", outputs)
     if array.shape != (count,) or array.dtype.kind != "b":
         raise ValueError(
             f"outputs must be 'last', 'all', 'none' or bools of shape ({count},), got {outputs!r}"

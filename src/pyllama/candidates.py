@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyllama._arguments import INT32_MAX, integer
+from pyllama._arguments import INT32_MAX, any_array, integer
 
 # llama_token_data.
 _ROW = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -70,7 +70,10 @@ class Candidates:
 
     def with_logits(self, logits: ArrayLike) -> Candidates:
         """The same tokens with other logits, an array of shape (n,)."""
-        return Candidates(logits, self.id)
+        values = any_array("logits", logits)
+        if values.shape != (len(self),):
+            raise ValueError(f"logits must be of shape ({len(self)},), got {values.shape}")
+        return Candidates(values, self.id)
 
     def keep(self, which: ArrayLike) -> Candidates:
         """Some of them.
@@ -78,7 +81,7 @@ class Candidates:
         :param which: bool array of shape (n,), or their indices.
         :raises ValueError: none would be left.
         """
-        chosen = np.asarray(which)
+        chosen = any_array("which", which)
         if chosen.ndim != 1 or chosen.dtype.kind not in "biu":
             raise TypeError(f"which must be bool or integers of shape (k,), got {which!r}")
         data = self._data[chosen]
@@ -116,10 +119,7 @@ class Candidates:
 
 
 def _numbers(name: str, values: ArrayLike, kinds: str) -> NDArray[Any]:
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        raise TypeError(f"{name} must be an array of shape (n,), got {values!r}") from None
+    array = any_array(name, values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in kinds):
         raise TypeError(f"{name} must be numbers of shape (n,), got {array.dtype} {array.shape}")
     if not array.size:

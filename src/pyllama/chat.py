@@ -224,12 +224,13 @@ class ChatTemplate:
         choice("reasoning_format", reasoning_format, _REASONING_FORMATS)
         if not isinstance(continue_final_message, bool):
             choice("continue_final_message", continue_final_message, _CONTINUATIONS)
-        _check_grammar(grammar, json_schema, bool(tools) and tool_choice != "none")
-        engine = self._tool_use if tools else self._engine
+        functions = _objects("tools", tools)
+        _check_grammar(grammar, json_schema, bool(functions) and tool_choice != "none")
+        engine = self._tool_use if functions else self._engine
         if parallel_tool_calls is None:
             parallel_tool_calls = engine.capabilities["supports_parallel_tool_calls"]
         format_inputs = {
-            "tools": _objects("tools", tools),
+            "tools": functions,
             "tool_choice": tool_choice,
             "parallel_tool_calls": bool(parallel_tool_calls),
             "json_schema": _schema(json_schema),

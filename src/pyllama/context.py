@@ -191,6 +191,8 @@ class Context(Outputs):
         self._threadpools: tuple[Threadpool, ...] = ()
         self._attached: list[Handle] = []
         self._used: list[Handle] = []
+        # The LoRA adapters in use, kept alive, each with its scale.
+        self._adapters: dict[Any, float] = {}
         #: The tokens it remembers.
         self.memory = Memory(
             self,

@@ -5,6 +5,7 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     LlamaError(Exception)
     ├── ClosedError(ValueError)             used after close()
     ├── PoisonedError(RuntimeError)         used after an assertion fired in it
+    ├── ForkedError(RuntimeError)           used in a child of fork()
     ├── NativeError(RuntimeError)           a C++ exception left llama.cpp
     │   └── NativeAssertionError            a GGML_ASSERT fired (also AssertionError)
     ├── NativeMemoryError(MemoryError)      llama.cpp could not allocate
@@ -45,6 +46,10 @@ class ClosedError(LlamaError, ValueError):
 
 class PoisonedError(LlamaError, RuntimeError):
     """An assertion inside llama.cpp fired in this object earlier; its state cannot be trusted."""
+
+
+class ForkedError(LlamaError, RuntimeError):
+    """This process was forked from one in which llama.cpp was at work."""
 
 
 class NativeError(LlamaError, RuntimeError):

@@ -115,6 +115,8 @@ class GrammarSampler(Sampler):
     ) -> None:
         _tokenizing(vocab)
         if not isinstance(grammar, Grammar):
+            if not isinstance(grammar, str):
+                raise TypeError(f"grammar must be a pyllama.Grammar or a str, got {grammar!r}")
             grammar = Grammar(grammar)
         patterns = _patterns(trigger_patterns)
         tokens = _trigger_tokens(vocab, trigger_tokens)

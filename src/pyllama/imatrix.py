@@ -31,7 +31,12 @@ def load_imatrix(path: str | os.PathLike[str]) -> dict[str, NDArray[np.float32]]
         token reached have ones.
     :raises QuantizeError: the file is no imatrix.
     """
-    name = _model_file.readable_file("path", path, "an imatrix file")
+    return read_imatrix("path", path)
+
+
+def read_imatrix(argument: str, path: str | os.PathLike[str]) -> dict[str, NDArray[np.float32]]:
+    """The same, for an argument of another name."""
+    name = _model_file.readable_file(argument, path, "an imatrix file")
     pointer = lib.guarded_imatrix_load(os.fsencode(name))
     if pointer == ffi.NULL:
         try:

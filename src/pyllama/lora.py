@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
-import weakref
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyllama import _model_file
+from pyllama import _fork, _model_file
 from pyllama._arguments import integer, real
 from pyllama._guard import check, last_errors, raise_caught
 from pyllama._native._binding import ffi, lib
@@ -21,10 +19,6 @@ from pyllama._object import NativeObject
 from pyllama.context import Context
 from pyllama.errors import AdapterError, NativeError
 from pyllama.model import Model, read_string
-
-# What each context has in use; it keeps the adapters alive.
-_in_use: weakref.WeakKeyDictionary[Context, dict[LoraAdapter, float]] = weakref.WeakKeyDictionary()
-_in_use_lock = threading.Lock()
 
 
 class LoraAdapter(NativeObject):
@@ -67,14 +61,16 @@ class LoraAdapter(NativeObject):
 
     def close(self) -> None:
         """Take it out of the contexts that use it, and free it. Closing again does nothing."""
+        if _fork.forked:  # the contexts are the parent's
+            super().close()
+            return
         with self._lock:
-            with _in_use_lock:
-                contexts = [context for context, scales in _in_use.items() if self in scales]
-            for context in contexts:
+            for context in _contexts(self.model):
                 with context._lock:
-                    if context._handle is not None and context._poison is None:
-                        scales = {**_in_use[context]}
-                        scales.pop(self, None)
+                    in_use = self in context._adapters
+                    if in_use and context._handle is not None and context._poison is None:
+                        scales = {**context._adapters}
+                        del scales[self]
                         _apply(context, scales)
             super().close()
         with _at_rest(self.model):
@@ -179,8 +175,7 @@ def _apply(context: Context, scales: dict[LoraAdapter, float]) -> None:
     values = ffi.new("float[]", list(scales.values()))
     code = lib.guarded_set_adapters_lora(context._open().pointer, pointers, len(scales), values)
     context._check(code, "setting adapters")
-    with _in_use_lock:
-        _in_use[context] = scales
+    context._adapters = scales
 
 
 @contextlib.contextmanager
@@ -188,10 +183,13 @@ def _at_rest(model: Model) -> Iterator[None]:
     """Hold off decodes of the model's contexts, which read the model's set of adapters."""
     with contextlib.ExitStack() as locks:
         locks.enter_context(model._lock)
-        for dependent in list(model._dependents):
-            if isinstance(dependent, Context):
-                locks.enter_context(dependent._lock)
+        for context in _contexts(model):
+            locks.enter_context(context._lock)
         yield
+
+
+def _contexts(model: Model) -> list[Context]:
+    return [dependent for dependent in list(model._dependents) if isinstance(dependent, Context)]
 
 
 def _free_retired(model: Model) -> None:
@@ -208,8 +206,9 @@ def _free_retired(model: Model) -> None:
 
 def _directions(directions: ArrayLike, model: Model) -> NDArray[np.float32]:
     try:
-        rows = np.asarray(directions, dtype=np.float32)
-    except (TypeError, ValueError):
+        with np.errstate(over="ignore"):  # infinite, which is refused below
+            rows = np.asarray(directions, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
         raise TypeError(f"directions must be numbers, got {directions!r}") from None
     if rows.ndim != 2 or rows.shape[1] != model.n_embd or not 1 <= len(rows) < model.n_layer:
         raise ValueError(

@@ -46,7 +46,7 @@ class Memory:
         :returns: False if part of a sequence cannot be removed, as in a recurrent model; nothing
             is removed then. A whole sequence always can.
         """
-        seq_id, p0, p1 = self._seq("seq_id", seq_id, low=-1), _pos(p0), _pos(p1)
+        seq_id, p0, p1 = self._seq("seq_id", seq_id, low=-1), _pos("p0", p0), _pos("p1", p1)
         if seq_id < 0 and p0 <= 0 and p1 < 0:
             # A recurrent memory refuses this call, though it can forget everything.
             self.clear(data=False)
@@ -63,7 +63,7 @@ class Memory:
             their own (``kv_unified=False``), or of a recurrent model: there only whole ones can
             be copied.
         """
-        p0, p1 = _pos(p0), _pos(p1)
+        p0, p1 = _pos("p0", p0), _pos("p1", p1)
         separate = self._n_seq_max > 1 and not self._kv_unified
         if (separate or self._recurrent) and (p0 > 0 or p1 >= 0):
             raise ValueError(
@@ -94,7 +94,7 @@ class Memory:
         """
         self._require_shift()
         delta = integer("delta", delta, -INT32_MAX, INT32_MAX)
-        seq_id, p0, p1 = self._seq("seq_id", seq_id), _pos(p0), _pos(p1)
+        seq_id, p0, p1 = self._seq("seq_id", seq_id), _pos("p0", p0), _pos("p1", p1)
         with self._context._lock:
             last = self.seq_pos_max(seq_id)
             highest = last if p1 < 0 else min(last, p1 - 1)
@@ -112,7 +112,7 @@ class Memory:
         """
         self._require_shift()
         divisor = integer("divisor", divisor, 2, INT32_MAX)
-        seq_id, p0, p1 = self._seq("seq_id", seq_id), _pos(p0), _pos(p1)
+        seq_id, p0, p1 = self._seq("seq_id", seq_id), _pos("p0", p0), _pos("p1", p1)
         with self._context._lock:
             self._call(lib.guarded_memory_seq_div, seq_id, p0, p1, divisor)
             self._pending = True
@@ -159,5 +159,5 @@ class Memory:
             raise ValueError("the memory of this model cannot shift its positions (see can_shift)")
 
 
-def _pos(position: int) -> int:
-    return integer("position", position, -INT32_MAX, INT32_MAX)
+def _pos(name: str, position: int) -> int:
+    return integer(name, position, -INT32_MAX, INT32_MAX)

@@ -9,7 +9,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pyllama import _model_file
+from pyllama._gguf_file import DamagedFile
 from pyllama._guard import check, last_errors, raise_caught, to_str
+from pyllama._model_check import check_files
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
 from pyllama.errors import (
@@ -97,7 +99,7 @@ class Model(NativeObject):
     def __init__(self, path: str | os.PathLike[str], **options: Unpack[ModelOptions]) -> None:
         name = _model_file.readable_gguf(path)
         self._load(
-            name,
+            [name],
             lambda params: lib.guarded_model_load_from_file(os.fsencode(name), params),
             options,
         )
@@ -118,12 +120,12 @@ class Model(NativeObject):
             raise TypeError(f"paths must be a sequence of paths, got {paths!r}")
         if not 0 < len(paths) < 2**16:
             raise ValueError(f"paths must hold 1 to {2**16 - 1} paths, got {len(paths)}")
-        names = [_model_file.readable_gguf(path) for path in paths]
+        names = [_model_file.readable_gguf(path, "paths") for path in paths]
         texts = [ffi.new("char[]", os.fsencode(name)) for name in names]
         array = ffi.new("const char *[]", texts)
         model = cls.__new__(cls)
         model._load(
-            names[0],
+            names,
             lambda params: lib.guarded_model_load_from_splits(array, len(texts), params),
             options,
         )
@@ -173,23 +175,38 @@ class Model(NativeObject):
         with _model_file.position_kept(descriptor):
             _model_file.require_magic(_model_file.magic_at(descriptor, offset), name)
             model._load(
-                name,
+                [descriptor],
                 lambda params: lib.guarded_model_load_from_fd(descriptor, offset, params),
                 options,
+                name=name,
+                offset=offset,
             )
         return model
 
-    def _load(self, name: str, load: Callable[[Any], Any], options: ModelOptions) -> None:
+    def _load(
+        self,
+        files: Sequence[str | int],
+        load: Callable[[Any], Any],
+        options: ModelOptions,
+        *,
+        name: str | None = None,
+        offset: int = 0,
+    ) -> None:
         super().__init__()
         self._dependents: weakref.WeakSet[NativeObject] = weakref.WeakSet()
         self._retired_adapters: list[Any] = []  # to be freed while no context decodes
         #: The file it was loaded from, or what it was instead of a file with a name.
-        self.path = name
+        self.path = name or str(files[0])
         # llama.cpp keeps a copy of the struct, pointers and all.
         self._params = ModelParams(**options)
+        what = f"loading {self.path}"
+        try:
+            check_files(files, offset, options.get("kv_overrides"))
+        except DamagedFile as error:
+            raise ModelLoadError(f"{what}: {error}") from None
         pointer = load(ffi.addressof(self._params.struct))
         if pointer == ffi.NULL:
-            _raise_load_error(f"loading {name}", self._params)
+            _raise_load_error(what, self._params)
         self._own(pointer, lib.guarded_model_free)
 
         #: Whether only vocabulary and metadata were loaded.
@@ -222,8 +239,6 @@ class Model(NativeObject):
         self.n_params: int = lib.llama_model_n_params(pointer)
         #: Size of all tensors in bytes.
         self.size: int = lib.llama_model_size(pointer)
-        #: How its tensors are quantized, as far as this llama.cpp has a name for it.
-        self.ftype: FileType | None = file_type(lib.guarded_model_ftype(pointer))
         self.has_encoder: bool = lib.llama_model_has_encoder(pointer)
         self.has_decoder: bool = lib.llama_model_has_decoder(pointer)
         start = lib.llama_model_decoder_start_token(pointer)
@@ -240,6 +255,13 @@ class Model(NativeObject):
         self.desc = read_string(lib.guarded_model_desc, pointer)
         #: The file's metadata, scalar values as strings; arrays are left out.
         self.metadata: Mapping[str, str] = MappingProxyType(_metadata(pointer))
+        #: How its tensors are quantized, as far as this llama.cpp has a name for it.
+        self.ftype: FileType | None = file_type(
+            # llama.cpp says F32 of a model whose tensors it did not load.
+            int(self.metadata.get("general.file_type", -1))
+            if self.vocab_only
+            else lib.guarded_model_ftype(pointer)
+        )
         #: How the file says to sample, by llama.cpp's names such as ``"top_k"``; often empty.
         self.sampling_metadata: Mapping[str, str] = MappingProxyType(
             {

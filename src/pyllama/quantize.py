@@ -22,7 +22,7 @@ from pyllama.device import load_backends
 from pyllama.errors import NativeError, QuantizeCancelled, QuantizeError
 from pyllama.file_type import FILE_TYPES, FileType
 from pyllama.ggml_type import WRITABLE_TYPES, GgmlType, row_size
-from pyllama.imatrix import imatrix_array, load_imatrix
+from pyllama.imatrix import imatrix_array, read_imatrix
 from pyllama.model import Model
 from pyllama.model_params import kv_override_array, pattern
 
@@ -122,7 +122,10 @@ def quantize(
     target = _target(dst, parts, keep_split=bool(keep_split), dry_run=bool(dry_run))
     if progress is not None and not callable(progress):
         raise TypeError(f"progress must be callable, got {progress!r}")
-    importances = load_imatrix(imatrix) if isinstance(imatrix, (str, os.PathLike)) else imatrix
+    if isinstance(imatrix, (str, os.PathLike)):
+        importances: Mapping[str, NDArray[np.float32]] | None = read_imatrix("imatrix", imatrix)
+    else:
+        importances = imatrix
 
     params = lib.llama_model_quantize_default_params()
     params.ftype = choice("ftype", ftype, _WRITABLE_FILES)

@@ -57,6 +57,8 @@ class SamplerChain(SamplerObject):
         no_perf: bool = True,
     ) -> None:
         super().__init__()
+        if not isinstance(samplers, Iterable):
+            raise TypeError(f"samplers must hold pyllama.Sampler objects, got {samplers!r}")
         steps = list(samplers)
         if grammar is not None and not isinstance(grammar, GrammarSampler):
             raise TypeError(f"grammar must be a pyllama.GrammarSampler, got {grammar!r}")
@@ -95,7 +97,7 @@ class SamplerChain(SamplerObject):
         with self._lock:
             handle = self._open()
             self._require_idle()
-            position = range(len(self._steps))[operator.index(index)]
+            position = range(len(self._steps))[integer("index", index, -INT32_MAX, INT32_MAX)]
             lib.guarded_chain_remove(handle.pointer, position)
             sampler = self._steps.pop(position)
             self._likeness = object()

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyllama._arguments import integer, token_array
 from pyllama._context_memory import fits
 from pyllama._guard import CAUGHT, last_errors, take_str
+from pyllama._model_file import path_text
 from pyllama._native._binding import ffi, lib
 from pyllama.errors import StateError
 
@@ -243,6 +244,13 @@ class State:
             )
         if _checksum(view) != checksum:
             raise StateError("the state is damaged: its checksum does not fit")
+        # Whoever can write bytes can write a checksum.
+        prefix = 0 if seq_id is None else len(_SEQUENCE_PREFIX)
+        if prefix and (size < prefix or view[_HEADER.size :][:4] != _SEQUENCE_PREFIX[:4]):
+            raise StateError("these bytes are no state of a sequence")
+        problem = self._problem(begin + prefix, size - prefix, seq_id, found[3])
+        if problem:
+            raise StateError(f"these bytes are no state that fits here: {problem}")
         self._restore(begin, size, seq_id, found[3], "setting the state")
 
     def _require_alike(self, found: list[Any], seq_id: int | None) -> None:
@@ -293,7 +301,7 @@ class State:
         tokens: ArrayLike,
         save: Callable[[Any, bytes, Any, int], int],
     ) -> None:
-        name = _path(path)
+        name = path_text("path", path)
         ids = token_array(tokens)
         n_vocab = self._context.model.vocab.n_tokens
         if ids.size and ids.max() >= n_vocab:
@@ -316,7 +324,7 @@ class State:
                 raise
 
     def _load(self, path: str | os.PathLike[str], seq_id: int | None) -> NDArray[np.int32]:
-        name = _path(path)
+        name = path_text("path", path)
         content = _read(name)
         if len(content) < _FILE_HEADER.size:
             raise StateError(f"{name} is no state: it is {len(content)} bytes long")
@@ -339,11 +347,7 @@ class State:
         if n_tokens and not 0 <= tokens.min() <= tokens.max() < n_vocab:
             raise StateError(f"{name} holds tokens outside the vocabulary (0 to {n_vocab - 1})")
         address, size = _address(memoryview(content)) + begin, len(content) - begin
-        expected_state = self._expected(seq_id)
-        problem = take_str(
-            lib.guarded_state_problem(address, size, self._architecture.encode(), expected_state),
-            f"reading {name}",
-        )
+        problem = self._problem(address, size, seq_id, 0)
         if problem:
             raise StateError(f"{name} holds no state that fits here: {problem}")
         if seq_id is not None:
@@ -353,7 +357,13 @@ class State:
         self._restore(address, size, seq_id, 0, f"loading {name}")
         return tokens
 
-    def _expected(self, seq_id: int | None) -> Any:
+    def _problem(self, begin: Any, size: int, seq_id: int | None, flags: int) -> str:
+        """Why llama.cpp must not be given these bytes; empty if it may."""
+        expected = self._expected(seq_id, flags)
+        text = lib.guarded_state_problem(begin, size, self._architecture.encode(), expected)
+        return take_str(text, "reading a state")
+
+    def _expected(self, seq_id: int | None, flags: int) -> Any:
         context = self._context
         expected = ffi.new("pyllama_state_expected *")
         expected.n_vocab = context.model.vocab.n_tokens
@@ -364,6 +374,7 @@ class State:
         expected.cell_positions = context.n_pos_per_embd > 1
         expected.attention = self._attention
         expected.recurrent = self._recurrent
+        expected.partial_only = bool(flags)
         return expected
 
     def _require_settled(self) -> None:
@@ -403,15 +414,6 @@ def _checksum(view: memoryview) -> int:
     seed = zlib.crc32(view[: _HEADER.size - _CHECKSUM_SIZE])
     begin, size = _address(view) + _HEADER.size, len(view) - _HEADER.size
     return int(lib.pyllama_state_checksum(begin, size, seed))
-
-
-def _path(path: str | os.PathLike[str]) -> str:
-    name = os.fspath(path)
-    if not isinstance(name, str):
-        raise TypeError(f"path must be a str or a path, got {path!r}")
-    if "\0" in name:
-        raise ValueError(f"path must not contain a null character, got {name!r}")
-    return name
 
 
 def _read(name: str) -> bytearray:

@@ -132,8 +132,8 @@ class Vocab:
                     len(data),
                     ffi.from_buffer("llama_token[]", tokens),
                     room,
-                    add_special,
-                    parse_special,
+                    bool(add_special),
+                    bool(parse_special),
                 )
                 if count >= 0:
                     return tokens[:count]
@@ -181,7 +181,7 @@ class Vocab:
         return self._bytes(
             8 * len(ids) + 64,
             lambda buffer, room: lib.guarded_detokenize(
-                self._pointer, array, len(ids), buffer, room, False, unparse_special
+                self._pointer, array, len(ids), buffer, room, False, bool(unparse_special)
             ),
             f"detokenizing {len(ids)} tokens",
         )
@@ -196,7 +196,7 @@ class Vocab:
         return self._bytes(
             64,
             lambda buffer, room: lib.guarded_token_to_piece(
-                self._pointer, token, buffer, room, 0, special
+                self._pointer, token, buffer, room, 0, bool(special)
             ),
             f"the text of token {token}",
         )
@@ -305,6 +305,8 @@ class Detokenizer:
     """
 
     def __init__(self, vocab: Vocab, *, special: bool = False) -> None:
+        if not isinstance(vocab, Vocab):
+            raise TypeError(f"vocab must be a pyllama.Vocab, got {vocab!r}")
         self._vocab = vocab
         self._special = special
         self._texts = vocab._texts[bool(special)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,6 +85,9 @@ class FakeModel:
     def __post_init__(self) -> None:
         self.template = pyllama.ChatTemplate(source=self.source)
         self.capabilities = self.template.capabilities
+
+    def lease(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def render(
         self, messages: Sequence[Mapping[str, object]], **options: object

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from shutil import copyfile
 
 import pytest
 from typer.testing import CliRunner
@@ -60,3 +61,23 @@ def test_devices_lists_the_cpu(run):
     assert result.exit_code == 0
     assert "CPU" in result.stdout
     assert "llama.cpp" in result.stdout
+    assert "CPU is used: " in result.stdout
+    assert "threads: " in result.stdout
+
+
+def test_models_lists_a_folder_and_tells_problems(run, tiny_model_path, tmp_path):
+    copyfile(tiny_model_path, tmp_path / "tiny.gguf")
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF and no more")
+    result = run("models", str(tmp_path))
+    assert result.exit_code == 0
+    [row] = [line for line in result.stdout.splitlines() if "tiny" in line]
+    assert "llama" in row
+    assert "109K" in row
+    assert "bad: " in result.stderr
+
+
+def test_models_of_no_folder_is_one_line(run, tmp_path):
+    result = run("models", str(tmp_path / "nowhere"))
+    assert result.exit_code == 1
+    assert "nowhere" in result.stderr
+    assert "Traceback" not in result.output

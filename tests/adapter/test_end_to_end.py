@@ -34,15 +34,16 @@ def test_usage_equals_a_separate_tokenisation(loaded, adapter):
         prediction = dspy.Predict("question -> answer")(question="What is the capital of France?")
     entry = adapter.lm.history[-1]
     usage = prediction.get_lm_usage()[adapter.lm.model]
-    prompt = loaded.render(entry["messages"])
+    prompt = loaded.render(entry["messages"]).prompt
     completion = entry["outputs"][0]
     completion = completion["text"] if isinstance(completion, dict) else completion
 
     assert usage["prompt_tokens"] == len(loaded.tokenize(prompt))
     # BOS and special tokens are the prompt's; the answer is plain text.
-    assert usage["completion_tokens"] == len(
-        loaded._model.vocab.tokenize(completion, add_special=False)
-    )
+    with loaded.lease() as model:
+        assert usage["completion_tokens"] == len(
+            model.vocab.tokenize(completion, add_special=False)
+        )
     assert "Paris" in prediction.answer
 
 

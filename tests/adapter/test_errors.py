@@ -26,14 +26,37 @@ EXAMPLES = [
         {"name": "tiny", "path": Path("models/tiny.gguf")},
     ),
     (
+        errors.ModelLoadError("tiny", Path("models/tiny.gguf"), "no GGUF file"),
+        RuntimeError,
+        {"name": "tiny", "path": Path("models/tiny.gguf"), "reason": "no GGUF file"},
+    ),
+    (
+        errors.ModelChangedError("tiny", Path("models/tiny.gguf")),
+        RuntimeError,
+        {"name": "tiny", "path": Path("models/tiny.gguf")},
+    ),
+    (errors.ModelInUseError("tiny"), RuntimeError, {"name": "tiny"}),
+    (
         errors.ModelNotLoadedError("tiny", "load it first"),
         LookupError,
         {"name": "tiny", "remedy": "load it first"},
     ),
     (errors.ContextTooLongError(5000, 4096), ValueError, {"actual": 5000, "max": 4096}),
+    (
+        errors.TextTooLongError("texts[3]", 600, 512),
+        errors.ContextTooLongError,
+        {"argument": "texts[3]", "actual": 600, "max": 512},
+    ),
     (errors.TokenizationError("no tokens"), ValueError, {}),
     (errors.InferenceError("decoding failed"), RuntimeError, {}),
     (errors.BackendError("out of memory"), RuntimeError, {}),
+    (
+        errors.PoolFullError(
+            "tiny", needed=5, held=3, limit=7, unit="bytes", memory="the pool", holders="none"
+        ),
+        MemoryError,
+        {"name": "tiny", "needed": 5, "held": 3, "limit": 7, "unit": "bytes", "memory": "the pool"},
+    ),
 ]
 
 

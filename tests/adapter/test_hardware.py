@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
+from fake_device import CPU, GIB, FakeDevice, gpu
 
 import pyllama
 from adapter import hardware
+from adapter.errors import InvalidParameterError
+from adapter.hardware import HOST, HardwareManager, margin
 
 
 @pytest.mark.parametrize(
@@ -23,20 +28,191 @@ def test_without_a_container_all_cores_count(tmp_path, monkeypatch):
     assert hardware.cpu_threads() == pyllama.cpu_math_cores()
 
 
-def _device(kind: str) -> pyllama.Device:
-    return pyllama.Device(kind.upper(), "made up", kind, kind, None)
+def test_the_margin_is_a_gibibyte_where_that_is_little():
+    assert margin(24 * GIB) == GIB
+    assert margin(GIB) == GIB // 8
+
+
+# On the machine that runs the tests
+
+
+def on_cpu():
+    return HardwareManager(devices=())
+
+
+def test_a_plan_for_the_cpu_says_what_the_model_takes(tiny_model_path, caplog):
+    with caplog.at_level(logging.INFO, logger="adapter.hardware"):
+        plan = on_cpu().plan(tiny_model_path, context_length=128, n_contexts=2)
+    use = pyllama.memory_use(tiny_model_path, n_ctx=128, n_batch=128, devices=())
+    assert plan.devices == ()
+    assert (plan.context_length, plan.n_contexts) == (128, 2)
+    assert plan.n_threads == hardware.cpu_threads()
+    assert plan.memory == {HOST: use.host.model + 2 * (use.host.context + use.host.compute)}
+    assert plan.fits
+    assert [record.args[1] for record in caplog.records] == list(plan.reasons)
+
+
+def test_without_a_length_the_context_is_that_of_training_up_to_4096(write_tiny_model):
+    assert on_cpu().plan(write_tiny_model(n_ctx_train=256)).context_length == 256
+    assert on_cpu().plan(write_tiny_model(n_ctx_train=8192)).context_length == 4096
 
 
 @pytest.mark.parametrize(
-    ("kinds", "layers", "chosen"),
-    [
-        (["cpu"], -1, "cpu"),
-        (["gpu", "cpu"], -1, "gpu"),
-        (["igpu", "cpu"], 10, "igpu"),
-        (["gpu", "cpu"], 0, "cpu"),
-        (["accel", "cpu"], -1, "cpu"),
-    ],
+    "wrong",
+    [{"context_length": 0}, {"context_length": 1.5}, {"n_contexts": 0}, {"n_gpu_layers": "all"}],
 )
-def test_a_gpu_runs_the_model_unless_no_layer_goes_there(monkeypatch, kinds, layers, chosen):
-    monkeypatch.setattr(pyllama, "devices", lambda: [_device(kind) for kind in kinds])
-    assert hardware.running_device(layers).type == chosen
+def test_a_number_out_of_range_is_refused(tiny_model_path, wrong):
+    with pytest.raises(InvalidParameterError, match=next(iter(wrong))):
+        on_cpu().plan(tiny_model_path, **wrong)
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    (tmp_path / "text.gguf").write_text("no model")
+    with pytest.raises(pyllama.ModelLoadError, match="no GGUF file"):
+        on_cpu().plan(tmp_path / "text.gguf")
+    with pytest.raises(FileNotFoundError):
+        on_cpu().plan(tmp_path / "absent.gguf")
+
+
+def test_devices_that_were_chosen_are_used_whatever_they_are():
+    choices = HardwareManager(devices=()).choices()
+    assert [choice.used for choice in choices] == [
+        choice.device.type == "cpu" for choice in choices
+    ]
+
+
+# On machines that nobody has here: what llama.cpp would measure is made up
+
+
+class Machine:
+    """A model of some layers, each with weights and keys, on some devices."""
+
+    def __init__(self, monkeypatch, *devices, layer=GIB, layers=10, key_bytes=0, free_host=64):
+        self.found = [*devices, CPU]
+        self.layer, self.layers, self.key_bytes = layer, layers, key_bytes
+        self.free_host = free_host * GIB
+        self.fitted = []
+        monkeypatch.setattr(pyllama, "devices", lambda: self.found)
+        monkeypatch.setattr(pyllama, "memory_use", self.use)
+        monkeypatch.setattr(pyllama, "memory_fit", self.fit)
+
+    def use(self, _path, *, n_ctx, n_gpu_layers, devices, **_):
+        on_gpus = self.layers if n_gpu_layers < 0 else n_gpu_layers
+        on_gpus = on_gpus if devices else 0
+
+        def memory(device, layers):
+            free, total = device.memory if device else (self.free_host, 64 * GIB)
+            context = layers * self.key_bytes * n_ctx
+            return pyllama.DeviceMemory(device, int(layers * self.layer), context, 0, free, total)
+
+        return pyllama.MemoryUse(
+            devices=tuple(memory(device, on_gpus / len(devices)) for device in devices),
+            host=memory(None, self.layers - on_gpus),
+            n_ctx=n_ctx,
+            n_ctx_train=131072,
+            n_layer=self.layers,
+        )
+
+    def fit(self, path, *, devices, margin, n_ctx=0, n_ctx_min=4096, n_seq_max=1, **_):
+        self.fitted.append({"devices": [device.name for device in devices], "n_ctx": n_ctx})
+        if not devices:
+            room = self.free_host - margin - self.layers * self.layer
+            length = room // (self.layers * self.key_bytes)
+            if length < n_ctx_min:
+                raise pyllama.MemoryFitError("does not fit")
+            use = self.use(path, n_ctx=length, n_gpu_layers=0, devices=())
+            return pyllama.MemoryFit(0, None, {}, length, use)
+        room = sum(device.memory[0] - margin for device in devices)
+        layers = min(self.layers, room // (self.layer + self.key_bytes * n_ctx))
+        if layers < 1:
+            raise pyllama.MemoryFitError("does not fit")
+        layers = -1 if layers == self.layers else layers
+        split = (1.0,) * len(devices) if len(devices) > 1 else None
+        use = self.use(path, n_ctx=n_ctx, n_gpu_layers=layers, devices=devices)
+        return pyllama.MemoryFit(layers, split, {}, n_ctx, use)
+
+
+def test_a_model_that_fits_a_gpu_runs_on_the_emptiest(monkeypatch):
+    busy = gpu("CUDA0", device_id="1", memory=(20 * GIB, 80 * GIB))
+    empty = gpu("CUDA1", device_id="2", memory=(70 * GIB, 80 * GIB))
+    machine = Machine(monkeypatch, busy, empty)
+    plan = HardwareManager().plan("model.gguf")
+    assert plan.devices == (empty,)
+    assert (plan.n_gpu_layers, plan.n_contexts) == (-1, 4)
+    assert plan.fits
+    assert plan.memory == {HOST: 0, "CUDA1": 10 * GIB}
+    assert machine.fitted == []
+
+
+def test_a_gpu_of_this_machine_comes_before_a_larger_one_elsewhere(monkeypatch):
+    remote = FakeDevice("RPC0", "RPC", memory=(200 * GIB, 200 * GIB))
+    Machine(monkeypatch, remote, gpu("CUDA0"))
+    assert [device.name for device in HardwareManager().plan("model.gguf").devices] == ["CUDA0"]
+
+
+def test_four_contexts_are_counted_on_a_gpu(monkeypatch):
+    Machine(monkeypatch, gpu("CUDA0"), key_bytes=2**12)
+    plan = HardwareManager().plan("model.gguf", context_length=1024)
+    assert plan.memory["CUDA0"] == 10 * GIB + 4 * 10 * 2**12 * 1024
+
+
+def test_a_model_too_large_for_one_gpu_is_spread_over_all(monkeypatch):
+    cards = [gpu(f"CUDA{i}", device_id=str(i), memory=(8 * GIB, 8 * GIB)) for i in range(2)]
+    machine = Machine(monkeypatch, *cards)
+    plan = HardwareManager().plan("model.gguf")
+    assert plan.devices == tuple(cards)
+    assert (plan.n_gpu_layers, plan.tensor_split) == (-1, (1.0, 1.0))
+    assert plan.fits
+    assert machine.fitted == [{"devices": ["CUDA0", "CUDA1"], "n_ctx": 4 * 4096}]
+
+
+def test_layers_that_do_not_fit_the_gpu_stay_on_the_cpu(monkeypatch):
+    Machine(monkeypatch, gpu("CUDA0", memory=(6 * GIB, 8 * GIB)))
+    plan = HardwareManager().plan("model.gguf")
+    assert (plan.n_gpu_layers, plan.memory) == (5, {HOST: 5 * GIB, "CUDA0": 5 * GIB})
+    assert not plan.fits
+    assert "5 layers of it fit CUDA0" in plan.reasons
+
+
+def test_a_gpu_without_room_for_a_layer_leaves_the_model_to_the_cpu(monkeypatch):
+    Machine(monkeypatch, gpu("CUDA0", memory=(GIB, 8 * GIB)))
+    plan = HardwareManager().plan("model.gguf")
+    assert (plan.devices, plan.n_gpu_layers) == ((), 0)
+    assert "CPU" in plan.reasons[0]
+
+
+def test_layers_that_were_asked_for_are_not_questioned(monkeypatch):
+    machine = Machine(monkeypatch, gpu("CUDA0", memory=(2 * GIB, 8 * GIB)))
+    plan = HardwareManager().plan("model.gguf", n_gpu_layers=7)
+    assert (plan.n_gpu_layers, plan.memory["CUDA0"]) == (7, 7 * GIB)
+    assert not plan.fits
+    assert machine.fitted == []
+
+
+def test_no_layer_on_the_gpu_is_the_cpu(monkeypatch):
+    Machine(monkeypatch, gpu("CUDA0"))
+    plan = HardwareManager().plan("model.gguf", n_gpu_layers=0)
+    assert (plan.devices, plan.n_contexts) == ((), 1)
+
+
+def test_devices_that_were_chosen_come_before_what_is_worth_using(monkeypatch):
+    iris = gpu("Vulkan0", type="igpu")
+    Machine(monkeypatch, iris)
+    assert HardwareManager().plan("model.gguf").devices == ()
+    assert HardwareManager([iris]).plan("model.gguf").devices == (iris,)
+
+
+def test_on_the_cpu_an_open_context_becomes_smaller_and_a_given_one_does_not(monkeypatch):
+    # 10 GiB of weights and 5 MiB for each token: 4096 tokens take 20 GiB more.
+    Machine(monkeypatch, key_bytes=2**19, free_host=16)
+    plan = HardwareManager().plan("model.gguf")
+    assert plan.context_length == 5 * GIB // (10 * 2**19)
+    assert any("context of 1024 tokens" in reason for reason in plan.reasons)
+    given = HardwareManager().plan("model.gguf", context_length=4096)
+    assert (given.context_length, given.fits) == (4096, False)
+
+
+def test_weights_that_exceed_the_memory_are_told_and_not_refused(monkeypatch):
+    Machine(monkeypatch, key_bytes=2**19, free_host=8)
+    plan = HardwareManager().plan("model.gguf")
+    assert (plan.context_length, plan.fits) == (4096, False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
+from dspy.clients import execution
 from dspy.lm15 import Message, Request, UnsupportedFeatureError
 from dspy.utils import exceptions as public
 from fake_generator import fake_model
@@ -15,6 +17,11 @@ from adapter.language_model import ExpiringLM, language_model
 
 def lm_of(model, **settings):
     return language_model(model, LlamaCppConfig(model.name, **settings))
+
+
+def _sleep_of_dspy(monkeypatch, sleep):
+    """Other threads may sleep meanwhile."""
+    monkeypatch.setattr(execution, "time", SimpleNamespace(**{**vars(time), "sleep": sleep}))
 
 
 @pytest.mark.parametrize(("enable_cache", "computed"), [(True, 1), (False, 2)])
@@ -55,7 +62,7 @@ def test_an_expiring_model_is_saved_by_its_own_name():
 
 def test_too_many_requests_are_retried_by_dspy_as_often_as_the_config_says(monkeypatch):
     waits = []
-    monkeypatch.setattr(time, "sleep", waits.append)
+    _sleep_of_dspy(monkeypatch, waits.append)
     lm = lm_of(
         fake_model("x"),
         requests_per_minute=1,
@@ -70,7 +77,7 @@ def test_too_many_requests_are_retried_by_dspy_as_often_as_the_config_says(monke
 
 
 def test_a_token_budget_ends_with_an_error_that_is_not_retried(monkeypatch):
-    monkeypatch.setattr(time, "sleep", pytest.fail)
+    _sleep_of_dspy(monkeypatch, pytest.fail)
     model = fake_model("x" * 40)
     lm = lm_of(model, token_budget_limit=80, enable_cache=False)
     assert len(lm("Hello")[0]) == 40

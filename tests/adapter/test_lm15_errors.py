@@ -9,6 +9,13 @@ import pyllama
 from adapter import errors
 from adapter.lm15_errors import lm15_errors
 
+
+def pool_full(*, needed):
+    return errors.PoolFullError(
+        "a", needed=needed, held=5, limit=7, unit="bytes", memory="the pool", holders="'b'"
+    )
+
+
 MAPPED = [
     (errors.ContextTooLongError(10, 5), lm15.ContextLengthError),
     (errors.InvalidParameterError("seed", -1, "0 or more"), lm15.InvalidRequestError),
@@ -17,6 +24,12 @@ MAPPED = [
     (errors.InvalidModelNameError("a/b", "no"), lm15.ConfigurationError),
     (errors.ModelNotFoundError("a", Path("a.gguf")), lm15.ConfigurationError),
     (errors.ModelNotLoadedError("a", "load it"), lm15.ConfigurationError),
+    (errors.ModelLoadError("a", Path("a.gguf"), "no"), lm15.ConfigurationError),
+    (errors.ModelChangedError("a", Path("a.gguf")), lm15.ConfigurationError),
+    (errors.ModelInUseError("a"), lm15.ProviderError),
+    (errors.TextTooLongError("texts[0]", 10, 5), lm15.ContextLengthError),
+    (pool_full(needed=4), lm15.ServerError),
+    (pool_full(needed=9), lm15.ProviderError),
     (errors.TokenBudgetExhaustedError(5, 5), lm15.ProviderError),
     (errors.InferenceError("no"), lm15.ProviderError),
     (errors.BackendError("no"), lm15.ProviderError),

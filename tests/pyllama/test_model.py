@@ -106,6 +106,12 @@ def test_repr_names_file_and_state(tiny_model_path):
     assert "closed" in repr(model)
 
 
+@pytest.mark.parametrize(("metadata", "ftype"), [({"general.file_type": 15}, "Q4_K_M"), ({}, None)])
+def test_vocab_only_knows_the_quantization_that_the_file_tells(write_tiny_model, metadata, ftype):
+    with pyllama.Model(write_tiny_model(metadata=metadata), vocab_only=True) as model:
+        assert model.ftype == ftype
+
+
 def test_vocab_only_has_a_vocabulary_and_no_weights(tiny_model_path):
     with pyllama.Model(tiny_model_path, vocab_only=True) as model:
         assert model.vocab_only

@@ -96,6 +96,7 @@ extern "C" {
 #include "context.h"
 #include "device.h"
 #include "fit.h"
+#include "gguf_file.h"
 #include "grammar.h"
 #include "json_schema.h"
 #include "lora.h"

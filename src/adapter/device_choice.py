@@ -1,0 +1,96 @@
+"""Which of the devices that llama.cpp finds models run on: a function of their descriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyllama
+
+# Which backend drives a card best that several of them reach: its maker's own, then the others.
+_BACKENDS = ("CUDA", "ROCm", "MUSA", "CANN", "MTL", "SYCL", "Vulkan", "OpenCL")
+
+# What Mesa and Google call the Vulkan devices that compute on the CPU.
+_SOFTWARE = ("llvmpipe", "lavapipe", "swiftshader")
+
+_REMOTE = "RPC"
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """Whether models run on a device, and why."""
+
+    device: pyllama.Device
+    used: bool
+    reason: str
+
+
+def choose_devices(devices: Sequence[pyllama.Device]) -> list[DeviceChoice]:
+    """Say of each device, in their order, whether models run on it.
+
+    A card that several backends reach is used once, through its maker's backend before Vulkan:
+    cards are told apart by their PCI address, and where a backend tells none by their description.
+    Not used are Vulkan devices made of software, which compute on the CPU, and integrated GPUs,
+    which share the memory of the CPU and are seldom faster; those that CUDA drives are.
+    """
+    cards = [index for index, device in enumerate(devices) if _is_card(device)]
+    used: list[int] = []
+    double_of: dict[int, int] = {}
+    paired: set[tuple[int, str]] = set()
+    for index in sorted(cards, key=lambda index: _rank(devices[index])):
+        device = devices[index]
+        same = [
+            other
+            for other in used
+            if _same_card(device, devices[other])
+            # Two like cards are two in each backend: each has one double there.
+            and (other, device.backend) not in paired
+        ]
+        if same:
+            double_of[index] = same[0]
+            paired.add((same[0], device.backend))
+        else:
+            used.append(index)
+    return [
+        DeviceChoice(device, *_verdict(device, double_of.get(index), devices, has_gpu=bool(used)))
+        for index, device in enumerate(devices)
+    ]
+
+
+def _verdict(
+    device: pyllama.Device, same: int | None, devices: Sequence[pyllama.Device], *, has_gpu: bool
+) -> tuple[bool, str]:
+    if device.type == "cpu":
+        return True, "computes what the GPUs do not" if has_gpu else "there is no GPU to use"
+    if device.type not in ("gpu", "igpu"):
+        return False, "no GPU: the CPU calls it where it helps"
+    if _is_software(device):
+        return False, "made of software: the CPU backend is faster"
+    if not _is_card(device):
+        return False, "integrated: it shares the memory of the CPU and is seldom faster"
+    if same is not None:
+        return False, f"the same card as {devices[same].name}"
+    return True, "of another machine" if device.backend == _REMOTE else "a GPU"
+
+
+def _is_card(device: pyllama.Device) -> bool:
+    if device.type == "igpu":
+        return device.backend == "CUDA"
+    return device.type == "gpu" and not _is_software(device)
+
+
+def _is_software(device: pyllama.Device) -> bool:
+    return any(name in device.description.lower() for name in _SOFTWARE)
+
+
+def _rank(device: pyllama.Device) -> int:
+    return _BACKENDS.index(device.backend) if device.backend in _BACKENDS else len(_BACKENDS)
+
+
+def _same_card(one: pyllama.Device, other: pyllama.Device) -> bool:
+    if one.backend == other.backend or _REMOTE in (one.backend, other.backend):
+        return False
+    addresses = one.device_id, other.device_id
+    if addresses[0] and addresses[1]:
+        return addresses[0].lower() == addresses[1].lower()
+    return one.description.lower() == other.description.lower()

@@ -1,0 +1,279 @@
+"""Embeddings and reranking with a model of a pool, for dspy.Embedder and retrieval."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+import pyllama
+from adapter.errors import (
+    BackendError,
+    ConfigurationError,
+    InferenceError,
+    InvalidParameterError,
+    TextTooLongError,
+    TokenizationError,
+)
+from adapter.hardware import cpu_threads
+from adapter.loaded_model import LoadedModel
+
+Floats = NDArray[np.float32]
+Pooling = Literal["mean", "cls", "last", "rank"]
+
+_POOLINGS = ("mean", "cls", "last", "rank")
+
+# Tokens that a context holds at the least, and by whose doubles it grows; texts in one of them.
+_STEP, _MAX_TEXTS = 512, 64
+
+
+class LlamaCppEmbedder:
+    """Turns texts into vectors, many at a time. Give it to dspy.Embedder, or call it.
+
+    ::
+
+        embedder = LlamaCppEmbedder(pool.load_model("nomic-embed"))
+        retrieve = dspy.retrievers.Embeddings(corpus, dspy.Embedder(embedder), k=3)
+
+    loaded     an embedding model, a reranker, or any other that pools
+    pooling    how the embeddings of a text's tokens become one: "mean", "cls", "last", or "rank"
+               for a reranker's score; None for what the model says
+    normalize  make every vector one of length 1 (L2)
+    truncate   cut texts that are longer than the model's context, instead of refusing them. The
+               end goes, but for the token that marks it
+
+    A vector depends on its text alone, up to rounding: not on the texts beside it or their order.
+    Any number of threads may call it; they take turns.
+
+    Raises InvalidParameterError for a pooling that does not exist, ConfigurationError for a model
+    that says nothing of pooling where none is given.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+        truncate: bool = False,
+    ) -> None:
+        if pooling is not None and pooling not in _POOLINGS:
+            raise InvalidParameterError("pooling", pooling, f"one of {_POOLINGS}, or None")
+        self.loaded = loaded
+        self.normalize = normalize
+        self.truncate = truncate
+        self._asked = pooling
+        self._lock = threading.Lock()
+        self._context: pyllama.Context | None = None
+        with self.loaded.lease() as model, self._lock, _translated():
+            context = self._context_for(model, 1)
+            if context.pooling_type == "none":
+                raise ConfigurationError(
+                    f"model {loaded.name!r} does not say how it pools embeddings; give pooling="
+                    "'last' or 'mean', or load an embedding model"
+                )
+            #: How the embeddings of a text's tokens become one.
+            self.pooling = context.pooling_type
+            #: Numbers in a vector.
+            self.n_embd: int = context.n_embd_out
+        # DSPy's cache knows a callable by this name alone.
+        self.__name__ = (
+            f"llamacpp/{loaded.name}/{self.pooling}/{normalize:d}{truncate:d}/"
+            f"{loaded.context_length}/{loaded.fingerprint[:16]}"
+        )
+
+    def __call__(self, texts: Sequence[str]) -> Floats:
+        """The vectors of texts, float32 of shape (len(texts), n_embd).
+
+        Raises InvalidParameterError for a text that is empty, TextTooLongError for one with more
+        tokens than the model's context, before anything is computed, TokenizationError for one
+        that has no UTF-8 form, and ConfigurationError for a reranker.
+        """
+        if self.pooling == "rank":
+            raise ConfigurationError(
+                f"model {self.loaded.name!r} gives scores, not vectors: use rerank()"
+            )
+        _require_texts("texts", texts)
+        with self.loaded.lease() as model, _translated():
+            entries = [
+                self._fitting(model.vocab.tokenize(text), f"texts[{index}]", model.vocab)
+                for index, text in enumerate(texts)
+            ]
+            vectors = self._compute(model, entries, self.n_embd)
+        if self.normalize:
+            lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors /= np.where(lengths > 0, lengths, 1)
+        return vectors
+
+    def rerank(self, query: str, documents: Sequence[str]) -> Floats:
+        """How well each document answers a query, float32 of shape (len(documents),).
+
+        The greater the better; only the order means something. Query and document are put
+        together as llama.cpp's server does it: by the model's own "rerank" template if it has
+        one, in which special tokens count, or else as two sentences between special tokens.
+
+        Raises what calling the embedder raises, and ConfigurationError for a model that is no
+        reranker.
+        """
+        if self.pooling != "rank":
+            raise ConfigurationError(
+                f"model {self.loaded.name!r} pools by {self.pooling!r}: it is no reranker"
+            )
+        _require_texts("query", [query])
+        _require_texts("documents", documents)
+        with self.loaded.lease() as model, _translated():
+            entries = [
+                self._pair(model, query, document, f"documents[{index}]")
+                for index, document in enumerate(documents)
+            ]
+            # A classifier has more outputs; the first is what llama.cpp's server takes.
+            return self._compute(model, entries, None)[:, 0]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LlamaCppEmbedder:
+        # Copies of a program share its models, as they would share a server.
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a LlamaCppEmbedder lives in its process and cannot be pickled; save what it computed "
+            "instead, as dspy.retrievers.Embeddings.save() does"
+        )
+
+    def __repr__(self) -> str:
+        return f"<LlamaCppEmbedder {self.loaded.name!r}: {self.n_embd} numbers, {self.pooling}>"
+
+    # Tokens
+
+    def _fitting(self, tokens: list[int], argument: str, vocab: pyllama.Vocab) -> list[int]:
+        """The tokens, cut to the context if that is wanted."""
+        limit = self.loaded.context_length
+        if not tokens:
+            raise InvalidParameterError(argument, "", "a text with at least one token")
+        if len(tokens) <= limit:
+            return tokens
+        if not self.truncate:
+            raise TextTooLongError(argument, len(tokens), limit)
+        if tokens[-1] in (vocab.eos, vocab.sep):
+            return [*tokens[: limit - 1], tokens[-1]]
+        return tokens[:limit]
+
+    def _pair(self, model: pyllama.Model, query: str, document: str, argument: str) -> list[int]:
+        """A query and a document as one text for a reranker."""
+        vocab, template = model.vocab, model.chat_template("rerank")
+        if template is not None:
+            # Both at once: the query may contain the document's placeholder.
+            texts = {"{query}": query, "{document}": document}
+            prompt = re.sub(r"\{query\}|\{document\}", lambda found: texts[found[0]], template)
+            tokens = vocab.tokenize(prompt, add_special=False, parse_special=True)
+            return self._fitting(tokens, argument, vocab)
+        end = vocab.sep if vocab.eos is None else vocab.eos
+        pair: list[int | None] = [
+            *[vocab.bos] * vocab.add_bos,
+            *vocab.tokenize(query, add_special=False),
+            *[end] * vocab.add_eos,
+            *[vocab.sep] * vocab.add_sep,
+            *vocab.tokenize(document, add_special=False),
+            *[end] * vocab.add_eos,
+        ]
+        return self._fitting([token for token in pair if token is not None], argument, vocab)
+
+    # Computing
+
+    def _compute(
+        self, model: pyllama.Model, entries: Sequence[list[int]], width: int | None
+    ) -> Floats:
+        """What each entry gives, one row each, as many entries in a batch as fit."""
+        if not entries:
+            return np.empty((0, width or 1), dtype=np.float32)
+        rows: list[Floats] = []
+        with self._lock:
+            context = self._context_for(model, max(map(len, entries)))
+            batch = pyllama.Batch(context.n_batch)
+            try:
+                for group in _groups(entries, context.n_batch, context.n_seq_max):
+                    batch.clear()
+                    for seq_id, tokens in enumerate(group):
+                        batch.add_tokens(tokens, pos=0, seq_id=seq_id, outputs="all")
+                    context.memory.clear(data=False)
+                    if model.has_encoder:
+                        context.encode(batch)
+                    else:
+                        context.decode(batch)
+                    rows += [context.embeddings_seq(seq_id) for seq_id in range(len(group))]
+            except BaseException:
+                self._drop_context()  # its state is not to be trusted
+                raise
+        return np.stack(rows)
+
+    def _context_for(self, model: pyllama.Model, n_tokens: int) -> pyllama.Context:
+        """A context that computes so many tokens at once.
+
+        It is kept for the next call, and made anew when it is too small, or the model was loaded
+        again. The sequences share one memory: they may be of different lengths.
+        """
+        context = self._context
+        if context is not None and context.model is model and context.n_batch >= n_tokens:
+            return context
+        self._drop_context()
+        size = _STEP
+        while size < n_tokens:
+            size *= 2
+        self._context = pyllama.Context(
+            model,
+            n_ctx=size,
+            n_batch=size,
+            n_ubatch=size,
+            n_seq_max=min(_MAX_TEXTS, pyllama.max_parallel_sequences()),
+            n_threads=cpu_threads(),
+            pooling_type=self._asked or "unspecified",
+            kv_unified=True,
+            embeddings=True,
+        )
+        return self._context
+
+    def _drop_context(self) -> None:
+        context, self._context = self._context, None
+        if context is not None:
+            context.close()
+
+
+def _groups(
+    entries: Sequence[list[int]], max_tokens: int, max_entries: int
+) -> Iterator[list[list[int]]]:
+    """The entries in their order, as many together as one batch takes."""
+    group: list[list[int]] = []
+    n_tokens = 0
+    for entry in entries:
+        if group and (n_tokens + len(entry) > max_tokens or len(group) == max_entries):
+            yield group
+            group, n_tokens = [], 0
+        group.append(entry)
+        n_tokens += len(entry)
+    yield group
+
+
+def _require_texts(name: str, texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise InvalidParameterError(name, texts, "a list of texts")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            argument = name if name == "query" else f"{name}[{index}]"
+            raise InvalidParameterError(argument, text, "a text that is not empty")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Raise what pyllama raises as this package's own errors."""
+    try:
+        yield
+    except pyllama.TokenizationError as error:
+        raise TokenizationError(str(error)) from error
+    except (pyllama.ContextError, pyllama.BackendError, pyllama.NativeMemoryError) as error:
+        raise BackendError(str(error)) from error
+    except pyllama.LlamaError as error:
+        raise InferenceError(str(error)) from error

@@ -1,0 +1,135 @@
+"""A handle on a model of a pool: it stays the same while the pool evicts and reloads the model."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyllama
+from adapter.errors import TokenizationError
+from adapter.generation.request import Delta, GenerationRequest, GenerationResult, Generator
+from adapter.hardware import Placement
+from adapter.resident_model import ResidentModel
+
+Borrow = Callable[[], AbstractContextManager[ResidentModel]]
+"""Has the model in memory for a block, loading it if need be."""
+
+
+class LoadedModel:
+    """A model that a ModelPool has loaded, with what it takes to answer a conversation.
+
+    The pool may evict it to make room for another; its next use loads it again. Thread-safe.
+    Every use raises ModelNotLoadedError once the model was unloaded or its pool closed,
+    ModelChangedError when its file has other contents by then, and PoolFullError when there is no
+    room to load it again.
+
+    name            the model's name in its pool
+    path            its GGUF file, or the first part of it
+    fingerprint     hex digest of what decides its answers: the file, its chat template, and the
+                    version of llama.cpp
+    generator       computes completions, each under a lease of its own
+    n_ctx_train     tokens of context it was trained with
+    context_length  tokens of context that its generator has
+    capabilities    what its chat template can express
+    n_vocab         tokens that it knows
+    turn_stops      texts at which a turn ends beside the vocabulary's own tokens
+    placement       what it runs on, and why
+    device          the first of that in words, such as "CPU (Intel Xeon)"
+    """
+
+    def __init__(
+        self, name: str, path: Path, resident: ResidentModel, placement: Placement, borrow: Borrow
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.fingerprint = resident.fingerprint
+        self.n_ctx_train = resident.model.n_ctx_train
+        self.context_length = placement.context_length
+        self.capabilities = resident.template.capabilities
+        self.n_vocab = resident.model.vocab.n_tokens
+        self.turn_stops = () if resident.has_template else ("\n\nUser:", "\n\nSystem:")
+        self.placement = placement
+        self.device = _in_words(placement.devices)
+        self.generator: Generator = _LeasedGenerator(borrow)
+        self._borrow = borrow
+
+    @contextmanager
+    def lease(self) -> Iterator[pyllama.Model]:
+        """The model itself, kept in memory for the block.
+
+        Take one around a request that uses the model several times. Neither eviction nor
+        unload_model() takes the model away meanwhile; leases taken within cost nothing.
+        """
+        with self._borrow() as resident:
+            yield resident.model
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> pyllama.RenderedChat:
+        """A conversation as the model wants it, ending where the assistant's answer begins.
+
+        The model's chat template is applied by llama.cpp's own engine, with the options of
+        ``pyllama.ChatTemplate.apply``; a model without one gets ``System: … / User: …``.
+
+        Raises TokenizationError for messages that the template refuses, and for a template that
+        does not end, or ends its process.
+        """
+        with self._borrow() as resident:
+            try:
+                return resident.template.apply(messages, **options)
+            except pyllama.ChatTemplateError as error:
+                raise TokenizationError(str(error)) from error
+
+    def tokenize(self, prompt: str) -> list[int]:
+        """The tokens of a rendered prompt, with BOS as the model wants it.
+
+        Special tokens are recognised where a chat template writes them.
+
+        Raises TokenizationError for text that has no UTF-8 form.
+        """
+        with self._borrow() as resident:
+            try:
+                return resident.model.vocab.tokenize(prompt, parse_special=resident.has_template)
+            except pyllama.TokenizationError as error:
+                raise TokenizationError(str(error)) from error
+
+    def answer_tokens(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text within the assistant's turn, special ones recognised."""
+        with self._borrow() as resident:
+            vocab = resident.model.vocab
+            tokens = vocab.tokenize(text, add_special=False, parse_special=True)
+            if tokens and not text[:1].isspace() and vocab.token_to_piece(tokens[0])[:1].isspace():
+                del tokens[0]  # a space that some tokenizers put before the first special token
+            return tuple(tokens)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token."""
+        with self._borrow() as resident:
+            return resident.model.vocab.token_to_piece(token)
+
+    def __repr__(self) -> str:
+        return f"<LoadedModel {self.name!r} on {self.device}>"
+
+
+class _LeasedGenerator:
+    """The generator of a model, wherever in memory it is by then. It satisfies ``Generator``."""
+
+    def __init__(self, borrow: Borrow) -> None:
+        self._borrow = borrow
+
+    def generate(self, request: GenerationRequest) -> GenerationResult:
+        with self._borrow() as resident:
+            return resident.generator.generate(request)
+
+    def stream(
+        self, request: GenerationRequest, cancelled: threading.Event | None = None
+    ) -> Iterator[Delta | GenerationResult]:
+        with self._borrow() as resident:
+            yield from resident.generator.stream(request, cancelled)
+
+
+def _in_words(devices: Sequence[pyllama.Device]) -> str:
+    if not devices:
+        devices = [device for device in pyllama.devices() if device.type == "cpu"]
+    return f"{devices[0].name} ({devices[0].description})"

@@ -1,0 +1,82 @@
+"""How much memory, and how many models, a pool may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from adapter.errors import PoolFullError
+from adapter.hardware import Placement, require_integer
+from adapter.machine_memory import machine
+from adapter.model_slot import ModelSlot
+
+
+class MemoryBudget:
+    """Whether a pool has room for one more model.
+
+    memory_budget  bytes that its models may take together; "auto" for what was free of each
+                   memory before pools took any of it, less a margin; None for no limit
+    max_models     how many may be in memory; None for any number
+
+    Raises InvalidParameterError for a number out of range.
+    """
+
+    def __init__(self, memory_budget: int | Literal["auto"] | None, max_models: int | None) -> None:
+        if memory_budget != "auto":
+            require_integer("memory_budget", memory_budget, least=1)
+        require_integer("max_models", max_models, least=1)
+        self._memory_budget = memory_budget
+        self._max_models = max_models
+
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether memory does not matter."""
+        return self._memory_budget is None
+
+    def shortage(
+        self, name: str, placement: Placement, own: Sequence[ModelSlot], kept: Sequence[ModelSlot]
+    ) -> PoolFullError | None:
+        """What would be missing for a model if of the pool's own models only some were kept."""
+        if self._max_models is not None and len(kept) >= self._max_models:
+            return _error(name, 1, len(kept), self._max_models, "models", "the pool", kept)
+        if isinstance(self._memory_budget, int):
+            needed = sum(placement.memory.values())
+            held = sum(sum(slot.memory.values()) for slot in kept)
+            if needed + held > self._memory_budget:
+                return _error(name, needed, held, self._memory_budget, "bytes", "the pool", kept)
+        if self._memory_budget == "auto":
+            in_all, limits = machine.read()
+            for memory, needed in placement.memory.items():
+                evictable = _taken(memory, own) - _taken(memory, kept)
+                held, limit = in_all[memory] - evictable, limits[memory]
+                if needed + held > limit:
+                    where = f"this process, of {memory} memory,"
+                    return _error(name, needed, held, limit, "bytes", where, kept)
+        return None
+
+
+def _taken(memory: str, slots: Sequence[ModelSlot]) -> int:
+    return sum(slot.memory.get(memory, 0) for slot in slots)
+
+
+def _error(
+    name: str,
+    needed: int,
+    held: int,
+    limit: int,
+    unit: str,
+    memory: str,
+    kept: Sequence[ModelSlot],
+) -> PoolFullError:
+    holders = [f"{slot.name!r} is {slot.kept_because}" for slot in kept]
+    if memory != "the pool" and held > sum(sum(slot.memory.values()) for slot in kept):
+        holders.append("other pools hold models")
+    return PoolFullError(
+        name,
+        needed=needed,
+        held=held,
+        limit=limit,
+        unit=unit,
+        memory=memory,
+        holders=", ".join(holders) or "the pool is empty",
+    )

@@ -1,0 +1,218 @@
+"""The model files of a folder: their names, their parts, and what their headers say."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import pyllama
+from adapter.errors import InvalidModelNameError, ModelNotFoundError
+
+# How llama.cpp names the parts of a model (llama_split_path).
+_PART = re.compile(r"(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
+
+# Leaves out the tokenizer, whose lists are the bulk of a header: a third of the time remains.
+_NO_TOKENIZER: Mapping[str, str] = {"tokenizer.ggml.model": "no_vocab"}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model without loading it.
+
+    name            what load_model() takes
+    paths           its file, or its parts in their order
+    size            bytes of its files together; 0 where one of them cannot be read
+    architecture    such as "llama"
+    quantization    by llama.cpp's names, such as "Q4_K_M"; None where the file does not say
+    n_params        how many parameters it has
+    context_length  tokens of context it was trained with
+    problem         why it cannot be loaded; None where nothing is wrong. The four above are None
+                    then
+    aliases         other names that load it
+    loaded          whether it is in memory
+    pinned          whether it is kept there
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    size: int
+    architecture: str | None = None
+    quantization: str | None = None
+    n_params: int | None = None
+    context_length: int | None = None
+    problem: str | None = None
+    aliases: tuple[str, ...] = ()
+    loaded: bool = False
+    pinned: bool = False
+
+
+class ModelFolder:
+    """Finds models by name in one folder.
+
+    The model called name is the file name.gguf or, split, name-00001-of-00003.gguf and the others
+    of the three. Names are plain, without folders: what a name means cannot lie outside. An alias
+    stands for another name, or for a path below the folder that ends in .gguf, which may lie in
+    a subfolder; an alias comes before a file of that name. A symbolic link is followed wherever
+    it leads: who may put links into the folder decides what is in it.
+
+    Raises NotADirectoryError when there is no such folder, InvalidModelNameError for an alias
+    that is no plain name, or stands for something outside.
+    """
+
+    def __init__(self, path: Path, aliases: Mapping[str, str]) -> None:
+        if not path.is_dir():
+            raise NotADirectoryError(f"model_dir must be a folder of GGUF files, got {path}")
+        self.path = path
+        for alias, target in aliases.items():
+            _require_plain(alias)
+            if isinstance(target, str) and target.endswith(".gguf"):
+                _require_inside(target)
+            else:
+                _require_plain(target)
+        self._aliases = dict(aliases)
+        self._headers: dict[Path, tuple[object, ModelInfo]] = {}
+
+    def find(self, name: str) -> Path:
+        """The file of a model; of a split one the first part.
+
+        Raises InvalidModelNameError for a name that is not plain, ModelNotFoundError when there
+        is no such file.
+        """
+        _require_plain(name)
+        target = self._aliases.get(name, name)
+        if name in self._aliases and target.endswith(".gguf"):
+            path = self.path / target
+        else:
+            path = self.path / f"{target}.gguf"
+            if not path.is_file():
+                path = self._files().get(target, path)
+        if not path.is_file():
+            raise ModelNotFoundError(name, path)
+        return path
+
+    def models(self) -> Iterator[ModelInfo]:
+        """What is in the folder, and what aliases find below it, ordered by name."""
+        files = self._files()
+        names = {path: name for name, path in files.items()}
+        aliases: dict[Path, list[str]] = {}
+        for alias in sorted(self._aliases):
+            try:
+                path = self.find(alias)
+            except ModelNotFoundError:
+                continue
+            if names.setdefault(path, alias) != alias:
+                aliases.setdefault(path, []).append(alias)
+        for path, name in sorted(names.items(), key=lambda item: item[1]):
+            yield self._info(name, path, tuple(aliases.get(path, ())))
+
+    def _files(self) -> dict[str, Path]:
+        """Every model of the folder itself by its name."""
+        files = {}
+        for path in sorted(filter(Path.is_file, self.path.glob("*.gguf"))):
+            part = _PART.fullmatch(path.stem)
+            if part is None:
+                files[path.stem] = path
+            elif int(part["index"]) == 1:
+                files.setdefault(part["name"], path)
+        return {name: path for name, path in files.items() if _misnamed(name) is None}
+
+    def _info(self, name: str, path: Path, aliases: tuple[str, ...]) -> ModelInfo:
+        """The facts of one model, read again only when its files have changed."""
+        paths = parts(path)
+        try:
+            stats = [part.stat() for part in paths]
+        except OSError as error:
+            problem = f"one of its {len(paths)} files cannot be read: {error}"
+            return ModelInfo(name, paths, 0, problem=problem, aliases=aliases)
+        stamp = (name, aliases, [(stat.st_size, stat.st_mtime_ns) for stat in stats])
+        known = self._headers.get(path)
+        if known is None or known[0] != stamp:
+            size = sum(stat.st_size for stat in stats)
+            known = stamp, _read_header(name, paths, size, aliases)
+            self._headers[path] = known
+        return known[1]
+
+
+def parts(path: Path) -> tuple[Path, ...]:
+    """All files of a model, from its file or its first part on; whether or not they exist."""
+    part = _PART.fullmatch(path.stem)
+    if part is None or int(part["index"]) != 1:
+        return (path,)
+    count = part["count"]
+    return tuple(
+        path.with_name(f"{part['name']}-{index:05}-of-{count}.gguf")
+        for index in range(1, max(1, int(count)) + 1)
+    )
+
+
+def _read_header(
+    name: str, paths: tuple[Path, ...], size: int, aliases: tuple[str, ...]
+) -> ModelInfo:
+    try:
+        with (
+            _unlogged(),
+            pyllama.Model(paths[0], vocab_only=True, kv_overrides=_NO_TOKENIZER) as model,
+        ):
+            metadata, n_params, ftype = model.metadata, model.n_params, model.ftype
+    except (pyllama.LlamaError, OSError) as error:
+        return ModelInfo(name, paths, size, problem=str(error), aliases=aliases)
+    kind = metadata.get("general.type", "model")
+    if kind != "model":  # a LoRA adapter, a projector, an importance matrix
+        problem = f"it is no model, but of the kind {kind!r}"
+        return ModelInfo(name, paths, size, problem=problem, aliases=aliases)
+    architecture = metadata.get("general.architecture")
+    length = metadata.get(f"{architecture}.context_length")
+    return ModelInfo(
+        name,
+        paths,
+        size,
+        architecture=architecture,
+        quantization=ftype,
+        n_params=n_params,
+        context_length=int(length) if length else None,
+        aliases=aliases,
+    )
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep what llama.cpp says in this thread out of the log: a listing reports it itself."""
+    logger, thread = logging.getLogger("pyllama.llama_cpp"), threading.get_ident()
+
+    def from_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger.addFilter(from_others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(from_others)
+
+
+def _misnamed(name: object) -> str | None:
+    """What is wrong with a name, None for a plain one."""
+    if not isinstance(name, str):
+        return "is no string"
+    if not name.strip():
+        return "is empty"
+    if any(character in name for character in "/\\\0") or name.startswith("."):
+        return "is not a plain file name"
+    return None
+
+
+def _require_plain(name: str) -> None:
+    reason = _misnamed(name)
+    if reason is not None:
+        raise InvalidModelNameError(name, reason)
+
+
+def _require_inside(target: str) -> None:
+    path, on_windows = PurePosixPath(target), PureWindowsPath(target)
+    leaves = path.is_absolute() or ".." in path.parts or on_windows.drive
+    if leaves or "\\" in target or "\0" in target:
+        raise InvalidModelNameError(target, "is no path below the model folder, written with /")

@@ -1,0 +1,91 @@
+"""A model in memory: its weights, its chat template, and the contexts that compute in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyllama
+from adapter.generation.context_pool import ContextPool
+from adapter.generation.isolated import IsolatedGenerator
+from adapter.generation.request import Generator
+from adapter.hardware import Placement
+from adapter.model_file import parts
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message.role | title }}: {{ message.content }}\n\n"
+    "{% endfor %}Assistant:"
+)
+"""What a model without a chat template is shown."""
+
+
+class ResidentModel:
+    """What memory a model takes, from loading it until close().
+
+    model         the weights
+    has_template  whether it has a chat template of its own
+    template      that in a process of its own, or else PLAIN_TEMPLATE
+    generator     computes completions, each in a context of its own
+    fingerprint   hex digest of what decides the answers
+    """
+
+    def __init__(
+        self, path: Path, placement: Placement, progress: Callable[[float], bool | None]
+    ) -> None:
+        self.model = pyllama.Model(
+            path,
+            devices=placement.devices,
+            n_gpu_layers=placement.n_gpu_layers,
+            tensor_split=placement.tensor_split,
+            tensor_buft_overrides=placement.tensor_buft_overrides or None,
+            progress=progress,
+        )
+        try:
+            self.has_template = self.model.chat_template() is not None
+            self.template = _chat_template(self.model)
+            self.fingerprint = _fingerprint(parts(path), self.template)
+            contexts = ContextPool(
+                self.model,
+                context_length=placement.context_length,
+                n_threads=placement.n_threads,
+                limit=placement.n_contexts,
+            )
+            self.generator: Generator = IsolatedGenerator(
+                self.model, contexts, context_length=placement.context_length
+            )
+        except BaseException:
+            self.model.close()
+            raise
+
+    def close(self) -> None:
+        """Free the weights and contexts; the template's process ends with this object."""
+        self.model.close()
+
+
+def _chat_template(model: pyllama.Model) -> pyllama.ChatTemplate:
+    """The model's template, in a process of its own: it is a program that came with a file."""
+    if model.chat_template() is None:
+        return pyllama.ChatTemplate(source=PLAIN_TEMPLATE)
+    return pyllama.ChatTemplate(model, isolated=True)
+
+
+def _fingerprint(paths: Sequence[Path], template: pyllama.ChatTemplate) -> str:
+    """A digest of what decides the answers: the files, the chat template, llama.cpp's version.
+
+    Of a file: its size, its first megabyte (metadata) and 256 blocks spread over it, which tells
+    fine-tunes and quantizations apart without reading a large file whole.
+    """
+    block, spread = 64 * 1024, 256
+    digest = hashlib.sha256(pyllama.llama_cpp_version().encode())
+    digest.update(template.source.encode())
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"\n{size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1024 * 1024))
+            for index in range(spread):
+                file.seek(max(0, size - block) * index // (spread - 1))
+                digest.update(file.read(block))
+    return digest.hexdigest()
