@@ -179,7 +179,7 @@ def test_refine_hands_its_advice_to_the_next_attempt(configured):
             return 'discussion: too long\nadvice: {"self": "Be brief."}'
         return "answer: short" if "hint_: Be brief." in prompt else "answer: long and longer"
 
-    model = fake_model(script)
+    model = fake_model(script, context_length=40_000)  # DSPy shows it the module's own code
     configured(model)
 
     def is_short(_, prediction):
