@@ -38,6 +38,7 @@ from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.loaded_model import LoadedModel
 from adapter.model_file import ModelInfo
 from adapter.model_pool import ModelPool
+from adapter.stream_listener import LlamaCppStreamListener
 
 __all__ = [
     "ModelPool",
@@ -47,6 +48,7 @@ __all__ = [
     "Placement",
     "LlamaCppConfig",
     "LlamaCppAdapter",
+    "LlamaCppStreamListener",
     "LlamaCppEngine",
     "AsyncLlamaCppEngine",
     "LlamaCppEmbedder",

@@ -7,19 +7,19 @@ model must read and imitate.
 
 from __future__ import annotations
 
+import datetime
 import inspect
 import json
-import types
 from collections.abc import Mapping
-from typing import Any, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import pydantic
-from dspy.adapters.types import Reasoning, Type
+from dspy.adapters.types import Code, Reasoning, Type
 from dspy.adapters.utils import format_field_value
 from dspy.signatures import Signature
 from pydantic.fields import FieldInfo
 
-from adapter.typed_values import allowed_values
+from adapter.typed_values import allowed_values, union_members
 
 _PLAIN_FORMS: dict[object, str] = {
     str: "text",
@@ -28,6 +28,8 @@ _PLAIN_FORMS: dict[object, str] = {
     bool: "True or False",
     int: "a whole number",
     float: "a number",
+    datetime.date: "a date, as YYYY-MM-DD",
+    datetime.datetime: "a date and time, as YYYY-MM-DDTHH:MM:SS",
 }
 
 
@@ -59,7 +61,7 @@ def field_lines(
     lines = []
     for name, field in fields.items():
         if name in values:
-            text = str(format_field_value(field, values[name]))
+            text = _written(field, values[name])
         elif missing is not None:
             text = missing.strip()
         else:
@@ -67,6 +69,15 @@ def field_lines(
         separator = "\n" if "\n" in text else " "
         lines.append(f"{name}:{separator}{text}")
     return "\n".join(lines)
+
+
+def _written(field: FieldInfo, value: Any) -> str:
+    annotation: Any = field.annotation
+    if _is_dspy_type(annotation, Code) and value is not None:
+        # Fenced, so that no line of the code is taken for the next field.
+        code = value if isinstance(value, Code) else annotation.model_validate(value)
+        return f"```{annotation.language.lower()}\n{code.code}\n```"
+    return str(format_field_value(field, value))
 
 
 def describe_form(annotation: Any) -> str:
@@ -79,23 +90,28 @@ def describe_form(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if allowed := allowed_values(annotation):
         return "one of: " + ", ".join(str(value) for value in allowed)
-    if origin in (Union, types.UnionType):
+    if members := union_members(annotation):
         # None comes last, whatever its place: it is what remains when nothing else fits.
-        choices = [describe_form(choice) for choice in arguments if choice is not type(None)]
-        return " or ".join(choices + ["None"] * (type(None) in arguments))
+        choices = [describe_form(choice) for choice in members if choice is not type(None)]
+        return " or ".join(choices + ["None"] * (type(None) in members))
     if origin is list and arguments and _has_phrase(arguments[0]):
         return f"a JSON list, each item {describe_form(arguments[0])}"
-    if (origin or annotation) is dict and arguments[1:] in ((), (Any,)):
-        return "a JSON object"
-    if _is_dspy_type(annotation) and (own_words := annotation.description()):
+    if (origin or annotation) is dict:
+        if arguments[1:] in ((), (Any,)):
+            return "a JSON object"
+        if _has_phrase(arguments[1]):
+            return f"a JSON object, each value {describe_form(arguments[1])}"
+    if _is_dspy_type(annotation, Code):
+        return f"{annotation.language} code in a ```{annotation.language.lower()} block"
+    if _is_dspy_type(annotation, Type) and (own_words := annotation.description()):
         return str(own_words)
     return "JSON with this schema: " + json.dumps(_schema(annotation), ensure_ascii=False)
 
 
-def _is_dspy_type(annotation: Any) -> bool:
+def _is_dspy_type(annotation: Any, kind: type[Type]) -> bool:
     # Python 3.10 takes list[int] for a class; only its origin tells.
     is_class = get_origin(annotation) is None and isinstance(annotation, type)
-    return is_class and issubclass(annotation, Type)
+    return is_class and issubclass(annotation, kind)
 
 
 def _has_phrase(annotation: Any) -> bool:

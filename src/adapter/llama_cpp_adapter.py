@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextvars
 from typing import TYPE_CHECKING, Any
 
+import dspy
 from dspy import LM
-from dspy.adapters import Adapter
+from dspy.adapters import Adapter, JSONAdapter
 from dspy.clients.base_lm import BaseLM
+from dspy.clients.call_context import adapter_fallback_scope
 from dspy.signatures import Signature
 from dspy.utils.callback import BaseCallback
+from dspy.utils.exceptions import AdapterParseError
 
 from adapter.config import LlamaCppConfig
+from adapter.errors import ConfigurationError
 from adapter.formatting import field_lines, system_message
 from adapter.language_model import language_model
 from adapter.parsing import parse_completion
@@ -20,7 +25,8 @@ if TYPE_CHECKING:
 
 GENERATION_SETTINGS = (
     "temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed", "frequency_penalty",
-    "presence_penalty", "logprobs", "top_logprobs", "reasoning_effort", "metadata", "rollout_id",
+    "presence_penalty", "logprobs", "top_logprobs", "logit_bias", "response_format",
+    "reasoning_effort", "metadata", "rollout_id",
 )  # fmt: skip
 """What a call takes over from the settings of the dspy.LM it was meant for."""
 
@@ -33,26 +39,33 @@ class LlamaCppAdapter(Adapter):
         adapter = LlamaCppAdapter.from_loaded_model(loaded, LlamaCppConfig(loaded.name))
         dspy.configure(lm=adapter.lm, adapter=adapter)
 
-    A call that DSPy makes with another lm is answered by this adapter's model all the same, under
-    that lm's history, callbacks, cache switch, retries and generation settings. An optimizer's
-    teacher or prompt model would be answered by it too: build the adapter with
-    `route_other_lms=False` to let such calls go to their own lm, and only be formatted and parsed
-    here.
+    Without an lm the adapter only formats and parses, as DSPy's own adapters do.
 
-    `lm` is the dspy.LM of the model. Its model string names the model's content and settings, so
-    that DSPy's cache never mixes up two models.
+    `route_other_lms` says which calls that DSPy makes with another lm are answered by this
+    adapter's model all the same, under that lm's history, callbacks, cache switch, retries and
+    generation settings:
+
+    - None: those with the lm that DSPy is configured with, or a copy of it; where none is
+      configured, all. An optimizer's teacher or prompt model is another one, and answers itself.
+    - True: all, the teacher's and the prompt model's too.
+    - False: none.
+
+    `use_json_adapter_fallback` asks once more through DSPy's JSONAdapter when an answer does not
+    parse, as ChatAdapter does; never after a part of the answer was streamed.
     """
 
     def __init__(
         self,
-        lm: LM,
+        lm: LM | None = None,
         *,
-        route_other_lms: bool = True,
+        route_other_lms: bool | None = None,
+        use_json_adapter_fallback: bool = True,
         callbacks: list[BaseCallback] | None = None,
     ) -> None:
         super().__init__(callbacks=callbacks)
-        self.lm = lm
+        self._lm = lm
         self.route_other_lms = route_other_lms
+        self.use_json_adapter_fallback = use_json_adapter_fallback
 
     @classmethod
     def from_loaded_model(
@@ -60,7 +73,8 @@ class LlamaCppAdapter(Adapter):
         loaded: LoadedModel,
         config: LlamaCppConfig,
         *,
-        route_other_lms: bool = True,
+        route_other_lms: bool | None = None,
+        use_json_adapter_fallback: bool = True,
         callbacks: list[BaseCallback] | None = None,
     ) -> LlamaCppAdapter:
         """Build the adapter of a model that is already in memory.
@@ -68,8 +82,26 @@ class LlamaCppAdapter(Adapter):
         Raises ConfigurationError when the config is for another model, or asks for more context
         than the model was loaded with.
         """
-        lm = language_model(loaded, config)
-        return cls(lm, route_other_lms=route_other_lms, callbacks=callbacks)
+        return cls(
+            language_model(loaded, config),
+            route_other_lms=route_other_lms,
+            use_json_adapter_fallback=use_json_adapter_fallback,
+            callbacks=callbacks,
+        )
+
+    @property
+    def lm(self) -> LM:
+        """The dspy.LM of the model.
+
+        Its model string names the model's content and settings, so that DSPy's cache never mixes
+        up two models. Raises ConfigurationError when the adapter was made without one.
+        """
+        if self._lm is None:
+            raise ConfigurationError(
+                "this LlamaCppAdapter has no lm of its own; build it with "
+                "LlamaCppAdapter.from_loaded_model, or pass an lm to each call"
+            )
+        return self._lm
 
     def __call__(
         self,
@@ -79,9 +111,19 @@ class LlamaCppAdapter(Adapter):
         demos: list[dict[str, Any]],
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
-        """Format the call, run it on this adapter's model, and parse every candidate."""
-        route = self._route(lm)
-        answers: list[dict[str, Any]] = super().__call__(route, lm_kwargs, signature, demos, inputs)
+        """Format the call, run it on the model it belongs to, and parse every candidate.
+
+        Raises AdapterParseError for an answer without the output fields, and DSPy's own errors
+        for what the model could not do.
+        """
+        call = (self._route(lm), lm_kwargs, signature, demos, inputs)
+        with adapter_fallback_scope() as progress:
+            try:
+                answers: list[dict[str, Any]] = super().__call__(*call)
+            except AdapterParseError:
+                if progress.emitted or not self.use_json_adapter_fallback:
+                    raise
+                answers = self._json_adapter()(*call)
         return answers
 
     async def acall(
@@ -93,22 +135,31 @@ class LlamaCppAdapter(Adapter):
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         """Do the same without blocking the event loop."""
-        route = self._route(lm)
-        answers: list[dict[str, Any]] = await super().acall(
-            route, lm_kwargs, signature, demos, inputs
-        )
+        call = (self._route(lm), lm_kwargs, signature, demos, inputs)
+        with adapter_fallback_scope() as progress:
+            try:
+                answers: list[dict[str, Any]] = await super().acall(*call)
+            except AdapterParseError:
+                if progress.emitted or not self.use_json_adapter_fallback:
+                    raise
+                answers = await self._json_adapter().acall(*call)
         return answers
+
+    def _json_adapter(self) -> JSONAdapter:
+        return JSONAdapter(use_native_function_calling=self.use_native_function_calling)
 
     def _route(self, lm: BaseLM | None) -> BaseLM:
         """Return the language model that answers a call made with `lm`."""
         if lm is None:
             return self.lm
-        if not self.route_other_lms or getattr(lm, "engine", None) is self.lm.engine:
+        if self._lm is None or getattr(lm, "engine", None) is self._lm.engine:
+            return lm
+        if not self._takes_over(lm):
             return lm
         asked = dict(lm.kwargs)
         # How dspy.LM keeps max_tokens for OpenAI's reasoning models.
         asked.setdefault("max_tokens", asked.get("max_completion_tokens"))
-        routed: LM = self.lm.copy(
+        routed: LM = self._lm.copy(
             cache=lm.cache,
             num_retries=lm.num_retries,
             **{name: asked[name] for name in GENERATION_SETTINGS if asked.get(name) is not None},
@@ -116,6 +167,14 @@ class LlamaCppAdapter(Adapter):
         routed.history = lm.history
         routed.callbacks = lm.callbacks
         return routed
+
+    def _takes_over(self, lm: BaseLM) -> bool:
+        """Whether this adapter's model answers a call made with an lm that is not its own."""
+        if self.route_other_lms is not None:
+            return self.route_other_lms
+        # An optimizer sets its teacher's lm with dspy.context, which an empty context does not see.
+        configured = contextvars.Context().run(lambda: dspy.settings.lm)
+        return configured is None or _is_copy(lm, configured)
 
     def format_system_message(self, signature: type[Signature]) -> str:
         """Return the instructions and the form of the answer."""
@@ -148,3 +207,9 @@ class LlamaCppAdapter(Adapter):
         Raises AdapterParseError where no strategy finds them all.
         """
         return parse_completion(signature, completion)
+
+
+def _is_copy(lm: BaseLM, original: BaseLM) -> bool:
+    """Whether an lm is another, or a copy of it that differs in its settings only."""
+    same_engine = getattr(lm, "engine", None) == getattr(original, "engine", None)
+    return lm is original or (lm.model == original.model and same_engine)

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import enum
 import json
 import re
+import types
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
+import json_repair
+import pydantic
+from dspy.adapters.types import Code, Reasoning
 from dspy.adapters.utils import annotation_allows_none, parse_value
 
 MISFITS = (ValueError, TypeError, RecursionError, MemoryError)
 """What converting a hostile text raises. pydantic's ValidationError is a ValueError."""
+
+_COLLECTIONS = (list, set, frozenset, tuple)
+_TEMPORAL = (datetime.date, datetime.datetime, datetime.time, datetime.timedelta)
+_NOTHING = ("none", "null", "n/a")
 
 
 def typed_value(raw: Any, annotation: Any) -> Any:
@@ -19,25 +29,25 @@ def typed_value(raw: Any, annotation: Any) -> Any:
 
     The text is taken as it stands if that is possible. If not, it is read more loosely: without
     the code block, quotes, emphasis or full stop around it, without an explanation after it, in
-    another case than the Literal or Enum it stands for, as a list with list signs or commas.
-    Raises one of MISFITS, that of the strict reading, where nothing fits.
+    another case than the Literal or Enum it stands for, as a list with list signs or commas, as
+    one of a Union's types. Raises one of MISFITS, that of the strict reading, where nothing fits.
     """
     if annotation is str:
         return raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False)
-    if not isinstance(raw, str):
-        return parse_value(raw, annotation)
+    if annotation in _TEMPORAL:
+        return _moment(raw, annotation)
+    if _is_text_type(annotation) and isinstance(raw, str):
+        return _text_type(raw, annotation)
     if raw in ("None", "null") and annotation_allows_none(annotation):
         return None
     try:
+        if any(member in _TEMPORAL for member in union_members(annotation)):
+            raise TypeError(f"{raw!r} is none of {annotation}")
         return parse_value(raw, annotation)
     except MISFITS:
         for reading in _looser_readings(raw, annotation):
-            if reading == raw:
-                continue
-            try:
+            with contextlib.suppress(*MISFITS):
                 return parse_value(reading, annotation)
-            except MISFITS:
-                continue
         raise
 
 
@@ -51,33 +61,132 @@ def allowed_values(annotation: Any) -> list[Any]:
     return []
 
 
-def _looser_readings(text: str, annotation: Any) -> Iterator[Any]:
-    unfenced = re.sub(r"\A```[^\n]*\n(.*?)\n?[ \t]*```\Z", r"\1", text.strip(), flags=re.DOTALL)
-    yield unfenced
-    if get_origin(annotation) is list:
-        yield from _listed(unfenced, annotation)
+def union_members(annotation: Any) -> tuple[Any, ...]:
+    """Return the types of a Union or Optional; of another type, none."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+
+
+def _looser_readings(raw: Any, annotation: Any) -> Iterator[Any]:
+    """Yield what a raw value may stand for, likeliest first; each is still to be validated."""
+    if members := union_members(annotation):
+        if isinstance(raw, str) and type(None) in members and _bare(raw).casefold() in _NOTHING:
+            yield None
+        yield from _converted(raw, [member for member in members if member is not type(None)])
         return
-    line = unfenced.partition("\n")[0].strip(" \t*_`\"'.")
-    # An explanation after the value; "3 - 4" and "3, 4" are no explained 3.
-    clause = re.split(r"[.,;:!]\s+(?!\d)|\s+[-\u2013\u2014(](?!\s*\d)", line)[0].strip(" \t*_`\"'")
-    for reading in (line, clause):
+    origin = get_origin(annotation) or annotation
+    if isinstance(raw, str):
+        raw = re.sub(r"\A```[^\n]*\n(.*?)\n?[ \t]*```\Z", r"\1", raw.strip(), flags=re.DOTALL)
+        if origin not in (*_COLLECTIONS, dict):
+            yield raw
+            yield from _scalar_readings(raw, annotation)
+            return
+        yield from _listed(raw, annotation)
+        raw = json_repair.loads(raw)
+    if isinstance(raw, list) and origin in _COLLECTIONS:
+        yield from _items(raw, annotation)
+    elif isinstance(raw, dict) and origin is dict:
+        _, value_type = get_args(annotation) or (Any, Any)
+        try:
+            yield {key: typed_value(value, value_type) for key, value in raw.items()}
+        except MISFITS:
+            return
+
+
+def _converted(raw: Any, annotations: list[Any]) -> Iterator[Any]:
+    for annotation in annotations:
+        with contextlib.suppress(*MISFITS):
+            yield typed_value(raw, annotation)
+
+
+def _scalar_readings(text: str, annotation: Any) -> Iterator[Any]:
+    line = _bare(text.partition("\n")[0])
+    for reading in (line, _without_explanation(line)):
         yield re.sub(r"(?<=\d),(?=\d{3}\b)", "", reading)
-        for choice in allowed_values(annotation):
-            if str(choice).casefold() == reading.casefold():
-                yield choice
+        yield from _choices(reading, annotation)
+
+
+def _without_explanation(line: str) -> str:
+    # "3 - 4" and "3, 4" are no explained 3.
+    return _bare(re.split(r"[.,;:!]\s+(?!\d)|\s+[-\u2013\u2014(](?!\s*\d)", line)[0])
+
+
+def _choices(reading: str, annotation: Any) -> Iterator[Any]:
+    """Yield the values of a Literal or Enum that a reading names, whatever its case."""
+    names = {str(value): value for value in allowed_values(annotation)}
+    if isinstance(annotation, enum.EnumMeta):
+        members: list[Any] = list(annotation)
+        for member in members:
+            names |= {member.name: member.value, str(member): member.value}
+    for name, value in names.items():
+        if name.casefold() == reading.casefold():
+            yield value
 
 
 def _listed(text: str, annotation: Any) -> Iterator[list[Any]]:
-    item_type = (get_args(annotation) or (str,))[0]
+    """Read a text as a list with list signs, or with commas."""
     lines = [line for line in text.splitlines() if line.strip()]
     signed = [re.match(r"\s*(?:[-*+•]|\d+[.)])\s+(.*)", line) for line in lines]
     if all(signed):
-        items = [match[1] for match in signed if match]
-    elif len(lines) == 1:
-        items = text.split(",")
-    else:
-        return
+        yield from _items([match[1] for match in signed if match], annotation)
+    elif len(lines) == 1 and text[0] not in "[({":
+        yield from _items(text.split(","), annotation)
+
+
+def _items(items: list[Any], annotation: Any) -> Iterator[list[Any]]:
+    item_types = [item for item in get_args(annotation) if item is not ...] or [str]
+    if len(item_types) != len(items):
+        item_types = item_types[:1] * len(items)
     try:
-        yield [typed_value(item.strip(), item_type) for item in items]
+        yield [
+            typed_value(item.strip() if isinstance(item, str) else item, item_type)
+            for item, item_type in zip(items, item_types, strict=True)
+        ]
     except MISFITS:
         return
+
+
+def _moment(raw: Any, annotation: Any) -> Any:
+    """Read a date, a time or a duration. A bare number is none: pydantic would count seconds."""
+    if _is_number(raw):
+        raise ValueError(f"{raw!r} is a number; a {annotation.__name__} is written in ISO 8601")
+    adapter = pydantic.TypeAdapter(annotation)
+    if not isinstance(raw, str):
+        return adapter.validate_python(raw)
+    line = _bare(raw)
+    try:
+        return adapter.validate_python(line)
+    except pydantic.ValidationError:
+        clause = _without_explanation(line)
+        if clause == line or _is_number(clause):
+            raise
+        return adapter.validate_python(clause)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _is_text_type(annotation: Any) -> bool:
+    # Python 3.10 takes list[int] for a class; only its origin tells.
+    is_class = get_origin(annotation) is None and isinstance(annotation, type)
+    return is_class and issubclass(annotation, (Code, Reasoning))
+
+
+def _text_type(raw: str, annotation: Any) -> Any:
+    """Read Code or Reasoning: the text itself, or a JSON object with the field that holds it."""
+    try:
+        loaded = json.loads(raw)
+        if isinstance(loaded, dict):
+            return annotation.model_validate(loaded)
+    except MISFITS:
+        pass  # text that only looks like JSON
+    return annotation.model_validate(raw)
+
+
+def _bare(text: str) -> str:
+    """Return a text without the quotes, emphasis and full stop around it."""
+    return text.strip().strip(" \t*_`\"'.")

@@ -6,6 +6,7 @@ max_tokens, stop texts and closing like the real thing.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyllama
+from adapter.config import LlamaCppConfig
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
+from adapter.llama_cpp_adapter import LlamaCppAdapter
 
 Script = Callable[[str, GenerationRequest], str]
 
@@ -108,3 +111,25 @@ def fake_model(answer: str | Script, **changes: object) -> FakeModel:
     """Return a model that always gives `answer`, or what a script makes of the prompt."""
     script = answer if callable(answer) else lambda *_: answer
     return FakeModel(FakeGenerator(script), **changes)
+
+
+def adapter_of(
+    model: FakeModel,
+    *,
+    route_other_lms: bool | None = None,
+    use_json_adapter_fallback: bool = True,
+    **settings: object,
+) -> LlamaCppAdapter:
+    """Return the adapter of a scripted model."""
+    return LlamaCppAdapter.from_loaded_model(
+        model,
+        LlamaCppConfig(model.name, **settings),
+        route_other_lms=route_other_lms,
+        use_json_adapter_fallback=use_json_adapter_fallback,
+    )
+
+
+def echo(prompt: str, request: GenerationRequest) -> str:
+    """Answer with the last question asked and the seed it was asked with."""
+    question = re.findall(r"question: (.*)", prompt)[-1]
+    return f"answer: {question} / {request.seed}"

@@ -1,26 +1,18 @@
+"""What the engine does with each field of a request. The rules of engines are in
+test_engine_contract.py.
+"""
+
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import copy
-import json
-import pickle
-import threading
-import time
-
-import dspy
 import pytest
 from dspy import lm15
 from dspy.clients.engines.stream_guard import checked_stream
 from dspy.lm15 import Config, Message, Request
-from dspy.utils import exceptions as public
 from fake_generator import fake_model
 
 from adapter import errors
-from adapter.async_engine import AsyncLlamaCppEngine
 from adapter.config import MAX_SEED, LlamaCppConfig
 from adapter.engine import LlamaCppEngine
-from adapter.llama_cpp_adapter import LlamaCppAdapter
 
 
 def engine_of(model, **settings):
@@ -37,8 +29,8 @@ def request_to(engine, text="Hello", *, system=None, tools=(), **config):
     )
 
 
-def lm_of(model, **settings):
-    return LlamaCppAdapter.from_loaded_model(model, LlamaCppConfig(model.name, **settings)).lm
+def collected(engine, request):
+    return lm15.materialize_response(checked_stream(engine.stream(request)), request)
 
 
 # What a response holds
@@ -56,12 +48,6 @@ def test_a_response_carries_the_text_and_exact_counts():
     )
     assert response.provider_data == {"seed": 7, "device": "CPU"}
     assert response.adaptations == ()
-
-
-def test_an_empty_answer_is_an_empty_text():
-    engine = engine_of(fake_model(""))
-    assert engine.complete(request_to(engine)).message == Message.assistant("")
-    assert collected(engine, request_to(engine)).message == Message.assistant("")
 
 
 def test_max_tokens_ends_an_answer_as_length():
@@ -313,266 +299,3 @@ def test_the_config_can_make_the_context_smaller_only():
 def test_a_config_for_another_model_is_refused():
     with pytest.raises(errors.ConfigurationError, match=r"'other'.*'fake'"):
         LlamaCppEngine(fake_model("x"), LlamaCppConfig("other"))
-
-
-# Errors, through the real dspy.LM
-
-
-def failing(error):
-    def script(prompt, request):
-        raise error
-
-    return fake_model(script)
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (errors.ContextTooLongError(50, 40), public.ContextWindowExceededError),
-        (errors.InvalidParameterError("x", 1, "2"), public.LMInvalidRequestError),
-        (errors.TokenizationError("no"), public.LMInvalidRequestError),
-        (errors.ConfigurationError("no"), public.LMConfigurationError),
-        (errors.ModelNotLoadedError("m", "load it"), public.LMConfigurationError),
-        (errors.InferenceError("no"), public.LMProviderError),
-        (errors.BackendError("no"), public.LMProviderError),
-        (ZeroDivisionError("a bug"), public.LMUnexpectedError),
-    ],
-)
-def test_each_error_becomes_dspys_own_and_is_not_retried(error, expected):
-    model = failing(error)
-    lm = lm_of(model)
-    with pytest.raises(public.LMError) as caught:
-        lm("Hello")
-    assert type(caught.value) is expected
-    assert str(error) in str(caught.value)
-    assert len(model.generator.requests) == 1
-
-    async def call():
-        await lm.acall("Hello")
-
-    with pytest.raises(public.LMError) as caught:
-        asyncio.run(call())
-    assert type(caught.value) is expected
-
-
-def test_unsupported_features_keep_their_name():
-    lm = lm_of(fake_model("x"))
-    with pytest.raises(public.LMUnsupportedFeatureError) as caught:
-        lm("Hello", tools=[{"type": "function", "function": {"name": "add", "parameters": {}}}])
-    assert caught.value.feature == "tools"
-
-
-def test_adaptations_reach_dspys_history():
-    lm = lm_of(fake_model("x"))
-    lm("Hello", reasoning_effort="low")
-    [adaptation] = lm.history[-1]["adaptations"]
-    assert adaptation.field == "config.reasoning"
-
-
-# Streams
-
-
-def collected(engine, request):
-    return lm15.materialize_response(checked_stream(engine.stream(request)), request)
-
-
-def test_a_stream_adds_up_to_the_response():
-    engine = engine_of(fake_model("Zürich 🏔"), seed=3)
-    request = request_to(engine, max_tokens=100, user_id="me")
-    assert collected(engine, request) == engine.complete(request)
-
-
-def test_the_first_events_come_before_the_second_token():
-    model = fake_model("Paris")
-    engine = engine_of(model)
-    events = engine.stream(request_to(engine))
-    assert next(events).type == "start"
-    assert model.generator.tokens_computed == 0
-    assert next(events).delta.text == "P"
-    assert model.generator.tokens_computed == 1
-    events.close()
-
-
-def test_closing_a_stream_stops_the_computation():
-    model = fake_model("x" * 1000)
-    engine = engine_of(model)
-    events = engine.stream(request_to(engine, max_tokens=1000))
-    for _ in range(3):
-        next(events)
-    events.close()
-    assert model.generator.closed.is_set()
-    assert model.generator.tokens_computed == 2
-
-
-def test_an_error_in_a_stream_is_mapped():
-    engine = engine_of(failing(errors.InferenceError("decoding failed")))
-    with pytest.raises(lm15.ProviderError, match="decoding failed"):
-        list(engine.stream(request_to(engine)))
-
-
-# The async twin
-
-
-def test_the_async_twin_gives_the_same_answers():
-    engine = engine_of(fake_model("Paris"), seed=3)
-    twin = AsyncLlamaCppEngine(engine)
-    request = request_to(engine)
-
-    async def both():
-        response = await twin.complete(request)
-        events = [event async for event in twin.stream(request)]
-        await twin.aclose()
-        return response, events
-
-    response, events = asyncio.run(both())
-    assert response == engine.complete(request)
-    assert events == list(engine.stream(request))
-
-
-def test_the_event_loop_stays_free():
-    model = fake_model("xy")
-    model.generator.before_token = lambda: time.sleep(0.05)
-    engine = engine_of(model)
-    twin = AsyncLlamaCppEngine(engine)
-
-    async def count_while(task):
-        ticks = 0
-        while not task.done():
-            await asyncio.sleep(0.005)
-            ticks += 1
-        return ticks
-
-    async def main():
-        task = asyncio.create_task(twin.complete(request_to(engine)))
-        return await count_while(task)
-
-    assert asyncio.run(main()) >= 4
-
-
-@pytest.mark.parametrize("kind", ["complete", "stream"])
-def test_cancelling_stops_the_computation_within_a_step(kind):
-    model = fake_model("x" * 1000)
-    computing, go_on = threading.Event(), threading.Event()
-
-    def before_token():
-        if model.generator.tokens_computed == 2:
-            computing.set()
-            assert go_on.wait(5)
-
-    model.generator.before_token = before_token
-    engine = engine_of(model)
-    twin = AsyncLlamaCppEngine(engine)
-    request = request_to(engine, max_tokens=1000)
-
-    async def consume():
-        if kind == "complete":
-            await twin.complete(request)
-        else:
-            async with contextlib.aclosing(twin.stream(request)) as events:
-                async for _ in events:
-                    pass
-
-    async def main():
-        task = asyncio.create_task(consume())
-        await asyncio.to_thread(computing.wait, 5)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        go_on.set()
-
-    asyncio.run(main())
-    assert model.generator.closed.wait(5)
-    assert model.generator.tokens_computed == 2
-
-
-def test_an_error_in_an_async_stream_is_mapped():
-    engine = engine_of(failing(errors.InferenceError("decoding failed")))
-    twin = AsyncLlamaCppEngine(engine)
-
-    async def main():
-        return [event async for event in twin.stream(request_to(engine))]
-
-    with pytest.raises(lm15.ProviderError, match="decoding failed"):
-        asyncio.run(main())
-
-
-# Identity
-
-
-def test_the_model_string_names_the_model_and_everything_that_decides_an_answer():
-    base = engine_of(fake_model("x")).model
-    others = [
-        engine_of(fake_model("x", fingerprint="ff00")).model,
-        engine_of(fake_model("x", context_length=2048)).model,
-        engine_of(fake_model("x"), context_length=2048).model,
-        engine_of(fake_model("x"), temperature=0.1).model,
-        engine_of(fake_model("x"), seed=1).model,
-        engine_of(fake_model("x"), stop=("a",)).model,
-    ]
-    assert base == engine_of(fake_model("y")).model
-    assert len({base, *others}) == 1 + len(others)
-    assert base.startswith("llamacpp/fake/")
-
-
-@pytest.mark.parametrize("name", ["o1", "o3-mini", "gpt-5-nano", "openai"])
-def test_a_models_name_is_never_taken_for_openais(name):
-    lm = lm_of(fake_model("x", name=name), max_tokens=10, temperature=0.5)
-    assert lm.kwargs["max_tokens"] == 10
-    assert type(lm.provider) is dspy.Provider
-
-
-def test_two_models_never_share_a_cached_answer():
-    first, second = fake_model("one"), fake_model("two", fingerprint="ff00")
-    lms = lm_of(first), lm_of(second)
-    assert [lm("Hello") for lm in lms] == [["one"], ["two"]]
-    assert [lm("Hello") for lm in lms] == [["one"], ["two"]]
-    assert len(first.generator.requests) == len(second.generator.requests) == 1
-
-
-def test_engines_are_shared_by_copies_and_refuse_pickling():
-    engine = engine_of(fake_model("x"))
-    twin = AsyncLlamaCppEngine(engine)
-    for one in (engine, twin):
-        assert copy.deepcopy(one) is one
-        with pytest.raises(TypeError, match="cannot be pickled"):
-            pickle.dumps(one)
-
-
-def test_a_saved_engine_is_found_again_while_it_lives():
-    engine = engine_of(fake_model("x"), seed=8)
-    state = json.loads(json.dumps(engine.dump_state()))
-    assert LlamaCppEngine.load_state(state) is engine
-    assert AsyncLlamaCppEngine.load_state(AsyncLlamaCppEngine(engine).dump_state()).engine is engine
-    engine.close()
-    with pytest.raises(errors.ModelNotLoadedError, match=engine.model):
-        LlamaCppEngine.load_state(state)
-
-
-def test_a_closed_engine_refuses_calls():
-    engine = engine_of(fake_model("x"))
-    engine.close()
-    engine.close()
-    with pytest.raises(lm15.ConfigurationError, match="closed"):
-        engine.complete(request_to(engine))
-
-
-def test_a_closed_twin_refuses_calls():
-    engine = engine_of(fake_model("x"))
-    twin = AsyncLlamaCppEngine(engine)
-
-    async def main():
-        await twin.aclose()
-        await twin.complete(request_to(engine))
-
-    with pytest.raises(lm15.ConfigurationError, match="closed"):
-        asyncio.run(main())
-    assert engine.complete(request_to(engine)).text == "x"
-
-
-def test_capabilities_are_what_dspy_reads():
-    lm = lm_of(fake_model("x"))
-    assert not lm.supports_function_calling
-    assert not lm.supports_reasoning
-    assert lm.supports_response_schema
-    assert "response_format" in lm.supported_params
-    assert "top_k" in lm.supported_params

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import enum
 from typing import Any, Literal
 
@@ -23,6 +24,9 @@ class Person(pydantic.BaseModel):
 class Colour(enum.Enum):
     RED = "red"
     BLUE = "dark blue"
+
+
+Java = dspy.Code["Java"]
 
 
 class Classify(dspy.Signature):
@@ -112,6 +116,9 @@ def test_a_demonstration_parses_back_to_its_values():
         note: str = dspy.OutputField()
         sure: bool = dspy.OutputField()
         table: dict[str, int] = dspy.OutputField()
+        day: datetime.date = dspy.OutputField()
+        moment: datetime.datetime | None = dspy.OutputField()
+        levels: list[Colour] = dspy.OutputField()
 
     values = {
         "words": ["a", "b: c"],
@@ -121,6 +128,9 @@ def test_a_demonstration_parses_back_to_its_values():
         "note": "two\n\nparagraphs",
         "sure": False,
         "table": {"x": 1},
+        "day": datetime.date(2026, 5, 1),
+        "moment": datetime.datetime(2026, 5, 1, 12, 30, tzinfo=datetime.timezone.utc),
+        "levels": [Colour.RED, Colour.BLUE],
     }
     adapter = LlamaCppAdapter.from_loaded_model(fake_model(""), LlamaCppConfig("fake"))
     written = adapter.format_assistant_message_content(Everything, values)
@@ -145,6 +155,10 @@ def test_a_demonstration_parses_back_to_its_values():
         (list[int], "a JSON list, each item a whole number"),
         (dict[str, Any], "a JSON object"),
         (dict, "a JSON object"),
+        (dict[str, int], "a JSON object, each value a whole number"),
+        (datetime.date, "a date, as YYYY-MM-DD"),
+        (datetime.datetime, "a date and time, as YYYY-MM-DDTHH:MM:SS"),
+        (datetime.date | None, "a date, as YYYY-MM-DD or None"),
         (list[Literal["a", "b"]], "a JSON list, each item one of: a, b"),
     ],
 )
@@ -160,7 +174,47 @@ def test_models_have_a_schema_without_repeated_names():
         '"required": ["name", "title", "age"], "type": "object"}'
     )
     assert '"name"' in describe_form(list[Person])
+    assert '"name"' in describe_form(dict[str, Person])
 
 
 def test_a_dspy_type_describes_itself():
-    assert describe_form(dspy.Code) == dspy.Code.description()
+    assert describe_form(dspy.ToolCalls) == dspy.ToolCalls.description()
+
+
+def test_code_is_shown_in_a_block_and_asked_for_in_one():
+    class Port(dspy.Signature):
+        source: Java = dspy.InputField()
+        code: dspy.Code = dspy.OutputField()
+        note: str = dspy.OutputField()
+
+    # A line of the code that looks like a field, and must not become one.
+    demo = {"source": "int note;", "code": "note: int = 1\nprint(note)", "note": "Done."}
+    system, *turns = messages_of(Port, {"source": dspy.Code(code="int x;")}, [demo])
+    assert "code: (python code in a ```python block)" in system["content"]
+    assert [turn["content"] for turn in turns] == [
+        "source:\n```java\nint note;\n```",
+        "code:\n```python\nnote: int = 1\nprint(note)\n```\nnote: Done.",
+        "source:\n```java\nint x;\n```",
+    ]
+    parsed = parse_completion(Port, turns[1]["content"])
+    assert parsed == {"code": dspy.Code(code=demo["code"]), "note": "Done."}
+
+
+def test_tools_are_shown_as_text():
+    class Call(dspy.Signature):
+        question: str = dspy.InputField()
+        tools: list[dspy.Tool] = dspy.InputField()
+        calls: dspy.ToolCalls = dspy.OutputField()
+
+    def add(a: int, b: int) -> int:
+        """Add two numbers."""
+        return a + b
+
+    calls = dspy.ToolCalls.from_dict_list([{"name": "add", "args": {"a": 1, "b": 2}}])
+    demo = {"question": "1+2?", "tools": [dspy.Tool(add)], "calls": calls}
+    messages = messages_of(Call, {"question": "2+2?", "tools": [dspy.Tool(add)]}, [demo])
+    assert "Add two numbers." in messages[1]["content"]
+    assert messages[2]["content"] == (
+        'calls: {"tool_calls": [{"name": "add", "args": {"a": 1, "b": 2}}]}'
+    )
+    assert parse_completion(Call, messages[2]["content"]) == {"calls": calls}

@@ -1,48 +1,17 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 
 import dspy
 import pytest
 from dspy.utils.dummies import DummyLM
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
-from fake_generator import fake_model
+from fake_generator import adapter_of, echo, fake_model
 
-from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
-from adapter.llama_cpp_adapter import LlamaCppAdapter
 
 QA = "question -> answer"
-
-
-def adapter_of(model, *, route_other_lms=True, **settings):
-    config = LlamaCppConfig(model.name, **settings)
-    return LlamaCppAdapter.from_loaded_model(model, config, route_other_lms=route_other_lms)
-
-
-def echo(prompt, request):
-    """Answer with the last question asked and the seed it was asked with."""
-    question = re.findall(r"question: (.*)", prompt)[-1]
-    return f"answer: {question} / {request.seed}"
-
-
-@pytest.fixture
-def configured():
-    """Return a function that makes an adapter and its lm DSPy's own for the test."""
-
-    def configure(model, lm=None, **settings):
-        adapter = adapter_of(model, **settings)
-        context = dspy.context(lm=lm or adapter.lm, adapter=adapter)
-        context.__enter__()
-        contexts.append(context)
-        return adapter
-
-    contexts = []
-    yield configure
-    for context in reversed(contexts):
-        context.__exit__(None, None, None)
 
 
 # One call
@@ -121,14 +90,64 @@ def test_generation_settings_reach_the_sampler(configured):
     assert asked.sampling.min_p == 0.3
 
 
-def test_an_answer_that_does_not_parse_is_dspys_error(configured):
-    configured(fake_model("I cannot say."))
+@pytest.mark.parametrize("fallback", [True, False])
+def test_an_answer_that_does_not_parse_is_dspys_error(configured, fallback):
+    model = fake_model("I cannot say.")
+    configured(model, use_json_adapter_fallback=fallback)
     with pytest.raises(AdapterParseError) as caught:
         dspy.Predict("question -> answer: int")(question="q")
-    assert caught.value.adapter_name == "LlamaCppAdapter"
-    configured(fake_model(""))
+    assert caught.value.adapter_name == ("JSONAdapter" if fallback else "LlamaCppAdapter")
+    assert len(model.generator.requests) == 1 + fallback
+
+
+def test_an_empty_answer_is_dspys_error(configured):
+    configured(fake_model(""), use_json_adapter_fallback=False)
     with pytest.raises(AdapterParseError, match="empty"):
         dspy.Predict(QA)(question="q")
+
+
+def json_when_asked_for(prompt, request):
+    return '{"answer": 4}' if "JSON object" in prompt else "four, I think"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_answer_that_does_not_parse_is_asked_for_once_more_as_json(configured, is_async):
+    model = fake_model(json_when_asked_for)
+    adapter = configured(model, temperature=0.25)
+    predict = dspy.Predict("question -> answer: int", max_tokens=50)
+    if is_async:
+        prediction = asyncio.run(predict.acall(question="2+2?"))
+    else:
+        prediction = predict(question="2+2?")
+    assert prediction.answer == 4
+    first, second = model.generator.requests
+    assert second.max_tokens == first.max_tokens == 50
+    assert second.sampling == first.sampling
+    assert len(adapter.lm.history) == 2
+
+
+def test_the_fallback_goes_where_the_call_went(configured):
+    outer = DummyLM([{"answer": "unused"}])
+    adapter = configured(fake_model(json_when_asked_for), lm=outer)
+    assert dspy.Predict("question -> answer: int")(question="2+2?").answer == 4
+    assert [entry["model"] for entry in outer.history] == [adapter.lm.model] * 2
+
+
+def test_an_engines_error_is_no_reason_to_ask_again(configured):
+    model = fake_model("unused", context_length=100)
+    configured(model)
+    with pytest.raises(ContextWindowExceededError):
+        dspy.Predict(QA)(question="long " * 100)
+    assert len(model.rendered) == 1
+
+
+def test_an_image_is_refused_before_anything_is_computed(configured):
+    model = fake_model("answer: a cat")
+    configured(model)
+    image = dspy.Image("data:image/png;base64,aGk=")
+    with pytest.raises(dspy.LMUnsupportedFeatureError, match=r"'image'.*text only"):
+        dspy.Predict("photo: dspy.Image -> answer")(photo=image)
+    assert model.generator.requests == []
 
 
 def test_a_long_prompt_is_dspys_context_error(configured):
@@ -152,6 +171,23 @@ def test_best_of_n_sees_different_candidates(configured):
     dspy.BestOfN(dspy.Predict(QA), N=3, reward_fn=never_enough, threshold=1.0)(question="q")
     assert len(set(seen)) == 3
     assert all(request.sampling.temperature == 1.0 for request in model.generator.requests)
+
+
+def test_refine_hands_its_advice_to_the_next_attempt(configured):
+    def script(prompt, request):
+        if "advice:" in prompt:
+            return 'discussion: too long\nadvice: {"self": "Be brief."}'
+        return "answer: short" if "hint_: Be brief." in prompt else "answer: long and longer"
+
+    model = fake_model(script, context_length=40_000)  # DSPy shows it the module's own code
+    configured(model)
+
+    def is_short(_, prediction):
+        return float(prediction.answer == "short")
+
+    refine = dspy.Refine(dspy.Predict(QA), N=3, reward_fn=is_short, threshold=1.0)
+    assert refine(question="q").answer == "short"
+    assert len(model.generator.requests) == 3
 
 
 def test_chain_of_thought_and_few_shot_examples(configured):
@@ -269,128 +305,6 @@ def test_react_calls_tools_by_what_the_model_writes(configured):
     assert prediction.answer == 5
     assert prediction.trajectory["observation_0"] == 5
     assert "next_tool_args: (a JSON object)" in model.rendered[0][0]["content"]
-
-
-# Routing
-
-
-def test_a_call_with_another_lm_goes_to_our_model_under_that_lms_history(configured):
-    outer = DummyLM([{"answer": "from the dummy"}])
-    adapter = configured(fake_model("answer: ours"), lm=outer)
-    predict = dspy.Predict(QA)
-    with dspy.track_usage() as tracker:
-        assert predict(question="q").answer == "ours"
-        assert asyncio.run(predict.acall(question="other")).answer == "ours"
-    assert [entry["model"] for entry in outer.history] == [adapter.lm.model] * 2
-    assert adapter.lm.history == []
-    assert set(tracker.get_total_tokens()) == {adapter.lm.model}
-
-
-def test_the_other_lms_settings_are_taken_over(configured):
-    outer = dspy.LM(
-        "openai/none",
-        temperature=0.9,
-        max_tokens=33,
-        cache=False,
-        num_retries=7,
-        top_p=0.7,
-        seed=4,
-        stop=["END"],
-        metadata={"llamacpp": {"min_p": 0.25}},
-    )
-    model = fake_model("answer: ours")
-    adapter = configured(model, lm=outer, temperature=0.1, seed=1)
-    predict = dspy.Predict(QA)
-    predict(question="q")
-    predict(question="q", config={"max_tokens": 44})
-    first, second = model.generator.requests
-    assert (first.max_tokens, first.seed, first.stop) == (33, 4, ("END",))
-    assert (first.sampling.temperature, first.sampling.top_p) == (0.9, 0.7)
-    assert first.sampling.min_p == 0.25
-    assert second.max_tokens == 44
-    routed = adapter._route(outer)
-    assert (routed.cache, routed.num_retries) == (False, 7)
-
-
-def test_what_the_other_lm_leaves_open_comes_from_our_config(configured):
-    model = fake_model("answer: ours")
-    configured(model, lm=dspy.LM("openai/none"), temperature=0.1, max_tokens=77)
-    dspy.Predict(QA)(question="q")
-    [asked] = model.generator.requests
-    assert (asked.sampling.temperature, asked.max_tokens) == (0.1, 77)
-
-
-def test_a_reasoning_models_max_tokens_are_taken_over_too(configured):
-    model = fake_model("answer: ours", context_length=100_000)
-    configured(model, lm=dspy.LM("openai/gpt-5", temperature=1.0, max_tokens=16000))
-    dspy.Predict(QA)(question="q")
-    assert model.generator.requests[0].max_tokens == 16000
-
-
-def test_the_other_lms_callbacks_hear_of_the_call(configured):
-    heard = []
-
-    class Listener(dspy.utils.BaseCallback):
-        def on_lm_start(self, call_id, instance, inputs):
-            heard.append(instance.model)
-
-    outer = dspy.LM("openai/none", callbacks=[Listener()])
-    adapter = configured(fake_model("answer: ours"), lm=outer)
-    dspy.Predict(QA)(question="q")
-    assert heard == [adapter.lm.model]
-
-
-def test_a_copy_of_our_lm_is_used_as_it_is():
-    adapter = adapter_of(fake_model("answer: ours"))
-    copied = adapter.lm.copy(temperature=0.5, rollout_id=3)
-    assert adapter._route(copied) is copied
-    assert adapter._route(adapter.lm) is adapter.lm
-
-
-def test_rollouts_of_another_lm_bypass_the_cache(configured):
-    model = fake_model(echo)
-    outer = dspy.LM("openai/none", temperature=1.0)
-    configured(model, lm=outer)
-    predict = dspy.Predict(QA)
-    answers = {predict(question="q", lm=outer.copy(rollout_id=i)).answer for i in (1, 2, 3, 3)}
-    assert len(answers) == 3
-
-
-def test_routing_can_be_left_to_the_caller():
-    teacher = DummyLM([{"answer": "the teacher's"}], adapter=dspy.ChatAdapter())
-    model = fake_model("answer: ours")
-    adapter = adapter_of(model, route_other_lms=False)
-    with dspy.context(lm=adapter.lm, adapter=adapter):
-        assert dspy.Predict(QA)(question="q").answer == "ours"
-        assert "the teacher's" in dspy.Predict(QA)(question="q", lm=teacher).answer
-    assert len(model.generator.requests) == 1
-    assert len(teacher.history) == 1
-
-
-def test_two_adapters_keep_to_their_own_models():
-    first = adapter_of(fake_model("answer: one"))
-    second = adapter_of(fake_model("answer: two", fingerprint="ff00"))
-    predict = dspy.Predict(QA)
-    for _ in range(2):
-        with dspy.context(lm=first.lm, adapter=first):
-            assert predict(question="q").answer == "one"
-        with dspy.context(lm=second.lm, adapter=second):
-            assert predict(question="q").answer == "two"
-        with dspy.context(lm=first.lm, adapter=second):
-            assert predict(question="q").answer == "two"
-
-
-def test_without_an_lm_the_adapter_answers_when_called_directly():
-    adapter = adapter_of(fake_model("answer: ours"))
-    signature = dspy.Signature(QA)
-    assert adapter(None, {}, signature, [], {"question": "q"}) == [{"answer": "ours"}]
-
-
-def test_predict_demands_an_lm_before_it_asks_the_adapter():
-    """Why the documentation says dspy.configure(lm=adapter.lm, adapter=adapter)."""
-    adapter = adapter_of(fake_model("answer: ours"))
-    with dspy.context(adapter=adapter), pytest.raises(ValueError, match="No LM is loaded"):
-        dspy.Predict(QA)(question="q")
 
 
 def test_the_adapter_never_loads_a_model():

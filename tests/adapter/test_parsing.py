@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import enum
+from datetime import date, datetime, time, timezone
 from typing import Literal
 
 import dspy
@@ -22,6 +23,7 @@ class Colour(enum.Enum):
     DARK_BLUE = "dark blue"
 
 
+ADD = dspy.ToolCalls.from_dict_list([{"name": "add", "args": {"a": 1}}])
 QA = dspy.Signature("question -> answer")
 COT = dspy.Signature("question -> reasoning, final_answer")
 RATED = dspy.Signature("text -> label: Literal['good', 'bad'], score: float")
@@ -101,6 +103,24 @@ def test_markers_inside_a_code_block_belong_to_the_code():
 )
 def test_a_single_field_takes_what_there_is(completion, answer):
     assert parse_completion(QA, completion) == {"answer": answer}
+
+
+def test_a_model_within_a_model():
+    class Team(pydantic.BaseModel):
+        lead: Person
+        members: list[Person] = []
+        founded: date | None = None
+
+    signature = dspy.Signature("text -> team: Team", custom_types={"Team": Team})
+    answer = """team: ```json
+{"lead": {"name": "Ada", "age": 36},
+ "members": [{"name": "Bob", "age": "40"}], "founded": "2026-05-01"}
+```"""
+    assert parse_completion(signature, answer)["team"] == Team(
+        lead=Person(name="Ada", age=36),
+        members=[Person(name="Bob", age=40)],
+        founded=date(2026, 5, 1),
+    )
 
 
 def test_a_strategy_whose_value_does_not_fit_gives_way_to_the_next():
@@ -200,6 +220,36 @@ def test_the_error_keeps_what_was_found():
         (7, str, "7"),
         (["a"], str, '["a"]'),
         ("[1, 2] is a list", dspy.Reasoning, dspy.Reasoning(content="[1, 2] is a list")),
+        ('"quoted"', dspy.Reasoning, dspy.Reasoning(content='"quoted"')),
+        ("```python\nx = 1\n```", dspy.Code, dspy.Code(code="x = 1")),
+        ("x = {'a': 1}", dspy.Code, dspy.Code(code="x = {'a': 1}")),
+        ('{"code": "x = 1"}', dspy.Code, dspy.Code(code="x = 1")),
+        ('"a string"', dspy.Code, dspy.Code(code='"a string"')),
+        ("2026-05-01", date, date(2026, 5, 1)),
+        ("**2026-05-01**", date, date(2026, 5, 1)),
+        ("2026-05-01 (a Friday)", date, date(2026, 5, 1)),
+        ("2026-05-01 12:30", datetime, datetime(2026, 5, 1, 12, 30)),  # noqa: DTZ001
+        ("2026-05-01T12:30:00Z", datetime, datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc)),
+        ("12:30", time, time(12, 30)),
+        ("2026-05-01, 2026-06-01", list[date], [date(2026, 5, 1), date(2026, 6, 1)]),
+        ("2026-05-01", date | None, date(2026, 5, 1)),
+        ("none", date | None, None),
+        ("N/A", int | None, None),
+        ("None.", list[int] | None, None),
+        ("- a\n- b", list[str] | None, ["a", "b"]),
+        ("Good.", Literal["good", "bad"] | None, "good"),
+        ("5", int | str, 5),
+        ("5 apples", int | str, "5 apples"),
+        ("RED", Colour | None, Colour.RED),
+        ("Colour.RED", Colour, Colour.RED),
+        ('["RED", "dark blue"]', list[Colour], [Colour.RED, Colour.DARK_BLUE]),
+        ('{"sky": "DARK_BLUE"}', dict[str, Colour], {"sky": Colour.DARK_BLUE}),
+        ("- RED\n- red", set[Colour], {Colour.RED}),
+        ("1, 2", tuple[int, int], (1, 2)),
+        ("(1, 'a')", tuple[int, str], (1, "a")),
+        ([{"name": "Ada", "age": 36}], list[Person], [Person(name="Ada", age=36)]),
+        ('{"name": "add", "args": {"a": 1}}', dspy.ToolCalls, ADD),
+        ('[{"name": "add", "args": {"a": 1}}]', dspy.ToolCalls, ADD),
     ],
 )
 def test_typed_values(raw, annotation, value):
@@ -223,6 +273,14 @@ def test_typed_values(raw, annotation, value):
         ("purple", Colour),
         ("one and\ntwo", list[int]),
         ('{"name": "Ada"}', Person),
+        ("2026", date),
+        ("20260501", datetime),
+        ("2026", datetime | None),
+        (2026, datetime),
+        ("May", date),
+        ("2026-05-01 12:30", date),
+        ("add(1)", dspy.ToolCalls),
+        ("1, 2, 3", tuple[int, int]),
         ("{" * 1500, Person),
         ("(" * 1500, int),
     ],

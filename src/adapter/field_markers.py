@@ -1,0 +1,197 @@
+"""Field markers in a model's answer: `name: value` at the start of a line.
+
+Whatever the case, list sign or emphasis of the name; a value reaches to the next marker. The
+answer may come in pieces, and what is certain of it is known before its end.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import regex
+from dspy.signatures import Signature
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a field's value stands: after its marker, up to `end`."""
+
+    marker: re.Match[str]
+    end: int
+    closed: bool
+    """Whether another marker follows, so that more text does not belong to the value."""
+
+
+class Settled(NamedTuple):
+    """The beginning of a value that no further text can change, and whether it is all of it."""
+
+    text: str
+    complete: bool
+
+
+class FieldMarkers:
+    """The fields of an answer that is pushed in pieces of any size.
+
+    The first of a field's markers counts. One inside a code block of a value is the code's. The
+    name of the first input field, once all outputs are answered, begins a question that the model
+    asks itself: nothing after it counts.
+
+    `text` is the answer so far.
+    """
+
+    def __init__(self, signature: type[Signature]) -> None:
+        self._outputs = tuple(signature.output_fields)
+        self._new_turn = next(iter(signature.input_fields), None)
+        names = (*self._outputs, self._new_turn) if self._new_turn else self._outputs
+        self._names = names
+        self.text = ""
+        self._line = 0  # where the line begins that may still grow
+        self._markers: list[re.Match[str]] = []  # those of the lines before it
+        self._fences: list[int] = []
+
+    def push(self, text: str) -> None:
+        """Add the next piece of the answer."""
+        self.text += text
+        line = self.text.rfind("\n") + 1
+        if line > self._line:
+            self._markers += _marker_pattern(self._names).finditer(self.text, self._line, line)
+            self._fences += _fences(self.text, self._line, line)
+            self._line = line
+
+    def values(self) -> dict[str, str]:
+        """Return the text of every field found, the answer being at its end.
+
+        Text before the first marker is the first field's, if that one has none: a model that
+        reasons first often leaves out its name.
+        """
+        found = self._spans(self._visible(ended=True))
+        values = {name: _value(span.marker, self._between(span)) for name, span in found.items()}
+        if found and self._outputs[0] not in found:
+            preamble = self.text[: min(span.marker.start() for span in found.values())].strip()
+            if preamble:
+                values[self._outputs[0]] = preamble
+        return values
+
+    def settled(self, name: str) -> Settled | None:
+        """Return what is certain of a field's value, or None before its marker."""
+        visible = self._visible(ended=False)
+        span = self._spans(visible).get(name)
+        if span is None or span.marker.end() == len(self.text):
+            return None  # emphasis that belongs to the marker may still follow
+        if span.closed:
+            return Settled(_value(span.marker, self._between(span)), complete=True)
+        end = min(self._undecided(), self._open_code_marker())
+        text = self.text[span.marker.end() : end].lstrip()
+        length = len(text)
+        while length and (text[length - 1].isspace() or text[length - 1] in "*_`"):
+            length -= 1  # space, emphasis and fences may turn out to be what encloses the value
+        return Settled(text[:length], complete=False)
+
+    def _all(self) -> tuple[list[re.Match[str]], list[int]]:
+        last_line = _marker_pattern(self._names).finditer(self.text, self._line)
+        return [*self._markers, *last_line], [*self._fences, *_fences(self.text, self._line)]
+
+    def _visible(self, *, ended: bool) -> list[re.Match[str]]:
+        """Return the markers that are none of a code block's.
+
+        A block that was never closed hides nothing; one that may still be closed does.
+        """
+        markers, fences = self._all()
+        end = [] if ended else [len(self.text)]
+        blocks = list(zip(fences[::2], fences[1::2] + end, strict=False))
+        first = markers[0].start() if markers else 0
+        return [
+            marker
+            for marker in markers
+            if not any(first < start < marker.start() < end for start, end in blocks)
+        ]
+
+    def _spans(self, markers: list[re.Match[str]]) -> dict[str, Span]:
+        found: dict[str, Span] = {}
+        field = None
+        for marker in markers:
+            name = field_named(marker["name"], self._names)
+            if name == self._new_turn and len(found) < len(self._outputs):
+                continue  # not all is answered yet: a word of the answer
+            if field is not None:
+                found[field] = Span(found[field].marker, marker.start(), closed=True)
+            if name == self._new_turn:
+                break  # the model goes on with a question of its own
+            # Of a field given twice the first counts, as in a model that repeats itself.
+            field = name if name not in found else None
+            if field is not None:
+                found[field] = Span(marker, len(self.text), closed=False)
+        return found
+
+    def _between(self, span: Span) -> str:
+        return self.text[span.marker.end() : span.end]
+
+    def _undecided(self) -> int:
+        """Return where the last line begins if it may become a marker, else the text's end."""
+        line = self.text[self._line :]
+        match = _partial_pattern(self._names).match(line, partial=True)
+        return self._line if match is not None and match.partial else len(self.text)
+
+    def _open_code_marker(self) -> int:
+        """Return where the first marker stands in a code block that is still open."""
+        markers, fences = self._all()
+        if len(fences) % 2 == 0 or not markers or fences[-1] < markers[0].start():
+            return len(self.text)
+        after = (marker.start() for marker in markers if marker.start() > fences[-1])
+        return next(after, len(self.text))
+
+
+def field_named(spelling: str, names: tuple[str, ...]) -> str:
+    """Return the field that a spelling of its name means, or the spelling if it means none."""
+
+    def plain(name: str) -> str:
+        return re.sub("[ -]", "_", name.strip()).lower()
+
+    if spelling in names:
+        return spelling
+    return next((name for name in names if plain(name) == plain(spelling)), spelling)
+
+
+def _fences(text: str, start: int, end: int | None = None) -> Iterator[int]:
+    lines = _FENCE.finditer(text, start, len(text) if end is None else end)
+    return (fence.start() for fence in lines)
+
+
+_FENCE = re.compile(r"^[ \t]*```", re.MULTILINE)
+
+
+def _marker_source(names: tuple[str, ...]) -> str:
+    spellings = "|".join(
+        re.escape(name).replace("_", "[ _-]") for name in sorted(names, key=len, reverse=True)
+    )
+    return rf"""^[ \t]*
+        (?:(?:[#>]+|[-*+•]|\d+[.)])[ \t]+)*      # a heading, quotation or list sign
+        (?P<open>\*\*|__|[*`])?
+        (?P<name>{spellings})
+        (?P<close>\*\*|__|[*`])?[ \t]*(?::|\uff1a)(?P<late_close>\*\*|__|[*`])?[ \t]*"""
+
+
+@lru_cache(maxsize=256)
+def _marker_pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(_marker_source(names), re.IGNORECASE | re.MULTILINE | re.VERBOSE)
+
+
+@lru_cache(maxsize=256)
+def _partial_pattern(names: tuple[str, ...]) -> Any:
+    """Return the same pattern, of the library that can tell a beginning of a match."""
+    return regex.compile(_marker_source(names), regex.IGNORECASE | regex.VERBOSE)
+
+
+def _value(marker: re.Match[str], text: str) -> str:
+    """Return a field's text without what encloses it together with its name."""
+    text = text.strip()
+    emphasis = marker["open"]
+    if emphasis and not (marker["close"] or marker["late_close"]):
+        text = text.removesuffix(emphasis).rstrip()
+    if len(_FENCE.findall(text)) % 2:
+        text = text.removesuffix("```").rstrip()  # the end of a block around the whole answer
+    return text
