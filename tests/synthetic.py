@@ -162,7 +162,10 @@ _ADD_LAYERS = {
 
 
 def _add_tokenizer(
-    writer: gguf.GGUFWriter, tokenizer: Tokenizer, add_eos: bool, extra_tokens: tuple[str, ...] = ()
+    writer: gguf.GGUFWriter,
+    tokenizer: Tokenizer,
+    add_eos: bool = False,
+    extra_tokens: tuple[str, ...] = (),
 ) -> int:
     """Write a vocabulary, and return its size."""
     if tokenizer == "none":

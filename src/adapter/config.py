@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from adapter.errors import ConfigurationError, InvalidParameterError
+from adapter.generation.request import Execution
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -49,6 +50,8 @@ class LlamaCppConfig:
     enable_cache        let DSPy answer a repeated call from its cache
     cache_ttl_secs      above 0; how old such an answer may be, None = any age
     enable_streaming    let DSPy stream answers
+    execution           "batched" computes requests together and shares what their prompts have in
+                        common, "isolated" computes each in a context of its own
 
     Raises InvalidParameterError for a value outside its range.
     """
@@ -71,6 +74,7 @@ class LlamaCppConfig:
     enable_cache: bool = True
     cache_ttl_secs: float | None = None
     enable_streaming: bool = True
+    execution: Execution = "batched"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -170,4 +174,5 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a number above 0, or None",
     ),
     "enable_streaming": (lambda v: isinstance(v, bool), "True or False"),
+    "execution": (lambda v: v in get_args(Execution), "'batched' or 'isolated'"),
 }

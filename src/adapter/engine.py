@@ -50,7 +50,7 @@ StreamEvent: TypeAlias = StreamStartEvent | StreamDeltaEvent | StreamEndEvent
 
 _DECISIVE = (
     "max_tokens", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "context_length",
-    "seed", "stop",
+    "seed", "stop", "execution",
 )  # fmt: skip
 """The fields of a config that an answer depends on."""
 
@@ -103,6 +103,7 @@ class LlamaCppEngine:
         self.supports_function_calling = loaded.capabilities["supports_tools"]
         self.supports_reasoning = loaded.capabilities["supports_thinking"]
         self.budget = TokenBudget(config.token_budget_limit)
+        self._generator = loaded.generators[config.execution]
         self._rate = RequestRate(config.requests_per_minute)
         self._closed = False
         _engines[self.model] = self
@@ -118,7 +119,7 @@ class LlamaCppEngine:
     ) -> Response | None:
         """Answer a request, or stop within a step and return None once `cancelled` is set."""
         with self._errors(), self.loaded.lease(), self._admitted(request) as call:
-            with closing(call.pieces(self.loaded.generator, cancelled)) as pieces:
+            with closing(call.pieces(self._generator, cancelled)) as pieces:
                 for piece in pieces:
                     if isinstance(piece, GenerationResult):
                         return self._response(request, call, piece)
@@ -143,7 +144,7 @@ class LlamaCppEngine:
         with self._errors(), self.loaded.lease(), self._admitted(request) as call:
             yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
             answer = AnswerStream(call.parser, self.loaded.piece)
-            with closing(call.pieces(self.loaded.generator, cancelled)) as pieces:
+            with closing(call.pieces(self._generator, cancelled)) as pieces:
                 for piece in pieces:
                     if isinstance(piece, GenerationResult):
                         yield from answer.finish(piece)

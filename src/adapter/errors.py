@@ -13,6 +13,7 @@
     │   └── TextTooLongError                         a text to embed that does not fit
     ├── TokenBudgetExhaustedError (RuntimeError)     no tokens are left of those a config grants
     ├── RateLimitExceededError  (RuntimeError)       too many requests in a minute
+    ├── QueueFullError          (RuntimeError)       too many requests that wait
     ├── TokenizationError       (ValueError)         a text that cannot become tokens
     ├── InferenceError          (RuntimeError)       a computation that failed
     └── BackendError            (RuntimeError)       a device or backend that failed
@@ -199,6 +200,21 @@ class RateLimitExceededError(LlamaCppError, RuntimeError):
         super().__init__(
             f"more than {requests_per_minute} requests in a minute (requests_per_minute); try "
             f"again in {retry_after:.1f} s"
+        )
+
+
+class QueueFullError(LlamaCppError, RuntimeError):
+    """Too many requests wait for a model.
+
+    `queued` is how many do, `retry_after` how many seconds one took lately.
+    """
+
+    def __init__(self, queued: int, retry_after: float) -> None:
+        self.queued = queued
+        self.retry_after = retry_after
+        super().__init__(
+            f"{queued} requests wait for the model already; try again in {retry_after:.1f} s, or "
+            "ask from fewer threads"
         )
 
 

@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 DEFAULT_CONTEXT_LENGTH = 4096
 """Tokens of context where the user names no length, at most what the model was trained with."""
 
+DEFAULT_CONTEXTS = 4
+"""Requests of that length that there is memory for, where the user names no number."""
+
 HOST = "host"
 """The name of the host's memory, beside those of devices."""
 
@@ -33,7 +36,7 @@ class Placement:
     devices         what its layers are kept on, in this order; none for the CPU alone
     n_gpu_layers    layers on the devices, negative for all
     context_length  tokens of context for each request
-    n_contexts      requests computed at once, each in a context of its own
+    n_contexts      requests of the full length that there is memory for at once
     n_threads       threads of the CPU to compute with
     memory          bytes that the model and its contexts take, by device name or HOST
     free            bytes that were not in use there
@@ -113,8 +116,8 @@ class HardwareManager:
         path            the file, or the first part of a split one
         context_length  tokens of context; None for what the model was trained with, at most 4096
         n_gpu_layers    layers on the GPUs, negative for all, 0 for none; None for what fits
-        n_contexts      requests computed at once; None for 1 on a CPU, which one request keeps
-                        busy, and 4 on a GPU
+        n_contexts      requests of the full length that there is memory for at once, and as many
+                        more as are shorter; None for 4, or fewer where a CPU has no memory for them
 
         Raises InvalidParameterError for a number out of range, FileNotFoundError when there is no
         such file, pyllama.ModelLoadError for one that is no loadable model, and
@@ -132,7 +135,7 @@ class HardwareManager:
             for choice in choices
             if choice.used and choice.device.type != "cpu" and n_gpu_layers != 0
         ]
-        planner = _Planner(path, context_length, n_contexts or (4 if gpus else 1))
+        planner = _Planner(path, context_length, n_contexts)
         if not gpus:
             why = "there is no GPU to use" if n_gpu_layers != 0 else "no layer is wanted on a GPU"
             placement = planner.on_cpu(f"it runs on the CPU: {why}")
@@ -150,11 +153,12 @@ class _Planner:
     """Places one model."""
 
     def __init__(
-        self, path: str | os.PathLike[str], context_length: int | None, n_contexts: int
+        self, path: str | os.PathLike[str], context_length: int | None, n_contexts: int | None
     ) -> None:
         self._path = path
         self._wanted = context_length
-        self._n_contexts = n_contexts
+        self._fewer_will_do = n_contexts is None
+        self._n_contexts = n_contexts or DEFAULT_CONTEXTS
 
     def on(self, devices: Sequence[pyllama.Device], n_gpu_layers: int, why: str) -> Placement:
         """That many layers on these devices, whether or not they fit."""
@@ -165,8 +169,11 @@ class _Planner:
         return self._placement(devices, n_gpu_layers, use, (why,))
 
     def on_cpu(self, why: str) -> Placement:
-        """All of it in the host's memory, with a smaller context if its length is open."""
+        """All of it in the host's memory, with fewer and smaller contexts if that is left open."""
         placement = self.on((), 0, why)
+        while self._fewer_will_do and not placement.fits and self._n_contexts > 1:
+            self._n_contexts //= 2
+            placement = self.on((), 0, why)
         if placement.fits or self._wanted is not None:
             return placement
         try:

@@ -19,6 +19,7 @@ from adapter.errors import (
     ModelNotFoundError,
     ModelNotLoadedError,
     PoolFullError,
+    QueueFullError,
     RateLimitExceededError,
     TokenizationError,
 )
@@ -36,7 +37,7 @@ def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> I
     """
     try:
         yield
-    except RateLimitExceededError as error:
+    except (QueueFullError, RateLimitExceededError) as error:
         wait = min(max(error.retry_after, initial_backoff), max_backoff)
         raise lm15.RateLimitError(str(error), provider=PROVIDER, retry_after=wait) from error
     except ContextTooLongError as error:

@@ -6,11 +6,18 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, get_args
 
 import pyllama
 from adapter.errors import TokenizationError
-from adapter.generation.request import Delta, GenerationRequest, GenerationResult, Generator
+from adapter.generation.request import (
+    Delta,
+    Execution,
+    GenerationRequest,
+    GenerationResult,
+    Generator,
+)
 from adapter.hardware import Placement
 from adapter.resident_model import ResidentModel
 
@@ -30,9 +37,10 @@ class LoadedModel:
     path            its GGUF file, or the first part of it
     fingerprint     hex digest of what decides its answers: the file, its chat template, and the
                     version of llama.cpp
-    generator       computes completions, each under a lease of its own
+    generators      compute completions, each under a lease of its own: "batched" together with
+                    others, "isolated" in a context of its own
     n_ctx_train     tokens of context it was trained with
-    context_length  tokens of context that its generator has
+    context_length  tokens of context that a request and its answer may have
     capabilities    what its chat template can express
     n_vocab         tokens that it knows
     turn_stops      texts at which a turn ends beside the vocabulary's own tokens
@@ -53,7 +61,9 @@ class LoadedModel:
         self.turn_stops = () if resident.has_template else ("\n\nUser:", "\n\nSystem:")
         self.placement = placement
         self.device = _in_words(placement.devices)
-        self.generator: Generator = _LeasedGenerator(borrow)
+        self.generators: Mapping[Execution, Generator] = MappingProxyType(
+            {execution: _LeasedGenerator(borrow, execution) for execution in get_args(Execution)}
+        )
         self._borrow = borrow
 
     @contextmanager
@@ -113,20 +123,21 @@ class LoadedModel:
 
 
 class _LeasedGenerator:
-    """The generator of a model, wherever in memory it is by then. It satisfies ``Generator``."""
+    """A generator of a model, wherever in memory it is by then. It satisfies ``Generator``."""
 
-    def __init__(self, borrow: Borrow) -> None:
+    def __init__(self, borrow: Borrow, execution: Execution) -> None:
         self._borrow = borrow
+        self._execution = execution
 
     def generate(self, request: GenerationRequest) -> GenerationResult:
         with self._borrow() as resident:
-            return resident.generator.generate(request)
+            return resident.generators[self._execution].generate(request)
 
     def stream(
         self, request: GenerationRequest, cancelled: threading.Event | None = None
     ) -> Iterator[Delta | GenerationResult]:
         with self._borrow() as resident:
-            yield from resident.generator.stream(request, cancelled)
+            yield from resident.generators[self._execution].stream(request, cancelled)
 
 
 def _in_words(devices: Sequence[pyllama.Device]) -> str:

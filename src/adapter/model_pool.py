@@ -65,8 +65,8 @@ class ModelPool:
     n_gpu_layers    layers kept on the GPUs, negative for all, 0 for none; None for what fits
     context_length  tokens of context for each request; None for what the model was trained
                     with, at most 4096
-    max_contexts    requests computed at once for each model, each in a context of its own;
-                    None for 1 on a CPU, which one request keeps busy, and 4 on a GPU
+    max_contexts    requests of the full length that each model has memory for at once, and as
+                    many more as are shorter; None for 4
     progress        called with a model's name and the fraction loaded, 0.0 to 1.0, whenever the
                     model is loaded or reloaded, by the thread that loads it
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pyllama
 from adapter.generation.context_pool import ContextPool
 from adapter.generation.isolated import IsolatedGenerator
-from adapter.generation.request import Generator
+from adapter.generation.request import Execution, Generator
+from adapter.generation.scheduler import Scheduler
 from adapter.hardware import Placement
 from adapter.model_file import parts
 
@@ -21,13 +23,23 @@ PLAIN_TEMPLATE = (
 """What a model without a chat template is shown."""
 
 
+MAX_SEQUENCES = 16
+"""Requests that are computed at once; a CPU gains little from more."""
+
+MAX_QUEUED = 4096
+"""Requests that wait for their turn."""
+
+MAX_KEPT_BYTES = 2**28
+"""RAM for the beginnings of prompts that have no place in a context any more."""
+
+
 class ResidentModel:
     """What memory a model takes, from loading it until close().
 
     model         the weights
     has_template  whether it has a chat template of its own
     template      that in a process of its own, or else PLAIN_TEMPLATE
-    generator     computes completions, each in a context of its own
+    generators    compute completions: together, or each in a context of its own
     fingerprint   hex digest of what decides the answers
     """
 
@@ -46,14 +58,9 @@ class ResidentModel:
             self.has_template = self.model.chat_template() is not None
             self.template = _chat_template(self.model)
             self.fingerprint = _fingerprint(parts(path), self.template)
-            contexts = ContextPool(
-                self.model,
-                context_length=placement.context_length,
-                n_threads=placement.n_threads,
-                limit=placement.n_contexts,
-            )
-            self.generator: Generator = IsolatedGenerator(
-                self.model, contexts, context_length=placement.context_length
+            self._scheduler = self._make_scheduler(placement)
+            self.generators: Mapping[Execution, Generator] = MappingProxyType(
+                {"batched": self._scheduler, "isolated": self._make_isolated(placement)}
             )
         except BaseException:
             self.model.close()
@@ -61,7 +68,31 @@ class ResidentModel:
 
     def close(self) -> None:
         """Free the weights and contexts; the template's process ends with this object."""
+        self._scheduler.close()
         self.model.close()
+
+    def _make_scheduler(self, placement: Placement) -> Scheduler:
+        return Scheduler(
+            self.model,
+            context_length=placement.context_length,
+            n_threads=placement.n_threads,
+            n_cells=placement.context_length * placement.n_contexts,
+            max_sequences=MAX_SEQUENCES,
+            max_queued=MAX_QUEUED,
+            cache_bytes=MAX_KEPT_BYTES,
+            reproducible=(not placement.devices),
+        )
+
+    def _make_isolated(self, placement: Placement) -> IsolatedGenerator:
+        contexts = ContextPool(
+            self.model,
+            context_length=placement.context_length,
+            n_threads=placement.n_threads,
+            # One request keeps a CPU busy.
+            limit=1 if (not placement.devices) else placement.n_contexts,
+            reproducible=(not placement.devices),
+        )
+        return IsolatedGenerator(self.model, contexts, context_length=placement.context_length)
 
 
 def _chat_template(model: pyllama.Model) -> pyllama.ChatTemplate:

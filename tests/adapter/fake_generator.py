@@ -83,6 +83,7 @@ class FakeModel:
     options: list[dict[str, object]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.generators = {"batched": self.generator, "isolated": self.generator}
         self.template = pyllama.ChatTemplate(source=self.source)
         self.capabilities = self.template.capabilities
 

@@ -59,7 +59,7 @@ def test_log_probabilities_are_those_of_the_models_logits(engine, smollm2):
             [{"role": "user", "content": request.messages[0].parts[0].text}]
         ).prompt
     )
-    with pyllama.Context(smollm2, n_ctx=256) as context:
+    with pyllama.Context(smollm2, n_ctx=256, flash_attn="disabled") as context:
         context.decode(pyllama.Batch.from_tokens(prompt))
         for pos, told in enumerate(response.logprobs, len(prompt)):
             logits = context.logits().astype(np.float64)

@@ -192,7 +192,7 @@ def test_layers_that_were_asked_for_are_not_questioned(monkeypatch):
 def test_no_layer_on_the_gpu_is_the_cpu(monkeypatch):
     Machine(monkeypatch, gpu("CUDA0"))
     plan = HardwareManager().plan("model.gguf", n_gpu_layers=0)
-    assert (plan.devices, plan.n_contexts) == ((), 1)
+    assert (plan.devices, plan.n_contexts) == ((), 4)
 
 
 def test_devices_that_were_chosen_come_before_what_is_worth_using(monkeypatch):

@@ -34,6 +34,7 @@ MAPPED = [
     (errors.InferenceError("no"), lm15.ProviderError),
     (errors.BackendError("no"), lm15.ProviderError),
     (errors.RateLimitExceededError(1.0, 5), lm15.RateLimitError),
+    (errors.QueueFullError(9, 1.0), lm15.RateLimitError),
     (pyllama.ContextError("no"), lm15.ProviderError),
 ]
 

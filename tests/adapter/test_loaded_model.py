@@ -71,16 +71,16 @@ def request(seed=0, **changes):
 def test_a_generator_computes_on_after_its_model_was_evicted(pool):
     with ModelPool(pool.model_dir, context_length=64, max_models=1) as small:
         one = small.load_model("one")
-        before = one.generator.generate(request())
+        before = one.generators["batched"].generate(request())
         small.load_model("two")
-        assert one.generator.generate(request()) == before
-        *_, result = one.generator.stream(request())
+        assert one.generators["batched"].generate(request()) == before
+        *_, result = one.generators["batched"].stream(request())
         assert result == before
 
 
 def test_a_stream_keeps_its_model_until_it_is_closed(pool):
     one = pool.load_model("one")
-    stream = one.generator.stream(request())
+    stream = one.generators["batched"].stream(request())
     assert pool._slots[one.path].leases == {}  # nothing is held before it begins
     next(stream)
     assert pool._slots[one.path].leases.total() == 1

@@ -32,7 +32,10 @@ def answers(model_dir):
     """What each model answers when nothing else is going on."""
     with ModelPool(model_dir, context_length=64) as pool:
         return {
-            (name, seed): pool.load_model(name).generator.generate(request(seed)).token_ids
+            (name, seed): pool.load_model(name)
+            .generators["batched"]
+            .generate(request(seed))
+            .token_ids
             for name in NAMES
             for seed in range(3)
         }
@@ -72,13 +75,13 @@ class Worker(threading.Thread):
         loaded, seed = self.pool.load_model(name), self.random.randrange(3)
         with loaded.lease() as model:
             assert loaded.tokenize("hello")
-            answer = loaded.generator.generate(request(seed)).token_ids
+            answer = loaded.generators["batched"].generate(request(seed)).token_ids
             assert not model.closed
         assert answer == self.expected[name, seed]
         self.asked.set()
 
     def stop(self, name):
-        stream = self.pool.load_model(name).generator.stream(request(0))
+        stream = self.pool.load_model(name).generators["batched"].stream(request(0))
         next(stream)
         with pytest.raises(ModelInUseError):
             self.pool.unload_model(name)
@@ -116,7 +119,7 @@ def test_sixteen_threads_load_use_evict_and_unload(model_dir):
         assert happened["ask"] > N_THREADS
         for name in NAMES:  # nothing that was left behind keeps a model
             assert (
-                pool.load_model(name).generator.generate(request(0)).token_ids
+                pool.load_model(name).generators["batched"].generate(request(0)).token_ids
                 == (expected[name, 0])
             )
         assert all(slot.leases == {} for slot in pool._slots.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from decoding import PROMPT, logits_of
 from memories import ARCHITECTURES
@@ -36,3 +38,11 @@ def memory_models(write_tiny_model):
 def memory_model(request, memory_models):
     """Each of them in turn."""
     return memory_models[request.param]
+
+
+@pytest.fixture
+def heeding_ctrl_c():
+    """Python's own handler: a shell that starts programs in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

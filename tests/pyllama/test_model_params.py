@@ -84,7 +84,7 @@ def test_tensors_are_checked_on_demand(tiny_model_path, tmp_path):
         pyllama.Model(quantized, check_tensors=True)
 
 
-def test_ctrl_c_stops_a_load(tiny_model_path, capfd):
+def test_ctrl_c_stops_a_load(tiny_model_path, capfd, heeding_ctrl_c):
     with pytest.raises(KeyboardInterrupt):
         pyllama.Model(tiny_model_path, progress=lambda _: signal.raise_signal(signal.SIGINT))
     assert capfd.readouterr().err == ""

@@ -418,14 +418,6 @@ def test_what_the_progress_callback_raises_arrives_as_itself(source, target, tmp
     assert os.listdir(tmp_path) == []
 
 
-@pytest.fixture
-def heeding_ctrl_c():
-    """Python's own handler: a shell that starts programs in the background ignores SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_ctrl_c_stops_between_tensors(source, target, tmp_path, capfd, heeding_ctrl_c):
     """The signal's handler runs where the next tensor is announced."""
     seen = []

@@ -58,7 +58,7 @@ class Completion:
             self.finish_reason = "length"
         return self._delta(text) if text else None
 
-    def finish(self) -> tuple[Delta | None, GenerationResult]:
+    def finish(self, *, cache_read_tokens: int = 0) -> tuple[Delta | None, GenerationResult]:
         """What was still held back, and the whole."""
         assert self.finish_reason is not None
         rest = ""
@@ -73,6 +73,7 @@ class Completion:
             prompt_tokens=len(self._request.prompt),
             completion_tokens=len(self.tokens),
             finish_reason=self.finish_reason,
+            cache_read_tokens=cache_read_tokens,
             logprobs=tuple(self._logprobs),
             logprobs_complete=self._complete,
         )

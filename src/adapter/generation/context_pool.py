@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyllama
+from adapter.generation.blocks import BLOCK
 
 
 class ContextPool:
@@ -15,14 +16,22 @@ class ContextPool:
     :param context_length: tokens that each context holds.
     :param n_threads: threads that each context computes with.
     :param limit: contexts in use at once; a request beyond it waits for its turn.
+    :param reproducible: compute as the scheduler does, which gives the same bytes on a CPU.
     """
 
     def __init__(
-        self, model: pyllama.Model, *, context_length: int, n_threads: int, limit: int
+        self,
+        model: pyllama.Model,
+        *,
+        context_length: int,
+        n_threads: int,
+        limit: int,
+        reproducible: bool,
     ) -> None:
         self._model = model
         self._context_length = context_length
         self._n_threads = n_threads
+        self._reproducible = reproducible
         self._turns = threading.Semaphore(limit)
         self._lock = threading.Lock()
         self._idle: list[pyllama.Context] = []
@@ -54,8 +63,9 @@ class ContextPool:
         return pyllama.Context(
             self._model,
             n_ctx=self._context_length,
-            n_batch=min(512, self._context_length),
+            n_batch=min(BLOCK, self._context_length),
             n_threads=self._n_threads,
+            flash_attn="disabled" if self._reproducible else "auto",
         )
 
     def _give_back(self, context: pyllama.Context) -> None:

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pyllama
-from adapter.errors import (
-    BackendError,
-    ContextTooLongError,
-    InferenceError,
-    LlamaCppError,
-    TokenizationError,
-)
+from adapter.errors import ContextTooLongError
 from adapter.generation.completion import Completion, token_logprob
 from adapter.generation.context_pool import ContextPool
+from adapter.generation.failures import translated
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.sampling import sampler_chain
 
@@ -59,7 +53,7 @@ class IsolatedGenerator:
         room = self._context_length - len(prompt)
         completion = Completion(self._vocab, request, min(request.max_tokens, room))
         with (
-            _translated(),
+            translated(),
             sampler_chain(self._vocab, sampling, request.seed, request.constraint) as chain,
             self._pool.lease() as context,
         ):
@@ -101,18 +95,3 @@ def _prefill(context: pyllama.Context, prompt: tuple[int, ...], cancelled: threa
         batch.add_tokens(block, pos=begin, outputs="last" if is_last else "none")
         context.decode(batch)
     return True
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Raise what pyllama raises as this package's own errors."""
-    try:
-        yield
-    except LlamaCppError:
-        raise
-    except pyllama.TokenizationError as error:
-        raise TokenizationError(str(error)) from error
-    except (pyllama.ContextError, pyllama.BackendError, pyllama.NativeMemoryError) as error:
-        raise BackendError(str(error)) from error
-    except pyllama.LlamaError as error:
-        raise InferenceError(str(error)) from error

@@ -11,6 +11,9 @@ from adapter.generation.sampling import Constraint, Sampling
 
 FinishReason = Literal["stop", "length"]
 
+Execution = Literal["batched", "isolated"]
+"""Together with other requests, or each in a context of its own."""
+
 
 @dataclass(frozen=True)
 class GenerationRequest:

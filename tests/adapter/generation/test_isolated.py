@@ -22,7 +22,9 @@ CONTEXT_LENGTH = 256
 
 @pytest.fixture(scope="module")
 def generator(smollm2):
-    pool = ContextPool(smollm2, context_length=CONTEXT_LENGTH, n_threads=1, limit=2)
+    pool = ContextPool(
+        smollm2, context_length=CONTEXT_LENGTH, n_threads=1, limit=2, reproducible=True
+    )
     return IsolatedGenerator(smollm2, pool, context_length=CONTEXT_LENGTH)
 
 
@@ -138,7 +140,7 @@ def test_the_pool_makes_no_more_contexts_than_its_limit(smollm2, monkeypatch):
     monkeypatch.setattr(
         pyllama, "Context", lambda *args, **kwargs: made.append(real(*args, **kwargs)) or made[-1]
     )
-    pool = ContextPool(smollm2, context_length=64, n_threads=1, limit=2)
+    pool = ContextPool(smollm2, context_length=64, n_threads=1, limit=2, reproducible=True)
     inside, most = [], []
     lock = threading.Lock()
 
@@ -157,7 +159,7 @@ def test_the_pool_makes_no_more_contexts_than_its_limit(smollm2, monkeypatch):
 
 
 def test_a_context_that_failed_is_not_used_again(smollm2):
-    pool = ContextPool(smollm2, context_length=64, n_threads=1, limit=1)
+    pool = ContextPool(smollm2, context_length=64, n_threads=1, limit=1, reproducible=True)
     with pytest.raises(RuntimeError, match="mine"), pool.lease() as failed:
         raise RuntimeError("mine")
     assert failed.closed

@@ -1,0 +1,93 @@
+"""Beginnings of prompts outside the context: saved states in RAM, under a budget of bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from adapter.generation.blocks import BlockHashes
+
+
+@dataclass(frozen=True)
+class SavedPrefix:
+    """The state of a sequence that holds these blocks and nothing else."""
+
+    hashes: BlockHashes
+    state: bytes
+
+
+class PrefixCache:
+    """Saved prefixes, the least recently used of which make room for new ones. Thread-safe.
+
+    A radix tree over blocks, laid flat: a block's hash stands for the whole path to it, so that
+    the longest saved beginning of a prompt is found by looking its hashes up.
+
+    :param max_bytes: how much the states may take together; 0 keeps none.
+    :param rolls_back: whether a state can be cut back to fewer blocks. Recurrent ones cannot:
+        they serve prompts that begin with all of their blocks.
+    """
+
+    def __init__(self, max_bytes: int, *, rolls_back: bool) -> None:
+        self.max_bytes = max_bytes
+        self.n_bytes = 0
+        self._rolls_back = rolls_back
+        self._lock = threading.Lock()
+        self._saved: OrderedDict[bytes, SavedPrefix] = OrderedDict()  # by the last block's hash
+        self._covers: dict[bytes, set[bytes]] = {}  # each block's hash → prefixes that hold it
+
+    def __len__(self) -> int:
+        return len(self._saved)
+
+    def find(self, hashes: BlockHashes) -> tuple[SavedPrefix | None, int]:
+        """The saved prefix with most of these blocks, from the first on, and how many those are."""
+        with self._lock:
+            for count in range(len(hashes), 0, -1):
+                block = hashes[count - 1]
+                key = block if block in self._saved else None
+                if key is None and self._rolls_back:
+                    key = next(iter(self._covers.get(block, ())), None)
+                if key is not None:
+                    self._saved.move_to_end(key)
+                    return self._saved[key], count
+        return None, 0
+
+    def holds(self, hashes: BlockHashes) -> bool:
+        """Whether nothing would be gained by saving these blocks."""
+        with self._lock:
+            known = self._covers if self._rolls_back else self._saved
+            return not hashes or hashes[-1] in known
+
+    def add(self, hashes: BlockHashes, state: bytes) -> None:
+        """Keep a state, unless it is larger than all that may be kept."""
+        if not hashes or len(state) > self.max_bytes:
+            return
+        with self._lock:
+            self._drop(hashes[-1])
+            if self._rolls_back:
+                for shorter in [key for key in hashes[:-1] if key in self._saved]:
+                    self._drop(shorter)  # this one serves for it
+            self._saved[hashes[-1]] = SavedPrefix(hashes, state)
+            self.n_bytes += len(state)
+            for block in hashes:
+                self._covers.setdefault(block, set()).add(hashes[-1])
+            while self.n_bytes > self.max_bytes:
+                self._drop(next(iter(self._saved)))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._saved.clear()
+            self._covers.clear()
+            self.n_bytes = 0
+
+    def _drop(self, key: bytes) -> None:
+        saved = self._saved.pop(key, None)
+        if saved is None:
+            return
+        self.n_bytes -= len(saved.state)
+        for block in saved.hashes:
+            covering = self._covers[block]
+            covering.discard(key)
+            if not covering:
+                del self._covers[block]

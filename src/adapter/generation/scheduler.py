@@ -1,0 +1,452 @@
+"""Continuous batching: one thread drives the sequences of all requests. See docs/scheduling.md."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import pyllama
+from adapter.errors import ContextTooLongError, LlamaCppError, ModelNotLoadedError, QueueFullError
+from adapter.generation.batch_sizes import exact_batch_size, groups
+from adapter.generation.blocks import BLOCK, n_shared
+from adapter.generation.failures import translated
+from adapter.generation.lanes import Lane, Lanes
+from adapter.generation.metrics import Metrics
+from adapter.generation.prefix_cache import PrefixCache
+from adapter.generation.request import Delta, GenerationRequest, GenerationResult
+from adapter.generation.sequence import Sequence
+from adapter.generation.slots import Slot
+
+logger = logging.getLogger(__name__)
+
+WORTH_KEEPING = 2
+"""Blocks of a prompt that are saved before others take their place: the end of one rarely is."""
+
+
+class Scheduler:
+    """Computes the requests of a model together. It satisfies ``Generator``.
+
+    One thread admits requests to free sequences, computes prompts in blocks that are shared with
+    what is in memory, decodes all running sequences in one batch each step, and samples each with
+    its own seeded chain. On a CPU a request gives the same bytes alone and among others.
+
+    :param model: its owner closes the scheduler before it.
+    :param context_length: tokens that a request and its answer may have together.
+    :param n_threads: threads to compute with.
+    :param n_cells: tokens that all sequences may hold together.
+    :param max_sequences: the most requests that run at once; more wait.
+    :param max_queued: the most that wait; more are refused.
+    :param cache_bytes: RAM for beginnings of prompts that are no longer in a context.
+    :param reproducible: keep the bytes of each request independent of the others, at the cost of
+        flash attention and of batches that change them.
+    """
+
+    def __init__(
+        self,
+        model: pyllama.Model,
+        *,
+        context_length: int,
+        n_threads: int,
+        n_cells: int,
+        max_sequences: int,
+        max_queued: int,
+        cache_bytes: int,
+        reproducible: bool,
+    ) -> None:
+        self._model = model
+        self._context_length = context_length
+        self._n_threads = n_threads
+        self._max_queued = max_queued
+        self._reproducible = reproducible
+        # The state of a recurrent model cannot go back to an earlier token. That of a model with a
+        # sliding window can, but puts what follows elsewhere, and sums it in another order.
+        self._rolls_back = not (model.is_recurrent or model.is_hybrid or model.n_swa)
+        self._lanes = Lanes(
+            self._make_context, longest=context_length, n_cells=n_cells, max_sequences=max_sequences
+        )
+        self._saved = PrefixCache(cache_bytes, rolls_back=self._rolls_back)
+        self._queue: deque[Sequence] = deque()
+        self._prefilling: deque[tuple[Lane, Slot]] = deque()
+        self._exact_sizes: dict[int, int] = {}
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+        #: What it has done so far.
+        self.metrics = Metrics()
+
+    # For callers' threads
+
+    def generate(self, request: GenerationRequest) -> GenerationResult:
+        """Return the whole completion."""
+        *_, result = self.stream(request)
+        assert isinstance(result, GenerationResult)
+        return result
+
+    def stream(
+        self, request: GenerationRequest, cancelled: threading.Event | None = None
+    ) -> Iterator[Delta | GenerationResult]:
+        """Yield the completion piece by piece, then exactly one GenerationResult, last.
+
+        Closing the iterator stops the computation before the next step. Once ``cancelled`` is set
+        it stops likewise, without a result.
+
+        Raises ContextTooLongError and QueueFullError before any work.
+        """
+        room = self._context_length - len(request.prompt)
+        if room < 1:
+            raise ContextTooLongError(len(request.prompt), self._context_length)
+        gone = cancelled or threading.Event()
+        sequence = Sequence(self._model.vocab, request, min(request.max_tokens, room), gone)
+        return self._events(sequence)
+
+    @property
+    def n_queued(self) -> int:
+        """Requests that wait for a sequence."""
+        return len(self._queue)
+
+    def close(self) -> None:
+        """Fail the requests that are left, end the thread and free the contexts."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _events(self, sequence: Sequence) -> Iterator[Delta | GenerationResult]:
+        self._enqueue(sequence)
+        try:
+            while True:
+                event = sequence.events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                if event is None:
+                    return
+                yield event
+                if isinstance(event, GenerationResult):
+                    return
+        finally:
+            sequence.abandoned = True
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        with self._changed:
+            if self._closed:
+                raise ModelNotLoadedError("", "it was closed; load it again")
+            if len(self._queue) >= self._max_queued:
+                raise QueueFullError(len(self._queue), self.metrics.seconds_per_request())
+            self._queue.append(sequence)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name=f"llamacpp-{self._model.desc}", daemon=True
+                )
+                self._thread.start()
+            self._changed.notify_all()
+
+    # For the scheduler's thread
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._step()
+        except BaseException as error:
+            logger.exception("the scheduler failed")
+            self._end_all(error)
+        finally:
+            self._end_all(ModelNotLoadedError("", "it was closed; load it again"))
+            self._lanes.close()
+
+    def _wait_for_work(self) -> bool:
+        """Wait until there is a request, and return False once there will be none any more."""
+        with self._changed:
+            while not self._closed and not self._queue and not self._occupied():
+                self._changed.wait()
+            return not self._closed
+
+    def _step(self) -> None:
+        """Admit what has room, compute a block of one prompt, decode a token of each sequence."""
+        self._drop_abandoned()
+        self._admit()
+        self._prefill_one_block()
+        for lane in self._lanes:
+            self._decode(lane)
+
+    def _occupied(self) -> list[tuple[Lane, Slot]]:
+        return [(lane, slot) for lane in self._lanes for slot in lane.slots.taken]
+
+    def _drop_abandoned(self) -> None:
+        for lane, slot in self._occupied():
+            assert slot.sequence is not None
+            if slot.sequence.is_abandoned:
+                slot.sequence.give_up()
+                self._release(lane, slot)
+        with self._changed:
+            gone = [sequence for sequence in self._queue if sequence.is_abandoned]
+            for sequence in gone:
+                self._queue.remove(sequence)
+        for sequence in gone:
+            sequence.give_up()
+
+    # Admission
+
+    def _admit(self) -> None:
+        """Give sequences to the requests that have waited longest, as many as there is room for.
+
+        One whose prompt begins like one that is being computed waits for those blocks, and others
+        may pass it. Otherwise nobody passes: a long request gets its turn.
+        """
+        for sequence in list(self._queue):
+            if self._is_being_computed(sequence):
+                continue
+            lane = self._lanes.lane_for(sequence)
+            if lane is None:
+                return
+            with self._changed:
+                self._queue.remove(sequence)
+            self._begin(lane, sequence)
+
+    def _is_being_computed(self, sequence: Sequence) -> bool:
+        """Whether a prompt that is being computed will soon hold more of this one than is held."""
+        wanted = sequence.hashes[: sequence.n_reusable]
+        held = max(
+            [self._saved.find(wanted)[1]]
+            + [n_shared(slot.held, wanted) for lane in self._lanes for slot in lane.slots.slots]
+        )
+        return any(
+            slot.sequence is not None and n_shared(slot.sequence.hashes, wanted) > held
+            for _, slot in self._prefilling
+        )
+
+    def _begin(self, lane: Lane, sequence: Sequence) -> None:
+        slot = lane.slots.to_overwrite(sequence.hashes)
+        lane.slots.take(slot, sequence)
+        sequence.state = "prefilling"
+        self.metrics.admitted(time.monotonic() - sequence.arrived)
+        try:
+            with translated():
+                sequence.begin()
+                sequence.n_past = sequence.n_cached = self._reuse(lane, slot, sequence)
+        except LlamaCppError as error:
+            self._fail(lane, slot, error)
+            return
+        self.metrics.reused(sequence.n_cached)
+        self._prefilling.append((lane, slot))
+
+    def _reuse(self, lane: Lane, slot: Slot, sequence: Sequence) -> int:
+        """Bring as much of a prompt into a slot as is in memory; return how many tokens that is."""
+        wanted = sequence.hashes[: sequence.n_reusable]
+        memory = lane.context.memory
+        donor = lane.slots.nearest(wanted)
+        n_here = n_shared(slot.held, wanted)
+        n_there = n_shared(donor.held, wanted)
+        saved, n_saved = self._saved.find(wanted)
+        if self._rolls_back and n_here >= max(n_there, n_saved):
+            if len(slot.held) - n_here >= WORTH_KEEPING:
+                self._keep(lane, slot)
+            self._cut(lane, slot, n_here)
+            return n_here * BLOCK
+        if len(slot.held) >= WORTH_KEEPING:
+            self._keep(lane, slot)
+        slot.held = ()
+        memory.seq_rm(slot.seq_id)
+        if self._rolls_back and n_there >= max(n_saved, 1):
+            memory.seq_cp(donor.seq_id, slot.seq_id)
+            slot.held = donor.held
+            self._cut(lane, slot, n_there)
+            return n_there * BLOCK
+        if saved is None or not self._restore(lane, slot, saved.state):
+            return 0
+        slot.held = saved.hashes
+        if self._rolls_back:
+            self._cut(lane, slot, n_saved)
+        return n_saved * BLOCK
+
+    def _cut(self, lane: Lane, slot: Slot, n_blocks: int) -> None:
+        """Leave the first blocks of a slot alone."""
+        lane.context.memory.seq_rm(slot.seq_id, n_blocks * BLOCK)
+        slot.held = slot.held[:n_blocks]
+
+    def _keep(self, lane: Lane, slot: Slot) -> None:
+        """Save what a slot holds before something else takes its place."""
+        if not self._rolls_back or self._saved.holds(slot.held) or not self._saved.max_bytes:
+            return
+        if any(
+            n_shared(other.held, slot.held) == len(slot.held)
+            for other in lane.slots.slots
+            if other is not slot
+        ):
+            return
+        self._cut(lane, slot, len(slot.held))
+        self._save(lane, slot, slot.held)
+
+    def _save(self, lane: Lane, slot: Slot, hashes: tuple[bytes, ...]) -> None:
+        try:
+            state = lane.context.state.seq_get_data(slot.seq_id)
+        except pyllama.StateError as error:  # copies are waiting for the next decode
+            logger.debug("not kept: %s", error)
+            return
+        self._saved.add(hashes, state)
+
+    def _restore(self, lane: Lane, slot: Slot, state: bytes) -> bool:
+        try:
+            lane.context.state.seq_set_data(state, slot.seq_id)
+        except pyllama.StateError as error:
+            logger.debug("computed anew: %s", error)
+            return False
+        return True
+
+    # Computing
+
+    def _prefill_one_block(self) -> None:
+        """Compute the next block of the next prompt; prompts take turns."""
+        if not self._prefilling:
+            return
+        lane, slot = self._prefilling.popleft()
+        sequence = slot.sequence
+        if sequence is None or sequence.state != "prefilling":
+            return
+        prompt, begin = sequence.request.prompt, sequence.n_past
+        end = min(begin + BLOCK, len(prompt))
+        batch = lane.prompt_batch
+        try:
+            with translated():
+                batch.clear()
+                batch.add_tokens(
+                    prompt[begin:end],
+                    pos=begin,
+                    seq_id=slot.seq_id,
+                    outputs="last" if end == len(prompt) else "none",
+                )
+                lane.context.decode(batch)
+                sequence.n_past = end
+                self.metrics.computed(end - begin)
+                slot.held = sequence.hashes[: sequence.n_computed_blocks]
+                if end < len(prompt):
+                    self._checkpoint(lane, slot, sequence)
+                    self._prefilling.append((lane, slot))
+                else:
+                    sequence.state = "running"
+                    self._sample(lane, slot, -1)
+        except LlamaCppError as error:
+            self._fail(lane, slot, error)
+
+    def _checkpoint(self, lane: Lane, slot: Slot, sequence: Sequence) -> None:
+        """Save a state that cannot be cut back later where others may want to go on from it.
+
+        That is at the last border of the prompt's blocks, and where prompts that wait part from it.
+        """
+        if self._rolls_back or self._saved.holds(slot.held):
+            return
+        borders = {n_shared(sequence.hashes, other.hashes) for other in list(self._queue)}
+        if sequence.n_computed_blocks in borders | {sequence.n_reusable}:
+            self._save(lane, slot, slot.held)
+
+    def _decode(self, lane: Lane) -> None:
+        """Decode one token of each running sequence, and sample the next."""
+        running = [
+            slot
+            for slot in lane.slots.taken
+            if slot.sequence is not None
+            and slot.sequence.state == "running"
+            and slot.sequence.n_past < slot.sequence.n_tokens
+        ]
+        if not running:
+            return
+        size = self._batch_size(lane) if len(running) > 1 else 1
+        for group in groups(running, size):
+            self._decode_group(lane, [slot for slot in group if slot.sequence is not None])
+
+    def _decode_group(self, lane: Lane, group: list[Slot]) -> None:
+        if not group:
+            return
+        batch = lane.step_batch
+        batch.clear()
+        try:
+            with translated():
+                for slot in group:
+                    sequence = slot.sequence
+                    assert sequence is not None
+                    batch.add(sequence.last_token, sequence.n_past, (slot.seq_id,), output=True)
+                lane.context.decode(batch)
+        except LlamaCppError as error:
+            if len(group) == 1:
+                self._fail(lane, group[0], error)
+                return
+            for slot in group:  # one of them may be to blame
+                if slot.sequence is not None:
+                    self._decode_group(lane, [slot])
+            return
+        self.metrics.stepped(len(group))
+        for index, slot in enumerate(group):
+            assert slot.sequence is not None
+            slot.sequence.n_past += 1
+            try:
+                with translated():
+                    self._sample(lane, slot, index)
+            except LlamaCppError as error:
+                self._fail(lane, slot, error)
+
+    def _batch_size(self, lane: Lane) -> int:
+        """How many sequences of a lane one batch may hold."""
+        if lane.batch_size is None:
+            lane.batch_size = lane.slots.count
+            if self._reproducible and lane.slots.count > 1:
+                lane.batch_size = self._exact_batch_size(lane.slots.count)
+        return lane.batch_size
+
+    def _exact_batch_size(self, count: int) -> int:
+        """Found out once for each number of sequences, in a context of its own."""
+        if count not in self._exact_sizes:
+            with self._make_context(BLOCK * 4, count) as context:
+                self._exact_sizes[count] = exact_batch_size(context, range(count))
+        return self._exact_sizes[count]
+
+    def _sample(self, lane: Lane, slot: Slot, index: int) -> None:
+        sequence = slot.sequence
+        assert sequence is not None
+        first = sequence.n_tokens == len(sequence.request.prompt)
+        sequence.sample(lane.context, index)
+        if first:
+            self.metrics.began(time.monotonic() - sequence.arrived)
+        if sequence.state == "ended":
+            self.metrics.ended(time.monotonic() - sequence.arrived, sequence.n_sampled)
+            self._release(lane, slot)
+
+    # Endings
+
+    def _fail(self, lane: Lane, slot: Slot, error: BaseException) -> None:
+        assert slot.sequence is not None
+        slot.sequence.fail(error)
+        slot.held = ()  # who knows what is in there
+        self._release(lane, slot)
+        if isinstance(error.__cause__, (pyllama.NativeAssertionError, pyllama.PoisonedError)):
+            for other in lane.slots.taken:
+                self._fail(lane, other, error)
+            self._lanes.drop(lane)
+
+    def _release(self, lane: Lane, slot: Slot) -> None:
+        if (lane, slot) in self._prefilling:
+            self._prefilling.remove((lane, slot))
+        lane.slots.give_back(slot)
+
+    def _end_all(self, error: BaseException) -> None:
+        with self._changed:
+            self._closed = True
+            queued, self._queue = list(self._queue), deque()
+        for sequence in queued:
+            sequence.fail(error)
+        for lane, slot in self._occupied():
+            self._fail(lane, slot, error)
+
+    def _make_context(self, length: int, count: int) -> pyllama.Context:
+        return pyllama.Context(
+            self._model,
+            n_ctx=length * count,
+            n_seq_max=count,
+            n_batch=max(BLOCK, count),
+            n_threads=self._n_threads,
+            # Its sums depend on how many sequences a batch has, and on their lengths.
+            flash_attn="disabled" if self._reproducible else "auto",
+        )

@@ -1,0 +1,74 @@
+"""The sequences of a context: who has which, and which beginnings of prompts they still hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from adapter.generation.blocks import BlockHashes, n_shared
+from adapter.generation.sequence import Sequence
+
+
+@dataclass(eq=False)
+class Slot:
+    """One sequence of a context.
+
+    held are the blocks at the beginning of its memory, computed as blocks of a prompt: those that
+    another request may build on. What comes after them is of use to nobody else.
+    """
+
+    seq_id: int
+    held: BlockHashes = ()
+    sequence: Sequence | None = None
+    last_used: int = 0
+
+
+@dataclass
+class Slots:
+    """All sequences of a context."""
+
+    count: int
+    slots: list[Slot] = field(init=False)
+    _clock: int = 0
+
+    def __post_init__(self) -> None:
+        self.slots = [Slot(seq_id) for seq_id in range(self.count)]
+
+    @property
+    def taken(self) -> list[Slot]:
+        """Those with a request, in order of their sequence ids."""
+        return [slot for slot in self.slots if slot.sequence is not None]
+
+    @property
+    def free(self) -> list[Slot]:
+        """Those without."""
+        return [slot for slot in self.slots if slot.sequence is None]
+
+    def nearest(self, hashes: BlockHashes) -> Slot:
+        """The slot, taken or free, that holds the longest beginning of a prompt; free first."""
+        return max(
+            self.slots, key=lambda slot: (n_shared(slot.held, hashes), slot.sequence is None)
+        )
+
+    def to_overwrite(self, hashes: BlockHashes) -> Slot:
+        """The free slot for a prompt: the one that shares most with it, or else holds least.
+
+        Of several, the one that was used longest ago.
+        """
+        return max(
+            self.free,
+            key=lambda slot: (
+                n_shared(slot.held, hashes),
+                -len(slot.held),
+                -slot.last_used,
+            ),
+        )
+
+    def take(self, slot: Slot, sequence: Sequence) -> None:
+        """Give a free slot to a request."""
+        self._clock += 1
+        slot.sequence, slot.last_used = sequence, self._clock
+
+    def give_back(self, slot: Slot) -> None:
+        """Make a slot free; what it holds stays."""
+        self._clock += 1
+        slot.sequence, slot.last_used = None, self._clock

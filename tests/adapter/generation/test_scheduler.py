@@ -1,0 +1,335 @@
+"""Requests computed together: each gets what it would get alone, and nothing is left behind."""
+
+from __future__ import annotations
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import synthetic
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import pyllama
+from adapter.errors import ContextTooLongError, InferenceError, ModelNotLoadedError, QueueFullError
+from adapter.generation.blocks import BLOCK
+from adapter.generation.context_pool import ContextPool
+from adapter.generation.isolated import IsolatedGenerator
+from adapter.generation.request import Delta, GenerationRequest, GenerationResult
+from adapter.generation.sampling import Constraint, Sampling
+from adapter.generation.scheduler import Scheduler
+
+CONTEXT_LENGTH = 2048
+
+
+def scheduler_of(model, **changes):
+    options = {
+        "context_length": CONTEXT_LENGTH,
+        "n_threads": 1,
+        "n_cells": 16 * 1024,
+        "max_sequences": 8,
+        "max_queued": 1000,
+        "cache_bytes": 2**26,
+        "reproducible": True,
+    }
+    return Scheduler(model, **{**options, **changes})
+
+
+@pytest.fixture(scope="module")
+def models(write_tiny_model, tmp_path_factory):
+    """A model whose batches keep the bytes, and those whose memory cannot go back."""
+    folder = tmp_path_factory.mktemp("quantized")
+    wide = write_tiny_model(n_embd=256, n_ff=256, n_ctx_train=4096)
+    pyllama.quantize(wide, folder / "q8.gguf", "Q8_0")
+    paths = {"llama": folder / "q8.gguf"}
+    for name in ("mamba", "jamba", "gemma2"):
+        paths[name] = write_tiny_model(architecture=name, n_ctx_train=4096)
+    made = {name: pyllama.Model(path) for name, path in paths.items()}
+    yield made
+    for model in made.values():
+        model.close()
+
+
+@pytest.fixture(scope="module")
+def model(models):
+    return models["llama"]
+
+
+@pytest.fixture
+def scheduler(model):
+    made = scheduler_of(model)
+    yield made
+    made.close()
+
+
+def tokens(seed, count):
+    chosen = random.Random(seed)
+    return tuple(chosen.randrange(5, 260) for _ in range(count))
+
+
+def request_of(prompt, *, max_tokens=12, seed=1, **changes):
+    return GenerationRequest(tuple(prompt), max_tokens, Sampling(temperature=1.0), seed, **changes)
+
+
+def endless(seed):
+    """A request that ends where the context does, unless somebody stops it."""
+    never_ends = Sampling(logit_bias=dict.fromkeys((synthetic.EOS, synthetic.IM_END), -100.0))
+    return GenerationRequest(tokens(seed, 10), 10**6, never_ends, seed)
+
+
+def alone(model, request):
+    """What a request gives with nothing before it and nothing beside it."""
+    scheduler = scheduler_of(model)
+    try:
+        return scheduler.generate(request)
+    finally:
+        scheduler.close()
+
+
+def same(result, other):
+    return replace(result, cache_read_tokens=0) == replace(other, cache_read_tokens=0)
+
+
+# What a request gets
+
+
+def test_the_stream_adds_up_to_the_result(scheduler):
+    *deltas, result = scheduler.stream(request_of(tokens(0, 100), max_tokens=20))
+    assert all(isinstance(delta, Delta) for delta in deltas)
+    assert "".join(delta.text for delta in deltas) == result.text
+    assert sum((delta.token_ids for delta in deltas), ()) == result.token_ids
+    assert result.prompt_tokens == 100
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba", "jamba", "gemma2"])
+def test_it_is_what_a_context_of_its_own_gives(models, name):
+    model = models[name]
+    contexts = ContextPool(
+        model, context_length=CONTEXT_LENGTH, n_threads=1, limit=1, reproducible=True
+    )
+    isolated = IsolatedGenerator(model, contexts, context_length=CONTEXT_LENGTH)
+    for length in (1, BLOCK, BLOCK + 1, 3 * BLOCK - 1):
+        request = request_of(tokens(length, length))
+        assert same(alone(model, request), isolated.generate(request))
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba", "jamba", "gemma2"])
+def test_the_same_bytes_alone_and_among_others_cold_and_warm(models, name):
+    model, chosen = models[name], random.Random(1)
+    shared = tokens(2, 5 * BLOCK)
+    requests = [
+        request_of(
+            shared[: chosen.choice([0, 20, BLOCK, 150, 5 * BLOCK])]
+            + tokens(seed, chosen.randrange(1, 150)),
+            max_tokens=chosen.randrange(1, 30),
+            seed=seed,
+        )
+        for seed in range(24)
+    ]
+    expected = [alone(model, request) for request in requests]
+    scheduler = scheduler_of(model)
+    try:
+        for _ in range(2):
+            with ThreadPoolExecutor(12) as threads:
+                found = list(threads.map(scheduler.generate, requests))
+            assert all(map(same, found, expected))
+        assert sum(result.cache_read_tokens for result in found) > 20 * BLOCK
+    finally:
+        scheduler.close()
+
+
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    schedule=st.lists(
+        st.tuples(
+            st.integers(0, 2),  # which beginning
+            st.integers(0, 200),  # how much of it
+            st.integers(1, 70),  # tokens of its own
+            st.integers(1, 12),  # tokens to sample
+            st.integers(0, 3),  # seed
+            st.booleans(),  # given up halfway
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    n_cells=st.sampled_from([2048, 4096, 16384]),
+    cache_bytes=st.sampled_from([0, 2**18, 2**24]),
+)
+def test_any_schedule_gives_the_same_bytes(model, schedule, n_cells, cache_bytes):
+    """Small budgets make slots, lanes and saved states change hands."""
+    scheduler = scheduler_of(model, n_cells=n_cells, cache_bytes=cache_bytes)
+
+    def run(drawn):
+        which, shared, own, max_tokens, seed, gives_up = drawn
+        prompt = tokens(which, 200)[:shared] + tokens(own * 7 + seed, own)
+        request = request_of(prompt, max_tokens=max_tokens, seed=seed)
+        if gives_up:
+            stream = scheduler.stream(request)
+            next(stream)
+            stream.close()
+            return None
+        return request, scheduler.generate(request)
+
+    try:
+        with ThreadPoolExecutor(6) as threads:
+            answered = [answer for answer in threads.map(run, schedule) if answer]
+    finally:
+        scheduler.close()
+    for request, result in answered:
+        assert same(result, alone(model, request))
+
+
+def test_a_grammar_stop_texts_and_logprobs_hold_among_others(scheduler, model):
+    plain = [request_of(tokens(seed, 80), seed=seed, max_tokens=30) for seed in range(6)]
+    bound = request_of(tokens(9, 30), constraint=Constraint('root ::= "yes" | "no"'), logprobs=2)
+    with ThreadPoolExecutor(7) as threads:
+        running = [threads.submit(scheduler.generate, request) for request in [*plain, bound]]
+        result = running[-1].result()
+    assert result.text in ("yes", "no")
+    assert result.finish_reason == "stop"
+    assert len(result.logprobs) == result.completion_tokens
+    assert same(result, alone(model, bound))
+
+
+# The prefix cache
+
+
+def test_what_prompts_have_in_common_is_computed_once(scheduler):
+    shared = tokens(0, 4 * BLOCK)
+    first = scheduler.generate(request_of(shared + tokens(1, 10)))
+    second = scheduler.generate(request_of(shared + tokens(2, 10)))
+    assert first.cache_read_tokens == 0
+    assert second.cache_read_tokens == 4 * BLOCK
+    assert scheduler.metrics.snapshot().prompt_tokens == 4 * BLOCK + 20
+
+
+def test_requests_with_one_new_beginning_wait_for_one_computation(model):
+    scheduler = scheduler_of(model)
+    requests = [request_of(tokens(0, 4 * BLOCK) + tokens(seed, 10)) for seed in range(1, 9)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(scheduler.generate, requests))
+    assert scheduler.metrics.snapshot().prompt_tokens == 4 * BLOCK + 8 * 10
+    scheduler.close()
+
+
+def test_a_prompt_that_comes_again_computes_its_last_tokens_only(scheduler):
+    request = request_of(tokens(0, 3 * BLOCK))
+    scheduler.generate(request)
+    assert scheduler.generate(request).cache_read_tokens == 2 * BLOCK
+
+
+def test_the_next_turn_reuses_the_turn_before(scheduler, model):
+    """But for the answer, which was computed token by token."""
+    prompt = tokens(0, 3 * BLOCK + 5)
+    answer = scheduler.generate(request_of(prompt, max_tokens=20)).token_ids
+    turn = request_of(prompt + answer + tokens(1, 30))
+    result = scheduler.generate(turn)
+    assert result.cache_read_tokens == 3 * BLOCK
+    assert same(result, alone(model, turn))
+
+
+def test_what_left_the_context_is_set_from_memory(model):
+    """One sequence in all, and two prompts in turn."""
+    scheduler = scheduler_of(model, max_sequences=1)
+    one, other = (request_of(tokens(seed, 4 * BLOCK + 1)) for seed in (1, 2))
+    for request in (one, other):
+        assert scheduler.generate(request).cache_read_tokens == 0
+    for request in (one, other):
+        assert scheduler.generate(request).cache_read_tokens == 4 * BLOCK
+    scheduler.close()
+
+
+# Limits, errors and endings
+
+
+def test_a_long_request_runs_beside_short_ones(model):
+    """No equal parts: memory for two long sequences, and eight short ones run at once."""
+    scheduler = scheduler_of(model, n_cells=2 * 8 * 1024, context_length=8192)
+    requests = [request_of(tokens(seed, 50), max_tokens=40) for seed in range(8)]
+    requests.insert(4, request_of(tokens(9, 3000), max_tokens=500))
+    with ThreadPoolExecutor(9) as threads:
+        results = list(threads.map(scheduler.generate, requests))
+    assert results[4].completion_tokens == 500 or results[4].finish_reason == "stop"
+    assert scheduler.metrics.snapshot().histograms["batch_size"].counts[3] > 0
+    scheduler.close()
+
+
+def test_a_prompt_longer_than_the_context_is_refused_at_once(scheduler):
+    with pytest.raises(ContextTooLongError) as caught:
+        scheduler.stream(request_of(tokens(0, CONTEXT_LENGTH)))
+    assert (caught.value.actual, caught.value.max) == (CONTEXT_LENGTH, CONTEXT_LENGTH)
+
+
+def test_a_full_queue_is_an_error(model):
+    scheduler = scheduler_of(model, max_sequences=1, max_queued=1)
+    first = scheduler.stream(endless(0))
+    next(first)
+    waiting = threading.Thread(target=lambda: list(scheduler.stream(request_of(tokens(1, 10)))))
+    waiting.start()
+    while not scheduler.n_queued:
+        pass
+    with pytest.raises(QueueFullError, match="1 requests wait") as caught:
+        scheduler.generate(request_of(tokens(2, 10)))
+    assert caught.value.retry_after > 0
+    first.close()
+    waiting.join()
+    scheduler.close()
+
+
+def test_an_error_fails_one_request_alone(scheduler):
+    good = [request_of(tokens(seed, 40), max_tokens=30) for seed in range(4)]
+    bad = request_of((1, 10**6))
+    with ThreadPoolExecutor(5) as threads:
+        running = [threads.submit(scheduler.generate, request) for request in [*good, bad]]
+        assert isinstance(running[-1].exception(), InferenceError)
+        assert all(isinstance(one.result(), GenerationResult) for one in running[:-1])
+
+
+def test_a_closed_stream_frees_its_sequence(model):
+    scheduler = scheduler_of(model, max_sequences=1)
+    for _ in range(3):
+        stream = scheduler.stream(endless(0))
+        next(stream)
+        stream.close()
+    assert scheduler.generate(request_of(tokens(1, 10))).completion_tokens > 0
+    assert scheduler.metrics.snapshot().requests == 1
+    scheduler.close()
+
+
+@pytest.mark.parametrize("when", ["before", "while running"])
+def test_a_cancelled_request_ends_without_a_result(scheduler, when):
+    cancelled = threading.Event()
+    if when == "before":
+        cancelled.set()
+    pieces = []
+    for piece in scheduler.stream(endless(0), cancelled):
+        pieces.append(piece)
+        cancelled.set()
+    assert not any(isinstance(piece, GenerationResult) for piece in pieces)
+    assert len(pieces) < 1000
+
+
+def test_closing_fails_what_is_left(model):
+    scheduler = scheduler_of(model)
+    stream = scheduler.stream(endless(0))
+    next(stream)
+    scheduler.close()
+    with pytest.raises(ModelNotLoadedError):
+        list(stream)
+    with pytest.raises(ModelNotLoadedError):
+        scheduler.generate(request_of(tokens(0, 10)))
+    scheduler.close()
+
+
+def test_what_it_did_can_be_read(scheduler):
+    results = [scheduler.generate(request_of(tokens(seed, 30))) for seed in range(3)]
+    snapshot = scheduler.metrics.snapshot()
+    assert snapshot.requests == 3
+    assert snapshot.prompt_tokens == 90
+    assert snapshot.output_tokens == sum(result.completion_tokens for result in results)
+    for name in ("queue_seconds", "first_token_seconds", "request_seconds", "tokens_per_second"):
+        assert snapshot.histograms[name].count == 3
