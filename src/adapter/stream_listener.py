@@ -50,6 +50,8 @@ class LlamaCppStreamListener(StreamListener):
             return self._response(native)
         if self._markers is None:
             self._markers = FieldMarkers(self.predict.signature)
+        if not chunk.choices:
+            return None  # of a provider's stream: the usage
         choice = chunk.choices[0]
         if choice.delta.content:
             self._markers.push(choice.delta.content)

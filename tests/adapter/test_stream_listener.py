@@ -178,6 +178,18 @@ def test_an_answer_that_does_not_parse_is_an_error_and_not_asked_again_after_out
     assert len(model.generator.requests) == 1
 
 
+def test_a_chunk_of_usage_alone_adds_nothing():
+    """As providers send it that another lm may talk to, at the end or in between."""
+    predict = dspy.Predict("question -> answer")
+    listener = LlamaCppStreamListener("answer", predict=predict)
+    usage = EngineChunk(id=None, model="m", predict_id=0, choices=[])
+    with dspy.context(adapter=LlamaCppAdapter()):
+        assert listener.receive(usage) is None
+        assert listener.receive(chunk_of(content="answer: 4\n")).chunk == "4"
+        assert listener.receive(usage) is None
+        assert listener.finalize().is_last_chunk
+
+
 def test_native_reasoning_streams_without_markers():
     """As an engine with native reasoning sends it: beside the text, in pieces of its own."""
     predict = dspy.ChainOfThought("question -> answer").predict
