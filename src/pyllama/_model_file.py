@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -101,6 +99,8 @@ def anonymous_file(data: Any) -> Iterator[BinaryIO]:
 def _new_anonymous_file() -> BinaryIO:
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("pyllama"), "w+b")
+    import tempfile  # it takes a while
+
     return cast("BinaryIO", tempfile.TemporaryFile())
 
 
@@ -118,6 +118,9 @@ def writable_path(name: str, path: str | os.PathLike[str]) -> str:
 @contextlib.contextmanager
 def scratch_folder(target: str) -> Iterator[str]:
     """A folder beside the target, so that what is written there can be moved onto it at once."""
+    import shutil  # these two take a while
+    import tempfile
+
     folder = tempfile.mkdtemp(prefix=".pyllama-", dir=os.path.dirname(target) or os.curdir)
     try:
         yield folder

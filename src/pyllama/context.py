@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from contextlib import ExitStack
+from threading import RLock, get_ident, main_thread
 from typing import Any
 
 from pyllama._arguments import INT32_MAX, UINT32_MAX, choice, integer, real
@@ -248,8 +248,10 @@ class Context(Outputs):
         seq_id = integer("seq_id", seq_id, 0, INT32_MAX)
         with self._lock:
             pointer = self._open().pointer
-            self._require_encoded()
-            require_position(self, pos)
+            if not self._encoded:
+                self._require_encoded()
+            if self._n_pos_max is not None:
+                require_position(self, pos)
             code = self._compute(lib.guarded_decode_token, pointer, token, pos, seq_id)
             if code:
                 batch = Batch.from_tokens([token], pos=pos, seq_id=seq_id)
@@ -411,10 +413,12 @@ class Context(Outputs):
 
     def _compute(self, call: Any, *arguments: Any) -> int:
         """Call what writes over the outputs, and return its code."""
-        self._forget_outputs()
+        if self._views is not None:
+            self._forget_outputs()
+        self._n_outputs = 0
         interrupt = self._interrupt
         interrupt.cancelled = 0
-        interrupt.poll_signals = threading.get_ident() == threading.main_thread().ident
+        interrupt.poll_signals = get_ident() == main_thread().ident
         if self._used is not self._attached:
             # The backend looks once more at the pool that it used before.
             self._used = [*self._used, *self._attached]
@@ -440,7 +444,7 @@ class Context(Outputs):
 class _Stop:
     """Frees a context once nothing computes in it, stopping what does."""
 
-    def __init__(self, lock: threading.RLock, interrupt: Any) -> None:
+    def __init__(self, lock: RLock, interrupt: Any) -> None:
         self._lock = lock
         self._interrupt = interrupt
 

@@ -147,7 +147,7 @@ class SamplerChain(SamplerObject):
         index = integer("index", index, -INT32_MAX, INT32_MAX)
         with self._lock, context._lock:
             handle = self._open()
-            if not self.selects:
+            if not (self._steps and self._steps[-1].selects):
                 raise ValueError(_selecting_last(self._steps))
             if self._vocab is not None and self._vocab is not context.model.vocab:
                 raise ValueError(

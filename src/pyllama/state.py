@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -58,6 +56,8 @@ class State:
     """
 
     def __init__(self, context: Context, params: Any, *, has_memory: bool) -> None:
+        import hashlib  # this, and tempfile below, take a while to import
+
         self._context = context
         model = context.model
         self._kinds = int(params.type_k), int(params.type_v)
@@ -301,6 +301,8 @@ class State:
         tokens: ArrayLike,
         save: Callable[[Any, bytes, Any, int], int],
     ) -> None:
+        import tempfile
+
         name = path_text("path", path)
         ids = token_array(tokens)
         n_vocab = self._context.model.vocab.n_tokens
