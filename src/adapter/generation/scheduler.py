@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 
 import pyllama
-from adapter.errors import ContextTooLongError, LlamaCppError, ModelNotLoadedError, QueueFullError
+from adapter.errors import ContextTooLongError, ModelNotLoadedError, QueueFullError
 from adapter.generation.batch_sizes import exact_batch_size, groups
 from adapter.generation.blocks import BLOCK, n_shared
 from adapter.generation.failures import translated
@@ -200,12 +200,21 @@ class Scheduler:
         for sequence in list(self._queue):
             if self._is_being_computed(sequence):
                 continue
-            lane = self._lanes.lane_for(sequence)
+            try:
+                with translated():
+                    lane = self._lanes.lane_for(sequence)
+            except Exception as error:  # no memory for its context
+                self._leave_queue(sequence)
+                sequence.fail(error)
+                continue
             if lane is None:
                 return
-            with self._changed:
-                self._queue.remove(sequence)
+            self._leave_queue(sequence)
             self._begin(lane, sequence)
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        with self._changed:
+            self._queue.remove(sequence)
 
     def _is_being_computed(self, sequence: Sequence) -> bool:
         """Whether a prompt that is being computed will soon hold more of this one than is held."""
@@ -228,7 +237,7 @@ class Scheduler:
             with translated():
                 sequence.begin()
                 sequence.n_past = sequence.n_cached = self._reuse(lane, slot, sequence)
-        except LlamaCppError as error:
+        except Exception as error:
             self._fail(lane, slot, error)
             return
         self.metrics.reused(sequence.n_cached)
@@ -329,7 +338,7 @@ class Scheduler:
                 else:
                     sequence.state = "running"
                     self._sample(lane, slot, -1)
-        except LlamaCppError as error:
+        except Exception as error:
             self._fail(lane, slot, error)
 
     def _checkpoint(self, lane: Lane, slot: Slot, sequence: Sequence) -> None:
@@ -370,7 +379,7 @@ class Scheduler:
                     assert sequence is not None
                     batch.add(sequence.last_token, sequence.n_past, (slot.seq_id,), output=True)
                 lane.context.decode(batch)
-        except LlamaCppError as error:
+        except Exception as error:
             if len(group) == 1:
                 self._fail(lane, group[0], error)
                 return
@@ -385,7 +394,7 @@ class Scheduler:
             try:
                 with translated():
                     self._sample(lane, slot, index)
-            except LlamaCppError as error:
+            except Exception as error:
                 self._fail(lane, slot, error)
 
     def _batch_size(self, lane: Lane) -> int:

@@ -280,13 +280,33 @@ def test_a_full_queue_is_an_error(model):
     scheduler.close()
 
 
-def test_an_error_fails_one_request_alone(scheduler):
+@pytest.mark.parametrize(
+    ("sampling", "error"),
+    [
+        (Sampling(), InferenceError),  # the context refuses the token
+        (Sampling(repeat_penalty=1.5), ValueError),  # a sampler does
+        (Sampling(logit_bias={10**6: 1.0}), ValueError),  # making the samplers fails
+    ],
+)
+def test_an_error_fails_one_request_alone(scheduler, sampling, error):
     good = [request_of(tokens(seed, 40), max_tokens=30) for seed in range(4)]
-    bad = request_of((1, 10**6))
+    bad = GenerationRequest((1, 10**6), 10, sampling, 0)
     with ThreadPoolExecutor(5) as threads:
         running = [threads.submit(scheduler.generate, request) for request in [*good, bad]]
-        assert isinstance(running[-1].exception(), InferenceError)
+        assert isinstance(running[-1].exception(), error)
         assert all(isinstance(one.result(), GenerationResult) for one in running[:-1])
+
+
+def test_a_context_that_cannot_be_made_fails_its_request_alone(model, monkeypatch):
+    scheduler = scheduler_of(model)
+    make = scheduler._make_context
+    with monkeypatch.context() as patched:
+        patched.setattr(scheduler._lanes, "_make", lambda *_: pyllama.Context(model, n_ctx=-1))
+        with pytest.raises(ValueError, match="n_ctx"):
+            scheduler.generate(request_of(tokens(0, 10)))
+        patched.setattr(scheduler._lanes, "_make", make)
+        assert scheduler.generate(request_of(tokens(0, 10))).completion_tokens > 0
+    scheduler.close()
 
 
 def test_a_closed_stream_frees_its_sequence(model):
