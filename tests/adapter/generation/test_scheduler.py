@@ -264,19 +264,19 @@ def test_a_prompt_longer_than_the_context_is_refused_at_once(scheduler):
     assert (caught.value.actual, caught.value.max) == (CONTEXT_LENGTH, CONTEXT_LENGTH)
 
 
-def test_a_full_queue_is_an_error(model):
-    scheduler = scheduler_of(model, max_sequences=1, max_queued=1)
-    first = scheduler.stream(endless(0))
-    next(first)
-    waiting = threading.Thread(target=lambda: list(scheduler.stream(request_of(tokens(1, 10)))))
-    waiting.start()
-    while not scheduler.n_queued:
-        pass
-    with pytest.raises(QueueFullError, match="1 requests wait") as caught:
-        scheduler.generate(request_of(tokens(2, 10)))
-    assert caught.value.retry_after > 0
-    first.close()
-    waiting.join()
+def test_a_full_queue_is_an_error(model, monkeypatch):
+    scheduler = scheduler_of(model, max_queued=1)
+    go_on, step = threading.Event(), scheduler._step
+    monkeypatch.setattr(scheduler, "_step", lambda: go_on.wait() and step())
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(scheduler.generate, request_of(tokens(1, 10)))
+        while not scheduler.n_queued and not waiting.done():
+            pass
+        with pytest.raises(QueueFullError, match="1 requests wait") as caught:
+            scheduler.generate(request_of(tokens(2, 10)))
+        assert caught.value.retry_after > 0
+        go_on.set()
+        assert waiting.result().completion_tokens > 0
     scheduler.close()
 
 
