@@ -51,9 +51,8 @@ def message_of(result: GenerationResult, parser: pyllama.ChatParser | None) -> M
     return Message("assistant", tuple(parts))
 
 
-def finish_reason_of(result: GenerationResult, message: Message) -> FinishReason:
-    """Why the completion ended."""
-    called = any(isinstance(part, ToolCallPart) for part in message.parts)
+def finish_reason_of(result: GenerationResult, *, called: bool) -> FinishReason:
+    """Why the completion ended, and whether it is by calling functions."""
     return "tool_call" if called and result.finish_reason == "stop" else result.finish_reason
 
 

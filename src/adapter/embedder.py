@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -13,13 +12,11 @@ from numpy.typing import NDArray
 
 import pyllama
 from adapter.errors import (
-    BackendError,
     ConfigurationError,
-    InferenceError,
     InvalidParameterError,
     TextTooLongError,
-    TokenizationError,
 )
+from adapter.generation.failures import translated
 from adapter.hardware import cpu_threads
 from adapter.loaded_model import LoadedModel
 
@@ -70,7 +67,7 @@ class LlamaCppEmbedder:
         self._asked = pooling
         self._lock = threading.Lock()
         self._context: pyllama.Context | None = None
-        with self.loaded.lease() as model, self._lock, _translated():
+        with self.loaded.lease() as model, self._lock, translated():
             context = self._context_for(model, 1)
             if context.pooling_type == "none":
                 raise ConfigurationError(
@@ -99,7 +96,7 @@ class LlamaCppEmbedder:
                 f"model {self.loaded.name!r} gives scores, not vectors: use rerank()"
             )
         _require_texts("texts", texts)
-        with self.loaded.lease() as model, _translated():
+        with self.loaded.lease() as model, translated():
             entries = [
                 self._fitting(model.vocab.tokenize(text), f"texts[{index}]", model.vocab)
                 for index, text in enumerate(texts)
@@ -126,7 +123,7 @@ class LlamaCppEmbedder:
             )
         _require_texts("query", [query])
         _require_texts("documents", documents)
-        with self.loaded.lease() as model, _translated():
+        with self.loaded.lease() as model, translated():
             entries = [
                 self._pair(model, query, document, f"documents[{index}]")
                 for index, document in enumerate(documents)
@@ -264,16 +261,3 @@ def _require_texts(name: str, texts: Sequence[str]) -> None:
         if not isinstance(text, str) or not text.strip():
             argument = name if name == "query" else f"{name}[{index}]"
             raise InvalidParameterError(argument, text, "a text that is not empty")
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Raise what pyllama raises as this package's own errors."""
-    try:
-        yield
-    except pyllama.TokenizationError as error:
-        raise TokenizationError(str(error)) from error
-    except (pyllama.ContextError, pyllama.BackendError, pyllama.NativeMemoryError) as error:
-        raise BackendError(str(error)) from error
-    except pyllama.LlamaError as error:
-        raise InferenceError(str(error)) from error

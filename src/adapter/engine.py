@@ -23,6 +23,7 @@ from dspy.lm15 import (
     StreamDeltaEvent,
     StreamEndEvent,
     StreamStartEvent,
+    ToolCallPart,
     UnsupportedFeatureError,
 )
 
@@ -148,9 +149,8 @@ class LlamaCppEngine:
                 for piece in pieces:
                     if isinstance(piece, GenerationResult):
                         yield from answer.finish(piece)
-                        called = answer.called and piece.finish_reason == "stop"
                         yield StreamEndEvent(
-                            "tool_call" if called else piece.finish_reason,
+                            finish_reason_of(piece, called=answer.called),
                             usage_of(piece, call.parser, self.loaded.piece),
                             self._provider_data(call),
                         )
@@ -249,7 +249,7 @@ class LlamaCppEngine:
             id=None,
             model=request.model,
             message=message,
-            finish_reason=finish_reason_of(result, message),
+            finish_reason=finish_reason_of(result, called=bool(message.parts_of(ToolCallPart))),
             usage=usage_of(result, call.parser, self.loaded.piece),
             logprobs=logprobs_of(result.logprobs, self.loaded.piece) if told else None,
             logprobs_complete=result.logprobs_complete,

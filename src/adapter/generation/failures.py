@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyllama
-from adapter.errors import BackendError, InferenceError, LlamaCppError, TokenizationError
+from adapter.errors import BackendError, InferenceError, TokenizationError
 
 
 @contextmanager
@@ -14,8 +14,6 @@ def translated() -> Iterator[None]:
     """Raise what pyllama raises as this package's own errors."""
     try:
         yield
-    except LlamaCppError:
-        raise
     except pyllama.TokenizationError as error:
         raise TokenizationError(str(error)) from error
     except (pyllama.ContextError, pyllama.BackendError, pyllama.NativeMemoryError) as error:

@@ -28,8 +28,6 @@ class Lane:
     context: pyllama.Context
     slots: Slots
     length: int
-    #: How many sequences one batch may decode, None before it was found out.
-    batch_size: int | None = None
     last_used: int = 0
     prompt_batch: pyllama.Batch = field(init=False)
     step_batch: pyllama.Batch = field(init=False)

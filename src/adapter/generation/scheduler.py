@@ -218,6 +218,8 @@ class Scheduler:
 
     def _is_being_computed(self, sequence: Sequence) -> bool:
         """Whether a prompt that is being computed will soon hold more of this one than is held."""
+        if not self._prefilling:
+            return False
         wanted = sequence.hashes[: sequence.n_reusable]
         held = max(
             [self._saved.find(wanted)[1]]
@@ -363,7 +365,7 @@ class Scheduler:
         ]
         if not running:
             return
-        size = self._batch_size(lane) if len(running) > 1 else 1
+        size = self._batch_size(lane.slots.count) if len(running) > 1 else 1
         for group in groups(running, size):
             self._decode_group(lane, [slot for slot in group if slot.sequence is not None])
 
@@ -397,16 +399,10 @@ class Scheduler:
             except Exception as error:
                 self._fail(lane, slot, error)
 
-    def _batch_size(self, lane: Lane) -> int:
-        """How many sequences of a lane one batch may hold."""
-        if lane.batch_size is None:
-            lane.batch_size = lane.slots.count
-            if self._reproducible and lane.slots.count > 1:
-                lane.batch_size = self._exact_batch_size(lane.slots.count)
-        return lane.batch_size
-
-    def _exact_batch_size(self, count: int) -> int:
-        """Found out once for each number of sequences, in a context of its own."""
+    def _batch_size(self, count: int) -> int:
+        """How many of a lane's sequences one batch may hold; found out once for each number."""
+        if not self._reproducible:
+            return count
         if count not in self._exact_sizes:
             with self._make_context(BLOCK * 4, count) as context:
                 self._exact_sizes[count] = exact_batch_size(context, range(count))
