@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyllama
-from adapter.generation.blocks import BLOCK
+from adapter.generation.blocks import CHUNK
 
 
 class ContextPool:
@@ -63,7 +63,7 @@ class ContextPool:
         return pyllama.Context(
             self._model,
             n_ctx=self._context_length,
-            n_batch=min(BLOCK, self._context_length),
+            n_batch=min(CHUNK, self._context_length),
             n_threads=self._n_threads,
             flash_attn="disabled" if self._reproducible else "auto",
         )
