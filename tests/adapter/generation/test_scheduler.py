@@ -236,7 +236,7 @@ def test_no_token_is_computed_alone_because_of_what_was_reused(scheduler, model,
 
 
 def test_prompts_are_cut_at_whole_chunks_where_other_cuts_change_them(model, monkeypatch):
-    monkeypatch.setattr(exactness, "exact_cuts", lambda context: False)
+    monkeypatch.setattr(exactness, "exact_cuts", lambda _: False)
     scheduler = scheduler_of(model)
     scheduler.generate(request_of(tokens(0, 3 * CHUNK)))
     assert scheduler.generate(request_of(tokens(0, 3 * CHUNK))).cache_read_tokens == 2 * CHUNK
