@@ -30,6 +30,7 @@ from adapter.errors import (
     ModelNotFoundError,
     ModelNotLoadedError,
 )
+from adapter.generation.metrics import MetricsSnapshot
 from adapter.hardware import HardwareManager, Placement, require_integer
 from adapter.loaded_model import LoadedModel
 from adapter.machine_memory import machine
@@ -173,6 +174,12 @@ class ModelPool:
         return found
 
     # Keeping and letting go
+
+    def metrics(self) -> dict[str, MetricsSnapshot]:
+        """What the schedulers of the models have done since each was first loaded, by name."""
+        with self._changed:
+            slots = [slot for slot in self._slots.values() if slot.handles]
+            return {slot.name: slot.metrics.snapshot() for slot in slots}
 
     def pin_model(self, name: str) -> LoadedModel:
         """Load a model, and never evict it. Raises what load_model() raises."""
@@ -357,7 +364,7 @@ class ModelPool:
 
         with _translated(name, slot.path):
             placement = self._place(slot, name)
-            resident = ResidentModel(slot.path, placement, report)
+            resident = ResidentModel(slot.path, placement, report, slot.metrics)
         if slot.fingerprint not in (None, resident.fingerprint):
             resident.close()
             raise ModelChangedError(name, slot.path)

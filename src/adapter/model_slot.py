@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from adapter.generation.metrics import Metrics
 from adapter.hardware import Placement
 from adapter.loaded_model import LoadedModel
 from adapter.machine_memory import machine
@@ -25,6 +26,7 @@ class ModelSlot:
     loading    done when the load in progress is; None without one
     leases     how many each thread holds, by its identity
     last_used  counts uses of the pool's models
+    metrics    what its scheduler does, whenever the model is in memory
     closing    it is being unloaded, or was
     """
 
@@ -38,6 +40,7 @@ class ModelSlot:
     leases: Counter[int] = field(default_factory=Counter)
     pinned: bool = False
     last_used: int = 0
+    metrics: Metrics = field(default_factory=Metrics)
     closing: bool = False
     _uncount: Callable[[], object] | None = None
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 import pyllama
 from adapter.generation.context_pool import ContextPool
 from adapter.generation.isolated import IsolatedGenerator
+from adapter.generation.metrics import Metrics
 from adapter.generation.request import Execution, Generator
 from adapter.generation.scheduler import Scheduler
 from adapter.hardware import Placement
@@ -44,7 +45,11 @@ class ResidentModel:
     """
 
     def __init__(
-        self, path: Path, placement: Placement, progress: Callable[[float], bool | None]
+        self,
+        path: Path,
+        placement: Placement,
+        progress: Callable[[float], bool | None],
+        metrics: Metrics,
     ) -> None:
         self.model = pyllama.Model(
             path,
@@ -58,7 +63,7 @@ class ResidentModel:
             self.has_template = self.model.chat_template() is not None
             self.template = _chat_template(self.model)
             self.fingerprint = _fingerprint(parts(path), self.template)
-            self._scheduler = self._make_scheduler(placement)
+            self._scheduler = self._make_scheduler(placement, metrics)
             self.generators: Mapping[Execution, Generator] = MappingProxyType(
                 {"batched": self._scheduler, "isolated": self._make_isolated(placement)}
             )
@@ -71,7 +76,7 @@ class ResidentModel:
         self._scheduler.close()
         self.model.close()
 
-    def _make_scheduler(self, placement: Placement) -> Scheduler:
+    def _make_scheduler(self, placement: Placement, metrics: Metrics) -> Scheduler:
         return Scheduler(
             self.model,
             context_length=placement.context_length,
@@ -81,6 +86,7 @@ class ResidentModel:
             max_queued=MAX_QUEUED,
             cache_bytes=MAX_KEPT_BYTES,
             reproducible=(not placement.devices),
+            metrics=metrics,
         )
 
     def _make_isolated(self, placement: Placement) -> IsolatedGenerator:

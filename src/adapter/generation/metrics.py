@@ -40,6 +40,10 @@ class MetricsSnapshot:
     cached_tokens         tokens of prompts that were not, because they were in memory
     output_tokens         tokens that were sampled by requests that came to their end
     requests              how many came to their end
+    running               requests that have a sequence
+    waiting               requests that wait for one
+    kv_tokens             tokens that sequences hold in memory, for requests or for the next ones
+    kv_cells              tokens that there is memory for
     queue_seconds         time until a request got a sequence
     first_token_seconds   time until its first token
     request_seconds       time until its end
@@ -51,6 +55,10 @@ class MetricsSnapshot:
     cached_tokens: int
     output_tokens: int
     requests: int
+    running: int
+    waiting: int
+    kv_tokens: int
+    kv_cells: int
     histograms: Mapping[str, Histogram]
 
 
@@ -77,6 +85,7 @@ class Metrics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(("prompt", "cached", "output", "requests"), 0)
+        self._levels = dict.fromkeys(("running", "waiting", "kv_tokens", "kv_cells"), 0)
         self._histograms = {
             "queue_seconds": _Counting(SECONDS),
             "first_token_seconds": _Counting(SECONDS),
@@ -107,6 +116,14 @@ class Metrics:
         """Count a batch."""
         self._add(batch_size=sequences)
 
+    def at(self, *, running: int, waiting: int, kv_tokens: int, kv_cells: int) -> None:
+        """Take note of how things stand."""
+        levels = {
+            "running": running, "waiting": waiting, "kv_tokens": kv_tokens, "kv_cells": kv_cells
+        }  # fmt: skip
+        with self._lock:
+            self._levels = levels
+
     def ended(self, seconds: float, tokens: int) -> None:
         """Count a request that came to its end."""
         with self._lock:
@@ -129,6 +146,7 @@ class Metrics:
                 cached_tokens=counts["cached"],
                 output_tokens=counts["output"],
                 requests=counts["requests"],
+                **self._levels,
                 histograms=MappingProxyType(
                     {name: counting.frozen() for name, counting in self._histograms.items()}
                 ),

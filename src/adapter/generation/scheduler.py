@@ -40,6 +40,7 @@ class Scheduler:
     :param cache_bytes: RAM for beginnings of prompts that are no longer in a context.
     :param reproducible: keep the bytes of each request independent of the others, at the cost of
         flash attention and of batches that change them.
+    :param metrics: counts what it does.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Scheduler:
         max_queued: int,
         cache_bytes: int,
         reproducible: bool,
+        metrics: Metrics | None = None,
     ) -> None:
         self._model = model
         self._context_length = context_length
@@ -71,7 +73,7 @@ class Scheduler:
         self._closed = False
         self._thread: threading.Thread | None = None
         #: What it has done so far.
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
 
     # For callers' threads
 
@@ -168,6 +170,16 @@ class Scheduler:
         self._prefill_one_chunk()
         for lane in self._lanes:
             self._decode(lane)
+        self._measure()
+
+    def _measure(self) -> None:
+        slots = [slot for lane in self._lanes for slot in lane.slots.slots]
+        self.metrics.at(
+            running=sum(slot.sequence is not None for slot in slots),
+            waiting=len(self._queue),
+            kv_tokens=sum(slot.n_tokens for slot in slots),
+            kv_cells=sum(lane.n_cells for lane in self._lanes),
+        )
 
     def _occupied(self) -> list[tuple[Lane, Slot]]:
         return [(lane, slot) for lane in self._lanes for slot in lane.slots.taken]

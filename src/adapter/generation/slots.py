@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from adapter.generation.blocks import BlockHashes, n_shared
+from adapter.generation.blocks import BLOCK, BlockHashes, n_shared
 from adapter.generation.sequence import Sequence
 
 
@@ -20,6 +20,12 @@ class Slot:
     held: BlockHashes = ()
     sequence: Sequence | None = None
     last_used: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in its memory that are of use."""
+        n_held = len(self.held) * BLOCK
+        return n_held if self.sequence is None else max(n_held, self.sequence.n_past)
 
 
 @dataclass
