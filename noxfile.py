@@ -34,16 +34,8 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy --strict over src/."""
-    session.install(
-        "mypy",
-        "cffi>=2.0",
-        "dspy>=3.4,<3.5",
-        "numpy",
-        "platformdirs",
-        "rich",
-        "typer",
-        "prometheus-client",
-    )
+    session.install("mypy", "cffi>=2.0", "dspy>=3.4,<3.5", "numpy", "platformdirs")
+    session.install("prometheus-client", "rich", "typer")
     session.run("mypy")
 
 
