@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from adapter.generation.sampling import Constraint, Sampling
+from adapter.generation.scoring import ScoringRequest, ScoringResult
 
 FinishReason = Literal["stop", "length"]
 
@@ -99,3 +100,11 @@ class Generator(Protocol):
 
     def generate(self, request: GenerationRequest) -> GenerationResult:
         """Return the whole completion."""
+
+    def score(
+        self, request: ScoringRequest, cancelled: threading.Event | None = None
+    ) -> ScoringResult | None:
+        """Return how likely each continuation is, or None once ``cancelled`` is set.
+
+        Raises ContextTooLongError before any work when a continuation leaves the context.
+        """
