@@ -180,7 +180,6 @@ def _refuse_unsupported(request: Request) -> None:
     """Refuse what would change the meaning of the answer if it were left out."""
     config = request.config
     unsupported = {
-        "config.probabilities": config.probabilities == "required",
         "config.cache.resource": config.cache and config.cache.resource is not None,
         **{
             f"config.extensions.{name}": True
@@ -215,8 +214,6 @@ def _adaptations(request: Request) -> list[Adaptation]:
         satisfied("config.tool_choice", choice.mode, "the model is shown no tools")
     if config.probabilities == "off":
         satisfied("config.probabilities", "off", "none are measured")
-    elif config.probabilities is not None:
-        dropped("config.probabilities", config.probabilities, "the engine measures none yet")
     if config.cache is not None:
         dropped("config.cache", config.cache.mode, "there is no provider that caches prompts")
     if config.store is False:

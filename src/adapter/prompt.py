@@ -45,12 +45,9 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
     """
     tools = _tools(request, loaded)
     schema, schema_adaptations = _schema(request.config)
-    if grammar is not None:
-        if schema is not None or tools:
-            other = "response_format" if schema is not None else "tools"
-            raise InvalidParameterError(
-                "metadata['llamacpp']['grammar']", grammar, f"left out where there are {other}"
-            )
+    if tools or schema is not None:
+        refuse_grammar(request, grammar)
+    elif grammar is not None:
         _require_usable("metadata['llamacpp']['grammar']", grammar)
     options: dict[str, Any] = {}
     if tools:
@@ -77,6 +74,15 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
         parser=rendered.parser if tools or thinks else None,
         adaptations=schema_adaptations + adaptations,
     )
+
+
+def refuse_grammar(request: Request, grammar: str | None) -> None:
+    """Refuse a grammar of one's own beside a schema or tools, which make one themselves."""
+    if grammar is not None:
+        other = "tools" if request.config.response_format is None else "response_format"
+        raise InvalidParameterError(
+            "metadata['llamacpp']['grammar']", grammar, f"left out where there are {other}"
+        )
 
 
 def _tools(request: Request, loaded: LoadedModel) -> list[dict[str, Any]]:
