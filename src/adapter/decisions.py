@@ -26,7 +26,9 @@ from adapter.typed_values import allowed_values
 
 Distribution = Mapping[str, float]
 
+# What dspy.adapters.decision makes of a signature: types of its own, and demos as text.
 _EVIDENCE_MODULE = "dspy.adapters.decision"
+_EXAMPLES = "\n\nTask examples (labels or evidence):\n"
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class DecisionPlan:
         inputs: dict[str, Any],
     ) -> DecisionPlan:
         """Plan a call with at least one decision."""
+        signature, examples = _with_examples(signature, decisions)
+        demos = [*examples, *demos]
         rest = signature
         for name in decisions:
             rest = rest.delete(name)
@@ -172,6 +176,29 @@ def _evidence(field: FieldInfo) -> Decision | None:
         keys,
         lambda p: {"probabilities": dict(p), "confidence": confidence(p)},
     )
+
+
+def _with_examples(
+    signature: type[Signature], decisions: Mapping[str, Decision]
+) -> tuple[type[Signature], list[dict[str, Any]]]:
+    """Take the demonstrations out of the instructions, where DSPy puts those of evidence as JSON.
+
+    As turns of the conversation they show a small model what to do.
+    """
+    instructions, found, listed = signature.instructions.rpartition(_EXAMPLES)
+    if not found:
+        return signature, []
+    try:
+        examples = json.loads(listed)
+    except ValueError:
+        return signature, []
+    for example in examples:
+        for name in decisions.keys() & example.keys():
+            label = example[name]
+            example[name] = label.get("level") if isinstance(label, dict) else label
+            if isinstance(label, dict) and example[name] is None:
+                example[name] = label.get("value")
+    return signature.with_instructions(instructions), examples
 
 
 def _pick(field: FieldInfo) -> Decision | None:

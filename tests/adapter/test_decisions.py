@@ -129,13 +129,23 @@ def test_a_native_type_with_criteria_is_decided_too(configured):
     assert "urgent: (Today? (True: burning); True or False)" in model.rendered[-1][0]["content"]
 
 
-def test_examples_reach_the_model(configured):
+def test_examples_are_turns_of_the_conversation(configured):
     model = judging(**SHARES)
     configured(model)
     predict = dspy.Predict(Triage)
-    predict.demos = [{"ticket": "It is dear", "kind": "bill", "urgent": False, "anger": 1}]
+    predict.demos = [
+        {"ticket": "It is dear", "kind": "bill", "urgent": False, "anger": 1},
+        {"ticket": "It smokes", **predict(ticket="It smokes").toDict()},
+    ]
     predict(ticket="It burns")
-    assert "It is dear" in model.rendered[-1][0]["content"]
+    assert [message["content"] for message in model.rendered[-1]][1:-1] == [
+        "ticket: It is dear",
+        "kind: bill\nurgent: False\nanger: 1",
+        "ticket: It smokes",
+        "kind: bug\nurgent: False\nanger: 1",
+        "ticket: It burns",
+    ]
+    assert "Task examples" not in model.rendered[-1][0]["content"]
 
 
 def test_async(configured):
