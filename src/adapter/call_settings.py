@@ -54,6 +54,7 @@ def call_settings(request: Request, defaults: LlamaCppConfig, n_vocab: int) -> C
         asked["stop"] = config.stop
     llamacpp = _llamacpp_settings(config)
     grammar = llamacpp.pop("grammar", None)
+    llamacpp.pop("reasoning_budget_tokens", None)  # adapter.reasoning sees to it
     for name in ("min_p", "repeat_penalty"):
         if name in llamacpp:
             asked[name] = llamacpp.pop(name)
@@ -164,6 +165,7 @@ LLAMACPP_SETTINGS: dict[str, _Range] = {
     "dry_allowed_length": _COUNT,
     "dry_penalty_last_n": _COUNT,
     "dry_sequence_breakers": (_are_breakers, "a list of texts of 1 to 40 bytes"),
+    "reasoning_budget_tokens": _COUNT,
     "grammar": (lambda v: isinstance(v, str) and v != "", "a grammar in GBNF"),
 }
 """What metadata={"llamacpp": {...}} may hold: what llama.cpp's server has and lm15 has not."""

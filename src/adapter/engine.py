@@ -295,6 +295,7 @@ class LlamaCppEngine:
                 constraint=prompt.constraint,
                 preserved_tokens=prompt.preserved_tokens,
                 logprobs=settings.logprobs,
+                reasoning_budget=prompt.reasoning_budget,
             ),
             prompt.parser,
             adaptations,

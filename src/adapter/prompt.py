@@ -12,8 +12,14 @@ from dspy.lm15 import Adaptation, Config, FunctionTool, Request, UnsupportedFeat
 
 import pyllama
 from adapter.errors import InvalidParameterError
-from adapter.generation.sampling import KEPT_GRAMMARS, Constraint, checked_grammar
+from adapter.generation.sampling import (
+    KEPT_GRAMMARS,
+    Constraint,
+    ReasoningBudget,
+    checked_grammar,
+)
 from adapter.messages import template_messages
+from adapter.reasoning import reasoning_budget, thinking_options
 
 if TYPE_CHECKING:
     from adapter.loaded_model import LoadedModel
@@ -31,6 +37,7 @@ class Prompt:
     stops: tuple[str, ...]
     preserved_tokens: frozenset[int]
     parser: pyllama.ChatParser | None
+    reasoning_budget: ReasoningBudget | None
     adaptations: tuple[Adaptation, ...]
 
 
@@ -62,8 +69,9 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
             options["json_schema"] = schema
         else:
             grammar = _schema_grammar(json.dumps(schema)).gbnf
-    thinking, adaptations = _thinking(request.config, loaded)
+    thinking, adaptations = thinking_options(request.config, loaded)
     rendered = loaded.render(template_messages(request), **options, **thinking)
+    budget, unspent = reasoning_budget(request.config, rendered, loaded)
     return Prompt(
         tokens=tuple(loaded.tokenize(rendered.prompt)),
         constraint=_constraint(rendered, loaded, grammar),
@@ -72,7 +80,8 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
             token for text in rendered.preserved_tokens for token in loaded.answer_tokens(text)
         ),
         parser=rendered.parser if tools or thinks else None,
-        adaptations=schema_adaptations + adaptations,
+        reasoning_budget=budget,
+        adaptations=schema_adaptations + adaptations + unspent,
     )
 
 
@@ -137,47 +146,6 @@ def _schema(config: Config) -> tuple[Mapping[str, Any] | None, tuple[Adaptation,
 @lru_cache(KEPT_GRAMMARS)
 def _schema_grammar(schema: str) -> pyllama.Grammar:
     return pyllama.Grammar.from_json_schema(schema)
-
-
-def _thinking(config: Config, loaded: LoadedModel) -> tuple[dict[str, Any], tuple[Adaptation, ...]]:
-    """How the template is told to let the model reason, and what it cannot be told."""
-    asked = config.reasoning
-    if asked is None:
-        return {}, ()
-    capabilities = loaded.capabilities
-    if not capabilities["supports_thinking"]:
-        if asked.is_off:
-            reason = f"{loaded.name!r} does not reason before it answers"
-            return {}, (Adaptation("config.reasoning", "satisfied", reason, asked="off"),)
-        reason = f"{loaded.name!r} was not trained to reason before it answers"
-        return {}, (Adaptation("config.reasoning", "dropped", reason, asked=asked.effort),)
-    options: dict[str, Any] = {"enable_thinking": not asked.is_off}
-    adaptations = []
-    if not asked.is_off:
-        if capabilities["supports_reasoning_effort"]:
-            options["chat_template_kwargs"] = {"reasoning_effort": asked.effort}
-        else:
-            reason = f"the chat template of {loaded.name!r} has no levels of reasoning"
-            adaptations.append(
-                Adaptation(
-                    "config.reasoning.effort",
-                    "substituted",
-                    reason,
-                    asked=asked.effort,
-                    applied="on",
-                )
-            )
-    if asked.thinking_budget is not None:
-        reason = "reasoning ends where the model ends it, or at max_tokens"
-        adaptations.append(
-            Adaptation(
-                "config.reasoning.thinking_budget",
-                "dropped",
-                reason,
-                asked=asked.thinking_budget,
-            )
-        )
-    return options, tuple(adaptations)
 
 
 def _constraint(

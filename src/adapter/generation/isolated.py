@@ -78,18 +78,23 @@ class IsolatedGenerator:
     def _stream(
         self, request: GenerationRequest, cancelled: threading.Event
     ) -> Iterator[Delta | GenerationResult]:
-        prompt, sampling = request.prompt, request.sampling
+        prompt = request.prompt
         room = self._context_length - len(prompt)
         completion = Completion(self._vocab, request, min(request.max_tokens, room))
         with (
             translated(),
-            sampler_chain(self._vocab, sampling, request.seed, request.constraint) as chain,
+            sampler_chain(
+                self._vocab,
+                request.sampling,
+                request.seed,
+                request.constraint,
+                prompt=prompt,
+                reasoning_budget=request.reasoning_budget,
+            ) as chain,
             self._pool.lease() as context,
         ):
             if not _prefill(context, prompt, cancelled):
                 return
-            for token in prompt[max(0, len(prompt) - sampling.n_last) :]:
-                chain.accept(token, accept_grammar=False)
             while completion.finish_reason is None:
                 if completion.tokens:
                     last = len(prompt) + len(completion.tokens) - 1

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from adapter.generation.sampling import Constraint, Sampling
+from adapter.generation.sampling import Constraint, ReasoningBudget, Sampling
 from adapter.generation.scoring import ScoringRequest, ScoringResult
 
 FinishReason = Literal["stop", "length"]
@@ -28,6 +28,7 @@ class GenerationRequest:
     preserved_tokens  special tokens whose text is part of the completion, as others' is not
     logprobs          how many of the likeliest tokens to tell beside each sampled one, and the
                       log-probabilities of all; None for none
+    reasoning_budget  where the model's reasoning is to end at the latest
     """
 
     prompt: tuple[int, ...]
@@ -38,6 +39,7 @@ class GenerationRequest:
     constraint: Constraint | None = None
     preserved_tokens: frozenset[int] = frozenset()
     logprobs: int | None = None
+    reasoning_budget: ReasoningBudget | None = None
 
 
 @dataclass(frozen=True)
