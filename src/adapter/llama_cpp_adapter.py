@@ -58,6 +58,10 @@ class LlamaCppAdapter(Adapter):
     from the model's logits. `pick_by_likelihood` has outputs of type bool, Literal and Enum
     answered by the likeliest value too, instead of by sampling. Such outputs are measured after
     the other outputs are generated; see docs/probabilities.md.
+
+    `use_native_function_calling` gives an input of dspy.Tool and an output of dspy.ToolCalls to
+    the model's own format for functions, where its chat template has one; a grammar sees to it
+    that calls are valid. Otherwise they are fields like any other.
     """
 
     def __init__(
@@ -67,9 +71,12 @@ class LlamaCppAdapter(Adapter):
         route_other_lms: bool | None = None,
         use_json_adapter_fallback: bool = True,
         pick_by_likelihood: bool = False,
+        use_native_function_calling: bool = True,
         callbacks: list[BaseCallback] | None = None,
     ) -> None:
-        super().__init__(callbacks=callbacks)
+        super().__init__(
+            callbacks=callbacks, use_native_function_calling=use_native_function_calling
+        )
         self._lm = lm
         self.route_other_lms = route_other_lms
         self.use_json_adapter_fallback = use_json_adapter_fallback
@@ -84,6 +91,7 @@ class LlamaCppAdapter(Adapter):
         route_other_lms: bool | None = None,
         use_json_adapter_fallback: bool = True,
         pick_by_likelihood: bool = False,
+        use_native_function_calling: bool = True,
         callbacks: list[BaseCallback] | None = None,
     ) -> LlamaCppAdapter:
         """Build the adapter of a model that is already in memory.
@@ -96,6 +104,7 @@ class LlamaCppAdapter(Adapter):
             route_other_lms=route_other_lms,
             use_json_adapter_fallback=use_json_adapter_fallback,
             pick_by_likelihood=pick_by_likelihood,
+            use_native_function_calling=use_native_function_calling,
             callbacks=callbacks,
         )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from dspy.lm15 import Adaptation, Config, FunctionTool, Request, UnsupportedFeatureError
 
 import pyllama
+from adapter.call_or_answer import render_call_or_answer
 from adapter.errors import InvalidParameterError
 from adapter.generation.sampling import (
     KEPT_GRAMMARS,
@@ -63,14 +64,18 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
         if choice is not None and choice.parallel is not None:
             options["parallel_tool_calls"] = choice.parallel
     thinks = loaded.capabilities["supports_thinking"]
-    if schema is not None:
-        if tools or thinks:
-            # The template's format puts the answer after what the model thinks, or beside calls.
+    if schema is not None and not tools:
+        if thinks:
+            # The template's format puts the answer after what the model thinks.
             options["json_schema"] = schema
         else:
             grammar = _schema_grammar(json.dumps(schema)).gbnf
     thinking, adaptations = thinking_options(request.config, loaded)
-    rendered = loaded.render(template_messages(request), **options, **thinking)
+    render = partial(loaded.render, template_messages(request), **thinking)
+    if tools and schema is not None:
+        rendered = render_call_or_answer(render, options, schema)
+    else:
+        rendered = render(**options)
     budget, unspent = reasoning_budget(request.config, rendered, loaded)
     return Prompt(
         tokens=tuple(loaded.tokenize(rendered.prompt)),
