@@ -1,7 +1,8 @@
-"""Tools and a JSON schema in one request: the answer is a call, or what the schema says.
+"""Grammars of requests with tools: calls that must come, and calls beside a JSON schema.
 
-llama.cpp's formats take one of the two for a grammar: with a schema most forbid calls. DSPy's
-JSONAdapter asks for both, so the two grammars are made into one.
+llama.cpp's formats let text come before a call that is required, as much as max_tokens has room
+for. With a schema most of them forbid calls. DSPy's ReActV2 asks for the one and its JSONAdapter
+for the other, so their grammars are made stricter and made into one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,25 @@ _GBNF = re.compile(
 )
 
 
+_TEXT_BEFORE_CALLS = re.compile(r"until-\d+\??(?= (?:space )?[a-z0-9-]*tool-call)")
+"""In the root of a format's grammar: all text up to where a call begins."""
+
+
+def render_call(
+    render: Callable[..., pyllama.RenderedChat], options: Mapping[str, Any]
+) -> pyllama.RenderedChat:
+    """Render a conversation whose answer must be calls, after reasoning if there is any.
+
+    Formats whose grammar is of another make keep the text that they let come before.
+    """
+    rendered = render(**{**options, "tool_choice": "required"})
+    rules = rendered.grammar.split("\n")
+    strict = [
+        _TEXT_BEFORE_CALLS.sub("", rule) if rule.startswith("root ::=") else rule for rule in rules
+    ]
+    return replace(rendered, grammar="\n".join(strict))
+
+
 def render_call_or_answer(
     render: Callable[..., pyllama.RenderedChat],
     options: Mapping[str, Any],
@@ -34,16 +54,13 @@ def render_call_or_answer(
     """Render a conversation whose answer may be a call of a tool or fit a schema.
 
     :param render: renders it with the options of ``pyllama.ChatTemplate.apply``.
-    :param options: with tools and tool_choice. Where calls are required, the schema is left out.
     """
     rendered = render(**options)
-    if options["tool_choice"] == "required":
-        return rendered
     answer = render(**options, json_schema=schema)
     if answer.grammar_lazy or not answer.grammar:
         # This format holds calls to their form and leaves other text free.
         return rendered
-    call = render(**{**options, "tool_choice": "required"})
+    call = render_call(render, options)
     return replace(
         rendered,
         grammar=either(answer.grammar, call.grammar),

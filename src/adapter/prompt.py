@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dspy.lm15 import Adaptation, Config, FunctionTool, Request, UnsupportedFeatureError
 
 import pyllama
-from adapter.call_or_answer import render_call_or_answer
+from adapter.call_or_answer import render_call, render_call_or_answer
 from adapter.errors import InvalidParameterError
 from adapter.generation.sampling import (
     KEPT_GRAMMARS,
@@ -72,7 +72,9 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
             grammar = _schema_grammar(json.dumps(schema)).gbnf
     thinking, adaptations = thinking_options(request.config, loaded)
     render = partial(loaded.render, template_messages(request), **thinking)
-    if tools and schema is not None:
+    if tools and options["tool_choice"] == "required":
+        rendered = render_call(render, options)
+    elif tools and schema is not None:
         rendered = render_call_or_answer(render, options, schema)
     else:
         rendered = render(**options)

@@ -54,7 +54,9 @@ def test_a_schema_with_properties(tiny):
 def test_where_a_call_is_required_the_schema_gives_way(tiny):
     prompt = prompt_of(TOOLS_AND_THINKING, tool_choice=ToolChoice("required"))
     assert allows(tiny, prompt, CALL)
-    assert not allows(tiny, prompt, "{}")
+    assert allows(tiny, prompt, f"<think>\nhm\n</think>\n\n{CALL}")
+    for text in ("{}", "Hello", f"Let me see.\n{CALL}"):
+        assert not allows(tiny, prompt, text), text
 
 
 def test_without_tools_the_schema_is_all(tiny):
