@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 from chats import TOOLS_AND_THINKING
 from dspy.lm15 import Config, FunctionTool, Message, Request, ToolChoice
 from fake_generator import fake_model
+from grammars import matches
 
 import pyllama
 from adapter.call_or_answer import either
 from adapter.prompt import build_prompt
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "pyllama"))
-from grammars import matches
 
 ADD = FunctionTool("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}}})
 EMPTY = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
