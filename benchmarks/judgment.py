@@ -37,7 +37,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 import pyllama
 from adapter import LlamaCppAdapter, LlamaCppConfig, LoadedModel, ModelPool, embedded_model
-from adapter.generation.blocks import BLOCK
+from adapter.generation.blocks import CHUNK
 from adapter.generation.prefill import prompt_steps
 from adapter.generation.scoring import ScoringRequest, scoring_context
 
@@ -125,7 +125,7 @@ def prompt_and_step(context: pyllama.Context, prompt: tuple[int, ...]) -> None:
     context.memory.clear(data=False)
     for _ in prompt_steps(context, prompt):
         pass
-    batch = pyllama.Batch(BLOCK)
+    batch = pyllama.Batch(CHUNK)
     for seq_id in range(1, 21):
         context.memory.seq_cp(0, seq_id)
         batch.add(seq_id + 300, len(prompt), (seq_id,), output=True)

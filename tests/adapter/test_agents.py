@@ -15,7 +15,7 @@ from dspy.lm15 import Config, FunctionTool, Message, Request, ToolCallPart, Tool
 
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
-from adapter.generation.blocks import BLOCK
+from adapter.generation.blocks import CHUNK
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.model_pool import ModelPool
 
@@ -95,7 +95,7 @@ def test_react_v2_calls_two_tools_natively(calling, tools, called, make_adapter)
     # Each turn goes on from what the one before it left in memory.
     usages = [entry["usage"] for entry in adapter.lm.history]
     for before, after in itertools.pairwise(usages):
-        whole = (before["prompt_tokens"] - 1) // BLOCK * BLOCK
+        whole = (before["prompt_tokens"] - 1) // CHUNK * CHUNK
         assert after["prompt_tokens_details"]["cached_tokens"] >= whole
 
 
@@ -238,6 +238,6 @@ def test_a_turn_of_a_conversation_builds_on_the_one_before(smollm2_adapter):
         turns.append({"question": asked, "answer": found.answer})
     usages = [entry["usage"] for entry in adapter.lm.history]
     for before, after in itertools.pairwise(usages):
-        whole = (before["prompt_tokens"] - 1) // BLOCK * BLOCK
-        assert after["prompt_tokens_details"]["cached_tokens"] == whole
-    assert usages[-1]["prompt_tokens_details"]["cached_tokens"] >= BLOCK
+        whole = (before["prompt_tokens"] - 1) // CHUNK * CHUNK
+        assert after["prompt_tokens_details"]["cached_tokens"] >= whole
+    assert usages[-1]["prompt_tokens_details"]["cached_tokens"] >= CHUNK

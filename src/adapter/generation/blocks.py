@@ -1,8 +1,4 @@
-"""Prompts in blocks: the unit in which they are computed, compared and kept.
-
-Computing a prompt in blocks of one size, counted from position 0, gives the same keys and values
-to the byte, wherever the computation was begun; see docs/scheduling.md.
-"""
+"""Prompts in blocks, the unit in which they are compared and kept; see docs/scheduling.md."""
 
 from __future__ import annotations
 
@@ -11,8 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-BLOCK = 64
-"""Tokens in a block. Smaller ones are shared more often, larger ones are computed faster."""
+BLOCK = 8
+"""Tokens in a block. Smaller ones share more of a prompt, and take longer to compare."""
+
+CHUNK = 64
+"""Tokens computed at once, a number of blocks: calls end at its multiples, counted from 0."""
 
 BlockHashes = tuple[bytes, ...]
 """A hash for each whole block of a prompt, of it and of all that comes before it."""
@@ -43,5 +42,9 @@ def n_shared(one: BlockHashes, other: BlockHashes) -> int:
 
 
 def n_reusable(prompt: Sequence[int]) -> int:
-    """How many of its blocks need not be computed: one token at least must be, for its logits."""
-    return (len(prompt) - 1) // BLOCK
+    """How many of its blocks need not be computed.
+
+    The last token must be, for its logits, and not alone: attention of a single token is computed
+    in another way than that of several, and gives other bits.
+    """
+    return max(0, len(prompt) - 2) // BLOCK

@@ -48,9 +48,14 @@ class PrefixCache:
                 if key is None and self._rolls_back:
                     key = next(iter(self._covers.get(block, ())), None)
                 if key is not None:
-                    self._saved.move_to_end(key)
                     return self._saved[key], count
         return None, 0
+
+    def used(self, prefix: SavedPrefix) -> None:
+        """Count a prefix as used just now."""
+        with self._lock:
+            if prefix.hashes[-1] in self._saved:
+                self._saved.move_to_end(prefix.hashes[-1])
 
     def holds(self, hashes: BlockHashes) -> bool:
         """Whether nothing would be gained by saving these blocks."""

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 
 import pyllama
 from adapter.errors import ContextTooLongError, ModelNotLoadedError, QueueFullError
-from adapter.generation.batch_sizes import exact_batch_size, groups
-from adapter.generation.blocks import BLOCK, n_shared
+from adapter.generation.blocks import CHUNK
+from adapter.generation.exactness import Exactness, groups
 from adapter.generation.failures import translated
 from adapter.generation.lanes import Lane, Lanes
 from adapter.generation.metrics import Metrics
 from adapter.generation.prefix_cache import PrefixCache
+from adapter.generation.prefix_reuse import PrefixReuse, rolls_back
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import (
     ScoringRequest,
@@ -29,16 +30,13 @@ from adapter.generation.slots import Slot
 
 logger = logging.getLogger(__name__)
 
-WORTH_KEEPING = 2
-"""Blocks of a prompt that are saved before others take their place: the end of one rarely is."""
-
 
 class Scheduler:
     """Computes the requests of a model together. It satisfies ``Generator``.
 
-    One thread admits requests to free sequences, computes prompts in blocks that are shared with
-    what is in memory, decodes all running sequences in one batch each step, and samples each with
-    its own seeded chain. On a CPU a request gives the same bytes alone and among others.
+    One thread admits requests to free sequences, computes what of their prompts is not in memory,
+    decodes all running sequences in one batch each step, and samples each with its own seeded
+    chain. On a CPU a request gives the same bytes alone and among others.
 
     :param model: its owner closes the scheduler before it.
     :param context_length: tokens that a request and its answer may have together.
@@ -68,16 +66,14 @@ class Scheduler:
         self._n_threads = n_threads
         self._max_queued = max_queued
         self._reproducible = reproducible
-        # The state of a recurrent model cannot go back to an earlier token. That of a model with a
-        # sliding window can, but puts what follows elsewhere, and sums it in another order.
-        self._rolls_back = not (model.is_recurrent or model.is_hybrid or model.n_swa)
+        self._exactness = Exactness(self._make_context, reproducible=reproducible)
         self._lanes = Lanes(
             self._make_context, longest=context_length, n_cells=n_cells, max_sequences=max_sequences
         )
-        self._saved = PrefixCache(cache_bytes, rolls_back=self._rolls_back)
+        saved = PrefixCache(cache_bytes, rolls_back=rolls_back(model))
+        self._prefixes = PrefixReuse(model, saved, self._exactness)
         self._queue: deque[Sequence] = deque()
         self._prefilling: deque[tuple[Lane, Slot]] = deque()
-        self._exact_sizes: dict[int, int] = {}
         self._changed = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -86,7 +82,7 @@ class Scheduler:
         self._scoring = ScoringQueue(
             self._make_scoring_context,
             longest=context_length,
-            rolls_back=self._rolls_back,
+            rolls_back=rolls_back(model),
             metrics=self.metrics,
         )
 
@@ -198,10 +194,10 @@ class Scheduler:
             return not self._closed
 
     def _step(self) -> None:
-        """Admit what has room, compute a block, decode a token of each sequence, score a group."""
+        """Admit what has room, compute a chunk, decode a token of each sequence, score a group."""
         self._drop_abandoned()
         self._admit()
-        self._prefill_one_block()
+        self._prefill_one_chunk()
         for lane in self._lanes:
             self._decode(lane)
         self._scoring.step()
@@ -254,12 +250,10 @@ class Scheduler:
         if not self._prefilling:
             return False
         wanted = sequence.hashes[: sequence.n_reusable]
-        held = max(
-            [self._saved.find(wanted)[1]]
-            + [n_shared(slot.held, wanted) for lane in self._lanes for slot in lane.slots.slots]
-        )
+        slots = (slot for lane in self._lanes for slot in lane.slots.slots)
+        held = self._prefixes.n_held(sequence, slots)
         return any(
-            slot.sequence is not None and n_shared(slot.sequence.hashes, wanted) > held
+            slot.sequence is not None and self._prefixes.shared(slot.sequence.hashes, wanted) > held
             for _, slot in self._prefilling
         )
 
@@ -271,80 +265,17 @@ class Scheduler:
         try:
             with translated():
                 sequence.begin()
-                sequence.n_past = sequence.n_cached = self._reuse(lane, slot, sequence)
+                sequence.n_past = sequence.n_cached = self._prefixes.bring(lane, slot, sequence)
         except Exception as error:
             self._fail(lane, slot, error)
             return
         self.metrics.reused(sequence.n_cached)
         self._prefilling.append((lane, slot))
 
-    def _reuse(self, lane: Lane, slot: Slot, sequence: Sequence) -> int:
-        """Bring as much of a prompt into a slot as is in memory; return how many tokens that is."""
-        wanted = sequence.hashes[: sequence.n_reusable]
-        memory = lane.context.memory
-        donor = lane.slots.nearest(wanted)
-        n_here = n_shared(slot.held, wanted)
-        n_there = n_shared(donor.held, wanted)
-        saved, n_saved = self._saved.find(wanted)
-        if self._rolls_back and n_here >= max(n_there, n_saved):
-            if len(slot.held) - n_here >= WORTH_KEEPING:
-                self._keep(lane, slot)
-            self._cut(lane, slot, n_here)
-            return n_here * BLOCK
-        if len(slot.held) >= WORTH_KEEPING:
-            self._keep(lane, slot)
-        slot.held = ()
-        memory.seq_rm(slot.seq_id)
-        if self._rolls_back and n_there >= max(n_saved, 1):
-            memory.seq_cp(donor.seq_id, slot.seq_id)
-            slot.held = donor.held
-            self._cut(lane, slot, n_there)
-            return n_there * BLOCK
-        if saved is None or not self._restore(lane, slot, saved.state):
-            return 0
-        slot.held = saved.hashes
-        if self._rolls_back:
-            self._cut(lane, slot, n_saved)
-        return n_saved * BLOCK
-
-    def _cut(self, lane: Lane, slot: Slot, n_blocks: int) -> None:
-        """Leave the first blocks of a slot alone."""
-        lane.context.memory.seq_rm(slot.seq_id, n_blocks * BLOCK)
-        slot.held = slot.held[:n_blocks]
-
-    def _keep(self, lane: Lane, slot: Slot) -> None:
-        """Save what a slot holds before something else takes its place."""
-        if not self._rolls_back or self._saved.holds(slot.held) or not self._saved.max_bytes:
-            return
-        if any(
-            n_shared(other.held, slot.held) == len(slot.held)
-            for other in lane.slots.slots
-            if other is not slot
-        ):
-            return
-        self._cut(lane, slot, len(slot.held))
-        self._save(lane, slot, slot.held)
-
-    def _save(self, lane: Lane, slot: Slot, hashes: tuple[bytes, ...]) -> None:
-        try:
-            state = lane.context.state.seq_get_data(slot.seq_id)
-        except pyllama.StateError as error:  # copies are waiting for the next decode
-            logger.debug("not kept: %s", error)
-            return
-        self._saved.add(hashes, state)
-
-    def _restore(self, lane: Lane, slot: Slot, state: bytes) -> bool:
-        try:
-            lane.context.state.seq_set_data(state, slot.seq_id)
-        except pyllama.StateError as error:
-            logger.debug("computed anew: %s", error)
-            return False
-        return True
-
     # Computing
 
-    def _prefill_one_block(self) -> None:
-        """Compute the next block of the next prompt; prompts take turns."""
+    def _prefill_one_chunk(self) -> None:
+        """Compute the next tokens of the next prompt; prompts take turns."""
         if not self._prefilling:
             return
         lane, slot = self._prefilling.popleft()
@@ -352,7 +283,7 @@ class Scheduler:
         if sequence is None or sequence.state != "prefilling":
             return
         prompt, begin = sequence.request.prompt, sequence.n_past
-        end = min(begin + BLOCK, len(prompt))
+        end = min(begin - begin % CHUNK + CHUNK, len(prompt))
         batch = lane.prompt_batch
         try:
             with translated():
@@ -368,24 +299,13 @@ class Scheduler:
                 self.metrics.computed(end - begin)
                 slot.held = sequence.hashes[: sequence.n_computed_blocks]
                 if end < len(prompt):
-                    self._checkpoint(lane, slot, sequence)
+                    self._prefixes.checkpoint(lane, slot, list(self._queue))
                     self._prefilling.append((lane, slot))
                 else:
                     sequence.state = "running"
                     self._sample(lane, slot, -1)
         except Exception as error:
             self._fail(lane, slot, error)
-
-    def _checkpoint(self, lane: Lane, slot: Slot, sequence: Sequence) -> None:
-        """Save a state that cannot be cut back later where others may want to go on from it.
-
-        That is at the last border of the prompt's blocks, and where prompts that wait part from it.
-        """
-        if self._rolls_back or self._saved.holds(slot.held):
-            return
-        borders = {n_shared(sequence.hashes, other.hashes) for other in list(self._queue)}
-        if sequence.n_computed_blocks in borders | {sequence.n_reusable}:
-            self._save(lane, slot, slot.held)
 
     def _decode(self, lane: Lane) -> None:
         """Decode one token of each running sequence, and sample the next."""
@@ -398,7 +318,7 @@ class Scheduler:
         ]
         if not running:
             return
-        size = self._batch_size(lane.slots.count) if len(running) > 1 else 1
+        size = self._exactness.batch_size(lane.slots.count) if len(running) > 1 else 1
         for group in groups(running, size):
             self._decode_group(lane, [slot for slot in group if slot.sequence is not None])
 
@@ -432,15 +352,6 @@ class Scheduler:
                     self._sample(lane, slot, index)
             except Exception as error:
                 self._fail(lane, slot, error)
-
-    def _batch_size(self, count: int) -> int:
-        """How many of a lane's sequences one batch may hold; found out once for each number."""
-        if not self._reproducible:
-            return count
-        if count not in self._exact_sizes:
-            with self._make_context(BLOCK * 4, count) as context:
-                self._exact_sizes[count] = exact_batch_size(context, range(count))
-        return self._exact_sizes[count]
 
     def _sample(self, lane: Lane, slot: Slot, index: int) -> None:
         sequence = slot.sequence
@@ -485,7 +396,7 @@ class Scheduler:
             self._model,
             n_ctx=length * count,
             n_seq_max=count,
-            n_batch=max(BLOCK, count),
+            n_batch=max(CHUNK, count),
             n_threads=self._n_threads,
             # Its sums depend on how many sequences a batch has, and on their lengths.
             flash_attn="disabled" if self._reproducible else "auto",

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 import pyllama
-from adapter.generation.blocks import BLOCK, BlockHashes, block_hashes, n_reusable, n_shared
+from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes, block_hashes, n_reusable, n_shared
 from adapter.generation.failures import translated
 from adapter.generation.metrics import Metrics
 from adapter.generation.prefill import prompt_steps
@@ -50,7 +50,7 @@ class ScoringJob:
 class ScoringQueue:
     """Computes scoring requests step by step, in a context of its own.
 
-    The context keeps the last prompt: the next one is computed from the first block on that
+    The context keeps the last prompt: the next one is computed from the first chunk on that
     differs. Only the scheduler's thread uses it, but for :meth:`append` and ``len``.
 
     :param make: makes a context of a number of tokens, as :class:`Scorer` wants it.
@@ -84,7 +84,7 @@ class ScoringQueue:
         self._waiting.append(job)
 
     def step(self) -> None:
-        """Compute a block of the first request's prompt, or a group of its continuations."""
+        """Compute a chunk of the first request's prompt, or a group of its continuations."""
         if not self._waiting:
             return
         job = self._waiting[0]
@@ -122,12 +122,12 @@ class ScoringQueue:
         prompt, hashes = request.prompt, block_hashes(request.prompt)
         context, scorer = self._ready(len(prompt) + sum(map(len, request.continuations)))
         n_held = n_shared(self._held, hashes[: n_reusable(prompt)]) if self._rolls_back else 0
-        begin = n_held * BLOCK
+        begin = n_held * BLOCK // CHUNK * CHUNK
         if begin:
             context.memory.seq_rm(0, begin)
         else:
             context.memory.clear(data=False)
-        self._held = self._held[:n_held]
+        self._held = self._held[: begin // BLOCK]
         self._metrics.reused(begin)
         done = begin
         for end in prompt_steps(context, prompt, begin):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import pyllama
 from adapter.errors import ContextTooLongError, InferenceError, ModelNotLoadedError, QueueFullError
-from adapter.generation.blocks import BLOCK
+from adapter.generation import exactness
+from adapter.generation.blocks import BLOCK, CHUNK
 from adapter.generation.context_pool import ContextPool
 from adapter.generation.isolated import IsolatedGenerator
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
@@ -110,7 +111,7 @@ def test_it_is_what_a_context_of_its_own_gives(models, name):
         model, context_length=CONTEXT_LENGTH, n_threads=1, limit=1, reproducible=True
     )
     isolated = IsolatedGenerator(model, contexts, context_length=CONTEXT_LENGTH)
-    for length in (1, BLOCK, BLOCK + 1, 3 * BLOCK - 1):
+    for length in (1, 2, CHUNK, CHUNK + 1, 3 * CHUNK - 1):
         request = request_of(tokens(length, length))
         assert same(alone(model, request), isolated.generate(request))
 
@@ -118,10 +119,10 @@ def test_it_is_what_a_context_of_its_own_gives(models, name):
 @pytest.mark.parametrize("name", ["llama", "mamba", "jamba", "gemma2"])
 def test_the_same_bytes_alone_and_among_others_cold_and_warm(models, name):
     model, chosen = models[name], random.Random(1)
-    shared = tokens(2, 5 * BLOCK)
+    shared = tokens(2, 5 * CHUNK)
     requests = [
         request_of(
-            shared[: chosen.choice([0, 20, BLOCK, 150, 5 * BLOCK])]
+            shared[: chosen.choice([0, 20, CHUNK, 150, 5 * CHUNK])]
             + tokens(seed, chosen.randrange(1, 150)),
             max_tokens=chosen.randrange(1, 30),
             seed=seed,
@@ -135,7 +136,7 @@ def test_the_same_bytes_alone_and_among_others_cold_and_warm(models, name):
             with ThreadPoolExecutor(12) as threads:
                 found = list(threads.map(scheduler.generate, requests))
             assert all(map(same, found, expected))
-        assert sum(result.cache_read_tokens for result in found) > 20 * BLOCK
+        assert sum(result.cache_read_tokens for result in found) > 20 * CHUNK
     finally:
         scheduler.close()
 
@@ -199,47 +200,67 @@ def test_a_grammar_stop_texts_and_logprobs_hold_among_others(scheduler, model):
 
 
 def test_what_prompts_have_in_common_is_computed_once(scheduler):
-    shared = tokens(0, 4 * BLOCK)
+    shared = tokens(0, 4 * CHUNK)
     first = scheduler.generate(request_of(shared + tokens(1, 10)))
     second = scheduler.generate(request_of(shared + tokens(2, 10)))
     assert first.cache_read_tokens == 0
-    assert second.cache_read_tokens == 4 * BLOCK
-    assert scheduler.metrics.snapshot().prompt_tokens == 4 * BLOCK + 20
+    assert second.cache_read_tokens == 4 * CHUNK
+    assert scheduler.metrics.snapshot().prompt_tokens == 4 * CHUNK + 20
 
 
 def test_requests_with_one_new_beginning_wait_for_one_computation(model):
     scheduler = scheduler_of(model)
-    requests = [request_of(tokens(0, 4 * BLOCK) + tokens(seed, 10)) for seed in range(1, 9)]
+    requests = [request_of(tokens(0, 4 * CHUNK) + tokens(seed, 10)) for seed in range(1, 9)]
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(scheduler.generate, requests))
-    assert scheduler.metrics.snapshot().prompt_tokens == 4 * BLOCK + 8 * 10
+    assert scheduler.metrics.snapshot().prompt_tokens == 4 * CHUNK + 8 * 10
     scheduler.close()
 
 
 def test_a_prompt_that_comes_again_computes_its_last_tokens_only(scheduler):
-    request = request_of(tokens(0, 3 * BLOCK))
+    request = request_of(tokens(0, 3 * CHUNK))
     scheduler.generate(request)
-    assert scheduler.generate(request).cache_read_tokens == 2 * BLOCK
+    assert scheduler.generate(request).cache_read_tokens == 3 * CHUNK - BLOCK
+
+
+@pytest.mark.parametrize("length", [CHUNK + 1, CHUNK + BLOCK, CHUNK + BLOCK + 1, 2 * CHUNK + 1])
+def test_no_token_is_computed_alone_because_of_what_was_reused(scheduler, model, length):
+    """Attention of a single token is computed in another way than that of several."""
+    request = request_of(tokens(3, length))
+    expected = alone(model, request)
+    for beginning in (length, length - 1, length - BLOCK):
+        scheduler.generate(request_of(request.prompt[:beginning] + tokens(4, 3)))
+    result = scheduler.generate(request)
+    assert result.cache_read_tokens >= length - 2 * BLOCK
+    assert same(result, expected)
+
+
+def test_prompts_are_cut_at_whole_chunks_where_other_cuts_change_them(model, monkeypatch):
+    monkeypatch.setattr(exactness, "exact_cuts", lambda _: False)
+    scheduler = scheduler_of(model)
+    scheduler.generate(request_of(tokens(0, 3 * CHUNK)))
+    assert scheduler.generate(request_of(tokens(0, 3 * CHUNK))).cache_read_tokens == 2 * CHUNK
+    scheduler.close()
 
 
 def test_the_next_turn_reuses_the_turn_before(scheduler, model):
     """But for the answer, which was computed token by token."""
-    prompt = tokens(0, 3 * BLOCK + 5)
+    prompt = tokens(0, 3 * CHUNK + 5)
     answer = scheduler.generate(request_of(prompt, max_tokens=20)).token_ids
     turn = request_of(prompt + answer + tokens(1, 30))
     result = scheduler.generate(turn)
-    assert result.cache_read_tokens == 3 * BLOCK
+    assert result.cache_read_tokens == 3 * CHUNK
     assert same(result, alone(model, turn))
 
 
 def test_what_left_the_context_is_set_from_memory(model):
     """One sequence in all, and two prompts in turn."""
     scheduler = scheduler_of(model, max_sequences=1)
-    one, other = (request_of(tokens(seed, 4 * BLOCK + 1)) for seed in (1, 2))
+    one, other = (request_of(tokens(seed, 4 * CHUNK + 2)) for seed in (1, 2))
     for request in (one, other):
         assert scheduler.generate(request).cache_read_tokens == 0
     for request in (one, other):
-        assert scheduler.generate(request).cache_read_tokens == 4 * BLOCK
+        assert scheduler.generate(request).cache_read_tokens == 4 * CHUNK
     scheduler.close()
 
 

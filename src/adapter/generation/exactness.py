@@ -1,0 +1,137 @@
+"""What a model computes to the same bits in more than one way, found by trying it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+import pyllama
+from adapter.generation.blocks import BLOCK, CHUNK
+
+Item = TypeVar("Item")
+
+logger = logging.getLogger(__name__)
+
+PROBED = (2, 3, 4, 5, 8, 12, 16, 24, 32, 48, 64)
+"""Batches that are tried: kernels change their ways at small numbers and at multiples of 4."""
+
+N_TOKENS = 4
+"""Tokens of each sequence when batches are tried."""
+
+CUTS = ((CHUNK,), (BLOCK, CHUNK - BLOCK), (2, 3, CHUNK - 5))
+"""Calls in which the same prompt is computed when cuts are tried."""
+
+
+class Exactness:
+    """What keeps the bytes of a model on the machine that it runs on.
+
+    It is found out once, when it is first asked for. No trial is a proof, so answers stay below
+    what was tried.
+
+    :param make: makes a context of a length in tokens for a number of sequences.
+    :param reproducible: whether bytes matter; where they do not, everything is allowed.
+    """
+
+    def __init__(self, make: Callable[[int, int], pyllama.Context], *, reproducible: bool) -> None:
+        self._make = make
+        self._reproducible = reproducible
+        self._sizes: dict[int, int] = {}
+
+    def batch_size(self, count: int) -> int:
+        """How many of a context's sequences one batch may hold, one token of each."""
+        if not self._reproducible:
+            return count
+        if count not in self._sizes:
+            with self._make(CHUNK, count) as context:
+                self._sizes[count] = exact_batch_size(context, range(count))
+        return self._sizes[count]
+
+    @cached_property
+    def cuts_anywhere(self) -> bool:
+        """Whether a prompt may be cut at any block, and not at multiples of CHUNK alone."""
+        if not self._reproducible:
+            return True
+        with self._make(2 * CHUNK, 1) as context:
+            return exact_cuts(context)
+
+
+def exact_batch_size(context: pyllama.Context, seq_ids: Sequence[int]) -> int:
+    """The largest batch of the sequences for which the bytes stay, and with all smaller ones.
+
+    Each sequence's next token is decoded alone, and in batches of growing size; what differs by a
+    bit ends the search.
+
+    :param seq_ids: empty sequences of the context; they are empty again afterwards.
+    """
+    random = np.random.default_rng(0)
+    prompts = random.integers(0, context.model.vocab.n_tokens, (len(seq_ids), N_TOKENS))
+    alone = [
+        _next_logits(context, [seq_id], prompts[index : index + 1])
+        for index, seq_id in enumerate(seq_ids)
+    ]
+    exact = 1
+    for size in (size for size in PROBED if size <= len(seq_ids)):
+        together = _next_logits(context, seq_ids[:size], prompts[:size])
+        if not np.array_equal(together, np.concatenate(alone[:size])):
+            logger.info("batches of %d change the logits; taking up to %d", size, exact)
+            break
+        exact = size
+    return exact
+
+
+def exact_cuts(context: pyllama.Context) -> bool:
+    """Whether the logits of a prompt are the same wherever it is cut into calls.
+
+    But for calls of a single token, whose attention is computed in another way.
+
+    :param context: an empty one of at least CHUNK tokens; it is empty again afterwards.
+    """
+    random = np.random.default_rng(0)
+    prompt = random.integers(0, context.model.vocab.n_tokens, CHUNK)
+    found = [_logits_by_calls(context, prompt, sizes) for sizes in CUTS]
+    exact = all(np.array_equal(found[0], other) for other in found[1:])
+    if not exact:
+        logger.info("prompts are cut at multiples of %d tokens: other cuts change them", CHUNK)
+    return exact
+
+
+def groups(items: list[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of at most so many."""
+    for begin in range(0, len(items), size):
+        yield items[begin : begin + size]
+
+
+def _next_logits(
+    context: pyllama.Context, seq_ids: Sequence[int], prompts: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The logits of each sequence's last token, decoded together after the others one by one."""
+    last = N_TOKENS - 1
+    batch = pyllama.Batch(len(seq_ids))
+    for seq_id, prompt in zip(seq_ids, prompts, strict=True):
+        context.memory.seq_rm(seq_id)
+        context.decode(pyllama.Batch.from_tokens(prompt[:last], seq_id=seq_id, outputs="none"))
+        batch.add(int(prompt[last]), last, (seq_id,), output=True)
+    context.decode(batch)
+    logits = context.all_logits()
+    for seq_id in seq_ids:
+        context.memory.seq_rm(seq_id)
+    return logits
+
+
+def _logits_by_calls(
+    context: pyllama.Context, prompt: NDArray[np.int64], sizes: Sequence[int]
+) -> NDArray[np.float32]:
+    """The logits of the last token, the prompt computed in calls of so many tokens."""
+    begin = 0
+    for size in sizes:
+        tokens = prompt[begin : begin + size]
+        context.decode(pyllama.Batch.from_tokens(tokens, pos=begin, outputs="last"))
+        begin += size
+    logits = context.all_logits()
+    context.memory.clear()
+    return logits

@@ -1,0 +1,134 @@
+"""Brings beginnings of prompts into sequences: from other sequences, or from saved states."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import pyllama
+from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes, n_shared
+from adapter.generation.exactness import Exactness
+from adapter.generation.lanes import Lane
+from adapter.generation.prefix_cache import PrefixCache
+from adapter.generation.sequence import Sequence
+from adapter.generation.slots import Slot
+
+logger = logging.getLogger(__name__)
+
+WORTH_KEEPING = 128
+"""Tokens of a prompt that are saved before others take their place: the end of one rarely is."""
+
+
+class PrefixReuse:
+    """What of a prompt is in memory already, and how a slot gets it. For the scheduler's thread.
+
+    :param saved: states of what is no longer in a context.
+    :param exactness: where a prompt may be cut.
+    """
+
+    def __init__(self, model: pyllama.Model, saved: PrefixCache, exactness: Exactness) -> None:
+        self._saved = saved
+        self._exactness = exactness
+        # The state of a recurrent model cannot go back to an earlier token. That of a model with a
+        # sliding window can, but puts what follows elsewhere, and sums it in another order.
+        self._rolls_back = rolls_back(model)
+
+    def shared(self, one: BlockHashes, other: BlockHashes) -> int:
+        """How many blocks one prompt can take over from another."""
+        return self._cut_to(n_shared(one, other))
+
+    def n_held(self, sequence: Sequence, slots: Iterable[Slot]) -> int:
+        """How many blocks of a prompt need not be computed, given what is in memory now."""
+        wanted = sequence.hashes[: sequence.n_reusable]
+        in_slots = (self.shared(slot.held, wanted) for slot in slots)
+        return max(self._cut_to(self._saved.find(wanted)[1]), *in_slots, 0)
+
+    def bring(self, lane: Lane, slot: Slot, sequence: Sequence) -> int:
+        """Bring as much of a prompt into a slot as is in memory; return how many tokens that is."""
+        wanted = sequence.hashes[: sequence.n_reusable]
+        memory = lane.context.memory
+        donor = lane.slots.nearest(wanted)
+        n_here = self.shared(slot.held, wanted)
+        n_there = self.shared(donor.held, wanted)
+        saved, n_found = self._saved.find(wanted)
+        n_saved = self._cut_to(n_found)
+        if self._rolls_back and n_here >= max(n_there, n_saved):
+            if (len(slot.held) - n_here) * BLOCK >= WORTH_KEEPING:
+                self._keep(lane, slot)
+            self._cut(lane, slot, n_here)
+            return n_here * BLOCK
+        if len(slot.held) * BLOCK >= WORTH_KEEPING:
+            self._keep(lane, slot)
+        slot.held = ()
+        memory.seq_rm(slot.seq_id)
+        if self._rolls_back and n_there >= max(n_saved, 1):
+            memory.seq_cp(donor.seq_id, slot.seq_id)
+            slot.held = donor.held
+            self._cut(lane, slot, n_there)
+            return n_there * BLOCK
+        if saved is None or not self._restore(lane, slot, saved.state):
+            return 0
+        self._saved.used(saved)
+        slot.held = saved.hashes
+        if self._rolls_back:
+            self._cut(lane, slot, n_saved)
+        return n_saved * BLOCK
+
+    def checkpoint(self, lane: Lane, slot: Slot, waiting: Iterable[Sequence]) -> None:
+        """Save a state that cannot be cut back later where others may want to go on from it.
+
+        That is at the last place where the prompt may be cut, and where prompts that wait part
+        from it.
+        """
+        sequence = slot.sequence
+        if sequence is None or self._rolls_back or self._saved.holds(slot.held):
+            return
+        borders = {self.shared(sequence.hashes, other.hashes) for other in waiting}
+        if sequence.n_computed_blocks in borders | {self._cut_to(sequence.n_reusable)}:
+            self._save(lane, slot, slot.held)
+
+    def _cut_to(self, n_blocks: int) -> int:
+        """At how many of these blocks a prompt may be cut."""
+        whole = n_blocks - n_blocks % (CHUNK // BLOCK)
+        if whole == n_blocks or not self._rolls_back:
+            return whole
+        return n_blocks if self._exactness.cuts_anywhere else whole
+
+    def _cut(self, lane: Lane, slot: Slot, n_blocks: int) -> None:
+        """Leave the first blocks of a slot alone."""
+        lane.context.memory.seq_rm(slot.seq_id, n_blocks * BLOCK)
+        slot.held = slot.held[:n_blocks]
+
+    def _keep(self, lane: Lane, slot: Slot) -> None:
+        """Save what a slot holds before something else takes its place."""
+        if not self._rolls_back or self._saved.holds(slot.held) or not self._saved.max_bytes:
+            return
+        if any(
+            n_shared(other.held, slot.held) == len(slot.held)
+            for other in lane.slots.slots
+            if other is not slot
+        ):
+            return
+        self._cut(lane, slot, len(slot.held))
+        self._save(lane, slot, slot.held)
+
+    def _save(self, lane: Lane, slot: Slot, hashes: BlockHashes) -> None:
+        try:
+            state = lane.context.state.seq_get_data(slot.seq_id)
+        except pyllama.StateError as error:  # copies are waiting for the next decode
+            logger.debug("not kept: %s", error)
+            return
+        self._saved.add(hashes, state)
+
+    def _restore(self, lane: Lane, slot: Slot, state: bytes) -> bool:
+        try:
+            lane.context.state.seq_set_data(state, slot.seq_id)
+        except pyllama.StateError as error:
+            logger.debug("computed anew: %s", error)
+            return False
+        return True
+
+
+def rolls_back(model: pyllama.Model) -> bool:
+    """Whether the memory of a sequence can be cut back to fewer tokens and go on from there."""
+    return not (model.is_recurrent or model.is_hybrid or model.n_swa)
