@@ -1,0 +1,266 @@
+"""Those that serve.py compares, each as a dspy.LM and as a stream of text.
+
+An engine that DSPy has no client for gets the shortest one that works: messages and settings in,
+text and counts out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import threading
+import urllib.request
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dspy
+from dspy.lm15 import Config, Message, Request, Response, TextPart, Usage
+
+N_CTX = 16 * 1024  # for all requests together
+
+
+class Options(NamedTuple):
+    """What every peer is started with."""
+
+    model: str
+    threads: int
+    parallel: int
+    server: str = ""
+
+
+Messages = list[dict[str, Any]]
+
+
+class Peer(ABC):
+    """One of those compared."""
+
+    lm: dspy.LM
+
+    @abstractmethod
+    def stream(self, messages: Messages, max_tokens: int) -> Iterator[str]:
+        """The pieces of an answer, as they come."""
+
+    def peak_memory(self) -> int:
+        """Bytes that were resident at most in processes other than this one."""
+        return 0
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to end
+        """End what runs."""
+
+
+class Pyllama(Peer):
+    """pyllama's engine."""
+
+    def __init__(self, options: Options, execution: str) -> None:
+        from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool
+
+        path = Path(options.model)
+        self.pool = ModelPool(path.parent, context_length=N_CTX // 4, max_contexts=4)
+        self.loaded = loaded = self.pool.load_model(path.stem)
+        config = LlamaCppConfig(
+            loaded.name, seed=1, temperature=0, enable_cache=False, execution=execution
+        )
+        self.lm = LlamaCppAdapter.from_loaded_model(loaded, config).lm
+
+    def stream(self, messages: Messages, max_tokens: int) -> Iterator[str]:
+        """Through the engine's own events."""
+        first, *others = messages
+        system = first["content"] if first["role"] == "system" else None
+        request = Request(
+            self.lm.model,
+            tuple(
+                Message(message["role"], (TextPart(message["content"]),))
+                for message in (messages if system is None else others)
+            ),
+            system=system,
+            config=Config(max_tokens=max_tokens),
+        )
+        for event in self.lm.engine.stream(request):
+            if event.type == "delta" and event.delta.type == "text":
+                yield event.delta.text
+
+    def close(self) -> None:
+        """Unload the model."""
+        self.pool.close()
+
+
+class LlamaServer(Peer):
+    """llama-server, as dspy.LM talks to it."""
+
+    def __init__(self, options: Options) -> None:
+        command = [
+            *(options.server, "-m", options.model, "-t", str(options.threads)),
+            *("-np", str(options.parallel), "-c", str(N_CTX), "--no-webui"),
+            *("--host", "127.0.0.1", "--port", "0"),
+        ]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        self.address = self._listening()
+        self.lm = remote_lm(self.address)
+
+    def _listening(self) -> str:
+        assert self.process.stderr is not None
+        log = ""
+        for line in self.process.stderr:
+            log += line
+            if "model loaded" in line or "all slots are idle" in line:
+                break
+        else:
+            raise SystemExit(f"llama-server did not start:\n{log}")
+        # What it writes from now on is read and forgotten, or it would wait.
+        threading.Thread(target=deque, args=(self.process.stderr, 0), daemon=True).start()
+        (address,) = set(re.findall(r"http://[\d.]+:\d+", log))
+        return str(address)
+
+    def stream(self, messages: Messages, max_tokens: int) -> Iterator[str]:
+        """Over HTTP."""
+        return streamed(self.address, messages, max_tokens)
+
+    def peak_memory(self) -> int:
+        """The server's."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert found
+        return 1024 * int(found[1])
+
+    def close(self) -> None:
+        """End the server."""
+        self.process.terminate()
+        self.process.wait()
+
+
+class XLlamaCpp(Peer):
+    """xllamacpp: llama.cpp's server inside the process."""
+
+    def __init__(self, options: Options) -> None:
+        import xllamacpp
+
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = options.model
+        parameters.n_ctx = N_CTX
+        parameters.n_parallel = options.parallel
+        parameters.cpuparams.n_threads = options.threads
+        parameters.cpuparams_batch.n_threads = options.threads
+        self.server = xllamacpp.Server(parameters)
+        self.lm = local_lm("xllamacpp", self.server.handle_chat_completions, nullcontext())
+
+    def stream(self, messages: Messages, max_tokens: int) -> Iterator[str]:
+        """Over HTTP, which it speaks too."""
+        return streamed(self.server.listening_address, messages, max_tokens)
+
+
+class LlamaCppPython(Peer):
+    """llama-cpp-python behind a lock, for it has one context and no queue."""
+
+    def __init__(self, options: Options) -> None:
+        from llama_cpp import Llama
+
+        llama = Llama(
+            options.model, n_ctx=N_CTX // 4, n_threads=options.threads,
+            n_threads_batch=options.threads, verbose=False,
+        )  # fmt: skip
+        self.lock = threading.Lock()
+        self.create = llama.create_chat_completion
+        self.lm = local_lm("llama-cpp-python", self._complete, self.lock)
+
+    def _complete(self, body: dict[str, Any]) -> Any:
+        asked = body.pop("response_format", None)
+        if asked is not None:  # a form of its own
+            schema = asked["json_schema"]["schema"]
+            body["response_format"] = {"type": "json_object", "schema": schema}
+        return self.create(**body)
+
+    def stream(self, messages: Messages, max_tokens: int) -> Iterator[str]:
+        """Through its iterator."""
+        with self.lock:
+            chunks = self.create(messages, max_tokens=max_tokens, temperature=0, stream=True)
+            for chunk in chunks:
+                yield chunk["choices"][0]["delta"].get("content") or ""
+
+
+class LocalEngine:
+    """A chat completion function in OpenAI's form, as an engine of DSPy."""
+
+    supports_response_schema = True
+    supported_params = frozenset({"max_tokens", "temperature", "response_format"})
+
+    def __init__(self, complete: Callable[[dict[str, Any]], Any], turn: Any) -> None:
+        self._complete, self._turn = complete, turn
+
+    def complete(self, request: Request) -> Response:
+        """Answer a request."""
+        with self._turn:
+            answer = self._complete(openai_body(request))
+        choice, usage = answer["choices"][0], answer["usage"]
+        return Response(
+            id=None,
+            model=request.model,
+            message=Message.assistant(choice["message"]["content"] or ""),
+            finish_reason="length" if choice["finish_reason"] == "length" else "stop",
+            usage=Usage(usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]),
+        )
+
+    def close(self) -> None:
+        """Nothing of its own to end."""
+
+
+def openai_body(request: Request) -> dict[str, Any]:
+    """A request as OpenAI's chat completions take it."""
+    system = request.system
+    messages = [{"role": "system", "content": system}] if isinstance(system, str) else []
+    messages += [
+        {"role": message.role, "content": "".join(part.text for part in message.parts)}
+        for message in request.messages
+    ]
+    config = request.config
+    body = {"messages": messages, "max_tokens": config.max_tokens, "temperature": 0.0}
+    asked = config.response_format
+    if asked is not None:
+        schema = {"name": "answer", "schema": asked.get("schema", {"type": "object"})}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return body
+
+
+def local_lm(name: str, complete: Callable[[dict[str, Any]], Any], turn: Any) -> dspy.LM:
+    """A dspy.LM of a chat completion function."""
+    return dspy.LM(name, engine=LocalEngine(complete, turn), cache=False, temperature=0.0)
+
+
+def remote_lm(address: str) -> dspy.LM:
+    """A dspy.LM of a server, as DSPy's documentation has it."""
+    return dspy.LM(
+        "openai/local", api_base=f"{address}/v1", api_key="none", cache=False, temperature=0.0
+    )
+
+
+def streamed(address: str, messages: Messages, max_tokens: int) -> Iterator[str]:
+    """The pieces of a server's answer."""
+    body = {
+        "model": "local", "messages": messages, "max_tokens": max_tokens, "temperature": 0,
+        "stream": True,
+    }  # fmt: skip
+    asked = urllib.request.Request(
+        f"{address}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with closing(urllib.request.urlopen(asked)) as answer:
+        for line in answer:
+            if line.startswith(b"data: {"):
+                (choice,) = json.loads(line[6:])["choices"]
+                yield choice["delta"].get("content") or ""
+
+
+PEERS: dict[str, Callable[[Options], Peer]] = {
+    "pyllama": lambda options: Pyllama(options, "batched"),
+    "pyllama, isolated": lambda options: Pyllama(options, "isolated"),
+    "llama-server": LlamaServer,
+    "xllamacpp": XLlamaCpp,
+    "llama-cpp-python": LlamaCppPython,
+}

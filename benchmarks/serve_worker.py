@@ -1,0 +1,168 @@
+"""One peer at one task, in a process of its own: a JSON object on stdout. See serve.py."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import dspy
+from dspy.adapters import ChatAdapter, JSONAdapter
+from serve_peers import PEERS, Messages, Options, Peer, Pyllama
+from serve_tasks import (
+    LONG_ANSWER,
+    SHORT_ANSWER,
+    Triage,
+    ask,
+    chat_task,
+    long_prompt,
+    predict_task,
+    program,
+    tickets,
+    unrelated,
+    unrelated_task,
+)
+
+N_STREAMED = 16
+"""Requests whose first token is timed, after those of the task."""
+
+N_PAIRS = 3
+"""Pairs of a long prompt and a short one."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--peer", choices=PEERS, required=True)
+    parser.add_argument("--task", choices=[*TASKS, "pair"], required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--server", default="")
+    parser.add_argument("--cores", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--parallel", type=int, required=True)
+    parser.add_argument("--count", type=int, required=True)
+    given = parser.parse_args()
+    peer = PEERS[given.peer](Options(given.model, given.cores, given.parallel, given.server))
+    try:
+        warm_up(peer)
+        figures = pair(peer) if given.task == "pair" else throughput(peer, given)
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        figures["memory"] = own * (1 if sys.platform == "darwin" else 1024) + peer.peak_memory()
+    finally:
+        peer.close()
+    print(json.dumps(figures))
+
+
+def warm_up(peer: Peer) -> None:
+    """Some short answers at once: what is made or tried out when first needed is there then."""
+    with ThreadPoolExecutor(4) as pool:
+        for word in ("red", "green", "blue", "white"):
+            pool.submit(ask, peer.lm, [{"role": "user", "content": f"Is snow {word}?"}], 8)
+
+
+def throughput(peer: Peer, given: argparse.Namespace) -> dict[str, Any]:
+    """Requests and tokens in a time, and the time to the first token of further requests."""
+    task, count = TASKS[given.task], given.count
+    lm = peer.lm.copy(max_tokens=SHORT_ANSWER)
+    lm.history = []
+    begin = time.perf_counter()
+    failures = task(lm, given.threads, count)
+    seconds = time.perf_counter() - begin
+    usages = [entry["usage"] for entry in lm.history]
+    figures: dict[str, Any] = {
+        "seconds": seconds,
+        "requests": len(usages),
+        "failures": failures,
+        "prompt_tokens": sum(usage["prompt_tokens"] for usage in usages),
+        "output_tokens": sum(usage["completion_tokens"] for usage in usages),
+    }
+    if isinstance(peer, Pyllama):
+        prompts = [
+            peer.loaded.tokenize(peer.loaded.render(entry["messages"]).prompt)
+            for entry in lm.history
+        ]
+        figures["unique_tokens"] = n_unique(prompts)
+        figures["shared_tokens"] = n_common(min(prompts), max(prompts))
+    further = FURTHER[given.task](count) if given.task in FURTHER else []
+    if further:
+        with ThreadPoolExecutor(given.threads) as pool:
+            figures["first_tokens"] = sorted(pool.map(lambda m: first_token(peer, m), further))
+    return figures
+
+
+def pair(peer: Peer) -> dict[str, Any]:
+    """A short prompt that comes while a long one is being computed."""
+    short, long = [], []
+    for index in range(N_PAIRS):
+        asked = user(f"List {index}. " + long_prompt())
+        with ThreadPoolExecutor(1) as other:
+            waiting = other.submit(first_token, peer, asked)
+            time.sleep(0.3)
+            short.append(first_token(peer, user(f"Is {index} a prime?")))
+            long.append(waiting.result())
+    return {"first_short": statistics.median(short), "first_long": statistics.median(long)}
+
+
+def first_token(peer: Peer, messages: Messages) -> float:
+    """Seconds to the first piece of text; the rest is read too."""
+    begin = time.perf_counter()
+    seconds = 0.0
+    for piece in peer.stream(messages, LONG_ANSWER):
+        if piece and not seconds:
+            seconds = time.perf_counter() - begin
+    return seconds
+
+
+def n_unique(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens that have to be computed when nothing is computed twice: the nodes of a trie."""
+    ordered = sorted(prompts)
+    repeated = sum(n_common(one, other) for one, other in pairwise(ordered))
+    return sum(map(len, ordered)) - repeated
+
+
+def n_common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two prompts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def further_prompts(_count: int) -> list[Messages]:
+    """Prompts that have nothing in common with those before."""
+    return [user(f"Again. {text}") for text in unrelated()[:N_STREAMED]]
+
+
+def user(text: str) -> Messages:
+    """A conversation of one message."""
+    return [{"role": "user", "content": text}]
+
+
+def further_tickets(count: int) -> list[Messages]:
+    """What the program would ask about tickets that it has not seen."""
+    demos = program().demos
+    return [
+        ChatAdapter().format(Triage, demos, {"ticket": ticket})
+        for ticket in tickets(count + N_STREAMED)[count:]
+    ]
+
+
+TASKS = {
+    "predict": predict_task(ChatAdapter(use_json_adapter_fallback=False)),
+    "json": predict_task(JSONAdapter()),
+    "chat": chat_task,
+    "unrelated": unrelated_task,
+}
+
+FURTHER = {
+    "predict": further_tickets,
+    "unrelated": further_prompts,
+}
+
+if __name__ == "__main__":
+    dspy.configure(max_history_size=100_000)
+    main()
