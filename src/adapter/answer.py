@@ -44,7 +44,9 @@ def message_of(result: GenerationResult, parser: pyllama.ChatParser | None) -> M
     parts: list[ThinkingPart | TextPart | ToolCallPart] = []
     if parsed.reasoning_content:
         parts.append(ThinkingPart(parsed.reasoning_content))
-    calls = [] if result.finish_reason == "length" else parsed.tool_calls
+    calls = parsed.tool_calls
+    if result.finish_reason == "length":
+        calls = tuple(call for call in calls if _is_whole(call))
     if parsed.content or not calls:
         parts.append(TextPart(parsed.content))
     parts += [ToolCallPart(call.id or _new_id(), call.name, _arguments(call)) for call in calls]
@@ -164,6 +166,14 @@ def _parse(parser: pyllama.ChatParser, text: str, *, partial: bool) -> pyllama.C
         return parser.parse(text, partial=partial)
     except pyllama.ChatParseError as error:
         raise InferenceError(f"the model's answer does not fit its own format: {error}") from error
+
+
+def _is_whole(call: pyllama.ChatToolCall) -> bool:
+    """Whether a call was written to its end before the answer was cut off."""
+    try:
+        return bool(call.name) and isinstance(json.loads(call.arguments), dict)
+    except ValueError:
+        return False
 
 
 def _arguments(call: pyllama.ChatToolCall) -> dict[str, object]:

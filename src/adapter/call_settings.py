@@ -54,6 +54,7 @@ def call_settings(request: Request, defaults: LlamaCppConfig, n_vocab: int) -> C
         asked["stop"] = config.stop
     llamacpp = _llamacpp_settings(config)
     grammar = llamacpp.pop("grammar", None)
+    llamacpp.pop("reasoning_budget_tokens", None)  # adapter.reasoning sees to it
     for name in ("min_p", "repeat_penalty"):
         if name in llamacpp:
             asked[name] = llamacpp.pop(name)
@@ -164,6 +165,7 @@ LLAMACPP_SETTINGS: dict[str, _Range] = {
     "dry_allowed_length": _COUNT,
     "dry_penalty_last_n": _COUNT,
     "dry_sequence_breakers": (_are_breakers, "a list of texts of 1 to 40 bytes"),
+    "reasoning_budget_tokens": _COUNT,
     "grammar": (lambda v: isinstance(v, str) and v != "", "a grammar in GBNF"),
 }
 """What metadata={"llamacpp": {...}} may hold: what llama.cpp's server has and lm15 has not."""
@@ -180,7 +182,6 @@ def _refuse_unsupported(request: Request) -> None:
     """Refuse what would change the meaning of the answer if it were left out."""
     config = request.config
     unsupported = {
-        "config.probabilities": config.probabilities == "required",
         "config.cache.resource": config.cache and config.cache.resource is not None,
         **{
             f"config.extensions.{name}": True
@@ -215,8 +216,6 @@ def _adaptations(request: Request) -> list[Adaptation]:
         satisfied("config.tool_choice", choice.mode, "the model is shown no tools")
     if config.probabilities == "off":
         satisfied("config.probabilities", "off", "none are measured")
-    elif config.probabilities is not None:
-        dropped("config.probabilities", config.probabilities, "the engine measures none yet")
     if config.cache is not None:
         dropped("config.cache", config.cache.mode, "there is no provider that caches prompts")
     if config.store is False:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -27,7 +27,13 @@ from dspy.lm15 import (
     UnsupportedFeatureError,
 )
 
-from adapter.answer import AnswerStream, finish_reason_of, logprobs_of, message_of, usage_of
+from adapter.answer import (
+    AnswerStream,
+    finish_reason_of,
+    logprobs_of,
+    message_of,
+    usage_of,
+)
 from adapter.call_settings import call_settings
 from adapter.config import LlamaCppConfig
 from adapter.errors import (
@@ -38,8 +44,18 @@ from adapter.errors import (
     ModelNotLoadedError,
 )
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult, Generator
+from adapter.generation.scoring import longest_continuation, n_trie_tokens
+from adapter.judgment import (
+    Judgment,
+    judged_response,
+    judgments_to_measure,
+    measured,
+    place,
+    unmeasured,
+    unused_settings,
+)
 from adapter.lm15_errors import PROVIDER, lm15_errors
-from adapter.prompt import build_prompt
+from adapter.prompt import build_prompt, refuse_grammar
 from adapter.quota import RequestRate, TokenBudget
 
 if TYPE_CHECKING:
@@ -85,6 +101,9 @@ class LlamaCppEngine:
         }
     )
 
+    #: Read by LlamaCppAdapter: it answers requests with config.probabilities.
+    measures_probabilities = True
+
     def __init__(self, loaded: LoadedModel, config: LlamaCppConfig) -> None:
         if config.model_name != loaded.name:
             raise ConfigurationError(
@@ -119,7 +138,16 @@ class LlamaCppEngine:
         self, cancelled: threading.Event | None, request: Request
     ) -> Response | None:
         """Answer a request, or stop within a step and return None once `cancelled` is set."""
-        with self._errors(), self.loaded.lease(), self._admitted(request) as call:
+        with self._errors(), self.loaded.lease():
+            judgments, noted = judgments_to_measure(request, self.loaded)
+            if judgments:
+                return self._judge(cancelled, request, judgments)
+            return self._generate(cancelled, request, noted)
+
+    def _generate(
+        self, cancelled: threading.Event | None, request: Request, noted: tuple[Adaptation, ...]
+    ) -> Response | None:
+        with self._admitted(request, noted) as call:
             with closing(call.pieces(self._generator, cancelled)) as pieces:
                 for piece in pieces:
                     if isinstance(piece, GenerationResult):
@@ -127,6 +155,39 @@ class LlamaCppEngine:
             if cancelled is not None and cancelled.is_set():
                 return None
             raise InferenceError("the generator ended without a result")
+
+    def _judge(
+        self,
+        cancelled: threading.Event | None,
+        request: Request,
+        judgments: Mapping[str, Judgment],
+    ) -> Response | None:
+        """Generate what of the answer is to be generated, then measure the rest of it."""
+        self._require_open()
+        settings = call_settings(request, self.config, self.loaded.n_vocab)
+        refuse_grammar(request, settings.grammar)
+        rest = unmeasured(request, judgments)
+        written = None if rest is None else self._generate(cancelled, rest, ())
+        if rest is not None and (written is None or written.finish_reason != "stop"):
+            return written
+        placement = place(request, self.loaded, judgments)
+        n_longest = len(placement.request.prompt) + longest_continuation(placement.request)
+        if n_longest > self.context_length:
+            raise ContextTooLongError(n_longest, self.context_length)
+        n_tokens = len(placement.request.prompt) + n_trie_tokens(placement.request.continuations)
+        if written is None:
+            self._rate.begin()
+        self.budget.reserve(n_tokens - 1, 1)
+        result = self._generator.score(placement.request, cancelled)
+        if result is None:
+            return None
+        provider_data = {"device": self.loaded.device}
+        adaptations = settings.adaptations + unused_settings(request)
+        if written is not None:
+            provider_data, adaptations = dict(written.provider_data or {}), written.adaptations
+        return judged_response(
+            request, measured(placement, result), result, written, provider_data, adaptations
+        )
 
     def stream(
         self, request: Request, cancelled: threading.Event | None = None
@@ -142,7 +203,7 @@ class LlamaCppEngine:
                 feature="stream",
                 provider=PROVIDER,
             )
-        with self._errors(), self.loaded.lease(), self._admitted(request) as call:
+        with self._errors(), self.loaded.lease(), self._streamed(request) as call:
             yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
             answer = AnswerStream(call.parser, self.loaded.piece)
             with closing(call.pieces(self._generator, cancelled)) as pieces:
@@ -192,21 +253,28 @@ class LlamaCppEngine:
             "state with program.save('program.json') instead"
         )
 
+    def _streamed(self, request: Request) -> AbstractContextManager[_Call]:
+        _, noted = judgments_to_measure(request, self.loaded, streaming=True)
+        return self._admitted(request, noted)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise closed_error(self.loaded)
+
     @contextmanager
-    def _admitted(self, request: Request) -> Iterator[_Call]:
+    def _admitted(self, request: Request, noted: tuple[Adaptation, ...]) -> Iterator[_Call]:
         """Turn a request into tokens and settings that fit the context, and count it.
 
         Tokens of the budget that it did not take are given back when the block ends.
         """
-        if self._closed:
-            raise closed_error(self.loaded)
+        self._require_open()
         settings = call_settings(request, self.config, self.loaded.n_vocab)
         prompt = build_prompt(request, self.loaded, settings.grammar)
         room = self.context_length - len(prompt.tokens)
         if room < 1:
             raise ContextTooLongError(len(prompt.tokens), self.context_length)
         self._rate.begin()
-        adaptations = settings.adaptations + prompt.adaptations
+        adaptations = settings.adaptations + noted + prompt.adaptations
         max_tokens = min(settings.max_tokens, room)
         if max_tokens < settings.max_tokens:
             reason = (
@@ -227,6 +295,7 @@ class LlamaCppEngine:
                 constraint=prompt.constraint,
                 preserved_tokens=prompt.preserved_tokens,
                 logprobs=settings.logprobs,
+                reasoning_budget=prompt.reasoning_budget,
             ),
             prompt.parser,
             adaptations,

@@ -15,6 +15,7 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
 from adapter.config import LlamaCppConfig
+from adapter.decisions import DecisionPlan, decisions_in
 from adapter.errors import ConfigurationError
 from adapter.formatting import field_lines, system_message
 from adapter.language_model import language_model
@@ -52,6 +53,15 @@ class LlamaCppAdapter(Adapter):
 
     `use_json_adapter_fallback` asks once more through DSPy's JSONAdapter when an answer does not
     parse, as ChatAdapter does; never after a part of the answer was streamed.
+
+    Outputs of dspy.experimental's types Choice, Score and Noul get probabilities that are measured
+    from the model's logits. `pick_by_likelihood` has outputs of type bool, Literal and Enum
+    answered by the likeliest value too, instead of by sampling. Such outputs are measured after
+    the other outputs are generated; see docs/probabilities.md.
+
+    `use_native_function_calling` gives an input of dspy.Tool and an output of dspy.ToolCalls to
+    the model's own format for functions, where its chat template has one; a grammar sees to it
+    that calls are valid. Otherwise they are fields like any other.
     """
 
     def __init__(
@@ -60,12 +70,17 @@ class LlamaCppAdapter(Adapter):
         *,
         route_other_lms: bool | None = None,
         use_json_adapter_fallback: bool = True,
+        pick_by_likelihood: bool = False,
+        use_native_function_calling: bool = True,
         callbacks: list[BaseCallback] | None = None,
     ) -> None:
-        super().__init__(callbacks=callbacks)
+        super().__init__(
+            callbacks=callbacks, use_native_function_calling=use_native_function_calling
+        )
         self._lm = lm
         self.route_other_lms = route_other_lms
         self.use_json_adapter_fallback = use_json_adapter_fallback
+        self.pick_by_likelihood = pick_by_likelihood
 
     @classmethod
     def from_loaded_model(
@@ -75,6 +90,8 @@ class LlamaCppAdapter(Adapter):
         *,
         route_other_lms: bool | None = None,
         use_json_adapter_fallback: bool = True,
+        pick_by_likelihood: bool = False,
+        use_native_function_calling: bool = True,
         callbacks: list[BaseCallback] | None = None,
     ) -> LlamaCppAdapter:
         """Build the adapter of a model that is already in memory.
@@ -86,6 +103,8 @@ class LlamaCppAdapter(Adapter):
             language_model(loaded, config),
             route_other_lms=route_other_lms,
             use_json_adapter_fallback=use_json_adapter_fallback,
+            pick_by_likelihood=pick_by_likelihood,
+            use_native_function_calling=use_native_function_calling,
             callbacks=callbacks,
         )
 
@@ -116,7 +135,29 @@ class LlamaCppAdapter(Adapter):
         Raises AdapterParseError for an answer without the output fields, and DSPy's own errors
         for what the model could not do.
         """
-        call = (self._route(lm), lm_kwargs, signature, demos, inputs)
+        routed = self._route(lm)
+        decisions = decisions_in(signature, routed, pick_by_likelihood=self.pick_by_likelihood)
+        if not decisions:
+            return self._generate(routed, lm_kwargs, signature, demos, inputs)
+        plan = DecisionPlan.of(self, signature, decisions, demos, inputs)
+        candidates = plan.nothing_written(routed, lm_kwargs)
+        if plan.rest.output_fields:
+            candidates = self._generate(routed, lm_kwargs, plan.rest, demos, inputs)
+        with dspy.context(send_stream=None):
+            return [
+                plan.values(written, routed(plan.request(routed, written)))
+                for written in candidates
+            ]
+
+    def _generate(
+        self,
+        lm: BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: type[Signature],
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        call = (lm, lm_kwargs, signature, demos, inputs)
         with adapter_fallback_scope() as progress:
             try:
                 answers: list[dict[str, Any]] = super().__call__(*call)
@@ -135,7 +176,29 @@ class LlamaCppAdapter(Adapter):
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         """Do the same without blocking the event loop."""
-        call = (self._route(lm), lm_kwargs, signature, demos, inputs)
+        routed = self._route(lm)
+        decisions = decisions_in(signature, routed, pick_by_likelihood=self.pick_by_likelihood)
+        if not decisions:
+            return await self._agenerate(routed, lm_kwargs, signature, demos, inputs)
+        plan = DecisionPlan.of(self, signature, decisions, demos, inputs)
+        candidates = plan.nothing_written(routed, lm_kwargs)
+        if plan.rest.output_fields:
+            candidates = await self._agenerate(routed, lm_kwargs, plan.rest, demos, inputs)
+        with dspy.context(send_stream=None):
+            return [
+                plan.values(written, await routed.acall(plan.request(routed, written)))
+                for written in candidates
+            ]
+
+    async def _agenerate(
+        self,
+        lm: BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: type[Signature],
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        call = (lm, lm_kwargs, signature, demos, inputs)
         with adapter_fallback_scope() as progress:
             try:
                 answers: list[dict[str, Any]] = await super().acall(*call)

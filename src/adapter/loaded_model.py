@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
@@ -18,6 +19,7 @@ from adapter.generation.request import (
     GenerationResult,
     Generator,
 )
+from adapter.generation.scoring import ScoringRequest, ScoringResult
 from adapter.hardware import Placement
 from adapter.resident_model import ResidentModel
 
@@ -113,6 +115,22 @@ class LoadedModel:
                 del tokens[0]  # a space that some tokenizers put before the first special token
             return tuple(tokens)
 
+    @cached_property
+    def turn_ends(self) -> tuple[int, ...]:
+        """The tokens at which an answer of one line ends.
+
+        These are the vocabulary's tokens that end generation. A model without a chat template was
+        not taught to write one of them: for it a token that begins with a line break ends it too.
+        """
+        with self._borrow() as resident:
+            vocab, taught = resident.model.vocab, resident.has_template
+            return tuple(
+                token
+                for token in range(vocab.n_tokens)
+                if vocab.is_eog(token)
+                or (not taught and vocab.token_to_piece(token, special=False)[:1] == b"\n")
+            )
+
     def piece(self, token: int) -> bytes:
         """The bytes of one token."""
         with self._borrow() as resident:
@@ -138,6 +156,12 @@ class _LeasedGenerator:
     ) -> Iterator[Delta | GenerationResult]:
         with self._borrow() as resident:
             yield from resident.generators[self._execution].stream(request, cancelled)
+
+    def score(
+        self, request: ScoringRequest, cancelled: threading.Event | None = None
+    ) -> ScoringResult | None:
+        with self._borrow() as resident:
+            return resident.generators[self._execution].score(request, cancelled)
 
 
 def _in_words(devices: Sequence[pyllama.Device]) -> str:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from dspy.lm15 import Adaptation, Config, FunctionTool, Request, UnsupportedFeatureError
 
 import pyllama
+from adapter.call_or_answer import render_call, render_call_or_answer
 from adapter.errors import InvalidParameterError
-from adapter.generation.sampling import KEPT_GRAMMARS, Constraint, checked_grammar
+from adapter.generation.sampling import (
+    KEPT_GRAMMARS,
+    Constraint,
+    ReasoningBudget,
+    checked_grammar,
+)
 from adapter.messages import template_messages
+from adapter.reasoning import reasoning_budget, thinking_options
 
 if TYPE_CHECKING:
     from adapter.loaded_model import LoadedModel
@@ -31,6 +38,7 @@ class Prompt:
     stops: tuple[str, ...]
     preserved_tokens: frozenset[int]
     parser: pyllama.ChatParser | None
+    reasoning_budget: ReasoningBudget | None
     adaptations: tuple[Adaptation, ...]
 
 
@@ -45,12 +53,9 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
     """
     tools = _tools(request, loaded)
     schema, schema_adaptations = _schema(request.config)
-    if grammar is not None:
-        if schema is not None or tools:
-            other = "response_format" if schema is not None else "tools"
-            raise InvalidParameterError(
-                "metadata['llamacpp']['grammar']", grammar, f"left out where there are {other}"
-            )
+    if tools or schema is not None:
+        refuse_grammar(request, grammar)
+    elif grammar is not None:
         _require_usable("metadata['llamacpp']['grammar']", grammar)
     options: dict[str, Any] = {}
     if tools:
@@ -59,14 +64,21 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
         if choice is not None and choice.parallel is not None:
             options["parallel_tool_calls"] = choice.parallel
     thinks = loaded.capabilities["supports_thinking"]
-    if schema is not None:
-        if tools or thinks:
-            # The template's format puts the answer after what the model thinks, or beside calls.
+    if schema is not None and not tools:
+        if thinks:
+            # The template's format puts the answer after what the model thinks.
             options["json_schema"] = schema
         else:
             grammar = _schema_grammar(json.dumps(schema)).gbnf
-    thinking, adaptations = _thinking(request.config, loaded)
-    rendered = loaded.render(template_messages(request), **options, **thinking)
+    thinking, adaptations = thinking_options(request.config, loaded)
+    render = partial(loaded.render, template_messages(request), **thinking)
+    if tools and options["tool_choice"] == "required":
+        rendered = render_call(render, options)
+    elif tools and schema is not None:
+        rendered = render_call_or_answer(render, options, schema)
+    else:
+        rendered = render(**options)
+    budget, unspent = reasoning_budget(request.config, rendered, loaded)
     return Prompt(
         tokens=tuple(loaded.tokenize(rendered.prompt)),
         constraint=_constraint(rendered, loaded, grammar),
@@ -75,8 +87,18 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
             token for text in rendered.preserved_tokens for token in loaded.answer_tokens(text)
         ),
         parser=rendered.parser if tools or thinks else None,
-        adaptations=schema_adaptations + adaptations,
+        reasoning_budget=budget,
+        adaptations=schema_adaptations + adaptations + unspent,
     )
+
+
+def refuse_grammar(request: Request, grammar: str | None) -> None:
+    """Refuse a grammar of one's own beside a schema or tools, which make one themselves."""
+    if grammar is not None:
+        other = "tools" if request.config.response_format is None else "response_format"
+        raise InvalidParameterError(
+            "metadata['llamacpp']['grammar']", grammar, f"left out where there are {other}"
+        )
 
 
 def _tools(request: Request, loaded: LoadedModel) -> list[dict[str, Any]]:
@@ -131,47 +153,6 @@ def _schema(config: Config) -> tuple[Mapping[str, Any] | None, tuple[Adaptation,
 @lru_cache(KEPT_GRAMMARS)
 def _schema_grammar(schema: str) -> pyllama.Grammar:
     return pyllama.Grammar.from_json_schema(schema)
-
-
-def _thinking(config: Config, loaded: LoadedModel) -> tuple[dict[str, Any], tuple[Adaptation, ...]]:
-    """How the template is told to let the model reason, and what it cannot be told."""
-    asked = config.reasoning
-    if asked is None:
-        return {}, ()
-    capabilities = loaded.capabilities
-    if not capabilities["supports_thinking"]:
-        if asked.is_off:
-            reason = f"{loaded.name!r} does not reason before it answers"
-            return {}, (Adaptation("config.reasoning", "satisfied", reason, asked="off"),)
-        reason = f"{loaded.name!r} was not trained to reason before it answers"
-        return {}, (Adaptation("config.reasoning", "dropped", reason, asked=asked.effort),)
-    options: dict[str, Any] = {"enable_thinking": not asked.is_off}
-    adaptations = []
-    if not asked.is_off:
-        if capabilities["supports_reasoning_effort"]:
-            options["chat_template_kwargs"] = {"reasoning_effort": asked.effort}
-        else:
-            reason = f"the chat template of {loaded.name!r} has no levels of reasoning"
-            adaptations.append(
-                Adaptation(
-                    "config.reasoning.effort",
-                    "substituted",
-                    reason,
-                    asked=asked.effort,
-                    applied="on",
-                )
-            )
-    if asked.thinking_budget is not None:
-        reason = "reasoning ends where the model ends it, or at max_tokens"
-        adaptations.append(
-            Adaptation(
-                "config.reasoning.thinking_budget",
-                "dropped",
-                reason,
-                asked=asked.thinking_budget,
-            )
-        )
-    return options, tuple(adaptations)
 
 
 def _constraint(

@@ -77,6 +77,7 @@ from pyllama.model import Model
 from pyllama.performance import Performance
 from pyllama.python_sampler import PythonSampler
 from pyllama.quantize import Quantization, quantize
+from pyllama.reasoning_budget import ReasoningBudgetSampler
 from pyllama.rpc import RpcServer, rpc_devices
 from pyllama.sampler import Sampler
 from pyllama.sampler_chain import SamplerChain, SamplerPerf
@@ -102,6 +103,7 @@ __all__ = [
     "SamplerPerf",
     "Grammar",
     "GrammarSampler",
+    "ReasoningBudgetSampler",
     "ChatTemplate",
     "ChatCapabilities",
     "RenderedChat",

@@ -6,6 +6,7 @@ max_tokens, stop texts and closing like the real thing.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 import pyllama
 from adapter.config import LlamaCppConfig
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
+from adapter.generation.scoring import Score, ScoringRequest, ScoringResult
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 
 Script = Callable[[str, GenerationRequest], str]
@@ -30,7 +32,9 @@ class FakeGenerator:
     def __init__(self, script: Script, before_token: Callable[[], None] = lambda: None) -> None:
         self.script = script
         self.before_token = before_token
+        self.likelihood: Callable[[str], float] = lambda _: 0.1
         self.requests: list[GenerationRequest] = []
+        self.scored: list[ScoringRequest] = []
         self.closed = threading.Event()
         self.tokens_computed = 0
 
@@ -56,6 +60,21 @@ class FakeGenerator:
         tokens = tuple(map(ord, text))
         yield GenerationResult(text, tokens, len(request.prompt), len(tokens), reason)
 
+    def score(
+        self, request: ScoringRequest, cancelled: threading.Event | None = None
+    ) -> ScoringResult | None:
+        """Find a continuation as likely as `likelihood(its text)`, all on its last token."""
+        self.scored.append(request)
+        self.before_token()
+        if cancelled is not None and cancelled.is_set():
+            return None
+        scores = []
+        for continuation in request.continuations:
+            tokens = [0.0] * len(continuation)
+            tokens[-1:] = [math.log(self.likelihood("".join(map(chr, continuation))))]
+            scores.append(Score(tuple(tokens), 0.0))
+        return ScoringResult.of(request, scores)
+
     def generate(self, request: GenerationRequest) -> GenerationResult:
         *_, result = self.stream(request)
         assert isinstance(result, GenerationResult)
@@ -75,6 +94,7 @@ class FakeModel:
     turn_stops: tuple[str, ...] = ()
     device: str = "CPU"
     n_vocab: int = 0x110000
+    turn_ends: tuple[int, ...] = (0,)
     source: str = (
         "{% for message in messages %}{{ message.role | title }}: {{ message.content }}\n"
         "{% endfor %}Assistant:"
@@ -118,6 +138,7 @@ def adapter_of(
     *,
     route_other_lms: bool | None = None,
     use_json_adapter_fallback: bool = True,
+    pick_by_likelihood: bool = False,
     **settings: object,
 ) -> LlamaCppAdapter:
     """Return the adapter of a scripted model."""
@@ -126,6 +147,7 @@ def adapter_of(
         LlamaCppConfig(model.name, **settings),
         route_other_lms=route_other_lms,
         use_json_adapter_fallback=use_json_adapter_fallback,
+        pick_by_likelihood=pick_by_likelihood,
     )
 
 

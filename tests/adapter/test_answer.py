@@ -92,6 +92,13 @@ def test_a_call_that_was_cut_off_is_no_call():
     assert not any(isinstance(part, ToolCallPart) for part in response.message.parts)
 
 
+def test_calls_before_the_one_that_was_cut_off_are_calls():
+    response, events = both(CALL + "\n" + CALL, tools=(ADD,), max_tokens=len(CALL) + 40)
+    assert response.finish_reason == events[-1].finish_reason == "length"
+    [call] = response.message.parts_of(ToolCallPart)
+    assert call.input == {"a": 2, "b": 2}
+
+
 def test_an_empty_answer_with_tools_is_an_empty_text():
     response, _ = both("", tools=(ADD,))
     assert response.message.parts == (TextPart(""),)

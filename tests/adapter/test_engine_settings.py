@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 
+import dspy
 import numpy as np
 import pytest
 from dspy import lm15
@@ -80,6 +81,18 @@ def test_the_stream_tells_the_same_log_probabilities(engine):
     deltas = [event.delta for event in engine.stream(request) if event.type == "delta"]
     streamed = tuple(one for delta in deltas for one in delta.logprobs)
     assert streamed == engine.complete(request).logprobs
+
+
+def test_dspys_lm_gives_the_log_probabilities_as_they_are(engine):
+    lm = dspy.LM(engine.model, engine=engine)
+    asked = request_to(engine, "Say hello.", logprobs=2)
+    assert lm(asked).logprobs == engine.complete(asked).logprobs
+    [output] = lm("Say hello.", logprobs=True, top_logprobs=2, max_tokens=12)
+    told = engine.complete(request_to(engine, "Say hello.", logprobs=2, max_tokens=12)).logprobs
+    assert [
+        (one["logprob"], [top["logprob"] for top in one["top_logprobs"]])
+        for one in output["logprobs"]["content"]
+    ] == [(one.logprob, [top.logprob for top in one.top]) for one in told]
 
 
 def test_without_asking_there_are_none(engine):

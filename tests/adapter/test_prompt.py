@@ -19,10 +19,12 @@ from dspy.lm15 import (
 from fake_generator import fake_model
 
 from adapter.errors import InvalidParameterError
+from adapter.generation.sampling import ReasoningBudget
 from adapter.prompt import build_prompt
 
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 ADD = FunctionTool("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}}})
+BEGIN = "{{- '<|im_start|>assistant\n' }}"
 SUBMIT = FunctionTool("submit", None, {"type": "object", "properties": {}})
 
 
@@ -167,11 +169,32 @@ def test_levels_that_the_template_has_reach_it():
     assert prompt.adaptations == ()
 
 
-def test_a_budget_is_dropped(able):
-    adaptations = prompt_of(able, reasoning=Reasoning("low", thinking_budget=50)).adaptations
-    assert ("config.reasoning.thinking_budget", "dropped", 50) in [
-        (a.field, a.action, a.asked) for a in adaptations
-    ]
+def test_a_budget_counts_between_the_templates_tags(able):
+    prompt = prompt_of(able, reasoning=Reasoning("low", thinking_budget=50))
+    assert prompt.reasoning_budget == ReasoningBudget(
+        able.answer_tokens("<think>"), (able.answer_tokens("</think>"),), 50
+    )
+    assert [a.field for a in prompt.adaptations] == ["config.reasoning.effort"]
+
+
+def test_a_budget_through_an_adapters_settings(able):
+    extensions = {"metadata": {"llamacpp": {"reasoning_budget_tokens": 7}}}
+    assert prompt_of(able, extensions=extensions).reasoning_budget.n_tokens == 7
+
+
+def test_a_budget_counts_at_once_where_the_prompt_has_begun_the_reasoning():
+    model = fake_model("x", source=TOOLS_AND_THINKING.replace(BEGIN, BEGIN + "{{- '<think>' }}"))
+    prompt = prompt_of(model, reasoning=Reasoning("low", thinking_budget=50))
+    assert text(prompt).endswith("<think>")
+    assert prompt.reasoning_budget.begun
+
+
+def test_without_reasoning_there_is_nothing_to_count(able, plain):
+    assert prompt_of(able, reasoning=Reasoning("off")).reasoning_budget is None
+    assert prompt_of(able).reasoning_budget is None
+    prompt = prompt_of(plain, reasoning=Reasoning("low", thinking_budget=5))
+    assert prompt.reasoning_budget is None
+    assert [a.field for a in prompt.adaptations] == ["config.reasoning"]
 
 
 @pytest.mark.parametrize(("effort", "action"), [("off", "satisfied"), ("low", "dropped")])

@@ -157,6 +157,10 @@ ROWS: dict[str, Row] = {
         pyllama.GrammarSampler,
         {"vocab": w.model.vocab, "grammar": 'root ::= "a"'},
     ),
+    "ReasoningBudgetSampler": lambda w: (
+        pyllama.ReasoningBudgetSampler,
+        {"vocab": w.model.vocab, "start": [3], "ends": [[4]], "forced": [4], "budget": 2},
+    ),
     "GrammarSampler.allows": lambda w: (w.grammar.allows, {"tokens": PROMPT}),
     "GrammarSampler.allowed_tokens": lambda w: (w.grammar.allowed_tokens, {}),
     "SamplerChain": lambda w: (pyllama.SamplerChain, {"samplers": [Sampler.greedy()]}),

@@ -258,6 +258,9 @@ MAKE = {
     "dry": lambda vocab: Sampler.dry(vocab, multiplier=1.0),
     "logit-bias": lambda vocab: Sampler.logit_bias(vocab, {1: 1.0}),
     "grammar": lambda vocab: pyllama.GrammarSampler(vocab, "root ::= [a-z]*"),
+    "reasoning-budget": lambda vocab: pyllama.ReasoningBudgetSampler(
+        vocab, start=[105], ends=[[106]], forced=[106], budget=2
+    ),
     "python": lambda _: Sampler.python(pyllama.PythonSampler()),
 }
 

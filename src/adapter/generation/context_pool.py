@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyllama
-from adapter.generation.blocks import CHUNK
+from adapter.generation.scoring import scoring_context
 
 
 class ContextPool:
@@ -60,12 +60,11 @@ class ContextPool:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        return pyllama.Context(
+        return scoring_context(
             self._model,
-            n_ctx=self._context_length,
-            n_batch=min(CHUNK, self._context_length),
+            self._context_length,
             n_threads=self._n_threads,
-            flash_attn="disabled" if self._reproducible else "auto",
+            reproducible=self._reproducible,
         )
 
     def _give_back(self, context: pyllama.Context) -> None:

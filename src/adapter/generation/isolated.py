@@ -10,8 +10,16 @@ from adapter.errors import ContextTooLongError
 from adapter.generation.completion import Completion, token_logprob
 from adapter.generation.context_pool import ContextPool
 from adapter.generation.failures import translated
+from adapter.generation.prefill import prompt_steps
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.sampling import sampler_chain
+from adapter.generation.scoring import (
+    Score,
+    Scorer,
+    ScoringRequest,
+    ScoringResult,
+    longest_continuation,
+)
 
 
 class IsolatedGenerator:
@@ -46,21 +54,47 @@ class IsolatedGenerator:
             raise ContextTooLongError(len(request.prompt), self._context_length)
         return self._stream(request, cancelled or threading.Event())
 
+    def score(
+        self, request: ScoringRequest, cancelled: threading.Event | None = None
+    ) -> ScoringResult | None:
+        """Return the score of each continuation, or None once ``cancelled`` is set."""
+        prompt = request.prompt
+        if len(prompt) + longest_continuation(request) > self._context_length:
+            raise ContextTooLongError(
+                len(prompt) + longest_continuation(request), self._context_length
+            )
+        cancelled = cancelled or threading.Event()
+        scores: list[Score] = []
+        with translated(), self._pool.lease() as context:
+            if not _prefill(context, prompt, cancelled):
+                return None
+            room = self._context_length - len(prompt)
+            for group in Scorer(context).score(request, room=room):
+                scores += group
+                if cancelled.is_set():
+                    return None
+        return ScoringResult.of(request, scores)
+
     def _stream(
         self, request: GenerationRequest, cancelled: threading.Event
     ) -> Iterator[Delta | GenerationResult]:
-        prompt, sampling = request.prompt, request.sampling
+        prompt = request.prompt
         room = self._context_length - len(prompt)
         completion = Completion(self._vocab, request, min(request.max_tokens, room))
         with (
             translated(),
-            sampler_chain(self._vocab, sampling, request.seed, request.constraint) as chain,
+            sampler_chain(
+                self._vocab,
+                request.sampling,
+                request.seed,
+                request.constraint,
+                prompt=prompt,
+                reasoning_budget=request.reasoning_budget,
+            ) as chain,
             self._pool.lease() as context,
         ):
             if not _prefill(context, prompt, cancelled):
                 return
-            for token in prompt[max(0, len(prompt) - sampling.n_last) :]:
-                chain.accept(token, accept_grammar=False)
             while completion.finish_reason is None:
                 if completion.tokens:
                     last = len(prompt) + len(completion.tokens) - 1
@@ -81,17 +115,9 @@ class IsolatedGenerator:
 
 
 def _prefill(context: pyllama.Context, prompt: tuple[int, ...], cancelled: threading.Event) -> bool:
-    """Compute the prompt, in blocks counted from position 0; the last token gives logits.
-
-    Return whether it is all there: False once ``cancelled`` is set.
-    """
-    batch = pyllama.Batch(context.n_batch)
-    for begin in range(0, len(prompt), context.n_batch):
-        if cancelled.is_set():
-            return False
-        block = prompt[begin : begin + context.n_batch]
-        is_last = begin + len(block) == len(prompt)
-        batch.clear()
-        batch.add_tokens(block, pos=begin, outputs="last" if is_last else "none")
-        context.decode(batch)
-    return True
+    """Compute the prompt; return whether it is all there: False once ``cancelled`` is set."""
+    blocks = prompt_steps(context, prompt)
+    while not cancelled.is_set():
+        if next(blocks, None) is None:
+            return True
+    return False

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from adapter.generation.sampling import Constraint, Sampling
+from adapter.generation.sampling import Constraint, ReasoningBudget, Sampling
+from adapter.generation.scoring import ScoringRequest, ScoringResult
 
 FinishReason = Literal["stop", "length"]
 
@@ -27,6 +28,7 @@ class GenerationRequest:
     preserved_tokens  special tokens whose text is part of the completion, as others' is not
     logprobs          how many of the likeliest tokens to tell beside each sampled one, and the
                       log-probabilities of all; None for none
+    reasoning_budget  where the model's reasoning is to end at the latest
     """
 
     prompt: tuple[int, ...]
@@ -37,6 +39,7 @@ class GenerationRequest:
     constraint: Constraint | None = None
     preserved_tokens: frozenset[int] = frozenset()
     logprobs: int | None = None
+    reasoning_budget: ReasoningBudget | None = None
 
 
 @dataclass(frozen=True)
@@ -99,3 +102,11 @@ class Generator(Protocol):
 
     def generate(self, request: GenerationRequest) -> GenerationResult:
         """Return the whole completion."""
+
+    def score(
+        self, request: ScoringRequest, cancelled: threading.Event | None = None
+    ) -> ScoringResult | None:
+        """Return how likely each continuation is, or None once ``cancelled`` is set.
+
+        Raises ContextTooLongError before any work when a continuation leaves the context.
+        """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -27,6 +27,22 @@ class Constraint:
     trigger_patterns: tuple[str, ...] = ()
     trigger_tokens: tuple[int, ...] = ()
     begun: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReasoningBudget:
+    """How many tokens a model may reason for before it answers.
+
+    start     the tokens that begin its reasoning
+    ends      sequences of tokens that end it; once the budget is spent, the first one is written
+    n_tokens  0 or more; how many tokens come between the two
+    begun     whether the prompt ends within the reasoning
+    """
+
+    start: tuple[int, ...]
+    ends: tuple[tuple[int, ...], ...]
+    n_tokens: int
+    begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,14 +109,38 @@ def sampler_chain(
     sampling: Sampling,
     seed: int,
     constraint: Constraint | None = None,
+    *,
+    prompt: Sequence[int] = (),
+    reasoning_budget: ReasoningBudget | None = None,
 ) -> pyllama.SamplerChain:
-    """The samplers of a request, in llama.cpp's own order.
+    """The samplers of a request, in llama.cpp's own order, told of the prompt's last tokens.
 
     :raises pyllama.GrammarError: a grammar that this vocabulary cannot follow.
     """
-    steps = [*_reweighting(vocab, sampling), *_choosing(vocab, sampling, seed)]
+    steps = _reweighting(vocab, sampling)
+    for step in steps:
+        for token in prompt[max(0, len(prompt) - sampling.n_last) :]:
+            step.accept(token)
+    if reasoning_budget is not None:
+        # It is not told of the prompt, in which earlier thoughts may stand.
+        steps.insert(0, reasoning_budget_sampler(vocab, reasoning_budget))
+    steps += _choosing(vocab, sampling, seed)
     grammar = None if constraint is None else grammar_sampler(vocab, constraint)
     return pyllama.SamplerChain(steps, grammar=grammar)
+
+
+def reasoning_budget_sampler(
+    vocab: pyllama.Vocab, budget: ReasoningBudget
+) -> pyllama.ReasoningBudgetSampler:
+    """What ends the model's reasoning when its budget is spent."""
+    return pyllama.ReasoningBudgetSampler(
+        vocab,
+        start=budget.start,
+        ends=budget.ends,
+        forced=budget.ends[0],
+        budget=budget.n_tokens,
+        counting=budget.begun,
+    )
 
 
 def grammar_sampler(vocab: pyllama.Vocab, constraint: Constraint) -> pyllama.GrammarSampler:

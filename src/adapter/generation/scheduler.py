@@ -18,6 +18,13 @@ from adapter.generation.metrics import Metrics
 from adapter.generation.prefix_cache import PrefixCache
 from adapter.generation.prefix_reuse import PrefixReuse, rolls_back
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
+from adapter.generation.scoring import (
+    ScoringRequest,
+    ScoringResult,
+    longest_continuation,
+    scoring_context,
+)
+from adapter.generation.scoring_queue import ScoringJob, ScoringQueue
 from adapter.generation.sequence import Sequence
 from adapter.generation.slots import Slot
 
@@ -74,6 +81,13 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         #: What it has done so far.
         self.metrics = metrics or Metrics()
+        self.metrics = Metrics()
+        self._scoring = ScoringQueue(
+            self._make_scoring_context,
+            longest=context_length,
+            rolls_back=rolls_back(model),
+            metrics=self.metrics,
+        )
 
     # For callers' threads
 
@@ -99,6 +113,20 @@ class Scheduler:
         gone = cancelled or threading.Event()
         sequence = Sequence(self._model.vocab, request, min(request.max_tokens, room), gone)
         return self._events(sequence)
+
+    def score(
+        self, request: ScoringRequest, cancelled: threading.Event | None = None
+    ) -> ScoringResult | None:
+        """Return the score of each continuation, or None once ``cancelled`` is set.
+
+        Raises ContextTooLongError and QueueFullError before any work.
+        """
+        n_needed = len(request.prompt) + longest_continuation(request)
+        if n_needed > self._context_length:
+            raise ContextTooLongError(n_needed, self._context_length)
+        job = ScoringJob(request, cancelled or threading.Event())
+        self._enqueue(job)
+        return job.wait()
 
     @property
     def n_queued(self) -> int:
@@ -129,13 +157,17 @@ class Scheduler:
         finally:
             sequence.abandoned = True
 
-    def _enqueue(self, sequence: Sequence) -> None:
+    def _enqueue(self, arrival: Sequence | ScoringJob) -> None:
         with self._changed:
             if self._closed:
                 raise ModelNotLoadedError("", "it was closed; load it again")
-            if len(self._queue) >= self._max_queued:
-                raise QueueFullError(len(self._queue), self.metrics.seconds_per_request())
-            self._queue.append(sequence)
+            n_queued = len(self._queue) + len(self._scoring)
+            if n_queued >= self._max_queued:
+                raise QueueFullError(n_queued, self.metrics.seconds_per_request())
+            if isinstance(arrival, ScoringJob):
+                self._scoring.append(arrival)
+            else:
+                self._queue.append(arrival)
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._run, name=f"llamacpp-{self._model.desc}", daemon=True
@@ -155,21 +187,23 @@ class Scheduler:
         finally:
             self._end_all(ModelNotLoadedError("", "it was closed; load it again"))
             self._lanes.close()
+            self._scoring.close()
 
     def _wait_for_work(self) -> bool:
         """Wait until there is a request, and return False once there will be none any more."""
         with self._changed:
-            while not self._closed and not self._queue and not self._occupied():
+            while not (self._closed or self._queue or self._scoring or self._occupied()):
                 self._changed.wait()
             return not self._closed
 
     def _step(self) -> None:
-        """Admit what has room, compute a chunk of one prompt, decode a token of each sequence."""
+        """Admit what has room, compute a chunk, decode a token of each sequence, score a group."""
         self._drop_abandoned()
         self._admit()
         self._prefill_one_chunk()
         for lane in self._lanes:
             self._decode(lane)
+        self._scoring.step()
         self._measure()
 
     def _measure(self) -> None:
@@ -366,6 +400,7 @@ class Scheduler:
             queued, self._queue = list(self._queue), deque()
         for sequence in queued:
             sequence.fail(error)
+        self._scoring.fail(error)
         for lane, slot in self._occupied():
             self._fail(lane, slot, error)
 
@@ -378,4 +413,9 @@ class Scheduler:
             n_threads=self._n_threads,
             # Its sums depend on how many sequences a batch has, and on their lengths.
             flash_attn="disabled" if self._reproducible else "auto",
+        )
+
+    def _make_scoring_context(self, length: int) -> pyllama.Context:
+        return scoring_context(
+            self._model, length, n_threads=self._n_threads, reproducible=self._reproducible
         )

@@ -83,12 +83,15 @@ class Sequence:
 
         :raises pyllama.LlamaError: a grammar that this model cannot follow.
         """
-        sampling = self.request.sampling
-        prompt = self.request.prompt
-        chain = sampler_chain(self._vocab, sampling, self.request.seed, self.request.constraint)
-        for token in prompt[max(0, len(prompt) - sampling.n_last) :]:
-            chain.accept(token, accept_grammar=False)
-        self._chain = chain
+        request = self.request
+        self._chain = sampler_chain(
+            self._vocab,
+            request.sampling,
+            request.seed,
+            request.constraint,
+            prompt=request.prompt,
+            reasoning_budget=request.reasoning_budget,
+        )
 
     def sample(self, context: pyllama.Context, index: int) -> None:
         """Take the next token from an output, and give its text to the caller."""

@@ -104,6 +104,7 @@ extern "C" {
 #include "model.h"
 #include "python_sampler.h"
 #include "quantize.h"
+#include "reasoning_budget.h"
 #include "sampler.h"
 #include "sampler_chain.h"
 #include "state.h"

@@ -1,0 +1,102 @@
+"""Grammars of requests with tools: calls that must come, and calls beside a JSON schema.
+
+llama.cpp's formats let text come before a call that is required, as much as max_tokens has room
+for. With a schema most of them forbid calls. DSPy's ReActV2 asks for the one and its JSONAdapter
+for the other, so their grammars are made stricter and made into one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyllama
+
+_GBNF = re.compile(
+    r"""
+      "(?:\\.|[^"\\])*"        # a literal
+    | \[(?:\\.|[^\]\\])*\]     # a class of characters
+    | <[^>]*>                  # a token
+    | \#[^\n]*                 # a comment
+    | \{[0-9,\ ]*\}            # a number of repetitions
+    | (?P<rule>[A-Za-z0-9-]+)  # the name of a rule
+    """,
+    re.VERBOSE,
+)
+
+
+_TEXT_BEFORE_CALLS = re.compile(r"until-\d+\??(?= (?:space )?[a-z0-9-]*tool-call)")
+"""In the root of a format's grammar: all text up to where a call begins."""
+
+
+def render_call(
+    render: Callable[..., pyllama.RenderedChat], options: Mapping[str, Any]
+) -> pyllama.RenderedChat:
+    """Render a conversation whose answer must be calls, after reasoning if there is any.
+
+    Formats whose grammar is of another make keep the text that they let come before.
+    """
+    rendered = render(**{**options, "tool_choice": "required"})
+    rules = rendered.grammar.split("\n")
+    strict = [
+        _TEXT_BEFORE_CALLS.sub("", rule) if rule.startswith("root ::=") else rule for rule in rules
+    ]
+    return replace(rendered, grammar="\n".join(strict))
+
+
+def render_call_or_answer(
+    render: Callable[..., pyllama.RenderedChat],
+    options: Mapping[str, Any],
+    schema: Mapping[str, Any],
+) -> pyllama.RenderedChat:
+    """Render a conversation whose answer may be a call of a tool or fit a schema.
+
+    :param render: renders it with the options of ``pyllama.ChatTemplate.apply``.
+    """
+    rendered = render(**options)
+    answer = render(**options, json_schema=schema)
+    if answer.grammar_lazy or not answer.grammar:
+        # This format holds calls to their form and leaves other text free.
+        return rendered
+    call = render_call(render, options)
+    return replace(
+        rendered,
+        grammar=either(answer.grammar, call.grammar),
+        grammar_lazy=False,
+        grammar_triggers=(),
+        parser=_EitherParser(rendered.parser, answer.parser),
+    )
+
+
+def either(one: str, other: str) -> str:
+    """A grammar in GBNF of all texts of two grammars, whose roots are both "root"."""
+    rules = [_renamed(one, "a-"), _renamed(other, "b-")]
+    return "\n".join([*rules, "root ::= a-root | b-root\n"])
+
+
+def _renamed(gbnf: str, prefix: str) -> str:
+    """The grammar with a prefix before the names of its rules."""
+
+    def rename(found: re.Match[str]) -> str:
+        name = found["rule"]
+        return found[0] if name is None else f"{prefix}{name}"
+
+    return _GBNF.sub(rename, gbnf)
+
+
+class _EitherParser(pyllama.ChatParser):
+    """Reads calls, and what is none by the format of the answer.
+
+    Formats whose calls begin with a brace take every object for one, and then refuse it.
+    """
+
+    def __init__(self, calls: pyllama.ChatParser, answer: pyllama.ChatParser) -> None:
+        self._calls, self._answer = calls, answer
+
+    def parse(self, text: str | bytes, *, partial: bool = False) -> pyllama.ChatMessage:
+        try:
+            return self._calls.parse(text, partial=partial)
+        except pyllama.ChatParseError:
+            return self._answer.parse(text, partial=partial)

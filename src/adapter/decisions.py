@@ -1,0 +1,232 @@
+"""Output fields with few possible values, answered by how likely the model finds each of them.
+
+These are the fields that DSPy asks for decision evidence (``dspy.experimental`` Choice, Score and
+Noul, and Predict's decision configuration), and on demand those of type bool, Literal and Enum. The
+other fields of the signature are generated first, and the decisions measured after them.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import dspy
+from dspy.adapters import Adapter
+from dspy.clients.base_lm import BaseLM
+from dspy.lm15 import DataPart, Request, Response, request_from_openai_chat
+from dspy.signatures import Signature
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from adapter.formatting import field_lines
+from adapter.typed_values import allowed_values
+
+Distribution = Mapping[str, float]
+
+# What dspy.adapters.decision makes of a signature: types of its own, and demos as text.
+_EVIDENCE_MODULE = "dspy.adapters.decision"
+_EXAMPLES = "\n\nTask examples (labels or evidence):\n"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An output field to measure.
+
+    type_        its type where the signature is shown to the model
+    description  what the model is told about it
+    keys         its possible values as they are written, at least one, none of them empty
+    answer       makes its value of the probabilities of the keys
+    """
+
+    type_: Any
+    description: str
+    keys: tuple[str, ...]
+    answer: Callable[[Distribution], Any]
+
+
+def decisions_in(
+    signature: type[Signature], lm: BaseLM, *, pick_by_likelihood: bool
+) -> dict[str, Decision]:
+    """Return the output fields that this lm can measure, by name.
+
+    :param pick_by_likelihood: also fields of type bool, Literal and Enum.
+    """
+    if not getattr(getattr(lm, "engine", None), "measures_probabilities", False):
+        return {}
+    found = {}
+    for name, field in signature.output_fields.items():
+        decision = _evidence(field)
+        if decision is None and pick_by_likelihood:
+            decision = _pick(field)
+        if decision is not None and all(decision.keys):
+            found[name] = decision
+    return found
+
+
+def confidence(distribution: Distribution) -> float:
+    """How far the likeliest key is ahead of the next: the difference of their probabilities.
+
+    1 for a certain answer, 0 for a tie of the first two. Noul's confidence, which DSPy computes,
+    is the same number at the threshold of 0.5.
+    """
+    best, second = [*sorted(distribution.values(), reverse=True), 0.0][:2]
+    return best - second
+
+
+@dataclass(frozen=True)
+class DecisionPlan:
+    """How one call is answered: what is generated, and what is measured after it.
+
+    rest      the signature of what is generated; it may have no output fields
+    shown     the signature that the model is shown to judge: the decisions come last
+    messages  the conversation about that, in OpenAI's form
+    """
+
+    signature: type[Signature]
+    decisions: Mapping[str, Decision]
+    rest: type[Signature]
+    shown: type[Signature]
+    messages: list[dict[str, Any]]
+
+    @classmethod
+    def of(
+        cls,
+        adapter: Adapter,
+        signature: type[Signature],
+        decisions: Mapping[str, Decision],
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> DecisionPlan:
+        """Plan a call with at least one decision."""
+        signature, examples = _with_examples(signature, decisions)
+        demos = [*examples, *demos]
+        rest = signature
+        for name in decisions:
+            rest = rest.delete(name)
+        shown = rest
+        for name, decision in decisions.items():
+            field = dspy.OutputField(desc=decision.description)
+            shown = shown.append(name, field, decision.type_)
+        return cls(signature, decisions, rest, shown, adapter.format(shown, demos, inputs))
+
+    def nothing_written(self, lm: BaseLM, lm_kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return an empty answer for each candidate that is asked for."""
+        asked = (lm_kwargs.get("n"), lm.kwargs.get("n"))
+        return [{}] * next((int(n) for n in asked if n is not None), 1)
+
+    def request(self, lm: BaseLM, written: Mapping[str, Any]) -> Request:
+        """Return the request that measures the decisions.
+
+        :param written: values of the other output fields, which the answer begins with.
+        """
+        others = {name: field for name, field in self.rest.output_fields.items() if name in written}
+        begun = {"role": "assistant", "content": field_lines(others, written)}
+        properties = {
+            name: {"type": "string", "enum": [*decision.keys]}
+            for name, decision in self.decisions.items()
+        }
+        schema = {"type": "object", "properties": properties, "required": [*properties]}
+        form = {"type": "json_schema", "json_schema": {"name": "decisions", "schema": schema}}
+        messages = [*self.messages, begun]
+        request = request_from_openai_chat(
+            {"model": lm.model, "messages": messages, "response_format": form}
+        )
+        return replace(request, config=replace(request.config, probabilities="required"))
+
+    def values(self, written: Mapping[str, Any], response: Response) -> dict[str, Any]:
+        """Return the values of all output fields, in the signature's order."""
+        [part] = response.message.parts_of(DataPart)
+        assert part.probabilities is not None  # the request required them
+        values = {**written}
+        for name, decision in self.decisions.items():
+            values[name] = decision.answer(part.probabilities[name])
+        ordered = [name for name in self.signature.output_fields if name in values]
+        return {name: values[name] for name in dict.fromkeys([*ordered, *values])}
+
+
+def _evidence(field: FieldInfo) -> Decision | None:
+    """What DSPy asks for by a type of its own: probabilities, and the question as JSON."""
+    annotation = field.annotation
+    if not (
+        isinstance(annotation, type)
+        and issubclass(annotation, BaseModel)
+        and annotation.__module__ == _EVIDENCE_MODULE
+    ):
+        return None
+    question = json.loads(_described(field))
+    criteria = question.get("criteria")
+    instructions = _words(question["instructions"])
+    if question["type"] == "noul":
+        told = {key.capitalize(): said for key, said in (criteria or {}).items()}
+        return Decision(
+            bool,
+            _with_criteria(instructions, told),
+            ("True", "False"),
+            lambda p: {"noul": p["True"]},
+        )
+    if question["type"] == "score":
+        criteria = {str(level): said for level, said in enumerate(criteria)}
+    keys = tuple(criteria)
+    return Decision(
+        Literal[keys],
+        _with_criteria(instructions, criteria),
+        keys,
+        lambda p: {"probabilities": dict(p), "confidence": confidence(p)},
+    )
+
+
+def _with_examples(
+    signature: type[Signature], decisions: Mapping[str, Decision]
+) -> tuple[type[Signature], list[dict[str, Any]]]:
+    """Take the demonstrations out of the instructions, where DSPy puts those of evidence as JSON.
+
+    As turns of the conversation they show a small model what to do.
+    """
+    instructions, found, listed = signature.instructions.rpartition(_EXAMPLES)
+    if not found:
+        return signature, []
+    try:
+        examples = json.loads(listed)
+    except ValueError:
+        return signature, []
+    for example in examples:
+        for name in decisions.keys() & example.keys():
+            label = example[name]
+            example[name] = label.get("level") if isinstance(label, dict) else label
+            if isinstance(label, dict) and example[name] is None:
+                example[name] = label.get("value")
+    return signature.with_instructions(instructions), examples
+
+
+def _pick(field: FieldInfo) -> Decision | None:
+    """A field of a plain type with few values: the likeliest one."""
+    annotation: Any = field.annotation
+    values = [True, False] if annotation is bool else allowed_values(annotation)
+    by_key = {str(value): value for value in values}
+    if not by_key or len(by_key) < len(values):
+        return None
+    if isinstance(annotation, enum.EnumMeta):
+        by_key = {key: annotation(value) for key, value in by_key.items()}
+
+    def likeliest(probabilities: Distribution) -> Any:
+        return by_key[max(probabilities, key=lambda key: probabilities[key])]
+
+    return Decision(annotation, _described(field), tuple(by_key), likeliest)
+
+
+def _described(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)  # dspy's fields always keep their description there
+    return str(extra.get("desc") or "")
+
+
+def _with_criteria(instructions: str, criteria: Mapping[str, Any]) -> str:
+    said = [f"{key}: {_words(text)}" for key, text in criteria.items() if text]
+    return f"{instructions} ({'; '.join(said)})" if said else instructions
+
+
+def _words(text: Any) -> str:
+    return text.strip() if isinstance(text, str) else json.dumps(text, ensure_ascii=False)

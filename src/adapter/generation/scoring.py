@@ -1,0 +1,262 @@
+"""How likely a model is to go on from a prompt in each of some given ways.
+
+The continuations are a trie over the prompt: what they begin with in common is computed once, and
+all of its tokens go through the model together, each seeing the prompt and the tokens on its own
+path alone. In llama.cpp a path is a sequence, the prompt is shared by copying its sequence
+(``llama_memory_seq_cp``, which in a unified memory copies nothing but the right to see it), and a
+token that several paths share belongs to the sequences of them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+import pyllama
+from adapter.generation.blocks import CHUNK
+
+MAX_BRANCHES = 32
+"""Continuations that are computed together; more are computed in groups of so many."""
+
+
+@dataclass(frozen=True)
+class ScoringRequest:
+    """Continuations to score after one prompt.
+
+    prompt         token ids, at least one
+    continuations  at least one; the token ids of each, which may be none
+    ends           tokens that end the continuation: those at which a generator would stop
+    """
+
+    prompt: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+    ends: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Natural log-probabilities of one continuation, by the model's logits as they are.
+
+    tokens  of each of its tokens, given the prompt and the tokens before it
+    end     of ending there: of all of the request's ``ends`` together
+    """
+
+    tokens: tuple[float, ...]
+    end: float
+
+    def total(self, begin: int = 0) -> float:
+        """The log-probability of its tokens from the index ``begin`` on, and of ending there."""
+        return sum(self.tokens[begin:]) + self.end
+
+
+@dataclass(frozen=True)
+class ScoringResult:
+    """The score of each continuation, in their order.
+
+    cache_read_tokens counts the prompt tokens that were not computed anew, out of prompt_tokens;
+    n_computed are the tokens of the continuations that were computed.
+    """
+
+    scores: tuple[Score, ...]
+    prompt_tokens: int
+    n_computed: int
+    cache_read_tokens: int = 0
+
+    @classmethod
+    def of(
+        cls, request: ScoringRequest, scores: Items[Score], *, cache_read_tokens: int = 0
+    ) -> ScoringResult:
+        """The result of a request whose continuations have these scores."""
+        return cls(
+            tuple(scores),
+            len(request.prompt),
+            n_trie_tokens(request.continuations),
+            cache_read_tokens,
+        )
+
+
+@dataclass(eq=False)
+class _Node:
+    """A token on the path of one or more continuations; the root stands for the prompt."""
+
+    token: int
+    depth: int
+    branches: list[int] = field(default_factory=list)
+    children: dict[int, _Node] = field(default_factory=dict)
+    logprobs: dict[int, float] = field(default_factory=dict)
+    end: float = 0.0
+
+    def walk(self) -> list[_Node]:
+        """All nodes below, the nearer to the root first."""
+        nodes = list(self.children.values())
+        for node in nodes:
+            nodes.extend(node.children.values())
+        return nodes
+
+
+class Scorer:
+    """Scores continuations of the prompt that sequence 0 of a context holds.
+
+    Sequence 0 is left as it was. The result depends on the prompt, the continuations and the
+    context's settings alone, so the same request gives the same bytes on a CPU.
+
+    :param context: a context with a unified memory and more than one sequence; or one whose
+        model is recurrent or hybrid, whose continuations are computed one by one, each from the
+        saved state of the prompt.
+    """
+
+    def __init__(self, context: pyllama.Context) -> None:
+        self._context = context
+        model = context.model
+        self._has_tree = not (model.is_recurrent or model.is_hybrid)
+        self._branches = range(1, context.n_seq_max)
+        self._batch = pyllama.Batch(context.n_batch, n_seq_max=max(1, len(self._branches)))
+
+    def score(self, request: ScoringRequest, *, room: int) -> Iterator[list[Score]]:
+        """Score the continuations in groups, in their order; each step computes one group.
+
+        The context's last output must be that of the prompt's last token.
+
+        :param room: tokens that the longest context for this model has beside the prompt. The
+            groups depend on it and not on this context's length, and so do their bytes.
+        """
+        first = _log_softmax(self._context.logits())
+        groups = trie_groups(
+            request.continuations,
+            room=room,
+            max_branches=len(self._branches) if self._has_tree else 1,
+        )
+        state = None if self._has_tree else self._context.state.seq_get_data(0)
+        for group in groups:
+            root = _trie(group)
+            self._read(root, first, request.ends)
+            nodes = root.walk()
+            if nodes and state is not None:
+                self._compute_chain(nodes, len(request.prompt), request.ends)
+                self._context.memory.seq_rm(0)
+                self._context.state.seq_set_data(state, 0)
+            elif nodes:
+                self._compute_tree(nodes, len(group), len(request.prompt), request.ends)
+            yield [_score(root, continuation) for continuation in group]
+
+    def _compute_tree(
+        self, nodes: list[_Node], n_branches: int, begin: int, ends: tuple[int, ...]
+    ) -> None:
+        memory = self._context.memory
+        seq_ids = self._branches[:n_branches]
+        try:
+            for seq_id in seq_ids:
+                memory.seq_cp(0, seq_id)
+            for index in range(0, len(nodes), self._context.n_batch):
+                self._compute(
+                    nodes[index : index + self._context.n_batch],
+                    begin,
+                    ends,
+                    [[seq_ids[branch] for branch in node.branches] for node in nodes[index:]],
+                )
+        finally:
+            for seq_id in seq_ids:
+                memory.seq_rm(seq_id)
+
+    def _compute_chain(self, nodes: list[_Node], begin: int, ends: tuple[int, ...]) -> None:
+        for index in range(0, len(nodes), self._context.n_batch):
+            block = nodes[index : index + self._context.n_batch]
+            self._compute(block, begin, ends, [[0]] * len(block))
+
+    def _compute(
+        self, nodes: list[_Node], begin: int, ends: tuple[int, ...], seq_ids: list[list[int]]
+    ) -> None:
+        batch = self._batch
+        batch.clear()
+        for node, ids in zip(nodes, seq_ids, strict=False):
+            batch.add(node.token, begin + node.depth - 1, ids, output=True)
+        self._context.decode(batch)
+        for index, node in enumerate(nodes):
+            self._read(node, _log_softmax(self._context.logits(index)), ends)
+
+    def _read(self, node: _Node, logprobs: NDArray[np.float64], ends: tuple[int, ...]) -> None:
+        node.logprobs = {token: float(logprobs[token]) for token in node.children}
+        node.end = float(np.logaddexp.reduce(logprobs[list(ends)])) if ends else 0.0
+
+
+def scoring_context(
+    model: pyllama.Model, length: int, *, n_threads: int, reproducible: bool
+) -> pyllama.Context:
+    """A context in which continuations can be scored, and which computes as the scheduler does.
+
+    :param length: tokens that it holds, over all sequences.
+    :param reproducible: do without flash attention, whose sums depend on the number of sequences.
+    """
+    n_batch = min(CHUNK, length)
+    # A recurrent model would keep a state for each sequence.
+    recurrent = model.is_recurrent or model.is_hybrid
+    return pyllama.Context(
+        model,
+        n_ctx=length,
+        n_seq_max=1 if recurrent else min(MAX_BRANCHES + 1, n_batch),
+        kv_unified=True,
+        n_batch=n_batch,
+        n_threads=n_threads,
+        flash_attn="disabled" if reproducible else "auto",
+    )
+
+
+def longest_continuation(request: ScoringRequest) -> int:
+    """How many tokens the longest of a request's continuations has."""
+    return max(map(len, request.continuations))
+
+
+def trie_groups(
+    continuations: Items[tuple[int, ...]], *, room: int, max_branches: int
+) -> list[list[tuple[int, ...]]]:
+    """The continuations, in their order, in lists whose tries fit.
+
+    :param room: tokens that a trie may have; a longer continuation stands alone.
+    :param max_branches: continuations that a trie may have.
+    """
+    groups: list[list[tuple[int, ...]]] = []
+    known: set[tuple[int, ...]] = set()
+    for continuation in continuations:
+        paths = {continuation[:end] for end in range(1, len(continuation) + 1)}
+        if groups and len(groups[-1]) < max_branches and len(known | paths) <= room:
+            groups[-1].append(continuation)
+            known |= paths
+        else:
+            groups.append([continuation])
+            known = paths
+    return groups
+
+
+def n_trie_tokens(continuations: Items[tuple[int, ...]]) -> int:
+    """How many tokens the continuations have, those that several begin with counted once."""
+    return len({one[:end] for one in continuations for end in range(1, len(one) + 1)})
+
+
+def _trie(continuations: Items[tuple[int, ...]]) -> _Node:
+    root = _Node(token=-1, depth=0)
+    for branch, continuation in enumerate(continuations):
+        node = root
+        for token in continuation:
+            node = node.children.setdefault(token, _Node(token, node.depth + 1))
+            node.branches.append(branch)
+    return root
+
+
+def _score(root: _Node, continuation: tuple[int, ...]) -> Score:
+    logprobs = []
+    node = root
+    for token in continuation:
+        logprobs.append(node.logprobs[token])
+        node = node.children[token]
+    return Score(tuple(logprobs), node.end)
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    values = logits.astype(np.float64)
+    values -= values.max()
+    values -= np.log(np.exp(values).sum())
+    return values

@@ -1,0 +1,83 @@
+"""How long a model may reason before it answers: what its chat template and sampler are told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dspy.lm15 import Adaptation, Config
+
+import pyllama
+from adapter.generation.sampling import ReasoningBudget
+
+if TYPE_CHECKING:
+    from adapter.loaded_model import LoadedModel
+
+
+def thinking_options(
+    config: Config, loaded: LoadedModel
+) -> tuple[dict[str, Any], tuple[Adaptation, ...]]:
+    """How the template is told to let the model reason, and what it cannot be told."""
+    asked = config.reasoning
+    if asked is None:
+        return {}, ()
+    capabilities = loaded.capabilities
+    if not capabilities["supports_thinking"]:
+        if asked.is_off:
+            reason = f"{loaded.name!r} does not reason before it answers"
+            return {}, (Adaptation("config.reasoning", "satisfied", reason, asked="off"),)
+        reason = f"{loaded.name!r} was not trained to reason before it answers"
+        return {}, (Adaptation("config.reasoning", "dropped", reason, asked=asked.effort),)
+    options: dict[str, Any] = {"enable_thinking": not asked.is_off}
+    adaptations = []
+    if not asked.is_off:
+        if capabilities["supports_reasoning_effort"]:
+            options["chat_template_kwargs"] = {"reasoning_effort": asked.effort}
+        else:
+            reason = f"the chat template of {loaded.name!r} has no levels of reasoning"
+            adaptations.append(
+                Adaptation(
+                    "config.reasoning.effort",
+                    "substituted",
+                    reason,
+                    asked=asked.effort,
+                    applied="on",
+                )
+            )
+    return options, tuple(adaptations)
+
+
+def reasoning_budget(
+    config: Config, rendered: pyllama.RenderedChat, loaded: LoadedModel
+) -> tuple[ReasoningBudget | None, tuple[Adaptation, ...]]:
+    """The budget of tokens that a request sets for reasoning, by the tags of the model's format.
+
+    lm15's Reasoning has it, and metadata={"llamacpp": {"reasoning_budget_tokens": …}}, as DSPy's
+    adapters have no other way to set it.
+    """
+    field, asked = _asked_budget(config)
+    is_off = config.reasoning is not None and config.reasoning.is_off
+    if asked is None or is_off or not loaded.capabilities["supports_thinking"]:
+        return None, ()
+    start, ends = rendered.thinking_start_tag, rendered.thinking_end_tags
+    if not start or not ends:
+        reason = f"the chat template of {loaded.name!r} has no tags around the reasoning"
+        return None, (Adaptation(field, "dropped", reason, asked=asked),)
+    _, begun, after = rendered.generation_prompt.rpartition(start)
+    return (
+        ReasoningBudget(
+            loaded.answer_tokens(start),
+            tuple(loaded.answer_tokens(end) for end in ends),
+            asked,
+            begun=bool(begun) and not any(end in after for end in ends),
+        ),
+        (),
+    )
+
+
+def _asked_budget(config: Config) -> tuple[str, int | None]:
+    """Where a budget stands, and what it is."""
+    if config.reasoning is not None and config.reasoning.thinking_budget is not None:
+        return "config.reasoning.thinking_budget", config.reasoning.thinking_budget
+    llamacpp = ((config.extensions or {}).get("metadata") or {}).get("llamacpp") or {}
+    name = "reasoning_budget_tokens"
+    return f"metadata['llamacpp'][{name!r}]", llamacpp.get(name)

@@ -1,0 +1,72 @@
+"""Reasoning budgets: a model's thoughts, ended after so many tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pyllama._arguments import INT32_MAX, integer
+from pyllama._native._binding import ffi, lib
+from pyllama.sampler import Sampler, _tokenizing
+from pyllama.vocab import Vocab
+
+
+class ReasoningBudgetSampler(Sampler):
+    """Ends a model's reasoning once it has taken its budget (``common_reasoning_budget_init``).
+
+    It counts the tokens accepted after ``start``. When there are ``budget`` of them, it lets
+    nothing but ``forced`` follow, token by token, and from then on everything again; it waits for
+    the end of a character that is cut. One of ``ends`` before that ends the counting. A later
+    ``start`` begins a budget anew. Put it first in a chain, so that other samplers choose among
+    what it leaves. :meth:`reset` has it wait for a ``start``.
+
+    :param vocab: of the model to sample for; closing the model closes the sampler.
+    :param start: tokens that begin the reasoning, at least one.
+    :param ends: sequences of tokens that end it, at least one.
+    :param forced: tokens that end it once the budget is spent, at least one.
+    :param budget: tokens that it may take, 0 or more.
+    :param counting: whether it has already begun, as where the prompt ends with its start.
+    :raises TokenizationError: the model has no tokenizer.
+    :raises ValueError: a sequence without tokens, or a value out of range.
+    """
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        *,
+        start: Iterable[int],
+        ends: Iterable[Iterable[int]],
+        forced: Iterable[int],
+        budget: int,
+        counting: bool = False,
+    ) -> None:
+        _tokenizing(vocab)
+        if not isinstance(ends, Iterable):
+            raise TypeError(f"ends must hold sequences of tokens, got {ends!r}")
+        first, last = _tokens(vocab, "start", start), _tokens(vocab, "forced", forced)
+        sequences = [_tokens(vocab, "ends", end) for end in ends]
+        if not sequences:
+            raise ValueError("ends must hold at least one sequence of tokens, got none")
+        budget = integer("budget", budget, 0, INT32_MAX)
+        with vocab._model._open():
+            pointer = lib.guarded_sampler_init_reasoning_budget(
+                vocab._pointer,
+                ffi.new("llama_token[]", first),
+                len(first),
+                ffi.new("llama_token[]", [token for end in sequences for token in end]),
+                ffi.new("size_t[]", [len(end) for end in sequences]),
+                len(sequences),
+                ffi.new("llama_token[]", last),
+                len(last),
+                budget,
+                bool(counting),
+            )
+            super().__init__(pointer, selects=False, vocab=vocab, reads_vocab=True)
+
+
+def _tokens(vocab: Vocab, name: str, tokens: Iterable[int]) -> list[int]:
+    if not isinstance(tokens, Iterable):
+        raise TypeError(f"{name} must hold tokens, got {tokens!r}")
+    ids = [integer(name, token, 0, vocab.n_tokens - 1) for token in tokens]
+    if not ids:
+        raise ValueError(f"{name} must hold at least one token, got none")
+    return ids
