@@ -81,7 +81,6 @@ class Scheduler:
         self._thread: threading.Thread | None = None
         #: What it has done so far.
         self.metrics = metrics or Metrics()
-        self.metrics = Metrics()
         self._scoring = ScoringQueue(
             self._make_scoring_context,
             longest=context_length,
