@@ -14,9 +14,11 @@ from dspy.signatures import Signature
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
+from adapter.bound_answers import BoundAnswers, CutAnswerError
 from adapter.config import LlamaCppConfig
 from adapter.errors import ConfigurationError
 from adapter.formatting import field_lines, system_message
+from adapter.grammar.answer_grammar import FIELD_LINES
 from adapter.language_model import language_model
 from adapter.parsing import parse_completion
 
@@ -31,7 +33,7 @@ GENERATION_SETTINGS = (
 """What a call takes over from the settings of the dspy.LM it was meant for."""
 
 
-class LlamaCppAdapter(Adapter):
+class LlamaCppAdapter(BoundAnswers, Adapter):
     """Formats signatures for a small local model, runs them on it, and parses its answers.
 
     Use it with its own language model, for DSPy demands one:
@@ -53,6 +55,8 @@ class LlamaCppAdapter(Adapter):
     `use_json_adapter_fallback` asks once more through DSPy's JSONAdapter when an answer does not
     parse, as ChatAdapter does; never after a part of the answer was streamed.
     """
+
+    form = FIELD_LINES
 
     def __init__(
         self,
@@ -116,14 +120,17 @@ class LlamaCppAdapter(Adapter):
         Raises AdapterParseError for an answer without the output fields, and DSPy's own errors
         for what the model could not do.
         """
-        call = (self._route(lm), lm_kwargs, signature, demos, inputs)
+        lm = self._route(lm)
+        call = (signature, demos, inputs)
         with adapter_fallback_scope() as progress:
             try:
-                answers: list[dict[str, Any]] = super().__call__(*call)
+                answers: list[dict[str, Any]] = super().__call__(lm, dict(lm_kwargs), *call)
+            except CutAnswerError:
+                raise  # another form would be cut off, too
             except AdapterParseError:
                 if progress.emitted or not self.use_json_adapter_fallback:
                     raise
-                answers = self._json_adapter()(*call)
+                answers = self._json_adapter()(lm, lm_kwargs, *call)
         return answers
 
     async def acall(
@@ -135,14 +142,17 @@ class LlamaCppAdapter(Adapter):
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         """Do the same without blocking the event loop."""
-        call = (self._route(lm), lm_kwargs, signature, demos, inputs)
+        lm = self._route(lm)
+        call = (signature, demos, inputs)
         with adapter_fallback_scope() as progress:
             try:
-                answers: list[dict[str, Any]] = await super().acall(*call)
+                answers: list[dict[str, Any]] = await super().acall(lm, dict(lm_kwargs), *call)
+            except CutAnswerError:
+                raise  # another form would be cut off, too
             except AdapterParseError:
                 if progress.emitted or not self.use_json_adapter_fallback:
                     raise
-                answers = await self._json_adapter().acall(*call)
+                answers = await self._json_adapter().acall(lm, lm_kwargs, *call)
         return answers
 
     def _json_adapter(self) -> JSONAdapter:
