@@ -11,6 +11,7 @@
 """
 
 from adapter.async_engine import AsyncLlamaCppEngine
+from adapter.bound_answers import CutAnswerError, constrained
 from adapter.config import LlamaCppConfig
 from adapter.embedder import LlamaCppEmbedder
 from adapter.engine import LlamaCppEngine
@@ -49,6 +50,7 @@ __all__ = [
     "LlamaCppConfig",
     "LlamaCppAdapter",
     "LlamaCppStreamListener",
+    "constrained",
     "LlamaCppEngine",
     "AsyncLlamaCppEngine",
     "LlamaCppEmbedder",
@@ -57,6 +59,7 @@ __all__ = [
     "BackendError",
     "ConfigurationError",
     "ContextTooLongError",
+    "CutAnswerError",
     "InferenceError",
     "InvalidModelNameError",
     "InvalidParameterError",

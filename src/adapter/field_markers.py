@@ -169,7 +169,7 @@ def _marker_source(names: tuple[str, ...]) -> str:
         re.escape(name).replace("_", "[ _-]") for name in sorted(names, key=len, reverse=True)
     )
     return rf"""^[ \t]*
-        (?:(?:[#>]+|[-*+•]|\d+[.)])[ \t]+)*      # a heading, quotation or list sign
+        (?:(?:[#>]+|[-*+•]|[0-9]+[.)])[ \t]+)*   # a heading, quotation or list sign
         (?P<open>\*\*|__|[*`])?
         (?P<name>{spellings})
         (?P<close>\*\*|__|[*`])?[ \t]*(?::|\uff1a)(?P<late_close>\*\*|__|[*`])?[ \t]*"""

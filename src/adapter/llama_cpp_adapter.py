@@ -14,10 +14,12 @@ from dspy.signatures import Signature
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
+from adapter.bound_answers import BoundAnswers, CutAnswerError
 from adapter.config import LlamaCppConfig
 from adapter.decisions import DecisionPlan, decisions_in
 from adapter.errors import ConfigurationError
 from adapter.formatting import field_lines, system_message
+from adapter.grammar.answer_grammar import FIELD_LINES
 from adapter.language_model import language_model
 from adapter.parsing import parse_completion
 
@@ -32,7 +34,7 @@ GENERATION_SETTINGS = (
 """What a call takes over from the settings of the dspy.LM it was meant for."""
 
 
-class LlamaCppAdapter(Adapter):
+class LlamaCppAdapter(BoundAnswers, Adapter):
     """Formats signatures for a small local model, runs them on it, and parses its answers.
 
     Use it with its own language model, for DSPy demands one:
@@ -63,6 +65,8 @@ class LlamaCppAdapter(Adapter):
     the model's own format for functions, where its chat template has one; a grammar sees to it
     that calls are valid. Otherwise they are fields like any other.
     """
+
+    form = FIELD_LINES
 
     def __init__(
         self,
@@ -157,14 +161,16 @@ class LlamaCppAdapter(Adapter):
         demos: list[dict[str, Any]],
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
-        call = (lm, lm_kwargs, signature, demos, inputs)
+        call = (signature, demos, inputs)
         with adapter_fallback_scope() as progress:
             try:
-                answers: list[dict[str, Any]] = super().__call__(*call)
+                answers: list[dict[str, Any]] = super().__call__(lm, dict(lm_kwargs), *call)
+            except CutAnswerError:
+                raise  # another form would be cut off, too
             except AdapterParseError:
                 if progress.emitted or not self.use_json_adapter_fallback:
                     raise
-                answers = self._json_adapter()(*call)
+                answers = self._json_adapter()(lm, lm_kwargs, *call)
         return answers
 
     async def acall(
@@ -198,14 +204,16 @@ class LlamaCppAdapter(Adapter):
         demos: list[dict[str, Any]],
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
-        call = (lm, lm_kwargs, signature, demos, inputs)
+        call = (signature, demos, inputs)
         with adapter_fallback_scope() as progress:
             try:
-                answers: list[dict[str, Any]] = await super().acall(*call)
+                answers: list[dict[str, Any]] = await super().acall(lm, dict(lm_kwargs), *call)
+            except CutAnswerError:
+                raise  # another form would be cut off, too
             except AdapterParseError:
                 if progress.emitted or not self.use_json_adapter_fallback:
                     raise
-                answers = await self._json_adapter().acall(*call)
+                answers = await self._json_adapter().acall(lm, lm_kwargs, *call)
         return answers
 
     def _json_adapter(self) -> JSONAdapter:

@@ -13,11 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 import json_repair
+import pydantic
 from dspy.adapters.utils import apply_output_field_defaults
 from dspy.signatures import Signature
 from dspy.utils.exceptions import AdapterParseError
+from pydantic.fields import FieldInfo
 
 from adapter.field_markers import FieldMarkers, field_named
+from adapter.grammar.annotation_schema import annotated
 from adapter.typed_values import MISFITS, typed_value
 
 
@@ -36,7 +39,7 @@ def parse_completion(signature: type[Signature], completion: str) -> dict[str, A
             continue
         try:
             fields: dict[str, Any] = {
-                field: typed_value(value, signature.output_fields[field].annotation)
+                field: _value_of(value, signature.output_fields[field])
                 for field, value in raw.items()
             }
         except MISFITS as error:
@@ -55,6 +58,15 @@ def parse_completion(signature: type[Signature], completion: str) -> dict[str, A
         message="\n".join(problems),
         parsed_result=best,
     )
+
+
+def _value_of(raw: Any, field: FieldInfo) -> Any:
+    """A field's value, of its type and within the constraints that its author set."""
+    value = typed_value(raw, field.annotation)
+    if not field.metadata:
+        return value
+    constrained = annotated(field.annotation, tuple(field.metadata))
+    return pydantic.TypeAdapter(constrained).validate_python(value)
 
 
 def _marked_fields(signature: type[Signature], text: str) -> dict[str, Any]:

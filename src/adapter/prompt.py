@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dspy.lm15 import Adaptation, Config, FunctionTool, Request, UnsupportedFeatureError
@@ -13,12 +13,10 @@ from dspy.lm15 import Adaptation, Config, FunctionTool, Request, UnsupportedFeat
 import pyllama
 from adapter.call_or_answer import render_call, render_call_or_answer
 from adapter.errors import InvalidParameterError
-from adapter.generation.sampling import (
-    KEPT_GRAMMARS,
-    Constraint,
-    ReasoningBudget,
-    checked_grammar,
-)
+from adapter.generation.sampling import Constraint, ReasoningBudget, checked_grammar
+from adapter.grammar.json_schema import json_schema_grammar
+from adapter.grammar.schema_merging import SchemaError
+from adapter.grammar.thinking import ANSWER_SCHEMA, after_thinking
 from adapter.messages import template_messages
 from adapter.reasoning import reasoning_budget, thinking_options
 
@@ -52,7 +50,7 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
     or engine cannot do.
     """
     tools = _tools(request, loaded)
-    schema, schema_adaptations = _schema(request.config)
+    schema, schema_grammar, schema_adaptations = _schema(request.config)
     if tools or schema is not None:
         refuse_grammar(request, grammar)
     elif grammar is not None:
@@ -65,11 +63,7 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
             options["parallel_tool_calls"] = choice.parallel
     thinks = loaded.capabilities["supports_thinking"]
     if schema is not None and not tools:
-        if thinks:
-            # The template's format puts the answer after what the model thinks.
-            options["json_schema"] = schema
-        else:
-            grammar = _schema_grammar(json.dumps(schema)).gbnf
+        grammar = schema_grammar
     thinking, adaptations = thinking_options(request.config, loaded)
     render = partial(loaded.render, template_messages(request), **thinking)
     if tools and options["tool_choice"] == "required":
@@ -79,9 +73,16 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
     else:
         rendered = render(**options)
     budget, unspent = reasoning_budget(request.config, rendered, loaded)
+    if grammar is not None:
+        constraint: Constraint | None = Constraint(grammar)
+        if thinks:
+            shaped = render(json_schema=ANSWER_SCHEMA)
+            constraint = after_thinking(grammar, shaped, loaded.answer_tokens)
+    else:
+        constraint = _constraint(rendered, loaded)
     return Prompt(
         tokens=tuple(loaded.tokenize(rendered.prompt)),
-        constraint=_constraint(rendered, loaded, grammar),
+        constraint=constraint,
         stops=rendered.stops + loaded.turn_stops,
         preserved_tokens=frozenset(
             token for text in rendered.preserved_tokens for token in loaded.answer_tokens(text)
@@ -132,35 +133,31 @@ def _tools(request: Request, loaded: LoadedModel) -> list[dict[str, Any]]:
     return described
 
 
-def _schema(config: Config) -> tuple[Mapping[str, Any] | None, tuple[Adaptation, ...]]:
-    """The JSON schema that the answer must fit, and what of it a grammar cannot say."""
+def _schema(
+    config: Config,
+) -> tuple[Mapping[str, Any] | None, str, tuple[Adaptation, ...]]:
+    """The JSON schema that the answer must fit, its grammar, and what that cannot say."""
     asked = config.response_format
     if asked is None:
-        return None, ()
+        return None, "", ()
     schema = {"type": "object"} if asked["type"] == "json_object" else asked["schema"]
     try:
-        patterns = _schema_grammar(json.dumps(schema)).unsupported_patterns
-    except (pyllama.GrammarError, TypeError) as error:
+        grammar = json_schema_grammar(json.dumps(schema, allow_nan=False))
+        checked_grammar(grammar.gbnf)
+    except (SchemaError, pyllama.GrammarError, TypeError, ValueError) as error:
         raise InvalidParameterError(
             "response_format", asked, f"a schema that a grammar can express: {error}"
         ) from error
-    reason = "these patterns have no equivalent in a grammar: any string passes"
-    field = "config.response_format.pattern"
-    dropped = (Adaptation(field, "dropped", reason, asked=patterns),) if patterns else ()
-    return schema, dropped
+    if not grammar.unchecked:
+        return schema, grammar.gbnf, ()
+    reason = "a grammar cannot express these, so an answer may break them: check it"
+    field = "config.response_format.schema"
+    dropped = Adaptation(field, "dropped", reason, asked=grammar.unchecked)
+    return schema, grammar.gbnf, (dropped,)
 
 
-@lru_cache(KEPT_GRAMMARS)
-def _schema_grammar(schema: str) -> pyllama.Grammar:
-    return pyllama.Grammar.from_json_schema(schema)
-
-
-def _constraint(
-    rendered: pyllama.RenderedChat, loaded: LoadedModel, grammar: str | None
-) -> Constraint | None:
-    """The grammar of the answer, with what the prompt already holds of it."""
-    if grammar is not None:
-        return Constraint(grammar)
+def _constraint(rendered: pyllama.RenderedChat, loaded: LoadedModel) -> Constraint | None:
+    """The template's grammar of the answer, with what the prompt already holds of it."""
     if not rendered.grammar:
         return None
     if rendered.grammar_lazy:

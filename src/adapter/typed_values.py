@@ -48,6 +48,8 @@ def typed_value(raw: Any, annotation: Any) -> Any:
         for reading in _looser_readings(raw, annotation):
             with contextlib.suppress(*MISFITS):
                 return parse_value(reading, annotation)
+        if isinstance(raw, str) and str in union_members(annotation):
+            return raw  # whatever it looks like
         raise
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -125,7 +127,11 @@ def sampler_chain(
         # It is not told of the prompt, in which earlier thoughts may stand.
         steps.insert(0, reasoning_budget_sampler(vocab, reasoning_budget))
     steps += _choosing(vocab, sampling, seed)
-    grammar = None if constraint is None else grammar_sampler(vocab, constraint)
+    grammar = None
+    if constraint is not None:
+        grammar = grammar_sampler(vocab, constraint)
+        if not (constraint.trigger_patterns or constraint.trigger_tokens):
+            steps = [_without_silent_tokens(vocab, constraint.gbnf), *steps]
     return pyllama.SamplerChain(steps, grammar=grammar)
 
 
@@ -163,6 +169,29 @@ def checked_grammar(gbnf: str) -> pyllama.Grammar:
     :raises pyllama.GrammarError: it is none.
     """
     return pyllama.Grammar(gbnf)
+
+
+def _without_silent_tokens(vocab: pyllama.Vocab, gbnf: str) -> pyllama.Sampler:
+    """What rules out tokens that a grammar reads as text and an answer does not show.
+
+    Those that the grammar itself spells, such as the marks of reasoning, stay.
+    """
+    silent = _silent_tokens.get(vocab)
+    if silent is None:
+        silent = {
+            token: vocab.token_to_piece(token).decode("utf-8", "replace")
+            for token in range(vocab.n_tokens)
+            if vocab.is_control(token) and not vocab.is_eog(token)
+        }
+        _silent_tokens[vocab] = silent
+    biases = {token: -math.inf for token, text in silent.items() if text not in gbnf}
+    return pyllama.Sampler.logit_bias(vocab, biases)
+
+
+# The control tokens of a vocabulary, and their texts: finding them takes milliseconds.
+_silent_tokens: weakref.WeakKeyDictionary[pyllama.Vocab, dict[int, str]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _reweighting(vocab: pyllama.Vocab, sampling: Sampling) -> list[pyllama.Sampler]:

@@ -86,3 +86,21 @@ def test_a_lazy_grammar_waits_for_its_trigger(tiny):
 def test_a_grammar_that_is_none_is_refused(tiny):
     with pytest.raises(pyllama.GrammarError):
         sampler_chain(tiny.vocab, Sampling(), 1, Constraint("root ="))
+
+
+def test_a_grammar_takes_no_token_that_leaves_no_text(tiny, context):
+    """A control token's name would fit a text, and be missing from the answer."""
+    control = next(
+        token
+        for token in range(tiny.vocab.n_tokens)
+        if tiny.vocab.is_control(token) and not tiny.vocab.is_eog(token)
+    )
+    name = tiny.vocab.token_to_piece(control).decode()
+    wanted = Sampling(temperature=0, logit_bias={control: 100.0})
+    context.decode(pyllama.Batch.from_tokens([5, 6, 7]))
+    for gbnf, allowed in (("root ::= [^\\x00]*", False), (f'root ::= "{name}" "a"', True)):
+        with sampler_chain(tiny.vocab, wanted, 1, Constraint(gbnf)) as chain:
+            assert (chain.sample(context) == control) == allowed
+    lazy = Constraint("root ::= [^\\x00]*", trigger_patterns=("now",))
+    with sampler_chain(tiny.vocab, wanted, 1, lazy) as chain:
+        assert chain.sample(context) == control

@@ -1,0 +1,110 @@
+"""Python types as JSON schemas that say all that pydantic checks, as far as it can be said."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pydantic
+from pydantic.errors import PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticOmit
+
+from adapter.grammar.schema_merging import SchemaError
+
+
+def annotation_schema(annotation: Any, metadata: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """The JSON schema of a type, and of the constraints of a field.
+
+    Raises SchemaError for a type that has none.
+    """
+    try:
+        adapter: Any = pydantic.TypeAdapter(annotated(annotation, metadata))
+        schema: dict[str, Any] = adapter.json_schema(schema_generator=_Generator)
+        return schema
+    except (PydanticUserError, PydanticOmit, RecursionError, TypeError) as error:
+        raise SchemaError(f"{annotation!r} has no JSON schema: {error}") from None
+
+
+def annotated(annotation: Any, metadata: tuple[Any, ...]) -> Any:
+    """A type together with a field's constraints."""
+    made: Any = annotation
+    for constraint in metadata:
+        made = Annotated[made, constraint]
+    return made
+
+
+class _Generator(GenerateJsonSchema):
+    """Adds what pydantic's own schemas leave out, and what no schema says as x-unchecked."""
+
+    def dict_schema(self, schema: Any) -> JsonSchemaValue:
+        made = super().dict_schema(schema)
+        keys = self.generate_inner(schema["keys_schema"]) if "keys_schema" in schema else {}
+        said = {key: keys[key] for key in keys if key != "title"}
+        # Keys of a pattern come as patternProperties, which say the same.
+        if said not in ({}, {"type": "string"}) and "patternProperties" not in made:
+            made["propertyNames"] = keys
+        return made
+
+    def set_schema(self, schema: Any) -> JsonSchemaValue:
+        return _without_uniqueness(super().set_schema(schema))
+
+    def frozenset_schema(self, schema: Any) -> JsonSchemaValue:
+        return _without_uniqueness(super().frozenset_schema(schema))
+
+    def date_schema(self, schema: Any) -> JsonSchemaValue:
+        return _with_unsaid(super().date_schema(schema), schema)
+
+    def time_schema(self, schema: Any) -> JsonSchemaValue:
+        made = _with_unsaid(super().time_schema(schema), schema)
+        return {**made, "format": _zoned("time", schema)}
+
+    def datetime_schema(self, schema: Any) -> JsonSchemaValue:
+        made = _with_unsaid(super().datetime_schema(schema), schema)
+        return {**made, "format": _zoned("date-time", schema)}
+
+    def timedelta_schema(self, schema: Any) -> JsonSchemaValue:
+        return _with_unsaid({"type": "string", "format": "duration"}, schema)
+
+    def decimal_schema(self, schema: Any) -> JsonSchemaValue:
+        bounds = {
+            "ge": "minimum",
+            "gt": "exclusiveMinimum",
+            "le": "maximum",
+            "lt": "exclusiveMaximum",
+        }
+        made: dict[str, Any] = {"type": "number"}
+        for name, keyword in bounds.items():
+            if name in schema:
+                made[keyword] = float(schema[name])
+        unsaid = [n for n in ("max_digits", "decimal_places", "multiple_of") if n in schema]
+        return {**made, "x-unchecked": unsaid} if unsaid else made
+
+    def str_schema(self, schema: Any) -> JsonSchemaValue:
+        made = super().str_schema(schema)
+        if schema.get("strip_whitespace") and (set(made) & {"minLength", "pattern"}):
+            made["x-unchecked"] = ["strip_whitespace"]
+        return made
+
+    def json_schema(self, schema: Any) -> JsonSchemaValue:
+        return {"type": "string", "x-unchecked": ["JSON in a string"]}
+
+    def handle_invalid_for_json_schema(
+        self, schema: CoreSchema, error_info: str
+    ) -> JsonSchemaValue:
+        raise SchemaError(f"no JSON schema says {error_info}")
+
+
+def _without_uniqueness(made: dict[str, Any]) -> JsonSchemaValue:
+    """A set takes items twice; it only counts them once."""
+    made = {key: value for key, value in made.items() if key != "uniqueItems"}
+    return {**made, "x-unchecked": ["minItems of a set"]} if made.get("minItems", 0) > 1 else made
+
+
+def _with_unsaid(made: dict[str, Any], schema: Any) -> JsonSchemaValue:
+    unsaid = [name for name in ("ge", "gt", "le", "lt", "now_op") if name in schema]
+    return {**made, "x-unchecked": unsaid} if unsaid else made
+
+
+def _zoned(kind: str, schema: Any) -> str:
+    zone = schema.get("tz_constraint")
+    return kind if zone == "aware" else f"naive-{kind}" if zone == "naive" else f"any-{kind}"

@@ -1,0 +1,264 @@
+"""The grammar of an answer: a signature's output fields, as an adapter reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Union
+
+from dspy.adapters.types import Code, Type
+from dspy.adapters.utils import parse_value
+from dspy.signatures import Signature
+
+from adapter.grammar.annotation_schema import annotation_schema
+from adapter.grammar.characters import PRINTABLE, Characters
+from adapter.grammar.free_text import LINE, Marker, case_spellings, line_without
+from adapter.grammar.json_schema import KEPT, SchemaText
+from adapter.grammar.json_text import JsonText
+from adapter.grammar.rules import (
+    EMPTY,
+    Expression,
+    Rules,
+    choice,
+    one_of,
+    optional,
+    repeat,
+    sequence,
+)
+from adapter.grammar.schema_merging import SchemaError
+from adapter.grammar.values import SPACES, Values, is_dspy_type, values_of
+from adapter.typed_values import typed_value, union_members
+
+
+@dataclass(frozen=True)
+class Field:
+    """An output field: its name, its type, and its constraints as pydantic keeps them."""
+
+    name: str
+    annotation: Any
+    metadata: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class AnswerGrammar:
+    """A grammar in GBNF.
+
+    unchecked   what of the fields' types must be checked after, by field
+    last_text   what the last field begins with, if it is free text, which may end anywhere
+    """
+
+    gbnf: str
+    unchecked: tuple[tuple[str, tuple[str, ...]], ...]
+    last_text: str | None
+
+
+FieldValues = list[tuple[str, Values]]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an adapter has the fields of an answer.
+
+    write    makes the whole, and each field's values
+    opening  what a field begins with, where its text may end with the answer; None where a field
+             has an end of its own
+    """
+
+    write: Callable[[Rules, tuple[Field, ...]], tuple[Expression, FieldValues]]
+    opening: Callable[[str], str] | None = None
+
+
+def answer_grammar(signature: type[Signature], form: Form) -> AnswerGrammar | None:
+    """The grammar of a signature's answers; None where there is nothing to answer.
+
+    It is kept: the same fields in the same form are looked up the next time.
+    """
+    fields = tuple(
+        Field(name, field.annotation, tuple(field.metadata))
+        for name, field in signature.output_fields.items()
+    )
+    if not fields:
+        return None
+    try:
+        return _kept(fields, form)
+    except TypeError:  # a constraint that has no hash
+        return _made(fields, form)
+
+
+def _made(fields: tuple[Field, ...], form: Form) -> AnswerGrammar | None:
+    rules = Rules()
+    whole, values = form.write(rules, fields)
+    gbnf = rules.gbnf(whole)
+    if gbnf is None:
+        return None
+    unchecked = tuple((name, one.unchecked) for name, one in values if one.unchecked)
+    last, value = values[-1]
+    ends_in_text = form.opening is not None and value.expression is None
+    return AnswerGrammar(gbnf, unchecked, form.opening(last) if ends_in_text else None)  # type: ignore[misc]
+
+
+_kept = lru_cache(KEPT)(_made)
+
+
+# LlamaCppAdapter: `field: value` lines.
+
+
+def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, FieldValues]:
+    """`field: value` at the start of a line, as adapter.field_markers reads it."""
+    fence = Marker(_INDENTATION, "```")
+    markers = [_field_marker(field.name) for field in fields]
+    # A block of code is closed: what is in it is no marker, and what comes after it may be.
+    in_block = line_without(rules, (fence,), may_be_empty=True)
+    fence_line = sequence(repeat(one_of(_INDENTATION)), "```", repeat(one_of(LINE)))
+    block = sequence(fence_line, repeat(sequence("\n", in_block)), "\n", fence_line)
+    plain = line_without(rules, (*markers, fence), may_be_empty=False)
+    next_line = sequence(repeat("\n", 1, 2), choice([plain, block]))
+    text = rules.add(
+        "text",
+        "text",
+        lambda: sequence(optional(sequence(" ", repeat(one_of(LINE)))), repeat(next_line)),
+    )
+
+    def code(kind: type[Code]) -> Expression:
+        language = f"```{kind.language.lower()}"
+        return sequence(language, repeat(sequence("\n", in_block)), "\n```")
+
+    json_text = JsonText(rules)
+    whole: list[Expression | str] = []
+    values = []
+    for field in fields:
+        found = values_of(field.annotation, field.metadata, json_text, typed_value, code=code)
+        values.append((field.name, found))
+        value: Expression = text
+        if found.expression is not None:
+            space = one_of(Characters.of(" \n")) if found.is_json else sequence(" ")
+            value = sequence(space, found.expression)
+        whole += [repeat("\n", 1, 2) if whole else EMPTY, f"{field.name}:", value]
+    return sequence(*whole), values
+
+
+_INDENTATION = Characters.of(" \t")
+_LINE_SIGNS = Characters.of(" \t#>-*+•`_.)0123456789")
+
+
+def _field_marker(name: str) -> Marker:
+    """A field's marker, with more signs before and after the name than make it one."""
+
+    def spellings(letter: str) -> str:
+        return " _-" if letter == "_" else case_spellings(letter)
+
+    return Marker(
+        _LINE_SIGNS,
+        name.lstrip("_") or name,  # signs before it
+        spellings,
+        after=Characters.of("*_` \t"),
+        ends=Characters.of(":\uff1a"),
+    )
+
+
+# DSPy's adapters.
+
+
+def _chat(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, FieldValues]:
+    """`[[ ## field ## ]]` on a line of its own, as dspy.ChatAdapter reads it."""
+    line = line_without(rules, (Marker(SPACES, "[[ ## "),), may_be_empty=False)
+    text = optional(sequence(line, repeat(sequence(repeat("\n", 1, 2), line))))
+    json_text = JsonText(rules)
+    whole: list[Expression | str] = []
+    values = []
+    for field in fields:
+        found = _dspy_values(field, json_text)
+        values.append((field.name, found))
+        value = text if found.expression is None else found.expression
+        whole += [f"[[ ## {field.name} ## ]]\n", value, repeat("\n", 1, 2)]
+    return sequence(*whole, "[[ ## completed ## ]]"), values
+
+
+def _xml(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, FieldValues]:
+    """`<field>` and `</field>`, as dspy.XMLAdapter reads it; lists and objects as JSON."""
+    special = Characters.of("<&>")
+    character = choice([one_of(LINE - special), "&lt;", "&amp;", "&gt;"])
+    visible = choice([one_of(LINE - special - SPACES), "&lt;", "&amp;", "&gt;"])
+    line = sequence(repeat(one_of(SPACES)), visible, repeat(character))
+    text = optional(sequence(line, repeat(sequence(repeat("\n", 1, 2), line))))
+    json_text = JsonText(rules, PRINTABLE - special)
+    whole: list[Expression | str] = []
+    values = []
+    for field in fields:
+        found = _dspy_values(field, json_text, line=LINE - special)
+        values.append((field.name, found))
+        value = text if found.expression is None else found.expression
+        begin = "\n\n" if whole else ""
+        whole += [f"{begin}<{field.name}>\n", value, f"\n</{field.name}>"]
+    return sequence(*whole), values
+
+
+def _json(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, FieldValues]:
+    """One JSON object with all fields, as dspy.JSONAdapter reads it."""
+    json_text = JsonText(rules)
+    members: list[Expression] = []
+    values = []
+    for field in fields:
+        found = _dspy_values(field, json_text, in_json=True)
+        values.append((field.name, found))
+        value = json_text.string() if found.expression is None else found.expression
+        key = sequence(json_text.written(field.name))
+        members += [json_text.comma if members else EMPTY, json_text.member(key, value)]
+    return json_text.object(sequence(*members)), values
+
+
+def _dspy_values(
+    field: Field, json_text: JsonText, *, in_json: bool = False, line: Characters = LINE
+) -> Values:
+    """How a value is written so that dspy's parse_value reads it."""
+    annotation: Any = field.annotation
+    members = union_members(annotation)
+    is_free = annotation is Any or (annotation is str and not field.metadata)
+    if in_json and not is_free and not is_dspy_type(annotation, Type):
+        values = _json_values(field, json_text)
+        if str not in members or type(None) in members:
+            return values
+    elif str not in members or type(None) in members:
+        return values_of(
+            annotation, field.metadata, json_text, parse_value, bare_strings=False, line=line
+        )
+    # parse_value takes the text of such a union for JSON where it can.
+    # Made at run time, so no type that mypy could read.
+    others: Any = Union.__getitem__(tuple(member for member in members if member is not str))
+    if in_json:
+        word = sequence(one_of(_WORD_BEGIN), repeat(one_of(_WORD)))
+        values = _json_values(replace(field, annotation=others), json_text)
+        text = json_text.quoted(word)
+    else:
+        values = values_of(
+            others, field.metadata, json_text, parse_value, bare_strings=False, line=line
+        )
+        text = json_text.string()
+    return replace(values, expression=choice([values.expression or text, text]))
+
+
+def _json_values(field: Field, json_text: JsonText) -> Values:
+    try:
+        schema = annotation_schema(field.annotation, field.metadata)
+        text = SchemaText(json_text, schema)
+        return Values(text.root(), is_json=True, unchecked=text.unchecked)
+    except SchemaError:
+        return Values(json_text.value, is_json=True)
+
+
+# What neither JSON nor Python takes for a value of its own.
+_WORD_BEGIN = Characters.of((0x41, 0x5A), (0x61, 0x7A)) - Characters.of("NnI")
+_WORD = PRINTABLE - Characters.of("[](){}\"'\\`")
+
+FIELD_LINES = Form(_field_lines, opening=lambda name: f"{name}:")
+"""LlamaCppAdapter's form."""
+
+CHAT = Form(_chat, opening=lambda name: f"[[ ## {name} ## ]]")
+"""dspy.ChatAdapter's form."""
+
+XML = Form(_xml)
+"""dspy.XMLAdapter's form."""
+
+JSON = Form(_json)
+"""dspy.JSONAdapter's form."""

@@ -1,0 +1,89 @@
+"""Dates, times and identifiers as expressions: only what exists is let through."""
+
+from __future__ import annotations
+
+from adapter.grammar.characters import DIGITS, Characters
+from adapter.grammar.rules import Expression, choice, one_of, optional, repeat, sequence
+
+_DIGIT = one_of(DIGITS)
+
+
+def _digit(first: int, last: int) -> Expression:
+    return one_of(Characters.of((0x30 + first, 0x30 + last)))
+
+
+def _up_to(tens: int, ones: int) -> Expression:
+    """Two digits from 00 to a number."""
+    return choice([sequence(_digit(0, tens - 1), _DIGIT), sequence(str(tens), _digit(0, ones))])
+
+
+def _date() -> Expression:
+    to_28 = [sequence("0", _digit(1, 9)), sequence("1", _DIGIT), sequence("2", _digit(0, 8))]
+    to_30 = [*to_28, "29", "30"]
+    months_31 = choice(["01", "03", "05", "07", "08", "10", "12"])
+    months_30 = choice(["04", "06", "09", "11"])
+    any_year = sequence(_digit(1, 9), repeat(_DIGIT, 3, 3))
+    fours = ["0" + d for d in "48"] + [a + b for a in "2468" for b in "048"]
+    fours += [a + b for a in "13579" for b in "26"]
+    leap_year = choice(
+        [
+            sequence(_digit(1, 9), _DIGIT, choice(fours)),
+            sequence(choice(year for year in [*fours, "00"] if year[0] != "0"), "00"),
+        ]
+    )
+    in_any_year = choice(
+        [
+            sequence(months_31, "-", choice([*to_30, "31"])),
+            sequence(months_30, "-", choice(to_30)),
+            sequence("02-", choice(to_28)),
+        ]
+    )
+    return choice([sequence(any_year, "-", in_any_year), sequence(leap_year, "-02-29")])
+
+
+DATE = _date()
+_CLOCK = sequence(
+    _up_to(2, 3),
+    ":",
+    _up_to(5, 9),
+    ":",
+    _up_to(5, 9),
+    optional(sequence(".", repeat(_DIGIT, 1, 6))),
+)
+_ZONE = choice(["Z", sequence(one_of(Characters.of("+-")), _up_to(2, 3), ":", _up_to(5, 9))])
+_HEX = one_of(Characters.of((0x30, 0x39), (0x41, 0x46), (0x61, 0x66)))
+_COUNT = sequence(_digit(1, 9), repeat(_DIGIT, 0, 3))
+_HOURS = sequence(
+    optional(sequence(_COUNT, "H")), optional(sequence(_COUNT, "M")), sequence(_COUNT, "S")
+)
+
+
+def _uuid(version: Expression) -> Expression:
+    def digits(count: int) -> Expression:
+        return repeat(_HEX, count, count)
+
+    variant = one_of(Characters.of("89abAB"))
+    return sequence(
+        digits(8), "-", digits(4), "-", version, digits(3), "-", variant, digits(3), "-", digits(12)
+    )
+
+
+FORMATS: dict[str, Expression] = {
+    "date": DATE,
+    "time": sequence(_CLOCK, _ZONE),
+    "date-time": sequence(DATE, "T", _CLOCK, _ZONE),
+    "duration": choice(
+        [
+            sequence("P", _COUNT, "D", optional(sequence("T", _HOURS))),
+            sequence("PT", _HOURS),
+        ]
+    ),
+    "uuid": _uuid(_HEX),
+    **{f"uuid{version}": _uuid(sequence(str(version))) for version in range(1, 9)},
+    # Python's own kinds, which RFC 3339 has not.
+    "naive-time": _CLOCK,
+    "any-time": sequence(_CLOCK, optional(_ZONE)),
+    "naive-date-time": sequence(DATE, "T", _CLOCK),
+    "any-date-time": sequence(DATE, "T", _CLOCK, optional(_ZONE)),
+}
+"""What a string of each format looks like."""

@@ -1,0 +1,509 @@
+"""JSON schemas as expressions of a grammar.
+
+llama.cpp's own converter is made for schemas that a model is to be guided by. It leaves out
+keywords that it does not know, writes patterns into strings as they stand, and lets keys through
+that are spelled otherwise. Here whatever fits the expression is valid, and what cannot be said is
+told (see `SchemaText.unchecked`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote
+
+from adapter.grammar import schema_merging
+from adapter.grammar.formats import FORMATS
+from adapter.grammar.json_text import JsonText
+from adapter.grammar.numbers import integer, number
+from adapter.grammar.patterns import UnsupportedPattern, pattern_expression
+from adapter.grammar.rules import (
+    EMPTY,
+    IMPOSSIBLE,
+    MAX_REPEAT,
+    Expression,
+    Repeat,
+    Rule,
+    Rules,
+    choice,
+    optional,
+    repeat,
+    sequence,
+)
+from adapter.grammar.schema_bounds import bounds
+from adapter.grammar.schema_merging import Schema, SchemaError
+
+MAX_ALTERNATIVES = 5000
+"""Of all unions in a schema, written out."""
+
+_NOT_EXPRESSED = {
+    "object": ("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties"),
+    "array": ("contains", "unevaluatedItems"),
+    "number": ("multipleOf",),
+    "integer": ("multipleOf",),
+}
+_EVERYWHERE = ("not", "if", "x-unchecked")
+
+
+KEPT = 256
+"""Grammars that stay made: a program asks for the same few again and again."""
+
+
+@dataclass(frozen=True)
+class SchemaGrammar:
+    """A schema's grammar in GBNF, and the keywords that must be checked after."""
+
+    gbnf: str
+    unchecked: tuple[str, ...]
+
+
+class SchemaText:
+    """The JSON texts that a schema describes, within the rules of a grammar.
+
+    unchecked   the keywords that the grammar leaves out: what they demand must be checked after
+    """
+
+    def __init__(self, json_text: JsonText, document: Mapping[str, Any]) -> None:
+        self._json = json_text
+        self._document = document
+        self._identity = object()  # what "$ref" means is another thing in another document
+        self._alternatives = 0
+        self._unchecked: dict[str, None] = {}
+        schema_merging.assertions(document)
+        schema_merging.require_no_other_base(document)
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """What the grammar leaves out."""
+        return tuple(self._unchecked)
+
+    def root(self) -> Rule:
+        """Texts that the whole document describes.
+
+        Raises SchemaError for what is no schema, or cannot be a grammar.
+        """
+        try:
+            return self.rule("answer", dict(self._document))
+        except RecursionError:
+            raise SchemaError("it nests too deep") from None
+
+    def rule(self, hint: str, *schemas: Any) -> Rule:
+        """Texts that all of the schemas describe."""
+        texts = sorted({json.dumps(schema, sort_keys=True) for schema in schemas})
+        key = ("schema", self._identity, *texts)
+        return self._json.rules.add(hint, key, lambda: self._body(hint, schemas))
+
+    def _body(self, hint: str, schemas: tuple[Any, ...]) -> Expression:
+        if len(schemas) == 1 and isinstance(schemas[0], dict):
+            keywords = schema_merging.assertions(schemas[0])
+            [first, *others] = keywords or [""]
+            if first == "$ref" and not others:
+                return self.rule(hint, self._resolved(keywords["$ref"]))
+            if first in ("anyOf", "oneOf") and not others:
+                options = schema_merging.schemas_in(keywords, first)
+                if first == "oneOf":
+                    self._require_exclusive(options)
+                return choice(
+                    self._preferred([(f"{hint}-{i}", option) for i, option in enumerate(options)])
+                )
+        return choice(self._typed(hint, plain) for plain in self._plain(schemas))
+
+    def _preferred(self, options: list[tuple[str, Any]]) -> list[Expression]:
+        """The options that a grammar says whole, where there are some; else all."""
+        found = []
+        before = self._unchecked
+        for hint, option in options:
+            self._unchecked = {}
+            found.append((self.rule(hint, option), self._unchecked))
+        self._unchecked = before
+        whole = [rule for rule, unchecked in found if not unchecked]
+        if whole:
+            return [*whole]
+        for _, unchecked in found:
+            self._unchecked |= unchecked
+        return [rule for rule, _ in found]
+
+    def _plain(self, schemas: Iterable[Any]) -> list[Schema]:
+        """Schemas without references and unions: any one describes what all of these do."""
+        self._alternatives += 1
+        if self._alternatives > MAX_ALTERNATIVES:
+            raise SchemaError(f"its unions have more than {MAX_ALTERNATIVES} combinations")
+        merged: Schema = {}
+        unions: list[list[Any]] = []
+        todo = list(schemas)
+        followed: set[str] = set()
+        while todo:
+            schema = todo.pop(0)
+            if schema is False:
+                return []
+            if schema is True:
+                continue
+            rest = schema_merging.assertions(schema)
+            if "$ref" in rest:
+                reference = rest.pop("$ref")
+                if reference in followed:
+                    continue  # it has been taken in already
+                followed.add(reference)
+                todo.insert(0, self._resolved(reference))
+            if "allOf" in rest:
+                todo += schema_merging.schemas_in(rest, "allOf")
+                del rest["allOf"]
+            for keyword in ("anyOf", "oneOf"):
+                if keyword in rest:
+                    options = schema_merging.schemas_in(rest, keyword)
+                    if keyword == "oneOf":
+                        self._require_exclusive(options)
+                    unions.append(options)
+                    del rest[keyword]
+            merged = schema_merging.merged(merged, rest)
+        if not unions:
+            return [merged]
+        others = [{"anyOf": union} for union in unions[1:]]
+        return [plain for option in unions[0] for plain in self._plain([merged, option, *others])]
+
+    def _resolved(self, reference: Any) -> Any:
+        if not isinstance(reference, str) or not re.match("#(/|$)", reference):
+            raise SchemaError(f"$ref {reference!r} does not refer into the same schema")
+        found: Any = self._document
+        for step in filter(None, reference[1:].split("/")[1:]):
+            key = unquote(step).replace("~1", "/").replace("~0", "~")
+            if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
+                found = found[int(key)]
+            elif isinstance(found, Mapping) and key in found:
+                found = found[key]
+            else:
+                raise SchemaError(f"$ref {reference!r} refers to nothing: {key!r} is not there")
+        return found
+
+    def _require_exclusive(self, options: list[Any]) -> None:
+        """Tell where a text may fit several options of a oneOf."""
+        kinds = []
+        for option in options:
+            while isinstance(option, dict) and "$ref" in option:
+                option = self._resolved(option["$ref"])
+            kinds.append(option)
+        for index, one in enumerate(kinds):
+            if not all(schema_merging.exclusive(one, other) for other in kinds[:index]):
+                self._leave("oneOf")
+
+    def _leave(self, what: str) -> None:
+        self._unchecked[what] = None
+
+    # One schema without references and unions.
+
+    def _typed(self, hint: str, schema: Schema) -> Expression:
+        for keyword in _EVERYWHERE:
+            if keyword in schema:
+                if keyword == "not" and schema["not"] is True:
+                    return IMPOSSIBLE
+                if keyword == "if" and not ("then" in schema or "else" in schema):
+                    continue
+                for what in schema[keyword] if keyword == "x-unchecked" else (keyword,):
+                    self._leave(what)
+        if "enum" in schema:
+            return self._enumerated(schema)
+        types = schema_merging.types_of(schema)
+        if types is None:
+            return self._json.value
+        options = []
+        for kind in types:
+            for keyword in _NOT_EXPRESSED.get(kind, ()):
+                if keyword in schema:
+                    self._leave(keyword)
+            options.append(getattr(self, f"_{kind}")(hint, schema))
+        return choice(options)
+
+    def _enumerated(self, schema: Schema) -> Expression:
+        values = []
+        for value in schema["enum"]:
+            fits = schema_merging.scalar_fits(value, schema)
+            if fits is None:
+                self._leave("enum beside " + ", ".join(sorted(set(schema) - {"enum", "type"})))
+            if fits is not False:
+                try:
+                    values.append(self._json.constant(value))
+                except ValueError:
+                    continue  # no JSON text stands for it
+        return choice(values)
+
+    def _null(self, hint: str, schema: Schema) -> Expression:
+        return sequence("null")
+
+    def _boolean(self, hint: str, schema: Schema) -> Expression:
+        return choice(["true", "false"])
+
+    def _integer(self, hint: str, schema: Schema) -> Expression:
+        low, above, high, below = bounds(schema)
+        least = None if low is None else math.floor(low) + 1 if above else math.ceil(low)
+        most = None if high is None else math.ceil(high) - 1 if below else math.floor(high)
+        if least is not None and most is not None and least > most:
+            return IMPOSSIBLE
+        return integer(least, most)
+
+    def _number(self, hint: str, schema: Schema) -> Expression:
+        low, above, high, below = bounds(schema)
+        if (
+            low is not None
+            and high is not None
+            and (low > high or (low == high and (above or below)))
+        ):
+            return IMPOSSIBLE
+        return number(low, high, above=above, below=below)
+
+    def _string(self, hint: str, schema: Schema) -> Expression:
+        least, most = _counts(schema, "minLength", "maxLength")
+        if most is not None and least > most:
+            return IMPOSSIBLE
+        patterns = schema.get("pattern", [])
+        kind = schema.get("format")
+        if kind in FORMATS:
+            self._leave_given(schema, "pattern", "minLength", "maxLength")
+            return self._json.quoted(FORMATS[kind])
+        if kind is not None and kind not in schema_merging.FORMATS_OF_ANY_TEXT:
+            self._leave(f"format {kind}")
+        for index, pattern in enumerate(patterns):
+            try:
+                content = pattern_expression(pattern, self._json.spelled)
+            except UnsupportedPattern as reason:
+                self._leave(f"pattern {pattern} ({reason})")
+                continue
+            for other in patterns[index + 1 :]:
+                self._leave(f"pattern {other} beside another")
+            if least or most is not None:
+                if not isinstance(content, Repeat):
+                    self._leave_given(schema, "minLength", "maxLength")
+                    return self._json.quoted(content)
+                content = _within(content, least, most)
+            return self._json.quoted(content)
+        if most is not None and most > MAX_REPEAT:
+            self._leave("maxLength")
+            most = None
+        return self._json.string(_repeated("minLength", least), most)
+
+    def _array(self, hint: str, schema: Schema) -> Expression:
+        least, most = _counts(schema, "minItems", "maxItems")
+        prefix = schema.get("prefixItems", [])
+        rest = schema.get("items", not prefix or least > len(prefix))
+        if rest is False:
+            most = len(prefix) if most is None else min(most, len(prefix))
+        if "minItems" not in schema and prefix:
+            least = len(prefix) if most is None else min(most, len(prefix))
+        if most is not None and least > most:
+            return IMPOSSIBLE
+        if schema.get("uniqueItems") is True and (most is None or most > 1):
+            self._leave("uniqueItems")
+        if most is not None and most > MAX_REPEAT:
+            self._leave("maxItems")
+            most = None
+        _repeated("minItems", least)
+        first = [self.rule(f"{hint}-{i}", schema) for i, schema in enumerate(prefix[:most])]
+        items: Expression = EMPTY
+        if rest is not False and (most is None or most > len(first)):
+            item = self.rule(f"{hint}-item", rest)
+            room = None if most is None else most - len(first)
+            if first:
+                items = repeat(sequence(self._json.comma, item), max(0, least - len(first)), room)
+            else:
+                more = repeat(
+                    sequence(self._json.comma, item),
+                    max(0, least - 1),
+                    None if room is None else room - 1,
+                )
+                items = sequence(item, more)
+                items = items if least else optional(items)
+        for index in reversed(range(len(first))):
+            items = sequence(self._json.comma if index else EMPTY, first[index], items)
+            items = items if index < least else optional(items)
+        return self._json.array(items)
+
+    def _object(self, hint: str, schema: Schema) -> Expression:
+        declared: dict[str, Any] = schema.get("properties", {})
+        required: list[str] = schema.get("required", [])
+        by_pattern: dict[str, Any] = schema.get("patternProperties", {})
+        others = schema.get("additionalProperties", True)
+        names = schema.get("propertyNames", True)
+        least, most = _counts(schema, "minProperties", "maxProperties")
+
+        members: list[tuple[bool, str, Expression]] = []
+        for name in dict.fromkeys([*declared, *required]):
+            schemas = [declared[name]] if name in declared else []
+            schemas += [by_pattern[pattern] for pattern in by_pattern if _found(pattern, name)]
+            schemas = schemas or [others]
+            allowed = True if names is True else schema_merging.scalar_fits(name, names)
+            if allowed is None:
+                self._leave("propertyNames")
+            value = IMPOSSIBLE if allowed is False else self.rule(f"{hint}-{name}", *schemas)
+            key = sequence(self._json.written(name))
+            members.append((name in required, name, self._json.member(key, value)))
+        if most is not None and len(members) > most:
+            # Only as many as there is room for, those that must be there first.
+            kept = sorted(members, key=lambda member: not member[0])[:most]
+            if sum(1 for member in members if member[0]) > most:
+                return IMPOSSIBLE
+            members = [member for member in members if member in kept]
+        missing = max(0, least - sum(1 for member in members if member[0]))
+        for index, (must, name, member) in enumerate(members):
+            if missing and not must:
+                members[index] = (True, name, member)
+                missing -= 1
+
+        extra: Expression | None = None
+        room = None if most is None else most - len(members)
+        if room != 0 and (missing or not declared or "additionalProperties" in schema):
+            extra = self._other_member(hint, schema, [*dict.fromkeys([*declared, *required])])
+        if missing > 1 and extra is not None:
+            self._leave("minProperties")  # the same key could be given twice
+        if missing and extra is None:
+            return IMPOSSIBLE
+        if room is not None and room > MAX_REPEAT:
+            self._leave("maxProperties")
+            room = None
+        return self._json.object(self._members(hint, members, extra, missing, room))
+
+    def _members(
+        self,
+        hint: str,
+        members: list[tuple[bool, str, Expression]],
+        extra: Expression | None,
+        missing: int,
+        room: int | None,
+    ) -> Expression:
+        """Members in their order, each that is not required left out or not."""
+        comma = self._json.comma
+        first: Expression = EMPTY
+        after: Expression = EMPTY
+        if extra is not None:
+            more = sequence(comma, extra)
+            after = repeat(more, min(missing, 1), room)
+            first = sequence(extra, repeat(more, 0, None if room is None else room - 1))
+            first = first if missing else optional(first)
+        for must, name, member in reversed(members):
+            with_it, following = sequence(member, after), sequence(comma, member, after)
+            if must:
+                first, after = with_it, following
+                continue
+            key = (member, after)
+            without, skipped = first, after
+            rest = self._json.rules.add(
+                f"{hint}-{name}-on",
+                ("on", key),
+                lambda f=following, s=skipped: choice([f, s]),  # type: ignore[misc]
+            )
+            begin = self._json.rules.add(
+                f"{hint}-{name}-first",
+                ("first", key, first),
+                lambda w=with_it, o=without: choice([w, o]),  # type: ignore[misc]
+            )
+            first, after = begin, rest
+        return first
+
+    def _other_member(self, hint: str, schema: Schema, declared: list[str]) -> Expression | None:
+        """A member that no property declares."""
+        by_pattern: dict[str, Any] = schema.get("patternProperties", {})
+        names = schema.get("propertyNames", True)
+        value: Any = schema.get("additionalProperties", True)
+        if by_pattern:
+            # Keys of one pattern, where no other can be meant.
+            if len(by_pattern) > 1 or declared or names is not True:
+                return None
+            [(pattern, value)] = by_pattern.items()
+            names = {"type": "string", "pattern": pattern}
+        if value is False:
+            return None
+        member_value = self.rule(f"{hint}-value", value)
+        if names is True:
+            key = self._key(declared) if declared else self._json.string()
+        elif not declared:
+            key = self._key_of(hint, names)
+        else:
+            return None
+        return self._json.member(key, member_value)
+
+    def _key_of(self, hint: str, names: Any) -> Expression:
+        """A key that a schema describes; a number or the like is put in quotes."""
+        found = []
+        for plain in self._plain([names]):
+            kinds = schema_merging.types_of(plain) or ["string"]
+            if "enum" in plain or kinds == ["string"]:
+                found.append(self._typed(hint, {**plain, "type": ["string"]}))
+            elif set(kinds) <= {"integer", "number", "boolean"}:
+                found.append(self._json.quoted(self._typed(hint, plain)))
+            else:
+                self._leave("propertyNames")
+                found.append(self._json.string())
+        return choice(found)
+
+    def _key(self, declared: list[str]) -> Expression:
+        """A string that is none of these, without escapes, so that it cannot be one in disguise."""
+        raw = self._json.raw
+        any_more = repeat(self._json.spelled(raw))
+
+        def other_than(names: list[str]) -> Expression:
+            following: dict[str, list[str]] = {}
+            for name in names:
+                if name and name[0] in raw:
+                    following.setdefault(name[0], []).append(name[1:])
+            options: list[Expression] = [] if "" in names else [EMPTY]
+            others = raw
+            for character, rests in following.items():
+                others -= type(raw).of(character)
+                options.append(sequence(character, other_than(rests)))
+            options.append(sequence(self._json.spelled(others), any_more))
+            return choice(options)
+
+        return self._json.quoted(other_than(declared))
+
+    def _leave_given(self, schema: Schema, *keywords: str) -> None:
+        for keyword in keywords:
+            if schema.get(keyword):
+                self._leave(keyword)
+
+
+def _counts(schema: Schema, least: str, most: str) -> tuple[int, int | None]:
+    return schema.get(least, 0), schema.get(most)
+
+
+def _repeated(keyword: str, count: int) -> int:
+    if count > MAX_REPEAT:
+        raise SchemaError(f"{keyword} of {count} is more than the {MAX_REPEAT} a grammar can count")
+    return count
+
+
+def _within(content: Repeat, least: int, most: int | None) -> Expression:
+    """A repetition of one character, of so many of them too."""
+    least = max(least, content.least)
+    limits = [limit for limit in (most, content.most) if limit is not None]
+    if limits and least > min(limits):
+        return IMPOSSIBLE
+    return repeat(content.part, _repeated("minLength", least), min(limits) if limits else None)
+
+
+def _found(pattern: str, name: str) -> bool:
+    try:
+        return re.search(pattern, name) is not None
+    except re.error as error:
+        raise SchemaError(
+            f"patternProperties has {pattern!r}, no regular expression: {error}"
+        ) from None
+
+
+@lru_cache(KEPT)
+def json_schema_grammar(schema: str) -> SchemaGrammar:
+    """The grammar of the JSON texts that a schema, given as JSON, describes.
+
+    Raises SchemaError for what is no schema, cannot be a grammar, or that no text fits.
+    """
+    document = json.loads(schema)
+    if document is False:
+        raise SchemaError("no text can ever fit it")
+    rules = Rules()
+    text = SchemaText(JsonText(rules), {} if document is True else document)
+    gbnf = rules.gbnf(text.root())
+    if gbnf is None:
+        raise SchemaError("no text can ever fit it")
+    return SchemaGrammar(gbnf, text.unchecked)

@@ -1,0 +1,230 @@
+"""Grammars while they are made: expressions, the rules they are in, and their GBNF."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from adapter.grammar.characters import Characters
+
+MAX_REPEAT = 1000
+"""The largest count in a repetition. llama.cpp writes each one out as a rule of its own."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """This very text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One character of a set."""
+
+    characters: Characters
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One expression after the other; none is the empty text."""
+
+    parts: tuple[Expression, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Any one of several expressions; of none, nothing fits."""
+
+    options: tuple[Expression, ...]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """An expression `least` to `most` times; None is any number."""
+
+    part: Expression
+    least: int
+    most: int | None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Whatever the rule of this name describes."""
+
+    name: str
+
+
+Expression: TypeAlias = "Text | OneOf | Sequence | Choice | Repeat | Rule"
+
+EMPTY = Sequence(())
+IMPOSSIBLE = Choice(())
+
+
+def sequence(*parts: Expression | str) -> Expression:
+    """Expressions one after the other; texts stand for themselves."""
+    flat: list[Expression] = []
+    for part in parts:
+        one = Text(part) if isinstance(part, str) else part
+        flat += one.parts if isinstance(one, Sequence) else (one,)
+    flat = [part for part in flat if part != Text("")]
+    return flat[0] if len(flat) == 1 else Sequence(tuple(flat))
+
+
+def choice(options: Iterable[Expression | str]) -> Expression:
+    """Any one of several expressions."""
+    flat: dict[Expression, None] = {}
+    for option in options:
+        one = Text(option) if isinstance(option, str) else option
+        flat |= dict.fromkeys(one.options if isinstance(one, Choice) else (one,))
+    return next(iter(flat)) if len(flat) == 1 else Choice(tuple(flat))
+
+
+def repeat(part: Expression | str, least: int = 0, most: int | None = None) -> Expression:
+    """An expression several times."""
+    one = Text(part) if isinstance(part, str) else part
+    if most == 0:
+        return EMPTY
+    return one if least == most == 1 else Repeat(one, least, most)
+
+
+def optional(part: Expression | str) -> Expression:
+    """An expression, or the empty text."""
+    return repeat(part, 0, 1)
+
+
+def one_of(characters: Characters) -> Expression:
+    """One character of a set."""
+    return OneOf(characters) if characters else IMPOSSIBLE
+
+
+def may_be_empty(part: Expression) -> bool:
+    """Whether the empty text fits an expression without rules."""
+    if isinstance(part, Sequence):
+        return all(map(may_be_empty, part.parts))
+    if isinstance(part, Choice):
+        return any(map(may_be_empty, part.options))
+    if isinstance(part, Repeat):
+        return part.least == 0 or may_be_empty(part.part)
+    return part == Text("")
+
+
+class Rules:
+    """The rules of one grammar, by name."""
+
+    def __init__(self) -> None:
+        self._rules: dict[str, Expression] = {}
+        self._names: dict[Hashable, str] = {}
+
+    def add(self, hint: str, key: Hashable, body: Callable[[], Expression]) -> Rule:
+        """The rule that stands for `key`; made by `body`, which may refer to it, if it is new."""
+        if key not in self._names:
+            name = self._new_name(hint)
+            self._names[key] = name
+            self._rules[name] = IMPOSSIBLE  # holds the name while the body is made
+            self._rules[name] = body()
+        return Rule(self._names[key])
+
+    def gbnf(self, root: Expression, known: frozenset[str] = frozenset()) -> str | None:
+        """The grammar whose root is `root`, or None where no text can ever fit it.
+
+        Rules that nothing fits are left out, and what would lead there; `known` ones are defined
+        elsewhere.
+        """
+        possible = self._possible(known)
+        body = _pruned(root, possible)
+        if body is None:
+            return None
+        kept: dict[str, Expression] = {"root": body}
+        todo = [body]
+        while todo:
+            part = todo.pop()
+            if isinstance(part, Rule) and part.name not in kept and part.name not in known:
+                rule = _pruned(self._rules[part.name], possible)
+                assert rule is not None  # it is possible, or would not be referred to
+                kept[part.name] = rule
+                todo.append(rule)
+            todo += _children(part)
+        return "".join(f"{name} ::= {_gbnf(rule)}\n" for name, rule in kept.items())
+
+    def _new_name(self, hint: str) -> str:
+        base = re.sub("[^a-zA-Z0-9]+", "-", hint).strip("-").lower()[:40] or "rule"
+        name, count = base, 1
+        while name in self._rules or name == "root":
+            count += 1
+            name = f"{base}-{count}"
+        return name
+
+    def _possible(self, known: frozenset[str]) -> set[str]:
+        """The rules that some finite text fits."""
+        possible = set(known)
+        growing = True
+        while growing:
+            found = {
+                name
+                for name, rule in self._rules.items()
+                if name not in possible and _pruned(rule, possible) is not None
+            }
+            possible |= found
+            growing = bool(found)
+        return possible
+
+
+def _children(part: Expression) -> tuple[Expression, ...]:
+    if isinstance(part, Sequence):
+        return part.parts
+    if isinstance(part, Choice):
+        return part.options
+    return (part.part,) if isinstance(part, Repeat) else ()
+
+
+def _pruned(part: Expression, possible: set[str]) -> Expression | None:
+    """The expression without what can never be completed; None if that is all of it."""
+    if isinstance(part, Rule):
+        return part if part.name in possible else None
+    if isinstance(part, Sequence):
+        parts = [_pruned(one, possible) for one in part.parts]
+        return None if None in parts else sequence(*(one for one in parts if one is not None))
+    if isinstance(part, Choice):
+        options = [one for one in (_pruned(o, possible) for o in part.options) if one is not None]
+        return choice(options) if options else None
+    if isinstance(part, Repeat):
+        inner = _pruned(part.part, possible)
+        if inner is None:
+            return EMPTY if part.least == 0 else None
+        return Repeat(inner, part.least, part.most)
+    return part
+
+
+def _gbnf(part: Expression, *, nested: bool = False) -> str:
+    if isinstance(part, Rule):
+        return part.name
+    if isinstance(part, Text):
+        return f'"{"".join(map(_escaped, part.text))}"'
+    if isinstance(part, OneOf):
+        return part.characters.gbnf()
+    if isinstance(part, Repeat):
+        return _gbnf(part.part, nested=True) + _count(part.least, part.most)
+    if isinstance(part, Sequence):
+        text = " ".join(_gbnf(one, nested=isinstance(one, Choice)) for one in part.parts) or '""'
+        return f"({text})" if nested and len(part.parts) != 1 else text
+    text = " | ".join(_gbnf(one) for one in part.options)
+    return f"({text})" if nested else text
+
+
+def _count(least: int, most: int | None) -> str:
+    signs = {(0, None): "*", (1, None): "+", (0, 1): "?"}
+    if (least, most) in signs:
+        return signs[least, most]
+    return f"{{{least}}}" if least == most else f"{{{least},{'' if most is None else most}}}"
+
+
+def _escaped(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    if character.isprintable():
+        return character
+    code = ord(character)
+    return f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"

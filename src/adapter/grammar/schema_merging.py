@@ -1,0 +1,332 @@
+"""JSON schemas as data: what they demand, and two of them as one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+Schema = dict[str, Any]
+
+KEYWORDS_OF_TYPE: dict[str, tuple[str, ...]] = {
+    "object": (
+        "properties", "required", "additionalProperties", "patternProperties", "propertyNames",
+        "minProperties", "maxProperties", "dependentRequired", "dependentSchemas", "dependencies",
+        "unevaluatedProperties",
+    ),
+    "array": (
+        "items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems",
+        "contains", "minContains", "maxContains", "unevaluatedItems",
+    ),
+    "string": ("minLength", "maxLength", "pattern", "format"),
+    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+}  # fmt: skip
+_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
+_ASSERTIONS = {
+    "type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else",
+    "x-unchecked", *(keyword for keywords in KEYWORDS_OF_TYPE.values() for keyword in keywords),
+}  # fmt: skip
+
+FORMATS_OF_ANY_TEXT = ("binary", "password", "path", "file-path", "directory-path", "text")
+"""Formats that any string has."""
+
+
+class SchemaError(ValueError):
+    """What is no JSON schema, or none that a grammar can follow."""
+
+
+def assertions(schema: Any) -> Schema:
+    """What a schema demands, without what it only says; two spellings made one.
+
+    Raises SchemaError for a keyword's value of another form.
+    """
+    if not isinstance(schema, Mapping):
+        raise SchemaError(f"a schema is an object, true or false, not {schema!r}")
+    if "$dynamicRef" in schema or "$recursiveRef" in schema:
+        raise SchemaError("dynamic references are not supported; use $ref")
+    found = {key: value for key, value in schema.items() if key in _ASSERTIONS}
+    kinds = found.get("type")
+    if isinstance(kinds, str):
+        found["type"] = [kinds]
+    if "enum" in found and not isinstance(found["enum"], list):
+        raise SchemaError(f"enum has a value that it cannot have: {found['enum']!r}")
+    if "const" in found:
+        const = [found.pop("const")]
+        found["enum"] = _common_values(found["enum"], const) if "enum" in found else const
+    if isinstance(found.get("pattern"), str):
+        found["pattern"] = [found["pattern"]]
+    if isinstance(found.get("items"), list):  # as until 2019
+        found["prefixItems"] = found.pop("items")
+        if "additionalItems" in found:
+            found["items"] = found["additionalItems"]
+    found.pop("additionalItems", None)
+    for keyword, form in _FORMS.items():
+        if keyword in found and not form(found[keyword]):
+            raise SchemaError(f"{keyword} has a value that it cannot have: {found[keyword]!r}")
+    for kind in found.get("type", []):
+        if kind not in _TYPES:
+            raise SchemaError(f"type {kind!r} is none of {', '.join(_TYPES)}")
+    for keyword in _COUNTS:
+        if keyword in found:
+            found[keyword] = int(found[keyword])
+    return found
+
+
+def schemas_in(schema: Schema, keyword: str) -> list[Any]:
+    """The schemas of an allOf, anyOf or oneOf."""
+    schemas = schema[keyword]
+    if not isinstance(schemas, list) or not schemas:
+        raise SchemaError(f"{keyword} must be a list of schemas, and must not be empty")
+    return schemas
+
+
+def merged(one: Schema, other: Schema) -> Schema:
+    """One schema that describes what both do."""
+    both = {**one, **other}
+    for keyword in one.keys() & other.keys():
+        both[keyword] = _MERGERS.get(keyword, _unmerged)(one[keyword], other[keyword])
+    if "properties" in both or "patternProperties" in both:
+        _merge_members(one, other, both)
+    if "prefixItems" in both:
+        both["prefixItems"] = _merged_prefix(one, other)
+    unmerged = [keyword for keyword in one.keys() & other.keys() if both[keyword] is _UNMERGED]
+    for keyword in unmerged:
+        both[keyword] = one[keyword]
+        if one[keyword] != other[keyword]:
+            both["x-unchecked"] = [*both.get("x-unchecked", ()), f"{keyword} beside another"]
+    return both
+
+
+def types_of(schema: Schema) -> list[str] | None:
+    """The types that a value may have; None for any.
+
+    Without a type, that which the other keywords are for: whatever they leave open is not needed.
+    """
+    if "type" in schema:
+        kinds = list(schema["type"])
+        return [kind for kind in kinds if not (kind == "integer" and "number" in kinds)]
+    implied = [
+        kind
+        for kind, keywords in KEYWORDS_OF_TYPE.items()
+        if any(keyword in schema for keyword in keywords)
+    ]
+    return implied or None
+
+
+def scalar_fits(value: Any, schema: Any) -> bool | None:
+    """Whether a value fits a schema; None where more than its scalar keywords would tell."""
+    if isinstance(schema, bool):
+        return schema
+    plain = assertions(schema)
+    if "type" in plain and not any(_is_of(value, kind) for kind in plain["type"]):
+        return False
+    if "enum" in plain and not any(same(value, one) for one in plain["enum"]):
+        return False
+    kind = type_of(value)
+    family = "number" if kind == "integer" else kind
+    asked = set(KEYWORDS_OF_TYPE.get(family, ())) & plain.keys()
+    if kind == "string":
+        length = len(value)
+        if not plain.get("minLength", 0) <= length <= plain.get("maxLength", length):
+            return False
+        try:
+            if not all(re.search(pattern, value) for pattern in plain.get("pattern", [])):
+                return False
+        except re.error:
+            return None
+        asked -= {"minLength", "maxLength", "pattern"}
+    if family == "number":
+        if not plain.get("minimum", value) <= value <= plain.get("maximum", value):
+            return False
+        if "exclusiveMinimum" in plain and value <= plain["exclusiveMinimum"]:
+            return False
+        if "exclusiveMaximum" in plain and value >= plain["exclusiveMaximum"]:
+            return False
+        asked -= {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+    unknown = asked or plain.keys() & {"$ref", "allOf", "anyOf", "oneOf"}
+    return None if unknown else True
+
+
+def exclusive(one: Any, other: Any) -> bool:
+    """Whether it is plain that no value fits both schemas."""
+    if one is False or other is False:
+        return True
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return False
+    first, second = assertions(one), assertions(other)
+    if "enum" in first and "enum" in second:
+        return not _common_values(first["enum"], second["enum"])
+    kinds = [_kinds(first), _kinds(second)]
+    if None not in kinds and not _common_types(*kinds):
+        return True
+    shared = set(first.get("required", ())) & set(second.get("required", ()))
+    return any(
+        exclusive(first.get("properties", {}).get(name), second.get("properties", {}).get(name))
+        for name in shared
+    )
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are the same in JSON: True is not 1, and 1.0 is."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return bool(one == other)
+
+
+def type_of(value: Any) -> str:
+    """The JSON type of a value."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, (int, float)):
+        return "integer" if float(value).is_integer() else "number"
+    if isinstance(value, str):
+        return "string"
+    return "array" if isinstance(value, (list, tuple)) else "object"
+
+
+def require_no_other_base(document: Mapping[str, Any]) -> None:
+    """Refuse a schema whose references may not be meant from its beginning."""
+    todo: list[tuple[Any, bool]] = [(document, True)]
+    refers = rebased = False
+    while todo:
+        value, is_root = todo.pop()
+        if isinstance(value, Mapping):
+            refers |= isinstance(value.get("$ref"), str)
+            rebased |= not is_root and isinstance(value.get("$id"), str)
+            todo += [(v, False) for k, v in value.items() if k not in ("enum", "const")]
+        elif isinstance(value, list):
+            todo += [(item, False) for item in value]
+    if refers and rebased:
+        raise SchemaError("schemas with an $id of their own inside another are not supported")
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    own = type_of(value)
+    return own == kind or (own, kind) == ("integer", "number")
+
+
+def _kinds(schema: Schema) -> list[str] | None:
+    if "enum" in schema:
+        return [type_of(value) for value in schema["enum"]]
+    kinds: list[str] | None = schema.get("type")
+    return kinds
+
+
+def _common_types(one: Any, other: Any) -> list[str]:
+    common = [kind for kind in one if kind in other]
+    mixed = ("integer" in one and "number" in other) or ("number" in one and "integer" in other)
+    if mixed and "integer" not in common:
+        common.append("integer")
+    return common
+
+
+def _common_values(one: list[Any], other: list[Any]) -> list[Any]:
+    return [value for value in one if any(same(value, option) for option in other)]
+
+
+def _both(one: Any, other: Any) -> Any:
+    return one if one == other and type(one) is type(other) else {"allOf": [one, other]}
+
+
+class _Unmerged:
+    pass
+
+
+_UNMERGED = _Unmerged()
+
+
+def _unmerged(*_: Any) -> Any:
+    return _UNMERGED
+
+
+def _united(one: list[Any], other: list[Any]) -> list[Any]:
+    return list(dict.fromkeys([*one, *other]))
+
+
+_MERGERS: dict[str, Any] = {
+    "type": _common_types,
+    "enum": _common_values,
+    "required": _united,
+    "pattern": _united,
+    "x-unchecked": _united,
+    "items": _both,
+    "additionalProperties": _both,
+    "propertyNames": _both,
+    "uniqueItems": lambda one, other: one or other,
+    **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"), max),
+    **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"), min),
+    "properties": lambda one, other: {**one, **other},
+    "patternProperties": lambda one, other: {
+        key: _both(one[key], other[key]) if key in one and key in other else {**one, **other}[key]
+        for key in {**one, **other}
+    },
+    "prefixItems": lambda one, _: one,  # put together below, with the items after them
+}
+
+
+def _merge_members(one: Schema, other: Schema, both: Schema) -> None:
+    """Hold each property to what the other schema says of those that it does not declare."""
+    properties: dict[str, Any] = {}
+    for name in both.get("properties", {}):
+        schemas = [_member(name, schema) for schema in (one, other)]
+        properties[name] = _both(*schemas)
+    both["properties"] = properties
+    for first, second in ((one, other), (other, one)):
+        # A key of a pattern in one is an additional property to the other.
+        patterns = first.get("patternProperties")
+        is_bound = second.get("additionalProperties", True) is not True
+        if patterns and is_bound and patterns != second.get("patternProperties"):
+            both["x-unchecked"] = [*both.get("x-unchecked", ()), "patternProperties"]
+
+
+def _member(name: str, schema: Schema) -> Any:
+    if name in schema.get("properties", {}):
+        return schema["properties"][name]
+    if any(re.search(pattern, name) for pattern in schema.get("patternProperties", {})):
+        return True  # its own schema is added where the patterns are
+    return schema.get("additionalProperties", True)
+
+
+def _merged_prefix(one: Schema, other: Schema) -> list[Any]:
+    length = max(len(one.get("prefixItems", [])), len(other.get("prefixItems", [])))
+
+    def at(schema: Schema, index: int) -> Any:
+        prefix = schema.get("prefixItems", [])
+        return prefix[index] if index < len(prefix) else schema.get("items", True)
+
+    return [_both(at(one, index), at(other, index)) for index in range(length)]
+
+
+def _is_count(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and value >= 0 and float(value).is_integer()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_FORMS: dict[str, Any] = {
+    **dict.fromkeys(_COUNTS, _is_count),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _is_number),
+    **dict.fromkeys(("properties", "patternProperties"), _is_object),
+    **dict.fromkeys(("type", "required", "pattern"), _are_texts),
+    "prefixItems": lambda value: isinstance(value, list),
+    "format": lambda value: isinstance(value, str),
+    "uniqueItems": lambda value: isinstance(value, bool),
+}

@@ -1,0 +1,92 @@
+"""The grammar of an answer, put after what a model thinks before it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pyllama
+from adapter.generation.sampling import Constraint
+from adapter.grammar.characters import Characters
+from adapter.grammar.rules import Rule, Rules, Text, choice, one_of, optional, repeat, sequence
+
+_PLACE = "the answer stands here"
+
+ANSWER_SCHEMA: dict[str, Any] = {"const": _PLACE}
+"""A schema of one text. The template's own format shows by it where an answer has its place."""
+
+_IN_FORMAT = f'"\\"{_PLACE}\\""'
+# Some formats allow or demand a fence around JSON, which the text of an answer must not have.
+_OR_FENCED = '"```json" space response-format space "```" | '
+_FENCED = re.compile(r'"```json" space (response-format(?:-schema)?) space "```"')
+_ANSWER = "answer-itself"
+
+
+def after_thinking(
+    gbnf: str,
+    shaped: pyllama.RenderedChat,
+    answer_tokens: Callable[[str], tuple[int, ...]],
+) -> Constraint:
+    """What binds an answer to a grammar, and leaves what a model thinks before it free.
+
+    :param gbnf: the answer's grammar.
+    :param shaped: the conversation, rendered for an answer of ANSWER_SCHEMA.
+    :param answer_tokens: the tokens of a text in the assistant's turn.
+    """
+    renamed = _with_names(gbnf)
+    if shaped.grammar.count(_IN_FORMAT) == 1 and not shaped.grammar_lazy:
+        template = _FENCED.sub(r"\1", shaped.grammar.replace(_OR_FENCED, ""))
+        template = template.replace(_IN_FORMAT, _ANSWER)
+        return Constraint(f"{template}\n{renamed}", begun=answer_tokens(shaped.generation_prompt))
+    start, ends = shaped.thinking_start_tag, shaped.thinking_end_tags
+    if not ends:
+        return Constraint(gbnf)
+    begin, _, opened = shaped.prompt.rpartition(start) if start else (shaped.prompt, "", "")
+    is_open = bool(begin) and start in shaped.generation_prompt and ends[0] not in opened
+    rules = Rules()
+    thoughts = _until(rules, ends[0])
+    space = repeat(one_of(Characters.of(" \n")), 0, 4)
+    thinking = sequence(thoughts, space)
+    if not is_open:
+        thinking = optional(sequence(start, thinking))
+    before = rules.gbnf(sequence(thinking, Rule(_ANSWER)), known=frozenset({_ANSWER}))
+    return Constraint(f"{before}{renamed}")
+
+
+def _until(rules: Rules, end: str) -> Rule:
+    """Any text up to the first `end`, and that."""
+    letters = Characters.of(end)
+
+    def state(read: str) -> Rule:
+        return rules.add("thought", ("thought", read), lambda: body(read))
+
+    def body(read: str) -> Any:
+        options: list[Any] = []
+        for letter in dict.fromkeys(end):
+            text = read + letter
+            if text == end:
+                options.append(Text(letter))
+                continue
+            kept = next(text[i:] for i in range(len(text) + 1) if end.startswith(text[i:]))
+            options.append(sequence(letter, state(kept)))
+        return choice([*options, sequence(one_of(~letters), state(""))])
+
+    return state("")
+
+
+_TOKEN = re.compile(
+    r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|!?<[^>\n]*>|#[^\n]*|[A-Za-z][A-Za-z0-9-]*', re.DOTALL
+)
+
+
+def _with_names(gbnf: str) -> str:
+    """The grammar with names that no template's grammar has, its root being the answer."""
+
+    def renamed(match: re.Match[str]) -> str:
+        word = match[0]
+        if not word[0].isalpha():
+            return word
+        return _ANSWER if word == "root" else f"{_ANSWER}-{word}"
+
+    return _TOKEN.sub(renamed, gbnf)

@@ -1,0 +1,199 @@
+"""The values of a type as expressions: bare words, JSON, or free text."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, get_origin
+
+from dspy.adapters.types import Code, Reasoning, ToolCalls, Type
+
+from adapter.grammar.annotation_schema import annotation_schema
+from adapter.grammar.characters import Characters
+from adapter.grammar.formats import FORMATS
+from adapter.grammar.free_text import LINE
+from adapter.grammar.json_schema import SchemaText
+from adapter.grammar.json_text import JsonText
+from adapter.grammar.patterns import UnsupportedPattern, pattern_expression
+from adapter.grammar.rules import (
+    MAX_REPEAT,
+    Expression,
+    choice,
+    one_of,
+    optional,
+    repeat,
+    sequence,
+)
+from adapter.grammar.schema_merging import SchemaError
+from adapter.typed_values import MISFITS, allowed_values, union_members
+
+Reader = Callable[[str, Any], Any]
+"""Reads a text as a value of a type, or raises one of MISFITS."""
+
+_TEMPORAL = (datetime.date, datetime.datetime, datetime.time, datetime.timedelta)
+
+TOOL_CALLS: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "tool_calls": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {"name": {"type": "string"}, "args": {"type": "object"}},
+                "required": ["name", "args"],
+            },
+        }
+    },
+    "required": ["tool_calls"],
+}
+"""How DSPy writes calls where the model has no format for them."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """How the values of a type are written.
+
+    expression  None for free text
+    is_json     it is JSON, which may begin on a line of its own
+    unchecked   what of the type the expression does not say
+    """
+
+    expression: Expression | None
+    is_json: bool = False
+    unchecked: tuple[str, ...] = ()
+
+
+FREE = Values(None)
+
+
+def values_of(
+    annotation: Any,
+    metadata: tuple[Any, ...],
+    json_text: JsonText,
+    read: Reader,
+    *,
+    code: Callable[[type[Code]], Expression] | None = None,
+    bare_strings: bool = True,
+    line: Characters = LINE,
+    whole: Any = None,
+) -> Values:
+    """How values of a type are written so that `read` makes them what they are.
+
+    :param metadata: constraints of the field, as pydantic keeps them.
+    :param code: how a block of code is written; None where any text will do.
+    :param bare_strings: dates and times stand without quotes.
+    :param line: the characters of a line of text.
+    :param whole: the union that the type is a member of.
+    """
+    if annotation is Any or annotation is Reasoning or (annotation is str and not metadata):
+        return FREE
+    if annotation is str:
+        return _constrained_text(metadata, line)
+    if is_dspy_type(annotation, Code):
+        return FREE if code is None else Values(code(annotation), is_json=True)
+    if annotation is type(None):
+        return Values(sequence("None"))
+    if annotation is bool and not metadata:
+        return Values(choice(["True", "False"]))
+    if allowed := allowed_values(annotation):
+        return _options(allowed, annotation if whole is None else whole, json_text, read, line)
+    if members := union_members(annotation):
+        found = [
+            values_of(
+                member,
+                () if member is type(None) else metadata,
+                json_text,
+                read,
+                code=code,
+                bare_strings=bare_strings,
+                line=line,
+                whole=annotation if whole is None else whole,
+            )
+            for member in members
+        ]
+        expressions = [one.expression for one in found if one.expression is not None]
+        unchecked = tuple(what for one in found for what in one.unchecked)
+        if len(expressions) < len(found):
+            return Values(None, unchecked=unchecked)
+        return Values(choice(expressions), all(one.is_json for one in found), unchecked)
+    try:
+        if annotation is ToolCalls:
+            schema = TOOL_CALLS
+        elif is_dspy_type(annotation, Type):
+            return Values(None, unchecked=("a form of its own",))
+        else:
+            schema = annotation_schema(annotation, metadata)
+        if annotation in _TEMPORAL and bare_strings:
+            return Values(FORMATS[schema["format"]], unchecked=tuple(schema.get("x-unchecked", ())))
+        text = SchemaText(json_text, schema)
+        return Values(text.root(), schema.get("type") not in ("integer", "number"), text.unchecked)
+    except SchemaError as reason:
+        return Values(None, unchecked=(str(reason),))
+
+
+def is_dspy_type(annotation: Any, kind: type[Type]) -> bool:
+    """Whether a type is one of DSPy's own."""
+    # Python 3.10 takes list[int] for a class; only its origin tells.
+    is_class = get_origin(annotation) is None and isinstance(annotation, type)
+    return is_class and issubclass(annotation, kind)
+
+
+def _options(
+    allowed: list[Any], annotation: Any, json_text: JsonText, read: Reader, line: Characters
+) -> Values:
+    """The words of a Literal or Enum, each as it is shown in the prompt, if it is read so again."""
+    texts = []
+    for value in allowed:
+        candidates = [str(value)]
+        with contextlib.suppress(TypeError, ValueError):  # JSON has no such value
+            candidates.append(json_text.written(value))
+        for text in candidates:
+            if not text or text != text.strip() or any(one not in line for one in text):
+                continue
+            try:
+                read(text, annotation)
+            except MISFITS:
+                continue
+            texts.append(text)
+            break
+    return Values(choice(texts)) if texts else Values(None, unchecked=("its values",))
+
+
+def _constrained_text(metadata: tuple[Any, ...], line_of: Characters) -> Values:
+    """One line that fits a str's constraints, without space around it, which is not read."""
+    try:
+        schema = annotation_schema(str, metadata)
+    except SchemaError:
+        return FREE
+    unchecked = list(schema.get("x-unchecked", ()))
+    least, most = schema.get("minLength", 0), schema.get("maxLength")
+    if "pattern" in schema:
+        if least or most is not None:
+            unchecked.append("minLength and maxLength beside a pattern")
+        try:
+            expression = pattern_expression(schema["pattern"], lambda one: one_of(one & line_of))
+            return Values(expression, unchecked=tuple(unchecked))
+        except UnsupportedPattern as reason:
+            return Values(None, unchecked=(*unchecked, f"pattern ({reason})"))
+    if (most is None and least < 2) or least > MAX_REPEAT:
+        return FREE
+    visible = one_of(line_of - SPACES)
+    inner_most = None if most is None or most > MAX_REPEAT else max(0, most - 2)
+    if most == 1:
+        line = visible
+    elif least < 2:
+        line = sequence(
+            visible, optional(sequence(repeat(one_of(line_of), 0, inner_most), visible))
+        )
+    else:
+        line = sequence(visible, repeat(one_of(line_of), least - 2, inner_most), visible)
+    return Values(optional(line) if least == 0 else line, unchecked=tuple(unchecked))
+
+
+SPACES = Characters.of(
+    "\t ", (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x202F, 0x202F), (0x205F, 0x205F),
+    (0x3000, 0x3000),
+)  # fmt: skip
+"""What str.strip() takes away of a line."""

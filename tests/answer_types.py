@@ -1,0 +1,160 @@
+"""Random output types for signatures: nested, recursive, constrained, with keys of any script."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import itertools
+import uuid
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Optional, Union
+
+import dspy
+import pydantic
+from hypothesis import strategies as st
+
+_count = itertools.count()
+
+WORDS = [
+    "low",
+    "High",
+    "b c",
+    "straße",
+    "価格",
+    "ключ",
+    "a-b",
+    "x_y",
+    "it's",
+    'say "hi"',
+    "[1]",
+    "None",
+]
+KEYS = [
+    "name",
+    "value",
+    "größe",
+    "価格",
+    "ключ",
+    "ümlaut key",
+    'quo"te',
+    "back\\slash",
+    "emoji 🦙",
+    "a.b",
+]
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blau"
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+BIG = enum.Enum("BIG", {f"M{n}": f"member {n}" for n in range(300)})
+
+
+class Tree(pydantic.BaseModel):
+    label: Annotated[str, pydantic.Field(max_length=12)]
+    children: Annotated[list[Tree], pydantic.Field(max_length=2)] = []
+
+
+class Chain(pydantic.BaseModel):
+    value: Annotated[int, pydantic.Field(ge=-5, le=1200)]
+    next: Chain | None = None
+
+
+class Cat(pydantic.BaseModel):
+    kind: Literal["cat"]
+    lives: Annotated[int, pydantic.Field(ge=0, le=9)]
+
+
+class Dog(pydantic.BaseModel):
+    kind: Literal["dog"]
+    tricks: Annotated[
+        list[Annotated[str, pydantic.Field(max_length=8)]], pydantic.Field(max_length=3)
+    ]
+
+
+Pet = Annotated[Cat | Dog, pydantic.Field(discriminator="kind")]
+
+short_text = st.sampled_from([
+    Annotated[str, pydantic.Field(max_length=10)],
+    Annotated[str, pydantic.Field(min_length=2, max_length=6)],
+    Annotated[str, pydantic.Field(pattern=r"^[A-Z]{2}-\d{3}$")],
+    Annotated[str, pydantic.Field(pattern=r"^[^@ ]{1,5}@[^@ ]{1,5}\.(com|org)$")],
+])  # fmt: skip
+numbers = st.one_of(
+    st.sampled_from([int, float, Decimal]),
+    st.tuples(st.integers(-2000, 2000), st.integers(0, 3000)).map(
+        lambda ends: Annotated[int, pydantic.Field(ge=ends[0], le=ends[0] + ends[1])]
+    ),
+    st.tuples(st.floats(-50, 50), st.floats(0.01, 50)).map(
+        lambda ends: Annotated[float, pydantic.Field(gt=ends[0], lt=ends[0] + ends[1])]
+    ),
+    st.integers(-9, 9).map(lambda low: Annotated[float, pydantic.Field(ge=low / 3)]),
+)
+scalars = st.one_of(
+    short_text,
+    numbers,
+    st.sampled_from([bool, datetime.date, datetime.datetime, datetime.time, datetime.timedelta]),
+    st.sampled_from([uuid.UUID, Color, Level, BIG, type(None)]),
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=5, unique=True).map(
+        lambda words: Literal[tuple(words)]
+    ),
+    st.sampled_from([Literal[1, "1", True, None], Literal[0, False], Literal["yes"]]),
+)
+recursive = st.sampled_from([Tree, Chain, Pet])
+
+
+@st.composite
+def models(draw, inner):
+    keys = draw(st.lists(st.sampled_from(KEYS), min_size=1, max_size=3, unique=True))
+    fields: dict[str, Any] = {}
+    for number, key in enumerate(keys):
+        annotation = draw(inner)
+        default = ... if draw(st.booleans()) else None
+        if default is None:
+            annotation = Optional[annotation]
+        fields[f"f{number}"] = (annotation, pydantic.Field(default, alias=key))
+    extra = draw(st.sampled_from(["ignore", "forbid"]))
+    return pydantic.create_model(
+        f"Model{next(_count)}", __config__=pydantic.ConfigDict(extra=extra), **fields
+    )
+
+
+def nested(inner):
+    """One level more."""
+    few = pydantic.Field(max_length=3)
+    return st.one_of(
+        inner.map(lambda kind: Annotated[list[kind], few]),
+        inner.map(
+            lambda kind: Annotated[dict[Annotated[str, pydantic.Field(max_length=5)], kind], few]
+        ),
+        inner.map(lambda kind: Annotated[dict[int, kind], few]),
+        inner.map(lambda kind: Optional[kind]),
+        st.tuples(inner, inner).map(lambda kinds: Union[kinds]),
+        st.tuples(inner, inner).map(lambda kinds: tuple[kinds]),
+        models(inner),
+    )
+
+
+def types(depth: int):
+    """Types nested up to a depth."""
+    kinds = scalars | recursive
+    for _ in range(depth):
+        kinds = st.one_of(scalars, recursive, nested(kinds))
+    return kinds
+
+
+@st.composite
+def signatures(draw, depth=4):
+    """Signatures of one to three output fields; some of them free text."""
+    names = draw(st.permutations(["answer", "answer_kind", "score", "größe"]))
+    fields: dict[str, Any] = {"question": (str, dspy.InputField())}
+    for name in names[: draw(st.integers(1, 3))]:
+        annotation = draw(st.one_of(types(depth), types(depth), st.just(str)))
+        fields[name] = (annotation, dspy.OutputField())
+    return dspy.Signature(fields, "Answer.")
