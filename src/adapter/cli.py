@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -68,14 +68,28 @@ def demo(
 
 
 @app.command()
-def devices() -> None:
+def devices(
+    build: Annotated[
+        bool, typer.Option("--build", help="Say which backends this build has, and why.")
+    ] = False,
+) -> None:
     """List the devices that there are, which of them models run on, and why."""
     from rich.table import Table
 
     import pyllama
+    from adapter.errors import LlamaCppError
     from adapter.hardware import HardwareManager, cpu_threads
 
-    choices = HardwareManager().choices()
+    if build:
+        table = Table("backend", "built", "note")
+        for entry in pyllama.build_info():
+            table.add_row(entry.name, "yes" if entry.built else "no", escape(entry.note))
+        output.print(table)
+        return
+    try:
+        choices = HardwareManager().choices()
+    except LlamaCppError as error:
+        _fail(str(error))
     table = Table("name", "backend", "type", "memory free / total", "description")
     for choice in choices:
         device = choice.device
@@ -131,7 +145,7 @@ def _count(number: int | None) -> str:
     return str(number or "")
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     messages.print(f"error: {message}", style="red", markup=False, highlight=False)
     raise typer.Exit(1)
 

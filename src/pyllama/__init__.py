@@ -10,6 +10,7 @@
         print(model.vocab.token_to_piece(chain.sample(context)))
 """
 
+from pyllama.backend_choice import BackendBuild, BackendName, backend_devices, build_info
 from pyllama.batch import Batch
 from pyllama.candidates import Candidates
 from pyllama.chat import ChatCapabilities, ChatTemplate, GrammarTrigger, RenderedChat
@@ -130,6 +131,10 @@ __all__ = [
     "Backend",
     "backends",
     "backend_features",
+    "backend_devices",
+    "build_info",
+    "BackendBuild",
+    "BackendName",
     "load_backends",
     "load_backend",
     "cpu_variant",

@@ -107,6 +107,8 @@ class RpcServer(NativeObject):
 
         if not isinstance(host, str):
             raise TypeError(f"host must be a str, got {host!r}")
+        if not (host.isascii() and host.isprintable()):
+            raise ValueError(f"host must be an IPv4 address, got {host!r}")
         port = integer("port", port, 0, 65535)
         threads = cpu_math_cores() if n_threads is None else n_threads
         threads = integer("n_threads", threads, 1, MAX_THREADS)
@@ -114,7 +116,7 @@ class RpcServer(NativeObject):
         _require_rpc()
         #: Where clients find it: ``"host:port"``.
         self.endpoint = f"{host}:{_free_port(host, port)}"
-        cache = None if cache_dir is None else os.path.abspath(cache_dir)
+        cache = _cache_path(cache_dir)
         modules = [backend.path for backend in backends() if backend.path]
         settings = [self.endpoint, cache, threads, names, modules]
         process = subprocess.Popen(
@@ -193,6 +195,21 @@ def _add_server(endpoint: str) -> Any:
         except NativeError as error:
             raise BackendError(f"{error}: it offers no device to this version") from None
     return reg
+
+
+def _cache_path(folder: str | os.PathLike[str] | None) -> str | None:
+    if folder is None:
+        return None
+    path = os.fspath(folder) if isinstance(folder, (str, os.PathLike)) else None
+    if not isinstance(path, str):
+        raise TypeError(f"cache_dir must be a str or a path, got {folder!r}")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ValueError(f"cache_dir must be the name of a folder, got {folder!r}") from None
+    if "\0" in path:
+        raise ValueError(f"cache_dir must not contain a null character, got {folder!r}")
+    return os.path.abspath(path)
 
 
 def _names(offered: Sequence[Device] | None) -> list[str]:

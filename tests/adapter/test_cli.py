@@ -81,3 +81,19 @@ def test_models_of_no_folder_is_one_line(run, tmp_path):
     assert result.exit_code == 1
     assert "nowhere" in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_devices_says_what_was_built(run):
+    result = run("devices", "--build")
+    assert result.exit_code == 0, result.output
+    rows = {line.split("│")[1].strip(): line for line in result.stdout.splitlines() if "│" in line}
+    assert "yes" in rows["CPU"]
+    assert {"CUDA", "VULKAN", "METAL", "OPENCL", "RPC"} <= set(rows)
+
+
+def test_a_backend_that_is_not_here_is_one_line(run, monkeypatch):
+    monkeypatch.setenv("PYLLAMA_BACKEND", "sycl")
+    result = run("devices")
+    assert result.exit_code == 1
+    assert "Devices here:" in result.stderr
+    assert "Traceback" not in result.output
