@@ -146,13 +146,13 @@ def llama_bench(folder: Path | None, path: Path, device: str) -> dict[str, float
     command += ["-p", str(N_PROMPT), "-n", str(N_DECODE), "-r", "5", "-o", "json"]
     output = run(command)
     return {
-        "decode" if test["n_gen"] else "prompt": test["avg_ts"]
+        "decode" if test["n_gen"] else "prompt": statistics.median(test["samples_ts"])
         for test in json.loads(output[output.index("[") :])
     }
 
 
 def measure_speed(path: Path, devices: list[pyllama.Device]) -> dict[str, float]:
-    """As llama-bench: a context for each test, one run to warm up, the mean of five runs."""
+    """As llama-bench: a context for each test, one run to warm up, the median of five runs."""
     figures = {}
     with Model(path, devices=devices) as model:
         tokens = np.random.default_rng(0).integers(0, len(model.vocab), N_PROMPT, dtype=np.int32)
@@ -181,7 +181,7 @@ def timed(context: Context, run: Callable[[], None]) -> float:
         begin = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - begin)
-    return statistics.mean(seconds[1:])
+    return statistics.median(seconds[1:])
 
 
 # Many sequences

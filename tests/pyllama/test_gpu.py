@@ -25,8 +25,9 @@ TEXTS = (
     "def fibonacci(n):\n",
     "Photosynthesis is the process by which",
 )
-NEAR_TIE = 0.25
-"""Logits that two backends may order differently: they sum in different orders and precisions."""
+NEAR_TIE = 1.0
+"""Logits that two backends may order differently: each rounds activations in a way of its own, and
+in a Q4_1 model of this size that adds up. Seen on an H100: 0.26 to 0.89 where texts part."""
 
 
 def gpus():
