@@ -108,6 +108,36 @@ def devices(
 
 
 @app.command()
+def rpc_server(
+    host: Annotated[str, typer.Option(help="IPv4 address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 50052,
+    expose: Annotated[
+        bool, typer.Option("--expose", help="Allow an address that is not this machine's alone.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of a CPU that is offered.")
+    ] = None,
+) -> None:
+    """Offer this machine's devices to ModelPool(rpc=[…]) on others, until Ctrl-C."""
+    import pyllama
+
+    if not host.startswith("127."):
+        risk = "the protocol has no password and no encryption: whoever reaches the port owns it"
+        if not expose:
+            _fail(f"{host} can be reached from elsewhere, and {risk}. If that is safe: --expose")
+        messages.print(f"warning: {risk}", style="yellow", highlight=False)
+    try:
+        with pyllama.RpcServer(host, port, n_threads=threads) as server:
+            output.print(f"serving on {server.endpoint}", highlight=False)
+            server.wait()
+            _fail("the server ended by itself; its output is above")
+    except KeyboardInterrupt:
+        return
+    except (pyllama.LlamaError, OSError, ValueError) as error:
+        _fail(str(error))
+
+
+@app.command()
 def models(
     folder: Annotated[
         Path | None, typer.Argument(help="Where the models are; by default, where the demo's is.")

@@ -87,8 +87,10 @@ class HardwareManager:
     backend  run models on the GPUs of this backend, as pyllama.backend_devices() takes it; None
              for what the environment variable PYLLAMA_BACKEND says, or else all of them
 
-    Raises ConfigurationError for both, and InvalidParameterError for a backend that does not
-    exist. One that is not here is a BackendError, raised where the devices are needed.
+    rpc      "host:port" of RPC servers whose devices are used beside those
+
+    Raises ConfigurationError for both of the first, and InvalidParameterError for a backend that
+    does not exist. One that is not here is a BackendError, raised where the devices are needed.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class HardwareManager:
         devices: Sequence[pyllama.Device] | None = None,
         *,
         backend: pyllama.BackendName | None = None,
+        rpc: Sequence[str] = (),
     ) -> None:
         if devices is not None and backend is not None:
             raise ConfigurationError(f"devices and backend={backend!r} exclude each other")
@@ -104,6 +107,9 @@ class HardwareManager:
             raise InvalidParameterError("backend", backend, allowed)
         self._devices = None if devices is None else tuple(devices)
         self._backend = backend
+        if isinstance(rpc, str) or not all(isinstance(endpoint, str) for endpoint in rpc):
+            raise InvalidParameterError("rpc", rpc, 'a sequence of "host:port"')
+        self._rpc = tuple(rpc)
 
     def choices(self) -> list[DeviceChoice]:
         """Every device that there is, whether models run on it, and why.
@@ -111,12 +117,25 @@ class HardwareManager:
         Raises BackendError when the backend that was demanded is not here.
         """
         found = pyllama.devices()
+        remote = [
+            DeviceChoice(device, True, f"of another machine, {device.description}")
+            for device in self._remote()
+        ]
         if self._devices is None:
-            return choose_devices(found, self._demanded())
-        return [
+            return [*choose_devices(found, self._demanded()), *remote]
+        chosen = [
             DeviceChoice(device, device.type == "cpu" or device in self._devices, "as you chose")
             for device in found
         ]
+        return [*chosen, *remote]
+
+    def _remote(self) -> list[pyllama.Device]:
+        try:
+            return [device for endpoint in self._rpc for device in pyllama.rpc_devices(endpoint)]
+        except pyllama.BackendError as error:
+            raise BackendError(str(error)) from error
+        except ValueError as error:
+            raise InvalidParameterError("rpc", list(self._rpc), f"right: {error}") from error
 
     def _demanded(self) -> list[pyllama.Device] | None:
         try:

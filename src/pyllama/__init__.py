@@ -61,6 +61,7 @@ from pyllama.errors import (
     QuantizeCancelled,
     QuantizeError,
     SamplingError,
+    ServerLostError,
     StateError,
     TokenizationError,
 )
@@ -175,6 +176,7 @@ __all__ = [
     "QuantizeCancelled",
     "QuantizeError",
     "SamplingError",
+    "ServerLostError",
     "StateError",
     "TokenizationError",
 ]

@@ -447,6 +447,8 @@ class Context(Outputs):
             self.memory._updated()
         if code == 0:
             self._used = self._attached
+        if self._lost is not None:
+            self._open()
         return code
 
     def _require_encoded(self) -> None:

@@ -178,6 +178,8 @@ class SamplerChain(SamplerObject):
                 context._open().pointer,
                 index,
             )
+            if context._lost is not None:
+                context._open()
             if token == lib.PYLLAMA_NO_OUTPUT:
                 context._raise_no_output(index)
             return token
