@@ -34,14 +34,24 @@ foreach(backend IN LISTS PYLLAMA_GPU_BACKENDS)
   endif()
 endforeach()
 
-# Vulkan is built by default wherever it can be; where it cannot, that is a notice.
+# Vulkan is built by default wherever it can be; where it cannot, the summary says why.
 if(NOT DEFINED GGML_VULKAN)
-  pyllama_probe_toolchain(VULKAN vulkan_missing)
-  if(vulkan_missing)
+  pyllama_probe_toolchain(VULKAN PYLLAMA_MISSING_VULKAN)
+  if(PYLLAMA_MISSING_VULKAN)
     set(GGML_VULKAN OFF)
-    message(STATUS "Vulkan backend: not built. ${vulkan_missing}")
   else()
     set(GGML_VULKAN ON)
-    message(STATUS "Vulkan backend: built, its toolchain is complete.")
+  endif()
+endif()
+
+# The GPUs of this machine, or else llama.cpp's list (docs/backends.md): GGML_NATIVE=OFF, which
+# modules for every processor need, would have it compile the whole list here too.
+if(GGML_CUDA AND NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  find_program(nvidia_smi nvidia-smi)
+  if(nvidia_smi)
+    execute_process(COMMAND "${nvidia_smi}" -L OUTPUT_VARIABLE gpus ERROR_QUIET)
+    if(gpus MATCHES "GPU 0")
+      set(CMAKE_CUDA_ARCHITECTURES native)
+    endif()
   endif()
 endif()

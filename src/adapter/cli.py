@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -68,14 +68,28 @@ def demo(
 
 
 @app.command()
-def devices() -> None:
+def devices(
+    build: Annotated[
+        bool, typer.Option("--build", help="Say which backends this build has, and why.")
+    ] = False,
+) -> None:
     """List the devices that there are, which of them models run on, and why."""
     from rich.table import Table
 
     import pyllama
+    from adapter.errors import LlamaCppError
     from adapter.hardware import HardwareManager, cpu_threads
 
-    choices = HardwareManager().choices()
+    if build:
+        table = Table("backend", "built", "note")
+        for entry in pyllama.build_info():
+            table.add_row(entry.name, "yes" if entry.built else "no", escape(entry.note))
+        output.print(table)
+        return
+    try:
+        choices = HardwareManager().choices()
+    except LlamaCppError as error:
+        _fail(str(error))
     table = Table("name", "backend", "type", "memory free / total", "description")
     for choice in choices:
         device = choice.device
@@ -91,6 +105,36 @@ def devices() -> None:
         )
     output.print(f"threads: {cpu_threads()}", highlight=False)
     output.print(f"llama.cpp {pyllama.llama_cpp_version()}", highlight=False)
+
+
+@app.command()
+def rpc_server(
+    host: Annotated[str, typer.Option(help="IPv4 address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 50052,
+    expose: Annotated[
+        bool, typer.Option("--expose", help="Allow an address that is not this machine's alone.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of a CPU that is offered.")
+    ] = None,
+) -> None:
+    """Offer this machine's devices to ModelPool(rpc=[…]) on others, until Ctrl-C."""
+    import pyllama
+
+    if not host.startswith("127."):
+        risk = "the protocol has no password and no encryption: whoever reaches the port owns it"
+        if not expose:
+            _fail(f"{host} can be reached from elsewhere, and {risk}. If that is safe: --expose")
+        messages.print(f"warning: {risk}", style="yellow", highlight=False)
+    try:
+        with pyllama.RpcServer(host, port, n_threads=threads) as server:
+            output.print(f"serving on {server.endpoint}", highlight=False)
+            server.wait()
+            _fail("the server ended by itself; its output is above")
+    except KeyboardInterrupt:
+        return
+    except (pyllama.LlamaError, OSError, ValueError) as error:
+        _fail(str(error))
 
 
 @app.command()
@@ -131,7 +175,7 @@ def _count(number: int | None) -> str:
     return str(number or "")
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     messages.print(f"error: {message}", style="red", markup=False, highlight=False)
     raise typer.Exit(1)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pyllama
@@ -14,6 +14,7 @@ _BACKENDS = ("CUDA", "ROCm", "MUSA", "CANN", "MTL", "SYCL", "Vulkan", "OpenCL")
 _SOFTWARE = ("llvmpipe", "lavapipe", "swiftshader")
 
 _REMOTE = "RPC"
+_HELPER = "no GPU: the CPU calls it where it helps"
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,28 @@ class DeviceChoice:
     reason: str
 
 
-def choose_devices(devices: Sequence[pyllama.Device]) -> list[DeviceChoice]:
+def choose_devices(
+    devices: Sequence[pyllama.Device], demanded: Collection[pyllama.Device] | None = None
+) -> list[DeviceChoice]:
     """Say of each device, in their order, whether models run on it.
 
     A card that several backends reach is used once, through its maker's backend before Vulkan:
     cards are told apart by their PCI address, and where a backend tells none by their description.
-    Not used are Vulkan devices made of software, which compute on the CPU, and integrated GPUs,
-    which share the memory of the CPU and are seldom faster; those that CUDA drives are.
+    Integrated GPUs, which share the memory of the CPU, are used where there is no other GPU; one
+    that CUDA drives counts as a card. Vulkan devices made of software are not used: they compute
+    on the CPU, and its own backend is faster.
+
+    demanded  the devices of the backend that the user named, none for the CPU: those are used,
+              whatever they are, and no others. None where no backend was named
     """
+    if demanded is not None:
+        return [
+            DeviceChoice(device, *_demanded_verdict(device, device in demanded))
+            for device in devices
+        ]
     cards = [index for index, device in enumerate(devices) if _is_card(device)]
+    if not cards:
+        cards = [index for index, device in enumerate(devices) if device.type == "igpu"]
     used: list[int] = []
     double_of: dict[int, int] = {}
     paired: set[tuple[int, str]] = set()
@@ -52,25 +66,36 @@ def choose_devices(devices: Sequence[pyllama.Device]) -> list[DeviceChoice]:
         else:
             used.append(index)
     return [
-        DeviceChoice(device, *_verdict(device, double_of.get(index), devices, has_gpu=bool(used)))
+        DeviceChoice(device, *_verdict(index, devices, used, double_of))
         for index, device in enumerate(devices)
     ]
 
 
 def _verdict(
-    device: pyllama.Device, same: int | None, devices: Sequence[pyllama.Device], *, has_gpu: bool
+    index: int, devices: Sequence[pyllama.Device], used: list[int], double_of: dict[int, int]
 ) -> tuple[bool, str]:
+    device = devices[index]
     if device.type == "cpu":
-        return True, "computes what the GPUs do not" if has_gpu else "there is no GPU to use"
+        return True, "computes what the GPUs do not" if used else "there is no GPU to use"
     if device.type not in ("gpu", "igpu"):
-        return False, "no GPU: the CPU calls it where it helps"
+        return False, _HELPER
     if _is_software(device):
         return False, "made of software: the CPU backend is faster"
-    if not _is_card(device):
-        return False, "integrated: it shares the memory of the CPU and is seldom faster"
-    if same is not None:
-        return False, f"the same card as {devices[same].name}"
-    return True, "of another machine" if device.backend == _REMOTE else "a GPU"
+    if index in double_of:
+        return False, f"the same card as {devices[double_of[index]].name}"
+    if index not in used:
+        return False, "integrated: it shares the memory of the CPU, and there is a GPU with its own"
+    if device.backend == _REMOTE:
+        return True, "of another machine"
+    return True, "a GPU" if _is_card(device) else "integrated, and the only GPU"
+
+
+def _demanded_verdict(device: pyllama.Device, used: bool) -> tuple[bool, str]:
+    if device.type == "cpu":
+        return True, "computes what is not on a GPU"
+    if device.type not in ("gpu", "igpu"):
+        return False, _HELPER
+    return used, "of the backend you chose" if used else "not of the backend you chose"
 
 
 def _is_card(device: pyllama.Device) -> bool:

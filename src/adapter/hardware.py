@@ -10,10 +10,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import pyllama
 from adapter.device_choice import DeviceChoice, choose_devices
-from adapter.errors import InvalidParameterError
+from adapter.errors import BackendError, ConfigurationError, InvalidParameterError
 
 logger = logging.getLogger(__name__)
 
@@ -83,20 +84,66 @@ class HardwareManager:
 
     devices  run models on these, whatever they are, and on the CPU; None for those that
              choose_devices() finds worth using
+    backend  run models on the GPUs of this backend, as pyllama.backend_devices() takes it; None
+             for what the environment variable PYLLAMA_BACKEND says, or else all of them
+
+    rpc      "host:port" of RPC servers whose devices are used beside those
+
+    Raises ConfigurationError for both of the first, and InvalidParameterError for a backend that
+    does not exist. One that is not here is a BackendError, raised where the devices are needed.
     """
 
-    def __init__(self, devices: Sequence[pyllama.Device] | None = None) -> None:
+    def __init__(
+        self,
+        devices: Sequence[pyllama.Device] | None = None,
+        *,
+        backend: pyllama.BackendName | None = None,
+        rpc: Sequence[str] = (),
+    ) -> None:
+        if devices is not None and backend is not None:
+            raise ConfigurationError(f"devices and backend={backend!r} exclude each other")
+        if backend is not None and backend not in get_args(pyllama.BackendName):
+            allowed = f"one of {', '.join(get_args(pyllama.BackendName))}, or None"
+            raise InvalidParameterError("backend", backend, allowed)
         self._devices = None if devices is None else tuple(devices)
+        self._backend = backend
+        if isinstance(rpc, str) or not all(isinstance(endpoint, str) for endpoint in rpc):
+            raise InvalidParameterError("rpc", rpc, 'a sequence of "host:port"')
+        self._rpc = tuple(rpc)
 
     def choices(self) -> list[DeviceChoice]:
-        """Every device that there is, whether models run on it, and why."""
+        """Every device that there is, whether models run on it, and why.
+
+        Raises BackendError when the backend that was demanded is not here.
+        """
         found = pyllama.devices()
+        remote = [
+            DeviceChoice(device, True, f"of another machine, {device.description}")
+            for device in self._remote()
+        ]
         if self._devices is None:
-            return choose_devices(found)
-        return [
+            return [*choose_devices(found, self._demanded()), *remote]
+        chosen = [
             DeviceChoice(device, device.type == "cpu" or device in self._devices, "as you chose")
             for device in found
         ]
+        return [*chosen, *remote]
+
+    def _remote(self) -> list[pyllama.Device]:
+        try:
+            return [device for endpoint in self._rpc for device in pyllama.rpc_devices(endpoint)]
+        except pyllama.BackendError as error:
+            raise BackendError(str(error)) from error
+        except ValueError as error:
+            raise InvalidParameterError("rpc", list(self._rpc), f"right: {error}") from error
+
+    def _demanded(self) -> list[pyllama.Device] | None:
+        try:
+            return pyllama.backend_devices(self._backend)
+        except pyllama.BackendError as error:
+            raise BackendError(str(error)) from error
+        except ValueError as error:  # of the environment
+            raise ConfigurationError(str(error)) from error
 
     def plan(
         self,
@@ -121,7 +168,8 @@ class HardwareManager:
 
         Raises InvalidParameterError for a number out of range, FileNotFoundError when there is no
         such file, pyllama.ModelLoadError for one that is no loadable model, and
-        pyllama.MemoryFitError for a context that cannot be made.
+        pyllama.MemoryFitError for a context that cannot be made, and BackendError when the backend
+        that was demanded is not here.
         """
         require_integer("context_length", context_length, least=1)
         require_integer("n_contexts", n_contexts, least=1)

@@ -13,7 +13,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 import pyllama
 from adapter.errors import (
     BackendError,
+    ConfigurationError,
     ModelChangedError,
     ModelInUseError,
     ModelLoadError,
@@ -63,6 +64,9 @@ class ModelPool:
                     limit
     max_models      models in memory at once; None for any number
     hardware        decides what a model runs on
+    rpc             "host:port" of servers (pyllama rpc-server) whose devices models run on too,
+                    beside those of this machine; in place of hardware. A request fails when a
+                    server goes away, and the next one loads the model again
     n_gpu_layers    layers kept on the GPUs, negative for all, 0 for none; None for what fits
     context_length  tokens of context for each request; None for what the model was trained
                     with, at most 4096
@@ -72,7 +76,8 @@ class ModelPool:
                     model is loaded or reloaded, by the thread that loads it
 
     Raises NotADirectoryError when model_dir is no folder, InvalidParameterError for a number out
-    of range, InvalidModelNameError for an alias that is no plain name or leads out of the folder.
+    of range, InvalidModelNameError for an alias that is no plain name or leads out of the folder,
+    ConfigurationError for both hardware and rpc.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class ModelPool:
         memory_budget: int | Literal["auto"] | None = "auto",
         max_models: int | None = None,
         hardware: HardwareManager | None = None,
+        rpc: Sequence[str] = (),
         n_gpu_layers: int | None = None,
         context_length: int | None = None,
         max_contexts: int | None = None,
@@ -94,8 +100,10 @@ class ModelPool:
         self.model_dir = Path(model_dir).expanduser()
         self._folder = ModelFolder(self.model_dir, aliases or {})
         self._budget = MemoryBudget(memory_budget, max_models)
+        if rpc and hardware is not None:
+            raise ConfigurationError("rpc and hardware exclude each other: HardwareManager(rpc=…)")
         self._plan = partial(
-            (hardware or HardwareManager()).plan,
+            (hardware or HardwareManager(rpc=rpc)).plan,
             context_length=context_length,
             n_gpu_layers=n_gpu_layers,
             n_contexts=max_contexts,
@@ -319,7 +327,7 @@ class ModelPool:
                     raise ModelNotLoadedError(
                         name, f"it was unloaded; call load_model({name!r}) again"
                     )
-                if slot.resident is not None:
+                if slot.resident is not None and not slot.is_lost:
                     slot.leases[thread] += 1
                     slot.last_used = next(self._uses)
                     return slot.resident
@@ -362,6 +370,7 @@ class ModelPool:
                 self._progress(name, fraction)
             return not slot.closing
 
+        self._free_lost()
         with _translated(name, slot.path):
             placement = self._place(slot, name)
             resident = ResidentModel(slot.path, placement, report, slot.metrics)
@@ -370,6 +379,13 @@ class ModelPool:
             raise ModelChangedError(name, slot.path)
         logger.info("loaded %s from %s", name, slot.path)
         return placement, resident
+
+    def _free_lost(self) -> None:
+        """Free the models whose server went away: a server takes one connection of a process."""
+        with self._changed:
+            free = [slot.take() for slot in self._slots.values() if slot.is_lost]
+        for each in free:
+            each()
 
     def _place(self, slot: ModelSlot, name: str) -> Placement:
         """Decide where a model goes, evicting others until there is room."""

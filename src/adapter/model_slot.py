@@ -63,6 +63,11 @@ class ModelSlot:
         return free
 
     @property
+    def is_lost(self) -> bool:
+        """Whether a server went away that has a part of it, and nobody uses what is left."""
+        return self.resident is not None and self.resident.model.lost and not self.leases
+
+    @property
     def memory(self) -> Mapping[str, int]:
         """Bytes that it takes of each memory now."""
         return self.placement.memory if self.resident and self.placement else {}

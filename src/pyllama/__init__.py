@@ -10,6 +10,7 @@
         print(model.vocab.token_to_piece(chain.sample(context)))
 """
 
+from pyllama.backend_choice import BackendBuild, BackendName, backend_devices, build_info
 from pyllama.batch import Batch
 from pyllama.candidates import Candidates
 from pyllama.chat import ChatCapabilities, ChatTemplate, GrammarTrigger, RenderedChat
@@ -60,6 +61,7 @@ from pyllama.errors import (
     QuantizeCancelled,
     QuantizeError,
     SamplingError,
+    ServerLostError,
     StateError,
     TokenizationError,
 )
@@ -132,6 +134,10 @@ __all__ = [
     "Backend",
     "backends",
     "backend_features",
+    "backend_devices",
+    "build_info",
+    "BackendBuild",
+    "BackendName",
     "load_backends",
     "load_backend",
     "cpu_variant",
@@ -172,6 +178,7 @@ __all__ = [
     "QuantizeCancelled",
     "QuantizeError",
     "SamplingError",
+    "ServerLostError",
     "StateError",
     "TokenizationError",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyllama import _fork
 from pyllama._guard import check
 from pyllama._handle import Handle
-from pyllama.errors import ClosedError, NativeAssertionError, PoisonedError
+from pyllama.errors import ClosedError, NativeAssertionError, PoisonedError, ServerLostError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,6 +24,7 @@ class NativeObject:
 
     _handle: Handle | None = None
     _poison: str | None = None
+    _lost: str | None = None
 
     def __init__(self) -> None:
         self._lock = _fork.make_lock(self)
@@ -43,12 +44,15 @@ class NativeObject:
         :raises ForkedError: in a child of fork().
         :raises ClosedError: after close().
         :raises PoisonedError: after an assertion fired in this object.
+        :raises ServerLostError: after a server was lost that a part of it is on.
         """
         if _fork.forked:
             _fork.check()
         handle = self._handle
         if handle is None:
             raise ClosedError(f"this {type(self).__name__} is closed, or what it was made from is")
+        if self._lost is not None:
+            raise ServerLostError(f"{self._lost}. Close this {type(self).__name__} and its model")
         if self._poison is not None:
             raise PoisonedError(
                 f"an assertion failed in this {type(self).__name__} earlier ({self._poison}); "
@@ -63,6 +67,10 @@ class NativeObject:
         except NativeAssertionError as error:
             self._poison = str(error)
             raise
+
+    def _lose(self, reason: str) -> None:
+        """Refuse further use: a server that a part of it is on was lost. Any thread may call."""
+        self._lost = reason
 
     @property
     def closed(self) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from contextlib import ExitStack
 from threading import RLock, get_ident, main_thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyllama._arguments import INT32_MAX, UINT32_MAX, choice, integer, real
+from pyllama._attached_chains import AttachedChains
 from pyllama._context_memory import require_memory
 from pyllama._context_params import (
     ATTENTION,
@@ -20,6 +22,7 @@ from pyllama._context_params import (
     FlashAttention,
     Pooling,
     RopeScaling,
+    require_consistent,
 )
 from pyllama._decoding import n_pos_max, raise_failure, require_fitting, require_position
 from pyllama._guard import last_errors, raise_caught
@@ -34,6 +37,9 @@ from pyllama.outputs import Outputs
 from pyllama.performance import Performance
 from pyllama.state import State
 from pyllama.threadpool import MAX_THREADS, Threadpool
+
+if TYPE_CHECKING:
+    from pyllama.sampler_chain import SamplerChain
 
 
 class Context(Outputs):
@@ -75,6 +81,10 @@ class Context(Outputs):
         on the others.
     :param embeddings: compute embeddings beside logits.
     :param no_perf: do not measure times for :attr:`performance`.
+    :param samplers: chains that run on the device, by sequence id: a token comes back, not a row
+        of logits (experimental in llama.cpp). What the device cannot run of one, and all without
+        a GPU, the CPU does. Read it with :meth:`SamplerChain.sample`. A decode then gives one
+        output for each such sequence. A chain belongs to one context; closing it closes that.
     :raises ContextError: llama.cpp could not make it, or the machine lacks the memory; the
         message says why.
     :raises ValueError: an argument out of range.
@@ -111,6 +121,7 @@ class Context(Outputs):
         kv_unified: bool = False,
         embeddings: bool = False,
         no_perf: bool = True,
+        samplers: Mapping[int, SamplerChain] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(model, Model):
@@ -150,8 +161,9 @@ class Context(Outputs):
         params.kv_unified = bool(kv_unified)
         params.embeddings = bool(embeddings)
         params.no_perf = bool(no_perf)
-        _require_consistent(model, params)
+        require_consistent(model, params)
         require_memory(model, params)
+        attached = AttachedChains(model, params, samplers)
 
         self._interrupt = ffi.new("pyllama_interrupt *")
         with model._open() as pointer:
@@ -159,7 +171,8 @@ class Context(Outputs):
             if context == ffi.NULL:
                 _raise_context_error(model)
             free = _Stop(self._lock, self._interrupt)
-            self._own(context, free, model._open(), at_exit=True)
+            self._own(context, free, model._open(), *attached.handles, at_exit=True)
+        attached.attach(self)
         #: Sizes as llama.cpp made them, which can differ from those asked for.
         self.n_ctx: int = lib.llama_n_ctx(context)
         #: Tokens that one sequence can hold.
@@ -434,6 +447,8 @@ class Context(Outputs):
             self.memory._updated()
         if code == 0:
             self._used = self._attached
+        if self._lost is not None:
+            self._open()
         return code
 
     def _require_encoded(self) -> None:
@@ -456,38 +471,6 @@ class _Stop:
 
 def _yarn(name: str, value: float | None) -> float:
     return -1.0 if value is None else real(name, value, 0.0, 1e6)
-
-
-def _require_consistent(model: Model, params: Any) -> None:
-    """Refuse what llama.cpp would answer with a failed assertion."""
-    causal = params.attention_type != lib.LLAMA_ATTENTION_TYPE_NON_CAUSAL
-    n_batch = min(params.n_batch, params.n_ctx) if causal else params.n_batch
-    if params.n_seq_max > n_batch:
-        raise ValueError(
-            f"n_seq_max must be at most n_batch ({n_batch}), got {params.n_seq_max}: a batch must "
-            "have room for a token of each sequence"
-        )
-    if 0 < params.n_outputs_max < params.n_seq_max:
-        raise ValueError(
-            f"n_outputs_max must be at least n_seq_max ({params.n_seq_max}), got "
-            f"{params.n_outputs_max}: each sequence gives one output at a time"
-        )
-    prefix = model.metadata.get("general.architecture", "")
-    pooling = params.pooling_type
-    if pooling == lib.LLAMA_POOLING_TYPE_UNSPECIFIED:
-        pooling = int(model.metadata.get(f"{prefix}.pooling_type", pooling))
-    n_ubatch = min(params.n_ubatch, n_batch)
-    if pooling == lib.LLAMA_POOLING_TYPE_MEAN and n_ubatch % params.n_seq_max:
-        raise ValueError(
-            f"n_ubatch must be a multiple of n_seq_max ({params.n_seq_max}) to pool as 'mean', "
-            f"got {n_ubatch}"
-        )
-    translates = model.has_encoder and model.has_decoder
-    if translates and params.n_seq_max > 1 and not params.kv_unified:
-        raise ValueError(
-            f"kv_unified must be True for n_seq_max={params.n_seq_max} sequences of an "
-            "encoder-decoder model"
-        )
 
 
 def _raise_context_error(model: Model) -> None:

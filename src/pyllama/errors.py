@@ -10,6 +10,7 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     │   └── NativeAssertionError            a GGML_ASSERT fired (also AssertionError)
     ├── NativeMemoryError(MemoryError)      llama.cpp could not allocate
     ├── BackendError(RuntimeError)          no usable backend or device
+    │   └── ServerLostError                 an RPC server went away with a part of a model
     ├── ModelLoadError(RuntimeError)        a file that is no loadable model
     │   └── ModelLoadCancelled              the progress callback said stop
     ├── ModelSaveError(RuntimeError)        a model could not be written
@@ -66,6 +67,10 @@ class NativeMemoryError(LlamaError, MemoryError):
 
 class BackendError(LlamaError, RuntimeError):
     """No backend that can be used, or a device that does not exist."""
+
+
+class ServerLostError(BackendError):
+    """An RPC server went away that a part of a model is on. The model cannot be used any more."""
 
 
 class ModelLoadError(LlamaError, RuntimeError):

@@ -221,6 +221,8 @@ class _Layout:
             use_extra_bufts=use_extra_bufts,
             no_host=no_host,
         )
+        # The devices of RPC servers are in no list.
+        self._known = [*all_devices(), *(devices or ())]
         # Says why a file cannot be loaded, and how long a context it would make us simulate.
         with Model(path, vocab_only=True, kv_overrides=kv_overrides) as model:
             key = f"{model.metadata.get('general.architecture')}.context_length"
@@ -253,7 +255,7 @@ class _Layout:
         except NativeError as error:
             reasons = last_errors()
             raise MemoryFitError(f"{what}: {reasons}" if reasons else str(error)) from None
-        by_pointer = {device._pointer: device for device in all_devices()}
+        by_pointer = {device._pointer: device for device in self._known}
         *found, host = (
             DeviceMemory(
                 device=by_pointer.get(entry.device),
@@ -296,7 +298,7 @@ class _Layout:
         return MemoryFit(
             n_gpu_layers=params.n_gpu_layers,
             tensor_split=shares,
-            tensor_buft_overrides=MappingProxyType(_override_mapping(overrides)),
+            tensor_buft_overrides=MappingProxyType(_override_mapping(overrides, self._known)),
             n_ctx=self._context.n_ctx,
             use=self.measure(),
         )
@@ -308,11 +310,11 @@ def _with_available(host: DeviceMemory) -> DeviceMemory:
     return host if available is None else replace(host, free=min(available, host.total))
 
 
-def _override_mapping(overrides: Any) -> dict[str, Device]:
+def _override_mapping(overrides: Any, known: Sequence[Device]) -> dict[str, Device]:
     """What llama.cpp wrote, up to the entry without pattern."""
     # Several devices may keep their tensors in the host's buffers: the CPU stands for them.
-    by_type = {buffer_type(device): device for device in all_devices() if device.type != "cpu"}
-    by_type.update((buffer_type(d), d) for d in all_devices() if d.type == "cpu")
+    by_type = {buffer_type(device): device for device in known if device.type != "cpu"}
+    by_type.update((buffer_type(d), d) for d in known if d.type == "cpu")
     found = {}
     for entry in overrides:
         if entry.pattern == ffi.NULL:

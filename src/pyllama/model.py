@@ -23,6 +23,7 @@ from pyllama.errors import (
 )
 from pyllama.file_type import FileType, file_type
 from pyllama.model_params import ModelOptions, ModelParams, utf8
+from pyllama.rpc import watch
 from pyllama.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -204,10 +205,14 @@ class Model(NativeObject):
             check_files(files, offset, options.get("kv_overrides"))
         except DamagedFile as error:
             raise ModelLoadError(f"{what}: {error}") from None
+        watch(self, options.get("devices") or ())
         pointer = load(ffi.addressof(self._params.struct))
         if pointer == ffi.NULL:
             _raise_load_error(what, self._params)
         self._own(pointer, lib.guarded_model_free)
+        if self._lost is not None:
+            self.close()
+            raise ModelLoadError(f"{what}: {self._lost}")
 
         #: Whether only vocabulary and metadata were loaded.
         self.vocab_only: bool = self._params.struct.vocab_only
@@ -335,11 +340,23 @@ class Model(NativeObject):
         state = "closed" if self.closed else self.desc
         return f"<pyllama.Model {os.path.basename(self.path)!r}: {state}>"
 
+    @property
+    def lost(self) -> bool:
+        """Whether an RPC server went away that a part of it is on; it can only be closed then."""
+        return self._lost is not None
+
+    def _lose(self, reason: str) -> None:
+        super()._lose(reason)
+        for dependent in list(self._dependents):
+            dependent._lose(reason)
+
     def _adopt(self, dependent: NativeObject) -> None:
         """Remember what stands on this model, so that close() closes it first."""
         with self._lock:
             if self._handle is not None:
                 self._dependents.add(dependent)
+                if self._lost is not None:
+                    dependent._lose(self._lost)
                 return
         dependent.close()
         raise ClosedError(

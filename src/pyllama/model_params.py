@@ -9,6 +9,7 @@ from pyllama._arguments import INT32_MAX, UINT32_MAX, choice, integer, real
 from pyllama._callbacks import Progress
 from pyllama._guard import raise_caught
 from pyllama._native._binding import ffi, lib
+from pyllama.backend_choice import backend_devices
 from pyllama.device import Device, load_backends
 
 SplitMode = Literal["none", "layer", "row", "tensor"]
@@ -176,6 +177,8 @@ def _short_text(name: str, text: str) -> bytes:
 
 
 def _device_array(devices: Sequence[Device] | None) -> Any:
+    if devices is None:
+        devices = backend_devices()
     if devices is None:
         return ffi.NULL
     if not isinstance(devices, Sequence):

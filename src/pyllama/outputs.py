@@ -196,6 +196,8 @@ class Outputs(NativeObject):
     def _copy(
         self, data: Any, shape: tuple[int, ...], out: Floats | None, index: int | None = None
     ) -> Floats:
+        if self._lost is not None:  # meanwhile
+            self._open()
         if data == ffi.NULL:
             self._raise_no_output(index)
         size = math.prod(shape) * ffi.sizeof("float")

@@ -6,16 +6,18 @@ The protocol has no encryption and asks for no password: whoever reaches a serve
 process in hand. Use it on a network that you trust, or over loopback.
 """
 
-# socket and subprocess are imported where they are used: they would take a fifth of the time of
-# `import pyllama`, and few programs come here.
+# socket and subprocess, and the relay with its socket, are imported where they are used: they would
+# take a fifth of the time of `import pyllama`, and few programs come here.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -49,7 +51,7 @@ _HELLO_ANSWER = (28).to_bytes(8, "little")
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import pyllama.rpc as rpc; "
 _START += "rpc._serve(*json.loads(sys.argv[2]))"
 
-_servers: dict[str, Any] = {}
+_servers: dict[str, _Server] = {}
 _adding = threading.Lock()
 
 
@@ -60,7 +62,8 @@ def rpc_devices(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
     them, and no model takes them unasked. A server talks to one client at a time, and a process
     stays connected for as long as it has a model there.
 
-    llama.cpp ends the process when a server that it is connected to goes away.
+    When the server goes away, what is being computed there raises BackendError, and the models
+    with a part there cannot be used any more: close them, and load them again once it is back.
 
     :param endpoint: ``"host:port"``, with a name or an IPv4 address.
     :param timeout: seconds to wait for the server's first answer.
@@ -71,10 +74,55 @@ def rpc_devices(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
     timeout = real("timeout", timeout, 1e-3, 1e6)
     _require_rpc()
     with _adding:
-        if endpoint not in _servers:
+        server = _servers.get(endpoint)
+        if server is None or not server.in_use:
             _greet(endpoint, host, port, timeout)
-            _servers[endpoint] = _add_server(endpoint)
-        return devices_of(_servers[endpoint])
+        if server is None:
+            server = _servers[endpoint] = _Server(endpoint, host, port)
+        return server.devices()
+
+
+class _Server:
+    """A server that devices were asked of, for the rest of the process: ggml forgets none."""
+
+    def __init__(self, endpoint: str, host: str, port: int) -> None:
+        self._endpoint = endpoint
+        self._models: weakref.WeakSet[NativeObject] = weakref.WeakSet()
+        from pyllama._rpc_relay import Relay
+
+        self._relay = Relay(host, port, self._lose)
+        self._reg = _add_server(self._relay.endpoint, endpoint)
+        self.pointers = {device._pointer for device in devices_of(self._reg)}
+
+    def devices(self) -> list[Device]:
+        found = devices_of(self._reg)
+        return [dataclasses.replace(device, description=self._endpoint) for device in found]
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a model has a part there, which keeps its one connection busy."""
+        return any(not model.closed for model in self._models)
+
+    def watch(self, model: NativeObject) -> None:
+        self._models.add(model)
+        if self._relay.lost is not None:  # and others have not closed what they have there
+            model._lose(self._relay.lost)
+
+    def _lose(self, reason: str) -> None:
+        for model in list(self._models):
+            model._lose(reason)
+
+
+def watch(model: NativeObject, devices: Sequence[Device]) -> bool:
+    """Have a model told when a server is lost that it has a part on; False if it has none."""
+    servers = [
+        server
+        for server in list(_servers.values())
+        if any(device._pointer in server.pointers for device in devices)
+    ]
+    for server in servers:
+        server.watch(model)
+    return bool(servers)
 
 
 class RpcServer(NativeObject):
@@ -107,6 +155,8 @@ class RpcServer(NativeObject):
 
         if not isinstance(host, str):
             raise TypeError(f"host must be a str, got {host!r}")
+        if not (host.isascii() and host.isprintable()):
+            raise ValueError(f"host must be an IPv4 address, got {host!r}")
         port = integer("port", port, 0, 65535)
         threads = cpu_math_cores() if n_threads is None else n_threads
         threads = integer("n_threads", threads, 1, MAX_THREADS)
@@ -114,7 +164,7 @@ class RpcServer(NativeObject):
         _require_rpc()
         #: Where clients find it: ``"host:port"``.
         self.endpoint = f"{host}:{_free_port(host, port)}"
-        cache = None if cache_dir is None else os.path.abspath(cache_dir)
+        cache = _cache_path(cache_dir)
         modules = [backend.path for backend in backends() if backend.path]
         settings = [self.endpoint, cache, threads, names, modules]
         process = subprocess.Popen(
@@ -131,6 +181,10 @@ class RpcServer(NativeObject):
         except BaseException:
             self.close()
             raise
+
+    def wait(self) -> None:
+        """Block until the server's process ends by itself, or Ctrl-C."""
+        self._open().pointer.wait()
 
     def _wait_until_it_listens(self, process: Popen[str]) -> None:
         output: deque[str] = deque(maxlen=20)
@@ -185,14 +239,29 @@ def _greet(endpoint: str, host: str, port: int, timeout: float) -> None:
         raise BackendError(f"what answers at {endpoint} is no RPC server of this llama.cpp")
 
 
-def _add_server(endpoint: str) -> Any:
-    reg = lib.guarded_rpc_add_server(endpoint.encode())
+def _add_server(relay: str, endpoint: str) -> Any:
+    reg = lib.guarded_rpc_add_server(relay.encode())
     if reg == ffi.NULL:
         try:
             raise_caught(f"connecting to {endpoint}")
         except NativeError as error:
             raise BackendError(f"{error}: it offers no device to this version") from None
     return reg
+
+
+def _cache_path(folder: str | os.PathLike[str] | None) -> str | None:
+    if folder is None:
+        return None
+    path = os.fspath(folder) if isinstance(folder, (str, os.PathLike)) else None
+    if not isinstance(path, str):
+        raise TypeError(f"cache_dir must be a str or a path, got {folder!r}")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ValueError(f"cache_dir must be the name of a folder, got {folder!r}") from None
+    if "\0" in path:
+        raise ValueError(f"cache_dir must not contain a null character, got {folder!r}")
+    return os.path.abspath(path)
 
 
 def _names(offered: Sequence[Device] | None) -> list[str]:

@@ -66,6 +66,7 @@ class SamplerChain(SamplerObject):
         self._grammar: GrammarSampler | None = None
         self._vocab: Vocab | None = None
         self._likeness = object()  # shared with clones, as long as they hold the same samplers
+        self._context: Context | None = None
         self._require_fitting([*steps, *([] if grammar is None else [grammar])], steps)
         self._own_chain(lib.guarded_chain_init(bool(no_perf)))
         for step in steps:
@@ -85,6 +86,7 @@ class SamplerChain(SamplerObject):
         with self._lock:
             self._open()
             self._require_idle()
+            self._require_detached()
             self._require_fitting([sampler], [*self._steps, sampler])
             self._take(sampler)
             self._likeness = object()
@@ -97,6 +99,7 @@ class SamplerChain(SamplerObject):
         with self._lock:
             handle = self._open()
             self._require_idle()
+            self._require_detached()
             position = range(len(self._steps))[integer("index", index, -INT32_MAX, INT32_MAX)]
             lib.guarded_chain_remove(handle.pointer, position)
             sampler = self._steps.pop(position)
@@ -128,12 +131,24 @@ class SamplerChain(SamplerObject):
     def __getitem__(self, index: SupportsIndex) -> Sampler:
         return self._steps[operator.index(index)]
 
+    def close(self) -> None:
+        """Free it, after closing the context that it is attached to. Again does nothing."""
+        if self._context is not None:
+            self._require_idle()
+            self._context.close()
+        super().close()
+
+    def _require_detached(self) -> None:
+        if self._context is not None and not self._context.closed:
+            raise ValueError("this chain is attached to a context, which has built it into itself")
+
     # What it does.
 
     def sample(self, context: Context, index: int = -1) -> int:
         """Select a token from an output of the last decode, and accept it.
 
-        ``llama_sampler_sample``.
+        ``llama_sampler_sample``. What the context has run on its device (``samplers`` of
+        :class:`Context`) is not done again.
 
         :param index: the output, as in :meth:`Context.logits`.
         :raises IndexError: the last decode gave no output there.
@@ -156,11 +171,15 @@ class SamplerChain(SamplerObject):
                 )
             token = self._run(
                 "sampling",
-                lib.guarded_chain_sample,
+                lib.guarded_chain_sample_attached
+                if self._context is context
+                else lib.guarded_chain_sample,
                 handle.pointer,
                 context._open().pointer,
                 index,
             )
+            if context._lost is not None:
+                context._open()
             if token == lib.PYLLAMA_NO_OUTPUT:
                 context._raise_no_output(index)
             return token
@@ -195,7 +214,7 @@ class SamplerChain(SamplerObject):
             self._require_idle()
             other = SamplerChain.__new__(SamplerChain)
             SamplerObject.__init__(other)
-            other._vocab, other._likeness = self._vocab, self._likeness
+            other._vocab, other._likeness, other._context = self._vocab, self._likeness, None
             copied = lib.guarded_chain_clone(pointer)
             other._own_chain(copied)
             other._steps = [

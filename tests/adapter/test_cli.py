@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 from shutil import copyfile
 
 import pytest
 from typer.testing import CliRunner
 
+import pyllama
 from adapter import embedded_model
 from adapter.cli import app
 from adapter.model_pool import ModelPool
@@ -81,3 +85,54 @@ def test_models_of_no_folder_is_one_line(run, tmp_path):
     assert result.exit_code == 1
     assert "nowhere" in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_devices_says_what_was_built(run):
+    result = run("devices", "--build")
+    assert result.exit_code == 0, result.output
+    rows = {line.split("│")[1].strip(): line for line in result.stdout.splitlines() if "│" in line}
+    assert "yes" in rows["CPU"]
+    assert {"CUDA", "VULKAN", "METAL", "OPENCL", "RPC"} <= set(rows)
+
+
+def test_a_backend_that_is_not_here_is_one_line(run, monkeypatch):
+    monkeypatch.setenv("PYLLAMA_BACKEND", "sycl")
+    result = run("devices")
+    assert result.exit_code == 1
+    assert "Devices here:" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_an_rpc_server_is_not_exposed_by_accident(run):
+    result = run("rpc-server", "--host", "0.0.0.0", "--port", "0")
+    assert result.exit_code == 1
+    assert "--expose" in result.stderr
+    assert "no password" in result.stderr
+
+
+@pytest.mark.skipif(pyllama.supports_rpc(), reason="this build has RPC")
+def test_a_build_without_rpc_says_how_to_get_it(run):
+    result = run("rpc-server", "--port", "0")
+    assert result.exit_code == 1
+    assert "GGML_RPC=ON" in result.stderr
+
+
+@pytest.mark.skipif(not pyllama.supports_rpc(), reason="this build has no RPC")
+def test_an_rpc_server_serves_until_ctrl_c():
+    command = [
+        sys.executable,
+        "-c",
+        "from adapter.cli import main; main()",
+        "rpc-server",
+        "--port",
+        "0",
+        "--threads",
+        "1",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        line = server.stdout.readline()
+        endpoint = line.removeprefix("serving on ").strip()
+        (device,) = pyllama.rpc_devices(endpoint)
+        assert device.description == endpoint
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=20) == 0

@@ -89,12 +89,30 @@ def test_vulkan_made_of_software_is_not_used(name):
     assert used(gpu("CUDA0"), software, CPU) == ["CUDA0", "CPU"]
 
 
-def test_integrated_gpus_are_not_used_unless_cuda_drives_them():
+def test_integrated_gpus_are_used_where_there_is_no_other():
     iris = gpu("Vulkan0", type="igpu", description="Intel Iris Xe")
     spark = gpu("CUDA0", type="igpu", description="NVIDIA GB10")
-    assert used(iris, CPU) == ["CPU"]
+    arc = gpu("Vulkan1", description="Intel Arc A770", device_id="0000:03:00.0")
+    assert used(iris, CPU) == ["Vulkan0", "CPU"]
     assert "integrated" in reasons(iris, CPU)["Vulkan0"]
+    assert used(iris, arc, CPU) == ["Vulkan1", "CPU"]
+    assert "integrated" in reasons(iris, arc, CPU)["Vulkan0"]
     assert used(spark, iris, CPU) == ["CUDA0", "CPU"]
+
+
+def test_an_integrated_gpu_of_two_backends_is_used_once():
+    vulkan = gpu("Vulkan0", type="igpu", description="Radeon 8060S", device_id="0000:c5:00.0")
+    rocm = gpu("ROCm0", type="igpu", description="AMD Radeon", device_id="0000:c5:00.0")
+    assert used(vulkan, rocm, CPU) == ["ROCm0", "CPU"]
+
+
+def test_a_backend_that_was_named_is_used_and_no_other():
+    cuda, vulkan = gpu("CUDA0"), gpu("Vulkan0")
+    software = gpu("Vulkan1", description="llvmpipe (LLVM 15.0.6, 256 bits)")
+    choices = choose_devices([cuda, vulkan, software, CPU], [vulkan, software])
+    assert [choice.used for choice in choices] == [False, True, True, True]
+    assert not any(choice.used for choice in choose_devices([cuda, CPU], [])[:1])
+    assert "not of the backend you chose" in choices[0].reason
 
 
 def test_metal_is_used():

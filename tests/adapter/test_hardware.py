@@ -7,7 +7,7 @@ from fake_device import CPU, GIB, FakeDevice, gpu
 
 import pyllama
 from adapter import hardware
-from adapter.errors import InvalidParameterError
+from adapter.errors import BackendError, ConfigurationError, InvalidParameterError
 from adapter.hardware import HOST, HardwareManager, margin
 
 
@@ -197,8 +197,8 @@ def test_no_layer_on_the_gpu_is_the_cpu(monkeypatch):
 
 def test_devices_that_were_chosen_come_before_what_is_worth_using(monkeypatch):
     iris = gpu("Vulkan0", type="igpu")
-    Machine(monkeypatch, iris)
-    assert HardwareManager().plan("model.gguf").devices == ()
+    Machine(monkeypatch, gpu("CUDA0"), iris)
+    assert [device.name for device in HardwareManager().plan("model.gguf").devices] == ["CUDA0"]
     assert HardwareManager([iris]).plan("model.gguf").devices == (iris,)
 
 
@@ -216,3 +216,34 @@ def test_weights_that_exceed_the_memory_are_told_and_not_refused(monkeypatch):
     Machine(monkeypatch, key_bytes=2**19, free_host=8)
     plan = HardwareManager().plan("model.gguf")
     assert (plan.context_length, plan.fits) == (4096, False)
+
+
+# A backend that is named
+
+
+def test_a_named_backend_alone_is_used(monkeypatch):
+    vulkan = gpu("Vulkan0", description="llvmpipe")
+    Machine(monkeypatch, gpu("CUDA0"), vulkan)
+    monkeypatch.setattr(pyllama, "backend_devices", lambda name: {"vulkan": [vulkan]}[name])
+    assert HardwareManager(backend="vulkan").plan("model.gguf").devices == (vulkan,)
+
+
+def test_the_cpu_can_be_named(tiny_model_path):
+    assert HardwareManager(backend="cpu").plan(tiny_model_path).devices == ()
+
+
+def test_a_named_backend_that_is_not_here_is_an_error(tiny_model_path, monkeypatch):
+    lacking = next(
+        name
+        for name, registered in (("sycl", "SYCL"), ("hip", "ROCm"))
+        if registered not in {device.backend for device in pyllama.devices()}
+    )
+    with pytest.raises(BackendError, match="Devices here: "):
+        HardwareManager(backend=lacking).plan(tiny_model_path)
+    with pytest.raises(InvalidParameterError, match="backend='nonsense'"):
+        HardwareManager(backend="nonsense")
+    with pytest.raises(ConfigurationError, match="exclude"):
+        HardwareManager((), backend="cpu")
+    monkeypatch.setenv("PYLLAMA_BACKEND", "nonsense")
+    with pytest.raises(ConfigurationError, match="PYLLAMA_BACKEND"):
+        HardwareManager().choices()

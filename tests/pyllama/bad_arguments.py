@@ -30,6 +30,8 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 NOT_FOR_USERS = {
     # Made by the object that they belong to, from a pointer that nobody else has.
     *("Vocab", "Memory", "State", "Sampler", "ChatParser"),
+    "RpcServer.wait",  # takes nothing, and has no end
+    "BackendName",  # a type, for annotations
     # Written by users, called by C.
     "PythonSampler",
     *(f"PythonSampler.{name}" for name in ("apply", "accept", "reset", "clone")),

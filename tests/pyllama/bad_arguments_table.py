@@ -210,6 +210,8 @@ ROWS: dict[str, Row] = {
     "devices": lambda w: (pyllama.devices, {}),
     "backends": lambda w: (pyllama.backends, {}),
     "backend_features": lambda w: (pyllama.backend_features, {"device": pyllama.devices()[0]}),
+    "backend_devices": lambda w: (pyllama.backend_devices, {"backend": "cpu"}),
+    "build_info": lambda w: (pyllama.build_info, {}),
     "load_backends": lambda w: (pyllama.load_backends, {}),
     "load_backend": lambda w: (pyllama.load_backend, {"path": w.model_path}),
     "cpu_variant": lambda w: (pyllama.cpu_variant, {}),

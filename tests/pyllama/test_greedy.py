@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyllama import Batch, Context, Detokenizer, Sampler, SamplerChain
+from pyllama import Batch, Context, Detokenizer, Model, Sampler, SamplerChain
 
 pytestmark = pytest.mark.model
 
@@ -73,6 +73,13 @@ def generate(model, context, prompt):
             tokens.append(token)
             context.decode_token(token, len(prompt) + len(tokens) - 1)
     return tokens
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_path):
+    """On the CPU, whatever PYLLAMA_BACKEND says: GPUs round differently."""
+    with Model(smollm2_path, devices=[]) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -167,8 +167,49 @@ if pyllama.supports_rpc():
             (device,) = rpc_devices(made.endpoint)
         made.close()
         assert "closed" in repr(made)
-        with pytest.raises(pyllama.NativeError, match="Failed to connect"):
+        with pytest.raises(pyllama.NativeError, match="server crashed"):
             device.memory  # noqa: B018
+
+    @pytest.mark.parametrize("idle", [False, True])
+    def test_a_server_that_dies_is_an_exception(tiny_model_path, idle):
+        with RpcServer(port=0, n_threads=1) as made:
+            (device,) = rpc_devices(made.endpoint)
+            model = Model(tiny_model_path, devices=[device])
+            context = Context(model, n_ctx=256, n_threads=1)
+            if not idle:
+                logits_of(context, PROMPT)
+            process = made._open().pointer
+            process.kill()
+            process.wait()
+            with pytest.raises(pyllama.ServerLostError, match=rf"{made.endpoint} was lost"):
+                logits_of(context, PROMPT)
+            assert model.lost
+            with pytest.raises(pyllama.ServerLostError):
+                Context(model, n_ctx=256)
+            model.close()
+            assert context.closed
+        with pytest.raises(pyllama.BackendError, match="no RPC server"):
+            rpc_devices(made.endpoint)
+        port = int(made.endpoint.split(":")[1])
+        with RpcServer(port=port, n_threads=1):
+            (again,) = rpc_devices(made.endpoint)
+            with (
+                Model(tiny_model_path, devices=[again]) as model,
+                Context(model, n_ctx=256, n_threads=1) as context,
+            ):
+                assert np.isfinite(logits_of(context, PROMPT)).all()
+
+    def test_a_server_that_dies_while_a_model_is_loaded(tiny_model_path):
+        with RpcServer(port=0, n_threads=1) as made:
+            (device,) = rpc_devices(made.endpoint)
+            process = made._open().pointer
+
+            def kill(fraction):
+                process.kill()
+                process.wait()
+
+            with pytest.raises((pyllama.ModelLoadError, pyllama.ServerLostError)):
+                Model(tiny_model_path, devices=[device], progress=kill)
 
     def test_an_address_in_use(listener):
         _, endpoint = listener

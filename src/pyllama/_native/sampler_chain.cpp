@@ -206,6 +206,18 @@ int32_t guarded_chain_sample(pyllama_chain * chain, llama_context * ctx, int32_t
     });
 }
 
+// Of a chain that the context runs on its device: what the device selected, or the rest of the
+// chain on the candidates that it left.
+int32_t guarded_chain_sample_attached(pyllama_chain * chain, llama_context * ctx, int32_t i) {
+    return guarded(PYLLAMA_CAUGHT, [&]() -> int32_t {
+        if (llama_get_sampled_token_ith(ctx, i) == LLAMA_TOKEN_NULL &&
+            !llama_get_sampled_logits_ith(ctx, i) && !llama_get_logits_ith(ctx, i)) {
+            return PYLLAMA_NO_OUTPUT;
+        }
+        return llama_sampler_sample(chain->chain.get(), ctx, i);
+    });
+}
+
 int32_t guarded_chain_accept(pyllama_chain * chain, llama_token token, bool accept_grammar) {
     return guarded(PYLLAMA_CAUGHT, [&]() -> int32_t {
         llama_sampler * grammar = accept_grammar ? chain->grammar.get() : nullptr;

@@ -9,6 +9,7 @@ pyllama_chain * guarded_chain_clone(const pyllama_chain * chain);
 int32_t guarded_chain_copy_state(const pyllama_chain * from, pyllama_chain * to);
 int32_t guarded_chain_apply(pyllama_chain * chain, llama_token_data_array * candidates);
 int32_t guarded_chain_sample(pyllama_chain * chain, struct llama_context * ctx, int32_t i);
+int32_t guarded_chain_sample_attached(pyllama_chain * chain, struct llama_context * ctx, int32_t i);
 int32_t guarded_chain_accept(pyllama_chain * chain, llama_token token, bool accept_grammar);
 int32_t guarded_chain_reset(pyllama_chain * chain);
 uint32_t guarded_chain_get_seed(const pyllama_chain * chain);

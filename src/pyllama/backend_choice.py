@@ -1,0 +1,108 @@
+"""Which backend models run on, by the user's choice, and which ones this build has."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from pyllama._native import _binding
+from pyllama.device import Device, backends, devices
+from pyllama.errors import BackendError
+
+BackendName = Literal["auto", "cpu", "cuda", "hip", "metal", "opencl", "sycl", "vulkan"]
+
+VARIABLE = "PYLLAMA_BACKEND"
+"""The environment variable that chooses where no argument does."""
+
+# What ggml calls them.
+_REGISTERED = {
+    "cuda": "CUDA",
+    "hip": "ROCm",
+    "metal": "MTL",
+    "opencl": "OpenCL",
+    "sycl": "SYCL",
+    "vulkan": "Vulkan",
+}
+
+# Written by cmake/BuildSummary.cmake, beside the extension module.
+_SUMMARY = os.path.join(os.path.dirname(_binding.__file__), "build.json")
+
+
+@dataclass(frozen=True)
+class BackendBuild:
+    """Whether this build of pyllama has a backend.
+
+    ``name`` is that of llama.cpp's option without ``GGML_``, such as ``"VULKAN"``; ``note`` says
+    what was built, or why not and how to get it.
+    """
+
+    name: str
+    built: bool
+    note: str
+
+
+def build_info() -> list[BackendBuild]:
+    """Every backend that pyllama can be built with, and whether this build has it."""
+    with open(_SUMMARY, encoding="utf-8") as file:
+        return [BackendBuild(**entry) for entry in json.load(file)]
+
+
+def backend_devices(backend: BackendName | None = None) -> list[Device] | None:
+    """The devices to give ``Model(devices=…)`` so that it runs on one backend.
+
+    The GPUs of that backend: those with memory of their own, or, where there is none, those that
+    share the system's. Empty for ``"cpu"``; None for ``"auto"``, which leaves the choice to
+    llama.cpp. Loading a model with ``devices=None`` calls it.
+
+    :param backend: None for what the environment variable ``PYLLAMA_BACKEND`` says, or else
+        ``"auto"``.
+    :raises ValueError: there is no backend of that name.
+    :raises BackendError: it is not loaded, or has no device here. The message lists what there is.
+    """
+    name = requested_backend(backend)
+    if name == "auto":
+        return None
+    if name == "cpu":
+        return []
+    found = [device for device in devices() if device.backend == _REGISTERED[name]]
+    for kind in ("gpu", "igpu"):
+        chosen = [device for device in found if device.type == kind]
+        if chosen:
+            return chosen
+    raise BackendError(_unmet(name))
+
+
+def requested_backend(backend: BackendName | None = None) -> BackendName:
+    """The backend that is asked for: the argument, or ``PYLLAMA_BACKEND``, or ``"auto"``.
+
+    :raises ValueError: there is no backend of that name.
+    """
+    source = VARIABLE if backend is None else "backend"
+    name = (os.environ.get(VARIABLE) or "auto").lower() if backend is None else backend
+    if not isinstance(name, str):
+        raise TypeError(f"backend must be a str, got {name!r}")
+    if name not in get_args(BackendName):
+        known = ", ".join(get_args(BackendName))
+        raise ValueError(f"{source} must be one of {known}; got {name!r}")
+    return cast("BackendName", name)
+
+
+def _unmet(name: str) -> str:
+    """Why a demanded backend cannot be had, and what can."""
+    here = ", ".join(f"{device.name} ({device.description})" for device in devices()) or "none"
+    option = name.upper()
+    build = {entry.name: entry for entry in build_info()}[option]
+    loaded = any(backend.name == _REGISTERED[name] for backend in backends())
+    if loaded:
+        reason = "its driver offers no GPU"
+        if name == "vulkan":
+            reason += (
+                " (GGML_VK_VISIBLE_DEVICES=0 in the environment allows one made of software too)"
+            )
+    elif build.built:
+        reason = "this build has it, but its loader or driver is not installed here"
+    else:
+        reason = f"this build does not have it. {build.note}"
+    return f"backend {name!r} was demanded, but {reason.rstrip('.')}. Devices here: {here}"

@@ -1,0 +1,95 @@
+"""One model on several RPC servers, each a process of its own, over loopback."""
+
+from __future__ import annotations
+
+from shutil import copyfile
+
+import pytest
+
+import pyllama
+from adapter import ModelPool
+from adapter.errors import BackendError, ConfigurationError, InvalidParameterError, LlamaCppError
+from adapter.generation.request import GenerationRequest
+from adapter.generation.sampling import Sampling
+from adapter.hardware import HardwareManager
+
+PROMPT = (1, 70, 80, 90)
+
+
+def request(max_tokens=16):
+    return GenerationRequest(PROMPT, max_tokens, Sampling(temperature=0.0), 0)
+
+
+def generate(pool, **changes):
+    return pool.load_model("six").generators["batched"].generate(request(**changes)).token_ids
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, write_tiny_model):
+    made = tmp_path_factory.mktemp("models")
+    copyfile(write_tiny_model(n_layer=6), made / "six.gguf")
+    return made
+
+
+@pytest.mark.parametrize("wrong", ["127.0.0.1:50052", [1]])
+def test_a_wrong_list_of_servers_is_refused(folder, wrong):
+    with pytest.raises(InvalidParameterError, match="rpc"):
+        ModelPool(folder, rpc=wrong)
+
+
+def test_servers_and_hardware_exclude_each_other(folder):
+    with pytest.raises(ConfigurationError, match="exclude"):
+        ModelPool(folder, rpc=["127.0.0.1:1"], hardware=HardwareManager())
+
+
+if pyllama.supports_rpc():
+
+    @pytest.fixture
+    def servers():
+        made = [pyllama.RpcServer(port=0, n_threads=1) for _ in range(3)]
+        yield made
+        for server in made:
+            server.close()
+
+    def pool_of(folder, servers):
+        endpoints = [server.endpoint for server in servers]
+        return ModelPool(folder, rpc=endpoints, n_gpu_layers=-1, context_length=512)
+
+    def kill(server):
+        process = server._open().pointer
+        process.kill()
+        process.wait()
+
+    def test_a_model_on_three_servers_gives_the_same_tokens(folder, servers):
+        with ModelPool(folder, context_length=512) as local:
+            expected = generate(local)
+        with pool_of(folder, servers) as pool:
+            assert generate(pool) == expected
+            placement = pool.load_model("six").placement
+            assert [device.description for device in placement.devices] == [
+                server.endpoint for server in servers
+            ]
+            for device in placement.devices:
+                assert placement.memory[device.name] > 0
+
+    def test_a_server_that_dies_is_an_exception_and_the_pool_recovers(folder, servers):
+        with ModelPool(folder, context_length=512) as local:
+            expected = generate(local)
+        with pool_of(folder, servers) as pool:
+            stream = pool.load_model("six").generators["batched"].stream(request(400))
+            next(stream)
+            kill(servers[1])
+            with pytest.raises(BackendError, match="was lost"):
+                list(stream)
+            with pytest.raises(LlamaCppError):
+                generate(pool)
+            port = int(servers[1].endpoint.split(":")[1])
+            with pyllama.RpcServer(port=port, n_threads=1):
+                assert generate(pool) == expected
+
+    def test_a_server_that_is_not_there_is_an_error(folder):
+        with (
+            ModelPool(folder, rpc=["127.0.0.1:1"]) as pool,
+            pytest.raises(BackendError, match=r"no RPC server at 127\.0\.0\.1:1"),
+        ):
+            pool.load_model("six")
