@@ -30,6 +30,7 @@ from adapter.errors import (
     ModelNotLoadedError,
     PoolFullError,
     RateLimitExceededError,
+    RequestTimeoutError,
     TextTooLongError,
     TokenBudgetExhaustedError,
     TokenizationError,
@@ -71,6 +72,7 @@ __all__ = [
     "PoolFullError",
     "TextTooLongError",
     "RateLimitExceededError",
+    "RequestTimeoutError",
     "TokenBudgetExhaustedError",
     "TokenizationError",
 ]

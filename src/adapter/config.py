@@ -44,6 +44,8 @@ class LlamaCppConfig:
                         answers, None = any number
     requests_per_minute at least 1; more raise an error that DSPy waits and retries after, None =
                         any number
+    timeout_secs        above 0; how long a request may take, its wait for others included, None =
+                        any time. DSPy tries again after the error
     max_retries         at least 0; how often DSPy tries again after an error that may pass
     initial_backoff_ms  at least 0; the least that it waits before
     max_backoff_ms      at least initial_backoff_ms; the most that it waits
@@ -68,6 +70,7 @@ class LlamaCppConfig:
     stop: tuple[str, ...] = ()
     token_budget_limit: int | None = None
     requests_per_minute: int | None = None
+    timeout_secs: float | None = None
     max_retries: int = 3
     initial_backoff_ms: int = 100
     max_backoff_ms: int = 60_000
@@ -164,6 +167,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "requests_per_minute": (
         lambda v: v is None or (_is_integer(v) and v >= 1),
         "an integer of at least 1, or None",
+    ),
+    "timeout_secs": (
+        lambda v: v is None or (_is_number(v) and v > 0),
+        "a number above 0, or None",
     ),
     "max_retries": (lambda v: _is_integer(v) and v >= 0, "an integer of at least 0"),
     "initial_backoff_ms": (lambda v: _is_integer(v) and v >= 0, "an integer of at least 0"),

@@ -296,6 +296,7 @@ class LlamaCppEngine:
                 preserved_tokens=prompt.preserved_tokens,
                 logprobs=settings.logprobs,
                 reasoning_budget=prompt.reasoning_budget,
+                timeout=self.config.timeout_secs,
             ),
             prompt.parser,
             adaptations,

@@ -13,6 +13,7 @@
     │   └── TextTooLongError                         a text to embed that does not fit
     ├── TokenBudgetExhaustedError (RuntimeError)     no tokens are left of those a config grants
     ├── RateLimitExceededError  (RuntimeError)       too many requests in a minute
+    ├── RequestTimeoutError     (TimeoutError)       a request that took too long
     ├── QueueFullError          (RuntimeError)       too many requests that wait
     ├── TokenizationError       (ValueError)         a text that cannot become tokens
     ├── InferenceError          (RuntimeError)       a computation that failed
@@ -200,6 +201,21 @@ class RateLimitExceededError(LlamaCppError, RuntimeError):
         super().__init__(
             f"more than {requests_per_minute} requests in a minute (requests_per_minute); try "
             f"again in {retry_after:.1f} s"
+        )
+
+
+class RequestTimeoutError(LlamaCppError, TimeoutError):
+    """A request was not done in time.
+
+    `timeout` is how many seconds it had from its arrival on, `n_tokens` how many tokens it had.
+    """
+
+    def __init__(self, timeout: float, n_tokens: int) -> None:
+        self.timeout = timeout
+        self.n_tokens = n_tokens
+        super().__init__(
+            f"no answer within timeout_secs={timeout:g} ({n_tokens} tokens were there); ask for "
+            "fewer tokens, send fewer requests at once, or raise timeout_secs"
         )
 
 

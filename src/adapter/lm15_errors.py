@@ -21,6 +21,7 @@ from adapter.errors import (
     PoolFullError,
     QueueFullError,
     RateLimitExceededError,
+    RequestTimeoutError,
     TokenizationError,
 )
 
@@ -40,6 +41,8 @@ def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> I
     except (QueueFullError, RateLimitExceededError) as error:
         wait = min(max(error.retry_after, initial_backoff), max_backoff)
         raise lm15.RateLimitError(str(error), provider=PROVIDER, retry_after=wait) from error
+    except RequestTimeoutError as error:
+        raise lm15.TimeoutError(str(error), provider=PROVIDER) from error
     except ContextTooLongError as error:
         raise lm15.ContextLengthError(str(error), provider=PROVIDER) from error
     except (InvalidParameterError, TokenizationError) as error:

@@ -35,6 +35,7 @@ MAPPED = [
     (errors.BackendError("no"), lm15.ProviderError),
     (errors.RateLimitExceededError(1.0, 5), lm15.RateLimitError),
     (errors.QueueFullError(9, 1.0), lm15.RateLimitError),
+    (errors.RequestTimeoutError(2.0, 7), lm15.TimeoutError),
     (pyllama.ContextError("no"), lm15.ProviderError),
 ]
 

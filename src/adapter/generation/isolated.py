@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pyllama
-from adapter.errors import ContextTooLongError
+from adapter.errors import ContextTooLongError, RequestTimeoutError
 from adapter.generation.completion import Completion, token_logprob
 from adapter.generation.context_pool import ContextPool
 from adapter.generation.failures import translated
@@ -66,7 +67,7 @@ class IsolatedGenerator:
         cancelled = cancelled or threading.Event()
         scores: list[Score] = []
         with translated(), self._pool.lease() as context:
-            if not _prefill(context, prompt, cancelled):
+            if not _prefill(context, prompt, lambda _: cancelled.is_set()):
                 return None
             room = self._context_length - len(prompt)
             for group in Scorer(context).score(request, room=room):
@@ -78,7 +79,14 @@ class IsolatedGenerator:
     def _stream(
         self, request: GenerationRequest, cancelled: threading.Event
     ) -> Iterator[Delta | GenerationResult]:
-        prompt = request.prompt
+        prompt, timeout = request.prompt, request.timeout
+        begin = time.monotonic()
+
+        def stopped(n_tokens: int) -> bool:
+            if timeout is not None and time.monotonic() - begin > timeout:
+                raise RequestTimeoutError(timeout, n_tokens)
+            return cancelled.is_set()
+
         room = self._context_length - len(prompt)
         completion = Completion(self._vocab, request, min(request.max_tokens, room))
         with (
@@ -93,7 +101,7 @@ class IsolatedGenerator:
             ) as chain,
             self._pool.lease() as context,
         ):
-            if not _prefill(context, prompt, cancelled):
+            if not _prefill(context, prompt, stopped):
                 return
             while completion.finish_reason is None:
                 if completion.tokens:
@@ -106,7 +114,7 @@ class IsolatedGenerator:
                 delta = completion.push(token, logprob)
                 if delta is not None:
                     yield delta
-                if cancelled.is_set():
+                if stopped(len(completion.tokens)):
                     return
         rest, result = completion.finish()
         if rest is not None:
@@ -114,10 +122,12 @@ class IsolatedGenerator:
         yield result
 
 
-def _prefill(context: pyllama.Context, prompt: tuple[int, ...], cancelled: threading.Event) -> bool:
-    """Compute the prompt; return whether it is all there: False once ``cancelled`` is set."""
+def _prefill(
+    context: pyllama.Context, prompt: tuple[int, ...], stopped: Callable[[int], bool]
+) -> bool:
+    """Compute the prompt; return whether it is all there: False once it is to stop."""
     blocks = prompt_steps(context, prompt)
-    while not cancelled.is_set():
+    while not stopped(0):
         if next(blocks, None) is None:
             return True
     return False

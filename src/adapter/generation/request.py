@@ -28,6 +28,7 @@ class GenerationRequest:
     preserved_tokens  special tokens whose text is part of the completion, as others' is not
     logprobs          how many of the likeliest tokens to tell beside each sampled one, and the
                       log-probabilities of all; None for none
+    timeout           seconds that it may take from its arrival on; None for any time
     reasoning_budget  where the model's reasoning is to end at the latest
     """
 
@@ -40,6 +41,7 @@ class GenerationRequest:
     preserved_tokens: frozenset[int] = frozenset()
     logprobs: int | None = None
     reasoning_budget: ReasoningBudget | None = None
+    timeout: float | None = None
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,7 @@ class Scheduler:
 
     def _step(self) -> None:
         """Admit what has room, compute a chunk, decode a token of each sequence, score a group."""
-        self._drop_abandoned()
+        self._drop_finished()
         self._admit()
         self._prefill_one_chunk()
         for lane in self._lanes:
@@ -217,18 +217,17 @@ class Scheduler:
     def _occupied(self) -> list[tuple[Lane, Slot]]:
         return [(lane, slot) for lane in self._lanes for slot in lane.slots.taken]
 
-    def _drop_abandoned(self) -> None:
+    def _drop_finished(self) -> None:
+        """End the requests whose callers have gone, and those whose time is over."""
         for lane, slot in self._occupied():
             assert slot.sequence is not None
-            if slot.sequence.is_abandoned:
-                slot.sequence.give_up()
+            if slot.sequence.ended_by_caller_or_clock():
                 self._release(lane, slot)
         with self._changed:
-            gone = [sequence for sequence in self._queue if sequence.is_abandoned]
-            for sequence in gone:
-                self._queue.remove(sequence)
-        for sequence in gone:
-            sequence.give_up()
+            waiting = list(self._queue)
+        for sequence in waiting:
+            if sequence.ended_by_caller_or_clock():
+                self._leave_queue(sequence)
 
     # Admission
 

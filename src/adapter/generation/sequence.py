@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
 from typing import Literal, TypeAlias
 
 import pyllama
+from adapter.errors import RequestTimeoutError
 from adapter.generation.blocks import BLOCK, block_hashes, n_reusable
 from adapter.generation.completion import Completion, token_logprob
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.sampling import sampler_chain
+
+logger = logging.getLogger(__name__)
 
 Event: TypeAlias = "Delta | GenerationResult | BaseException | None"
 
@@ -59,7 +63,7 @@ class Sequence:
         return min(self.n_past // BLOCK, len(self.hashes))
 
     @property
-    def is_abandoned(self) -> bool:
+    def _is_abandoned(self) -> bool:
         """Whether its caller has gone."""
         return self.abandoned or self._cancelled.is_set()
 
@@ -106,9 +110,14 @@ class Sequence:
         if self._completion.finish_reason is not None:
             self._finish()
 
-    def give_up(self) -> None:
-        """End it without a result: its caller has gone."""
-        self._end(None)
+    def ended_by_caller_or_clock(self) -> bool:
+        """End it if its caller has gone or its time is over, and say whether."""
+        timeout = self.request.timeout
+        if self._is_abandoned:
+            self._end(None)
+        elif timeout is not None and time.monotonic() - self.arrived > timeout:
+            self._end(RequestTimeoutError(timeout, self.n_sampled))
+        return self.state == "ended"
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, which its caller gets."""
@@ -122,6 +131,12 @@ class Sequence:
 
     def _end(self, last: Event) -> None:
         self.state = "ended"
+        outcome = last.finish_reason if isinstance(last, GenerationResult) else repr(last)
+        logger.debug(
+            "request: %s; %d tokens of prompt, %d of them in memory; %d sampled; %.3f s",
+            *("given up" if last is None else outcome, len(self.request.prompt)),
+            *(self.n_cached, self.n_sampled, time.monotonic() - self.arrived),
+        )
         if self._chain is not None:
             self._chain.close()
         self.events.put(last)

@@ -13,7 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pyllama
-from adapter.errors import ContextTooLongError, InferenceError, ModelNotLoadedError, QueueFullError
+from adapter.errors import (
+    ContextTooLongError,
+    InferenceError,
+    ModelNotLoadedError,
+    QueueFullError,
+    RequestTimeoutError,
+)
 from adapter.generation import exactness
 from adapter.generation.blocks import BLOCK, CHUNK
 from adapter.generation.context_pool import ContextPool
@@ -265,6 +271,46 @@ def test_what_left_the_context_is_set_from_memory(model):
 
 
 # Limits, errors and endings
+
+
+def endless(prompt):
+    grammar = Constraint('root ::= "a" root')
+    return GenerationRequest(tuple(prompt), 1900, Sampling(), seed=1, constraint=grammar)
+
+
+@pytest.mark.parametrize("execution", ["batched", "isolated"])
+def test_a_request_ends_when_its_time_is_over(model, execution):
+    contexts = ContextPool(
+        model, context_length=CONTEXT_LENGTH, n_threads=1, limit=1, reproducible=True
+    )
+    batched = scheduler_of(model)
+    isolated = IsolatedGenerator(model, contexts, context_length=CONTEXT_LENGTH)
+    generator = batched if execution == "batched" else isolated
+    never = replace(endless(tokens(1, 40)), timeout=0.05)
+    with pytest.raises(RequestTimeoutError, match=r"within timeout_secs=0\.05") as raised:
+        generator.generate(never)
+    assert 0 < raised.value.n_tokens < 1900
+    assert generator.generate(replace(never, timeout=60.0, max_tokens=3)).completion_tokens == 3
+    batched.close()
+
+
+def test_a_request_that_waits_has_its_time_too(model):
+    scheduler = scheduler_of(model, max_sequences=1)
+    running = scheduler.stream(endless(tokens(0, 10)))
+    next(running)
+    with pytest.raises(RequestTimeoutError) as raised:
+        scheduler.generate(replace(request_of(tokens(1, 10)), timeout=0.02))
+    assert raised.value.n_tokens == 0
+    running.close()
+    scheduler.close()
+
+
+def test_each_request_is_one_line_of_the_log(scheduler, caplog):
+    with caplog.at_level("DEBUG", "adapter.generation.sequence"):
+        scheduler.generate(request_of(tokens(0, 30), max_tokens=5))
+    (line,) = (record.message for record in caplog.records if "request:" in record.message)
+    assert "30 tokens of prompt" in line
+    assert "5 sampled" in line
 
 
 def test_a_long_request_runs_beside_short_ones(model):
