@@ -1,7 +1,7 @@
 """Models on a real GPU: PYLLAMA_BACKEND=cuda pytest tests/pyllama/test_gpu.py (or vulkan, metal).
 
 Without a GPU there is nothing to test here. Vulkan made of software (GGML_VK_VISIBLE_DEVICES=0)
-will do for all but the context that is larger than the memory, for which it takes minutes.
+does for all but the context that is larger than the memory, for which it takes minutes.
 """
 
 from __future__ import annotations
