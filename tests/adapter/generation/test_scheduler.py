@@ -273,11 +273,6 @@ def test_what_left_the_context_is_set_from_memory(model):
 # Limits, errors and endings
 
 
-def endless(prompt):
-    grammar = Constraint('root ::= "a" root')
-    return GenerationRequest(tuple(prompt), 1900, Sampling(), seed=1, constraint=grammar)
-
-
 @pytest.mark.parametrize("execution", ["batched", "isolated"])
 def test_a_request_ends_when_its_time_is_over(model, execution):
     contexts = ContextPool(
@@ -286,7 +281,7 @@ def test_a_request_ends_when_its_time_is_over(model, execution):
     batched = scheduler_of(model)
     isolated = IsolatedGenerator(model, contexts, context_length=CONTEXT_LENGTH)
     generator = batched if execution == "batched" else isolated
-    never = replace(endless(tokens(1, 40)), timeout=0.05)
+    never = replace(endless(1), timeout=0.05)
     with pytest.raises(RequestTimeoutError, match=r"within timeout_secs=0\.05") as raised:
         generator.generate(never)
     assert 0 < raised.value.n_tokens < 1900
@@ -296,7 +291,7 @@ def test_a_request_ends_when_its_time_is_over(model, execution):
 
 def test_a_request_that_waits_has_its_time_too(model):
     scheduler = scheduler_of(model, max_sequences=1)
-    running = scheduler.stream(endless(tokens(0, 10)))
+    running = scheduler.stream(endless(1))
     next(running)
     with pytest.raises(RequestTimeoutError) as raised:
         scheduler.generate(replace(request_of(tokens(1, 10)), timeout=0.02))
