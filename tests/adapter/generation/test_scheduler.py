@@ -290,7 +290,7 @@ def test_a_request_ends_when_its_time_is_over(model, execution):
 
 
 def test_a_request_that_waits_has_its_time_too(model):
-    scheduler = scheduler_of(model, max_sequences=1)
+    scheduler = scheduler_of(model, max_sequences=1, n_cells=CONTEXT_LENGTH)
     running = scheduler.stream(endless(1))
     next(running)
     with pytest.raises(RequestTimeoutError) as raised:
