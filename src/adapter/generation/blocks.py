@@ -13,6 +13,9 @@ BLOCK = 8
 CHUNK = 64
 """Tokens computed at once, a number of blocks: calls end at its multiples, counted from 0."""
 
+DEVICE_CHUNK = 512
+"""The same where bytes need not stay: a GPU computes many tokens in the time of a few."""
+
 BlockHashes = tuple[bytes, ...]
 """A hash for each whole block of a prompt, of it and of all that comes before it."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pyllama
-from adapter.generation.blocks import CHUNK
 
 
 def prompt_steps(
@@ -13,14 +12,15 @@ def prompt_steps(
 ) -> Iterator[int]:
     """Compute a prompt in sequence 0, one call in each step.
 
-    Calls end at the multiples of CHUNK, counted from position 0. Yields how many tokens are there;
-    the last one gives logits.
+    Calls end at the multiples of the context's batch, counted from position 0. Yields how many
+    tokens are there; the last one gives logits.
 
     :param begin: how many there are already.
     """
-    batch = pyllama.Batch(context.n_batch)
+    chunk = context.n_batch
+    batch = pyllama.Batch(chunk)
     while begin < len(prompt):
-        end = min(begin - begin % CHUNK + CHUNK, len(prompt))
+        end = min(begin - begin % chunk + chunk, len(prompt))
         batch.clear()
         batch.add_tokens(
             prompt[begin:end], pos=begin, outputs="last" if end == len(prompt) else "none"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pyllama
 from adapter.errors import ContextTooLongError, ModelNotLoadedError, QueueFullError
-from adapter.generation.blocks import CHUNK
+from adapter.generation.blocks import CHUNK, DEVICE_CHUNK
 from adapter.generation.exactness import Exactness, groups
 from adapter.generation.failures import translated
 from adapter.generation.lanes import Lane, Lanes
@@ -68,6 +68,9 @@ class Scheduler:
         self._n_threads = n_threads
         self._max_queued = max_queued
         self._reproducible = reproducible
+        # A state that cannot be cut back is saved where a call ends.
+        whole = rolls_back(model) and not reproducible
+        self._chunk = DEVICE_CHUNK if whole else CHUNK
         self._exactness = Exactness(self._make_context, reproducible=reproducible)
         self._lanes = Lanes(
             self._make_context, longest=context_length, n_cells=n_cells, max_sequences=max_sequences
@@ -294,7 +297,7 @@ class Scheduler:
         if sequence is None or sequence.state != "prefilling":
             return
         prompt, begin = sequence.request.prompt, sequence.n_past
-        end = min(begin - begin % CHUNK + CHUNK, len(prompt))
+        end = min(begin - begin % self._chunk + self._chunk, len(prompt))
         batch = lane.prompt_batch
         try:
             with translated():
@@ -407,7 +410,7 @@ class Scheduler:
             self._model,
             n_ctx=length * count,
             n_seq_max=count,
-            n_batch=max(CHUNK, count),
+            n_batch=max(self._chunk, count),
             n_threads=self._n_threads,
             # Its sums depend on how many sequences a batch has, and on their lengths.
             flash_attn="disabled" if self._reproducible else "auto",

@@ -270,6 +270,16 @@ def test_what_left_the_context_is_set_from_memory(model):
     scheduler.close()
 
 
+def test_where_bytes_need_not_stay_prompts_are_computed_in_larger_calls(model):
+    scheduler = scheduler_of(model, reproducible=False)
+    shared = tokens(0, 700)
+    for seed in (1, 2):
+        result = scheduler.generate(request_of(shared + tokens(seed, 30)))
+        assert result.prompt_tokens == 730
+    assert result.cache_read_tokens == 700 - 700 % BLOCK
+    scheduler.close()
+
+
 # Limits, errors and endings
 
 
