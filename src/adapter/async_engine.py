@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from dspy.lm15 import Request, Response
@@ -50,7 +51,8 @@ class AsyncLlamaCppEngine:
         cancelled = threading.Event()
 
         def send(event: StreamEvent | None) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(events.put_nowait, event)
 
         def work() -> None:
             # One thread for the whole answer: a generator must not change threads midway.

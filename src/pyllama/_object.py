@@ -76,6 +76,11 @@ class NativeObject:
     def closed(self) -> bool:
         return self._handle is None
 
+    @property
+    def usable(self) -> bool:
+        """Whether it takes calls: it is open, no assertion fired in it, no server was lost."""
+        return self._handle is not None and self._poison is None and self._lost is None
+
     def close(self) -> None:
         """Free it, after waiting for a call that another thread is in.
 

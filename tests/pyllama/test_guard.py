@@ -34,6 +34,7 @@ def test_an_assertion_is_an_exception(poisoned):
 
 
 def test_an_assertion_poisons_its_context(poisoned):
+    assert not poisoned.usable
     with SamplerChain([Sampler.greedy()]) as chain:
         uses = [
             lambda: poisoned.decode(Batch.from_tokens([1])),

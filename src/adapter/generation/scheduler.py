@@ -385,7 +385,7 @@ class Scheduler:
         slot.sequence.fail(error)
         slot.held = ()  # who knows what is in there
         self._release(lane, slot)
-        if isinstance(error.__cause__, (pyllama.NativeAssertionError, pyllama.PoisonedError)):
+        if not lane.context.usable:
             for other in lane.slots.taken:
                 self._fail(lane, other, error)
             self._lanes.drop(lane)

@@ -27,6 +27,7 @@ from adapter.generation.isolated import IsolatedGenerator
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.sampling import Constraint, Sampling
 from adapter.generation.scheduler import Scheduler
+from adapter.generation.sequence import Sequence
 
 CONTEXT_LENGTH = 2048
 
@@ -366,6 +367,32 @@ def test_an_error_fails_one_request_alone(scheduler, sampling, error):
     with ThreadPoolExecutor(5) as threads:
         running = [threads.submit(scheduler.generate, request) for request in [*good, bad]]
         assert isinstance(running[-1].exception(), error)
+        assert all(isinstance(one.result(), GenerationResult) for one in running[:-1])
+
+
+def test_an_assertion_in_a_sampler_leaves_the_others_their_context(scheduler, monkeypatch):
+    sample = pyllama.SamplerChain.sample
+
+    def asserting(chain, context, index=-1):
+        if chain is bad_chain[0]:
+            raise pyllama.NativeAssertionError("GGML_ASSERT(false) failed")
+        return sample(chain, context, index)
+
+    bad_chain = [None]
+    begin = Sequence.begin
+
+    def noting(sequence):
+        begin(sequence)
+        if sequence.request.seed == 99:
+            bad_chain[0] = sequence._chain
+
+    monkeypatch.setattr(Sequence, "begin", noting)
+    monkeypatch.setattr(pyllama.SamplerChain, "sample", asserting)
+    good = [request_of(tokens(seed, 40), max_tokens=30) for seed in range(4)]
+    bad = request_of(tokens(9, 40), seed=99)
+    with ThreadPoolExecutor(5) as threads:
+        running = [threads.submit(scheduler.generate, request) for request in [*good, bad]]
+        assert isinstance(running[-1].exception(), InferenceError)
         assert all(isinstance(one.result(), GenerationResult) for one in running[:-1])
 
 
