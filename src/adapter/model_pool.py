@@ -72,6 +72,9 @@ class ModelPool:
                     with, at most 4096
     max_contexts    requests of the full length that each model has memory for at once, and as
                     many more as are shorter; None for 4
+    prefix_folder   a folder, made if missing, where beginnings of prompts are kept for the next
+                    process, up to 1 GiB for each model; None to keep them in memory only. Its
+                    files are states of llama.cpp: use a folder that nobody else can write
     progress        called with a model's name and the fraction loaded, 0.0 to 1.0, whenever the
                     model is loaded or reloaded, by the thread that loads it
 
@@ -92,6 +95,7 @@ class ModelPool:
         n_gpu_layers: int | None = None,
         context_length: int | None = None,
         max_contexts: int | None = None,
+        prefix_folder: str | os.PathLike[str] | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> None:
         require_integer("context_length", context_length, least=1)
@@ -108,6 +112,7 @@ class ModelPool:
             n_gpu_layers=n_gpu_layers,
             n_contexts=max_contexts,
         )
+        self._prefix_folder = None if prefix_folder is None else Path(prefix_folder).expanduser()
         self._progress = progress
         self._changed = threading.Condition()
         self._slots: dict[Path, ModelSlot] = {}
@@ -373,7 +378,9 @@ class ModelPool:
         self._free_lost()
         with _translated(name, slot.path):
             placement = self._place(slot, name)
-            resident = ResidentModel(slot.path, placement, report, slot.metrics)
+            resident = ResidentModel(
+                slot.path, placement, report, slot.metrics, self._prefix_folder
+            )
         if slot.fingerprint not in (None, resident.fingerprint):
             resident.close()
             raise ModelChangedError(name, slot.path)

@@ -11,6 +11,7 @@ import pyllama
 from adapter.generation.context_pool import ContextPool
 from adapter.generation.isolated import IsolatedGenerator
 from adapter.generation.metrics import Metrics
+from adapter.generation.prefix_folder import PrefixFolder
 from adapter.generation.request import Execution, Generator
 from adapter.generation.scheduler import Scheduler
 from adapter.hardware import Placement
@@ -34,6 +35,10 @@ MAX_KEPT_BYTES = 2**28
 """RAM for the beginnings of prompts that have no place in a context any more."""
 
 
+MAX_FILE_BYTES = 2**30
+"""Bytes that a model's prefixes may take in a folder."""
+
+
 class ResidentModel:
     """What memory a model takes, from loading it until close().
 
@@ -50,6 +55,7 @@ class ResidentModel:
         placement: Placement,
         progress: Callable[[float], bool | None],
         metrics: Metrics,
+        prefix_folder: Path | None = None,
     ) -> None:
         self.model = pyllama.Model(
             path,
@@ -63,7 +69,7 @@ class ResidentModel:
             self.has_template = self.model.chat_template() is not None
             self.template = _chat_template(self.model)
             self.fingerprint = _fingerprint(parts(path), self.template)
-            self._scheduler = self._make_scheduler(placement, metrics)
+            self._scheduler = self._make_scheduler(placement, metrics, prefix_folder)
             self.generators: Mapping[Execution, Generator] = MappingProxyType(
                 {"batched": self._scheduler, "isolated": self._make_isolated(placement)}
             )
@@ -76,7 +82,20 @@ class ResidentModel:
         self._scheduler.close()
         self.model.close()
 
-    def _make_scheduler(self, placement: Placement, metrics: Metrics) -> Scheduler:
+    def _make_scheduler(
+        self, placement: Placement, metrics: Metrics, folder: Path | None
+    ) -> Scheduler:
+        prefixes = None
+        if folder is not None:
+            key = " ".join(
+                [
+                    self.fingerprint,
+                    *(device.description for device in placement.devices),
+                    str(pyllama.cpu_variant()),
+                    str(placement.n_threads),
+                ]
+            )
+            prefixes = PrefixFolder(folder, key, max_bytes=MAX_FILE_BYTES)
         return Scheduler(
             self.model,
             context_length=placement.context_length,
@@ -87,6 +106,7 @@ class ResidentModel:
             cache_bytes=MAX_KEPT_BYTES,
             reproducible=(not placement.devices),
             metrics=metrics,
+            prefix_folder=prefixes,
         )
 
     def _make_isolated(self, placement: Placement) -> IsolatedGenerator:

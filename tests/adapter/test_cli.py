@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from shutil import copyfile
 
 import pytest
@@ -129,10 +130,15 @@ def test_an_rpc_server_serves_until_ctrl_c():
         "--threads",
         "1",
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        line = server.stdout.readline()
-        endpoint = line.removeprefix("serving on ").strip()
-        (device,) = pyllama.rpc_devices(endpoint)
-        assert device.description == endpoint
-        server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=20) == 0
+    # A shell that runs tests in the background has them ignore Ctrl-C.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as server:
+        try:
+            line = server.stdout.readline()
+            endpoint = line.removeprefix("serving on ").strip()
+            (device,) = pyllama.rpc_devices(endpoint)
+            assert device.description == endpoint
+            server.send_signal(signal.SIGINT)
+            assert server.wait(timeout=20) == 0
+        finally:
+            server.kill()

@@ -9,7 +9,8 @@ import pyllama
 from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes, n_shared
 from adapter.generation.exactness import Exactness
 from adapter.generation.lanes import Lane
-from adapter.generation.prefix_cache import PrefixCache
+from adapter.generation.prefix_cache import PrefixCache, SavedPrefix
+from adapter.generation.prefix_folder import PrefixFolder
 from adapter.generation.sequence import Sequence
 from adapter.generation.slots import Slot
 
@@ -24,10 +25,18 @@ class PrefixReuse:
 
     :param saved: states of what is no longer in a context.
     :param exactness: where a prompt may be cut.
+    :param folder: states of earlier processes, and for later ones.
     """
 
-    def __init__(self, model: pyllama.Model, saved: PrefixCache, exactness: Exactness) -> None:
+    def __init__(
+        self,
+        model: pyllama.Model,
+        saved: PrefixCache,
+        exactness: Exactness,
+        folder: PrefixFolder | None,
+    ) -> None:
         self._saved = saved
+        self._folder = folder
         self._exactness = exactness
         # The state of a recurrent model cannot go back to an earlier token. That of a model with a
         # sliding window can, but puts what follows elsewhere, and sums it in another order.
@@ -50,7 +59,7 @@ class PrefixReuse:
         donor = lane.slots.nearest(wanted)
         n_here = self.shared(slot.held, wanted)
         n_there = self.shared(donor.held, wanted)
-        saved, n_found = self._saved.find(wanted)
+        saved, n_found = self._find(wanted, max(n_here, n_there))
         n_saved = self._cut_to(n_found)
         if self._rolls_back and n_here >= max(n_there, n_saved):
             if (len(slot.held) - n_here) * BLOCK >= WORTH_KEEPING:
@@ -87,6 +96,26 @@ class PrefixReuse:
         if sequence.n_computed_blocks in borders | {self._cut_to(sequence.n_reusable)}:
             self._save(lane, slot, slot.held)
 
+    def keep_all(self, lanes: Iterable[Lane]) -> None:
+        """Save for later processes what the slots hold."""
+        if self._folder is None:
+            return
+        for lane in lanes:
+            for slot in lane.slots.slots:
+                if len(slot.held) * BLOCK >= WORTH_KEEPING:
+                    self._keep(lane, slot)
+
+    def _find(self, wanted: BlockHashes, n_held: int) -> tuple[SavedPrefix | None, int]:
+        """The saved state with most of these blocks, and how many it has."""
+        saved, n_found = self._saved.find(wanted)
+        if self._folder is not None:
+            more_than, whole = max(n_found, n_held), not self._rolls_back
+            earlier = self._folder.find(wanted, more_than=more_than, whole=whole)
+            if earlier is not None:
+                self._saved.add(earlier.hashes, earlier.state)
+                return self._saved.find(wanted)
+        return saved, n_found
+
     def _cut_to(self, n_blocks: int) -> int:
         """At how many of these blocks a prompt may be cut."""
         whole = n_blocks - n_blocks % (CHUNK // BLOCK)
@@ -119,6 +148,8 @@ class PrefixReuse:
             logger.debug("not kept: %s", error)
             return
         self._saved.add(hashes, state)
+        if self._folder is not None:
+            self._folder.add(SavedPrefix(hashes, state))
 
     def _restore(self, lane: Lane, slot: Slot, state: bytes) -> bool:
         try:

@@ -16,6 +16,7 @@ from adapter.generation.failures import translated
 from adapter.generation.lanes import Lane, Lanes
 from adapter.generation.metrics import Metrics
 from adapter.generation.prefix_cache import PrefixCache
+from adapter.generation.prefix_folder import PrefixFolder
 from adapter.generation.prefix_reuse import PrefixReuse, rolls_back
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import (
@@ -48,6 +49,7 @@ class Scheduler:
     :param reproducible: keep the bytes of each request independent of the others, at the cost of
         flash attention and of batches that change them.
     :param metrics: counts what it does.
+    :param prefix_folder: keeps beginnings of prompts for other processes.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Scheduler:
         cache_bytes: int,
         reproducible: bool,
         metrics: Metrics | None = None,
+        prefix_folder: PrefixFolder | None = None,
     ) -> None:
         self._model = model
         self._context_length = context_length
@@ -76,7 +79,7 @@ class Scheduler:
             self._make_context, longest=context_length, n_cells=n_cells, max_sequences=max_sequences
         )
         saved = PrefixCache(cache_bytes, rolls_back=rolls_back(model))
-        self._prefixes = PrefixReuse(model, saved, self._exactness)
+        self._prefixes = PrefixReuse(model, saved, self._exactness, prefix_folder)
         self._queue: deque[Sequence] = deque()
         self._prefilling: deque[tuple[Lane, Slot]] = deque()
         self._changed = threading.Condition()
@@ -188,6 +191,7 @@ class Scheduler:
             self._end_all(error)
         finally:
             self._end_all(ModelNotLoadedError("", "it was closed; load it again"))
+            self._prefixes.keep_all(lane for lane in self._lanes if lane.context.usable)
             self._lanes.close()
             self._scoring.close()
 
