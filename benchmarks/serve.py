@@ -41,10 +41,10 @@ OWN = ("pyllama", "pyllama, isolated")
 PEERS = ("pyllama", "pyllama, isolated", "llama-server", "xllamacpp", "llama-cpp-python")
 THREADS = (1, 2, 4, 8, 16, 32)
 PARALLEL = 8
-TASKS = {"predict": 64, "json": 64, "chat": 20, "unrelated": 64, "pair": 1}
+TASKS = {"predict": 32, "json": 32, "chat": 20, "unrelated": 64, "pair": 1}
 """How many requests each has."""
 
-PATIENCE = 300
+PATIENCE = 150
 """Seconds after which a peer is given up."""
 
 Figures = dict[str, Any]

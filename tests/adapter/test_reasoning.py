@@ -116,6 +116,7 @@ def test_in_dspy_reasoning_has_a_field_of_its_own(loaded, letter):
     [entry] = adapter.lm.history
     n_end = len(loaded.answer_tokens("</think>"))
     assert str(found.reasoning) == "a" * 12
-    assert found.answer == "a" * (30 - 12 - n_end)
+    n_marker = len(loaded.answer_tokens("answer: "))
+    assert found.answer == "a" * (30 - 12 - n_end - n_marker)
     assert "reasoning" not in entry["messages"][0]["content"]  # it is no field to write
     assert entry["usage"]["completion_tokens_details"]["reasoning_tokens"] == 12 + n_end
