@@ -109,7 +109,7 @@ class LlamaServer(Peer):
         log = ""
         for line in self.process.stderr:
             log += line
-            if "model loaded" in line or "all slots are idle" in line:
+            if "listening on http" in line:
                 break
         else:
             raise SystemExit(f"llama-server did not start:\n{log}")
