@@ -7,24 +7,45 @@ from collections.abc import Iterator
 import pyllama
 
 
+def compute_call(
+    context: pyllama.Context,
+    batch: pyllama.Batch,
+    prompt: tuple[int, ...],
+    begin: int,
+    *,
+    chunk: int,
+    seq_id: int = 0,
+) -> int:
+    """Compute the next tokens of a prompt, and return how many are there then.
+
+    The call ends at the next multiple of ``chunk``, counted from position 0, or with the prompt,
+    whose last token gives logits.
+
+    :param batch: filled anew.
+    :param begin: how many there are already.
+    """
+    end = min(begin - begin % chunk + chunk, len(prompt))
+    batch.clear()
+    batch.add_tokens(
+        prompt[begin:end],
+        pos=begin,
+        seq_id=seq_id,
+        outputs="last" if end == len(prompt) else "none",
+    )
+    context.decode(batch)
+    return end
+
+
 def prompt_steps(
     context: pyllama.Context, prompt: tuple[int, ...], begin: int = 0
 ) -> Iterator[int]:
-    """Compute a prompt in sequence 0, one call in each step.
+    """Compute a prompt in sequence 0, one call of the context's batch in each step.
 
-    Calls end at the multiples of the context's batch, counted from position 0. Yields how many
-    tokens are there; the last one gives logits.
+    Yields how many tokens are there.
 
     :param begin: how many there are already.
     """
-    chunk = context.n_batch
-    batch = pyllama.Batch(chunk)
+    batch = pyllama.Batch(context.n_batch)
     while begin < len(prompt):
-        end = min(begin - begin % chunk + chunk, len(prompt))
-        batch.clear()
-        batch.add_tokens(
-            prompt[begin:end], pos=begin, outputs="last" if end == len(prompt) else "none"
-        )
-        context.decode(batch)
-        yield end
-        begin = end
+        begin = compute_call(context, batch, prompt, begin, chunk=context.n_batch)
+        yield begin

@@ -15,6 +15,7 @@ from adapter.generation.exactness import Exactness, groups
 from adapter.generation.failures import translated
 from adapter.generation.lanes import Lane, Lanes
 from adapter.generation.metrics import Metrics
+from adapter.generation.prefill import compute_call
 from adapter.generation.prefix_cache import PrefixCache
 from adapter.generation.prefix_folder import PrefixFolder
 from adapter.generation.prefix_reuse import PrefixReuse, rolls_back
@@ -301,18 +302,16 @@ class Scheduler:
         if sequence is None or sequence.state != "prefilling":
             return
         prompt, begin = sequence.request.prompt, sequence.n_past
-        end = min(begin - begin % self._chunk + self._chunk, len(prompt))
-        batch = lane.prompt_batch
         try:
             with translated():
-                batch.clear()
-                batch.add_tokens(
-                    prompt[begin:end],
-                    pos=begin,
+                end = compute_call(
+                    lane.context,
+                    lane.prompt_batch,
+                    prompt,
+                    begin,
+                    chunk=self._chunk,
                     seq_id=slot.seq_id,
-                    outputs="last" if end == len(prompt) else "none",
                 )
-                lane.context.decode(batch)
                 sequence.n_past = end
                 self.metrics.computed(end - begin)
                 slot.held = sequence.hashes[: sequence.n_computed_blocks]
