@@ -16,6 +16,12 @@ CHUNK = 64
 DEVICE_CHUNK = 512
 """The same where bytes need not stay: a GPU computes many tokens in the time of a few."""
 
+
+def longest_call(chunk: int) -> int:
+    """Tokens in the longest call of a prompt: a chunk and a last piece that is worth no call."""
+    return chunk + chunk // 2
+
+
 BlockHashes = tuple[bytes, ...]
 """A hash for each whole block of a prompt, of it and of all that comes before it."""
 

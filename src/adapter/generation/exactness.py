@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 import pyllama
-from adapter.generation.blocks import BLOCK, CHUNK
+from adapter.generation.blocks import BLOCK, CHUNK, longest_call
 
 Item = TypeVar("Item")
 
@@ -23,7 +22,9 @@ PROBED = (2, 3, 4, 5, 8, 12, 16, 24, 32, 48, 64)
 N_TOKENS = 4
 """Tokens of each sequence when batches are tried."""
 
-CUTS = ((CHUNK,), (BLOCK, CHUNK - BLOCK), (2, 3, CHUNK - 5))
+LONGEST = longest_call(CHUNK)
+
+CUTS = ((CHUNK, LONGEST - CHUNK), (2, 3, BLOCK, LONGEST - BLOCK - 5))
 """Calls in which the same prompt is computed when cuts are tried."""
 
 
@@ -41,6 +42,7 @@ class Exactness:
         self._make = make
         self._reproducible = reproducible
         self._sizes: dict[int, int] = {}
+        self._cuts_anywhere = None if reproducible else True
 
     def batch_size(self, count: int) -> int:
         """How many of a context's sequences one batch may hold, one token of each."""
@@ -51,13 +53,18 @@ class Exactness:
                 self._sizes[count] = exact_batch_size(context, range(count))
         return self._sizes[count]
 
-    @cached_property
+    @property
     def cuts_anywhere(self) -> bool:
         """Whether a prompt may be cut at any block, and not at multiples of CHUNK alone."""
-        if not self._reproducible:
-            return True
-        with self._make(2 * CHUNK, 1) as context:
-            return exact_cuts(context)
+        if self._cuts_anywhere is None:
+            with self._make(2 * CHUNK, 1) as context:
+                self._cuts_anywhere = exact_cuts(context)
+        return self._cuts_anywhere
+
+    @property
+    def surely_cuts_anywhere(self) -> bool:
+        """The same as far as it is known: False before it was tried."""
+        return bool(self._cuts_anywhere)
 
 
 def exact_batch_size(context: pyllama.Context, seq_ids: Sequence[int]) -> int:
@@ -89,10 +96,11 @@ def exact_cuts(context: pyllama.Context) -> bool:
 
     But for calls of a single token, whose attention is computed in another way.
 
-    :param context: an empty one of at least CHUNK tokens; it is empty again afterwards.
+    :param context: an empty one of at least LONGEST tokens, in a call too; it is empty again
+        afterwards.
     """
     random = np.random.default_rng(0)
-    prompt = random.integers(0, context.model.vocab.n_tokens, CHUNK)
+    prompt = random.integers(0, context.model.vocab.n_tokens, LONGEST)
     found = [_logits_by_calls(context, prompt, sizes) for sizes in CUTS]
     exact = all(np.array_equal(found[0], other) for other in found[1:])
     if not exact:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pyllama
+from adapter.generation.blocks import longest_call
 
 
 def compute_call(
@@ -15,6 +16,7 @@ def compute_call(
     *,
     chunk: int,
     seq_id: int = 0,
+    cuts_anywhere: bool = False,
 ) -> int:
     """Compute the next tokens of a prompt, and return how many are there then.
 
@@ -23,8 +25,14 @@ def compute_call(
 
     :param batch: filled anew.
     :param begin: how many there are already.
+    :param cuts_anywhere: whether other cuts give the same bits, so that a short last piece need
+        not have a call of its own, which takes longer for each token.
     """
     end = min(begin - begin % chunk + chunk, len(prompt))
+    n_left = len(prompt) - end
+    # A single last token would get other bits among others.
+    if cuts_anywhere and n_left > 1 and len(prompt) - begin <= longest_call(chunk):
+        end = len(prompt)
     batch.clear()
     batch.add_tokens(
         prompt[begin:end],

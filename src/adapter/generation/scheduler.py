@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pyllama
 from adapter.errors import ContextTooLongError, ModelNotLoadedError, QueueFullError
-from adapter.generation.blocks import CHUNK, DEVICE_CHUNK
+from adapter.generation.blocks import CHUNK, DEVICE_CHUNK, longest_call
 from adapter.generation.exactness import Exactness, groups
 from adapter.generation.failures import translated
 from adapter.generation.lanes import Lane, Lanes
@@ -73,13 +73,13 @@ class Scheduler:
         self._max_queued = max_queued
         self._reproducible = reproducible
         # A state that cannot be cut back is saved where a call ends.
-        whole = rolls_back(model) and not reproducible
-        self._chunk = DEVICE_CHUNK if whole else CHUNK
+        self._rolls_back = rolls_back(model)
+        self._chunk = CHUNK if reproducible or not self._rolls_back else DEVICE_CHUNK
         self._exactness = Exactness(self._make_context, reproducible=reproducible)
         self._lanes = Lanes(
             self._make_context, longest=context_length, n_cells=n_cells, max_sequences=max_sequences
         )
-        saved = PrefixCache(cache_bytes, rolls_back=rolls_back(model))
+        saved = PrefixCache(cache_bytes, rolls_back=self._rolls_back)
         self._prefixes = PrefixReuse(model, saved, self._exactness, prefix_folder)
         self._queue: deque[Sequence] = deque()
         self._prefilling: deque[tuple[Lane, Slot]] = deque()
@@ -91,7 +91,7 @@ class Scheduler:
         self._scoring = ScoringQueue(
             self._make_scoring_context,
             longest=context_length,
-            rolls_back=rolls_back(model),
+            rolls_back=self._rolls_back,
             metrics=self.metrics,
         )
 
@@ -311,6 +311,7 @@ class Scheduler:
                     begin,
                     chunk=self._chunk,
                     seq_id=slot.seq_id,
+                    cuts_anywhere=self._rolls_back and self._exactness.surely_cuts_anywhere,
                 )
                 sequence.n_past = end
                 self.metrics.computed(end - begin)
@@ -413,7 +414,7 @@ class Scheduler:
             self._model,
             n_ctx=length * count,
             n_seq_max=count,
-            n_batch=max(self._chunk, count),
+            n_batch=max(longest_call(self._chunk), count),
             n_threads=self._n_threads,
             # Its sums depend on how many sequences a batch has, and on their lengths.
             flash_attn="disabled" if self._reproducible else "auto",

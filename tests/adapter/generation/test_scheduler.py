@@ -250,6 +250,29 @@ def test_prompts_are_cut_at_whole_chunks_where_other_cuts_change_them(model, mon
     scheduler.close()
 
 
+@pytest.mark.parametrize("n_last", [1, 2, CHUNK // 2, CHUNK // 2 + 1])
+def test_a_short_last_piece_is_computed_with_the_chunk_before_it(
+    scheduler, model, n_last, monkeypatch
+):
+    """Once other cuts are known to change nothing, and never a single token."""
+    for seed in (0, 1):  # the second has its cuts tried
+        scheduler.generate(request_of(tokens(0, CHUNK + BLOCK) + tokens(seed, 3)))
+    request = request_of(tokens(2, 2 * CHUNK + n_last))
+    sizes = []
+    decode = pyllama.Context.decode
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            pyllama.Context,
+            "decode",
+            lambda context, batch: decode(context, batch) or sizes.append(len(batch)),
+        )
+        result = scheduler.generate(request)
+    merged = 1 < n_last <= CHUNK // 2
+    expected = [CHUNK, CHUNK + n_last] if merged else [CHUNK, CHUNK, n_last]
+    assert [size for size in sizes if size > 1 or n_last == 1][: len(expected)] == expected
+    assert same(result, alone(model, request))
+
+
 def test_the_next_turn_reuses_the_turn_before(scheduler, model):
     """But for the answer, which was computed token by token."""
     prompt = tokens(0, 3 * CHUNK + 5)
