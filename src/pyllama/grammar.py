@@ -88,12 +88,12 @@ class Grammar:
 
 
 class GrammarSampler(Sampler):
-    """Rules out tokens that a grammar does not let follow (``llama_sampler_init_grammar``).
+    """Rules out tokens that a grammar does not let follow, as ``llama_sampler_init_grammar`` does.
 
     Give it to a :class:`SamplerChain` as its ``grammar``; as one of its samplers it is applied to
     all candidates, which takes long for a whole vocabulary.
 
-    With triggers it is lazy (``llama_sampler_init_grammar_lazy_patterns``): everything may follow
+    With triggers it is lazy, as ``llama_sampler_init_grammar_lazy_patterns``: everything may follow
     until a trigger has been accepted, and from there on the grammar holds.
 
     :param vocab: of the model to sample for; closing the model closes the sampler.
@@ -170,6 +170,18 @@ class GrammarSampler(Sampler):
         """
         return self._eog != lib.LLAMA_TOKEN_NULL and bool(self.allows([self._eog])[0])
 
+    def forced_text(self) -> str:
+        """The text that any way to go on begins with: what the grammar leaves no choice about.
+
+        A token of a model may end anywhere in it, or reach over its end. It takes microseconds,
+        and changes nothing.
+
+        :returns: at most 1 KiB of it. Empty where several characters may come next or the text may
+            end, while a lazy grammar waits, and where a token ended within a character.
+        """
+        with self._held():
+            return take_str(lib.guarded_grammar_forced_text(self._pointer), "asking a grammar")
+
     @property
     def _n_vocab(self) -> int:
         assert self._vocab is not None
@@ -211,14 +223,11 @@ def _problem_of_vocab(vocab: Vocab) -> str:
 
 
 def _init(vocab: Vocab, grammar: Grammar, patterns: list[bytes], tokens: list[int]) -> Any:
-    source, root = grammar.gbnf.encode(), grammar.root.encode()
-    if not patterns and not tokens:
-        return lib.guarded_sampler_init_grammar(vocab._pointer, source, root)
     texts = [ffi.new("char[]", pattern) for pattern in patterns]
-    return lib.guarded_sampler_init_grammar_lazy(
+    return lib.guarded_sampler_init_grammar(
         vocab._pointer,
-        source,
-        root,
+        grammar.gbnf.encode(),
+        grammar.root.encode(),
         texts,
         len(texts),
         tokens,

@@ -163,6 +163,7 @@ ROWS: dict[str, Row] = {
     ),
     "GrammarSampler.allows": lambda w: (w.grammar.allows, {"tokens": PROMPT}),
     "GrammarSampler.allowed_tokens": lambda w: (w.grammar.allowed_tokens, {}),
+    "GrammarSampler.forced_text": lambda w: (w.grammar.forced_text, {}),
     "SamplerChain": lambda w: (pyllama.SamplerChain, {"samplers": [Sampler.greedy()]}),
     "SamplerChain.sample": lambda w: (w.chain.sample, {"context": w.context}),
     "SamplerChain.accept": lambda w: (w.chain.accept, {"token": 1}),

@@ -236,7 +236,9 @@ def test_what_is_misspelt_llama_cpp_refuses(tiny, gbnf, text, position):
         GrammarSampler(tiny.vocab, gbnf).close()
     except GrammarError as error:
         if not any(ours in str(error) for ours in ("ends at fewer", "may be empty", "not def")):
-            pointer = lib.guarded_sampler_init_grammar(tiny.vocab._pointer, gbnf.encode(), b"root")
+            pointer = lib.guarded_sampler_init_grammar(
+                tiny.vocab._pointer, gbnf.encode(), b"root", [], 0, [], 0, 0
+            )
             assert pointer == ffi.NULL
 
 
@@ -327,6 +329,70 @@ def feed(sampler, vocab, text):
 
 def allowed_bytes(sampler, vocab):
     return b"".join(sorted(map(vocab.token_to_piece, sampler.allowed_tokens())))
+
+
+@pytest.mark.parametrize(
+    ("gbnf", "forced"),
+    [
+        ('root ::= "ab" [c] [d-d] "é価🦙\\n" [xy]', "abcdé価🦙\n"),
+        ('root ::= "a" | "b"', ""),
+        ('root ::= "abc" | "abd" | x\nx ::= "a" "bb"', "ab"),
+        ('root ::= "ab" | "ab" "c"', "ab"),
+        ('root ::= ("a")*', ""),
+        ('root ::= "a" ("b" "c"?)+', "ab"),
+        ('root ::= "a" root', "a" * 1024),
+        ("root ::= [ab]", ""),
+        ("root ::= .", ""),
+        ("root ::= [^a]", ""),
+        ('root ::= ""', ""),
+        ("root ::= <[7]>", ""),
+        ('root ::= "a" <[7]> "b"', "a"),
+    ],
+)
+def test_text_that_is_forced(tiny, gbnf, forced):
+    with GrammarSampler(tiny.vocab, gbnf) as sampler:
+        before = sampler.allowed_tokens().tolist()
+        assert sampler.forced_text() == forced
+        assert sampler.forced_text() == forced
+        assert sampler.allowed_tokens().tolist() == before
+
+
+def test_text_is_forced_from_where_the_grammar_is(tiny):
+    with GrammarSampler(tiny.vocab, 'root ::= "aéb" [cd] "e"') as sampler:
+        rests = []
+        for byte in "aébce".encode():
+            sampler.accept(BYTES[byte])
+            rests.append(sampler.forced_text())
+        assert rests == ["éb", "", "b", "", "e", ""]
+
+
+def test_nothing_is_forced_before_the_trigger(tiny):
+    with GrammarSampler(tiny.vocab, 'root ::= "<ab"', trigger_patterns=["<"]) as sampler:
+        assert sampler.forced_text() == ""
+        sampler.accept(BYTES[ord("<")])
+        assert sampler.forced_text() == "ab"
+
+
+@no_deadline
+@given(grammars, st.lists(st.integers(0, 2**16), max_size=4))
+def test_every_allowed_token_agrees_with_what_is_forced(tiny, gbnf, choices):
+    try:
+        grammar = Grammar(gbnf)
+    except GrammarError:
+        return
+    with GrammarSampler(tiny.vocab, grammar) as sampler:
+        for choice in [*choices, 0]:
+            forced = sampler.forced_text().encode()
+            allowed = sampler.allowed_tokens()
+            for piece in map(tiny.vocab.token_to_piece, allowed if forced else ()):
+                assert piece.startswith(forced) or forced.startswith(piece)
+            if not len(allowed):
+                break
+            try:
+                sampler.accept(int(allowed[choice % len(allowed)]))
+            except pyllama.NativeError:
+                assert "<[" in gbnf  # see above
+                break
 
 
 def test_a_lazy_grammar_waits_for_its_pattern(tiny):

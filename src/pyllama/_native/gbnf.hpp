@@ -1,7 +1,7 @@
 // GBNF as llama.cpp's own parser reads it, and whether llama.cpp survives the grammar.
 //
-// llama.h gives no reason why a grammar is refused. This one private header of libllama does; the
-// choice was between it and a second parser.
+// llama.h gives no reason why a grammar is refused, nor what a grammar expects next. This one private
+// header of libllama does; the choice was between it and a second parser.
 #pragma once
 
 #include "prelude.h"

@@ -1,5 +1,5 @@
 #include "gbnf.hpp"
-#include "lazy_grammar.hpp"
+#include "grammar_sampler.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -28,11 +28,6 @@ char * guarded_grammar_check(const llama_vocab * vocab, const char * source, con
     });
 }
 
-llama_sampler * guarded_sampler_init_grammar(const llama_vocab * vocab, const char * source,
-                                             const char * root) {
-    return guarded_init([&] { return llama_sampler_init_grammar(vocab, source, root); });
-}
-
 // What is wrong with a regular expression, or an empty text.
 char * guarded_grammar_check_pattern(const char * pattern) {
     return guarded<char *>(nullptr, [&] {
@@ -46,18 +41,18 @@ char * guarded_grammar_check_pattern(const char * pattern) {
     });
 }
 
-// stack_per_byte is 0 for patterns that need none: see lazy_grammar.hpp.
-llama_sampler * guarded_sampler_init_grammar_lazy(const llama_vocab * vocab, const char * source,
-                                                  const char * root, const char ** patterns,
-                                                  size_t n_patterns, const llama_token * tokens,
-                                                  size_t n_tokens, size_t stack_per_byte) {
-    return guarded_init([&]() -> llama_sampler * {
-        pyllama::sampler_ptr grammar(llama_sampler_init_grammar_lazy_patterns(
-            vocab, source, root, patterns, n_patterns, tokens, n_tokens));
-        if (grammar && stack_per_byte > 0) {
-            grammar = pyllama::with_deep_stack(std::move(grammar), vocab, stack_per_byte);
-        }
-        return grammar.release();
+// Without patterns and tokens it holds at once; stack_per_byte: see grammar_sampler.hpp.
+llama_sampler * guarded_sampler_init_grammar(const llama_vocab * vocab, const char * source,
+                                             const char * root, const char ** patterns,
+                                             size_t n_patterns, const llama_token * tokens,
+                                             size_t n_tokens, size_t stack_per_byte) {
+    return guarded_init([&] {
+        return pyllama::make_grammar_sampler(vocab, {source,
+                                                     root,
+                                                     {patterns, patterns + n_patterns},
+                                                     {tokens, tokens + n_tokens},
+                                                     stack_per_byte})
+            .release();
     });
 }
 
@@ -75,6 +70,11 @@ int32_t guarded_grammar_allowed(llama_sampler * grammar, const llama_token * tok
             allowed[i] = data[i].logit != -INFINITY;
         }
     });
+}
+
+char * guarded_grammar_forced_text(const llama_sampler * grammar) {
+    return guarded<char *>(nullptr,
+                           [&] { return pyllama::copy_string(pyllama::forced_text(grammar)); });
 }
 
 // A token that ends generation, or LLAMA_TOKEN_NULL.

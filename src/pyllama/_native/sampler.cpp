@@ -8,10 +8,6 @@ using pyllama::guarded_init;
 
 namespace pyllama {
 
-bool is_grammar(const llama_sampler * sampler) {
-    return !is_python_sampler(sampler) && std::strcmp(llama_sampler_name(sampler), "grammar") == 0;
-}
-
 bool grammar_allows(llama_sampler * grammar, llama_token token) {
     llama_token_data       only       = {token, 0.0f, 0.0f};
     llama_token_data_array candidates = {&only, 1, -1, false};

@@ -1,0 +1,197 @@
+// While it waits for its trigger, a lazy grammar searches all text so far with std::regex, and
+// libstdc++'s recurses for each character that a repetition takes: some ten thousand of them
+// overflow an ordinary stack. Long texts are therefore searched on a thread with one that is
+// deep enough.
+#include "grammar_sampler.hpp"
+
+#include "deep_stack.hpp"
+#include "gbnf.hpp"
+
+#include <algorithm>
+#include <optional>
+
+namespace {
+
+constexpr size_t MAX_FORCED = 1024; // bytes: a grammar can force a text without an end
+
+struct grammar_deleter {
+    void operator()(llama_grammar * grammar) const noexcept { llama_grammar_free_impl(grammar); }
+};
+
+using grammar_ptr = std::unique_ptr<llama_grammar, grammar_deleter>;
+
+struct grammar_sampler {
+    const llama_vocab *     vocab;
+    pyllama::grammar_source source;
+    grammar_ptr             grammar;
+    size_t                  n_bytes = 0; // accepted since the beginning, if it is lazy
+};
+
+grammar_sampler & self(const llama_sampler * sampler) {
+    return *static_cast<grammar_sampler *>(sampler->ctx);
+}
+
+grammar_ptr begin(const llama_vocab * vocab, const pyllama::grammar_source & source) {
+    std::vector<const char *> patterns;
+    for (const std::string & pattern : source.patterns) {
+        patterns.push_back(pattern.c_str());
+    }
+    const bool lazy = !source.patterns.empty() || !source.tokens.empty();
+    return grammar_ptr(llama_grammar_init_impl(vocab, source.gbnf.c_str(), source.root.c_str(), lazy,
+                                               patterns.data(), patterns.size(),
+                                               source.tokens.data(), source.tokens.size()));
+}
+
+size_t piece_length(const llama_vocab * vocab, llama_token token) {
+    const int32_t length = llama_token_to_piece(vocab, token, nullptr, 0, 0, true);
+    return static_cast<size_t>(length < 0 ? -length : length);
+}
+
+const char * name(const llama_sampler *) {
+    return "grammar";
+}
+
+void accept(llama_sampler * sampler, llama_token token) {
+    grammar_sampler & own   = self(sampler);
+    size_t            stack = 0;
+    if (own.source.stack_per_byte > 0) {
+        own.n_bytes += piece_length(own.vocab, token);
+        stack = own.n_bytes * own.source.stack_per_byte;
+    }
+    if (stack > pyllama::DEEPEST_STACK) {
+        throw std::runtime_error("after " + std::to_string(own.n_bytes) +
+                                 " bytes the text is too long for these trigger patterns");
+    }
+    pyllama::run_with_stack(stack, [&] { llama_grammar_accept_impl(*own.grammar, token); });
+}
+
+void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
+    llama_grammar_apply_impl(*self(sampler).grammar, candidates);
+}
+
+void reset(llama_sampler * sampler) {
+    grammar_sampler & own = self(sampler);
+    own.grammar           = begin(own.vocab, own.source);
+    own.n_bytes           = 0;
+}
+
+llama_sampler * make(grammar_sampler state);
+
+llama_sampler * clone(const llama_sampler * sampler) {
+    const grammar_sampler & own = self(sampler);
+    return make({own.vocab, own.source, grammar_ptr(llama_grammar_clone_impl(*own.grammar)),
+                 own.n_bytes});
+}
+
+void free(llama_sampler * sampler) {
+    delete &self(sampler);
+}
+
+llama_sampler_i grammar_sampler_i = [] {
+    llama_sampler_i methods{};
+    methods.name   = name;
+    methods.accept = accept;
+    methods.apply  = apply;
+    methods.reset  = reset;
+    methods.clone  = clone;
+    methods.free   = free;
+    return methods;
+}();
+
+llama_sampler * make(grammar_sampler state) {
+    return llama_sampler_init(&grammar_sampler_i, new grammar_sampler(std::move(state)));
+}
+
+// The one character that may stand at a place, if there is only one.
+std::optional<uint32_t> only_character(const llama_grammar_element * place) {
+    if (place->type != LLAMA_GRETYPE_CHAR) {
+        return std::nullopt;
+    }
+    const uint32_t only = place->value;
+    for (const llama_grammar_element * next = place + 1;; next++) {
+        const bool more = next->type == LLAMA_GRETYPE_CHAR_RNG_UPPER ||
+                          next->type == LLAMA_GRETYPE_CHAR_ALT;
+        if (!more) {
+            return only;
+        }
+        if (next->value != only) {
+            return std::nullopt;
+        }
+    }
+}
+
+std::optional<uint32_t> forced_character(const llama_grammar_stacks & stacks) {
+    std::optional<uint32_t> forced;
+    for (const llama_grammar_stack & stack : stacks) {
+        const auto only = stack.empty() ? std::nullopt : only_character(stack.back());
+        if (!only || (forced && forced != only)) {
+            return std::nullopt;
+        }
+        forced = only;
+    }
+    return forced;
+}
+
+void append_utf8(std::string & text, uint32_t c) {
+    const auto add = [&](uint32_t byte) { text += static_cast<char>(byte); };
+    if (c < 0x80) {
+        add(c);
+        return;
+    }
+    const int n_more = c < 0x800 ? 1 : c < 0x10000 ? 2 : 3;
+    add((0xF00U >> (n_more + 1) & 0xFF) | c >> (6 * n_more));
+    for (int i = n_more - 1; i >= 0; i--) {
+        add(0x80 | (c >> (6 * i) & 0x3F));
+    }
+}
+
+bool is_character(uint32_t c) {
+    return c > 0 && c < 0x110000 && (c < 0xD800 || c > 0xDFFF);
+}
+
+// Puts a grammar back to where it was.
+class restored_stacks {
+  public:
+    explicit restored_stacks(llama_grammar & grammar) : grammar_(grammar), stacks_(grammar.stacks) {}
+    ~restored_stacks() { grammar_.stacks = std::move(stacks_); }
+    restored_stacks(const restored_stacks &) = delete;
+    restored_stacks & operator=(const restored_stacks &) = delete;
+
+  private:
+    llama_grammar &      grammar_;
+    llama_grammar_stacks stacks_;
+};
+
+} // namespace
+
+namespace pyllama {
+
+bool is_grammar(const llama_sampler * sampler) {
+    return sampler->iface == &grammar_sampler_i;
+}
+
+sampler_ptr make_grammar_sampler(const llama_vocab * vocab, grammar_source source) {
+    grammar_ptr grammar = begin(vocab, source);
+    return sampler_ptr(grammar ? make({vocab, std::move(source), std::move(grammar)}) : nullptr);
+}
+
+std::string forced_text(const llama_sampler * sampler) {
+    llama_grammar & grammar = *self(sampler).grammar;
+    std::string     text;
+    // Of a character that is written by halves, the rest is no text.
+    if (grammar.awaiting_trigger || grammar.partial_utf8.n_remain > 0) {
+        return text;
+    }
+    const restored_stacks restored(grammar);
+    while (text.size() < MAX_FORCED) {
+        const auto forced = forced_character(grammar.stacks);
+        if (!forced || !is_character(*forced)) {
+            break;
+        }
+        append_utf8(text, *forced);
+        llama_grammar_accept(&grammar, *forced);
+    }
+    return text;
+}
+
+} // namespace pyllama

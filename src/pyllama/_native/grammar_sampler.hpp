@@ -1,0 +1,27 @@
+// The sampler that holds to a grammar. It does what llama.cpp's own does, by the same functions,
+// and can be asked more than a sampler can.
+#pragma once
+
+#include "sampler.hpp"
+
+#include <string>
+#include <vector>
+
+namespace pyllama {
+
+// A grammar that begins with one of its triggers, or at once without any.
+struct grammar_source {
+    std::string              gbnf;
+    std::string              root;
+    std::vector<std::string> patterns;
+    std::vector<llama_token> tokens;
+    size_t stack_per_byte; // what its patterns need, at most, for a byte of the text they search
+};
+
+// Null for what llama.cpp does not take, which is logged then.
+sampler_ptr make_grammar_sampler(const llama_vocab * vocab, grammar_source source);
+
+// Text that any way to go on begins with; empty where there are several, or the text may end.
+std::string forced_text(const llama_sampler * grammar);
+
+} // namespace pyllama
