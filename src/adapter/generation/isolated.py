@@ -5,15 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pyllama
 from adapter.errors import ContextTooLongError, RequestTimeoutError
-from adapter.generation.completion import Completion, token_logprob
+from adapter.generation.answer_writer import AnswerWriter
 from adapter.generation.context_pool import ContextPool
 from adapter.generation.failures import translated
 from adapter.generation.prefill import prompt_steps
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
-from adapter.generation.sampling import sampler_chain
 from adapter.generation.scoring import (
     Score,
     Scorer,
@@ -87,38 +87,24 @@ class IsolatedGenerator:
                 raise RequestTimeoutError(timeout, n_tokens)
             return cancelled.is_set()
 
-        room = self._context_length - len(prompt)
-        completion = Completion(self._vocab, request, min(request.max_tokens, room))
+        max_tokens = min(request.max_tokens, self._context_length - len(prompt))
         with (
             translated(),
-            sampler_chain(
-                self._vocab,
-                request.sampling,
-                request.seed,
-                request.constraint,
-                prompt=prompt,
-                reasoning_budget=request.reasoning_budget,
-            ) as chain,
+            closing(AnswerWriter(self._vocab, request, max_tokens)) as writer,
             self._pool.lease() as context,
         ):
-            if not _prefill(context, prompt, stopped):
+            if not _prefill(context, (*prompt, *writer.tokens), stopped):
                 return
-            while completion.finish_reason is None:
-                if completion.tokens:
-                    last = len(prompt) + len(completion.tokens) - 1
-                    context.decode_token(completion.tokens[-1], last)
-                token = chain.sample(context)
-                logprob = None
-                if request.logprobs is not None:
-                    logprob = token_logprob(context.logits(), token, request.logprobs)
-                delta = completion.push(token, logprob)
-                if delta is not None:
-                    yield delta
-                if stopped(len(completion.tokens)):
+            while writer.finish_reason is None:
+                n_past = len(prompt) + len(writer.tokens)
+                yield from writer.sample(context)
+                if stopped(len(writer.tokens)):
                     return
-        rest, result = completion.finish()
-        if rest is not None:
-            yield rest
+                if writer.finish_reason is None:
+                    new = writer.tokens[n_past - len(prompt) :]
+                    context.decode(pyllama.Batch.from_tokens(new, pos=n_past, outputs="last"))
+            deltas, result = writer.finish()
+        yield from deltas
         yield result
 
 

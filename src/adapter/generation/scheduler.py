@@ -283,7 +283,9 @@ class Scheduler:
         self.metrics.admitted(time.monotonic() - sequence.arrived)
         try:
             with translated():
-                sequence.begin()
+                if not sequence.begin():
+                    self._release(lane, slot)
+                    return
                 sequence.n_past = sequence.n_cached = self._prefixes.bring(lane, slot, sequence)
         except Exception as error:
             self._fail(lane, slot, error)
@@ -301,13 +303,13 @@ class Scheduler:
         sequence = slot.sequence
         if sequence is None or sequence.state != "prefilling":
             return
-        prompt, begin = sequence.request.prompt, sequence.n_past
+        tokens, begin = sequence.tokens, sequence.n_past
         try:
             with translated():
                 end = compute_call(
                     lane.context,
                     lane.prompt_batch,
-                    prompt,
+                    tokens,
                     begin,
                     chunk=self._chunk,
                     seq_id=slot.seq_id,
@@ -316,41 +318,51 @@ class Scheduler:
                 sequence.n_past = end
                 self.metrics.computed(end - begin)
                 slot.held = sequence.hashes[: sequence.n_computed_blocks]
-                if end < len(prompt):
+                if end < len(tokens):
                     self._prefixes.checkpoint(lane, slot, list(self._queue))
                     self._prefilling.append((lane, slot))
                 else:
                     sequence.state = "running"
                     self._sample(lane, slot, -1)
+                    self.metrics.began(time.monotonic() - sequence.arrived)
         except Exception as error:
             self._fail(lane, slot, error)
 
     def _decode(self, lane: Lane) -> None:
-        """Decode one token of each running sequence, and sample the next."""
+        """Decode what each running sequence has written last, and sample the next token.
+
+        Where that is one token, those of all sequences together; more, which a grammar forced, in
+        a call for each sequence, as for a prompt.
+        """
         running = [
             slot
             for slot in lane.slots.taken
             if slot.sequence is not None
             and slot.sequence.state == "running"
-            and slot.sequence.n_past < slot.sequence.n_tokens
+            and slot.sequence.n_uncomputed
         ]
-        if not running:
-            return
-        size = self._exactness.batch_size(lane.slots.count) if len(running) > 1 else 1
-        for group in groups(running, size):
+        single = [slot for slot in running if slot.sequence and slot.sequence.n_uncomputed == 1]
+        size = self._exactness.batch_size(lane.slots.count) if len(single) > 1 else 1
+        for group in groups(single, size):
             self._decode_group(lane, [slot for slot in group if slot.sequence is not None])
+        for slot in running:
+            if slot not in single and slot.sequence is not None:
+                self._decode_group(lane, [slot])
 
     def _decode_group(self, lane: Lane, group: list[Slot]) -> None:
+        """Decode the sequences' last tokens in one call: one of each, or several of a single."""
         if not group:
             return
-        batch = lane.step_batch
+        batch = lane.step_batch if len(group) > 1 else lane.prompt_batch
         batch.clear()
         try:
             with translated():
                 for slot in group:
-                    sequence = slot.sequence
-                    assert sequence is not None
-                    batch.add(sequence.last_token, sequence.n_past, (slot.seq_id,), output=True)
+                    assert slot.sequence is not None
+                    *before, last = enumerate(slot.sequence.uncomputed, slot.sequence.n_past)
+                    for pos, token in before:
+                        batch.add(token, pos, (slot.seq_id,), output=False)
+                    batch.add(last[1], last[0], (slot.seq_id,), output=True)
                 lane.context.decode(batch)
         except Exception as error:
             if len(group) == 1:
@@ -364,22 +376,19 @@ class Scheduler:
         for index, slot in enumerate(group):
             if slot.sequence is None:
                 continue  # one before it took the lane down
-            slot.sequence.n_past += 1
+            slot.sequence.n_past += slot.sequence.n_uncomputed
             try:
                 with translated():
-                    self._sample(lane, slot, index)
+                    self._sample(lane, slot, -1 if len(group) == 1 else index)
             except Exception as error:
                 self._fail(lane, slot, error)
 
     def _sample(self, lane: Lane, slot: Slot, index: int) -> None:
         sequence = slot.sequence
         assert sequence is not None
-        first = sequence.n_tokens == len(sequence.request.prompt)
         sequence.sample(lane.context, index)
-        if first:
-            self.metrics.began(time.monotonic() - sequence.arrived)
         if sequence.state == "ended":
-            self.metrics.ended(time.monotonic() - sequence.arrived, sequence.n_sampled)
+            self.metrics.ended(time.monotonic() - sequence.arrived, sequence.n_written)
             self._release(lane, slot)
 
     # Endings

@@ -10,10 +10,9 @@ from typing import Literal, TypeAlias
 
 import pyllama
 from adapter.errors import RequestTimeoutError
+from adapter.generation.answer_writer import AnswerWriter
 from adapter.generation.blocks import BLOCK, block_hashes, n_reusable
-from adapter.generation.completion import Completion, token_logprob
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
-from adapter.generation.sampling import sampler_chain
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +20,7 @@ Event: TypeAlias = "Delta | GenerationResult | BaseException | None"
 
 
 class Sequence:
-    """A request with its sampler, its text so far, and where its caller waits for it.
+    """A request with its answer so far, and where its caller waits for it.
 
     The scheduler's thread alone uses it, but for ``events`` and ``abandoned``.
     """
@@ -49,8 +48,7 @@ class Sequence:
         self._cancelled = cancelled
         self._vocab = vocab
         self._max_tokens = max_tokens
-        self._completion = Completion(vocab, request, max_tokens)
-        self._chain: pyllama.SamplerChain | None = None
+        self._writer: AnswerWriter | None = None
 
     @property
     def n_needed(self) -> int:
@@ -68,47 +66,45 @@ class Sequence:
         return self.abandoned or self._cancelled.is_set()
 
     @property
-    def n_sampled(self) -> int:
-        """Tokens sampled so far."""
-        return len(self._completion.tokens)
+    def n_written(self) -> int:
+        """Tokens of the answer so far."""
+        return 0 if self._writer is None else len(self._writer.tokens)
 
     @property
-    def n_tokens(self) -> int:
-        """Tokens of the prompt and of the answer so far."""
-        return len(self.request.prompt) + self.n_sampled
+    def tokens(self) -> tuple[int, ...]:
+        """Those of the prompt and of the answer so far."""
+        answer = () if self._writer is None else self._writer.tokens
+        return (*self.request.prompt, *answer)
 
     @property
-    def last_token(self) -> int:
-        """The token that was sampled last."""
-        return self._completion.tokens[-1]
+    def n_uncomputed(self) -> int:
+        """Tokens that are not in memory yet."""
+        return len(self.request.prompt) + self.n_written - self.n_past
 
-    def begin(self) -> None:
-        """Make the sampler, and tell it the prompt.
+    @property
+    def uncomputed(self) -> list[int]:
+        """Those of the answer that are not in memory yet."""
+        assert self._writer is not None
+        return self._writer.tokens[self.n_past - len(self.request.prompt) :]
+
+    def begin(self) -> bool:
+        """Make the sampler, tell it the prompt, and write what is forced; whether it goes on.
 
         :raises pyllama.LlamaError: a grammar that this model cannot follow.
         """
-        request = self.request
-        self._chain = sampler_chain(
-            self._vocab,
-            request.sampling,
-            request.seed,
-            request.constraint,
-            prompt=request.prompt,
-            reasoning_budget=request.reasoning_budget,
-        )
+        self._writer = AnswerWriter(self._vocab, self.request, self._max_tokens)
+        if self._writer.finish_reason is not None:
+            self._finish(self._writer)
+            return False
+        return True
 
     def sample(self, context: pyllama.Context, index: int) -> None:
-        """Take the next token from an output, and give its text to the caller."""
-        assert self._chain is not None
-        token = self._chain.sample(context, index)
-        logprob = None
-        if self.request.logprobs is not None:
-            logprob = token_logprob(context.logits(index), token, self.request.logprobs)
-        delta = self._completion.push(token, logprob)
-        if delta is not None:
+        """Take the next token from an output, and give the text to the caller."""
+        assert self._writer is not None
+        for delta in self._writer.sample(context, index):
             self.events.put(delta)
-        if self._completion.finish_reason is not None:
-            self._finish()
+        if self._writer.finish_reason is not None:
+            self._finish(self._writer)
 
     def ended_by_caller_or_clock(self) -> bool:
         """End it if its caller has gone or its time is over, and say whether."""
@@ -116,27 +112,27 @@ class Sequence:
         if self._is_abandoned:
             self._end(None)
         elif timeout is not None and time.monotonic() - self.arrived > timeout:
-            self._end(RequestTimeoutError(timeout, self.n_sampled))
+            self._end(RequestTimeoutError(timeout, self.n_written))
         return self.state == "ended"
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, which its caller gets."""
         self._end(error)
 
-    def _finish(self) -> None:
-        rest, result = self._completion.finish(cache_read_tokens=self.n_cached)
-        if rest is not None:
-            self.events.put(rest)
+    def _finish(self, writer: AnswerWriter) -> None:
+        deltas, result = writer.finish(cache_read_tokens=self.n_cached)
+        for delta in deltas:
+            self.events.put(delta)
         self._end(result)
 
     def _end(self, last: Event) -> None:
         self.state = "ended"
         outcome = last.finish_reason if isinstance(last, GenerationResult) else repr(last)
         logger.debug(
-            "request: %s; %d tokens of prompt, %d of them in memory; %d sampled; %.3f s",
+            "request: %s; %d tokens of prompt, %d of them in memory; %d of answer; %.3f s",
             *("given up" if last is None else outcome, len(self.request.prompt)),
-            *(self.n_cached, self.n_sampled, time.monotonic() - self.arrived),
+            *(self.n_cached, self.n_written, time.monotonic() - self.arrived),
         )
-        if self._chain is not None:
-            self._chain.close()
+        if self._writer is not None:
+            self._writer.close()
         self.events.put(last)

@@ -31,6 +31,12 @@ from adapter.generation.sequence import Sequence
 
 CONTEXT_LENGTH = 2048
 
+GRAMMARS = [
+    Constraint('root ::= "answer: " [a-z]+ "\\nsure: " ("yes" | "no") "."'),
+    Constraint('root ::= [a-z]+ (" and so on " [a-z]+)*'),
+]
+"""Of an answer that begins with a forced text, and of one in which some may come."""
+
 
 def scheduler_of(model, **changes):
     options = {
@@ -119,8 +125,9 @@ def test_it_is_what_a_context_of_its_own_gives(models, name):
     )
     isolated = IsolatedGenerator(model, contexts, context_length=CONTEXT_LENGTH)
     for length in (1, 2, CHUNK, CHUNK + 1, 3 * CHUNK - 1):
-        request = request_of(tokens(length, length))
-        assert same(alone(model, request), isolated.generate(request))
+        for constraint in (None, *GRAMMARS):
+            request = request_of(tokens(length, length), constraint=constraint)
+            assert same(alone(model, request), isolated.generate(request))
 
 
 @pytest.mark.parametrize("name", ["llama", "mamba", "jamba", "gemma2"])
@@ -133,6 +140,7 @@ def test_the_same_bytes_alone_and_among_others_cold_and_warm(models, name):
             + tokens(seed, chosen.randrange(1, 150)),
             max_tokens=chosen.randrange(1, 30),
             seed=seed,
+            constraint=chosen.choice([None, *GRAMMARS]),
         )
         for seed in range(24)
     ]
@@ -160,6 +168,7 @@ def test_the_same_bytes_alone_and_among_others_cold_and_warm(models, name):
             st.integers(1, 12),  # tokens to sample
             st.integers(0, 3),  # seed
             st.booleans(),  # given up halfway
+            st.sampled_from([None, *GRAMMARS]),
         ),
         min_size=1,
         max_size=12,
@@ -172,9 +181,9 @@ def test_any_schedule_gives_the_same_bytes(model, schedule, n_cells, cache_bytes
     scheduler = scheduler_of(model, n_cells=n_cells, cache_bytes=cache_bytes)
 
     def run(drawn):
-        which, shared, own, max_tokens, seed, gives_up = drawn
+        which, shared, own, max_tokens, seed, gives_up, constraint = drawn
         prompt = tokens(which, 200)[:shared] + tokens(own * 7 + seed, own)
-        request = request_of(prompt, max_tokens=max_tokens, seed=seed)
+        request = request_of(prompt, max_tokens=max_tokens, seed=seed, constraint=constraint)
         if gives_up:
             stream = scheduler.stream(request)
             next(stream)
@@ -339,7 +348,7 @@ def test_each_request_is_one_line_of_the_log(scheduler, caplog):
         scheduler.generate(request_of(tokens(0, 30), max_tokens=5))
     (line,) = (record.message for record in caplog.records if "request:" in record.message)
     assert "30 tokens of prompt" in line
-    assert "5 sampled" in line
+    assert "5 of answer" in line
 
 
 def test_a_long_request_runs_beside_short_ones(model):
@@ -394,23 +403,14 @@ def test_an_error_fails_one_request_alone(scheduler, sampling, error):
 
 
 def test_an_assertion_in_a_sampler_leaves_the_others_their_context(scheduler, monkeypatch):
-    sample = pyllama.SamplerChain.sample
+    sample = Sequence.sample
 
-    def asserting(chain, context, index=-1):
-        if chain is bad_chain[0]:
-            raise pyllama.NativeAssertionError("GGML_ASSERT(false) failed")
-        return sample(chain, context, index)
-
-    bad_chain = [None]
-    begin = Sequence.begin
-
-    def noting(sequence):
-        begin(sequence)
+    def asserting(sequence, context, index):
         if sequence.request.seed == 99:
-            bad_chain[0] = sequence._chain
+            raise pyllama.NativeAssertionError("GGML_ASSERT(false) failed")
+        sample(sequence, context, index)
 
-    monkeypatch.setattr(Sequence, "begin", noting)
-    monkeypatch.setattr(pyllama.SamplerChain, "sample", asserting)
+    monkeypatch.setattr(Sequence, "sample", asserting)
     good = [request_of(tokens(seed, 40), max_tokens=30) for seed in range(4)]
     bad = request_of(tokens(9, 40), seed=99)
     with ThreadPoolExecutor(5) as threads:

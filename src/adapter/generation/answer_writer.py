@@ -1,0 +1,102 @@
+"""The answer of one request while it is written: what is sampled, and what its grammar forces."""
+
+from __future__ import annotations
+
+import pyllama
+from adapter.generation.completion import Completion, token_logprob
+from adapter.generation.request import Delta, FinishReason, GenerationRequest, GenerationResult
+from adapter.generation.sampling import sampler_chain
+
+SHORTEST_RUN, LONGEST_RUN = 2, 32
+"""Forced tokens that are written at once: fewer save nothing, and more would keep others waiting
+for the call that computes them."""
+
+
+class AnswerWriter:
+    """Samples an answer token by token, and writes what its grammar forces without sampling.
+
+    Where every way to go on begins with the same text, that text's tokens are written as the
+    tokenizer has them. All but the last, which may be a part of a longer token once the text goes
+    on, and not at all where log-probabilities are asked for, which need each token's logits. What
+    is forced depends on the text so far alone, so that the bytes do not depend on what else runs.
+
+    :param max_tokens: 1 or more; how many tokens the answer may have.
+    :raises pyllama.LlamaError: a grammar that this model cannot follow.
+    """
+
+    def __init__(self, vocab: pyllama.Vocab, request: GenerationRequest, max_tokens: int) -> None:
+        self._vocab = vocab
+        self._request = request
+        self._completion = Completion(vocab, request, max_tokens)
+        self._chain = sampler_chain(
+            vocab,
+            request.sampling,
+            request.seed,
+            request.constraint,
+            prompt=request.prompt,
+            reasoning_budget=request.reasoning_budget,
+        )
+        # Shown with the first sampled token: until then nothing is computed.
+        self._opening = self._write_forced()
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the answer so far."""
+        return self._completion.tokens
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why it has ended; None while it goes on."""
+        return self._completion.finish_reason
+
+    def sample(self, context: pyllama.Context, index: int = -1) -> list[Delta]:
+        """Take the next token from an output, write what is forced after it, and return its text.
+
+        :param index: the output of the context's last decode.
+        :raises pyllama.SamplingError: no token can follow.
+        """
+        token = self._chain.sample(context, index)
+        logprob = None
+        if self._request.logprobs is not None:
+            logprob = token_logprob(context.logits(index), token, self._request.logprobs)
+        sampled = self._completion.push(token, logprob)
+        deltas = [*self._opening, *([] if sampled is None else [sampled]), *self._write_forced()]
+        self._opening = []
+        return deltas
+
+    def finish(self, *, cache_read_tokens: int = 0) -> tuple[list[Delta], GenerationResult]:
+        """What was still held back, and the whole."""
+        rest, result = self._completion.finish(cache_read_tokens=cache_read_tokens)
+        return [*self._opening, *([] if rest is None else [rest])], result
+
+    def close(self) -> None:
+        """Free the samplers."""
+        self._chain.close()
+
+    def _write_forced(self) -> list[Delta]:
+        deltas = []
+        for token in self._forced_tokens():
+            if self.finish_reason is not None:
+                break
+            self._chain.accept(token)
+            delta = self._completion.push(token)
+            if delta is not None:
+                deltas.append(delta)
+        return deltas
+
+    def _forced_tokens(self) -> list[int]:
+        grammar = self._chain.grammar
+        if grammar is None or self._request.logprobs is not None or self.finish_reason is not None:
+            return []
+        text = grammar.forced_text()
+        tokens = self._vocab.tokenize(text, add_special=False) if text else []
+        forced = tokens[:-1][:LONGEST_RUN]
+        if len(forced) < SHORTEST_RUN:
+            return []
+        # Some tokenizers begin with a space, and a text may name a control token.
+        spelled = b"".join(map(self._vocab.token_to_piece, forced))
+        if not text.encode().startswith(spelled):
+            return []
+        if self._vocab.tokenize(text, add_special=False, parse_special=True) != tokens:
+            return []
+        return [] if self._request.sampling.logit_bias.keys() & set(forced) else forced
