@@ -9,7 +9,8 @@ matplotlib.
 
 The tasks, with greedy sampling:
 
-- predict: a ``dspy.Predict`` with five demos, ChatAdapter, 8 threads
+- predict: a ``dspy.Predict`` with five demos, ChatAdapter, 8 threads; through pyllama's own adapter
+  too, which no other engine has
 - json: the same through JSONAdapter with a schema
 - chat: one conversation of 20 turns
 - unrelated: 64 prompts that have nothing in common, 8 threads
@@ -37,8 +38,8 @@ from typing import Any, NamedTuple
 import pyllama
 
 HERE = Path(__file__).resolve().parent
-OWN = ("pyllama", "pyllama, isolated")
-PEERS = ("pyllama", "pyllama, isolated", "llama-server", "xllamacpp", "llama-cpp-python")
+OWN = ("pyllama", "pyllama, isolated", "pyllama, LlamaCppAdapter")
+PEERS = (*OWN, "llama-server", "xllamacpp", "llama-cpp-python")
 THREADS = (1, 2, 4, 8, 16, 32)
 PARALLEL = 8
 TASKS = {"predict": 32, "json": 32, "chat": 20, "unrelated": 64, "pair": 1}
@@ -64,12 +65,12 @@ def main() -> None:
     results: dict[tuple[str, str], list[Figures]] = {}
     for task in given.tasks:
         for _ in range(given.rounds):
-            for peer in peers:
+            for peer in asked_for(task, peers):
                 figures = measure(given, peer, task, threads_of(task), TASKS[task])
                 results.setdefault((peer, task), []).append(figures)
     print(describe(given))
     for task in given.tasks:
-        medians = {peer: median(results[peer, task]) for peer in peers}
+        medians = {peer: median(results[peer, task]) for peer in asked_for(task, peers)}
         print(f"\n**{task}**\n")
         print(pair_table(medians) if task == "pair" else throughput_table(given, task, medians))
     if given.plot:
@@ -99,6 +100,11 @@ def parse_arguments() -> argparse.Namespace:
 def available(peer: str, given: argparse.Namespace) -> bool:
     """Whether a peer is there to be measured."""
     return peer == "llama-server" or bool(given.peers_python)
+
+
+def asked_for(task: str, peers: list[str]) -> list[str]:
+    """Those that a task is for: an adapter has its own form of a program alone."""
+    return [peer for peer in peers if task == "predict" or "Adapter" not in peer]
 
 
 def threads_of(task: str) -> int:
@@ -149,8 +155,12 @@ def throughput_table(given: argparse.Namespace, task: str, medians: dict[str, Fi
         "first token p50, p95 (s) | memory, peak (MiB) | not parsed |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    own = medians["pyllama"]
-    best = limit(given, task, own)
+    limits = {
+        peer: limit(given, task, figures)
+        for peer, figures in medians.items()
+        if peer in OWN and "isolated" not in peer
+    }
+    limits["pyllama, isolated"] = limits["pyllama"]
     for peer, figures in medians.items():
         if not figures:
             lines.append(f"| {peer} | not done after {PATIENCE} s |" + 7 * " |")
@@ -160,7 +170,7 @@ def throughput_table(given: argparse.Namespace, task: str, medians: dict[str, Fi
         cells = [
             peer,
             f"{figures['requests'] / seconds:.2f}",
-            f"{best / seconds:.2f}" if peer in OWN else "-",
+            f"{limits[peer] / seconds:.2f}" if peer in OWN else "-",
             f"{figures['prompt_tokens'] / seconds:.0f}",
             f"{figures['output_tokens'] / seconds:.0f}",
             f"{figures['output_tokens']:.0f}",
@@ -169,13 +179,16 @@ def throughput_table(given: argparse.Namespace, task: str, medians: dict[str, Fi
             f"{figures['failures']:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    lines.append("")
-    lines.append(
-        f"The limit for pyllama's tokens is {best:.1f} s, {own['requests'] / best:.2f} requests/s: "
-        f"{own['shared_tokens']:.0f} tokens that all prompts share, "
-        f"{own['unique_tokens'] - own['shared_tokens']:.0f} others, "
-        f"{own['output_tokens']:.0f} of answers."
-    )
+    for peer, best in limits.items():
+        own = medians[peer]
+        if "isolated" not in peer:
+            lines.append(
+                f"\nThe limit for {peer}'s tokens is {best:.1f} s, "
+                f"{own['requests'] / best:.2f} requests/s: "
+                f"{own['shared_tokens']:.0f} tokens that all prompts share, "
+                f"{own['unique_tokens'] - own['shared_tokens']:.0f} others, "
+                f"{own['output_tokens']:.0f} of answers."
+            )
     return "\n".join(lines)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import dspy
+from dspy.adapters import Adapter
 from dspy.lm15 import Config, Message, Request, Response, TextPart, Usage
 
 N_CTX = 16 * 1024  # for all requests together
@@ -41,6 +42,9 @@ class Peer(ABC):
 
     lm: dspy.LM
 
+    adapter: Adapter | None = None
+    """What it has its programs written by, where it has an own one."""
+
     @abstractmethod
     def stream(self, messages: Messages, max_tokens: int) -> Iterator[str]:
         """The pieces of an answer, as they come."""
@@ -54,9 +58,11 @@ class Peer(ABC):
 
 
 class Pyllama(Peer):
-    """pyllama's engine."""
+    """pyllama's engine, and its adapter where that is asked for."""
 
-    def __init__(self, options: Options, execution: str) -> None:
+    def __init__(
+        self, options: Options, execution: str = "batched", *, own_adapter: bool = False
+    ) -> None:
         from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool
 
         path = Path(options.model)
@@ -65,7 +71,10 @@ class Pyllama(Peer):
         config = LlamaCppConfig(
             loaded.name, seed=1, temperature=0, enable_cache=False, execution=execution
         )
-        self.lm = LlamaCppAdapter.from_loaded_model(loaded, config).lm
+        adapter = LlamaCppAdapter.from_loaded_model(loaded, config)
+        self.lm = adapter.lm
+        if own_adapter:
+            self.adapter = adapter
 
     def stream(self, messages: Messages, max_tokens: int) -> Iterator[str]:
         """Through the engine's own events."""
@@ -258,8 +267,9 @@ def streamed(address: str, messages: Messages, max_tokens: int) -> Iterator[str]
 
 
 PEERS: dict[str, Callable[[Options], Peer]] = {
-    "pyllama": lambda options: Pyllama(options, "batched"),
+    "pyllama": Pyllama,
     "pyllama, isolated": lambda options: Pyllama(options, "isolated"),
+    "pyllama, LlamaCppAdapter": lambda options: Pyllama(options, own_adapter=True),
     "llama-server": LlamaServer,
     "xllamacpp": XLlamaCpp,
     "llama-cpp-python": LlamaCppPython,

@@ -69,6 +69,8 @@ def warm_up(peer: Peer) -> None:
 def throughput(peer: Peer, given: argparse.Namespace) -> dict[str, Any]:
     """Requests and tokens in a time, and the time to the first token of further requests."""
     task, count = TASKS[given.task], given.count
+    if peer.adapter is not None:
+        task = predict_task(peer.adapter)
     lm = peer.lm.copy(max_tokens=SHORT_ANSWER)
     lm.history = []
     begin = time.perf_counter()
@@ -89,7 +91,7 @@ def throughput(peer: Peer, given: argparse.Namespace) -> dict[str, Any]:
         ]
         figures["unique_tokens"] = n_unique(prompts)
         figures["shared_tokens"] = n_common(min(prompts), max(prompts))
-    further = FURTHER[given.task](count) if given.task in FURTHER else []
+    further = FURTHER[given.task](peer, count) if given.task in FURTHER else []
     if further:
         with ThreadPoolExecutor(given.threads) as pool:
             figures["first_tokens"] = sorted(pool.map(lambda m: first_token(peer, m), further))
@@ -132,7 +134,7 @@ def n_common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def further_prompts(_count: int) -> list[Messages]:
+def further_prompts(_peer: Peer, _count: int) -> list[Messages]:
     """Prompts that have nothing in common with those before."""
     return [user(f"Again. {text}") for text in unrelated()[:N_STREAMED]]
 
@@ -142,11 +144,11 @@ def user(text: str) -> Messages:
     return [{"role": "user", "content": text}]
 
 
-def further_tickets(count: int) -> list[Messages]:
+def further_tickets(peer: Peer, count: int) -> list[Messages]:
     """What the program would ask about tickets that it has not seen."""
-    demos = program().demos
+    demos, adapter = program().demos, peer.adapter or ChatAdapter()
     return [
-        ChatAdapter().format(Triage, demos, {"ticket": ticket})
+        adapter.format(Triage, demos, {"ticket": ticket})
         for ticket in tickets(count + N_STREAMED)[count:]
     ]
 
