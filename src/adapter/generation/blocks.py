@@ -11,16 +11,16 @@ BLOCK = 8
 """Tokens in a block. Smaller ones share more of a prompt, and take longer to compare."""
 
 CHUNK = 64
-"""Tokens computed at once, a number of blocks: calls end at its multiples, counted from 0."""
+"""Tokens computed at once, a number of blocks: calls end at its multiples, counted from 0. The last
+call of a prompt has half a chunk more at the most, for a short one takes longer for each token."""
 
 DEVICE_CHUNK = 512
 """The same where bytes need not stay: a GPU computes many tokens in the time of a few."""
 
 
-def longest_call(chunk: int) -> int:
-    """Tokens in the longest call of a prompt: a chunk and a last piece that is worth no call."""
-    return chunk + chunk // 2
-
+LEAST_LEFT = 8
+"""Tokens of a prompt that are computed at the least. The last one must be, for its logits, and
+kernels compute fewer than these in another way than many, with other bits."""
 
 BlockHashes = tuple[bytes, ...]
 """A hash for each whole block of a prompt, of it and of all that comes before it."""
@@ -50,10 +50,23 @@ def n_shared(one: BlockHashes, other: BlockHashes) -> int:
     return low
 
 
-def n_reusable(prompt: Sequence[int]) -> int:
-    """How many of its blocks need not be computed.
+def n_reusable(n_tokens: int) -> int:
+    """How many blocks of a prompt need not be computed."""
+    return max(0, n_tokens - LEAST_LEFT) // BLOCK
 
-    The last token must be, for its logits, and not alone: attention of a single token is computed
-    in another way than that of several, and gives other bits.
-    """
-    return max(0, len(prompt) - 2) // BLOCK
+
+def longest_call(chunk: int) -> int:
+    """How many tokens the last call of a prompt has at the most."""
+    return chunk + chunk // 2
+
+
+def call_end(n_tokens: int, begin: int, chunk: int) -> int:
+    """Where the call of a prompt ends that begins somewhere."""
+    if n_tokens - begin <= longest_call(chunk):
+        return n_tokens
+    return begin - begin % chunk + chunk
+
+
+def last_border(n_tokens: int) -> int:
+    """Where the last call begins of a prompt that is computed from its first token on."""
+    return max(0, n_tokens - longest_call(CHUNK) + CHUNK - 1) // CHUNK * CHUNK

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyllama
-from adapter.generation.scoring import scoring_context
+from adapter.generation.scoring import chunk_of, scoring_context
 
 
 class ContextPool:
@@ -32,6 +32,8 @@ class ContextPool:
         self._context_length = context_length
         self._n_threads = n_threads
         self._reproducible = reproducible
+        #: Where the calls of a prompt end: at its multiples.
+        self.chunk = chunk_of(reproducible=reproducible)
         self._turns = threading.Semaphore(limit)
         self._lock = threading.Lock()
         self._idle: list[pyllama.Context] = []

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pyllama
-from adapter.generation.blocks import BLOCK, CHUNK, longest_call
+from adapter.generation.blocks import BLOCK, CHUNK, LEAST_LEFT
 
 Item = TypeVar("Item")
 
@@ -22,10 +22,11 @@ PROBED = (2, 3, 4, 5, 8, 12, 16, 24, 32, 48, 64)
 N_TOKENS = 4
 """Tokens of each sequence when batches are tried."""
 
-LONGEST = longest_call(CHUNK)
+CUTS = ((CHUNK + 3 * BLOCK,), (BLOCK, 2 * BLOCK, CHUNK - BLOCK, LEAST_LEFT))
+"""Calls in which the same prompt is computed when cuts are tried: they end at blocks, and none is
+shorter than what is always left to compute."""
 
-CUTS = ((CHUNK, LONGEST - CHUNK), (2, 3, BLOCK, LONGEST - BLOCK - 5))
-"""Calls in which the same prompt is computed when cuts are tried."""
+N_PROMPT = sum(CUTS[0])
 
 
 class Exactness:
@@ -61,11 +62,6 @@ class Exactness:
                 self._cuts_anywhere = exact_cuts(context)
         return self._cuts_anywhere
 
-    @property
-    def surely_cuts_anywhere(self) -> bool:
-        """The same as far as it is known: False before it was tried."""
-        return bool(self._cuts_anywhere)
-
 
 def exact_batch_size(context: pyllama.Context, seq_ids: Sequence[int]) -> int:
     """The largest batch of the sequences for which the bytes stay, and with all smaller ones.
@@ -92,15 +88,13 @@ def exact_batch_size(context: pyllama.Context, seq_ids: Sequence[int]) -> int:
 
 
 def exact_cuts(context: pyllama.Context) -> bool:
-    """Whether the logits of a prompt are the same wherever it is cut into calls.
+    """Whether the logits of a prompt are the same at whichever blocks it is cut into calls.
 
-    But for calls of a single token, whose attention is computed in another way.
-
-    :param context: an empty one of at least LONGEST tokens, in a call too; it is empty again
+    :param context: an empty one of at least N_PROMPT tokens, in a call too; it is empty again
         afterwards.
     """
     random = np.random.default_rng(0)
-    prompt = random.integers(0, context.model.vocab.n_tokens, LONGEST)
+    prompt = random.integers(0, context.model.vocab.n_tokens, N_PROMPT)
     found = [_logits_by_calls(context, prompt, sizes) for sizes in CUTS]
     exact = all(np.array_equal(found[0], other) for other in found[1:])
     if not exact:

@@ -67,7 +67,7 @@ class IsolatedGenerator:
         cancelled = cancelled or threading.Event()
         scores: list[Score] = []
         with translated(), self._pool.lease() as context:
-            if not _prefill(context, prompt, lambda _: cancelled.is_set()):
+            if not _prefill(context, prompt, lambda _: cancelled.is_set(), chunk=self._pool.chunk):
                 return None
             room = self._context_length - len(prompt)
             for group in Scorer(context).score(request, room=room):
@@ -93,7 +93,7 @@ class IsolatedGenerator:
             closing(AnswerWriter(self._vocab, request, max_tokens)) as writer,
             self._pool.lease() as context,
         ):
-            if not _prefill(context, (*prompt, *writer.tokens), stopped):
+            if not _prefill(context, (*prompt, *writer.tokens), stopped, chunk=self._pool.chunk):
                 return
             while writer.finish_reason is None:
                 n_past = len(prompt) + len(writer.tokens)
@@ -109,10 +109,14 @@ class IsolatedGenerator:
 
 
 def _prefill(
-    context: pyllama.Context, prompt: tuple[int, ...], stopped: Callable[[int], bool]
+    context: pyllama.Context,
+    prompt: tuple[int, ...],
+    stopped: Callable[[int], bool],
+    *,
+    chunk: int,
 ) -> bool:
     """Compute the prompt; return whether it is all there: False once it is to stop."""
-    blocks = prompt_steps(context, prompt)
+    blocks = prompt_steps(context, prompt, chunk=chunk)
     while not stopped(0):
         if next(blocks, None) is None:
             return True

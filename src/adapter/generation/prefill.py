@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pyllama
-from adapter.generation.blocks import longest_call
+from adapter.generation.blocks import call_end
 
 
 def compute_call(
@@ -16,23 +16,16 @@ def compute_call(
     *,
     chunk: int,
     seq_id: int = 0,
-    cuts_anywhere: bool = False,
 ) -> int:
     """Compute the next tokens of a prompt, and return how many are there then.
 
-    The call ends at the next multiple of ``chunk``, counted from position 0, or with the prompt,
-    whose last token gives logits.
+    The call ends at a multiple of ``chunk``, counted from position 0, or with the prompt, whose
+    last token gives logits.
 
     :param batch: filled anew.
     :param begin: how many there are already.
-    :param cuts_anywhere: whether other cuts give the same bits, so that a short last piece need
-        not have a call of its own, which takes longer for each token.
     """
-    end = min(begin - begin % chunk + chunk, len(prompt))
-    n_left = len(prompt) - end
-    # A single last token would get other bits among others.
-    if cuts_anywhere and n_left > 1 and len(prompt) - begin <= longest_call(chunk):
-        end = len(prompt)
+    end = call_end(len(prompt), begin, chunk)
     batch.clear()
     batch.add_tokens(
         prompt[begin:end],
@@ -45,9 +38,9 @@ def compute_call(
 
 
 def prompt_steps(
-    context: pyllama.Context, prompt: tuple[int, ...], begin: int = 0
+    context: pyllama.Context, prompt: tuple[int, ...], begin: int = 0, *, chunk: int
 ) -> Iterator[int]:
-    """Compute a prompt in sequence 0, one call of the context's batch in each step.
+    """Compute a prompt in sequence 0, one call in each step.
 
     Yields how many tokens are there.
 
@@ -55,5 +48,5 @@ def prompt_steps(
     """
     batch = pyllama.Batch(context.n_batch)
     while begin < len(prompt):
-        begin = compute_call(context, batch, prompt, begin, chunk=context.n_batch)
+        begin = compute_call(context, batch, prompt, begin, chunk=chunk)
         yield begin

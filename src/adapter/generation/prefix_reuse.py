@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 
 import pyllama
-from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes, n_shared
+from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes, last_border, n_shared
 from adapter.generation.exactness import Exactness
 from adapter.generation.lanes import Lane
 from adapter.generation.prefix_cache import PrefixCache, SavedPrefix
@@ -42,25 +42,26 @@ class PrefixReuse:
         # sliding window can, but puts what follows elsewhere, and sums it in another order.
         self._rolls_back = rolls_back(model)
 
-    def shared(self, one: BlockHashes, other: BlockHashes) -> int:
-        """How many blocks one prompt can take over from another."""
-        return self._cut_to(n_shared(one, other))
+    def shared(self, held: BlockHashes, sequence: Sequence) -> int:
+        """How many blocks a prompt can take over from another that is or was computed."""
+        n_blocks = n_shared(held, self._wanted(sequence))
+        return self._cut_to(n_blocks, len(held), sequence)
 
     def n_held(self, sequence: Sequence, slots: Iterable[Slot]) -> int:
         """How many blocks of a prompt need not be computed, given what is in memory now."""
-        wanted = sequence.hashes[: sequence.n_reusable]
-        in_slots = (self.shared(slot.held, wanted) for slot in slots)
-        return max(self._cut_to(self._saved.find(wanted)[1]), *in_slots, 0)
+        in_slots = (self.shared(slot.held, sequence) for slot in slots)
+        saved, n_found = self._saved.find(self._wanted(sequence))
+        return max(self._cut_to_saved(saved, n_found, sequence), *in_slots, 0)
 
     def bring(self, lane: Lane, slot: Slot, sequence: Sequence) -> int:
         """Bring as much of a prompt into a slot as is in memory; return how many tokens that is."""
-        wanted = sequence.hashes[: sequence.n_reusable]
+        wanted = self._wanted(sequence)
         memory = lane.context.memory
         donor = lane.slots.nearest(wanted)
-        n_here = self.shared(slot.held, wanted)
-        n_there = self.shared(donor.held, wanted)
+        n_here = self.shared(slot.held, sequence)
+        n_there = self.shared(donor.held, sequence)
         saved, n_found = self._find(wanted, max(n_here, n_there))
-        n_saved = self._cut_to(n_found)
+        n_saved = self._cut_to_saved(saved, n_found, sequence)
         if self._rolls_back and n_here >= max(n_there, n_saved):
             if (len(slot.held) - n_here) * BLOCK >= WORTH_KEEPING:
                 self._keep(lane, slot)
@@ -92,8 +93,8 @@ class PrefixReuse:
         sequence = slot.sequence
         if sequence is None or self._rolls_back or self._saved.holds(slot.held):
             return
-        borders = {self.shared(sequence.hashes, other.hashes) for other in waiting}
-        if sequence.n_computed_blocks in borders | {self._cut_to(sequence.n_reusable)}:
+        borders = {self.shared(sequence.hashes, other) for other in waiting}
+        if sequence.n_computed_blocks in borders | {sequence.n_to_border}:
             self._save(lane, slot, slot.held)
 
     def keep_all(self, lanes: Iterable[Lane]) -> None:
@@ -116,12 +117,25 @@ class PrefixReuse:
                 return self._saved.find(wanted)
         return saved, n_found
 
-    def _cut_to(self, n_blocks: int) -> int:
-        """At how many of these blocks a prompt may be cut."""
-        whole = n_blocks - n_blocks % (CHUNK // BLOCK)
+    def _wanted(self, sequence: Sequence) -> BlockHashes:
+        """The blocks of a prompt that need not be computed if they are in memory."""
+        return sequence.hashes[: sequence.n_reusable if self._rolls_back else sequence.n_to_border]
+
+    def _cut_to(self, n_blocks: int, n_held: int, sequence: Sequence) -> int:
+        """At how many of these blocks, of so many held ones, a prompt may be cut.
+
+        Where not at any, at the end of a whole chunk of both prompts.
+        """
+        whole = min(n_blocks, last_border(n_held * BLOCK) // BLOCK, sequence.n_to_border)
+        whole -= whole % (CHUNK // BLOCK)
         if whole == n_blocks or not self._rolls_back:
             return whole
         return n_blocks if self._exactness.cuts_anywhere else whole
+
+    def _cut_to_saved(self, saved: SavedPrefix | None, n_found: int, sequence: Sequence) -> int:
+        if saved is None or not self._rolls_back:
+            return n_found  # states that cannot be cut were saved where they serve
+        return self._cut_to(n_found, len(saved.hashes), sequence)
 
     def _cut(self, lane: Lane, slot: Slot, n_blocks: int) -> None:
         """Leave the first blocks of a slot alone."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pyllama
 from adapter.errors import ContextTooLongError, ModelNotLoadedError, QueueFullError
-from adapter.generation.blocks import CHUNK, DEVICE_CHUNK, longest_call
+from adapter.generation.blocks import longest_call
 from adapter.generation.exactness import Exactness, groups
 from adapter.generation.failures import translated
 from adapter.generation.lanes import Lane, Lanes
@@ -23,6 +23,7 @@ from adapter.generation.request import Delta, GenerationRequest, GenerationResul
 from adapter.generation.scoring import (
     ScoringRequest,
     ScoringResult,
+    chunk_of,
     longest_continuation,
     scoring_context,
 )
@@ -73,13 +74,12 @@ class Scheduler:
         self._max_queued = max_queued
         self._reproducible = reproducible
         # A state that cannot be cut back is saved where a call ends.
-        self._rolls_back = rolls_back(model)
-        self._chunk = CHUNK if reproducible or not self._rolls_back else DEVICE_CHUNK
+        self._chunk = chunk_of(reproducible=reproducible or not rolls_back(model))
         self._exactness = Exactness(self._make_context, reproducible=reproducible)
         self._lanes = Lanes(
             self._make_context, longest=context_length, n_cells=n_cells, max_sequences=max_sequences
         )
-        saved = PrefixCache(cache_bytes, rolls_back=self._rolls_back)
+        saved = PrefixCache(cache_bytes, rolls_back=rolls_back(model))
         self._prefixes = PrefixReuse(model, saved, self._exactness, prefix_folder)
         self._queue: deque[Sequence] = deque()
         self._prefilling: deque[tuple[Lane, Slot]] = deque()
@@ -91,7 +91,8 @@ class Scheduler:
         self._scoring = ScoringQueue(
             self._make_scoring_context,
             longest=context_length,
-            rolls_back=self._rolls_back,
+            chunk=chunk_of(reproducible=reproducible),
+            rolls_back=rolls_back(model),
             metrics=self.metrics,
         )
 
@@ -268,11 +269,11 @@ class Scheduler:
         """Whether a prompt that is being computed will soon hold more of this one than is held."""
         if not self._prefilling:
             return False
-        wanted = sequence.hashes[: sequence.n_reusable]
         slots = (slot for lane in self._lanes for slot in lane.slots.slots)
         held = self._prefixes.n_held(sequence, slots)
         return any(
-            slot.sequence is not None and self._prefixes.shared(slot.sequence.hashes, wanted) > held
+            slot.sequence is not None
+            and self._prefixes.shared(slot.sequence.hashes, sequence) > held
             for _, slot in self._prefilling
         )
 
@@ -313,7 +314,6 @@ class Scheduler:
                     begin,
                     chunk=self._chunk,
                     seq_id=slot.seq_id,
-                    cuts_anywhere=self._rolls_back and self._exactness.surely_cuts_anywhere,
                 )
                 sequence.n_past = end
                 self.metrics.computed(end - begin)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pyllama
-from adapter.generation.blocks import CHUNK, DEVICE_CHUNK
+from adapter.generation.blocks import CHUNK, DEVICE_CHUNK, longest_call
 
 MAX_BRANCHES = 32
 """Continuations that are computed together; more are computed in groups of so many."""
@@ -191,7 +191,7 @@ def scoring_context(
     :param length: tokens that it holds, over all sequences.
     :param reproducible: do without flash attention, whose sums depend on the number of sequences.
     """
-    n_batch = min(CHUNK if reproducible else DEVICE_CHUNK, length)
+    n_batch = min(longest_call(chunk_of(reproducible=reproducible)), length)
     # A recurrent model would keep a state for each sequence.
     recurrent = model.is_recurrent or model.is_hybrid
     return pyllama.Context(
@@ -203,6 +203,11 @@ def scoring_context(
         n_threads=n_threads,
         flash_attn="disabled" if reproducible else "auto",
     )
+
+
+def chunk_of(*, reproducible: bool) -> int:
+    """Tokens of a prompt that are computed at once."""
+    return CHUNK if reproducible else DEVICE_CHUNK
 
 
 def longest_continuation(request: ScoringRequest) -> int:

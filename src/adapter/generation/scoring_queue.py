@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 import pyllama
-from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes, block_hashes, n_reusable, n_shared
+from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes, block_hashes, last_border, n_shared
 from adapter.generation.failures import translated
 from adapter.generation.metrics import Metrics
 from adapter.generation.prefill import prompt_steps
@@ -55,6 +55,7 @@ class ScoringQueue:
 
     :param make: makes a context of a number of tokens, as :class:`Scorer` wants it.
     :param longest: tokens that the longest context holds.
+    :param chunk: tokens of a prompt that are computed at once.
     :param rolls_back: whether the model's memory can be cut back to a border of blocks.
     """
 
@@ -63,11 +64,13 @@ class ScoringQueue:
         make: Callable[[int], pyllama.Context],
         *,
         longest: int,
+        chunk: int,
         rolls_back: bool,
         metrics: Metrics,
     ) -> None:
         self._make = make
         self._longest = longest
+        self._chunk = chunk
         self._rolls_back = rolls_back
         self._metrics = metrics
         self._waiting: deque[ScoringJob] = deque()
@@ -121,8 +124,10 @@ class ScoringQueue:
         request = job.request
         prompt, hashes = request.prompt, block_hashes(request.prompt)
         context, scorer = self._ready(len(prompt) + sum(map(len, request.continuations)))
-        n_held = n_shared(self._held, hashes[: n_reusable(prompt)]) if self._rolls_back else 0
-        begin = n_held * BLOCK // CHUNK * CHUNK
+        n_held = n_shared(self._held, hashes) * BLOCK if self._rolls_back else 0
+        # As far as both were computed in whole chunks.
+        n_held = min(n_held, last_border(len(prompt)), last_border(len(self._held) * BLOCK))
+        begin = n_held // CHUNK * CHUNK
         if begin:
             context.memory.seq_rm(0, begin)
         else:
@@ -130,7 +135,7 @@ class ScoringQueue:
         self._held = self._held[: begin // BLOCK]
         self._metrics.reused(begin)
         done = begin
-        for end in prompt_steps(context, prompt, begin):
+        for end in prompt_steps(context, prompt, begin, chunk=self._chunk):
             self._metrics.computed(end - done)
             done = end
             self._held = hashes[: end // BLOCK]

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import pyllama
 from adapter.errors import RequestTimeoutError
 from adapter.generation.answer_writer import AnswerWriter
-from adapter.generation.blocks import BLOCK, block_hashes, n_reusable
+from adapter.generation.blocks import BLOCK, block_hashes, last_border, n_reusable
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,9 @@ class Sequence:
     ) -> None:
         self.request = request
         self.hashes = block_hashes(request.prompt)
-        self.n_reusable = n_reusable(request.prompt)
+        #: Blocks of the prompt that need not be computed, and those before its last call.
+        self.n_reusable = n_reusable(len(request.prompt))
+        self.n_to_border = last_border(len(request.prompt)) // BLOCK
         self.state: Literal["queued", "prefilling", "running", "ended"] = "queued"
         #: Tokens whose keys and values are in memory.
         self.n_past = 0

@@ -146,7 +146,7 @@ def test_scores_do_not_depend_on_what_else_runs(tiny, scheduler):
 
 
 def test_a_prompt_that_begins_like_the_last_one_is_not_computed_anew(tiny, scheduler):
-    first = request_of(tiny, n_prompt=200)
+    first = request_of(tiny, n_prompt=240)
     cold = scheduler.score(first)
     again = scheduler.score(first)
     longer = ScoringRequest((*first.prompt, 7, 8), first.continuations, ENDS)
