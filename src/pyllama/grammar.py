@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyllama import _callbacks  # noqa: F401  (installs the guard before any guarded call)
 from pyllama._arguments import INT32_MAX, integer, token_array
-from pyllama._guard import check, take_str
+from pyllama._guard import check, raise_caught, take_str
+from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama.errors import GrammarError, NativeError
 from pyllama.sampler import Sampler, _tokenizing
@@ -91,7 +92,12 @@ class GrammarSampler(Sampler):
     """Rules out tokens that a grammar does not let follow, as ``llama_sampler_init_grammar`` does.
 
     Give it to a :class:`SamplerChain` as its ``grammar``; as one of its samplers it is applied to
-    all candidates, which takes long for a whole vocabulary.
+    all candidates, for every token.
+
+    A whole vocabulary is walked as a tree of characters, with the same result as llama.cpp's own
+    check of each token: in some 0.2 ms where little may follow, in milliseconds where nearly all
+    may, and at once where it has been in the same state before. Grammars that name tokens
+    (``<[7]>``) and texts that stop within a character have all tokens checked one by one.
 
     With triggers it is lazy, as ``llama_sampler_init_grammar_lazy_patterns``: everything may follow
     until a trigger has been accepted, and from there on the grammar holds.
@@ -121,7 +127,7 @@ class GrammarSampler(Sampler):
         patterns = _patterns(trigger_patterns)
         tokens = _trigger_tokens(vocab, trigger_tokens)
         with vocab._model._open():
-            problem = _problem(vocab._pointer, grammar) or _problem_of_vocab(vocab)
+            problem = _problem(vocab._pointer, grammar)
             if problem:
                 raise GrammarError(problem)
             pointer = _init(vocab, grammar, patterns, tokens)
@@ -154,10 +160,7 @@ class GrammarSampler(Sampler):
         return allowed
 
     def allowed_tokens(self) -> NDArray[np.int32]:
-        """All tokens that may follow, int32 of shape (n,); a single one is forced.
-
-        It looks at the whole vocabulary.
-        """
+        """All tokens that may follow, int32 of shape (n,); a single one is forced."""
         ids = np.arange(self._n_vocab, dtype=np.int32)
         tokens: NDArray[np.int32] = ids[self.allows(ids)]
         return tokens
@@ -205,27 +208,32 @@ def _problem(vocab: Any, grammar: Grammar) -> str:
     return take_str(lib.guarded_grammar_check(vocab, source, root), "checking a grammar")
 
 
-# The length of the longest token of a vocabulary, which takes milliseconds to find.
-_longest_piece: weakref.WeakKeyDictionary[Vocab, int] = weakref.WeakKeyDictionary()
+# The tokens of a vocabulary in the form that grammars walk: it takes milliseconds to make.
+_tokens: weakref.WeakKeyDictionary[Vocab, Handle] = weakref.WeakKeyDictionary()
 
 
-def _problem_of_vocab(vocab: Vocab) -> str:
-    longest = _longest_piece.get(vocab)
-    if longest is None:
-        longest = check(lib.guarded_grammar_longest_piece(vocab._pointer), "looking at all tokens")
-        _longest_piece[vocab] = longest
+def _tokens_of(vocab: Vocab) -> Handle:
+    """The tokens of a vocabulary whose model is open."""
+    tokens = _tokens.get(vocab)
+    if tokens is None:
+        pointer = lib.guarded_tokens_init(vocab._pointer)
+        if pointer == ffi.NULL:
+            raise_caught("looking at all tokens")
+        tokens = _tokens[vocab] = Handle(pointer, lib.guarded_tokens_free)
+    longest = lib.guarded_tokens_longest(tokens.pointer)
     if longest > MAX_PIECE:
-        return (
+        raise GrammarError(
             f"the vocabulary has a token of {longest} bytes; grammars can be used with tokens of "
             f"at most {MAX_PIECE}"
         )
-    return ""
+    return tokens
 
 
 def _init(vocab: Vocab, grammar: Grammar, patterns: list[bytes], tokens: list[int]) -> Any:
     texts = [ffi.new("char[]", pattern) for pattern in patterns]
     return lib.guarded_sampler_init_grammar(
         vocab._pointer,
+        _tokens_of(vocab).pointer,
         grammar.gbnf.encode(),
         grammar.root.encode(),
         texts,

@@ -6,14 +6,16 @@ import re
 
 import numpy as np
 import pytest
+import synthetic
 from decoding import run_python
-from grammars import BYTES, matches
+from grammars import BYTES, allowed_one_by_one, matches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pyllama
 from pyllama import Grammar, GrammarError, GrammarSampler
 from pyllama._native._binding import ffi, lib
+from pyllama.grammar import _tokens_of
 
 no_deadline = settings(deadline=None, max_examples=200)
 
@@ -193,9 +195,10 @@ def test_a_token_that_the_vocabulary_lacks(tiny):
         GrammarSampler(tiny.vocab, grammar)
 
 
-items = st.sampled_from(
-    ['"x"', '"ab"', "[a-z]", '[^"\\\\]', ".", '""', "[]", "<[3]>", "!<[4]>", "a", "b", "root"]
-)
+items = st.sampled_from([
+    '"x"', '"ab"', '"é价"', "[a-z]", "[à-ü🦙]", '[^"\\\\]', "[^à-ü ]", ".",
+    '""', "[]", "<[3]>", "!<[4]>", "a", "b", "root",
+])  # fmt: skip
 repeats = st.sampled_from(["", "", "", "*", "+", "?", "{2}", "{1,3}", "{0,2}", "{2,}", "{0}"])
 sequences = st.lists(st.tuples(items, repeats).map("".join), max_size=3).map(" ".join)
 alternatives = st.lists(sequences, min_size=1, max_size=3).map(" | ".join)
@@ -236,8 +239,9 @@ def test_what_is_misspelt_llama_cpp_refuses(tiny, gbnf, text, position):
         GrammarSampler(tiny.vocab, gbnf).close()
     except GrammarError as error:
         if not any(ours in str(error) for ours in ("ends at fewer", "may be empty", "not def")):
+            tokens = _tokens_of(tiny.vocab)
             pointer = lib.guarded_sampler_init_grammar(
-                tiny.vocab._pointer, gbnf.encode(), b"root", [], 0, [], 0, 0
+                tiny.vocab._pointer, tokens.pointer, gbnf.encode(), b"root", [], 0, [], 0, 0
             )
             assert pointer == ffi.NULL
 
@@ -310,10 +314,69 @@ def test_what_is_no_vocabulary(vocab):
 def test_allowed_tokens_agree_with_asking_each(tiny):
     with GrammarSampler(tiny.vocab, 'root ::= "hel" [a-m]* | "he" [é] | "he" root') as sampler:
         feed(sampler, tiny.vocab, "he")
-        ids = np.arange(tiny.vocab.n_tokens)
-        each = np.concatenate([sampler.allows([token]) for token in ids])
-        np.testing.assert_array_equal(sampler.allowed_tokens(), ids[each])
-        assert each.sum() > 2
+        allowed = sampler.allowed_tokens()
+        np.testing.assert_array_equal(allowed, allowed_one_by_one(sampler))
+        assert len(allowed) > 2
+
+
+@no_deadline
+@given(grammars, st.lists(st.integers(0, 2**16), max_size=6))
+def test_the_tree_of_all_tokens_allows_what_llama_cpp_does(tiny, gbnf, choices):
+    try:
+        grammar = Grammar(gbnf)
+    except GrammarError:
+        return
+    with GrammarSampler(tiny.vocab, grammar) as sampler:
+        for choice in [*choices, 0]:
+            allowed = sampler.allowed_tokens()
+            np.testing.assert_array_equal(allowed, allowed_one_by_one(sampler))
+            np.testing.assert_array_equal(allowed, sampler.allowed_tokens())
+            if not len(allowed):
+                break
+            try:
+                sampler.accept(int(allowed[choice % len(allowed)]))
+            except pyllama.NativeError:
+                assert "<[" in gbnf  # see above
+                break
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("gbnf", "text"),
+    [
+        ('root ::= ([^"\\\\] | "\\\\" ["n])*', 'a "quoted'),
+        ('root ::= "{" ("\\"" [a-zé价🦙]{1,9} "\\":" [0-9]+ ","?)+ "}"', '{"né价":12,"🦙":'),
+        ("root ::= [^\\n]{0,400} [\\n] .*", "It is 🦙 so.\nYes"),
+        (
+            "root ::= " + " | ".join(f'"country number {n}"' for n in range(200)),
+            "country number 17",
+        ),
+        # More states than are kept.
+        ("root ::= " + " ".join(f"[^{chr(97 + n % 26)}]{{0,90}}" for n in range(26)), "Hello"),
+    ],
+)
+def test_the_tree_of_a_real_vocabulary(smollm2, gbnf, text):
+    with GrammarSampler(smollm2.vocab, gbnf) as sampler:
+        for token in smollm2.vocab.tokenize(text, add_special=False):
+            if not sampler.allows([token])[0]:
+                break
+            sampler.accept(token)
+            np.testing.assert_array_equal(sampler.allowed_tokens(), allowed_one_by_one(sampler))
+
+
+def test_tokens_that_are_no_text(write_tiny_model):
+    """Bytes that llama.cpp takes for no character, and for the null character."""
+    odd = [b"a\x80", b"\xc0\x80", b"b\xc0\x80c", b"\xf0\x9f", b"a\xe4\xbb", b"\xffa", b"a\0b"]
+    spellings = synthetic._byte_spellings()
+    spelt = tuple("".join(spellings[byte] for byte in token) for token in odd)
+    path = write_tiny_model(extra_tokens=spelt)
+    with pyllama.Model(path, vocab_only=True) as model:
+        assert [model.vocab.token_to_piece(t) for t in range(model.vocab.n_tokens)][
+            -len(odd) :
+        ] == odd
+        for gbnf in ("root ::= .*", "root ::= [^b]*", 'root ::= ""', "root ::= [a-b价🦙]+"):
+            with GrammarSampler(model.vocab, gbnf) as sampler:
+                np.testing.assert_array_equal(sampler.allowed_tokens(), allowed_one_by_one(sampler))
 
 
 # Lazy grammars

@@ -8,6 +8,9 @@ import re
 import numpy as np
 import pytest
 from decoding import PROMPT
+from grammars import allowed_one_by_one
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import pyllama
 from pyllama import Batch, Candidates, Context, Grammar, GrammarSampler, Sampler, SamplerChain
@@ -46,7 +49,7 @@ def sample_as_llama_cpp_does(context, chain, grammar):
     resampled = not grammar.allows([token])[0]
     if resampled:
         logits = np.full(context.model.vocab.n_tokens, -np.inf)
-        allowed = grammar.allowed_tokens()
+        allowed = allowed_one_by_one(grammar)
         logits[allowed] = context.logits()[allowed]
         token = chain.apply(Candidates(logits)).token
     grammar.accept(token)
@@ -86,6 +89,73 @@ def test_it_is_chosen_as_llama_cpp_does(tiny, context, seed):
         # The end of the text may have been sampled anew as well.
         assert chain.perf().n_resampled - n_resampled in (0, 1)
         assert chain.perf().n_sample - len(tokens) in (0, 1)
+
+
+GRAMMARS = [
+    ITEMS_GBNF,
+    r'root ::= "{" ("\"" [a-zé价]{1,4} "\":" [0-9]+ ","?){1,3} "}"',
+    r"root ::= [^a-z\n]{3,20} [\n] ([b-y ]+ | [à-ü]*)",
+    'root ::= "yes, " ("of course" | "of late" | [0-9]{2}) "." root?',
+]
+LETTERS = range(102, 128)
+
+
+def narrowing(vocab, seed):
+    """Ways from many candidates to one, by what they begin with."""
+    make = Sampler
+    ends = {
+        "greedy": [make.greedy()],
+        "dist": [make.temp(1.5), make.dist(seed)],
+        "mirostat": [make.temp(0.9), make.mirostat(vocab, seed)],
+        "mirostat_v2": [make.temp(0.9), make.mirostat_v2(seed)],
+        "adaptive_p": [make.min_p(0.01), make.adaptive_p(seed, target=0.5)],
+    }
+    cuts = {
+        "": [],
+        "top_k": [make.top_k(5)],
+        "top_n_sigma": [make.top_n_sigma(1.5), make.top_k(40)],
+        "typical": [make.top_k(40), make.typical(0.7), make.top_p(0.95), make.min_p(0.05)],
+        "xtc": [make.top_k(20), make.xtc(0.5, 0.02, seed)],
+    }
+    return cuts, ends
+
+
+def reweighting(vocab):
+    make = Sampler
+    return {
+        "": [],
+        "bias": [make.logit_bias(vocab, dict.fromkeys(LETTERS[::3], 5.0) | {130: -np.inf})],
+        "penalties": [make.penalties(vocab, last_n=32, repeat=1.4, freq=0.3, present=0.2)],
+        "dry": [make.dry(vocab, multiplier=0.8, breakers=["\n"])],
+    }
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    st.sampled_from(GRAMMARS),
+    st.sampled_from(["", "bias", "penalties", "dry"]),
+    st.sampled_from(["", "top_k", "top_n_sigma", "typical", "xtc"]),
+    st.sampled_from(["greedy", "dist", "mirostat", "mirostat_v2", "adaptive_p"]),
+    st.integers(0, 2**31),
+)
+def test_every_chain_chooses_as_llama_cpp_does(tiny, gbnf, weights, cut, end, seed):
+    def steps():
+        cuts, ends = narrowing(tiny.vocab, seed)
+        return [*reweighting(tiny.vocab)[weights], *cuts[cut], *ends[end]]
+
+    with (
+        Context(tiny, n_ctx=64, n_threads=1) as context,
+        SamplerChain(steps(), grammar=GrammarSampler(tiny.vocab, gbnf)) as chain,
+        SamplerChain(steps()) as plain,
+        GrammarSampler(tiny.vocab, gbnf) as grammar,
+    ):
+        context.decode(Batch.from_tokens(PROMPT))
+        for position in range(len(PROMPT), len(PROMPT) + 24):
+            expected, _ = sample_as_llama_cpp_does(context, plain, grammar)
+            assert chain.sample(context) == expected
+            if tiny.vocab.is_eog(expected):
+                break
+            context.decode_token(expected, position)
 
 
 def test_what_the_grammar_allows_anyway_is_not_sampled_anew(tiny, ready):

@@ -8,6 +8,11 @@
 using pyllama::guarded;
 using pyllama::guarded_init;
 
+// The tokens of a vocabulary, in the form in which grammars look at all of them.
+struct pyllama_tokens {
+    std::shared_ptr<const pyllama::token_tree> tree;
+};
+
 extern "C" {
 
 // What is wrong with a grammar, or an empty text.
@@ -42,16 +47,18 @@ char * guarded_grammar_check_pattern(const char * pattern) {
 }
 
 // Without patterns and tokens it holds at once; stack_per_byte: see grammar_sampler.hpp.
-llama_sampler * guarded_sampler_init_grammar(const llama_vocab * vocab, const char * source,
-                                             const char * root, const char ** patterns,
-                                             size_t n_patterns, const llama_token * tokens,
-                                             size_t n_tokens, size_t stack_per_byte) {
+llama_sampler * guarded_sampler_init_grammar(const llama_vocab * vocab, const pyllama_tokens * all,
+                                             const char * source, const char * root,
+                                             const char ** patterns, size_t n_patterns,
+                                             const llama_token * tokens, size_t n_tokens,
+                                             size_t stack_per_byte) {
     return guarded_init([&] {
-        return pyllama::make_grammar_sampler(vocab, {source,
-                                                     root,
-                                                     {patterns, patterns + n_patterns},
-                                                     {tokens, tokens + n_tokens},
-                                                     stack_per_byte})
+        return pyllama::make_grammar_sampler(vocab, all->tree,
+                                             {source,
+                                              root,
+                                              {patterns, patterns + n_patterns},
+                                              {tokens, tokens + n_tokens},
+                                              stack_per_byte})
             .release();
     });
 }
@@ -89,15 +96,19 @@ int32_t guarded_grammar_eog(const llama_vocab * vocab) {
     });
 }
 
-// In bytes: llama.cpp recurses once for each character of a token.
-int32_t guarded_grammar_longest_piece(const llama_vocab * vocab) {
-    return guarded(PYLLAMA_CAUGHT, [&] {
-        int32_t longest = 0;
-        for (llama_token token = 0; token < llama_vocab_n_tokens(vocab); token++) {
-            longest = std::max(longest, -llama_token_to_piece(vocab, token, nullptr, 0, 0, true));
-        }
-        return longest;
+pyllama_tokens * guarded_tokens_init(const llama_vocab * vocab) {
+    return guarded<pyllama_tokens *>(nullptr, [&] {
+        return new pyllama_tokens{std::make_shared<pyllama::token_tree>(vocab)};
     });
+}
+
+int32_t guarded_tokens_free(pyllama_tokens * tokens) {
+    return guarded([&] { delete tokens; });
+}
+
+// In bytes: llama.cpp recurses once for each character of a token.
+size_t guarded_tokens_longest(const pyllama_tokens * tokens) {
+    return tokens->tree->longest_piece();
 }
 
 } // extern "C"

@@ -6,13 +6,15 @@
 
 #include "deep_stack.hpp"
 #include "gbnf.hpp"
+#include "grammar_states.hpp"
 
-#include <algorithm>
+#include <cmath>
 #include <optional>
 
 namespace {
 
 constexpr size_t MAX_FORCED = 1024; // bytes: a grammar can force a text without an end
+constexpr size_t FEW        = 64;   // candidates that are as well tried one by one
 
 struct grammar_deleter {
     void operator()(llama_grammar * grammar) const noexcept { llama_grammar_free_impl(grammar); }
@@ -21,10 +23,12 @@ struct grammar_deleter {
 using grammar_ptr = std::unique_ptr<llama_grammar, grammar_deleter>;
 
 struct grammar_sampler {
-    const llama_vocab *     vocab;
-    pyllama::grammar_source source;
-    grammar_ptr             grammar;
-    size_t                  n_bytes = 0; // accepted since the beginning, if it is lazy
+    const llama_vocab *                        vocab;
+    std::shared_ptr<const pyllama::token_tree> tokens;
+    pyllama::grammar_source                    source;
+    grammar_ptr                                grammar;
+    size_t                                     n_bytes = 0; // accepted so far, if it is lazy
+    std::unique_ptr<pyllama::grammar_states>   states{};    // once they are asked for
 };
 
 grammar_sampler & self(const llama_sampler * sampler) {
@@ -65,22 +69,41 @@ void accept(llama_sampler * sampler, llama_token token) {
     pyllama::run_with_stack(stack, [&] { llama_grammar_accept_impl(*own.grammar, token); });
 }
 
+const std::vector<bool> * allowed(grammar_sampler & own) {
+    if (!own.states) {
+        own.states = std::make_unique<pyllama::grammar_states>(own.tokens, *own.grammar);
+    }
+    return own.states->allowed();
+}
+
 void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
-    llama_grammar_apply_impl(*self(sampler).grammar, candidates);
+    grammar_sampler & own  = self(sampler);
+    const bool        many = candidates->size > FEW && !own.grammar->awaiting_trigger;
+    const auto *      may  = many ? allowed(own) : nullptr;
+    if (!may) {
+        llama_grammar_apply_impl(*own.grammar, candidates);
+        return;
+    }
+    for (size_t i = 0; i < candidates->size; i++) {
+        if (!(*may)[static_cast<size_t>(candidates->data[i].id)]) {
+            candidates->data[i].logit = -INFINITY;
+        }
+    }
 }
 
 void reset(llama_sampler * sampler) {
     grammar_sampler & own = self(sampler);
-    own.grammar           = begin(own.vocab, own.source);
-    own.n_bytes           = 0;
+    own.states.reset();
+    own.grammar = begin(own.vocab, own.source);
+    own.n_bytes = 0;
 }
 
 llama_sampler * make(grammar_sampler state);
 
 llama_sampler * clone(const llama_sampler * sampler) {
     const grammar_sampler & own = self(sampler);
-    return make({own.vocab, own.source, grammar_ptr(llama_grammar_clone_impl(*own.grammar)),
-                 own.n_bytes});
+    return make({own.vocab, own.tokens, own.source,
+                 grammar_ptr(llama_grammar_clone_impl(*own.grammar)), own.n_bytes});
 }
 
 void free(llama_sampler * sampler) {
@@ -149,19 +172,6 @@ bool is_character(uint32_t c) {
     return c > 0 && c < 0x110000 && (c < 0xD800 || c > 0xDFFF);
 }
 
-// Puts a grammar back to where it was.
-class restored_stacks {
-  public:
-    explicit restored_stacks(llama_grammar & grammar) : grammar_(grammar), stacks_(grammar.stacks) {}
-    ~restored_stacks() { grammar_.stacks = std::move(stacks_); }
-    restored_stacks(const restored_stacks &) = delete;
-    restored_stacks & operator=(const restored_stacks &) = delete;
-
-  private:
-    llama_grammar &      grammar_;
-    llama_grammar_stacks stacks_;
-};
-
 } // namespace
 
 namespace pyllama {
@@ -170,9 +180,11 @@ bool is_grammar(const llama_sampler * sampler) {
     return sampler->iface == &grammar_sampler_i;
 }
 
-sampler_ptr make_grammar_sampler(const llama_vocab * vocab, grammar_source source) {
+sampler_ptr make_grammar_sampler(const llama_vocab * vocab, std::shared_ptr<const token_tree> tokens,
+                                 grammar_source source) {
     grammar_ptr grammar = begin(vocab, source);
-    return sampler_ptr(grammar ? make({vocab, std::move(source), std::move(grammar)}) : nullptr);
+    return sampler_ptr(grammar ? make({vocab, std::move(tokens), std::move(source), std::move(grammar)})
+                               : nullptr);
 }
 
 std::string forced_text(const llama_sampler * sampler) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "sampler.hpp"
+#include "token_tree.hpp"
 
 #include <string>
 #include <vector>
@@ -19,7 +20,8 @@ struct grammar_source {
 };
 
 // Null for what llama.cpp does not take, which is logged then.
-sampler_ptr make_grammar_sampler(const llama_vocab * vocab, grammar_source source);
+sampler_ptr make_grammar_sampler(const llama_vocab * vocab, std::shared_ptr<const token_tree> tokens,
+                                 grammar_source source);
 
 // Text that any way to go on begins with; empty where there are several, or the text may end.
 std::string forced_text(const llama_sampler * grammar);

@@ -70,6 +70,7 @@ typedef struct pyllama_device_memory {
     uint64_t           compute;
 } pyllama_device_memory;
 
+typedef struct pyllama_tokens pyllama_tokens;
 typedef struct pyllama_chain pyllama_chain;
 
 typedef struct pyllama_chain_perf {

@@ -83,7 +83,7 @@ bool any_possible(const llama_token_data_array & candidates) {
     return false;
 }
 
-// Applying a grammar to a whole vocabulary takes far longer than a token, so the choice is made
+// Asking a grammar about a whole vocabulary takes longer than about one token, so the choice is made
 // without it, and made again under it only if it refuses.
 int32_t draw_under_grammar(pyllama_chain & chain, llama_context * ctx, int32_t i) {
     const float * logits = llama_get_logits_ith(ctx, i);

@@ -1,0 +1,59 @@
+// Which tokens of a whole vocabulary a grammar allows.
+//
+// llama.cpp tries every token on its own, for milliseconds. Here the tree of the vocabulary is
+// walked: a branch whose first character the grammar refuses is left out whole, and a state that
+// was met before is known again with its answers. The steps from state to state are llama.cpp's.
+#pragma once
+
+#include "token_tree.hpp"
+
+#include <map>
+#include <memory>
+
+namespace pyllama {
+
+class grammar_states {
+  public:
+    // For one grammar, whose rules do not move.
+    grammar_states(std::shared_ptr<const token_tree> tokens, llama_grammar & grammar);
+    ~grammar_states();
+    grammar_states(const grammar_states &) = delete;
+    grammar_states & operator=(const grammar_states &) = delete;
+
+    // By token, whether it may come next: exactly what llama_grammar_apply_impl leaves. Null where
+    // that must be asked: within a character, and for grammars that take tokens for themselves or
+    // that branch too much. What it returns is good until the next call.
+    const std::vector<bool> * allowed();
+
+  private:
+    struct state;
+
+    using state_map = std::map<llama_grammar_stacks, std::unique_ptr<state>>;
+
+    void              clear();
+    state *           at(const llama_grammar_stacks & stacks);
+    state *           step(state & from, uint32_t character);
+    state *           behind(state & from, uint32_t character);
+    std::vector<bool> walk(state & from);
+
+    std::shared_ptr<const token_tree> tokens_;
+    llama_grammar &                   grammar_;
+    bool                              takes_tokens_;
+    state_map                         states_;
+    size_t                            n_kept_ = 0; // states whose tokens are known
+};
+
+// Puts a grammar back to where it was.
+class restored_stacks {
+  public:
+    explicit restored_stacks(llama_grammar & grammar) : grammar_(grammar), stacks_(grammar.stacks) {}
+    ~restored_stacks() { grammar_.stacks = std::move(stacks_); }
+    restored_stacks(const restored_stacks &) = delete;
+    restored_stacks & operator=(const restored_stacks &) = delete;
+
+  private:
+    llama_grammar &      grammar_;
+    llama_grammar_stacks stacks_;
+};
+
+} // namespace pyllama

@@ -1,0 +1,102 @@
+#include "token_tree.hpp"
+
+#include <algorithm>
+#include <optional>
+#include <string>
+
+namespace pyllama {
+
+struct token_tree::spelling {
+    std::u32string characters;
+    token          what;
+};
+
+namespace {
+
+// As llama.cpp's grammars decode a text at the beginning of a character: they do not look at the
+// bytes within one, read no further than a null byte, and take a null character for the end.
+// Nothing for what they take for no text.
+std::optional<std::pair<std::u32string, llama_partial_utf8>> decode(const std::string & piece) {
+    std::u32string characters;
+    uint32_t       value  = 0;
+    int            n_more = 0;
+    bool           ended  = false;
+    for (const char c : piece) {
+        const auto byte = static_cast<uint8_t>(c);
+        if (byte == 0) {
+            break;
+        }
+        if (n_more > 0) {
+            value = (value << 6) + (byte & 0x3F);
+            n_more--;
+        } else {
+            n_more = byte < 0x80 ? 0 : byte < 0xC0 ? -1 : byte < 0xE0 ? 1 : byte < 0xF0 ? 2 : 3;
+            if (n_more < 0) {
+                return std::nullopt;
+            }
+            value = byte & ((1U << (7 - n_more)) - 1);
+        }
+        ended = ended || (n_more == 0 && value == 0);
+        if (n_more == 0 && !ended) {
+            characters += static_cast<char32_t>(value);
+        }
+    }
+    return std::pair(std::move(characters), llama_partial_utf8{value, n_more});
+}
+
+std::string piece_of(const llama_vocab * vocab, llama_token token) {
+    const int32_t size = -llama_token_to_piece(vocab, token, nullptr, 0, 0, true);
+    std::string   piece(static_cast<size_t>(std::max(size, 0)), '\0');
+    llama_token_to_piece(vocab, token, piece.data(), size, 0, true);
+    return piece;
+}
+
+} // namespace
+
+token_tree::token_tree(const llama_vocab * vocab) : n_tokens_(llama_vocab_n_tokens(vocab)) {
+    std::vector<spelling> spellings;
+    for (llama_token id = 0; id < n_tokens_; id++) {
+        const std::string piece = piece_of(vocab, id);
+        longest_piece_          = std::max(longest_piece_, piece.size());
+        if (llama_vocab_is_eog(vocab, id)) {
+            end_tokens_.push_back(id);
+        } else if (!piece.empty() && piece[0] != '\0') {
+            if (auto decoded = decode(piece)) {
+                spellings.push_back({std::move(decoded->first), {id, decoded->second}});
+            }
+        }
+    }
+    std::sort(spellings.begin(), spellings.end(), [](const spelling & a, const spelling & b) {
+        return a.characters < b.characters;
+    });
+    nodes_.push_back({0, 0, 0});
+    open_ = {0};
+    for (const spelling & next : spellings) {
+        add(next);
+    }
+    for (const uint32_t node : open_) {
+        nodes_[node].end = static_cast<uint32_t>(nodes_.size());
+    }
+    open_ = {};
+}
+
+// Each comes behind all that sort before it, so its node is on the path to the last one, or new.
+void token_tree::add(const spelling & next) {
+    const std::u32string & characters = next.characters;
+    size_t                 depth      = 0; // of the nodes that it shares with the one before it
+    while (depth < characters.size() && depth + 1 < open_.size() &&
+           nodes_[open_[depth + 1]].character == characters[depth]) {
+        depth++;
+    }
+    while (open_.size() > depth + 1) {
+        nodes_[open_.back()].end = static_cast<uint32_t>(nodes_.size());
+        open_.pop_back();
+    }
+    for (; depth < characters.size(); depth++) {
+        open_.push_back(static_cast<uint32_t>(nodes_.size()));
+        nodes_.push_back({characters[depth], 0, static_cast<uint32_t>(tokens_.size())});
+    }
+    tokens_.push_back(next.what);
+}
+
+} // namespace pyllama
