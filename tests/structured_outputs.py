@@ -1,17 +1,19 @@
-"""Have SmolLM2 answer random signatures at a high temperature, and count what parses.
+"""Have SmolLM2 answer random signatures and schemas hot, and count what parses.
 
     python tests/structured_outputs.py --cases 2000
 
-Each case is a signature of random types (tests/answer_types.py) in one of the forms of answer:
-LlamaCppAdapter's, or that of a constrained() ChatAdapter, JSONAdapter or XMLAdapter. An answer
-that was completed must parse, and be of its types; one that max_tokens cut off must be told as
-such. It ends with status 1 when one was not, and shows it.
+Each case is a signature of random types (tests/answer_types.py) in one of the forms of answer,
+LlamaCppAdapter's or that of a constrained() ChatAdapter, JSONAdapter, BAMLAdapter or XMLAdapter; or
+a random JSON schema (tests/answer_schemas.py) as a response_format. An answer that was completed
+must parse, and be of its types; one that max_tokens cut off must be told as such. It ends with
+status 1 when one was not, and shows it. Another --seed has other cases.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import json
 import logging
 import sys
 import time
@@ -19,10 +21,14 @@ import warnings
 from typing import Any
 
 import dspy
+import jsonschema
 import pydantic
+from answer_schemas import schemas
 from answer_types import signatures
+from dspy.adapters.baml_adapter import BAMLAdapter
+from dspy.lm15 import Config, Message, Request
 from dspy.utils.exceptions import AdapterParseError
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from adapter import (
@@ -52,18 +58,28 @@ class Trial:
             "LlamaCppAdapter": ours,
             "ChatAdapter": constrained(dspy.ChatAdapter()),
             "JSONAdapter": constrained(dspy.JSONAdapter()),
+            "BAMLAdapter": constrained(BAMLAdapter()),
             "XMLAdapter": constrained(dspy.XMLAdapter()),
         }
         for adapter in self.adapters.values():
             # The adapters' own prompts are long: a short one leaves time for more cases.
             adapter.format = brief_prompt
+        self.forms = [*self.adapters, "response_format"]
+        self.max_tokens = max_tokens
         self.counts: collections.Counter[str] = collections.Counter()
         self.done = 0
 
-    def run(self, signature: Any, number: int) -> None:
+    def run(self, signature: Any, schema: dict[str, Any], number: int) -> None:
         """Try one case, in the next form. Raises AssertionError where a promise was broken."""
-        form = list(self.adapters)[self.done % len(self.adapters)]
+        form = self.forms[self.done % len(self.forms)]
         self.done += 1
+        if form == "response_format":
+            outcome = self._fill(schema, number)
+        else:
+            outcome = self._answer(form, signature, number)
+        self.counts[f"{form}: {outcome}"] += 1
+
+    def _answer(self, form: str, signature: Any, number: int) -> str:
         lm = self.lm.copy(seed=number)
         outcome = "completed"
         try:
@@ -82,7 +98,24 @@ class Trial:
             for name, field in signature.output_fields.items():
                 kind = annotated(field.annotation, tuple(field.metadata))
                 pydantic.TypeAdapter(kind).validate_python(answer[name])
-        self.counts[f"{form}: {outcome}"] += 1
+        return outcome
+
+    def _fill(self, schema: dict[str, Any], number: int) -> str:
+        config = Config(
+            response_format={"type": "json_schema", "schema": schema},
+            temperature=TEMPERATURE,
+            max_tokens=self.max_tokens,
+            seed=number,
+        )
+        response = self.lm(Request(self.lm.model, (Message.user(f"No. {number}?"),), config=config))
+        assert not response.adaptations, f"not bound: {schema} {response.adaptations}"
+        if response.finish_reason == "length":
+            return "cut, and told"
+        try:
+            jsonschema.validate(json.loads(response.text), schema, jsonschema.Draft202012Validator)
+        except (ValueError, jsonschema.ValidationError) as error:
+            raise AssertionError(f"{response.text} does not fit {schema}: {error}") from error
+        return "completed"
 
 
 def brief_prompt(signature: Any, demos: Any, inputs: Any) -> list[dict[str, str]]:
@@ -91,17 +124,17 @@ def brief_prompt(signature: Any, demos: Any, inputs: Any) -> list[dict[str, str]
     return [{"role": "user", "content": f"{inputs['question']} Give: {names}."}]
 
 
-def cases(count: int) -> Any:
-    """Run a test on so many random signatures, the same ones each time, or until it fails."""
+def cases(count: int, first: int = 0) -> Any:
+    """Run a test on so many random cases, the same ones for a seed, or until it fails."""
     made = settings(
         max_examples=count,
         deadline=None,
-        derandomize=True,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    return lambda test: made(given(signatures(), st.integers(0, 2**31))(test))
+    drawn = given(signatures(), schemas(), st.integers(0, 2**31))
+    return lambda test: seed(first)(made(drawn(test)))
 
 
 def main() -> int:
@@ -109,6 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--max-tokens", type=int, default=160)
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
@@ -117,9 +151,9 @@ def main() -> int:
     with ModelPool(path.parent, context_length=1024) as pool:
         trial = Trial(pool.load_model(path.stem), arguments.max_tokens)
 
-        @cases(arguments.cases)
-        def run(signature: Any, number: int) -> None:
-            trial.run(signature, number)
+        @cases(arguments.cases, arguments.seed)
+        def run(signature: Any, schema: dict[str, Any], number: int) -> None:
+            trial.run(signature, schema, number)
             if trial.done % 50 == 0:
                 print(trial.done, dict(sorted(trial.counts.items())), flush=True)
 

@@ -211,14 +211,14 @@ def test_chain_of_thought_without_an_example(smollm2_adapter):
 
 @pytest.mark.model
 def test_whatever_smollm2_completes_parses(smollm2_loaded):
-    """A hundred random signatures at temperature 1.5; structured_outputs.py runs thousands."""
+    """A hundred random cases at temperature 1.5; structured_outputs.py runs thousands."""
     from structured_outputs import Trial, cases
 
     trial = Trial(smollm2_loaded, max_tokens=48)
 
     @cases(100)
-    def run(signature, number):
-        trial.run(signature, number)
+    def run(signature, schema, number):
+        trial.run(signature, schema, number)
 
     run()
     completed = sum(count for kind, count in trial.counts.items() if "completed" in kind)
