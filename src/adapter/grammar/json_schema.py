@@ -19,6 +19,7 @@ from urllib.parse import unquote
 
 from adapter.grammar import schema_merging
 from adapter.grammar.formats import FORMATS
+from adapter.grammar.json_members import Member, key_other_than, members_in_order
 from adapter.grammar.json_text import JsonText
 from adapter.grammar.numbers import integer, number
 from adapter.grammar.patterns import UnsupportedPattern, pattern_expression
@@ -329,7 +330,7 @@ class SchemaText:
         names = schema.get("propertyNames", True)
         least, most = _counts(schema, "minProperties", "maxProperties")
 
-        members: list[tuple[bool, str, Expression]] = []
+        members: list[Member] = []
         for name in dict.fromkeys([*declared, *required]):
             schemas = [declared[name]] if name in declared else []
             schemas += [by_pattern[pattern] for pattern in by_pattern if _found(pattern, name)]
@@ -339,17 +340,17 @@ class SchemaText:
                 self._leave("propertyNames")
             value = IMPOSSIBLE if allowed is False else self.rule(f"{hint}-{name}", *schemas)
             key = sequence(self._json.written(name))
-            members.append((name in required, name, self._json.member(key, value)))
+            members.append(Member(name in required, name, self._json.member(key, value)))
         if most is not None and len(members) > most:
             # Only as many as there is room for, those that must be there first.
-            kept = sorted(members, key=lambda member: not member[0])[:most]
-            if sum(1 for member in members if member[0]) > most:
+            kept = sorted(members, key=lambda member: not member.required)[:most]
+            if sum(1 for member in members if member.required) > most:
                 return IMPOSSIBLE
             members = [member for member in members if member in kept]
-        missing = max(0, least - sum(1 for member in members if member[0]))
-        for index, (must, name, member) in enumerate(members):
-            if missing and not must:
-                members[index] = (True, name, member)
+        missing = max(0, least - sum(1 for member in members if member.required))
+        for index, member in enumerate(members):
+            if missing and not member.required:
+                members[index] = member._replace(required=True)
                 missing -= 1
 
         extra: Expression | None = None
@@ -363,44 +364,7 @@ class SchemaText:
         if room is not None and room > MAX_REPEAT:
             self._leave("maxProperties")
             room = None
-        return self._json.object(self._members(hint, members, extra, missing, room))
-
-    def _members(
-        self,
-        hint: str,
-        members: list[tuple[bool, str, Expression]],
-        extra: Expression | None,
-        missing: int,
-        room: int | None,
-    ) -> Expression:
-        """Members in their order, each that is not required left out or not."""
-        comma = self._json.comma
-        first: Expression = EMPTY
-        after: Expression = EMPTY
-        if extra is not None:
-            more = sequence(comma, extra)
-            after = repeat(more, min(missing, 1), room)
-            first = sequence(extra, repeat(more, 0, None if room is None else room - 1))
-            first = first if missing else optional(first)
-        for must, name, member in reversed(members):
-            with_it, following = sequence(member, after), sequence(comma, member, after)
-            if must:
-                first, after = with_it, following
-                continue
-            key = (member, after)
-            without, skipped = first, after
-            rest = self._json.rules.add(
-                f"{hint}-{name}-on",
-                ("on", key),
-                lambda f=following, s=skipped: choice([f, s]),  # type: ignore[misc]
-            )
-            begin = self._json.rules.add(
-                f"{hint}-{name}-first",
-                ("first", key, first),
-                lambda w=with_it, o=without: choice([w, o]),  # type: ignore[misc]
-            )
-            first, after = begin, rest
-        return first
+        return self._json.object(members_in_order(self._json, hint, members, extra, missing, room))
 
     def _other_member(self, hint: str, schema: Schema, declared: list[str]) -> Expression | None:
         """A member that no property declares."""
@@ -417,7 +381,7 @@ class SchemaText:
             return None
         member_value = self.rule(f"{hint}-value", value)
         if names is True:
-            key = self._key(declared) if declared else self._json.string()
+            key = key_other_than(self._json, declared) if declared else self._json.string()
         elif not declared:
             key = self._key_of(hint, names)
         else:
@@ -437,26 +401,6 @@ class SchemaText:
                 self._leave("propertyNames")
                 found.append(self._json.string())
         return choice(found)
-
-    def _key(self, declared: list[str]) -> Expression:
-        """A string that is none of these, without escapes, so that it cannot be one in disguise."""
-        raw = self._json.raw
-        any_more = repeat(self._json.spelled(raw))
-
-        def other_than(names: list[str]) -> Expression:
-            following: dict[str, list[str]] = {}
-            for name in names:
-                if name and name[0] in raw:
-                    following.setdefault(name[0], []).append(name[1:])
-            options: list[Expression] = [] if "" in names else [EMPTY]
-            others = raw
-            for character, rests in following.items():
-                others -= type(raw).of(character)
-                options.append(sequence(character, other_than(rests)))
-            options.append(sequence(self._json.spelled(others), any_more))
-            return choice(options)
-
-        return self._json.quoted(other_than(declared))
 
     def _leave_given(self, schema: Schema, *keywords: str) -> None:
         for keyword in keywords:
