@@ -31,6 +31,7 @@ from adapter.grammar.rules import (
     Repeat,
     Rule,
     Rules,
+    any_text,
     choice,
     optional,
     repeat,
@@ -221,16 +222,17 @@ class SchemaText:
 
     def _enumerated(self, schema: Schema) -> Expression:
         values = []
+        others = {keyword: schema[keyword] for keyword in schema if keyword != "enum"}
         for value in schema["enum"]:
-            fits = schema_merging.scalar_fits(value, schema)
+            fits = schema_merging.scalar_fits(value, others)
             if fits is None:
-                self._leave("enum beside " + ", ".join(sorted(set(schema) - {"enum", "type"})))
+                self._leave("enum beside " + ", ".join(sorted(set(others) - {"type"})))
             if fits is not False:
                 try:
-                    values.append(self._json.constant(value))
+                    values.append(self._json.written(value))
                 except ValueError:
                     continue  # no JSON text stands for it
-        return choice(values)
+        return any_text(values)
 
     def _null(self, hint: str, schema: Schema) -> Expression:
         return sequence("null")

@@ -97,10 +97,6 @@ class JsonText:
         """Any value."""
         return self.rules.add("value", "value", self._value)
 
-    def constant(self, value: Any) -> Expression:
-        """This very value."""
-        return sequence(self.written(value))
-
     def written(self, value: Any) -> str:
         """A value as JSON, in characters that may stand here.
 

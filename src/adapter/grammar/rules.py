@@ -13,6 +13,9 @@ MAX_REPEAT = 1000
 """The largest count in a repetition. llama.cpp writes each one out as a rule of its own."""
 
 
+_MAX_NESTED = 20  # parentheses within each other
+
+
 @dataclass(frozen=True)
 class Text:
     """This very text."""
@@ -80,6 +83,30 @@ def choice(options: Iterable[Expression | str]) -> Expression:
         one = Text(option) if isinstance(option, str) else option
         flat |= dict.fromkeys(one.options if isinstance(one, Choice) else (one,))
     return next(iter(flat)) if len(flat) == 1 else Choice(tuple(flat))
+
+
+def any_text(texts: Iterable[str], depth: int = 0) -> Expression:
+    """Any one of several texts, what they begin with in common written once.
+
+    A sampler follows every option that still fits: hundreds of them, at each character.
+    """
+    by_first: dict[str, list[str]] = {}
+    for text in dict.fromkeys(texts):
+        by_first.setdefault(text[:1], []).append(text)
+    options: list[Expression] = []
+    for same in by_first.values():
+        begin = _common_beginning(min(same), max(same))
+        if len(same) == 1 or depth == _MAX_NESTED:
+            options += map(Text, same)
+        else:
+            rest = any_text((text[len(begin) :] for text in same), depth + 1)
+            options.append(sequence(begin, rest))
+    return choice(sequence() if option == Text("") else option for option in options)
+
+
+def _common_beginning(one: str, other: str) -> str:
+    pairs = enumerate(zip(one, other, strict=False))
+    return one[: next((index for index, (a, b) in pairs if a != b), len(one))]
 
 
 def repeat(part: Expression | str, least: int = 0, most: int | None = None) -> Expression:

@@ -20,6 +20,7 @@ from adapter.grammar.patterns import UnsupportedPattern, pattern_expression
 from adapter.grammar.rules import (
     MAX_REPEAT,
     Expression,
+    any_text,
     choice,
     one_of,
     optional,
@@ -158,7 +159,7 @@ def _options(
                 continue
             texts.append(text)
             break
-    return Values(choice(texts)) if texts else Values(None, unchecked=("its values",))
+    return Values(any_text(texts)) if texts else Values(None, unchecked=("its values",))
 
 
 def _constrained_text(metadata: tuple[Any, ...], line_of: Characters) -> Values:

@@ -8,9 +8,10 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import fits, schema_fits
+from texts import expression_fits, fits, schema_fits
 
 from adapter.grammar.json_schema import json_schema_grammar
+from adapter.grammar.rules import any_text
 from adapter.grammar.schema_merging import SchemaError
 
 AB = {"a": {"type": "integer"}, "b": {"type": "string"}}
@@ -80,6 +81,31 @@ def test_space_ends(tiny):
     assert schema_fits(tiny, schema, "[\n    1,\n    2\n]")
     assert not schema_fits(tiny, schema, "[" + "\n" * 8 + "1]")
     assert not schema_fits(tiny, schema, "[" + " " * 80 + "1]")
+
+
+def test_an_enum_of_very_many_values(tiny):
+    values = [f"state {n}" for n in range(20_000)]
+    assert schema_fits(tiny, {"enum": values}, '"state 19999"')
+    assert schema_fits(tiny, {"enum": values}, '"state 7"')
+    assert not schema_fits(tiny, {"enum": values}, '"state 20000"')
+    assert not schema_fits(tiny, {"enum": values}, '"state "')
+
+
+texts = st.text(st.sampled_from('ab"é\\\n🦙'), max_size=5)
+
+
+@settings(deadline=None)
+@given(st.lists(texts, max_size=8), st.lists(texts, max_size=4))
+def test_any_text_is_any_of_the_texts(tiny, texts, others):
+    written = any_text(texts)
+    for text in {*texts, *others}:
+        assert expression_fits(tiny, written, text) == (text in texts)
+
+
+def test_texts_that_begin_with_each_other(tiny):
+    texts = ["a" * length for length in range(300)]
+    assert all(expression_fits(tiny, any_text(texts), text) for text in texts[::40])
+    assert not expression_fits(tiny, any_text(texts), "a" * 300)
 
 
 @pytest.mark.parametrize(
