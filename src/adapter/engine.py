@@ -120,7 +120,7 @@ class LlamaCppEngine:
         self.config = config
         self.context_length = config.context_length or loaded.context_length
         self.model = _model_string(loaded, config)
-        self.supports_function_calling = loaded.capabilities["supports_tools"]
+        self.supports_function_calling = loaded.calls_tools
         self.supports_reasoning = loaded.capabilities["supports_thinking"]
         self.budget = TokenBudget(config.token_budget_limit)
         self._generator = loaded.generators[config.execution]

@@ -44,6 +44,7 @@ class LoadedModel:
     n_ctx_train     tokens of context it was trained with
     context_length  tokens of context that a request and its answer may have
     capabilities    what its chat template can express
+    calls_tools     whether it can be given tools, and its calls be read
     n_vocab         tokens that it knows
     turn_stops      texts at which a turn ends beside the vocabulary's own tokens
     placement       what it runs on, and why
@@ -59,6 +60,7 @@ class LoadedModel:
         self.n_ctx_train = resident.model.n_ctx_train
         self.context_length = placement.context_length
         self.capabilities = resident.template.capabilities
+        self.calls_tools = resident.calls_tools
         self.n_vocab = resident.model.vocab.n_tokens
         self.turn_stops = () if resident.has_template else ("\n\nUser:", "\n\nSystem:")
         self.placement = placement

@@ -111,10 +111,10 @@ def _tools(request: Request, loaded: LoadedModel) -> list[dict[str, Any]]:
                 "tool_choice is 'required' and there are no tools", feature="config.tool_choice"
             )
         return []
-    if not loaded.capabilities["supports_tools"]:
+    if not loaded.calls_tools:
         raise UnsupportedFeatureError(
-            f"the chat template of {loaded.name!r} has no place for tools; leave them out, or "
-            "load a model that was trained to call functions",
+            f"the chat template of {loaded.name!r} has no place for tools, or no form of calls "
+            "that can be read; leave them out, or load a model that was trained to call functions",
             feature="tools",
         )
     allowed = choice.allowed if choice and choice.allowed else None

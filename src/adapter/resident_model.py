@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pyllama
+from adapter.call_or_answer import calls_tools
 from adapter.generation.context_pool import ContextPool
 from adapter.generation.isolated import IsolatedGenerator
 from adapter.generation.metrics import Metrics
@@ -45,6 +46,7 @@ class ResidentModel:
     model         the weights
     has_template  whether it has a chat template of its own
     template      that in a process of its own, or else PLAIN_TEMPLATE
+    calls_tools   whether it can be given tools, and its calls be read
     generators    compute completions: together, or each in a context of its own
     fingerprint   hex digest of what decides the answers
     """
@@ -68,6 +70,7 @@ class ResidentModel:
         try:
             self.has_template = self.model.chat_template() is not None
             self.template = _chat_template(self.model)
+            self.calls_tools = calls_tools(self.template)
             self.fingerprint = _fingerprint(parts(path), self.template)
             self._scheduler = self._make_scheduler(placement, metrics, prefix_folder)
             self.generators: Mapping[Execution, Generator] = MappingProxyType(

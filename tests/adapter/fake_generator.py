@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyllama
+from adapter.call_or_answer import calls_tools
 from adapter.config import LlamaCppConfig
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import Score, ScoringRequest, ScoringResult
@@ -106,6 +107,7 @@ class FakeModel:
         self.generators = {"batched": self.generator, "isolated": self.generator}
         self.template = pyllama.ChatTemplate(source=self.source)
         self.capabilities = self.template.capabilities
+        self.calls_tools = calls_tools(self.template)
 
     def lease(self) -> AbstractContextManager[None]:
         return nullcontext()

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 from chats import TOOLS_AND_THINKING
+from dspy import lm15
 from dspy.lm15 import Config, FunctionTool, Message, Request, ToolChoice
 from fake_generator import fake_model
 from grammars import matches
 
 import pyllama
 from adapter.call_or_answer import either
+from adapter.config import LlamaCppConfig
+from adapter.engine import LlamaCppEngine
 from adapter.prompt import build_prompt
 
 ADD = FunctionTool("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}}})
@@ -22,9 +30,47 @@ def prompt_of(source, schema=EMPTY, **config):
     return build_prompt(request, fake_model("x", source=source), None)
 
 
+def supports_function_calling(source):
+    model = fake_model("x", source=source)
+    return LlamaCppEngine(model, LlamaCppConfig(model.name)).supports_function_calling
+
+
 def allows(tiny, prompt, text):
     begun = "".join(map(chr, prompt.constraint.begun))
     return matches(tiny.vocab, prompt.constraint.gbnf, begun + text)
+
+
+# Of llama.cpp's own templates, those that show no tools, and one whose calls it cannot read.
+WITHOUT_TOOLS = {
+    "HuggingFaceTB-SmolLM3-3B",
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B",
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B",
+    "deepseek-ai-DeepSeek-V3.1",
+    "fireworks-ai-llama-3-firefunction-v2",
+    "google-gemma-2-2b-it",
+    "llama-cpp-rwkv-world",
+    "microsoft-Phi-3.5-mini-instruct",
+    "ibm-granite-granite-3.3-2B-Instruct",
+}
+
+
+def test_an_engine_supports_function_calling_where_its_template_does():
+    vendor = Path(__file__).parents[2] / "vendor"
+    script = vendor / "fetch_llama_cpp.py"
+    subprocess.run([sys.executable, str(script), "--test-data"], check=True)
+    paths = list((vendor / "test-data" / "models" / "templates").glob("*.jinja"))
+    sources = {path.stem: path.read_text(encoding="utf-8") for path in paths}
+    assert len(sources) > 60
+    found = {name for name, source in sources.items() if not supports_function_calling(source)}
+    assert found == WITHOUT_TOOLS
+
+
+def test_tools_are_refused_where_calls_cannot_be_read():
+    shows_tools = "{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ messages[0].content }}"
+    assert not supports_function_calling(shows_tools)
+    request = Request("m", (Message.user("Hi"),), tools=(ADD,))
+    with pytest.raises(lm15.UnsupportedFeatureError, match="no form of calls"):
+        build_prompt(request, fake_model("x", source=shows_tools), None)
 
 
 def test_a_call_or_the_empty_object(tiny):
