@@ -74,9 +74,9 @@ def rate(generator: Any, request: GenerationRequest) -> tuple[int, float]:
     first = last = 0.0
     count = 0
     for piece in generator.stream(request):
-        last = time.perf_counter()
         if isinstance(piece, GenerationResult):
-            break
+            break  # where the model ended it, one more step than there are tokens was computed
+        last = time.perf_counter()
         first = first or last
         count += len(piece.token_ids)
     return count - 1, last - first
