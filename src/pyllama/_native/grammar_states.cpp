@@ -174,6 +174,9 @@ const std::vector<bool> * grammar_states::allowed() {
     } catch (const too_many_states &) {
         clear();
         return nullptr;
+    } catch (...) {
+        clear(); // of states whose next ones were not found
+        throw;
     }
 }
 
