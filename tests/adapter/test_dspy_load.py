@@ -19,7 +19,7 @@ def adapter(tiny_model_path):
     """A model of random weights: what it writes is noise, and another noise for each prompt."""
     with ModelPool(tiny_model_path.parent, context_length=512) as pool:
         loaded = pool.load_model(tiny_model_path.stem)
-        config = LlamaCppConfig(loaded.name, seed=5, temperature=1.0, max_tokens=18)
+        config = LlamaCppConfig(loaded.name, seed=6, temperature=1.0, max_tokens=18)
         yield LlamaCppAdapter.from_loaded_model(loaded, config, use_json_adapter_fallback=False)
 
 
