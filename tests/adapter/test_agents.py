@@ -214,6 +214,25 @@ def test_tool_choice_is_enforced(engine, choice, allowed, seed):
     assert bool(streamed) == bool(allowed)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("choice", [None, ToolChoice("auto")])
+def test_a_model_that_may_call_calls_well_or_answers(engine, choice, seed):
+    config = Config(tool_choice=choice, seed=seed)
+    example = (
+        'To add 1, I write:\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    )
+    messages = (Message.user("Add 1."), Message.assistant(example), Message.user("Add 2."))
+    response = engine.complete(Request(engine.model, messages, tools=(ADD, STOP), config=config))
+    calls = response.message.parts_of(ToolCallPart)
+    assert {call.name for call in calls} <= {"add", "stop"}
+    assert (response.finish_reason == "tool_call") == bool(calls) or (
+        response.finish_reason == "length"
+    )
+    assert calls or response.text
+    if response.finish_reason == "tool_call":
+        assert all(call.input.get("a", 0) <= 99 for call in calls)
+
+
 # Conversations
 
 
