@@ -32,7 +32,7 @@ def main() -> None:
     model = parser.parse_args().model or embedded_model.fetch()
     print(f"- {pyllama.devices()[-1].description}, {pyllama.cpu_variant()}, {platform.platform()}")
     print(f"- {model.name}, llama.cpp {pyllama.llama_cpp_version()}\n")
-    print("| weights | sequences in a batch | prompts cut anywhere |")
+    print("| weights | sequences in a batch | prompts cut at any block |")
     print("| --- | ---: | --- |")
     with tempfile.TemporaryDirectory() as folder:
         for name in FILE_TYPES:
