@@ -8,8 +8,10 @@ cmake.define.GGML_VULKAN=ON``. Models are written with random Q4_0 weights, of t
 ones: speed does not depend on values. ``--model`` adds a real one, on which a question is asked
 through DSPy on each backend and on the CPU.
 
-llama-bench and pyllama take turns, in rounds whose order alternates; figures are medians. Both
-have all layers on the device, flash attention on, and wait for the device after each decode.
+llama.cpp's programs and pyllama take turns, in rounds whose order alternates; figures are medians.
+All have all layers on the device, flash attention on, and wait for the device after each decode.
+What a backend compiles and records when it meets a shape for the first time is left out: short
+runs would measure little else.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from pyllama import Batch, Context, Model, Sampler, SamplerChain
 
 N_PROMPT, N_DECODE = 512, 128
 N_BATCHED_PROMPT, N_BATCHED_DECODE = 128, 64
+N_RUNS = 10
 PARALLEL = (1, 8, 32, 64, 128)
 GIB, MIB = 2**30, 2**20
 
@@ -83,7 +86,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     measures = ["speed", "memory", "batched"]
     parser.add_argument("--measure", nargs="*", default=measures, choices=measures)
-    parser.add_argument("--parallel", nargs="*", type=int, default=list(PARALLEL))
+    parser.add_argument("--parallel", nargs="*", type=int, default=[*PARALLEL])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("build/gpu-models"))
     parser.add_argument("--model", type=Path, help="a real model, for a question through DSPy")
@@ -143,8 +146,8 @@ def llama_bench(folder: Path | None, path: Path, device: str) -> dict[str, float
     if folder is None:
         return {}
     command = [folder / "llama-bench", "-m", path, "-dev", device, "-ngl", "99", "-fa", "on"]
-    command += ["-p", str(N_PROMPT), "-n", str(N_DECODE), "-r", "5", "-o", "json"]
-    output = run(command)
+    command += ["-p", str(N_PROMPT), "-n", str(N_DECODE), "-r", str(N_RUNS)]
+    output = run([*command, "-o", "json"])
     return {
         "decode" if test["n_gen"] else "prompt": statistics.median(test["samples_ts"])
         for test in json.loads(output[output.index("[") :])
@@ -152,7 +155,7 @@ def llama_bench(folder: Path | None, path: Path, device: str) -> dict[str, float
 
 
 def measure_speed(path: Path, devices: list[pyllama.Device]) -> dict[str, float]:
-    """As llama-bench: a context for each test, one run to warm up, the median of five runs."""
+    """As llama-bench: a context for each test, one run to warm up, the median of the others."""
     figures = {}
     with Model(path, devices=devices) as model:
         tokens = np.random.default_rng(0).integers(0, len(model.vocab), N_PROMPT, dtype=np.int32)
@@ -176,7 +179,7 @@ def measure_speed(path: Path, devices: list[pyllama.Device]) -> dict[str, float]
 
 def timed(context: Context, run: Callable[[], None]) -> float:
     seconds = []
-    for _ in range(6):
+    for _ in range(1 + N_RUNS):
         context.memory.clear(data=False)
         begin = time.perf_counter()
         run()
@@ -194,23 +197,29 @@ def compare_batched(
     shape: str,
     path: Path,
 ) -> None:
-    theirs: dict[int, float] = {}
-    if arguments.llama_cpp_bin is not None:
-        theirs = batched_bench(arguments, path, devices[0].name)
+    theirs: dict[int, list[float]] = defaultdict(list)
+    ours: dict[int, list[float]] = defaultdict(list)
+    for _ in range(arguments.rounds):
+        if arguments.llama_cpp_bin is not None:
+            for count, speed in batched_bench(arguments, path, devices[0].name).items():
+                theirs[count].append(speed)
+        with Model(path, devices=devices) as model:
+            for count in arguments.parallel:
+                ours[count].append(measure_batched(model, count, None))
     with Model(path, devices=devices) as model:
         for count in arguments.parallel:
-            figures = {"none": measure_batched(model, count, None)}
+            figures = {"none": statistics.median(ours[count])}
+            if count in theirs:
+                figures["llama-batched-bench"] = statistics.median(theirs[count])
+                figures["ratio"] = figures["none"] / figures["llama-batched-bench"]
             for name, make in SAMPLERS.items():
                 figures[f"{name} on the device"] = measure_batched(model, count, make, attach=True)
                 figures[f"{name} on the CPU"] = measure_batched(model, count, make)
-            if count in theirs:
-                figures["llama-batched-bench"] = theirs[count]
-                figures["ratio"] = figures["none"] / theirs[count]
             report(f"{backend} {shape}, {count} sequences, decode t/s by sampling", **figures)
 
 
 def batched_bench(arguments: argparse.Namespace, path: Path, device: str) -> dict[int, float]:
-    counts = ",".join(map(str, arguments.parallel))
+    counts = ",".join(map(str, 2 * arguments.parallel))  # the first time is to warm up
     cells = cells_of(max(arguments.parallel))
     command = [arguments.llama_cpp_bin / "llama-batched-bench", "-m", path, "-dev", device]
     command += ["-ngl", "99", "-fa", "on", "-c", str(cells), "-b", "2048", "-ub", "512"]

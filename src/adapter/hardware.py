@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,8 @@ class HardwareManager:
     rpc      "host:port" of RPC servers whose devices are used beside those
 
     Raises ConfigurationError for both of the first, and InvalidParameterError for a backend that
-    does not exist. One that is not here is a BackendError, raised where the devices are needed.
+    does not exist or an rpc that is no "host:port". A backend that is not here and a server that
+    does not answer are a BackendError, raised where the devices are needed.
     """
 
     def __init__(
@@ -107,7 +109,7 @@ class HardwareManager:
             raise InvalidParameterError("backend", backend, allowed)
         self._devices = None if devices is None else tuple(devices)
         self._backend = backend
-        if isinstance(rpc, str) or not all(isinstance(endpoint, str) for endpoint in rpc):
+        if isinstance(rpc, str) or not all(map(_is_endpoint, rpc)):
             raise InvalidParameterError("rpc", rpc, 'a sequence of "host:port"')
         self._rpc = tuple(rpc)
 
@@ -134,8 +136,6 @@ class HardwareManager:
             return [device for endpoint in self._rpc for device in pyllama.rpc_devices(endpoint)]
         except pyllama.BackendError as error:
             raise BackendError(str(error)) from error
-        except ValueError as error:
-            raise InvalidParameterError("rpc", list(self._rpc), f"right: {error}") from error
 
     def _demanded(self) -> list[pyllama.Device] | None:
         try:
@@ -332,6 +332,12 @@ class _Planner:
 def _n_batch(context_length: int) -> int:
     """As the contexts that requests are computed in have it."""
     return min(512, context_length)
+
+
+def _is_endpoint(value: object) -> bool:
+    """Whether it has the form that pyllama.rpc_devices() takes."""
+    found = re.fullmatch("[ -9;-~]+:([0-9]{1,5})", value) if isinstance(value, str) else None
+    return found is not None and 0 < int(found[1]) < 65536
 
 
 def _names(devices: Sequence[pyllama.Device]) -> str:

@@ -78,9 +78,9 @@ class ModelPool:
     progress        called with a model's name and the fraction loaded, 0.0 to 1.0, whenever the
                     model is loaded or reloaded, by the thread that loads it
 
-    Raises NotADirectoryError when model_dir is no folder, InvalidParameterError for a number out
-    of range, InvalidModelNameError for an alias that is no plain name or leads out of the folder,
-    ConfigurationError for both hardware and rpc.
+    Raises NotADirectoryError when model_dir or prefix_folder is no folder, InvalidParameterError
+    for a number out of range or an rpc that is no "host:port", InvalidModelNameError for an alias
+    that is no plain name or leads out of the folder, ConfigurationError for both hardware and rpc.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class ModelPool:
             n_gpu_layers=n_gpu_layers,
             n_contexts=max_contexts,
         )
-        self._prefix_folder = None if prefix_folder is None else Path(prefix_folder).expanduser()
+        self._prefix_folder = _made(prefix_folder)
         self._progress = progress
         self._changed = threading.Condition()
         self._slots: dict[Path, ModelSlot] = {}
@@ -419,6 +419,17 @@ class ModelPool:
             free()
             if crowded and slot.placement is None:
                 placement = None  # more of it may fit now
+
+
+def _made(prefix_folder: str | os.PathLike[str] | None) -> Path | None:
+    if prefix_folder is None:
+        return None
+    path = Path(prefix_folder).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"prefix_folder must be a folder, got {path}") from None
+    return path
 
 
 def _refuse_own_lease(slot: ModelSlot) -> None:

@@ -102,7 +102,7 @@ def _unmet(name: str) -> str:
                 " (GGML_VK_VISIBLE_DEVICES=0 in the environment allows one made of software too)"
             )
     elif build.built:
-        reason = "this build has it, but its loader or driver is not installed here"
+        reason = "its loader or driver is not installed here (this build has the backend)"
     else:
         reason = f"this build does not have it. {build.note}"
     return f"backend {name!r} was demanded, but {reason.rstrip('.')}. Devices here: {here}"

@@ -288,9 +288,13 @@ def _free_port(host: str, port: int) -> int:
     """
     import socket
 
+    try:
+        address = socket.inet_ntoa(socket.inet_aton(host))
+    except OSError:
+        raise ValueError(f"host must be an IPv4 address, got {host!r}") from None
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tried:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        tried.bind((socket.inet_ntoa(socket.inet_aton(host)), port))
+        tried.bind((address, port))
         free: int = tried.getsockname()[1]
         return free
 

@@ -16,6 +16,7 @@ from dspy.lm15 import Config, FunctionTool, Message, Request, ToolCallPart, Tool
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
 from adapter.generation.blocks import CHUNK
+from adapter.hardware import HardwareManager
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.model_pool import ModelPool
 
@@ -27,11 +28,15 @@ WEATHER = {"Paris": "rain", "Rome": "sun", "Oslo": "snow", "London": "fog", "Ber
 
 @pytest.fixture(scope="module")
 def calling(smollm2_path, tmp_path_factory):
-    """SmolLM2 with a chat template that has tools; it was not trained with one."""
+    """SmolLM2 with a chat template that has tools; it was not trained with one.
+
+    On the CPU: which tool so small a model calls can turn on the rounding of a backend.
+    """
     path = tmp_path_factory.mktemp("calling") / "calling.gguf"
     command = [sys.executable, "-m", "gguf.scripts.gguf_new_metadata", "--chat-template", TOOLS]
     subprocess.run([*command, smollm2_path, path], check=True, capture_output=True)
-    with ModelPool(path.parent, context_length=2048) as pool:
+    hardware = HardwareManager(backend="cpu")
+    with ModelPool(path.parent, context_length=2048, hardware=hardware) as pool:
         yield pool.load_model(path.stem)
 
 

@@ -14,6 +14,7 @@ from dspy.lm15 import Config, Message, Request
 import pyllama
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
+from adapter.hardware import HardwareManager
 from adapter.model_pool import ModelPool
 
 pytestmark = pytest.mark.model
@@ -37,6 +38,19 @@ def engine(smollm2_path):
         yield LlamaCppEngine(loaded, LlamaCppConfig(loaded.name, seed=3, max_tokens=12))
 
 
+@pytest.fixture(scope="module")
+def on_cpu(smollm2_path):
+    """An engine and its bare model on the CPU: GPUs choose kernels by the size of a batch, and
+    round in each in another way."""
+    hardware = HardwareManager(backend="cpu")
+    with (
+        ModelPool(smollm2_path.parent, context_length=256, hardware=hardware) as pool,
+        pyllama.Model(smollm2_path, devices=[]) as model,
+    ):
+        loaded = pool.load_model(smollm2_path.stem)
+        yield LlamaCppEngine(loaded, LlamaCppConfig(loaded.name, seed=3, max_tokens=12)), model
+
+
 def request_to(engine, text, *, llamacpp=None, **config):
     if llamacpp is not None:
         config["extensions"] = {"metadata": {"llamacpp": llamacpp}}
@@ -50,8 +64,9 @@ def answer(engine, text="Say hello to the world.", **config):
 # Log-probabilities
 
 
-def test_log_probabilities_are_those_of_the_models_logits(engine, smollm2):
+def test_log_probabilities_are_those_of_the_models_logits(on_cpu):
     """Recomputed with numpy from logits of a context of the test's own."""
+    engine, smollm2 = on_cpu
     response = answer(engine, logprobs=3, max_tokens=6)
     assert len(response.logprobs) == 6
     request = request_to(engine, "Say hello to the world.")
@@ -60,19 +75,15 @@ def test_log_probabilities_are_those_of_the_models_logits(engine, smollm2):
             [{"role": "user", "content": request.messages[0].parts[0].text}]
         ).prompt
     )
-    on_cpu = not engine.loaded.placement.devices
-    # GPUs choose kernels by the size of a batch, and blocks of a prompt are smaller than it.
-    tolerance = 1e-3 if on_cpu else 0.5
     with pyllama.Context(smollm2, n_ctx=256, flash_attn="disabled") as context:
         context.decode(pyllama.Batch.from_tokens(prompt))
         for pos, told in enumerate(response.logprobs, len(prompt)):
             logits = context.logits().astype(np.float64)
             expected = logits - np.log(np.sum(np.exp(logits - logits.max()))) - logits.max()
-            assert told.logprob == pytest.approx(expected[told.token_id], abs=tolerance)
-            if on_cpu:
-                assert [one.token_id for one in told.top] == list(np.argsort(-logits)[:3])
+            assert told.logprob == pytest.approx(expected[told.token_id], abs=1e-3)
+            assert [one.token_id for one in told.top] == list(np.argsort(-logits)[:3])
             assert [one.logprob for one in told.top] == pytest.approx(
-                np.sort(expected)[::-1][:3], abs=tolerance
+                np.sort(expected)[::-1][:3], abs=1e-3
             )
             assert bytes(told.bytes) == smollm2.vocab.token_to_piece(told.token_id)
             assert told.token == bytes(told.bytes).decode()

@@ -23,6 +23,7 @@ from fake_generator import fake_model
 import pyllama
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
+from adapter.hardware import HardwareManager
 from adapter.judgment import judgments_in
 from adapter.model_pool import ModelPool
 
@@ -267,10 +268,23 @@ def loaded(smollm2_path):
         yield pool.load_model(smollm2_path.stem)
 
 
+@pytest.fixture(scope="module")
+def on_cpu(smollm2_path):
+    """A loaded model and the same one bare, on the CPU: GPUs choose kernels by the size of a
+    batch, and round in each in another way."""
+    hardware = HardwareManager(backend="cpu")
+    with (
+        ModelPool(smollm2_path.parent, context_length=512, hardware=hardware) as pool,
+        pyllama.Model(smollm2_path, devices=[]) as model,
+    ):
+        yield pool.load_model(smollm2_path.stem), model
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("execution", ["batched", "isolated"])
-def test_probabilities_are_those_of_the_raw_logits(loaded, smollm2, execution):
+def test_probabilities_are_those_of_the_raw_logits(on_cpu, execution):
     """Recomputed in numpy: each key token by token, then any token that ends the turn."""
+    loaded, smollm2 = on_cpu
     engine = engine_of(loaded, execution=execution)
     response = ask(engine, "The sky at noon.", response_format=form(colour=COLOUR))
     [part] = response.message.parts

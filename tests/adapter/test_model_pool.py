@@ -108,6 +108,13 @@ def test_the_folder_must_exist(tmp_path):
         ModelPool(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("path", ["file", "file/inside"])
+def test_a_prefix_folder_that_is_a_file_is_refused(tmp_path, path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="prefix_folder must be a folder"):
+        ModelPool(tmp_path, prefix_folder=tmp_path / path)
+
+
 @pytest.mark.parametrize(
     "parameter", ["context_length", "max_contexts", "max_models", "memory_budget"]
 )

@@ -31,7 +31,19 @@ def folder(tmp_path_factory, write_tiny_model):
     return made
 
 
-@pytest.mark.parametrize("wrong", ["127.0.0.1:50052", [1]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "127.0.0.1:50052",
+        [1],
+        ["nohost"],
+        ["host:"],
+        [":1"],
+        ["host:0"],
+        ["host:65536"],
+        ["ho\0st:1"],
+    ],
+)
 def test_a_wrong_list_of_servers_is_refused(folder, wrong):
     with pytest.raises(InvalidParameterError, match="rpc"):
         ModelPool(folder, rpc=wrong)

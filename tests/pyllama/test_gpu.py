@@ -1,7 +1,7 @@
 """Models on a real GPU: PYLLAMA_BACKEND=cuda pytest tests/pyllama/test_gpu.py (or vulkan, metal).
 
 Without a GPU there is nothing to test here. Vulkan made of software (GGML_VK_VISIBLE_DEVICES=0)
-does for all but the context that is larger than the memory, for which it takes minutes.
+does too, but takes minutes for the context that is larger than the memory and for the texts.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -25,10 +26,17 @@ TEXTS = (
     "Once upon a time, in a village by the sea,",
     "def fibonacci(n):\n",
     "Photosynthesis is the process by which",
+    "The history of computing began with",
 )
-NEAR_TIE = 1.0
-"""Logits that two backends may order differently: each rounds activations in a way of its own, and
-in a Q4_1 model of this size that adds up. Seen on an H100: 0.26 to 0.89 where texts part."""
+N_TOKENS = 32
+ROUGHER = 2.7
+"""How many times the CPU's error another backend's may be. Both round a block of activations to 8
+bits; for the part of the weights that all of a block have in common (Q4_1's minimum) the CPU takes
+the sum of what was rounded, and CUDA that of what was not, so that its errors do not cancel. By the
+weights of this model that makes them 2.3 to 2.7 times as large."""
+DEVIATIONS = 4
+"""How far apart two logits may be, in standard deviations of what rounding does to their
+difference on the CPU, and a GPU still put the other one first."""
 
 
 def gpus():
@@ -47,31 +55,100 @@ def free_memory():
 
 
 def greedy(model, tokens, count):
-    """Tokens, and the logits that each was taken from."""
     with Context(model, n_ctx=1024) as context, SamplerChain([Sampler.greedy()]) as chain:
         context.decode(Batch.from_tokens(tokens))
         out = []
         for pos in range(len(tokens), len(tokens) + count):
-            logits = context.logits()
-            token = chain.sample(context)
-            out.append((token, logits))
-            context.decode_token(token, pos)
+            out.append(chain.sample(context))
+            context.decode_token(out[-1], pos)
         return out
 
 
+def logits_along(model, texts, **options):
+    """The logits from which each token of these texts, given as (prompt, rest), is to be taken."""
+    out = []
+    for prompt, rest in texts:
+        with Context(model, n_ctx=256, **options) as context:
+            out.append(logits_of(context, prompt))
+            for pos, token in enumerate(rest[:-1], len(prompt)):
+                context.decode_token(token, pos)
+                out.append(context.logits())
+    return np.array(out)
+
+
+class Compared(NamedTuple):
+    """Logits along the texts that the CPU writes greedily: a row for each token, on each device.
+
+    Backends round what they multiply quantized weights with, each in its own way; the reference
+    holds the same weights in F32, so that nothing is rounded there.
+    """
+
+    reference: np.ndarray
+    cpu: np.ndarray
+    gpu: np.ndarray
+    gpu_f32: np.ndarray
+
+    def error(self, logits):
+        """Of each row: how far it is from the reference, beyond what all tokens have in common."""
+        off = logits - self.reference
+        return np.sqrt(np.square(off - off.mean(axis=1, keepdims=True)).mean(axis=1))
+
+
+@pytest.fixture(scope="module")
+def compared(smollm2, smollm2_path, tmp_path_factory):
+    f32 = tmp_path_factory.mktemp("f32") / "model.gguf"
+    pyllama.quantize(smollm2_path, f32, "F32", allow_requantize=True)
+    with Model(smollm2_path, devices=[]) as model:
+        prompts = [model.vocab.tokenize(text) for text in TEXTS]
+        texts = [(prompt, greedy(model, prompt, N_TOKENS)) for prompt in prompts]
+        cpu = logits_along(model, texts)
+    with Model(f32, devices=[]) as model:
+        exact = {"flash_attn": "disabled", "type_k": "f32", "type_v": "f32"}
+        reference = logits_along(model, texts, **exact)
+    with Model(f32) as model:
+        gpu_f32 = logits_along(model, texts)
+    made = Compared(reference, cpu, logits_along(smollm2, texts), gpu_f32)
+    for name in ("cpu", "gpu", "gpu_f32"):
+        error, off = made.error(getattr(made, name)), np.abs(getattr(made, name) - reference)
+        logger.info("%s: error %.4f, worst row %.4f, logit %.3f", name, *summary(error), off.max())
+    return made
+
+
+def summary(error):
+    return np.sqrt(np.square(error).mean()), error.max()
+
+
 @pytest.mark.model
-@pytest.mark.parametrize("text", TEXTS)
-def test_the_same_greedy_tokens_as_the_cpu(smollm2, smollm2_path, text):
-    tokens = smollm2.vocab.tokenize(text)
-    here = greedy(smollm2, tokens, 32)
-    with Model(smollm2_path, devices=[]) as on_cpu:
-        there = greedy(on_cpu, tokens, 32)
-    for step, ((token, _), (expected, logits)) in enumerate(zip(here, there, strict=True)):
-        if token != expected:
-            lost = float(logits[expected] - logits[token])
-            logger.info("%r: apart at token %d, a tie within %.3f on the CPU", text, step, lost)
-            assert lost < NEAR_TIE
-            return
+def test_the_logits_are_as_near_to_the_exact_ones_as_the_cpus(compared):
+    ours, theirs = compared.error(compared.gpu), compared.error(compared.cpu)
+    assert summary(ours)[0] <= ROUGHER * summary(theirs)[0]
+    assert ours.max() <= ROUGHER * theirs.max()
+    assert ours.max() < 0.1 * compared.reference.std()  # whatever the CPU does
+
+
+@pytest.mark.model
+def test_the_logits_are_nearer_without_quantized_weights(compared):
+    ours, theirs = compared.error(compared.gpu_f32), compared.error(compared.cpu)
+    assert summary(ours)[0] <= 0.1 * summary(theirs)[0]
+
+
+@pytest.mark.model
+def test_greedy_tokens_are_the_cpus_but_where_rounding_decides(compared):
+    deviation = np.sqrt(2) * compared.error(compared.cpu)
+    rows = np.arange(len(deviation))
+    ours, theirs = compared.gpu.argmax(axis=1), compared.cpu.argmax(axis=1)
+    gaps = np.abs(compared.reference[rows, theirs] - compared.reference[rows, ours])
+    for row in np.flatnonzero(ours != theirs):
+        text, token = divmod(int(row), N_TOKENS)
+        logger.info(
+            "%r: apart at token %d; exactly %.3f apart, on the CPU %.3f; one deviation is %.3f",
+            TEXTS[text],
+            token,
+            gaps[row],
+            compared.cpu[row, theirs[row]] - compared.cpu[row, ours[row]],
+            deviation[row],
+        )
+    assert (gaps <= DEVIATIONS * deviation).all()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mamba", "gemma2", "jamba"])
@@ -101,12 +178,12 @@ def test_memory_is_given_back(tiny_model_path):
 def test_two_models_at_once(tiny_model_path, write_tiny_model):
     paths = [tiny_model_path, write_tiny_model(seed=1)]
     models = [Model(path) for path in paths]
-    alone = [[token for token, _ in greedy(model, PROMPT, 32)] for model in models]
+    alone = [greedy(model, PROMPT, 32) for model in models]
     together = [[], []]
 
     def run(index):
         for _ in range(5):
-            together[index].append([token for token, _ in greedy(models[index], PROMPT, 32)])
+            together[index].append(greedy(models[index], PROMPT, 32))
 
     threads = [threading.Thread(target=run, args=[index]) for index in range(2)]
     for thread in threads:
@@ -174,7 +251,7 @@ def test_the_memory_that_is_taken_is_what_was_predicted(smollm2_path):
 @pytest.mark.model
 def test_sampling_on_the_device_selects_the_same_tokens(smollm2):
     tokens = smollm2.vocab.tokenize(TEXTS[0])
-    expected = [token for token, _ in greedy(smollm2, tokens, 32)]
+    expected = greedy(smollm2, tokens, 32)
     chain = SamplerChain([Sampler.greedy()])
     with Context(smollm2, n_ctx=1024, samplers={0: chain}) as context:
         context.decode(Batch.from_tokens(tokens))
