@@ -105,9 +105,8 @@ class Lanes:
         return min(length, self._longest)
 
     def _open(self, length: int) -> Lane | None:
-        # Something is left for another length: one of the longest sequences, or half of the budget.
-        n_cells = max(self._n_cells - self._longest, self._n_cells // 2)
-        count = min(self._max_sequences, max(1, n_cells // length))
+        # Half of the budget for each lane, so that two lengths can be in use at once.
+        count = min(self._max_sequences, max(1, self._n_cells // 2 // length))
         idle = [lane for lane in self._lanes.values() if not lane.slots.taken]
         idle.sort(key=lambda lane: lane.last_used)
         in_use = sum(lane.n_cells for lane in self._lanes.values())
