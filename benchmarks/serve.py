@@ -38,7 +38,12 @@ from typing import Any, NamedTuple
 import pyllama
 
 HERE = Path(__file__).resolve().parent
-OWN = ("pyllama", "pyllama, isolated", "pyllama, LlamaCppAdapter")
+OWN = (
+    "pyllama",
+    "pyllama, isolated",
+    "pyllama, reproducible=False",
+    "pyllama, LlamaCppAdapter",
+)
 PEERS = (*OWN, "llama-server", "xllamacpp", "llama-cpp-python")
 THREADS = (1, 2, 4, 8, 16, 32)
 PARALLEL = 8
@@ -155,12 +160,7 @@ def throughput_table(given: argparse.Namespace, task: str, medians: dict[str, Fi
         "first token p50, p95 (s) | memory, peak (MiB) | not parsed |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    limits = {
-        peer: limit(given, task, figures)
-        for peer, figures in medians.items()
-        if peer in OWN and "isolated" not in peer
-    }
-    limits["pyllama, isolated"] = limits["pyllama"]
+    limits = {peer: limit(given, task, medians[peer]) for peer in OWN[::3] if peer in medians}
     for peer, figures in medians.items():
         if not figures:
             lines.append(f"| {peer} | not done after {PATIENCE} s |" + 7 * " |")
@@ -170,7 +170,7 @@ def throughput_table(given: argparse.Namespace, task: str, medians: dict[str, Fi
         cells = [
             peer,
             f"{figures['requests'] / seconds:.2f}",
-            f"{limits[peer] / seconds:.2f}" if peer in OWN else "-",
+            f"{limits.get(peer, limits[OWN[0]]) / seconds:.2f}" if peer in OWN else "-",
             f"{figures['prompt_tokens'] / seconds:.0f}",
             f"{figures['output_tokens'] / seconds:.0f}",
             f"{figures['output_tokens']:.0f}",
@@ -181,14 +181,13 @@ def throughput_table(given: argparse.Namespace, task: str, medians: dict[str, Fi
         lines.append("| " + " | ".join(cells) + " |")
     for peer, best in limits.items():
         own = medians[peer]
-        if "isolated" not in peer:
-            lines.append(
-                f"\nThe limit for {peer}'s tokens is {best:.1f} s, "
-                f"{own['requests'] / best:.2f} requests/s: "
-                f"{own['shared_tokens']:.0f} tokens that all prompts share, "
-                f"{own['unique_tokens'] - own['shared_tokens']:.0f} others, "
-                f"{own['output_tokens']:.0f} of answers."
-            )
+        lines.append(
+            f"\nThe limit for {peer}'s tokens is {best:.1f} s, "
+            f"{own['requests'] / best:.2f} requests/s: "
+            f"{own['shared_tokens']:.0f} tokens that all prompts share, "
+            f"{own['unique_tokens'] - own['shared_tokens']:.0f} others, "
+            f"{own['output_tokens']:.0f} of answers."
+        )
     return "\n".join(lines)
 
 

@@ -61,12 +61,22 @@ class Pyllama(Peer):
     """pyllama's engine, and its adapter where that is asked for."""
 
     def __init__(
-        self, options: Options, execution: str = "batched", *, own_adapter: bool = False
+        self,
+        options: Options,
+        execution: str = "batched",
+        *,
+        own_adapter: bool = False,
+        reproducible: bool = True,
     ) -> None:
         from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool
 
         path = Path(options.model)
-        self.pool = ModelPool(path.parent, context_length=N_CTX // 4, max_contexts=4)
+        self.pool = ModelPool(
+            path.parent,
+            context_length=N_CTX // 4,
+            max_contexts=4,
+            reproducible=reproducible,
+        )
         self.loaded = loaded = self.pool.load_model(path.stem)
         config = LlamaCppConfig(
             loaded.name, seed=1, temperature=0, enable_cache=False, execution=execution
@@ -269,6 +279,7 @@ def streamed(address: str, messages: Messages, max_tokens: int) -> Iterator[str]
 PEERS: dict[str, Callable[[Options], Peer]] = {
     "pyllama": Pyllama,
     "pyllama, isolated": lambda options: Pyllama(options, "isolated"),
+    "pyllama, reproducible=False": lambda options: Pyllama(options, reproducible=False),
     "pyllama, LlamaCppAdapter": lambda options: Pyllama(options, own_adapter=True),
     "llama-server": LlamaServer,
     "xllamacpp": XLlamaCpp,

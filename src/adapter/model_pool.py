@@ -72,6 +72,9 @@ class ModelPool:
                     with, at most 4096
     max_contexts    requests of the full length that each model has memory for at once, and as
                     many more as are shorter; None for 4
+    reproducible    on a CPU, have a request with a seed give the same bytes whatever runs beside it
+                    or ran before; False computes faster, and reuses answers as the beginning of
+                    the next prompt. On GPUs it is False in effect
     prefix_folder   a folder, made if missing, where beginnings of prompts are kept for the next
                     process, up to 1 GiB for each model; None to keep them in memory only. Its
                     files are states of llama.cpp: use a folder that nobody else can write
@@ -95,6 +98,7 @@ class ModelPool:
         n_gpu_layers: int | None = None,
         context_length: int | None = None,
         max_contexts: int | None = None,
+        reproducible: bool = True,
         prefix_folder: str | os.PathLike[str] | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> None:
@@ -112,6 +116,7 @@ class ModelPool:
             n_gpu_layers=n_gpu_layers,
             n_contexts=max_contexts,
         )
+        self._reproducible = reproducible
         self._prefix_folder = _made(prefix_folder)
         self._progress = progress
         self._changed = threading.Condition()
@@ -379,7 +384,12 @@ class ModelPool:
         with _translated(name, slot.path):
             placement = self._place(slot, name)
             resident = ResidentModel(
-                slot.path, placement, report, slot.metrics, self._prefix_folder
+                slot.path,
+                placement,
+                report,
+                slot.metrics,
+                reproducible=self._reproducible,
+                prefix_folder=self._prefix_folder,
             )
         if slot.fingerprint not in (None, resident.fingerprint):
             resident.close()

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import pyllama
 from adapter.call_or_answer import calls_tools
+from adapter.generation.blocks import CHUNK, DEVICE_CHUNK
 from adapter.generation.context_pool import ContextPool
 from adapter.generation.isolated import IsolatedGenerator
 from adapter.generation.metrics import Metrics
@@ -57,8 +58,13 @@ class ResidentModel:
         placement: Placement,
         progress: Callable[[float], bool | None],
         metrics: Metrics,
+        *,
+        reproducible: bool = True,
         prefix_folder: Path | None = None,
     ) -> None:
+        # GPUs choose kernels by the size of a batch: bytes do not stay there whatever is done.
+        self._reproducible = reproducible and not placement.devices
+        self._chunk = DEVICE_CHUNK if placement.devices else CHUNK
         self.model = pyllama.Model(
             path,
             devices=placement.devices,
@@ -96,6 +102,7 @@ class ResidentModel:
                     *(device.description for device in placement.devices),
                     str(pyllama.cpu_variant()),
                     str(placement.n_threads),
+                    str(self._reproducible),
                 ]
             )
             prefixes = PrefixFolder(folder, key, max_bytes=MAX_FILE_BYTES)
@@ -107,7 +114,8 @@ class ResidentModel:
             max_sequences=MAX_SEQUENCES,
             max_queued=MAX_QUEUED,
             cache_bytes=MAX_KEPT_BYTES,
-            reproducible=(not placement.devices),
+            reproducible=self._reproducible,
+            chunk=self._chunk,
             metrics=metrics,
             prefix_folder=prefixes,
         )
@@ -119,7 +127,8 @@ class ResidentModel:
             n_threads=placement.n_threads,
             # One request keeps a CPU busy.
             limit=1 if (not placement.devices) else placement.n_contexts,
-            reproducible=(not placement.devices),
+            reproducible=self._reproducible,
+            chunk=self._chunk,
         )
         return IsolatedGenerator(self.model, contexts, context_length=placement.context_length)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from shutil import copyfile
 
 import pytest
@@ -24,6 +25,8 @@ from adapter.errors import (
     ModelNotLoadedError,
     PoolFullError,
 )
+from adapter.generation.request import GenerationRequest
+from adapter.generation.sampling import Sampling
 from adapter.hardware import HardwareManager
 from adapter.model_file import parts
 from adapter.model_pool import ModelPool
@@ -442,3 +445,17 @@ def test_a_closed_pool_loads_nothing_asynchronously(pool):
     pool.close()
     with pytest.raises(ModelNotLoadedError, match="closed"):
         asyncio.run(pool.aload_model("one"))
+
+
+@pytest.mark.parametrize("reproducible", [True, False])
+def test_answers_are_reused_where_bytes_need_not_stay(pool, reproducible):
+    folder, hardware = pool.model_dir, HardwareManager(backend="cpu")
+    with ModelPool(folder, reproducible=reproducible, hardware=hardware) as other:
+        generator = other.load_model("one").generators["batched"]
+        prompt = tuple(range(5, 105))
+        request = GenerationRequest(prompt, 40, Sampling(temperature=1.0), seed=1)
+        answer = generator.generate(request).token_ids
+        assert len(answer) >= 16
+        turn = replace(request, prompt=(*prompt, *answer, *range(5, 25)), max_tokens=1)
+        reused = generator.generate(turn).cache_read_tokens
+    assert (reused > len(prompt)) is not reproducible

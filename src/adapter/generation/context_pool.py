@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyllama
-from adapter.generation.scoring import chunk_of, scoring_context
+from adapter.generation.blocks import CHUNK
+from adapter.generation.scoring import scoring_context
 
 
 class ContextPool:
@@ -17,6 +18,7 @@ class ContextPool:
     :param n_threads: threads that each context computes with.
     :param limit: contexts in use at once; a request beyond it waits for its turn.
     :param reproducible: compute as the scheduler does, which gives the same bytes on a CPU.
+    :param chunk: tokens of a prompt that are computed at once.
     """
 
     def __init__(
@@ -27,13 +29,14 @@ class ContextPool:
         n_threads: int,
         limit: int,
         reproducible: bool,
+        chunk: int = CHUNK,
     ) -> None:
         self._model = model
         self._context_length = context_length
         self._n_threads = n_threads
         self._reproducible = reproducible
         #: Where the calls of a prompt end: at its multiples.
-        self.chunk = chunk_of(reproducible=reproducible)
+        self.chunk = chunk
         self._turns = threading.Semaphore(limit)
         self._lock = threading.Lock()
         self._idle: list[pyllama.Context] = []
@@ -67,6 +70,7 @@ class ContextPool:
             self._context_length,
             n_threads=self._n_threads,
             reproducible=self._reproducible,
+            chunk=self.chunk,
         )
 
     def _give_back(self, context: pyllama.Context) -> None:

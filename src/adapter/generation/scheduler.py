@@ -7,10 +7,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 
 import pyllama
 from adapter.errors import ContextTooLongError, ModelNotLoadedError, QueueFullError
-from adapter.generation.blocks import longest_call
+from adapter.generation.blocks import CHUNK, block_hashes, longest_call
 from adapter.generation.exactness import Exactness, groups
 from adapter.generation.failures import translated
 from adapter.generation.lanes import Lane, Lanes
@@ -23,7 +24,6 @@ from adapter.generation.request import Delta, GenerationRequest, GenerationResul
 from adapter.generation.scoring import (
     ScoringRequest,
     ScoringResult,
-    chunk_of,
     longest_continuation,
     scoring_context,
 )
@@ -49,7 +49,8 @@ class Scheduler:
     :param max_queued: the most that wait; more are refused.
     :param cache_bytes: RAM for beginnings of prompts that are no longer in a context.
     :param reproducible: keep the bytes of each request independent of the others, at the cost of
-        flash attention and of batches that change them.
+        flash attention, of batches that change them, and of answers that are not reused.
+    :param chunk: tokens of a prompt that are computed at once.
     :param metrics: counts what it does.
     :param prefix_folder: keeps beginnings of prompts for other processes.
     """
@@ -65,6 +66,7 @@ class Scheduler:
         max_queued: int,
         cache_bytes: int,
         reproducible: bool,
+        chunk: int = CHUNK,
         metrics: Metrics | None = None,
         prefix_folder: PrefixFolder | None = None,
     ) -> None:
@@ -73,13 +75,14 @@ class Scheduler:
         self._n_threads = n_threads
         self._max_queued = max_queued
         self._reproducible = reproducible
+        self._rolls_back = rolls_back(model)
         # A state that cannot be cut back is saved where a call ends.
-        self._chunk = chunk_of(reproducible=reproducible or not rolls_back(model))
+        self._chunk = chunk if self._rolls_back else CHUNK
         self._exactness = Exactness(self._make_context, reproducible=reproducible)
         self._lanes = Lanes(
             self._make_context, longest=context_length, n_cells=n_cells, max_sequences=max_sequences
         )
-        saved = PrefixCache(cache_bytes, rolls_back=rolls_back(model))
+        saved = PrefixCache(cache_bytes, rolls_back=self._rolls_back)
         self._prefixes = PrefixReuse(model, saved, self._exactness, prefix_folder)
         self._queue: deque[Sequence] = deque()
         self._prefilling: deque[tuple[Lane, Slot]] = deque()
@@ -89,10 +92,16 @@ class Scheduler:
         #: What it has done so far.
         self.metrics = metrics or Metrics()
         self._scoring = ScoringQueue(
-            self._make_scoring_context,
+            partial(
+                scoring_context,
+                model,
+                n_threads=n_threads,
+                reproducible=reproducible,
+                chunk=chunk,
+            ),
             longest=context_length,
-            chunk=chunk_of(reproducible=reproducible),
-            rolls_back=rolls_back(model),
+            chunk=chunk,
+            rolls_back=self._rolls_back,
             metrics=self.metrics,
         )
 
@@ -389,6 +398,8 @@ class Scheduler:
         sequence.sample(lane.context, index)
         if sequence.state == "ended":
             self.metrics.ended(time.monotonic() - sequence.arrived, sequence.n_written)
+            if self._rolls_back and not self._reproducible:
+                slot.held = block_hashes(sequence.tokens[: sequence.n_past])
             self._release(lane, slot)
 
     # Endings
@@ -427,9 +438,4 @@ class Scheduler:
             n_threads=self._n_threads,
             # Its sums depend on how many sequences a batch has, and on their lengths.
             flash_attn="disabled" if self._reproducible else "auto",
-        )
-
-    def _make_scoring_context(self, length: int) -> pyllama.Context:
-        return scoring_context(
-            self._model, length, n_threads=self._n_threads, reproducible=self._reproducible
         )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pyllama
-from adapter.generation.blocks import CHUNK, DEVICE_CHUNK, longest_call
+from adapter.generation.blocks import longest_call
 
 MAX_BRANCHES = 32
 """Continuations that are computed together; more are computed in groups of so many."""
@@ -184,14 +184,15 @@ class Scorer:
 
 
 def scoring_context(
-    model: pyllama.Model, length: int, *, n_threads: int, reproducible: bool
+    model: pyllama.Model, length: int, *, n_threads: int, reproducible: bool, chunk: int
 ) -> pyllama.Context:
     """A context in which continuations can be scored, and which computes as the scheduler does.
 
     :param length: tokens that it holds, over all sequences.
     :param reproducible: do without flash attention, whose sums depend on the number of sequences.
+    :param chunk: tokens of a prompt that are computed at once.
     """
-    n_batch = min(longest_call(chunk_of(reproducible=reproducible)), length)
+    n_batch = min(longest_call(chunk), length)
     # A recurrent model would keep a state for each sequence.
     recurrent = model.is_recurrent or model.is_hybrid
     return pyllama.Context(
@@ -203,11 +204,6 @@ def scoring_context(
         n_threads=n_threads,
         flash_attn="disabled" if reproducible else "auto",
     )
-
-
-def chunk_of(*, reproducible: bool) -> int:
-    """Tokens of a prompt that are computed at once."""
-    return CHUNK if reproducible else DEVICE_CHUNK
 
 
 def longest_continuation(request: ScoringRequest) -> int:

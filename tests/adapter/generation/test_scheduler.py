@@ -21,7 +21,7 @@ from adapter.errors import (
     RequestTimeoutError,
 )
 from adapter.generation import exactness
-from adapter.generation.blocks import BLOCK, CHUNK
+from adapter.generation.blocks import BLOCK, CHUNK, DEVICE_CHUNK, last_border
 from adapter.generation.context_pool import ContextPool
 from adapter.generation.isolated import IsolatedGenerator
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
@@ -295,12 +295,26 @@ def test_what_left_the_context_is_set_from_memory(model):
 
 
 def test_where_bytes_need_not_stay_prompts_are_computed_in_larger_calls(model):
-    scheduler = scheduler_of(model, reproducible=False)
+    scheduler = scheduler_of(model, reproducible=False, chunk=DEVICE_CHUNK)
     shared = tokens(0, 700)
     for seed in (1, 2):
         result = scheduler.generate(request_of(shared + tokens(seed, 30)))
         assert result.prompt_tokens == 730
     assert result.cache_read_tokens == 700 - 700 % BLOCK
+    scheduler.close()
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba", "gemma2"])
+def test_where_bytes_need_not_stay_answers_are_reused(models, name):
+    scheduler = scheduler_of(models[name], reproducible=False)
+    prompt = tokens(0, 3 * CHUNK + 5)
+    answer = scheduler.generate(request_of(prompt, max_tokens=60)).token_ids
+    assert len(answer) > 20
+    turn = request_of(prompt + answer + tokens(1, 30))
+    result = scheduler.generate(turn)
+    n_held = len(prompt + answer) - 1 if name == "llama" else last_border(len(prompt))
+    assert result.cache_read_tokens == n_held - n_held % BLOCK
+    assert result.completion_tokens > 0
     scheduler.close()
 
 
