@@ -15,8 +15,7 @@ CHUNK = 64
 call of a prompt has half a chunk more at the most, for a short one takes longer for each token."""
 
 DEVICE_CHUNK = 512
-"""The same where bytes need not stay: a GPU computes many tokens in the time of a few."""
-
+"""The same on a GPU, which computes many tokens in the time of a few."""
 
 LEAST_LEFT = 8
 """Tokens of a prompt that are computed at the least. The last one must be, for its logits, and

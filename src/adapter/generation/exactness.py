@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -43,7 +44,6 @@ class Exactness:
         self._make = make
         self._reproducible = reproducible
         self._sizes: dict[int, int] = {}
-        self._cuts_anywhere = None if reproducible else True
 
     def batch_size(self, count: int) -> int:
         """How many of a context's sequences one batch may hold, one token of each."""
@@ -54,13 +54,13 @@ class Exactness:
                 self._sizes[count] = exact_batch_size(context, range(count))
         return self._sizes[count]
 
-    @property
+    @cached_property
     def cuts_anywhere(self) -> bool:
         """Whether a prompt may be cut at any block, and not at multiples of CHUNK alone."""
-        if self._cuts_anywhere is None:
-            with self._make(2 * CHUNK, 1) as context:
-                self._cuts_anywhere = exact_cuts(context)
-        return self._cuts_anywhere
+        if not self._reproducible:
+            return True
+        with self._make(2 * CHUNK, 1) as context:
+            return exact_cuts(context)
 
 
 def exact_batch_size(context: pyllama.Context, seq_ids: Sequence[int]) -> int:

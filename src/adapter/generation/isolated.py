@@ -95,6 +95,7 @@ class IsolatedGenerator:
         ):
             if not _prefill(context, (*prompt, *writer.tokens), stopped, chunk=self._pool.chunk):
                 return
+            batch = pyllama.Batch(context.n_batch)
             while writer.finish_reason is None:
                 n_past = len(prompt) + len(writer.tokens)
                 yield from writer.sample(context)
@@ -102,7 +103,9 @@ class IsolatedGenerator:
                     return
                 if writer.finish_reason is None:
                     new = writer.tokens[n_past - len(prompt) :]
-                    context.decode(pyllama.Batch.from_tokens(new, pos=n_past, outputs="last"))
+                    batch.clear()
+                    batch.add_tokens(new, pos=n_past, outputs="last")
+                    context.decode(batch)
             deltas, result = writer.finish()
         yield from deltas
         yield result

@@ -351,12 +351,10 @@ class Scheduler:
             and slot.sequence.n_uncomputed
         ]
         single = [slot for slot in running if slot.sequence and slot.sequence.n_uncomputed == 1]
+        several = [slot for slot in running if slot not in single]
         size = self._exactness.batch_size(lane.slots.count) if len(single) > 1 else 1
-        for group in groups(single, size):
+        for group in (*groups(single, size), *groups(several, 1)):
             self._decode_group(lane, [slot for slot in group if slot.sequence is not None])
-        for slot in running:
-            if slot not in single and slot.sequence is not None:
-                self._decode_group(lane, [slot])
 
     def _decode_group(self, lane: Lane, group: list[Slot]) -> None:
         """Decode the sequences' last tokens in one call: one of each, or several of a single."""
@@ -367,11 +365,11 @@ class Scheduler:
         try:
             with translated():
                 for slot in group:
-                    assert slot.sequence is not None
-                    *before, last = enumerate(slot.sequence.uncomputed, slot.sequence.n_past)
-                    for pos, token in before:
-                        batch.add(token, pos, (slot.seq_id,), output=False)
-                    batch.add(last[1], last[0], (slot.seq_id,), output=True)
+                    sequence = slot.sequence
+                    assert sequence is not None
+                    last = sequence.n_past + sequence.n_uncomputed - 1
+                    for pos, token in enumerate(sequence.uncomputed, sequence.n_past):
+                        batch.add(token, pos, (slot.seq_id,), output=pos == last)
                 lane.context.decode(batch)
         except Exception as error:
             if len(group) == 1:
