@@ -76,6 +76,7 @@ from pyllama.lora import (
 from pyllama.memory import Memory
 from pyllama.memory_fit import DeviceMemory, MemoryFit, MemoryUse, memory_fit, memory_use
 from pyllama.model import Model
+from pyllama.parallel_sampling import sample_each
 from pyllama.performance import Performance
 from pyllama.python_sampler import PythonSampler
 from pyllama.quantize import Quantization, quantize
@@ -103,6 +104,7 @@ __all__ = [
     "PythonSampler",
     "SamplerChain",
     "SamplerPerf",
+    "sample_each",
     "Grammar",
     "GrammarSampler",
     "ReasoningBudgetSampler",

@@ -25,7 +25,12 @@ def raise_caught(what: str) -> NoReturn:
     """
     kind = lib.pyllama_caught()
     detail = to_str(lib.pyllama_caught_message()) if kind else last_errors()
-    raise _EXCEPTIONS[kind](f"{what}: {detail or 'llama.cpp gave no reason'}")
+    raise caught_error(kind, detail, what)
+
+
+def caught_error(kind: int, detail: str, what: str) -> LlamaError:
+    """What a guarded call caught, by its pyllama_caught_kind, as an exception."""
+    return _EXCEPTIONS[kind](f"{what}: {detail or 'llama.cpp gave no reason'}")
 
 
 def check(code: int, what: str) -> int:

@@ -22,6 +22,12 @@ _REFUSALS: dict[int, tuple[type[LlamaError], str]] = {
 }
 
 
+def refusal(code: int, what: str) -> LlamaError:
+    """Why a chain gave no token, by its pyllama_refusal."""
+    kind, reason = _REFUSALS[code]
+    return kind(f"{what}: {reason}")
+
+
 class SamplerObject(NativeObject):
     """A C object that may call back into Python while it works."""
 
@@ -38,8 +44,7 @@ class SamplerObject(NativeObject):
         if code == CAUGHT:
             raise_from_python()
         elif code in _REFUSALS:
-            kind, reason = _REFUSALS[code]
-            raise kind(f"{what}: {reason}")
+            raise refusal(code, what)
         return self._check(code, what)
 
     def _run_apply(

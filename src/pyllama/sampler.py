@@ -38,6 +38,8 @@ class Sampler(SamplerObject):
     """
 
     _chain: weakref.ref[SamplerObject] | None = None
+    _effect: int = lib.PYLLAMA_ANY_EFFECT
+    _calls_python = False
 
     def __init__(
         self, pointer: Any, *, selects: bool, vocab: Vocab | None = None, reads_vocab: bool = False
@@ -63,7 +65,9 @@ class Sampler(SamplerObject):
     @classmethod
     def greedy(cls) -> Sampler:
         """Select the most likely token (``llama_sampler_init_greedy``)."""
-        return cls(lib.guarded_sampler_init_greedy(), selects=True)
+        sampler = cls(lib.guarded_sampler_init_greedy(), selects=True)
+        sampler._effect = lib.PYLLAMA_TAKES_HIGHEST
+        return sampler
 
     @classmethod
     def dist(cls, seed: int) -> Sampler:
@@ -298,7 +302,10 @@ class Sampler(SamplerObject):
         ]
         array = ffi.new("llama_logit_bias[]", pairs)
         pointer = lib.guarded_sampler_init_logit_bias(n_vocab, len(pairs), array)
-        return cls(pointer, selects=False, vocab=vocab)
+        sampler = cls(pointer, selects=False, vocab=vocab)
+        if all(bias <= 0 for _, bias in pairs):
+            sampler._effect = lib.PYLLAMA_LOWERS
+        return sampler
 
     @classmethod
     def python(cls, sampler: PythonSampler | Callable[[Candidates], Candidates]) -> Sampler:
@@ -311,7 +318,9 @@ class Sampler(SamplerObject):
         implementation = registered(number)
         name = str(implementation.name).replace("\0", "")
         pointer = lib.guarded_sampler_init_python(number, name.encode("utf-8", "replace"))
-        return cls(pointer, selects=bool(implementation.selects))
+        made = cls(pointer, selects=bool(implementation.selects))
+        made._calls_python = True
+        return made
 
     # What they do.
 

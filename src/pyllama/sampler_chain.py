@@ -162,13 +162,7 @@ class SamplerChain(SamplerObject):
         index = integer("index", index, -INT32_MAX, INT32_MAX)
         with self._lock, context._lock:
             handle = self._open()
-            if not (self._steps and self._steps[-1].selects):
-                raise ValueError(_selecting_last(self._steps))
-            if self._vocab is not None and self._vocab is not context.model.vocab:
-                raise ValueError(
-                    "context must be of the model that the samplers of this chain are for, "
-                    f"got {context!r}"
-                )
+            self._require_sampling(context)
             token = self._run(
                 "sampling",
                 lib.guarded_chain_sample_attached
@@ -183,6 +177,15 @@ class SamplerChain(SamplerObject):
             if token == lib.PYLLAMA_NO_OUTPUT:
                 context._raise_no_output(index)
             return token
+
+    def _require_sampling(self, context: Context) -> None:
+        if not (self._steps and self._steps[-1].selects):
+            raise ValueError(_selecting_last(self._steps))
+        if self._vocab is not None and self._vocab is not context.model.vocab:
+            raise ValueError(
+                "context must be of the model that the samplers of this chain are for, "
+                f"got {context!r}"
+            )
 
     def apply(self, candidates: Candidates) -> Candidates:
         """The candidates that its samplers leave (``llama_sampler_apply``), without the grammar."""
@@ -297,7 +300,10 @@ class SamplerChain(SamplerObject):
 
     def _take(self, sampler: Sampler) -> None:
         pointer = self._join(sampler)
-        check(lib.guarded_chain_add(self._open().pointer, pointer), f"adding {sampler.name}")
+        check(
+            lib.guarded_chain_add(self._open().pointer, pointer, sampler._effect),
+            f"adding {sampler.name}",
+        )
         self._steps.append(sampler)
 
     def _join(self, sampler: Sampler) -> Any:

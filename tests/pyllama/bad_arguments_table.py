@@ -166,6 +166,10 @@ ROWS: dict[str, Row] = {
     "GrammarSampler.forced_text": lambda w: (w.grammar.forced_text, {}),
     "SamplerChain": lambda w: (pyllama.SamplerChain, {"samplers": [Sampler.greedy()]}),
     "SamplerChain.sample": lambda w: (w.chain.sample, {"context": w.context}),
+    "sample_each": lambda w: (
+        pyllama.sample_each,
+        {"context": w.context, "chains": {-1: w.chain}},
+    ),
     "SamplerChain.accept": lambda w: (w.chain.accept, {"token": 1}),
     "SamplerChain.reset": lambda w: (w.chain.reset, {}),
     "SamplerChain.add": lambda w: (

@@ -46,6 +46,59 @@ def test_greedy_by_index(context):
         assert chain.sample(context, -2) == context.logits(-2).argmax()
 
 
+def whole_list(vocab, biases):
+    """Greedy in the ordinary way: a step that does nothing hides what is known of the others."""
+    return [Sampler.logit_bias(vocab, biases), Sampler.top_k(0), Sampler.greedy()]
+
+
+@pytest.mark.parametrize(
+    "bias_of",
+    [
+        lambda _: {},
+        lambda best: {best[0]: -float("inf")},
+        lambda best: dict.fromkeys(best[:3], -100.0),
+        lambda best: {best[0]: -1e-3},
+        lambda best: {best[4]: -1.0},
+        lambda best: {best[0]: 0.0, best[1]: -0.0},
+        lambda best: {best[5]: 100.0},
+        lambda best: {best[0]: -100.0, best[5]: 100.0},
+    ],
+)
+def test_greedy_looks_past_what_was_lowered(ready, tiny, bias_of):
+    biases = bias_of(most_likely(ready, 10))
+    expected = draw(ready, whole_list(tiny.vocab, biases), 2)
+    assert draw(ready, [Sampler.logit_bias(tiny.vocab, biases), Sampler.greedy()], 2) == expected
+
+
+def test_greedy_takes_the_first_of_equals(tiny, write_tiny_model):
+    equal = np.zeros((tiny.vocab.n_tokens, 64), np.float32)
+    equal[[70, 200]], equal[[80, 210]] = 1e12, -1e12  # one pair is the highest, whatever the sign
+    path = write_tiny_model(deltas={"output.weight": equal})
+    with pyllama.Model(path) as model, Context(model, n_ctx=64) as context:
+        context.decode(Batch.from_tokens(PROMPT))
+        assert sorted(most_likely(context, 2)) in ([70, 200], [80, 210])
+        first = draw(context, [Sampler.greedy()], 1)
+        assert first == draw(context, whole_list(model.vocab, {}), 1)
+        assert first in ([70], [80])
+
+
+def test_a_greedy_chain_that_changes(ready, tiny):
+    """What is known of its members goes with them: into copies, and away."""
+    best, second = most_likely(ready, 2)
+    chain = SamplerChain([Sampler.logit_bias(tiny.vocab, {best: -100.0}), Sampler.greedy()])
+    copy = chain.clone()
+    chain.remove(0)
+    assert (chain.sample(ready), copy.sample(ready)) == (best, second)
+    chain.remove()
+    chain.add(Sampler.logit_bias(tiny.vocab, {best: -100.0, second: 100.0}))
+    chain.add(Sampler.greedy())
+    assert chain.sample(ready) == second
+    chain.remove(0)
+    assert chain.sample(ready) == best
+    for each in (chain, copy):
+        each.close()
+
+
 @pytest.mark.parametrize(
     "narrowing",
     [

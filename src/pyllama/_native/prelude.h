@@ -79,6 +79,22 @@ typedef struct pyllama_chain_perf {
     int32_t n_resampled; // how often a grammar refused the first choice
 } pyllama_chain_perf;
 
+// What is known of a member of a chain, for a choice that needs no list of all candidates.
+enum pyllama_effect {
+    PYLLAMA_ANY_EFFECT,
+    PYLLAMA_LOWERS,        // it makes no logit higher
+    PYLLAMA_TAKES_HIGHEST, // it selects the highest logit, of several the first
+};
+
+// One chain's choice among those of a decode's outputs.
+typedef struct pyllama_draw {
+    pyllama_chain * chain;
+    int32_t         output;
+    int32_t         token;   // a pyllama_refusal if there is none, or PYLLAMA_CAUGHT
+    int32_t         caught;  // then the pyllama_caught_kind,
+    char *          message; // and what it says, which is the caller's
+} pyllama_draw;
+
 // Python's side of the samplers that are written in it; each returns 0 if nothing was raised.
 typedef struct pyllama_sampler_handlers {
     int32_t (*apply)(uint64_t id, llama_token_data_array * candidates);
@@ -106,6 +122,7 @@ extern "C" {
 #include "python_sampler.h"
 #include "quantize.h"
 #include "reasoning_budget.h"
+#include "sample_each.h"
 #include "sampler.h"
 #include "sampler_chain.h"
 #include "state.h"

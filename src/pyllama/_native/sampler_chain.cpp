@@ -1,5 +1,8 @@
+#include "sampler_chain.hpp"
+
 #include "sampler.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -7,15 +10,32 @@ using pyllama::guarded;
 using pyllama::sampler_ptr;
 
 struct pyllama_chain {
-    bool                          no_perf;
-    sampler_ptr                   chain;
-    sampler_ptr                   grammar;    // null without one
-    std::vector<float>            logits;     // of a choice that the grammar may refuse
-    std::vector<llama_token_data> candidates; // kept as well: its memory is used again
-    int32_t                       n_resampled = 0;
+    bool                        no_perf;
+    sampler_ptr                 chain;
+    std::vector<pyllama_effect> effects; // of its members
+    sampler_ptr                 grammar; // null without one
+    int32_t                     n_resampled = 0;
 };
 
 namespace {
+
+// The candidates of a whole vocabulary, in memory that a thread's next choice uses again: a cache
+// holds it, as it would not hold that of every chain.
+class scratch {
+  public:
+    explicit scratch(size_t size) : candidates_(std::move(spare)) { candidates_.resize(size); }
+    ~scratch() { spare = std::move(candidates_); }
+    scratch(const scratch &) = delete;
+    scratch & operator=(const scratch &) = delete;
+
+    llama_token_data_array all() { return {candidates_.data(), candidates_.size(), -1, false}; }
+
+  private:
+    static thread_local std::vector<llama_token_data> spare;
+    std::vector<llama_token_data> candidates_; // a sampler written in Python may choose as well
+};
+
+thread_local std::vector<llama_token_data> scratch::spare;
 
 sampler_ptr init_chain(bool no_perf) {
     llama_sampler_chain_params params = llama_sampler_chain_default_params();
@@ -46,20 +66,15 @@ sampler_ptr clone_members(const pyllama_chain & from) {
 }
 
 // False for logits that a model with broken weights computes: no sampler is made for them.
-bool fill_candidates(pyllama_chain & chain, const float * logits) {
-    llama_token_data * candidates = chain.candidates.data();
-    const auto         n_vocab    = static_cast<llama_token>(chain.candidates.size());
-    int                n_usable   = 0;
+bool fill(llama_token_data_array & candidates, const float * logits) {
+    const auto n_vocab  = static_cast<llama_token>(candidates.size);
+    int        n_usable = 0;
     for (llama_token id = 0; id < n_vocab; id++) {
         const float logit = logits[id];
         n_usable += logit < INFINITY; // false for NaN, too
-        candidates[id] = {id, logit, 0.0f};
+        candidates.data[id] = {id, logit, 0.0f};
     }
     return n_usable == n_vocab;
-}
-
-llama_token_data_array all_candidates(pyllama_chain & chain) {
-    return {chain.candidates.data(), chain.candidates.size(), -1, false};
 }
 
 int32_t draw(pyllama_chain & chain, llama_token_data_array candidates) {
@@ -74,6 +89,62 @@ int32_t draw(pyllama_chain & chain, llama_token_data_array candidates) {
     return drawn.logit < INFINITY ? drawn.id : PYLLAMA_BAD_LOGITS; // which a sampler overflowed
 }
 
+// Whether the last member takes the highest logit, and the others make none higher.
+bool takes_highest(const pyllama_chain & chain) {
+    const std::vector<pyllama_effect> & effects = chain.effects;
+    return !effects.empty() && effects.back() == PYLLAMA_TAKES_HIGHEST &&
+           std::all_of(effects.begin(), effects.end() - 1,
+                       [](pyllama_effect effect) { return effect == PYLLAMA_LOWERS; });
+}
+
+// The first of the highest logits, or PYLLAMA_BAD_LOGITS, or PYLLAMA_NO_CANDIDATE if none is
+// possible. Most blocks are only counted in, which compilers turn into few instructions.
+llama_token highest(const float * logits, llama_token n_vocab) {
+    constexpr llama_token BLOCK = 64;
+
+    llama_token found    = PYLLAMA_NO_CANDIDATE;
+    float       most     = -INFINITY;
+    int         n_usable = 0;
+    for (llama_token begin = 0; begin < n_vocab; begin += BLOCK) {
+        const llama_token end      = std::min(begin + BLOCK, n_vocab);
+        int               n_higher = 0;
+        for (llama_token id = begin; id < end; id++) {
+            n_higher += logits[id] > most;
+            n_usable += logits[id] < INFINITY; // false for NaN, too
+        }
+        for (llama_token id = begin; n_higher > 0 && id < end; id++) {
+            if (logits[id] > most) {
+                most  = logits[id];
+                found = id;
+            }
+        }
+    }
+    return n_usable == n_vocab ? found : PYLLAMA_BAD_LOGITS;
+}
+
+// What a chain that takes the highest logit draws, found without a list of all candidates. If its
+// other members lower that one, another may be higher then: PYLLAMA_NO_CANDIDATE.
+int32_t draw_highest(pyllama_chain & chain, const float * logits, llama_token n_vocab) {
+    const llama_token token = highest(logits, n_vocab);
+    if (token < 0) {
+        return token;
+    }
+    llama_token_data alone = {token, logits[token], 0.0f};
+    const int32_t    drawn = draw(chain, {&alone, 1, -1, false});
+    return drawn == token && alone.logit == logits[token] ? token : PYLLAMA_NO_CANDIDATE;
+}
+
+int32_t draw_freely(pyllama_chain & chain, const float * logits, llama_token n_vocab) {
+    const int32_t token = takes_highest(chain) ? draw_highest(chain, logits, n_vocab)
+                                               : PYLLAMA_NO_CANDIDATE;
+    if (token != PYLLAMA_NO_CANDIDATE) {
+        return token;
+    }
+    scratch candidates(static_cast<size_t>(n_vocab));
+    auto    all = candidates.all();
+    return fill(all, logits) ? draw(chain, all) : PYLLAMA_BAD_LOGITS;
+}
+
 bool any_possible(const llama_token_data_array & candidates) {
     for (size_t i = 0; i < candidates.size; i++) {
         if (candidates.data[i].logit > -INFINITY) {
@@ -85,26 +156,20 @@ bool any_possible(const llama_token_data_array & candidates) {
 
 // Asking a grammar about a whole vocabulary takes longer than about one token, so the choice is made
 // without it, and made again under it only if it refuses.
-int32_t draw_under_grammar(pyllama_chain & chain, llama_context * ctx, int32_t i) {
-    const float * logits = llama_get_logits_ith(ctx, i);
-    if (!logits) {
-        return PYLLAMA_NO_OUTPUT;
+int32_t draw_under_grammar(pyllama_chain & chain, const float * logits, llama_token n_vocab) {
+    std::vector<float> copy;
+    if (chain.grammar && pyllama::calls_python(chain)) { // which may do to the context what it likes
+        copy.assign(logits, logits + n_vocab);
+        logits = copy.data();
     }
-    chain.candidates.resize(static_cast<size_t>(
-        llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)))));
-    if (!fill_candidates(chain, logits)) {
-        return PYLLAMA_BAD_LOGITS;
-    }
-    if (chain.grammar) { // a sampler written in Python may do to the context what it likes
-        chain.logits.assign(logits, logits + chain.candidates.size());
-    }
-    const int32_t token = draw(chain, all_candidates(chain));
+    const int32_t token = draw_freely(chain, logits, n_vocab);
     if (!chain.grammar || token < 0 || pyllama::grammar_allows(chain.grammar.get(), token)) {
         return token;
     }
     chain.n_resampled++;
-    fill_candidates(chain, chain.logits.data());
-    llama_token_data_array candidates = all_candidates(chain);
+    scratch                memory(static_cast<size_t>(n_vocab));
+    llama_token_data_array candidates = memory.all();
+    fill(candidates, logits);
     llama_sampler_apply(chain.grammar.get(), &candidates);
     if (!any_possible(candidates)) {
         return PYLLAMA_GRAMMAR_STUCK;
@@ -129,6 +194,32 @@ bool members_allow(const pyllama_chain & chain, llama_token token) {
 
 } // namespace
 
+namespace pyllama {
+
+bool calls_python(const pyllama_chain & chain) {
+    for (int32_t i = 0; i < size(chain); i++) {
+        if (is_python_sampler(at(chain, i))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int32_t sample(pyllama_chain & chain, const float * logits, int32_t n_vocab) {
+    const int32_t token = draw_under_grammar(chain, logits, n_vocab);
+    if (token < 0) {
+        return token;
+    }
+    if (!members_allow(chain, token)) {
+        return PYLLAMA_TOKEN_REFUSED;
+    }
+    llama_sampler_accept(chain.grammar.get(), token);
+    llama_sampler_accept(chain.chain.get(), token);
+    return token;
+}
+
+} // namespace pyllama
+
 extern "C" {
 
 pyllama_chain * guarded_chain_init(bool no_perf) {
@@ -144,8 +235,12 @@ int32_t guarded_chain_free(pyllama_chain * chain) {
     return guarded([&] { delete chain; });
 }
 
-int32_t guarded_chain_add(pyllama_chain * chain, llama_sampler * sampler) {
-    return guarded([&] { llama_sampler_chain_add(chain->chain.get(), sampler); });
+int32_t guarded_chain_add(pyllama_chain * chain, llama_sampler * sampler, pyllama_effect effect) {
+    return guarded([&] {
+        chain->effects.reserve(chain->effects.size() + 1);
+        llama_sampler_chain_add(chain->chain.get(), sampler);
+        chain->effects.push_back(effect);
+    });
 }
 
 llama_sampler * guarded_chain_get(pyllama_chain * chain, int32_t i) {
@@ -153,8 +248,10 @@ llama_sampler * guarded_chain_get(pyllama_chain * chain, int32_t i) {
 }
 
 llama_sampler * guarded_chain_remove(pyllama_chain * chain, int32_t i) {
-    return guarded<llama_sampler *>(
-        nullptr, [&] { return llama_sampler_chain_remove(chain->chain.get(), i); });
+    return guarded<llama_sampler *>(nullptr, [&] {
+        chain->effects.erase(chain->effects.begin() + i);
+        return llama_sampler_chain_remove(chain->chain.get(), i);
+    });
 }
 
 int32_t guarded_chain_set_grammar(pyllama_chain * chain, llama_sampler * grammar) {
@@ -170,6 +267,7 @@ pyllama_chain * guarded_chain_clone(const pyllama_chain * from) {
         auto copy     = std::make_unique<pyllama_chain>();
         copy->no_perf = from->no_perf;
         copy->chain   = clone_members(*from);
+        copy->effects = from->effects;
         if (from->grammar) {
             copy->grammar = pyllama::clone_sampler(from->grammar.get());
         }
@@ -193,16 +291,9 @@ int32_t guarded_chain_apply(pyllama_chain * chain, llama_token_data_array * cand
 
 int32_t guarded_chain_sample(pyllama_chain * chain, llama_context * ctx, int32_t i) {
     return guarded(PYLLAMA_CAUGHT, [&]() -> int32_t {
-        const int32_t token = draw_under_grammar(*chain, ctx, i);
-        if (token < 0) {
-            return token;
-        }
-        if (!members_allow(*chain, token)) {
-            return PYLLAMA_TOKEN_REFUSED;
-        }
-        llama_sampler_accept(chain->grammar.get(), token);
-        llama_sampler_accept(chain->chain.get(), token);
-        return token;
+        const float * logits = llama_get_logits_ith(ctx, i);
+        return logits ? pyllama::sample(*chain, logits, pyllama::vocabulary_size(ctx))
+                      : PYLLAMA_NO_OUTPUT;
     });
 }
 

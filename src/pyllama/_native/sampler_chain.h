@@ -1,6 +1,6 @@
 pyllama_chain * guarded_chain_init(bool no_perf);
 int32_t guarded_chain_free(pyllama_chain * chain);
-int32_t guarded_chain_add(pyllama_chain * chain, struct llama_sampler * sampler);
+int32_t guarded_chain_add(pyllama_chain * chain, struct llama_sampler * sampler, enum pyllama_effect effect);
 struct llama_sampler * guarded_chain_get(pyllama_chain * chain, int32_t i);
 struct llama_sampler * guarded_chain_remove(pyllama_chain * chain, int32_t i);
 int32_t guarded_chain_set_grammar(pyllama_chain * chain, struct llama_sampler * grammar);

@@ -1,0 +1,18 @@
+// What samples with one chain, and with many (sample_each.cpp).
+#pragma once
+
+#include "prelude.h"
+
+namespace pyllama {
+
+// Whether a sampler written in Python is among its members.
+bool calls_python(const pyllama_chain & chain);
+
+// Selects a token by the logits of a vocabulary and accepts it, or returns a pyllama_refusal.
+int32_t sample(pyllama_chain & chain, const float * logits, int32_t n_vocab);
+
+inline int32_t vocabulary_size(const llama_context * ctx) {
+    return llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+}
+
+} // namespace pyllama
