@@ -49,13 +49,24 @@ class AnswerWriter:
         """Why it has ended; None while it goes on."""
         return self._completion.finish_reason
 
+    @property
+    def chain(self) -> pyllama.SamplerChain:
+        """What its tokens are sampled with."""
+        return self._chain
+
     def sample(self, context: pyllama.Context, index: int = -1) -> list[Delta]:
-        """Take the next token from an output, write what is forced after it, and return its text.
+        """Sample the next token from an output, and go on as :meth:`write`.
 
         :param index: the output of the context's last decode.
         :raises pyllama.SamplingError: no token can follow.
         """
-        token = self._chain.sample(context, index)
+        return self.write(self._chain.sample(context, index), context, index)
+
+    def write(self, token: int, context: pyllama.Context, index: int) -> list[Delta]:
+        """Write a token that the chain sampled, and what is forced after it; return their text.
+
+        :param index: the output that it was sampled from.
+        """
         logprob = None
         if self._request.logprobs is not None:
             logprob = token_logprob(context.logits(index), token, self._request.logprobs)

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import pyllama
@@ -332,7 +332,7 @@ class Scheduler:
                     self._prefilling.append((lane, slot))
                 else:
                     sequence.state = "running"
-                    self._sample(lane, slot, -1)
+                    self._write(lane, slot, sequence.chain.sample(lane.context), -1)
                     self.metrics.began(time.monotonic() - sequence.arrived)
         except Exception as error:
             self._fail(lane, slot, error)
@@ -380,20 +380,40 @@ class Scheduler:
                     self._decode_group(lane, [slot])
             return
         self.metrics.stepped(len(group))
-        for index, slot in enumerate(group):
+        for slot in group:
+            assert slot.sequence is not None
+            slot.sequence.n_past += slot.sequence.n_uncomputed
+        self._sample(lane, group)
+
+    def _sample(self, lane: Lane, group: list[Slot]) -> None:
+        """Sample the next token of each sequence of the last call."""
+        outputs = range(len(group)) if len(group) > 1 else (-1,)
+        sequences = [slot.sequence for slot in group if slot.sequence is not None]
+        chains = {
+            output: sequence.chain for output, sequence in zip(outputs, sequences, strict=True)
+        }
+        sampled: Mapping[int, int | Exception]
+        try:
+            with translated():
+                sampled = pyllama.sample_each(lane.context, chains, n_threads=self._n_threads)
+        except Exception as error:  # a server that was lost
+            sampled = dict.fromkeys(outputs, error)
+        for slot, (output, outcome) in zip(group, sampled.items(), strict=True):
             if slot.sequence is None:
                 continue  # one before it took the lane down
-            slot.sequence.n_past += slot.sequence.n_uncomputed
             try:
                 with translated():
-                    self._sample(lane, slot, -1 if len(group) == 1 else index)
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                    self._write(lane, slot, outcome, output)
             except Exception as error:
                 self._fail(lane, slot, error)
 
-    def _sample(self, lane: Lane, slot: Slot, index: int) -> None:
+    def _write(self, lane: Lane, slot: Slot, token: int, output: int) -> None:
+        """Go on with a sampled token."""
         sequence = slot.sequence
         assert sequence is not None
-        sequence.sample(lane.context, index)
+        sequence.write(token, lane.context, output)
         if sequence.state == "ended":
             self.metrics.ended(time.monotonic() - sequence.arrived, sequence.n_written)
             if self._rolls_back and not self._reproducible:

@@ -100,10 +100,16 @@ class Sequence:
             return False
         return True
 
-    def sample(self, context: pyllama.Context, index: int) -> None:
-        """Take the next token from an output, and give the text to the caller."""
+    @property
+    def chain(self) -> pyllama.SamplerChain:
+        """What its tokens are sampled with."""
         assert self._writer is not None
-        for delta in self._writer.sample(context, index):
+        return self._writer.chain
+
+    def write(self, token: int, context: pyllama.Context, index: int) -> None:
+        """Go on with a token that was sampled from an output, and give the text to the caller."""
+        assert self._writer is not None
+        for delta in self._writer.write(token, context, index):
             self.events.put(delta)
         if self._writer.finish_reason is not None:
             self._finish(self._writer)

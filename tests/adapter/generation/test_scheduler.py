@@ -27,7 +27,6 @@ from adapter.generation.isolated import IsolatedGenerator
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.sampling import Constraint, Sampling
 from adapter.generation.scheduler import Scheduler
-from adapter.generation.sequence import Sequence
 
 CONTEXT_LENGTH = 2048
 
@@ -408,16 +407,19 @@ def test_an_error_fails_one_request_alone(scheduler, sampling, error):
 
 
 def test_an_assertion_in_a_sampler_leaves_the_others_their_context(scheduler, monkeypatch):
-    sample = Sequence.sample
+    sample_each = pyllama.sample_each
 
-    def asserting(sequence, context, index):
-        if sequence.request.seed == 99:
-            raise pyllama.NativeAssertionError("GGML_ASSERT(false) failed")
-        sample(sequence, context, index)
+    def asserting(context, chains, *, n_threads):
+        sampled = sample_each(context, chains, n_threads=n_threads)
+        failed = pyllama.NativeAssertionError("GGML_ASSERT(false) failed")
+        return {
+            output: failed if "logit-bias" in chains[output].names else token
+            for output, token in sampled.items()
+        }
 
-    monkeypatch.setattr(Sequence, "sample", asserting)
+    monkeypatch.setattr(pyllama, "sample_each", asserting)
     good = [request_of(tokens(seed, 40), max_tokens=30) for seed in range(4)]
-    bad = request_of(tokens(9, 40), seed=99)
+    bad = endless(9)
     with ThreadPoolExecutor(5) as threads:
         running = [threads.submit(scheduler.generate, request) for request in [*good, bad]]
         assert isinstance(running[-1].exception(), InferenceError)
