@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from dspy.lm15 import (
@@ -148,7 +148,7 @@ class LlamaCppEngine:
         self, cancelled: threading.Event | None, request: Request, noted: tuple[Adaptation, ...]
     ) -> Response | None:
         with self._admitted(request, noted) as call:
-            with closing(call.pieces(self._generator, cancelled)) as pieces:
+            with closing(call.pieces(self._generator, cancelled, whole=True)) as pieces:
                 for piece in pieces:
                     if isinstance(piece, GenerationResult):
                         return self._response(request, call, piece)
@@ -341,9 +341,11 @@ class _Call:
     adaptations: tuple[Adaptation, ...]
     sampled: int = 0
 
-    def pieces(self, generator: Generator, cancelled: threading.Event | None) -> PieceIterator:
-        """The completion piece by piece, with its tokens counted in `sampled`."""
-        pieces = generator.stream(self.request, cancelled)
+    def pieces(
+        self, generator: Generator, cancelled: threading.Event | None, *, whole: bool = False
+    ) -> PieceIterator:
+        """The completion piece by piece, or in one, with its tokens counted in `sampled`."""
+        pieces = generator.stream(replace(self.request, whole=whole), cancelled)
         try:
             for piece in pieces:
                 if isinstance(piece, GenerationResult):

@@ -25,6 +25,9 @@ DEFAULT_CONTEXT_LENGTH = 4096
 DEFAULT_CONTEXTS = 4
 """Requests of that length that there is memory for, where the user names no number."""
 
+MAX_GPU_CONTEXTS = 32
+"""As many on a GPU that has the memory: it gains much from computing many requests at once."""
+
 HOST = "host"
 """The name of the host's memory, beside those of devices."""
 
@@ -164,7 +167,9 @@ class HardwareManager:
         context_length  tokens of context; None for what the model was trained with, at most 4096
         n_gpu_layers    layers on the GPUs, negative for all, 0 for none; None for what fits
         n_contexts      requests of the full length that there is memory for at once, and as many
-                        more as are shorter; None for 4, or fewer where a CPU has no memory for them
+                        more as are shorter; None for 4, for fewer where a CPU has no memory for
+                        them, and for up to 32 where the model fits a GPU, as long as they and the
+                        model take no more than half of what is free there
 
         Raises InvalidParameterError for a number out of range, FileNotFoundError when there is no
         such file, pyllama.ModelLoadError for one that is no loadable model, and
@@ -205,7 +210,7 @@ class _Planner:
     ) -> None:
         self._path = path
         self._wanted = context_length
-        self._fewer_will_do = n_contexts is None
+        self._left_open = n_contexts is None
         self._n_contexts = n_contexts or DEFAULT_CONTEXTS
 
     def on(self, devices: Sequence[pyllama.Device], n_gpu_layers: int, why: str) -> Placement:
@@ -219,7 +224,7 @@ class _Planner:
     def on_cpu(self, why: str) -> Placement:
         """All of it in the host's memory, with fewer and smaller contexts if that is left open."""
         placement = self.on((), 0, why)
-        while self._fewer_will_do and not placement.fits and self._n_contexts > 1:
+        while self._left_open and not placement.fits and self._n_contexts > 1:
             self._n_contexts //= 2
             placement = self.on((), 0, why)
         if placement.fits or self._wanted is not None:
@@ -245,7 +250,7 @@ class _Planner:
         emptiest = max(here, key=lambda device: device.memory[0])
         placement = self.on([emptiest], -1, f"all of it fits {emptiest.name}")
         if placement.fits:
-            return placement
+            return self._with_more_contexts(placement) if self._left_open else placement
         length = placement.context_length
         try:
             fit = pyllama.memory_fit(
@@ -272,6 +277,17 @@ class _Planner:
             tensor_split=fit.tensor_split,
             tensor_buft_overrides=fit.tensor_buft_overrides,
         )
+
+    def _with_more_contexts(self, placement: Placement) -> Placement:
+        """The same, with as many contexts as leave half of the free memory to other models."""
+        why = placement.reasons[0]
+        while self._n_contexts < MAX_GPU_CONTEXTS:
+            self._n_contexts *= 2
+            larger = self.on(placement.devices, placement.n_gpu_layers, why)
+            if any(2 * taken > larger.free[name] for name, taken in larger.memory.items()):
+                break
+            placement = larger
+        return placement
 
     def _measure(
         self,
@@ -304,8 +320,9 @@ class _Planner:
     ) -> Placement:
         memories = {HOST: use.host}
         memories |= {memory.device.name: memory for memory in use.devices if memory.device}
+        n_computing = min(self._n_contexts, DEFAULT_CONTEXTS)  # the others share theirs
         taken = {
-            name: memory.model + self._n_contexts * (memory.context + memory.compute)
+            name: memory.model + self._n_contexts * memory.context + n_computing * memory.compute
             for name, memory in memories.items()
         }
         free = {name: memory.free for name, memory in memories.items()}

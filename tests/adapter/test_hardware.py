@@ -138,7 +138,7 @@ def test_a_model_that_fits_a_gpu_runs_on_the_emptiest(monkeypatch):
     machine = Machine(monkeypatch, busy, empty)
     plan = HardwareManager().plan("model.gguf")
     assert plan.devices == (empty,)
-    assert (plan.n_gpu_layers, plan.n_contexts) == (-1, 4)
+    assert (plan.n_gpu_layers, plan.n_contexts) == (-1, 32)
     assert plan.fits
     assert plan.memory == {HOST: 0, "CUDA1": 10 * GIB}
     assert machine.fitted == []
@@ -150,10 +150,24 @@ def test_a_gpu_of_this_machine_comes_before_a_larger_one_elsewhere(monkeypatch):
     assert [device.name for device in HardwareManager().plan("model.gguf").devices] == ["CUDA0"]
 
 
-def test_four_contexts_are_counted_on_a_gpu(monkeypatch):
+def test_contexts_are_counted_on_a_gpu(monkeypatch):
     Machine(monkeypatch, gpu("CUDA0"), key_bytes=2**12)
-    plan = HardwareManager().plan("model.gguf", context_length=1024)
+    plan = HardwareManager().plan("model.gguf", context_length=1024, n_contexts=4)
     assert plan.memory["CUDA0"] == 10 * GIB + 4 * 10 * 2**12 * 1024
+
+
+@pytest.mark.parametrize(
+    ("free", "n_contexts"), [(80, 32), (50, 16), (40, 16), (38, 8), (30, 8), (29, 4), (15, 4)]
+)
+def test_a_gpu_with_room_has_more_contexts_and_half_of_it_stays_free(monkeypatch, free, n_contexts):
+    # 10 GiB of weights, and 5/8 GiB for each context of 4096 tokens.
+    gpu0 = gpu("CUDA0", memory=(free * GIB, 80 * GIB))
+    Machine(monkeypatch, gpu0, key_bytes=2**14)
+    plan = HardwareManager().plan("model.gguf")
+    assert plan.n_contexts == n_contexts
+    assert plan.memory["CUDA0"] == 10 * GIB + n_contexts * 10 * 2**14 * 4096
+    assert f"with {n_contexts} contexts" in plan.reasons[1]
+    assert HardwareManager().plan("model.gguf", n_contexts=6).n_contexts == 6
 
 
 def test_a_model_too_large_for_one_gpu_is_spread_over_all(monkeypatch):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, Protocol
 
 from adapter.generation.sampling import Constraint, ReasoningBudget, Sampling
@@ -30,6 +31,8 @@ class GenerationRequest:
                       log-probabilities of all; None for none
     timeout           seconds that it may take from its arrival on; None for any time
     reasoning_budget  where the model's reasoning is to end at the latest
+    whole             the text may come as one piece, at the end: where nobody looks at pieces, no
+                      thread need be woken for each
     """
 
     prompt: tuple[int, ...]
@@ -42,6 +45,7 @@ class GenerationRequest:
     logprobs: int | None = None
     reasoning_budget: ReasoningBudget | None = None
     timeout: float | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,16 @@ class Delta:
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
     logprobs_complete: bool = True
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """One piece in place of one or more that follow each other."""
+    return Delta(
+        "".join(delta.text for delta in deltas),
+        tuple(chain.from_iterable(delta.token_ids for delta in deltas)),
+        tuple(chain.from_iterable(delta.logprobs for delta in deltas)),
+        deltas[-1].logprobs_complete,
+    )
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import pyllama
@@ -109,7 +110,7 @@ class Scheduler:
 
     def generate(self, request: GenerationRequest) -> GenerationResult:
         """Return the whole completion."""
-        *_, result = self.stream(request)
+        *_, result = self.stream(replace(request, whole=True))
         assert isinstance(result, GenerationResult)
         return result
 
@@ -453,6 +454,7 @@ class Scheduler:
             n_ctx=length * count,
             n_seq_max=count,
             n_batch=max(longest_call(self._chunk), count),
+            n_outputs_max=count,
             n_threads=self._n_threads,
             # Its sums depend on how many sequences a batch has, and on their lengths.
             flash_attn="disabled" if self._reproducible else "auto",

@@ -12,7 +12,7 @@ import pyllama
 from adapter.errors import RequestTimeoutError
 from adapter.generation.answer_writer import AnswerWriter
 from adapter.generation.blocks import BLOCK, block_hashes, last_border, n_reusable
-from adapter.generation.request import Delta, GenerationRequest, GenerationResult
+from adapter.generation.request import Delta, GenerationRequest, GenerationResult, joined
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class Sequence:
         self._vocab = vocab
         self._max_tokens = max_tokens
         self._writer: AnswerWriter | None = None
+        self._held: list[Delta] = []  # of an answer that is given whole
 
     @property
     def n_needed(self) -> int:
@@ -109,8 +110,7 @@ class Sequence:
     def write(self, token: int, context: pyllama.Context, index: int) -> None:
         """Go on with a token that was sampled from an output, and give the text to the caller."""
         assert self._writer is not None
-        for delta in self._writer.write(token, context, index):
-            self.events.put(delta)
+        self._give(self._writer.write(token, context, index))
         if self._writer.finish_reason is not None:
             self._finish(self._writer)
 
@@ -129,9 +129,15 @@ class Sequence:
 
     def _finish(self, writer: AnswerWriter) -> None:
         deltas, result = writer.finish(cache_read_tokens=self.n_cached)
+        self._give(deltas)
+        self._end(result)
+
+    def _give(self, deltas: list[Delta]) -> None:
+        if self.request.whole:
+            self._held += deltas
+            return
         for delta in deltas:
             self.events.put(delta)
-        self._end(result)
 
     def _end(self, last: Event) -> None:
         self.state = "ended"
@@ -143,4 +149,6 @@ class Sequence:
         )
         if self._writer is not None:
             self._writer.close()
+        if self._held:
+            self.events.put(joined(self._held))
         self.events.put(last)

@@ -347,6 +347,26 @@ def test_a_request_that_waits_has_its_time_too(model):
     scheduler.close()
 
 
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_a_whole_answer_is_one_piece(scheduler, logprobs):
+    request = replace(request_of(tokens(0, 30), max_tokens=20), logprobs=logprobs)
+    *pieces, result = scheduler.stream(request)
+    piece, same_result = scheduler.stream(replace(request, whole=True))
+    assert len(pieces) > 1
+    assert replace(result, cache_read_tokens=0) == replace(same_result, cache_read_tokens=0)
+    assert piece.text == "".join(each.text for each in pieces)
+    assert piece.token_ids == sum((each.token_ids for each in pieces), ())
+    assert piece.logprobs == sum((each.logprobs for each in pieces), ())
+
+
+def test_a_whole_answer_that_is_cancelled_says_what_it_took(scheduler):
+    """Its tokens count for whoever pays for them."""
+    cancelled = threading.Event()
+    threading.Timer(0.2, cancelled.set).start()
+    (piece,) = scheduler.stream(replace(endless(0), whole=True), cancelled)
+    assert len(piece.token_ids) > 0
+
+
 def test_each_request_is_one_line_of_the_log(scheduler, caplog):
     with caplog.at_level("DEBUG", "adapter.generation.sequence"):
         scheduler.generate(request_of(tokens(0, 30), max_tokens=5))
