@@ -9,17 +9,20 @@ matplotlib.
 
 The tasks, with greedy sampling:
 
-- predict: a ``dspy.Predict`` with five demos, ChatAdapter, 8 threads; through pyllama's own adapter
-  too, which no other engine has
+- predict: a ``dspy.Predict`` with five demos, ChatAdapter; through pyllama's own adapter too, which
+  no other engine has
 - json: the same through JSONAdapter with a schema
 - chat: one conversation of 20 turns
-- unrelated: 64 prompts that have nothing in common, 8 threads
+- unrelated: prompts that have nothing in common
 - pair: a prompt of 1,500 tokens, and a short one that comes 0.3 s later
 
+``--parallel`` sets how many threads ask, 8 if left out (one for a chat and a pair). ``--backend
+cuda`` or ``vulkan`` has pyllama and llama-server compute on its first GPU.
+
 The limit is the time that llama-batched-bench takes for what cannot be avoided: the beginning that
-prompts share once, each prompt's own tokens at their place in the context, and the answers, 8 at
-once. Each peer runs each task in a process of its own; with ``--rounds`` in turns, and figures are
-medians. Nothing else should run meanwhile.
+prompts share once, each prompt's own tokens at their place in the context, and the answers, as many
+at once as there are threads. Each peer runs each task in a process of its own; with ``--rounds`` in
+turns, and figures are medians. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import serve_peers
+
 import pyllama
 
 HERE = Path(__file__).resolve().parent
@@ -46,7 +51,6 @@ OWN = (
 )
 PEERS = (*OWN, "llama-server", "xllamacpp", "llama-cpp-python")
 THREADS = (1, 2, 4, 8, 16, 32)
-PARALLEL = 8
 TASKS = {"predict": 32, "json": 32, "chat": 20, "unrelated": 64, "pair": 1}
 """How many requests each has."""
 
@@ -58,7 +62,7 @@ Figures = dict[str, Any]
 
 class Rates(NamedTuple):
     """What llama-batched-bench measured: seconds for a prompt, by its length, and tokens a second
-    of decoding for 1 and for PARALLEL sequences."""
+    of decoding, by how many sequences."""
 
     prompt: dict[int, float]
     decode: dict[int, float]
@@ -71,7 +75,7 @@ def main() -> None:
     for task in given.tasks:
         for _ in range(given.rounds):
             for peer in asked_for(task, peers):
-                figures = measure(given, peer, task, threads_of(task), TASKS[task])
+                figures = measure(given, peer, task, threads_of(given, task), count_of(given, task))
                 results.setdefault((peer, task), []).append(figures)
     print(describe(given))
     for task in given.tasks:
@@ -91,6 +95,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peers-python", help="an interpreter that has the peers")
     parser.add_argument("--model", type=Path, help="a GGUF file; SmolLM2-135M if left out")
     parser.add_argument("--cores", type=int, default=pyllama.cpu_math_cores())
+    parser.add_argument("--backend", choices=["cuda", "vulkan"], help="the CPU if left out")
+    parser.add_argument("--parallel", type=int, default=8, help="threads that ask")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--plot", type=Path, help="a PNG file")
@@ -104,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def available(peer: str, given: argparse.Namespace) -> bool:
     """Whether a peer is there to be measured."""
-    return peer == "llama-server" or bool(given.peers_python)
+    return peer == "llama-server" or (bool(given.peers_python) and not given.backend)
 
 
 def asked_for(task: str, peers: list[str]) -> list[str]:
@@ -112,9 +118,14 @@ def asked_for(task: str, peers: list[str]) -> list[str]:
     return [peer for peer in peers if task == "predict" or "Adapter" not in peer]
 
 
-def threads_of(task: str) -> int:
+def threads_of(given: argparse.Namespace, task: str) -> int:
     """How many threads ask."""
-    return 1 if task in ("chat", "pair") else 8
+    return 1 if task in ("chat", "pair") else int(given.parallel)
+
+
+def count_of(given: argparse.Namespace, task: str) -> int:
+    """How many requests there are: each thread asks four times at least."""
+    return TASKS[task] if task in ("chat", "pair") else max(TASKS[task], 4 * given.parallel)
 
 
 def measure(given: argparse.Namespace, peer: str, task: str, threads: int, count: int) -> Figures:
@@ -125,7 +136,8 @@ def measure(given: argparse.Namespace, peer: str, task: str, threads: int, count
         *(python, HERE / "serve_worker.py", "--peer", peer, "--task", task),
         *("--model", given.model, "--server", given.llama_cpp_bin / "llama-server"),
         *("--cores", str(given.cores), "--threads", str(threads)),
-        *("--parallel", str(PARALLEL), "--count", str(count)),
+        *("--parallel", str(given.parallel), "--count", str(count)),
+        *(("--backend", given.backend) if given.backend else ()),
     ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
@@ -199,9 +211,9 @@ def limit(given: argparse.Namespace, task: str, own: Figures) -> float:
     if task == "chat":  # one prompt that grows, and its answers
         longest, n_own = round(own["unique_tokens"]), 0.0
         shared = longest
-    parallel = 1 if task == "chat" else PARALLEL
+    parallel = 1 if task == "chat" else given.parallel
     lengths = sorted({max(16, longest - round(n_own)), max(16, longest), max(16, shared)})
-    rates = batched_bench(given, lengths, longest)
+    rates = batched_bench(given, lengths, longest, parallel)
     first = rates.prompt[max(16, shared)] if shared else 0.0
     begin = longest - round(n_own)
     each = rates.prompt[max(16, longest)] - (rates.prompt[max(16, begin)] if begin > 15 else 0.0)
@@ -210,17 +222,19 @@ def limit(given: argparse.Namespace, task: str, own: Figures) -> float:
     return seconds
 
 
-def batched_bench(given: argparse.Namespace, lengths: list[int], depth: int) -> Rates:
+def batched_bench(
+    given: argparse.Namespace, lengths: list[int], depth: int, parallel: int
+) -> Rates:
     """The rates of llama.cpp alone, for prompts of these lengths and answers after the last."""
     command = [
-        *(given.llama_cpp_bin / "llama-batched-bench", "-m", given.model, "-c", "32768"),
+        *(given.llama_cpp_bin / "llama-batched-bench", "-m", given.model),
+        *("-c", str(4096 * given.parallel), *serve_peers.placed(given.backend)),
         *("-t", str(given.cores), "--output-format", "jsonl", "-ntg", "32"),
     ]
     prompt, decode = {}, {}
     for length in lengths:
         prompt[length] = run_bench(command, length, 1)["t_pp"]
-    for parallel in (1, PARALLEL):
-        decode[parallel] = run_bench(command, depth, parallel)["speed_tg"]
+    decode[parallel] = run_bench(command, depth, parallel)["speed_tg"]
     return Rates(prompt, decode)
 
 

@@ -22,7 +22,9 @@ import dspy
 from dspy.adapters import Adapter
 from dspy.lm15 import Config, Message, Request, Response, TextPart, Usage
 
-N_CTX = 16 * 1024  # for all requests together
+import pyllama
+
+N_CTX = 2 * 1024  # for each of the requests that are answered at once
 
 
 class Options(NamedTuple):
@@ -32,6 +34,20 @@ class Options(NamedTuple):
     threads: int
     parallel: int
     server: str = ""
+    backend: str | None = None
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of all requests together."""
+        return N_CTX * self.parallel
+
+
+def placed(backend: str | None) -> tuple[str, ...]:
+    """How llama.cpp's programs are told where to compute."""
+    if backend is None:
+        return ("-dev", "none")
+    (device, *_) = pyllama.backend_devices(backend)
+    return ("-dev", device.name, "-ngl", "99", "-fa", "on")
 
 
 Messages = list[dict[str, Any]]
@@ -68,13 +84,14 @@ class Pyllama(Peer):
         own_adapter: bool = False,
         reproducible: bool = True,
     ) -> None:
-        from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool
+        from adapter import HardwareManager, LlamaCppAdapter, LlamaCppConfig, ModelPool
 
         path = Path(options.model)
         self.pool = ModelPool(
             path.parent,
-            context_length=N_CTX // 4,
-            max_contexts=4,
+            context_length=2 * N_CTX,
+            max_contexts=options.parallel // 2,
+            hardware=HardwareManager(backend=options.backend or "cpu"),
             reproducible=reproducible,
         )
         self.loaded = loaded = self.pool.load_model(path.stem)
@@ -114,7 +131,8 @@ class LlamaServer(Peer):
     def __init__(self, options: Options) -> None:
         command = [
             *(options.server, "-m", options.model, "-t", str(options.threads)),
-            *("-np", str(options.parallel), "-c", str(N_CTX), "--no-webui"),
+            *("-np", str(options.parallel), "-c", str(options.n_ctx), "--no-webui"),
+            *placed(options.backend),
             *("--host", "127.0.0.1", "--port", "0"),
         ]
         self.process = subprocess.Popen(
@@ -162,7 +180,7 @@ class XLlamaCpp(Peer):
 
         parameters = xllamacpp.CommonParams()
         parameters.model.path = options.model
-        parameters.n_ctx = N_CTX
+        parameters.n_ctx = options.n_ctx
         parameters.n_parallel = options.parallel
         parameters.cpuparams.n_threads = options.threads
         parameters.cpuparams_batch.n_threads = options.threads
@@ -181,7 +199,7 @@ class LlamaCppPython(Peer):
         from llama_cpp import Llama
 
         llama = Llama(
-            options.model, n_ctx=N_CTX // 4, n_threads=options.threads,
+            options.model, n_ctx=2 * N_CTX, n_threads=options.threads,
             n_threads_batch=options.threads, verbose=False,
         )  # fmt: skip
         self.lock = threading.Lock()

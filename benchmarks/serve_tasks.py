@@ -14,7 +14,6 @@ from typing import Any, Literal
 import dspy
 from dspy.adapters import Adapter
 
-N_QUESTIONS, N_UNRELATED, N_TURNS = 64, 64, 20
 SHORT_ANSWER, LONG_ANSWER = 96, 48
 TURN = 40
 
@@ -75,11 +74,11 @@ def program() -> dspy.Predict:
     return predict
 
 
-def unrelated() -> list[str]:
+def unrelated(count: int) -> list[str]:
     """Prompts that have nothing in common but the chat template."""
     draw = random.Random(1)
     prompts = []
-    for index in range(N_UNRELATED):
+    for index in range(count):
         words = [draw.choice(SUBJECTS) for _ in range(8)]
         prompts.append(f"{words[0].capitalize()} ({index}): write of " + ", and of ".join(words))
     return prompts
@@ -128,7 +127,7 @@ def unrelated_task(lm: dspy.LM, threads: int, count: int) -> int:
         ask(lm, [{"role": "user", "content": prompt}], LONG_ANSWER)
 
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(answer, unrelated()[:count]))
+        list(pool.map(answer, unrelated(count)))
     return 0
 
 

@@ -47,8 +47,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--parallel", type=int, required=True)
     parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--backend")
     given = parser.parse_args()
-    peer = PEERS[given.peer](Options(given.model, given.cores, given.parallel, given.server))
+    peer = PEERS[given.peer](
+        Options(given.model, given.cores, given.parallel, given.server, given.backend)
+    )
     try:
         warm_up(peer)
         figures = pair(peer) if given.task == "pair" else throughput(peer, given)
@@ -136,7 +139,7 @@ def n_common(one: Sequence[int], other: Sequence[int]) -> int:
 
 def further_prompts(_peer: Peer, _count: int) -> list[Messages]:
     """Prompts that have nothing in common with those before."""
-    return [user(f"Again. {text}") for text in unrelated()[:N_STREAMED]]
+    return [user(f"Again. {text}") for text in unrelated(N_STREAMED)]
 
 
 def user(text: str) -> Messages:
