@@ -262,8 +262,11 @@ def measure_batched(
             for seq_id, token in enumerate(tokens):
                 batch.add(token, pos, (seq_id,), output=True)
             context.decode(batch)
-            if chains:
+            if attach:
                 tokens[:] = [chains[seq_id].sample(context, seq_id) for seq_id in range(count)]
+            elif chains:
+                sampled = pyllama.sample_each(context, chains).values()
+                tokens[:] = [token for token in sampled if isinstance(token, int)]
             else:
                 context.synchronize()
 

@@ -124,8 +124,10 @@ def threads_of(given: argparse.Namespace, task: str) -> int:
 
 
 def count_of(given: argparse.Namespace, task: str) -> int:
-    """How many requests there are: each thread asks four times at least."""
-    return TASKS[task] if task in ("chat", "pair") else max(TASKS[task], 4 * given.parallel)
+    """How many requests there are: a GPU answers more in the same time."""
+    if task in ("chat", "pair"):
+        return TASKS[task]
+    return 16 * int(given.parallel) if given.backend else max(TASKS[task], 4 * given.parallel)
 
 
 def measure(given: argparse.Namespace, peer: str, task: str, threads: int, count: int) -> Figures:

@@ -56,14 +56,18 @@ class Slots:
         )
 
     def to_overwrite(self, hashes: BlockHashes) -> Slot:
-        """The free slot for a prompt: the one that shares most with it, or else holds least.
+        """The free slot for a prompt: the one that shares most with it.
 
-        Of several, the one that was used longest ago.
+        Of several, one beside slots that are taken: llama.cpp computes sequences together whose
+        numbers follow each other, and those behind a gap in a call of their own. Then the one that
+        holds least, and was used longest ago.
         """
+        taken = {slot.seq_id for slot in self.taken}
         return max(
             self.free,
             key=lambda slot: (
                 n_shared(slot.held, hashes),
+                len(taken & {slot.seq_id - 1, slot.seq_id + 1}),
                 -len(slot.held),
                 -slot.last_used,
             ),
