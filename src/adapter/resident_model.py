@@ -117,6 +117,7 @@ class ResidentModel:
             cache_bytes=MAX_KEPT_BYTES,
             reproducible=self._reproducible,
             chunk=self._chunk,
+            mixed=bool(placement.devices),
             metrics=metrics,
             prefix_folder=prefixes,
         )

@@ -115,10 +115,11 @@ def test_react_v2_ends_with_a_forced_submit(calling, tools):
     assert found.termination_reason == "forced_submit"
 
 
-def test_react_calls_two_tools_as_fields(smollm2_adapter, tools, called, monkeypatch):
+def test_react_calls_two_tools_as_fields(calling, tools, called, monkeypatch):
     monkeypatch.setitem(CITIES, "Bob", "London")  # names that this model copies without a slip
     monkeypatch.setitem(CITIES, "Eve", "Berlin")
-    smollm2_adapter(max_tokens=40)
+    config = LlamaCppConfig(calling.name, temperature=0.0, max_tokens=40)
+    adapter = LlamaCppAdapter.from_loaded_model(calling, config)
     agent = dspy.ReAct("question -> answer", tools=tools, max_iters=3)
     agent.react.demos = [step for person in ("Ann", "Bob") for step in trajectory(person)]
     agent.extract.predict.demos = [
@@ -133,7 +134,8 @@ def test_react_calls_two_tools_as_fields(smollm2_adapter, tools, called, monkeyp
             ("Bob", "fog", f"{trajectory('Bob')[-1]['trajectory']}\n{DONE}"),
         ]
     ]
-    found = agent(question=question("Eve"))
+    with dspy.context(lm=adapter.lm, adapter=adapter):
+        found = agent(question=question("Eve"))
     assert called == [("city_of", "Eve"), ("weather_in", "Berlin")]
     assert found.answer == "snow"
 

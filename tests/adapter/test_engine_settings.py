@@ -91,14 +91,16 @@ def test_log_probabilities_are_those_of_the_models_logits(on_cpu):
     assert "".join(told.token for told in response.logprobs) == response.text
 
 
-def test_the_stream_tells_the_same_log_probabilities(engine):
+def test_the_stream_tells_the_same_log_probabilities(on_cpu):
+    engine, _ = on_cpu
     request = request_to(engine, "Say hello.", logprobs=1)
     deltas = [event.delta for event in engine.stream(request) if event.type == "delta"]
     streamed = tuple(one for delta in deltas for one in delta.logprobs)
     assert streamed == engine.complete(request).logprobs
 
 
-def test_dspys_lm_gives_the_log_probabilities_as_they_are(engine):
+def test_dspys_lm_gives_the_log_probabilities_as_they_are(on_cpu):
+    engine, _ = on_cpu
     lm = dspy.LM(engine.model, engine=engine)
     asked = request_to(engine, "Say hello.", logprobs=2)
     assert lm(asked).logprobs == engine.complete(asked).logprobs

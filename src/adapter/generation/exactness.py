@@ -36,7 +36,7 @@ class Exactness:
     It is found out once, when it is first asked for. No trial is a proof, so answers stay below
     what was tried.
 
-    :param make: makes a context of a length in tokens for a number of sequences.
+    :param make: makes a context for a number of tokens and of sequences.
     :param reproducible: whether bytes matter; where they do not, everything is allowed.
     """
 
@@ -50,7 +50,7 @@ class Exactness:
         if not self._reproducible:
             return count
         if count not in self._sizes:
-            with self._make(CHUNK, count) as context:
+            with self._make(CHUNK * count, count) as context:
                 self._sizes[count] = exact_batch_size(context, range(count))
         return self._sizes[count]
 

@@ -3,6 +3,8 @@
 A context gives each of its sequences memory of the same length. One context for the longest
 request would waste memory on all others, or hold few of them; so there are lanes, each a context
 with sequences of one length, made when first needed.
+
+Where sequences may share one memory there is one lane, whose cells go to whoever needs them.
 """
 
 from __future__ import annotations
@@ -23,32 +25,39 @@ SHORTEST = 1024
 
 @dataclass(eq=False)
 class Lane:
-    """A context, its sequences and its batches."""
+    """A context, its sequences and its batch."""
 
     context: pyllama.Context
     slots: Slots
     length: int
+    n_cells: int
     last_used: int = 0
-    prompt_batch: pyllama.Batch = field(init=False)
-    step_batch: pyllama.Batch = field(init=False)
+    batch: pyllama.Batch = field(init=False)
 
     def __post_init__(self) -> None:
-        self.prompt_batch = pyllama.Batch(self.context.n_batch)
-        self.step_batch = pyllama.Batch(self.slots.count)
+        self.batch = pyllama.Batch(self.context.n_batch)
 
     @property
-    def n_cells(self) -> int:
-        """Tokens that all its sequences hold together."""
-        return self.length * self.slots.count
+    def n_promised(self) -> int:
+        """Tokens that its requests may come to hold."""
+        return sum(slot.sequence.n_needed for slot in self.slots.taken if slot.sequence)
+
+    def has_room(self, sequence: Sequence) -> bool:
+        """Whether a request can begin here."""
+        if not self.slots.free:
+            return False
+        shared = self.n_cells < self.length * self.slots.count
+        return not shared or self.n_promised + sequence.n_needed <= self.n_cells
 
 
 class Lanes:
     """The lanes of a model, within a budget of tokens.
 
-    :param make: makes the context of a number of sequences of some length.
+    :param make: makes a context for a number of tokens and of sequences.
     :param longest: tokens that the longest sequences hold.
     :param n_cells: tokens that all lanes may hold together; one sequence of any length always fits.
     :param max_sequences: the most sequences of one lane.
+    :param unified: have one lane, whose sequences share its memory.
     """
 
     def __init__(
@@ -58,7 +67,9 @@ class Lanes:
         longest: int,
         n_cells: int,
         max_sequences: int,
+        unified: bool = False,
     ) -> None:
+        self._unified = unified
         self._make = make
         self._longest = longest
         self._n_cells = max(n_cells, longest)
@@ -76,11 +87,11 @@ class Lanes:
         """
         length = self._length(sequence.n_needed)
         lane = self._lanes.get(length) or self._open(length)
-        if lane is None or not lane.slots.free:
+        if lane is None or not lane.has_room(sequence):
             longer = [
                 other
                 for other in self._lanes.values()
-                if other.length > length and other.slots.free
+                if other.length > length and other.has_room(sequence)
             ]
             lane = min(longer, key=lambda other: other.length, default=None)
         if lane is not None:
@@ -99,12 +110,16 @@ class Lanes:
             self._close(lane)
 
     def _length(self, needed: int) -> int:
+        if self._unified:
+            return self._longest
         length = SHORTEST
         while length < needed:
             length *= 2
         return min(length, self._longest)
 
     def _open(self, length: int) -> Lane | None:
+        if self._unified:
+            return self._add(length, self._max_sequences, self._n_cells)
         # Half of the budget for each lane, so that two lengths can be in use at once.
         count = min(self._max_sequences, max(1, self._n_cells // 2 // length))
         idle = [lane for lane in self._lanes.values() if not lane.slots.taken]
@@ -115,10 +130,11 @@ class Lanes:
             in_use -= lane.n_cells
             self._close(lane)
         count = min(count, (self._n_cells - in_use) // length)
-        if count < 1:
-            return None
-        lane = Lane(self._make(length, count), Slots(count), length)
-        logger.info("a lane of %d sequences of %d tokens", count, length)
+        return None if count < 1 else self._add(length, count, length * count)
+
+    def _add(self, length: int, count: int, n_cells: int) -> Lane:
+        lane = Lane(self._make(n_cells, count), Slots(count), length, n_cells)
+        logger.info("a lane of %d sequences of %d tokens, of %d in all", count, length, n_cells)
         self._lanes[length] = lane
         return lane
 

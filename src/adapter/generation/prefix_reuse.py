@@ -16,6 +16,9 @@ from adapter.generation.slots import Slot
 
 logger = logging.getLogger(__name__)
 
+MAX_IDLE = 8192
+"""Tokens that are left in a shared memory for requests to come."""
+
 WORTH_KEEPING = 128
 """Tokens of a prompt that are saved before others take their place: the end of one rarely is."""
 
@@ -96,6 +99,25 @@ class PrefixReuse:
         borders = {self.shared(sequence.hashes, other) for other in waiting}
         if sequence.n_computed_blocks in borders | {sequence.n_to_border}:
             self._save(lane, slot, slot.held)
+
+    def trim(self, lane: Lane, slot: Slot) -> None:
+        """Leave of a slot that becomes free what it holds of prompts."""
+        if not self._rolls_back:
+            slot.held = ()  # its memory serves nobody
+        self._cut(lane, slot, len(slot.held))
+
+    def make_room(self, lane: Lane) -> None:
+        """Empty free slots of a shared memory, but for those used last.
+
+        What its requests may need must be there, and attention goes over all that is in memory.
+        """
+        left = lane.n_cells - lane.n_promised
+        blocks: set[bytes] = set()
+        for slot in sorted(lane.slots.free, key=lambda slot: -slot.last_used):
+            left -= len(slot.held) * BLOCK
+            blocks.update(slot.held)
+            if left < 0 or len(blocks) * BLOCK > MAX_IDLE:
+                self._cut(lane, slot, 0)
 
     def keep_all(self, lanes: Iterable[Lane]) -> None:
         """Save for later processes what the slots hold."""

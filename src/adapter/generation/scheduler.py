@@ -12,12 +12,13 @@ from functools import partial
 
 import pyllama
 from adapter.errors import ContextTooLongError, ModelNotLoadedError, QueueFullError
+from adapter.generation.answer_writer import LONGEST_RUN
 from adapter.generation.blocks import CHUNK, block_hashes, longest_call
 from adapter.generation.exactness import Exactness, groups
 from adapter.generation.failures import translated
 from adapter.generation.lanes import Lane, Lanes
 from adapter.generation.metrics import Metrics
-from adapter.generation.prefill import compute_call
+from adapter.generation.mixed_batch import Part, choose_parts, fill
 from adapter.generation.prefix_cache import PrefixCache
 from adapter.generation.prefix_folder import PrefixFolder
 from adapter.generation.prefix_reuse import PrefixReuse, rolls_back
@@ -52,6 +53,8 @@ class Scheduler:
     :param reproducible: keep the bytes of each request independent of the others, at the cost of
         flash attention, of batches that change them, and of answers that are not reused.
     :param chunk: tokens of a prompt that are computed at once.
+    :param mixed: compute all that there is in one batch, with one memory for all sequences: what a
+        GPU is fastest with. Bytes do not stay then.
     :param metrics: counts what it does.
     :param prefix_folder: keeps beginnings of prompts for other processes.
     """
@@ -68,6 +71,7 @@ class Scheduler:
         cache_bytes: int,
         reproducible: bool,
         chunk: int = CHUNK,
+        mixed: bool = False,
         metrics: Metrics | None = None,
         prefix_folder: PrefixFolder | None = None,
     ) -> None:
@@ -76,12 +80,17 @@ class Scheduler:
         self._n_threads = n_threads
         self._max_queued = max_queued
         self._reproducible = reproducible
+        self._mixed = mixed
         self._rolls_back = rolls_back(model)
         # A state that cannot be cut back is saved where a call ends.
         self._chunk = chunk if self._rolls_back else CHUNK
         self._exactness = Exactness(self._make_context, reproducible=reproducible)
         self._lanes = Lanes(
-            self._make_context, longest=context_length, n_cells=n_cells, max_sequences=max_sequences
+            self._make_context,
+            longest=context_length,
+            n_cells=n_cells,
+            max_sequences=max_sequences,
+            unified=mixed,
         )
         saved = PrefixCache(cache_bytes, rolls_back=self._rolls_back)
         self._prefixes = PrefixReuse(model, saved, self._exactness, prefix_folder)
@@ -218,9 +227,13 @@ class Scheduler:
         """Admit what has room, compute a chunk, decode a token of each sequence, score a group."""
         self._drop_finished()
         self._admit()
-        self._prefill_one_chunk()
+        if not self._mixed:
+            self._prefill_one_chunk()
         for lane in self._lanes:
-            self._decode(lane)
+            if self._mixed:
+                self._compute_all(lane)
+            else:
+                self._decode(lane)
         self._scoring.step()
         self._measure()
 
@@ -298,6 +311,8 @@ class Scheduler:
                     self._release(lane, slot)
                     return
                 sequence.n_past = sequence.n_cached = self._prefixes.bring(lane, slot, sequence)
+                if self._mixed:
+                    self._prefixes.make_room(lane)
         except Exception as error:
             self._fail(lane, slot, error)
             return
@@ -308,35 +323,10 @@ class Scheduler:
 
     def _prefill_one_chunk(self) -> None:
         """Compute the next tokens of the next prompt; prompts take turns."""
-        if not self._prefilling:
-            return
-        lane, slot = self._prefilling.popleft()
-        sequence = slot.sequence
-        if sequence is None or sequence.state != "prefilling":
-            return
-        tokens, begin = sequence.tokens, sequence.n_past
-        try:
-            with translated():
-                end = compute_call(
-                    lane.context,
-                    lane.prompt_batch,
-                    tokens,
-                    begin,
-                    chunk=self._chunk,
-                    seq_id=slot.seq_id,
-                )
-                sequence.n_past = end
-                self.metrics.computed(end - begin)
-                slot.held = sequence.hashes[: sequence.n_computed_blocks]
-                if end < len(tokens):
-                    self._prefixes.checkpoint(lane, slot, list(self._queue))
-                    self._prefilling.append((lane, slot))
-                else:
-                    sequence.state = "running"
-                    self._write(lane, slot, sequence.chain.sample(lane.context), -1)
-                    self.metrics.began(time.monotonic() - sequence.arrived)
-        except Exception as error:
-            self._fail(lane, slot, error)
+        if self._prefilling:
+            lane, slot = self._prefilling[0]
+            room = lane.context.n_batch
+            self._compute(lane, choose_parts([], [slot], room=room, chunk=self._chunk))
 
     def _decode(self, lane: Lane) -> None:
         """Decode what each running sequence has written last, and sample the next token.
@@ -344,77 +334,82 @@ class Scheduler:
         Where that is one token, those of all sequences together; more, which a grammar forced, in
         a call for each sequence, as for a prompt.
         """
-        running = [
-            slot
-            for slot in lane.slots.taken
-            if slot.sequence is not None
-            and slot.sequence.state == "running"
-            and slot.sequence.n_uncomputed
-        ]
-        single = [slot for slot in running if slot.sequence and slot.sequence.n_uncomputed == 1]
-        several = [slot for slot in running if slot not in single]
+        room = (LONGEST_RUN + 1) * lane.slots.count
+        parts = choose_parts(lane.slots.running, [], room=room, chunk=self._chunk)
+        single = [part for part in parts if part.n_tokens == 1]
+        several = [part for part in parts if part.n_tokens > 1]
         size = self._exactness.batch_size(lane.slots.count) if len(single) > 1 else 1
         for group in (*groups(single, size), *groups(several, 1)):
-            self._decode_group(lane, [slot for slot in group if slot.sequence is not None])
+            self._compute(lane, group)
 
-    def _decode_group(self, lane: Lane, group: list[Slot]) -> None:
-        """Decode the sequences' last tokens in one call: one of each, or several of a single."""
-        if not group:
+    def _compute_all(self, lane: Lane) -> None:
+        """Decode what running sequences have written, beside what there is room for of prompts."""
+        prompts = [slot for other, slot in self._prefilling if other is lane]
+        room = lane.context.n_batch
+        self._compute(lane, choose_parts(lane.slots.running, prompts, room=room, chunk=self._chunk))
+
+    def _compute(self, lane: Lane, parts: list[Part]) -> None:
+        """Compute these in one call, and sample the next token of those that are whole then."""
+        parts = [part for part in parts if part.slot.sequence is part.sequence]
+        if not parts:
             return
-        batch = lane.step_batch if len(group) > 1 else lane.prompt_batch
-        batch.clear()
+        n_running = sum(part.sequence.state == "running" for part in parts)
         try:
             with translated():
-                for slot in group:
-                    sequence = slot.sequence
-                    assert sequence is not None
-                    last = sequence.n_past + sequence.n_uncomputed - 1
-                    for pos, token in enumerate(sequence.uncomputed, sequence.n_past):
-                        batch.add(token, pos, (slot.seq_id,), output=pos == last)
-                lane.context.decode(batch)
+                outputs = fill(lane.batch, parts)
+                lane.context.decode(lane.batch)
         except Exception as error:
-            if len(group) == 1:
-                self._fail(lane, group[0], error)
+            if len(parts) == 1:
+                self._fail(lane, parts[0].slot, error)
                 return
-            for slot in group:  # one of them may be to blame
-                if slot.sequence is not None:
-                    self._decode_group(lane, [slot])
+            for part in parts:  # one of them may be to blame
+                self._compute(lane, [part])
             return
-        self.metrics.stepped(len(group))
-        for slot in group:
-            assert slot.sequence is not None
-            slot.sequence.n_past += slot.sequence.n_uncomputed
-        self._sample(lane, group)
+        if n_running:
+            self.metrics.stepped(n_running)
+        for part in parts:
+            if part.sequence.state == "prefilling":
+                self._prefilled(lane, part)
+            part.sequence.n_past = part.end
+        self._sample(lane, outputs)
 
-    def _sample(self, lane: Lane, group: list[Slot]) -> None:
-        """Sample the next token of each sequence of the last call."""
-        outputs = range(len(group)) if len(group) > 1 else (-1,)
-        sequences = [slot.sequence for slot in group if slot.sequence is not None]
-        chains = {
-            output: sequence.chain for output, sequence in zip(outputs, sequences, strict=True)
-        }
+    def _prefilled(self, lane: Lane, part: Part) -> None:
+        """Take note of what is in memory of a prompt now, and let the next one have its turn."""
+        slot, sequence = part.slot, part.sequence
+        self.metrics.computed(part.end - sequence.n_past)
+        sequence.n_past = part.end
+        slot.held = sequence.hashes[: sequence.n_computed_blocks]
+        self._prefilling.remove((lane, slot))
+        if not part.gives_output:
+            self._prefixes.checkpoint(lane, slot, list(self._queue))
+            self._prefilling.append((lane, slot))
+
+    def _sample(self, lane: Lane, outputs: Mapping[int, Part]) -> None:
+        """Sample the next token of each sequence that has an output."""
+        chains = {output: part.sequence.chain for output, part in outputs.items()}
         sampled: Mapping[int, int | Exception]
         try:
             with translated():
                 sampled = pyllama.sample_each(lane.context, chains, n_threads=self._n_threads)
         except Exception as error:  # a server that was lost
             sampled = dict.fromkeys(outputs, error)
-        for slot, (output, outcome) in zip(group, sampled.items(), strict=True):
-            if slot.sequence is None:
+        for output, part in outputs.items():
+            if part.slot.sequence is not part.sequence:
                 continue  # one before it took the lane down
             try:
                 with translated():
-                    if isinstance(outcome, Exception):
-                        raise outcome
-                    self._write(lane, slot, outcome, output)
+                    self._go_on(lane, part, sampled[output], output)
             except Exception as error:
-                self._fail(lane, slot, error)
+                self._fail(lane, part.slot, error)
 
-    def _write(self, lane: Lane, slot: Slot, token: int, output: int) -> None:
-        """Go on with a sampled token."""
-        sequence = slot.sequence
-        assert sequence is not None
-        sequence.write(token, lane.context, output)
+    def _go_on(self, lane: Lane, part: Part, outcome: int | Exception, output: int) -> None:
+        """Write a token that was sampled."""
+        if isinstance(outcome, Exception):
+            raise outcome
+        sequence, slot = part.sequence, part.slot
+        if sequence.state == "prefilling":
+            self.metrics.began(time.monotonic() - sequence.arrived)
+        sequence.write(outcome, lane.context, output)
         if sequence.state == "ended":
             self.metrics.ended(time.monotonic() - sequence.arrived, sequence.n_written)
             if self._rolls_back and not self._reproducible:
@@ -436,6 +431,8 @@ class Scheduler:
     def _release(self, lane: Lane, slot: Slot) -> None:
         if (lane, slot) in self._prefilling:
             self._prefilling.remove((lane, slot))
+        if self._mixed and lane.context.usable:
+            self._prefixes.trim(lane, slot)
         lane.slots.give_back(slot)
 
     def _end_all(self, error: BaseException) -> None:
@@ -448,14 +445,15 @@ class Scheduler:
         for lane, slot in self._occupied():
             self._fail(lane, slot, error)
 
-    def _make_context(self, length: int, count: int) -> pyllama.Context:
+    def _make_context(self, n_cells: int, count: int) -> pyllama.Context:
         return pyllama.Context(
             self._model,
-            n_ctx=length * count,
+            n_ctx=n_cells,
             n_seq_max=count,
             n_batch=max(longest_call(self._chunk), count),
             n_outputs_max=count,
             n_threads=self._n_threads,
+            kv_unified=self._mixed,
             # Its sums depend on how many sequences a batch has, and on their lengths.
             flash_attn="disabled" if self._reproducible else "auto",
         )

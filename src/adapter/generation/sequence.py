@@ -80,9 +80,21 @@ class Sequence:
         return (*self.request.prompt, *answer)
 
     @property
+    def n_tokens(self) -> int:
+        """Those of the prompt and of the answer so far."""
+        return len(self.request.prompt) + self.n_written
+
+    @property
     def n_uncomputed(self) -> int:
         """Tokens that are not in memory yet."""
-        return len(self.request.prompt) + self.n_written - self.n_past
+        return self.n_tokens - self.n_past
+
+    def tokens_between(self, begin: int, end: int) -> list[int]:
+        """Some of the prompt's and the answer's tokens."""
+        prompt = self.request.prompt
+        answer = [] if self._writer is None else self._writer.tokens
+        n_prompt = len(prompt)
+        return [*prompt[begin:end], *answer[max(0, begin - n_prompt) : max(0, end - n_prompt)]]
 
     @property
     def uncomputed(self) -> list[int]:
@@ -110,6 +122,7 @@ class Sequence:
     def write(self, token: int, context: pyllama.Context, index: int) -> None:
         """Go on with a token that was sampled from an output, and give the text to the caller."""
         assert self._writer is not None
+        self.state = "running"
         self._give(self._writer.write(token, context, index))
         if self._writer.finish_reason is not None:
             self._finish(self._writer)

@@ -45,6 +45,11 @@ class Slots:
         return [slot for slot in self.slots if slot.sequence is not None]
 
     @property
+    def running(self) -> list[Slot]:
+        """Those whose request's prompt is in memory."""
+        return [slot for slot in self.taken if slot.sequence and slot.sequence.state == "running"]
+
+    @property
     def free(self) -> list[Slot]:
         """Those without."""
         return [slot for slot in self.slots if slot.sequence is None]

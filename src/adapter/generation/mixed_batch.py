@@ -1,0 +1,74 @@
+"""One batch of all that there is to compute: answers' last tokens, and pieces of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyllama
+from adapter.generation.blocks import CHUNK, call_end
+from adapter.generation.sequence import Sequence
+from adapter.generation.slots import Slot
+
+LEAST_PIECE = 32
+"""Tokens of a prompt that are worth a place in a batch, unless they are its last."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A slot's tokens in a batch: those from what is in memory up to ``end``."""
+
+    slot: Slot
+    sequence: Sequence
+    end: int
+
+    @property
+    def n_tokens(self) -> int:
+        """How many are to be computed."""
+        return self.end - self.sequence.n_past
+
+    @property
+    def gives_output(self) -> bool:
+        """Whether a token can be sampled after it."""
+        return self.end == self.sequence.n_tokens
+
+
+def choose_parts(
+    running: Iterable[Slot], prompts: Iterable[Slot], *, room: int, chunk: int
+) -> list[Part]:
+    """What of these goes into a batch of so many tokens: answers first, then prompts in turn.
+
+    :param chunk: the most tokens of one prompt. One that may end anywhere is cut to the room.
+    """
+    parts = []
+    for slot in [*running, *prompts]:
+        sequence = slot.sequence
+        if sequence is None:
+            continue
+        end = sequence.n_tokens
+        if sequence.state == "prefilling":
+            end = call_end(end, sequence.n_past, chunk)
+        size = end - sequence.n_past
+        if size > room and sequence.state == "prefilling" and chunk > CHUNK:
+            size = room if room >= LEAST_PIECE else 0
+        if 0 < size <= room:
+            parts.append(Part(slot, sequence, sequence.n_past + size))
+            room -= size
+    return parts
+
+
+def fill(batch: pyllama.Batch, parts: Iterable[Part]) -> dict[int, Part]:
+    """Put the parts into an empty batch; return by output those after which one is sampled."""
+    batch.clear()
+    outputs = {}
+    for part in parts:
+        sequence, n_past = part.sequence, part.sequence.n_past
+        batch.add_tokens(
+            sequence.tokens_between(n_past, part.end),
+            pos=n_past,
+            seq_id=part.slot.seq_id,
+            outputs="last" if part.gives_output else "none",
+        )
+        if part.gives_output:
+            outputs[len(batch) - 1] = part
+    return outputs
