@@ -19,7 +19,7 @@ The tasks, with greedy sampling:
 ``--parallel`` sets how many threads ask, 8 if left out (one for a chat and a pair). ``--backend
 cuda`` or ``vulkan`` has pyllama and llama-server compute on its first GPU.
 
-The limit is the time that llama-batched-bench takes for what cannot be avoided: the beginning that
+On a CPU the limit is the time that llama-batched-bench takes for what cannot be avoided: the beginning that
 prompts share once, each prompt's own tokens at their place in the context, and the answers, as many
 at once as there are threads. Each peer runs each task in a process of its own; with ``--rounds`` in
 turns, and figures are medians. Nothing else should run meanwhile.
@@ -174,7 +174,8 @@ def throughput_table(given: argparse.Namespace, task: str, medians: dict[str, Fi
         "first token p50, p95 (s) | memory, peak (MiB) | not parsed |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    limits = {peer: limit(given, task, medians[peer]) for peer in OWN[::3] if peer in medians}
+    limited = () if given.backend else OWN[::3]  # a GPU's times do not add up
+    limits = {peer: limit(given, task, medians[peer]) for peer in limited if peer in medians}
     for peer, figures in medians.items():
         if not figures:
             lines.append(f"| {peer} | not done after {PATIENCE} s |" + 7 * " |")
@@ -184,7 +185,7 @@ def throughput_table(given: argparse.Namespace, task: str, medians: dict[str, Fi
         cells = [
             peer,
             f"{figures['requests'] / seconds:.2f}",
-            f"{limits.get(peer, limits[OWN[0]]) / seconds:.2f}" if peer in OWN else "-",
+            f"{limits.get(peer, limits[OWN[0]]) / seconds:.2f}" if limits and peer in OWN else "-",
             f"{figures['prompt_tokens'] / seconds:.0f}",
             f"{figures['output_tokens'] / seconds:.0f}",
             f"{figures['output_tokens']:.0f}",
@@ -230,7 +231,7 @@ def batched_bench(
     """The rates of llama.cpp alone, for prompts of these lengths and answers after the last."""
     command = [
         *(given.llama_cpp_bin / "llama-batched-bench", "-m", given.model),
-        *("-c", str(4096 * given.parallel), *serve_peers.placed(given.backend)),
+        *("-c", str(4096 * given.parallel), *serve_peers.placed(None)),
         *("-t", str(given.cores), "--output-format", "jsonl", "-ntg", "32"),
     ]
     prompt, decode = {}, {}
