@@ -25,6 +25,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -72,6 +73,8 @@ def main() -> None:
                 compare_memory(backend, devices, shape, path)
             if "batched" in arguments.measure:
                 compare_batched(arguments, backend, devices, shape, path)
+            if "scheduler" in arguments.measure:
+                measure_scheduler(arguments, backend, devices, shape, path)
     if arguments.model is not None:
         for backend in ("cpu", *arguments.backends):
             report(f"DSPy question on {backend}", **ask_apart(arguments.model, backend))
@@ -84,7 +87,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--llama-cpp-bin", type=Path)
     parser.add_argument("--backends", nargs="*", default=["cuda", "vulkan"])
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
-    measures = ["speed", "memory", "batched"]
+    measures = ["speed", "memory", "batched", "scheduler"]
     parser.add_argument("--measure", nargs="*", default=measures, choices=measures)
     parser.add_argument("--parallel", nargs="*", type=int, default=[*PARALLEL])
     parser.add_argument("--rounds", type=int, default=3)
@@ -278,6 +281,55 @@ def measure_batched(
     for chain in chains.values():
         chain.close()
     return count * N_BATCHED_DECODE / seconds
+
+
+# Requests
+
+
+def measure_scheduler(
+    arguments: argparse.Namespace,
+    backend: str,
+    devices: list[pyllama.Device],
+    shape: str,
+    path: Path,
+) -> None:
+    """Requests of many threads, with and without a beginning that they share.
+
+    Prompts have 60 to 80 tokens of their own, answers 32. Each count runs three requests for each
+    thread, after one for each to warm up.
+    """
+    from adapter.generation.blocks import DEVICE_CHUNK
+    from adapter.generation.request import GenerationRequest
+    from adapter.generation.sampling import Sampling
+    from adapter.generation.scheduler import Scheduler
+
+    random = np.random.default_rng(0)
+    endless = Sampling(temperature=0.0, logit_bias={1: -100.0, 2: -100.0})
+    with Model(path, devices=devices) as model:
+
+        def tokens(count: int) -> tuple[int, ...]:
+            return tuple(random.integers(300, len(model.vocab), count).tolist())
+
+        shared = tokens(400)
+        for name, beginning in (("400 tokens shared", shared), ("nothing shared", ())):
+            figures = {}
+            for count in arguments.parallel:
+                scheduler = Scheduler(
+                    model, context_length=4096, n_threads=pyllama.cpu_math_cores(),
+                    n_cells=32 * 4096, max_sequences=64, max_queued=4 * count, cache_bytes=2**28,
+                    reproducible=False, chunk=DEVICE_CHUNK, mixed=True,
+                )  # fmt: skip
+                requests = [
+                    GenerationRequest(beginning + tokens(int(size)), 32, endless, 1)
+                    for size in random.integers(60, 81, 4 * count)
+                ]
+                with ThreadPoolExecutor(count) as pool:
+                    list(pool.map(scheduler.generate, requests[:count]))
+                    begin = time.perf_counter()
+                    list(pool.map(scheduler.generate, requests[count:]))
+                    figures[f"{count} threads"] = 3 * count / (time.perf_counter() - begin)
+                scheduler.close()
+            report(f"{backend} {shape}, {name}, requests/s", **figures)
 
 
 # Memory

@@ -19,10 +19,10 @@ The tasks, with greedy sampling:
 ``--parallel`` sets how many threads ask, 8 if left out (one for a chat and a pair). ``--backend
 cuda`` or ``vulkan`` has pyllama and llama-server compute on its first GPU.
 
-On a CPU the limit is the time that llama-batched-bench takes for what cannot be avoided: the beginning that
-prompts share once, each prompt's own tokens at their place in the context, and the answers, as many
-at once as there are threads. Each peer runs each task in a process of its own; with ``--rounds`` in
-turns, and figures are medians. Nothing else should run meanwhile.
+On a CPU the limit is the time that llama-batched-bench takes for what cannot be avoided: the
+beginning that prompts share once, each prompt's own tokens at their place in the context, and the
+answers, as many at once as there are threads. Each peer runs each task in a process of its own;
+with ``--rounds`` in turns, and figures are medians. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
