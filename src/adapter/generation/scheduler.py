@@ -92,7 +92,9 @@ class Scheduler:
             max_sequences=max_sequences,
             unified=mixed,
         )
-        saved = PrefixCache(cache_bytes, rolls_back=self._rolls_back)
+        # A GPU computes a beginning anew in the time that it takes to save one.
+        saves = not (mixed and self._rolls_back) or prefix_folder is not None
+        saved = PrefixCache(cache_bytes if saves else 0, rolls_back=self._rolls_back)
         self._prefixes = PrefixReuse(model, saved, self._exactness, prefix_folder)
         self._queue: deque[Sequence] = deque()
         self._prefilling: deque[tuple[Lane, Slot]] = deque()
@@ -368,37 +370,50 @@ class Scheduler:
         if n_running:
             self.metrics.stepped(n_running)
         for part in parts:
-            if part.sequence.state == "prefilling":
-                self._prefilled(lane, part)
-            part.sequence.n_past = part.end
+            self._computed(lane, part)
         self._sample(lane, outputs)
 
-    def _prefilled(self, lane: Lane, part: Part) -> None:
-        """Take note of what is in memory of a prompt now, and let the next one have its turn."""
-        slot, sequence = part.slot, part.sequence
-        self.metrics.computed(part.end - sequence.n_past)
+    def _computed(self, lane: Lane, part: Part) -> None:
+        """Take note of what is in memory now; a prompt lets the next one have its turn."""
+        slot, sequence, n_tokens = part.slot, part.sequence, part.n_tokens
         sequence.n_past = part.end
+        if sequence.state != "prefilling":
+            return
+        self.metrics.computed(n_tokens)
         slot.held = sequence.hashes[: sequence.n_computed_blocks]
         self._prefilling.remove((lane, slot))
-        if not part.gives_output:
-            self._prefixes.checkpoint(lane, slot, list(self._queue))
+        if part.gives_output:
+            return
+        try:
+            with translated():
+                self._prefixes.checkpoint(lane, slot, list(self._queue))
+        except Exception as error:
+            self._fail(lane, slot, error)
+        else:
             self._prefilling.append((lane, slot))
 
     def _sample(self, lane: Lane, outputs: Mapping[int, Part]) -> None:
         """Sample the next token of each sequence that has an output."""
-        chains = {output: part.sequence.chain for output, part in outputs.items()}
+        chains = {
+            output: part.sequence.chain
+            for output, part in outputs.items()
+            if part.slot.sequence is part.sequence
+        }
+        if not chains:
+            return
         sampled: Mapping[int, int | Exception]
         try:
             with translated():
                 sampled = pyllama.sample_each(lane.context, chains, n_threads=self._n_threads)
         except Exception as error:  # a server that was lost
-            sampled = dict.fromkeys(outputs, error)
-        for output, part in outputs.items():
+            sampled = dict.fromkeys(chains, error)
+        for output, outcome in sampled.items():
+            part = outputs[output]
             if part.slot.sequence is not part.sequence:
                 continue  # one before it took the lane down
             try:
                 with translated():
-                    self._go_on(lane, part, sampled[output], output)
+                    self._go_on(lane, part, outcome, output)
             except Exception as error:
                 self._fail(lane, part.slot, error)
 
