@@ -23,6 +23,14 @@ SHORTEST = 1024
 """Tokens of the shortest sequences."""
 
 
+class _LengthWarning(logging.Filter):
+    """Leaves out llama.cpp's warning that a memory is longer than what the model was trained with:
+    the sequences that share it are not."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "n_ctx_train" not in record.getMessage()
+
+
 @dataclass(eq=False)
 class Lane:
     """A context, its sequences and its batch."""
@@ -119,7 +127,12 @@ class Lanes:
 
     def _open(self, length: int) -> Lane | None:
         if self._unified:
-            return self._add(length, self._max_sequences, self._n_cells)
+            log, warning = logging.getLogger("pyllama.llama_cpp"), _LengthWarning()
+            log.addFilter(warning)
+            try:
+                return self._add(length, self._max_sequences, self._n_cells)
+            finally:
+                log.removeFilter(warning)
         # Half of the budget for each lane, so that two lengths can be in use at once.
         count = min(self._max_sequences, max(1, self._n_cells // 2 // length))
         idle = [lane for lane in self._lanes.values() if not lane.slots.taken]

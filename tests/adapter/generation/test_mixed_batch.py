@@ -181,6 +181,16 @@ def test_one_memory_goes_to_whoever_needs_it(model):
     scheduler.close()
 
 
+def test_a_memory_longer_than_any_sequence_is_no_reason_to_warn(model, caplog):
+    scheduler = scheduler_of(model)
+    with caplog.at_level("WARNING"):
+        scheduler.generate(request_of(tokens(0, 10)))
+        assert "n_ctx" not in caplog.text
+        pyllama.Context(model, n_ctx=16 * 1024).close()
+        assert "n_ctx_train" in caplog.text
+    scheduler.close()
+
+
 def test_what_is_in_the_way_is_forgotten(model):
     """Each takes most of the memory; what the ones before left makes room."""
     scheduler = scheduler_of(model, n_cells=2048, max_sequences=8)
