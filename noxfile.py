@@ -105,8 +105,10 @@ def asan(session: nox.Session) -> None:
         },
     )
     found = [path.read_text() for path in sorted(reports.iterdir())]
-    if found:
-        session.error("\n".join(found))
+    # Memory that a test asks for in vain is a warning.
+    errors = [report for report in found if "ERROR: AddressSanitizer" in report]
+    if errors:
+        session.error("\n".join(errors))
 
 
 def _gcc_file(session: nox.Session, name: str) -> str:
