@@ -22,8 +22,6 @@ import dspy
 from dspy.adapters import Adapter
 from dspy.lm15 import Config, Message, Request, Response, TextPart, Usage
 
-import pyllama
-
 N_CTX = 2 * 1024  # for each of the requests that are answered at once
 
 
@@ -46,6 +44,8 @@ def placed(backend: str | None) -> tuple[str, ...]:
     """How llama.cpp's programs are told where to compute."""
     if backend is None:
         return ("-dev", "none")
+    import pyllama  # which the peers' interpreter need not have
+
     (device, *_) = pyllama.backend_devices(backend)
     return ("-dev", device.name, "-ngl", "99", "-fa", "on")
 
