@@ -215,18 +215,16 @@ class _Planner:
 
     def on(self, devices: Sequence[pyllama.Device], n_gpu_layers: int, why: str) -> Placement:
         """That many layers on these devices, whether or not they fit."""
-        length = self._wanted or DEFAULT_CONTEXT_LENGTH
-        use = self._measure(devices, n_gpu_layers, length)
-        if self._wanted is None and use.n_ctx_train < length:
-            use = self._measure(devices, n_gpu_layers, use.n_ctx_train)
+        use = self._use(devices, n_gpu_layers)
         return self._placement(devices, n_gpu_layers, use, (why,))
 
     def on_cpu(self, why: str) -> Placement:
         """All of it in the host's memory, with fewer and smaller contexts if that is left open."""
-        placement = self.on((), 0, why)
+        use = self._use((), 0)
+        placement = self._placement((), 0, use, (why,))
         while self._left_open and not placement.fits and self._n_contexts > 1:
             self._n_contexts //= 2
-            placement = self.on((), 0, why)
+            placement = self._placement((), 0, use, (why,))
         if placement.fits or self._wanted is not None:
             return placement
         try:
@@ -248,9 +246,10 @@ class _Planner:
         """On the emptiest GPU if it fits there, else over all GPUs and the CPU."""
         here = [device for device in gpus if device.backend != "RPC"] or gpus
         emptiest = max(here, key=lambda device: device.memory[0])
-        placement = self.on([emptiest], -1, f"all of it fits {emptiest.name}")
+        use = self._use([emptiest], -1)
+        placement = self._placement([emptiest], -1, use, (f"all of it fits {emptiest.name}",))
         if placement.fits:
-            return self._with_more_contexts(placement) if self._left_open else placement
+            return self._with_more_contexts(placement, use) if self._left_open else placement
         length = placement.context_length
         try:
             fit = pyllama.memory_fit(
@@ -278,16 +277,24 @@ class _Planner:
             tensor_buft_overrides=fit.tensor_buft_overrides,
         )
 
-    def _with_more_contexts(self, placement: Placement) -> Placement:
+    def _with_more_contexts(self, placement: Placement, use: pyllama.MemoryUse) -> Placement:
         """The same, with as many contexts as leave half of the free memory to other models."""
-        why = placement.reasons[0]
+        devices, n_gpu_layers = placement.devices, placement.n_gpu_layers
         while self._n_contexts < MAX_GPU_CONTEXTS:
             self._n_contexts *= 2
-            larger = self.on(placement.devices, placement.n_gpu_layers, why)
+            larger = self._placement(devices, n_gpu_layers, use, placement.reasons[:1])
             if any(2 * taken > larger.free[name] for name, taken in larger.memory.items()):
                 break
             placement = larger
         return placement
+
+    def _use(self, devices: Sequence[pyllama.Device], n_gpu_layers: int) -> pyllama.MemoryUse:
+        """What the model and one context of the length that is wanted take."""
+        length = self._wanted or DEFAULT_CONTEXT_LENGTH
+        use = self._measure(devices, n_gpu_layers, length)
+        if self._wanted is None and use.n_ctx_train < length:
+            use = self._measure(devices, n_gpu_layers, use.n_ctx_train)
+        return use
 
     def _measure(
         self,

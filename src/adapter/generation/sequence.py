@@ -84,23 +84,12 @@ class Sequence:
         """Those of the prompt and of the answer so far."""
         return len(self.request.prompt) + self.n_written
 
-    @property
-    def n_uncomputed(self) -> int:
-        """Tokens that are not in memory yet."""
-        return self.n_tokens - self.n_past
-
     def tokens_between(self, begin: int, end: int) -> list[int]:
         """Some of the prompt's and the answer's tokens."""
         prompt = self.request.prompt
         answer = [] if self._writer is None else self._writer.tokens
         n_prompt = len(prompt)
         return [*prompt[begin:end], *answer[max(0, begin - n_prompt) : max(0, end - n_prompt)]]
-
-    @property
-    def uncomputed(self) -> list[int]:
-        """Those of the answer that are not in memory yet."""
-        assert self._writer is not None
-        return self._writer.tokens[self.n_past - len(self.request.prompt) :]
 
     def begin(self) -> bool:
         """Make the sampler, tell it the prompt, and write what is forced; whether it goes on.

@@ -145,6 +145,15 @@ int32_t draw_freely(pyllama_chain & chain, const float * logits, llama_token n_v
     return fill(all, logits) ? draw(chain, all) : PYLLAMA_BAD_LOGITS;
 }
 
+bool calls_python(const pyllama_chain & chain) {
+    for (int32_t i = 0; i < size(chain); i++) {
+        if (pyllama::is_python_sampler(at(chain, i))) {
+            return true;
+        }
+    }
+    return false;
+}
+
 bool any_possible(const llama_token_data_array & candidates) {
     for (size_t i = 0; i < candidates.size; i++) {
         if (candidates.data[i].logit > -INFINITY) {
@@ -158,7 +167,7 @@ bool any_possible(const llama_token_data_array & candidates) {
 // without it, and made again under it only if it refuses.
 int32_t draw_under_grammar(pyllama_chain & chain, const float * logits, llama_token n_vocab) {
     std::vector<float> copy;
-    if (chain.grammar && pyllama::calls_python(chain)) { // which may do to the context what it likes
+    if (chain.grammar && calls_python(chain)) { // which may do to the context what it likes
         copy.assign(logits, logits + n_vocab);
         logits = copy.data();
     }
@@ -195,15 +204,6 @@ bool members_allow(const pyllama_chain & chain, llama_token token) {
 } // namespace
 
 namespace pyllama {
-
-bool calls_python(const pyllama_chain & chain) {
-    for (int32_t i = 0; i < size(chain); i++) {
-        if (is_python_sampler(at(chain, i))) {
-            return true;
-        }
-    }
-    return false;
-}
 
 int32_t sample(pyllama_chain & chain, const float * logits, int32_t n_vocab) {
     const int32_t token = draw_under_grammar(chain, logits, n_vocab);

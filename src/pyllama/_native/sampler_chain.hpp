@@ -5,9 +5,6 @@
 
 namespace pyllama {
 
-// Whether a sampler written in Python is among its members.
-bool calls_python(const pyllama_chain & chain);
-
 // Selects a token by the logits of a vocabulary and accepts it, or returns a pyllama_refusal.
 int32_t sample(pyllama_chain & chain, const float * logits, int32_t n_vocab);
 
