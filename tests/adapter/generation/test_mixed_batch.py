@@ -12,6 +12,8 @@ from dataclasses import replace
 from operator import eq
 
 import pytest
+import schedules
+from schedules import sizes_of_calls, tokens
 from synthetic import EOS, IM_END
 
 import pyllama
@@ -21,7 +23,6 @@ from adapter.generation.mixed_batch import LEAST_PIECE, choose_parts, fill
 from adapter.generation.prefix_reuse import MAX_IDLE
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Constraint, Sampling
-from adapter.generation.scheduler import Scheduler
 from adapter.generation.sequence import Sequence
 from adapter.generation.slots import Slot
 
@@ -34,18 +35,9 @@ GRAMMARS = (Constraint("root ::= [a-z ]+"), Constraint('root ::= "answer: " [0-9
 
 
 def scheduler_of(model, **changes):
-    options = {
-        "context_length": 2048,
-        "n_threads": 1,
-        "n_cells": 16 * 1024,
-        "max_sequences": 16,
-        "max_queued": 1000,
-        "cache_bytes": 2**26,
-        "reproducible": False,
-        "chunk": DEVICE_CHUNK,
-        "mixed": True,
-    }
-    return Scheduler(model, **{**options, **changes})
+    """One that computes as on a GPU."""
+    options = {"max_sequences": 16, "reproducible": False, "chunk": DEVICE_CHUNK, "mixed": True}
+    return schedules.scheduler_of(model, **{**options, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +61,6 @@ def scheduler(model):
     made = scheduler_of(model)
     yield made
     made.close()
-
-
-def tokens(seed, count):
-    chosen = random.Random(seed)
-    return tuple(chosen.randrange(5, 260) for _ in range(count))
 
 
 def request_of(prompt, *, max_tokens=12, sampling=GREEDY, **changes):
@@ -154,13 +141,7 @@ def test_answers_are_those_of_a_request_alone(models, name):
 
 
 def test_prompts_and_answers_share_calls(scheduler, monkeypatch):
-    sizes = []
-    decode = pyllama.Context.decode
-    monkeypatch.setattr(
-        pyllama.Context,
-        "decode",
-        lambda context, batch: decode(context, batch) or sizes.append(len(batch)),
-    )
+    sizes = sizes_of_calls(monkeypatch)
     with ThreadPoolExecutor(8) as threads:
         requests = [request_of(tokens(seed, 90), max_tokens=20) for seed in range(8)]
         list(threads.map(scheduler.generate, requests))

@@ -11,6 +11,7 @@ import pytest
 import synthetic
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from schedules import CONTEXT_LENGTH, scheduler_of, sizes_of_calls, tokens
 
 import pyllama
 from adapter.errors import (
@@ -26,28 +27,12 @@ from adapter.generation.context_pool import ContextPool
 from adapter.generation.isolated import IsolatedGenerator
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.sampling import Constraint, Sampling
-from adapter.generation.scheduler import Scheduler
-
-CONTEXT_LENGTH = 2048
 
 GRAMMARS = [
     Constraint('root ::= "answer: " [a-z]+ "\\nsure: " ("yes" | "no") "."'),
     Constraint('root ::= [a-z]+ (" and so on " [a-z]+)*'),
 ]
 """Of an answer that begins with a forced text, and of one in which some may come."""
-
-
-def scheduler_of(model, **changes):
-    options = {
-        "context_length": CONTEXT_LENGTH,
-        "n_threads": 1,
-        "n_cells": 16 * 1024,
-        "max_sequences": 8,
-        "max_queued": 1000,
-        "cache_bytes": 2**26,
-        "reproducible": True,
-    }
-    return Scheduler(model, **{**options, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +60,6 @@ def scheduler(model):
     made = scheduler_of(model)
     yield made
     made.close()
-
-
-def tokens(seed, count):
-    chosen = random.Random(seed)
-    return tuple(chosen.randrange(5, 260) for _ in range(count))
 
 
 def request_of(prompt, *, max_tokens=12, seed=1, **changes):
@@ -260,13 +240,7 @@ def test_prompts_are_cut_at_whole_chunks_where_other_cuts_change_them(model, mon
 
 @pytest.mark.parametrize("n_last", [1, 2, CHUNK // 2, CHUNK // 2 + 1])
 def test_a_short_last_piece_is_computed_with_the_chunk_before_it(scheduler, n_last, monkeypatch):
-    sizes = []
-    decode = pyllama.Context.decode
-    monkeypatch.setattr(
-        pyllama.Context,
-        "decode",
-        lambda context, batch: decode(context, batch) or sizes.append(len(batch)),
-    )
+    sizes = sizes_of_calls(monkeypatch)
     scheduler.generate(request_of(tokens(2, 2 * CHUNK + n_last), max_tokens=1))
     joined = n_last <= CHUNK // 2
     assert sizes == ([CHUNK, CHUNK + n_last] if joined else [CHUNK, CHUNK, n_last])
