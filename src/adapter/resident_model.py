@@ -87,6 +87,11 @@ class ResidentModel:
             self.model.close()
             raise
 
+    @property
+    def failed(self) -> BaseException | None:
+        """What left it unable to answer, or None. It is to be closed, and loaded again."""
+        return self._scheduler.failed
+
     def close(self) -> None:
         """Free the weights and contexts; the template's process ends with this object."""
         self._scheduler.close()

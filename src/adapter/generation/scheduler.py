@@ -11,7 +11,12 @@ from dataclasses import replace
 from functools import partial
 
 import pyllama
-from adapter.errors import ContextTooLongError, ModelNotLoadedError, QueueFullError
+from adapter.errors import (
+    BackendError,
+    ContextTooLongError,
+    ModelNotLoadedError,
+    QueueFullError,
+)
 from adapter.generation.answer_writer import LONGEST_RUN
 from adapter.generation.blocks import CHUNK, block_hashes, longest_call
 from adapter.generation.exactness import Exactness, groups
@@ -100,6 +105,7 @@ class Scheduler:
         self._prefilling: deque[tuple[Lane, Slot]] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._failed: BaseException | None = None
         self._thread: threading.Thread | None = None
         #: What it has done so far.
         self.metrics = metrics or Metrics()
@@ -161,6 +167,11 @@ class Scheduler:
         """Requests that wait for a sequence."""
         return len(self._queue)
 
+    @property
+    def failed(self) -> BaseException | None:
+        """What ended its thread, or None. It refuses all requests then, and is to be replaced."""
+        return self._failed
+
     def close(self) -> None:
         """Fail the requests that are left, end the thread and free the contexts."""
         with self._changed:
@@ -187,6 +198,10 @@ class Scheduler:
 
     def _enqueue(self, arrival: Sequence | ScoringJob) -> None:
         with self._changed:
+            if self._failed is not None:
+                raise BackendError(
+                    f"the model's scheduler failed ({self._failed!r}); load the model again"
+                ) from self._failed
             if self._closed:
                 raise ModelNotLoadedError("", "it was closed; load it again")
             n_queued = len(self._queue) + len(self._scoring)
@@ -210,8 +225,9 @@ class Scheduler:
             while self._wait_for_work():
                 self._step()
         except BaseException as error:
-            logger.exception("the scheduler failed")
+            self._failed = error
             self._end_all(error)
+            logger.exception("the scheduler failed")
         finally:
             self._end_all(ModelNotLoadedError("", "it was closed; load it again"))
             self._prefixes.keep_all(lane for lane in self._lanes if lane.context.usable)

@@ -15,6 +15,7 @@ from schedules import CONTEXT_LENGTH, scheduler_of, sizes_of_calls, tokens
 
 import pyllama
 from adapter.errors import (
+    BackendError,
     ContextTooLongError,
     InferenceError,
     ModelNotLoadedError,
@@ -70,6 +71,13 @@ def endless(seed):
     """A request that ends where the context does, unless somebody stops it."""
     never_ends = Sampling(logit_bias=dict.fromkeys((synthetic.EOS, synthetic.IM_END), -100.0))
     return GenerationRequest(tokens(seed, 10), 10**6, never_ends, seed)
+
+
+def raising(error):
+    def fail(*_args, **_options):
+        raise error
+
+    return fail
 
 
 def alone(model, request):
@@ -465,6 +473,21 @@ def test_closing_fails_what_is_left(model):
         list(stream)
     with pytest.raises(ModelNotLoadedError):
         scheduler.generate(request_of(tokens(0, 10)))
+    scheduler.close()
+
+
+def test_a_scheduler_whose_thread_ended_says_why(model, monkeypatch):
+    scheduler = scheduler_of(model)
+    assert scheduler.failed is None
+    no_memory = MemoryError("nothing left")
+    with monkeypatch.context() as patched:
+        patched.setattr(scheduler, "_wait_for_work", raising(no_memory))
+        with pytest.raises(MemoryError, match="nothing left"):
+            scheduler.generate(request_of(tokens(0, 10)))
+    assert scheduler.failed is no_memory
+    with pytest.raises(BackendError, match="nothing left.*load the model again") as caught:
+        scheduler.generate(request_of(tokens(0, 10)))
+    assert caught.value.__cause__ is no_memory
     scheduler.close()
 
 
