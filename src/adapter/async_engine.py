@@ -35,9 +35,10 @@ class AsyncLlamaCppEngine:
         self._refuse_if_closed()
         cancelled = threading.Event()
         try:
-            response = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self.engine.complete_unless, cancelled, request
-            )
+            with lm15_errors():  # such as that no thread can be started
+                response = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, self.engine.complete_unless, cancelled, request
+                )
         finally:
             cancelled.set()
         assert response is not None  # only cancelling gives None, and then nobody is here
@@ -63,13 +64,15 @@ class AsyncLlamaCppEngine:
                 if not cancelled.is_set():
                     send(None)
 
-        worker = loop.run_in_executor(self._threads, work)
+        with lm15_errors():
+            worker = loop.run_in_executor(self._threads, work)
         try:
             while (event := await events.get()) is not None:
                 yield event
             await worker
         finally:
             cancelled.set()
+            worker.cancel()  # where no thread has begun it yet
 
     async def aclose(self) -> None:
         """Refuse further async calls. Those in progress go on to their end."""

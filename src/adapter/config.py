@@ -41,9 +41,10 @@ class LlamaCppConfig:
                         Refine
     stop                texts that end an answer
     token_budget_limit  at least 1; tokens that all requests together may take, prompts and
-                        answers, None = any number
+                        answers, None = any number. A request that fails, or is given up, is
+                        charged for what was computed of it
     requests_per_minute at least 1; more raise an error that DSPy waits and retries after, None =
-                        any number
+                        any number. A request that is refused before any work does not count
     timeout_secs        above 0; how long a request may take, its wait for others included, None =
                         any time. DSPy tries again after the error
     max_retries         at least 0; how often DSPy tries again after an error that may pass

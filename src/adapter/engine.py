@@ -56,7 +56,7 @@ from adapter.judgment import (
 )
 from adapter.lm15_errors import PROVIDER, lm15_errors
 from adapter.prompt import build_prompt, refuse_grammar
-from adapter.quota import RequestRate, TokenBudget
+from adapter.quota import Quota, RequestRate, TokenBudget
 
 if TYPE_CHECKING:
     import pyllama
@@ -124,7 +124,7 @@ class LlamaCppEngine:
         self.supports_reasoning = loaded.capabilities["supports_thinking"]
         self.budget = TokenBudget(config.token_budget_limit)
         self._generator = loaded.generators[config.execution]
-        self._rate = RequestRate(config.requests_per_minute)
+        self._quota = Quota(self.budget, RequestRate(config.requests_per_minute))
         self._closed = False
         _engines[self.model] = self
 
@@ -138,6 +138,8 @@ class LlamaCppEngine:
         self, cancelled: threading.Event | None, request: Request
     ) -> Response | None:
         """Answer a request, or stop within a step and return None once `cancelled` is set."""
+        if _is_set(cancelled):
+            return None
         with self._errors(), self.loaded.lease():
             judgments, noted = judgments_to_measure(request, self.loaded)
             if judgments:
@@ -152,7 +154,7 @@ class LlamaCppEngine:
                 for piece in pieces:
                     if isinstance(piece, GenerationResult):
                         return self._response(request, call, piece)
-            if cancelled is not None and cancelled.is_set():
+            if _is_set(cancelled):
                 return None
             raise InferenceError("the generator ended without a result")
 
@@ -175,12 +177,12 @@ class LlamaCppEngine:
         if n_longest > self.context_length:
             raise ContextTooLongError(n_longest, self.context_length)
         n_tokens = len(placement.request.prompt) + n_trie_tokens(placement.request.continuations)
-        if written is None:
-            self._rate.begin()
-        self.budget.reserve(n_tokens - 1, 1)
-        result = self._generator.score(placement.request, cancelled)
-        if result is None:
-            return None
+        taken = placement.request.taken
+        with self._quota.charged(taken, n_tokens - 1, 1, is_first=written is None):
+            result = self._generator.score(placement.request, cancelled)
+            if result is None:
+                return None
+            taken.prompt, taken.answer = result.prompt_tokens, result.n_computed
         provider_data = {"device": self.loaded.device}
         adaptations = settings.adaptations + unused_settings(request)
         if written is not None:
@@ -203,6 +205,8 @@ class LlamaCppEngine:
                 feature="stream",
                 provider=PROVIDER,
             )
+        if _is_set(cancelled):
+            return
         with self._errors(), self.loaded.lease(), self._streamed(request) as call:
             yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
             answer = AnswerStream(call.parser, self.loaded.piece)
@@ -263,9 +267,9 @@ class LlamaCppEngine:
 
     @contextmanager
     def _admitted(self, request: Request, noted: tuple[Adaptation, ...]) -> Iterator[_Call]:
-        """Turn a request into tokens and settings that fit the context, and count it.
+        """Turn a request into tokens and settings that fit the context, and charge for it.
 
-        Tokens of the budget that it did not take are given back when the block ends.
+        It is charged for the tokens that it took by the end of the block.
         """
         self._require_open()
         settings = call_settings(request, self.config, self.loaded.n_vocab)
@@ -273,7 +277,6 @@ class LlamaCppEngine:
         room = self.context_length - len(prompt.tokens)
         if room < 1:
             raise ContextTooLongError(len(prompt.tokens), self.context_length)
-        self._rate.begin()
         adaptations = settings.adaptations + noted + prompt.adaptations
         max_tokens = min(settings.max_tokens, room)
         if max_tokens < settings.max_tokens:
@@ -281,30 +284,23 @@ class LlamaCppEngine:
                 f"a prompt of {len(prompt.tokens)} tokens leaves that many of {self.context_length}"
             )
             adaptations += (_clamped(reason, settings.max_tokens, max_tokens),)
-        granted = self.budget.reserve(len(prompt.tokens), max_tokens)
-        if granted < max_tokens:
-            reason = f"the token budget of {self.budget.limit} leaves that many"
-            adaptations += (_clamped(reason, max_tokens, granted),)
-        call = _Call(
-            GenerationRequest(
-                prompt=prompt.tokens,
-                max_tokens=granted,
-                sampling=settings.sampling,
-                seed=settings.seed,
-                stop=settings.stop + prompt.stops,
-                constraint=prompt.constraint,
-                preserved_tokens=prompt.preserved_tokens,
-                logprobs=settings.logprobs,
-                reasoning_budget=prompt.reasoning_budget,
-                timeout=self.config.timeout_secs,
-            ),
-            prompt.parser,
-            adaptations,
+        asked = GenerationRequest(
+            prompt=prompt.tokens,
+            max_tokens=max_tokens,
+            sampling=settings.sampling,
+            seed=settings.seed,
+            stop=settings.stop + prompt.stops,
+            constraint=prompt.constraint,
+            preserved_tokens=prompt.preserved_tokens,
+            logprobs=settings.logprobs,
+            reasoning_budget=prompt.reasoning_budget,
+            timeout=self.config.timeout_secs,
         )
-        try:
-            yield call
-        finally:
-            self.budget.give_back(granted - call.sampled)
+        with self._quota.charged(asked.taken, len(prompt.tokens), max_tokens) as granted:
+            if granted < max_tokens:
+                reason = f"the token budget of {self.budget.limit} leaves that many"
+                adaptations += (_clamped(reason, max_tokens, granted),)
+            yield _Call(replace(asked, max_tokens=granted), prompt.parser, adaptations)
 
     def _errors(self) -> AbstractContextManager[None]:
         return lm15_errors(
@@ -339,19 +335,17 @@ class _Call:
     request: GenerationRequest
     parser: pyllama.ChatParser | None
     adaptations: tuple[Adaptation, ...]
-    sampled: int = 0
 
     def pieces(
         self, generator: Generator, cancelled: threading.Event | None, *, whole: bool = False
     ) -> PieceIterator:
-        """The completion piece by piece, or in one, with its tokens counted in `sampled`."""
+        """The completion piece by piece, or in one."""
         pieces = generator.stream(replace(self.request, whole=whole), cancelled)
+        taken = self.request.taken
         try:
             for piece in pieces:
                 if isinstance(piece, GenerationResult):
-                    self.sampled = piece.completion_tokens
-                else:
-                    self.sampled += len(piece.token_ids)
+                    taken.prompt, taken.answer = piece.prompt_tokens, piece.completion_tokens
                 yield piece
         finally:
             close = getattr(pieces, "close", None)
@@ -368,6 +362,10 @@ def _model_string(loaded: LoadedModel, config: LlamaCppConfig) -> str:
     decisive |= {"model": loaded.fingerprint, "context": loaded.context_length}
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     return f"llamacpp/{loaded.name}/{digest[:16]}"
+
+
+def _is_set(cancelled: threading.Event | None) -> bool:
+    return cancelled is not None and cancelled.is_set()
 
 
 def _clamped(reason: str, asked: int, applied: int) -> Adaptation:

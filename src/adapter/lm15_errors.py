@@ -30,11 +30,11 @@ PROVIDER = "llamacpp"
 
 @contextmanager
 def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> Iterator[None]:
-    """Turn this package's errors, and pyllama's, into lm15's.
+    """Turn every exception into one of lm15's; those that are no errors, such as Ctrl-C, pass.
 
     DSPy retries after too many requests, waiting as long as the error says, within the two
-    bounds, in seconds; and where other requests use the models that could make room for this one.
-    Any other request would fail again.
+    bounds, in seconds; where other requests use the models that could make room for this one; and
+    where Python itself was out of memory. Any other request would fail again.
     """
     try:
         yield
@@ -62,3 +62,18 @@ def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> I
         raise kind(str(error), provider=PROVIDER) from error
     except (LlamaCppError, pyllama.LlamaError) as error:
         raise lm15.ProviderError(str(error), provider=PROVIDER) from error
+    except RecursionError as error:
+        raise lm15.InvalidRequestError(
+            f"the request nests too deep ({error}); flatten its schema, messages or metadata",
+            provider=PROVIDER,
+        ) from error
+    except MemoryError as error:
+        raise lm15.ServerError(
+            f"out of memory ({error or 'no details'}); ask for less at once", provider=PROVIDER
+        ) from error
+    except lm15.LM15Error:
+        raise
+    except Exception as error:
+        raise lm15.ProviderError(
+            f"the engine failed: {type(error).__name__}: {error}", provider=PROVIDER
+        ) from error

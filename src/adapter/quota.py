@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from adapter.errors import RateLimitExceededError, TokenBudgetExhaustedError
+from adapter.generation.token_count import TokenCount
 
 MINUTE = 60.0
 
@@ -61,17 +63,59 @@ class RequestRate:
         self._lock = threading.Lock()
         self._begun: deque[float] = deque()
 
-    def begin(self) -> None:
-        """Count a request.
+    def begin(self) -> float:
+        """Count a request, and return when it began.
 
         Raises RateLimitExceededError, counting nothing, when the last minute is full.
         """
-        if self._limit is None:
-            return
         with self._lock:
             now = self._clock()
+            if self._limit is None:
+                return now
             while self._begun and now - self._begun[0] >= MINUTE:
                 self._begun.popleft()
             if len(self._begun) >= self._limit:
                 raise RateLimitExceededError(self._begun[0] + MINUTE - now, self._limit)
             self._begun.append(now)
+        return now
+
+    def take_back(self, begun: float) -> None:
+        """Count a request no more that began then and was refused before it took anything."""
+        with self._lock:
+            if begun in self._begun:
+                self._begun.remove(begun)
+
+
+class Quota:
+    """What one config grants: a budget of tokens and a rate of requests.
+
+    A request is charged for the tokens that it took, whichever way it ends. One that took none,
+    because it was refused or given up while it waited, does not count as a request either.
+    """
+
+    def __init__(self, budget: TokenBudget, rate: RequestRate) -> None:
+        self.budget = budget
+        self._rate = rate
+
+    @contextmanager
+    def charged(
+        self, taken: TokenCount, prompt: int, answer: int, *, is_first: bool = True
+    ) -> Iterator[int]:
+        """Grant a request its prompt's tokens and up to so many for its answer, for a block.
+
+        The block gets the number granted for the answer. At its end the request is charged for
+        what `taken` counts by then. `is_first` is False for the second part of a request.
+
+        Raises RateLimitExceededError and TokenBudgetExhaustedError, charging nothing.
+        """
+        begun = self._rate.begin() if is_first else None
+        reserved = 0
+        try:
+            granted = self.budget.reserve(prompt, answer)
+            reserved = prompt + granted
+            yield granted
+        finally:
+            if reserved:
+                self.budget.give_back(reserved - taken.total)
+            if begun is not None and not taken.total:
+                self._rate.take_back(begun)

@@ -49,12 +49,14 @@ class FakeGenerator:
             text = text.partition(stop)[0]
         if len(text) > request.max_tokens:
             text, reason = text[: request.max_tokens], "length"
+        request.taken.prompt = len(request.prompt)
         try:
             for character in text:
                 self.before_token()
                 if cancelled is not None and cancelled.is_set():
                     return
                 self.tokens_computed += 1
+                request.taken.answer += 1
                 yield Delta(character, (ord(character),))
         finally:
             self.closed.set()

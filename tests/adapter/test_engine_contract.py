@@ -212,7 +212,7 @@ def call_lm(request):
         (errors.ModelNotLoadedError("m", "load it"), public.LMConfigurationError),
         (errors.InferenceError("no"), public.LMProviderError),
         (errors.BackendError("no"), public.LMProviderError),
-        (ZeroDivisionError("a bug"), public.LMUnexpectedError),
+        (ZeroDivisionError("a bug"), public.LMProviderError),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )

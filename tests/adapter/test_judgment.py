@@ -247,13 +247,15 @@ def test_limits_hold():
     model = fake_model("x", context_length=60)
     with pytest.raises(lm15.ContextLengthError):
         ask(engine_of(model), response_format=form(volume=LEVEL))
-    engine = engine_of(fake_model("x"), token_budget_limit=130, requests_per_minute=2)
+    engine = engine_of(fake_model("x"), token_budget_limit=130, requests_per_minute=1)
     used = ask(engine, response_format=form(volume=LEVEL)).usage.total_tokens
     assert engine.budget.used == used
-    with pytest.raises(lm15.ProviderError, match="130"):
-        ask(engine, response_format=form(volume=LEVEL))
     with pytest.raises(lm15.RateLimitError):
         ask(engine, response_format=form(volume=LEVEL))
+    small = engine_of(fake_model("x"), token_budget_limit=used - 1)
+    with pytest.raises(lm15.ProviderError, match=f"0 of {used - 1}"):
+        ask(small, response_format=form(volume=LEVEL))
+    assert small.budget.used == 0
     engine.close()
     with pytest.raises(lm15.ConfigurationError, match="closed"):
         ask(engine, response_format=form(volume=LEVEL))

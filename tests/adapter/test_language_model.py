@@ -101,7 +101,7 @@ def test_tokens_of_a_call_that_failed_are_given_back():
     model = fake_model("x" * 40)
     model.generator.before_token = lambda: 1 / 0
     lm = lm_of(model, token_budget_limit=100, enable_cache=False)
-    with pytest.raises(public.LMUnexpectedError):
+    with pytest.raises(public.LMProviderError, match="ZeroDivisionError"):
         lm("Hello")
     assert lm.engine.budget.used == len("User: Hello\nAssistant:")
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,9 @@ MAPPED = [
     (errors.QueueFullError(9, 1.0), lm15.RateLimitError),
     (errors.RequestTimeoutError(2.0, 7), lm15.TimeoutError),
     (pyllama.ContextError("no"), lm15.ProviderError),
+    (RecursionError("no"), lm15.InvalidRequestError),
+    (MemoryError("no"), lm15.ServerError),
+    (KeyError("mine"), lm15.ProviderError),
 ]
 
 
@@ -69,6 +73,9 @@ def test_dspy_is_told_how_long_to_wait(wait, told):
     assert caught.value.retry_after == told
 
 
-def test_other_errors_pass():
-    with pytest.raises(KeyError), lm15_errors():
-        raise KeyError("mine")
+@pytest.mark.parametrize(
+    "kind", [KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, lm15.UnsupportedFeatureError]
+)
+def test_what_is_no_error_passes_and_what_is_lm15s_already(kind):
+    with pytest.raises(kind), lm15_errors():
+        raise kind

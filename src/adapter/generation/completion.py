@@ -45,6 +45,7 @@ class Completion:
             self.finish_reason = "stop"
             return None
         self.tokens.append(token)
+        self._request.taken.answer += 1
         if logprob is not None:
             special = token in self._request.preserved_tokens
             size = len(self._vocab.token_to_piece(token, special=special))

@@ -21,6 +21,7 @@ from adapter.generation.scoring import (
     ScoringResult,
     longest_continuation,
 )
+from adapter.generation.token_count import TokenCount
 
 
 class IsolatedGenerator:
@@ -67,7 +68,8 @@ class IsolatedGenerator:
         cancelled = cancelled or threading.Event()
         scores: list[Score] = []
         with translated(), self._pool.lease() as context:
-            if not _prefill(context, prompt, lambda _: cancelled.is_set(), chunk=self._pool.chunk):
+            begun = request.taken
+            if not _prefill(context, prompt, lambda _: cancelled.is_set(), begun, self._pool.chunk):
                 return None
             room = self._context_length - len(prompt)
             for group in Scorer(context).score(request, room=room):
@@ -93,8 +95,10 @@ class IsolatedGenerator:
             closing(AnswerWriter(self._vocab, request, max_tokens)) as writer,
             self._pool.lease() as context,
         ):
-            if not _prefill(context, (*prompt, *writer.tokens), stopped, chunk=self._pool.chunk):
+            begun = (*prompt, *writer.tokens)
+            if not _prefill(context, begun, stopped, request.taken, self._pool.chunk):
                 return
+            request.taken.prompt = len(prompt)  # what is forced after it is the answer's
             batch = pyllama.Batch(context.n_batch)
             while writer.finish_reason is None:
                 n_past = len(prompt) + len(writer.tokens)
@@ -115,12 +119,14 @@ def _prefill(
     context: pyllama.Context,
     prompt: tuple[int, ...],
     stopped: Callable[[int], bool],
-    *,
+    taken: TokenCount,
     chunk: int,
 ) -> bool:
     """Compute the prompt; return whether it is all there: False once it is to stop."""
     blocks = prompt_steps(context, prompt, chunk=chunk)
     while not stopped(0):
-        if next(blocks, None) is None:
+        done = next(blocks, None)
+        if done is None:
             return True
+        taken.prompt = done
     return False

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal, Protocol
 
 from adapter.generation.sampling import Constraint, ReasoningBudget, Sampling
 from adapter.generation.scoring import ScoringRequest, ScoringResult
+from adapter.generation.token_count import TokenCount
 
 FinishReason = Literal["stop", "length"]
 
@@ -33,6 +34,7 @@ class GenerationRequest:
     reasoning_budget  where the model's reasoning is to end at the latest
     whole             the text may come as one piece, at the end: where nobody looks at pieces, no
                       thread need be woken for each
+    taken             the tokens that it has taken so far, counted while it is computed
     """
 
     prompt: tuple[int, ...]
@@ -46,6 +48,7 @@ class GenerationRequest:
     reasoning_budget: ReasoningBudget | None = None
     timeout: float | None = None
     whole: bool = False
+    taken: TokenCount = field(default_factory=TokenCount, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import pyllama
 from adapter.generation.blocks import longest_call
+from adapter.generation.token_count import TokenCount
 
 MAX_BRANCHES = 32
 """Continuations that are computed together; more are computed in groups of so many."""
@@ -30,11 +31,13 @@ class ScoringRequest:
     prompt         token ids, at least one
     continuations  at least one; the token ids of each, which may be none
     ends           tokens that end the continuation: those at which a generator would stop
+    taken          the tokens that it has taken so far, counted while it is computed
     """
 
     prompt: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
     ends: tuple[int, ...]
+    taken: TokenCount = field(default_factory=TokenCount, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ class Scorer:
                 self._context.state.seq_set_data(state, 0)
             elif nodes:
                 self._compute_tree(nodes, len(group), len(request.prompt), request.ends)
+            request.taken.answer += len(nodes)
             yield [_score(root, continuation) for continuation in group]
 
     def _compute_tree(

@@ -137,7 +137,7 @@ class ScoringQueue:
         done = begin
         for end in prompt_steps(context, prompt, begin, chunk=self._chunk):
             self._metrics.computed(end - done)
-            done = end
+            done = request.taken.prompt = end
             self._held = hashes[: end // BLOCK]
             if end < len(prompt):
                 yield

@@ -38,8 +38,7 @@ class Sequence:
         self.n_reusable = n_reusable(len(request.prompt))
         self.n_to_border = last_border(len(request.prompt)) // BLOCK
         self.state: Literal["queued", "prefilling", "running", "ended"] = "queued"
-        #: Tokens whose keys and values are in memory.
-        self.n_past = 0
+        self._n_past = 0
         #: Those of the prompt that were not computed for this request.
         self.n_cached = 0
         self.arrived = time.monotonic()
@@ -52,6 +51,16 @@ class Sequence:
         self._max_tokens = max_tokens
         self._writer: AnswerWriter | None = None
         self._held: list[Delta] = []  # of an answer that is given whole
+
+    @property
+    def n_past(self) -> int:
+        """Tokens whose keys and values are in memory."""
+        return self._n_past
+
+    @n_past.setter
+    def n_past(self, n_past: int) -> None:
+        self._n_past = n_past
+        self.request.taken.prompt = min(n_past, len(self.request.prompt))
 
     @property
     def n_needed(self) -> int:
