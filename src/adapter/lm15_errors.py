@@ -69,7 +69,7 @@ def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> I
         ) from error
     except MemoryError as error:
         raise lm15.ServerError(
-            f"out of memory ({error or 'no details'}); ask for less at once", provider=PROVIDER
+            f"out of memory: {error!r}; ask for less at once", provider=PROVIDER
         ) from error
     except lm15.LM15Error:
         raise
