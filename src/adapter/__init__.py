@@ -11,7 +11,7 @@
 """
 
 from adapter.async_engine import AsyncLlamaCppEngine
-from adapter.bound_answers import CutAnswerError, constrained
+from adapter.bound_answers import CutAnswerError, InvalidValueError, constrained
 from adapter.config import LlamaCppConfig
 from adapter.embedder import LlamaCppEmbedder
 from adapter.engine import LlamaCppEngine
@@ -62,6 +62,7 @@ __all__ = [
     "ContextTooLongError",
     "CutAnswerError",
     "InferenceError",
+    "InvalidValueError",
     "InvalidModelNameError",
     "InvalidParameterError",
     "ModelChangedError",

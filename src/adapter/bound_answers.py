@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +15,14 @@ from typing import Any, ClassVar, TypeVar
 import dspy
 from dspy.adapters import Adapter, ChatAdapter, JSONAdapter, XMLAdapter
 from dspy.clients.base_lm import BaseLM
+from dspy.clients.call_context import StreamProgress, adapter_fallback_scope
 from dspy.signatures import Signature
 from dspy.utils.exceptions import AdapterParseError
 
+from adapter.config import MAX_SEED
 from adapter.engine import LlamaCppEngine
 from adapter.errors import ConfigurationError
+from adapter.field_values import Misfit, constrained_values
 from adapter.grammar.answer_grammar import CHAT, JSON, XML, AnswerGrammar, Form, answer_grammar
 
 AnyAdapter = TypeVar("AnyAdapter", bound=Adapter)
@@ -31,12 +35,31 @@ class CutAnswerError(AdapterParseError):
     """
 
 
+class InvalidValueError(AdapterParseError):
+    """An answer with a value that its field does not allow, also when it was asked for again.
+
+    A subclass of DSPy's AdapterParseError. The text names field, value and constraint.
+    """
+
+
+ATTEMPTS = 4
+"""How often an answer is asked for whose values its fields do not allow."""
+
+_TEMPERATURE_AGAIN = 0.7
+"""Of another attempt after a greedy one, which would give the same answer."""
+
+
 @dataclass
 class _Watch:
-    """One call of an adapter: what its answers are bound by, and why each of them ended."""
+    """One call of an adapter: what its answers are bound by, and what became of each of them."""
 
     grammar: AnswerGrammar | None = None
-    finish_reasons: list[str] = field(default_factory=list)
+    responses: list[Any] = field(default_factory=list)
+    misfits: dict[int, AdapterParseError] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Forget the answers so far."""
+        self.responses, self.misfits = [], {}
 
 
 _watch: ContextVar[_Watch | None] = ContextVar("bound_answers", default=None)
@@ -51,25 +74,104 @@ class BoundAnswers:
     """
 
     form: ClassVar[Form]
+    parse_checks_constraints: ClassVar[bool] = False
+    """Whether the class's own `parse` holds values against their fields' constraints."""
 
-    def __call__(self, lm: BaseLM, *call: Any, **named: Any) -> list[dict[str, Any]]:
-        """Have the adapter do its work, with its answers bound."""
+    def __call__(
+        self,
+        lm: BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: type[Signature],
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Have the adapter do its work, with its answers bound.
+
+        Raises CutAnswerError for an answer that was cut off, InvalidValueError where a value is
+        still not what its field allows after ATTEMPTS, and AdapterParseError for any other text.
+        """
+        call = (signature, demos, inputs)
         if not _is_ours(lm):
-            unbound: list[dict[str, Any]] = _next(self).__call__(lm, *call, **named)
-            return unbound
-        with _watched(lm) as watched:
+            return self._checked(signature, _next(self).__call__(lm, lm_kwargs, *call))
+        with _watched(lm) as (watched, watch), adapter_fallback_scope() as progress:
             # Not what DSPy's subclasses add to it: a schema, or another try without the form.
-            answers: list[dict[str, Any]] = Adapter.__call__(self, watched, *call, **named)
+            answers: list[dict[str, Any]] = Adapter.__call__(self, watched, dict(lm_kwargs), *call)
+            for index, asked in self._again(watch, lm, lm_kwargs, signature, progress):
+                with _noted(watch):
+                    [answers[index]] = Adapter.__call__(self, watched, asked, *call)
         return answers
 
-    async def acall(self, lm: BaseLM, *call: Any, **named: Any) -> list[dict[str, Any]]:
+    async def acall(
+        self,
+        lm: BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: type[Signature],
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
         """Do the same without blocking the event loop."""
+        call = (signature, demos, inputs)
         if not _is_ours(lm):
-            unbound: list[dict[str, Any]] = await _next(self).acall(lm, *call, **named)
-            return unbound
-        with _watched(lm) as watched:
-            answers: list[dict[str, Any]] = await Adapter.acall(self, watched, *call, **named)
+            return self._checked(signature, await _next(self).acall(lm, lm_kwargs, *call))
+        with _watched(lm) as (watched, watch), adapter_fallback_scope() as progress:
+            answers: list[dict[str, Any]] = await Adapter.acall(
+                self, watched, dict(lm_kwargs), *call
+            )
+            for index, asked in self._again(watch, lm, lm_kwargs, signature, progress):
+                with _noted(watch):
+                    [answers[index]] = await Adapter.acall(self, watched, asked, *call)
         return answers
+
+    def _again(
+        self,
+        watch: _Watch,
+        lm: BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: type[Signature],
+        progress: StreamProgress,
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Which candidate is to be asked for again, and with which settings, until all fit.
+
+        Nothing is asked for again once a part of it was streamed.
+        """
+        responses, misfits = watch.responses, watch.misfits
+        for index, error in sorted(misfits.items()):
+            seed = _seed(responses[index] if index < len(responses) else None)
+            failed, attempts = error, 1
+            while attempts < ATTEMPTS and not progress.emitted:
+                watch.begin()
+                yield index, _settings_again(lm, lm_kwargs, seed, attempts)
+                attempts += 1
+                if not watch.misfits:
+                    break
+                if _is_misfit(watch.misfits[0]):
+                    failed = watch.misfits[0]
+            else:
+                reason = failed.__cause__ or failed.__context__
+                tries = "" if attempts == 1 else f"\n{attempts} answers were tried."
+                raise InvalidValueError(
+                    adapter_name=type(self).__name__,
+                    signature=signature,
+                    lm_response=failed.lm_response,
+                    message=f"{_message(failed)}{tries}",
+                    parsed_result=failed.parsed_result,
+                ) from reason
+
+    def _checked(
+        self, signature: type[Signature], answers: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Answers with each value held against the constraints of its field."""
+        if self.parse_checks_constraints:
+            return answers
+        try:
+            return [constrained_values(signature.output_fields, answer) for answer in answers]
+        except Misfit as misfit:
+            raise AdapterParseError(
+                adapter_name=type(self).__name__,
+                signature=signature,
+                lm_response=str(answers),
+                message=str(misfit),
+            ) from misfit
 
     def _call_preprocess(
         self,
@@ -92,24 +194,50 @@ class BoundAnswers:
         lm: BaseLM,
         lm_kwargs: dict[str, Any],
     ) -> list[dict[str, Any]]:
+        def read(output: dict[str, Any] | str) -> dict[str, Any]:
+            [answer] = _next(self)._call_postprocess(
+                processed_signature, original_signature, [output], lm, lm_kwargs
+            )
+            return dict(answer)
+
         watch = _watch.get()
-        if watch is not None and watch.grammar is not None:
-            for output, reason in zip(outputs, watch.finish_reasons, strict=False):
-                text = output["text"] if isinstance(output, dict) else output
-                if reason == "length" and not _is_in_last_text(text or "", watch.grammar):
-                    max_tokens = {**lm.kwargs, **lm_kwargs}.get("max_tokens")
-                    raise CutAnswerError(
-                        adapter_name=type(self).__name__,
-                        signature=processed_signature,
-                        lm_response=text or "",
-                        message=f"The answer was cut off at max_tokens={max_tokens}, or where the "
-                        "context was full, before its last field was complete. Raise max_tokens "
-                        "(or the model's context_length), or ask for less.",
-                    )
-        answers: list[dict[str, Any]] = _next(self)._call_postprocess(
-            processed_signature, original_signature, outputs, lm, lm_kwargs
-        )
+        if watch is None:
+            return [read(output) for output in outputs]
+        self._require_whole(watch, outputs, processed_signature, {**lm.kwargs, **lm_kwargs})
+        answers = []
+        for index, output in enumerate(outputs):
+            try:
+                [answer] = self._checked(original_signature, [read(output)])
+            except AdapterParseError as error:
+                if not _is_misfit(error):
+                    raise
+                watch.misfits[index], answer = error, {}
+            answers.append(answer)
         return answers
+
+    def _require_whole(
+        self,
+        watch: _Watch,
+        outputs: list[dict[str, Any] | str],
+        signature: type[Signature],
+        asked: Mapping[str, Any],
+    ) -> None:
+        """Refuse an answer that was cut off before its last field, or within a typed one."""
+        if watch.grammar is None:
+            return
+        for output, response in zip(outputs, watch.responses, strict=False):
+            text = output["text"] if isinstance(output, dict) else output
+            if getattr(response, "finish_reason", "") == "length" and not _is_in_last_text(
+                text or "", watch.grammar
+            ):
+                raise CutAnswerError(
+                    adapter_name=type(self).__name__,
+                    signature=signature,
+                    lm_response=text or "",
+                    message=f"The answer was cut off at max_tokens={asked.get('max_tokens')}, or "
+                    "where the context was full, before its last field was complete. Raise "
+                    "max_tokens (or the model's context_length), or ask for less.",
+                )
 
     def _bind(
         self, lm: BaseLM, lm_kwargs: dict[str, Any], signature: type[Signature]
@@ -173,15 +301,14 @@ def _is_ours(lm: BaseLM) -> bool:
 
 
 @contextmanager
-def _watched(lm: BaseLM) -> Iterator[BaseLM]:
-    """A copy of an lm that notes why its answers ended, which DSPy tells in histories only."""
+def _watched(lm: BaseLM) -> Iterator[tuple[BaseLM, _Watch]]:
+    """A copy of an lm that notes its responses, which DSPy tells in histories only."""
     watch = _Watch()
     unrecorded = dspy.settings.disable_history
 
     def update_history(entry: dict[str, Any]) -> None:
         responses = entry["response"]
-        for response in responses if isinstance(responses, tuple) else (responses,):
-            watch.finish_reasons.append(getattr(response, "finish_reason", ""))
+        watch.responses += responses if isinstance(responses, tuple) else (responses,)
         if not unrecorded:
             lm.update_history(entry)
 
@@ -192,9 +319,52 @@ def _watched(lm: BaseLM) -> Iterator[BaseLM]:
     token = _watch.set(watch)
     try:
         with dspy.context(disable_history=False):
-            yield watched
+            yield watched, watch
     finally:
         _watch.reset(token)
+
+
+@contextmanager
+def _noted(watch: _Watch) -> Iterator[None]:
+    """Note an error of an attempt that is one of several."""
+    try:
+        yield
+    except AdapterParseError as error:
+        watch.misfits[0] = error
+
+
+def _is_misfit(error: AdapterParseError) -> bool:
+    """Whether a text had the form of an answer, and a value in it was refused."""
+    return isinstance(error.__cause__ or error.__context__, ValueError)
+
+
+def _message(error: AdapterParseError) -> str:
+    """What an error says itself, without what DSPy adds to it."""
+    return str(error).partition(f"\n\nAdapter {error.adapter_name} failed")[0]
+
+
+def _seed(response: Any) -> int:
+    """The seed of a response, drawn or given."""
+    provider_data = getattr(response, "provider_data", None) or {}
+    return int(provider_data.get("seed", 0))
+
+
+def _settings_again(
+    lm: BaseLM, lm_kwargs: dict[str, Any], seed: int, attempt: int
+) -> dict[str, Any]:
+    """What one more attempt is asked with: a seed of its own, which follows from the first one's.
+
+    DSPy's cache knows the attempt by it, and the same call makes the same attempts.
+    """
+    digest = hashlib.sha256(f"{seed} {attempt}".encode()).digest()
+    asked = {**lm_kwargs, "n": 1, "seed": int.from_bytes(digest[:4], "big") % (MAX_SEED + 1)}
+    engine: Any = getattr(lm, "engine", None)
+    temperature = {**lm.kwargs, **lm_kwargs}.get("temperature")
+    if temperature is None:
+        temperature = engine.config.temperature
+    if temperature == 0:
+        asked["temperature"] = _TEMPERATURE_AGAIN
+    return asked
 
 
 def _is_in_last_text(text: str, grammar: AnswerGrammar) -> bool:

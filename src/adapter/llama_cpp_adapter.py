@@ -14,7 +14,12 @@ from dspy.signatures import Signature
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
-from adapter.bound_answers import BoundAnswers, CutAnswerError
+from adapter.bound_answers import (
+    BoundAnswers,
+    CutAnswerError,
+    InvalidValueError,
+    constrained,
+)
 from adapter.config import LlamaCppConfig
 from adapter.decisions import DecisionPlan, decisions_in
 from adapter.errors import ConfigurationError
@@ -53,8 +58,13 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
     - True: all, the teacher's and the prompt model's too.
     - False: none.
 
-    `use_json_adapter_fallback` asks once more through DSPy's JSONAdapter when an answer does not
-    parse, as ChatAdapter does; never after a part of the answer was streamed.
+    A value that its field does not allow is asked for again, with seeds that follow from the first
+    one's, and is an InvalidValueError where the last attempt fails.
+
+    `use_json_adapter_fallback` asks once more through DSPy's JSONAdapter when a text has not the
+    form of an answer, as ChatAdapter does. Its answer is bound and checked like the first.
+
+    Nothing is asked for again after a part of the answer was streamed.
 
     Outputs of dspy.experimental's types Choice, Score and Noul get probabilities that are measured
     from the model's logits. `pick_by_likelihood` has outputs of type bool, Literal and Enum
@@ -67,6 +77,7 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
     """
 
     form = FIELD_LINES
+    parse_checks_constraints = True
 
     def __init__(
         self,
@@ -165,8 +176,8 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         with adapter_fallback_scope() as progress:
             try:
                 answers: list[dict[str, Any]] = super().__call__(lm, dict(lm_kwargs), *call)
-            except CutAnswerError:
-                raise  # another form would be cut off, too
+            except (CutAnswerError, InvalidValueError):
+                raise  # another form would be cut off or refused, too
             except AdapterParseError:
                 if progress.emitted or not self.use_json_adapter_fallback:
                     raise
@@ -208,8 +219,8 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         with adapter_fallback_scope() as progress:
             try:
                 answers: list[dict[str, Any]] = await super().acall(lm, dict(lm_kwargs), *call)
-            except CutAnswerError:
-                raise  # another form would be cut off, too
+            except (CutAnswerError, InvalidValueError):
+                raise  # another form would be cut off or refused, too
             except AdapterParseError:
                 if progress.emitted or not self.use_json_adapter_fallback:
                     raise
@@ -217,7 +228,9 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         return answers
 
     def _json_adapter(self) -> JSONAdapter:
-        return JSONAdapter(use_native_function_calling=self.use_native_function_calling)
+        return constrained(
+            JSONAdapter(use_native_function_calling=self.use_native_function_calling)
+        )
 
     def _route(self, lm: BaseLM | None) -> BaseLM:
         """Return the language model that answers a call made with `lm`."""

@@ -13,14 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import json_repair
-import pydantic
 from dspy.adapters.utils import apply_output_field_defaults
 from dspy.signatures import Signature
 from dspy.utils.exceptions import AdapterParseError
 from pydantic.fields import FieldInfo
 
 from adapter.field_markers import FieldMarkers, field_named
-from adapter.grammar.annotation_schema import annotated
+from adapter.field_values import Misfit, constrained_value
 from adapter.typed_values import MISFITS, typed_value
 
 
@@ -31,6 +30,7 @@ def parse_completion(signature: type[Signature], completion: str) -> dict[str, A
     Raises AdapterParseError, with the reason of each strategy, where all three fail.
     """
     problems = []
+    misfit: Misfit | None = None
     best: Any = {}
     for name, strategy in _STRATEGIES.items():
         raw = strategy(signature, completion)
@@ -39,11 +39,13 @@ def parse_completion(signature: type[Signature], completion: str) -> dict[str, A
             continue
         try:
             fields: dict[str, Any] = {
-                field: _value_of(value, signature.output_fields[field])
+                field: _value_of(field, value, signature.output_fields[field])
                 for field, value in raw.items()
             }
-        except MISFITS as error:
-            problems.append(f"{name}: a value does not fit its type: {error}")
+        except Misfit as error:
+            problems.append(f"{name}: {error}")
+            # What another strategy took for a field may be any text.
+            misfit = error if strategy is _marked_fields else misfit
             continue
         fields = apply_output_field_defaults(signature, fields)
         missing = [field for field in signature.output_fields if field not in fields]
@@ -57,16 +59,16 @@ def parse_completion(signature: type[Signature], completion: str) -> dict[str, A
         lm_response=completion,
         message="\n".join(problems),
         parsed_result=best,
-    )
+    ) from misfit
 
 
-def _value_of(raw: Any, field: FieldInfo) -> Any:
+def _value_of(name: str, raw: Any, field: FieldInfo) -> Any:
     """A field's value, of its type and within the constraints that its author set."""
-    value = typed_value(raw, field.annotation)
-    if not field.metadata:
-        return value
-    constrained = annotated(field.annotation, tuple(field.metadata))
-    return pydantic.TypeAdapter(constrained).validate_python(value)
+    try:
+        value = typed_value(raw, field.annotation)
+    except MISFITS as error:
+        raise Misfit(name, raw, error) from error
+    return constrained_value(name, value, field)
 
 
 def _marked_fields(signature: type[Signature], text: str) -> dict[str, Any]:

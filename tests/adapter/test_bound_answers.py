@@ -145,14 +145,6 @@ def test_a_cut_before_a_field_with_a_default(configured):
         dspy.Predict(signature)(question="q")
 
 
-def test_constraints_that_no_grammar_says_are_checked_after(configured):
-    field = dspy.OutputField(multiple_of=5)
-    signature = dspy.Signature({"question": (str, dspy.InputField()), "n": (int, field)})
-    configured(fake_model("n: 7"), use_json_adapter_fallback=False)
-    with pytest.raises(AdapterParseError, match="multiple of 5"):
-        dspy.Predict(signature)(question="q")
-
-
 # Models that reason
 
 

@@ -1,0 +1,78 @@
+"""The constraints of a field, held against a value that was read from an answer.
+
+DSPy converts a text to a field's type and looks at nothing else: the constraints of
+``dspy.OutputField(ge=…)`` and of ``Annotated`` types are in the field's metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pydantic
+from dspy.adapters.utils import annotation_allows_none
+from pydantic.fields import FieldInfo
+
+from adapter.grammar.annotation_schema import annotated
+from adapter.typed_values import MISFITS
+
+_SHOWN = 200  # characters of a value in an error
+
+
+class Misfit(ValueError):
+    """A value that is not what its field allows. The text names field, value and constraint."""
+
+    def __init__(self, name: str, value: Any, reason: Exception) -> None:
+        super().__init__(f"{name}={_shown(value)} is not what the field allows: {_told(reason)}")
+
+
+def constrained_value(name: str, value: Any, field: FieldInfo) -> Any:
+    """A value of a field's type, after the field's own constraints and validators.
+
+    Raises Misfit for a value that they refuse.
+    """
+    if not field.metadata:
+        return value
+    try:
+        adapter: Any = pydantic.TypeAdapter(annotated(field.annotation, tuple(field.metadata)))
+        return adapter.validate_python(value)
+    except MISFITS as error:
+        raise Misfit(name, value, error) from error
+
+
+def constrained_values(
+    fields: Mapping[str, FieldInfo], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All values of an answer, those of the fields after their constraints.
+
+    A value that no text stands for is left as it is: a field's default, and the None that DSPy
+    puts where a model called tools instead of answering. Raises Misfit.
+    """
+    checked = dict(values)
+    for name, field in fields.items():
+        if name not in values or _is_filled_in(values[name], field):
+            continue
+        checked[name] = constrained_value(name, values[name], field)
+    return checked
+
+
+def _is_filled_in(value: Any, field: FieldInfo) -> bool:
+    if value is None:
+        return not annotation_allows_none(field.annotation)
+    return not field.is_required() and value is field.default
+
+
+def _told(reason: Exception) -> str:
+    if not isinstance(reason, pydantic.ValidationError):
+        return str(reason) or type(reason).__name__
+    told = []
+    for error in reason.errors(include_url=False):
+        place = ".".join(map(str, error["loc"]))
+        said = f"{place}: {error['msg']}" if place else error["msg"]
+        told.append(said if not place else f"{said}, not {_shown(error['input'])}")
+    return "; ".join(told)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -1,0 +1,198 @@
+"""Values that their fields do not allow: asked for again, and then an error that names them."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import itertools
+from typing import Annotated, Any
+
+import dspy
+import pydantic
+import pytest
+from dspy.utils.dummies import DummyLM
+from dspy.utils.exceptions import AdapterParseError
+from fake_generator import adapter_of, fake_model
+
+from adapter import InvalidValueError, constrained
+from adapter.bound_answers import ATTEMPTS
+from adapter.field_values import Misfit, constrained_value
+from adapter.parsing import parse_completion
+
+
+def asked(annotation: Any, **constraints: Any) -> Any:
+    field = dspy.OutputField(**constraints)
+    return dspy.Signature({"question": (str, dspy.InputField()), "v": (annotation, field)})
+
+
+FIVES = asked(int, multiple_of=5)
+
+
+def odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("must be odd")
+    return value
+
+
+class Even(pydantic.BaseModel):
+    n: int
+
+    @pydantic.field_validator("n")
+    @classmethod
+    def is_even(cls, n: int) -> int:
+        if n % 2:
+            raise ValueError("n must be even")
+        return n
+
+
+FORMS = {
+    "LlamaCppAdapter": (None, "v: {}"),
+    "ChatAdapter": (dspy.ChatAdapter(), "[[ ## v ## ]]\n{}\n\n[[ ## completed ## ]]"),
+    "JSONAdapter": (dspy.JSONAdapter(), '{{"v": {}}}'),
+    "XMLAdapter": (dspy.XMLAdapter(), "<v>\n{}\n</v>"),
+}
+
+
+def scripted(values, form="LlamaCppAdapter", **settings):
+    """A model that gives one value after the other, and the adapter that reads them."""
+    theirs, text = FORMS[form]
+    values = iter(values)
+    model = fake_model(lambda *_: text.format(next(values)))
+    ours = adapter_of(model, **settings)
+    return model, ours.lm, constrained(theirs) if theirs else ours
+
+
+WRONG = [
+    (FIVES, "7", "v=7 .*multiple of 5"),
+    (asked(int, ge=0, le=20), "21", "v=21 .*less than or equal to 20"),
+    (asked(float, gt=0, le=1), "5", "v=5.0 .*less than or equal to 1"),
+    (asked(Annotated[int, pydantic.AfterValidator(odd)]), "4", "v=4 .*must be odd"),
+    (asked(list[int], max_length=1), "[1, 2]", r"v=\[1, 2\] .*at most 1 item"),
+    # DSPy's XMLAdapter tells what its last way of reading found.
+    (asked(Even), '{"n": 3}', "n must be even|error for Even"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("signature", "wrong", "told"), WRONG, ids=[w[1] for w in WRONG])
+def test_a_wrong_value_never_leaves_an_adapter(form, signature, wrong, told):
+    model, lm, adapter = scripted(itertools.repeat(wrong), form)
+    with dspy.context(lm=lm, adapter=adapter), pytest.raises(InvalidValueError, match=told):
+        dspy.Predict(signature)(question="q")
+    assert len(model.generator.requests) == ATTEMPTS
+    assert len({request.seed for request in model.generator.requests}) == ATTEMPTS
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_wrong_value_is_asked_for_again(form, is_async):
+    model, lm, adapter = scripted(["7", "8", "10"], form, seed=1)
+    predict = dspy.Predict(FIVES)
+    with dspy.context(lm=lm, adapter=adapter):
+        prediction = asyncio.run(predict.acall(question="q")) if is_async else predict(question="q")
+    assert prediction.v == 10
+    assert len(model.generator.requests) == len(lm.history) == 3
+
+
+def test_the_same_call_makes_the_same_attempts():
+    seeds = []
+    for _ in range(2):
+        model, lm, adapter = scripted(["7", "8", "10"], seed=1)
+        with dspy.context(lm=lm, adapter=adapter):
+            dspy.Predict(FIVES, cache=False)(question="q")
+        seeds.append([request.seed for request in model.generator.requests])
+    assert seeds[0] == seeds[1]
+    assert seeds[0][0] == 1
+
+
+def test_attempts_come_out_of_dspys_cache():
+    model, lm, adapter = scripted(["7", "8", "10"])
+    with dspy.context(lm=lm, adapter=adapter):
+        for _ in range(2):
+            assert dspy.Predict(FIVES)(question="q").v == 10
+    assert len(model.generator.requests) == 3
+
+
+def test_a_greedy_answer_is_not_asked_for_in_vain():
+    model, lm, adapter = scripted(["7", "10"], temperature=0.0)
+    with dspy.context(lm=lm, adapter=adapter):
+        assert dspy.Predict(FIVES)(question="q").v == 10
+    first, second = model.generator.requests
+    assert first.sampling.temperature == 0 < second.sampling.temperature
+
+
+def test_of_several_candidates_only_the_wrong_ones_are_asked_for_again():
+    model, lm, adapter = scripted(["5", "7", "10", "11", "15", "20"])
+    with dspy.context(lm=lm, adapter=adapter):
+        prediction = dspy.Predict(FIVES, n=4)(question="q")
+    assert prediction.completions.v == [5, 15, 10, 20]
+    assert len(model.generator.requests) == 6
+
+
+def test_a_cut_attempt_is_one_of_the_bound_number():
+    _, lm, adapter = scripted(["7", "1" * 50, "10"], max_tokens=20)
+    with dspy.context(lm=lm, adapter=adapter):
+        assert dspy.Predict(FIVES)(question="q").v == 10
+
+
+def test_nothing_is_asked_for_again_once_it_was_streamed():
+    model, lm, adapter = scripted(itertools.repeat("7"))
+
+    async def main():
+        return [piece async for piece in dspy.streamify(dspy.Predict(FIVES))(question="q")]
+
+    with dspy.context(lm=lm, adapter=adapter), pytest.raises(InvalidValueError):
+        asyncio.run(main())
+    assert len(model.generator.requests) == 1
+
+
+@pytest.mark.parametrize("form", ["ChatAdapter", "JSONAdapter", "XMLAdapter"])
+def test_other_lms_values_are_checked_too(form):
+    adapter = constrained(FORMS[form][0])
+    lm = DummyLM([{"v": "7"}] * 4, adapter=FORMS[form][0])
+    with dspy.context(lm=lm, adapter=adapter), pytest.raises(AdapterParseError, match="v=7"):
+        dspy.Predict(FIVES)(question="q")
+
+
+def test_the_fallbacks_answer_is_checked():
+    def script(prompt, request):
+        return '{"v": 7}' if "JSON object" in prompt else "seven"
+
+    model = fake_model(script)
+    adapter = adapter_of(model)
+    with (
+        dspy.context(lm=adapter.lm, adapter=adapter),
+        pytest.raises(AdapterParseError, match="v=7"),
+    ):
+        dspy.Predict(FIVES)(question="q")
+    assert model.generator.requests[-1].constraint is not None
+
+
+def test_a_validator_changes_a_value_once():
+    louder = Annotated[str, pydantic.AfterValidator(lambda text: text + "!")]
+    for form in FORMS:
+        value = '"hey"' if form == "JSONAdapter" else "hey"
+        _, lm, adapter = scripted([value], form)
+        with dspy.context(lm=lm, adapter=adapter):
+            assert dspy.Predict(asked(louder))(question="q").v == "hey!", form
+
+
+def test_what_dspy_fills_in_is_left_alone():
+    signature = asked(int, ge=3, default=1)
+    assert parse_completion(signature, "v: 4") == {"v": 4}
+    adapter = constrained(dspy.JSONAdapter())
+    lm = adapter_of(fake_model("{}")).lm
+    with dspy.context(lm=lm, adapter=adapter):
+        assert dspy.Predict(signature)(question="q").v == 1
+
+
+def test_an_error_names_field_value_and_constraint():
+    field = asked(datetime.date, ge=datetime.date(2024, 5, 1)).output_fields["v"]
+    with pytest.raises(Misfit, match=r"v=datetime.date\(2024, 4, 1\) .*2024-05-01"):
+        constrained_value("v", datetime.date(2024, 4, 1), field)
+    inner = asked(list[Annotated[int, pydantic.Field(ge=0)]], max_length=3).output_fields["v"]
+    with pytest.raises(Misfit, match=r"1: Input should be greater than or equal to 0, not -5"):
+        constrained_value("v", [3, -5], inner)
+    with pytest.raises(Misfit) as caught:
+        constrained_value("v", "x" * 5000, asked(str, max_length=3).output_fields["v"])
+    assert len(str(caught.value)) < 400
