@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
+from numpy.random import default_rng  # numpy imports it when it is asked for, which takes memory
 from numpy.typing import NDArray
 
 import pyllama
 from adapter.generation.blocks import BLOCK, CHUNK, LEAST_LEFT
+from adapter.generation.failures import note
 
 Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +32,16 @@ shorter than what is always left to compute."""
 
 N_PROMPT = sum(CUTS[0])
 
+RETRY_SECONDS = 10.0
+"""How long after a trial that failed the next one is made."""
+
 
 class Exactness:
     """What keeps the bytes of a model on the machine that it runs on.
 
     It is found out once, when it is first asked for. No trial is a proof, so answers stay below
-    what was tried.
+    what was tried. Where a trial cannot be made, for want of memory perhaps, the answer is the one
+    that holds for every model, and the trial is made later.
 
     :param make: makes a context for a number of tokens and of sequences.
     :param reproducible: whether bytes matter; where they do not, everything is allowed.
@@ -44,23 +51,48 @@ class Exactness:
         self._make = make
         self._reproducible = reproducible
         self._sizes: dict[int, int] = {}
+        self._cuts: bool | None = None
+        self._not_before = 0.0
 
     def batch_size(self, count: int) -> int:
         """How many of a context's sequences one batch may hold, one token of each."""
         if not self._reproducible:
             return count
         if count not in self._sizes:
-            with self._make(CHUNK * count, count) as context:
-                self._sizes[count] = exact_batch_size(context, range(count))
+            found = self._found(CHUNK * count, count, _batch_size)
+            if found is None:
+                return 1
+            self._sizes[count] = found
         return self._sizes[count]
 
-    @cached_property
+    @property
     def cuts_anywhere(self) -> bool:
         """Whether a prompt may be cut at any block, and not at multiples of CHUNK alone."""
         if not self._reproducible:
             return True
-        with self._make(2 * CHUNK, 1) as context:
-            return exact_cuts(context)
+        if self._cuts is None:
+            self._cuts = self._found(2 * CHUNK, 1, exact_cuts)
+        return bool(self._cuts)
+
+    def _found(
+        self, n_cells: int, count: int, trial: Callable[[pyllama.Context], Found]
+    ) -> Found | None:
+        """What a trial finds in a context of its own, or None while it cannot be made."""
+        if time.monotonic() < self._not_before:
+            return None
+        try:
+            with self._make(n_cells, count) as context:
+                return trial(context)
+        except pyllama.DecodeCancelled:
+            raise
+        except Exception as error:
+            self._not_before = time.monotonic() + RETRY_SECONDS
+            note(logger, logging.WARNING, "slower for a while: a trial failed: %s", error)
+            return None
+
+
+def _batch_size(context: pyllama.Context) -> int:
+    return exact_batch_size(context, range(context.n_seq_max))
 
 
 def exact_batch_size(context: pyllama.Context, seq_ids: Sequence[int]) -> int:
@@ -71,7 +103,7 @@ def exact_batch_size(context: pyllama.Context, seq_ids: Sequence[int]) -> int:
 
     :param seq_ids: empty sequences of the context; they are empty again afterwards.
     """
-    random = np.random.default_rng(0)
+    random = default_rng(0)
     prompts = random.integers(0, context.model.vocab.n_tokens, (len(seq_ids), N_TOKENS))
     alone = [
         _next_logits(context, [seq_id], prompts[index : index + 1])
@@ -93,7 +125,7 @@ def exact_cuts(context: pyllama.Context) -> bool:
     :param context: an empty one of at least N_PROMPT tokens, in a call too; it is empty again
         afterwards.
     """
-    random = np.random.default_rng(0)
+    random = default_rng(0)
     prompt = random.integers(0, context.model.vocab.n_tokens, N_PROMPT)
     found = [_logits_by_calls(context, prompt, sizes) for sizes in CUTS]
     exact = all(np.array_equal(found[0], other) for other in found[1:])

@@ -1,12 +1,30 @@
-"""What pyllama raises, as this package's own errors."""
+"""What pyllama raises, as this package's own errors; and what is noted of failures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import pyllama
 from adapter.errors import BackendError, InferenceError, TokenizationError
+
+
+def translation(error: BaseException) -> BaseException:
+    """An error of pyllama as this package's own; any other as it is."""
+    kind: type[Exception]
+    if isinstance(error, pyllama.TokenizationError):
+        kind = TokenizationError
+    elif isinstance(error, (pyllama.ContextError, pyllama.BackendError, pyllama.NativeMemoryError)):
+        kind = BackendError
+    elif isinstance(error, pyllama.LlamaError):
+        kind = InferenceError
+    else:
+        return error
+    own = kind(str(error))
+    own.__cause__ = error
+    return own
 
 
 @contextmanager
@@ -14,9 +32,34 @@ def translated() -> Iterator[None]:
     """Raise what pyllama raises as this package's own errors."""
     try:
         yield
-    except pyllama.TokenizationError as error:
-        raise TokenizationError(str(error)) from error
-    except (pyllama.ContextError, pyllama.BackendError, pyllama.NativeMemoryError) as error:
-        raise BackendError(str(error)) from error
-    except pyllama.LlamaError as error:
-        raise InferenceError(str(error)) from error
+    except Exception as error:
+        own = translation(error)
+        if own is error:
+            raise
+        raise own from error
+
+
+def insist(call: Callable[[], object]) -> None:
+    """Call until there is memory for it: what takes a few bytes, and must not be left out."""
+    while not _called(call):
+        time.sleep(0.01)
+
+
+def _called(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except MemoryError:
+        return False
+    return True
+
+
+def note(
+    logger: logging.Logger,
+    level: int,
+    message: str,
+    *args: object,
+    exc_info: BaseException | None = None,
+) -> None:
+    """Log, if there is memory for that, on a thread that must not end over a line of a log."""
+    with suppress(Exception):
+        logger.log(level, message, *args, exc_info=exc_info)

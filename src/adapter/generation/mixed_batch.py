@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyllama
-from adapter.generation.blocks import CHUNK, call_end
+from adapter.generation.blocks import CHUNK
 from adapter.generation.sequence import Sequence
 from adapter.generation.slots import Slot
 
@@ -16,16 +16,17 @@ LEAST_PIECE = 32
 
 @dataclass(frozen=True)
 class Part:
-    """A slot's tokens in a batch: those from what is in memory up to ``end``."""
+    """A slot's tokens in a batch: those from ``begin``, where its memory ends, up to ``end``."""
 
     slot: Slot
     sequence: Sequence
+    begin: int
     end: int
 
     @property
     def n_tokens(self) -> int:
         """How many are to be computed."""
-        return self.end - self.sequence.n_past
+        return self.end - self.begin
 
     @property
     def gives_output(self) -> bool:
@@ -45,14 +46,11 @@ def choose_parts(
         sequence = slot.sequence
         if sequence is None:
             continue
-        end = sequence.n_tokens
-        if sequence.state == "prefilling":
-            end = call_end(end, sequence.n_past, chunk)
-        size = end - sequence.n_past
+        size = sequence.next_end(chunk) - sequence.n_past
         if size > room and sequence.state == "prefilling" and chunk > CHUNK:
             size = room if room >= LEAST_PIECE else 0
         if 0 < size <= room:
-            parts.append(Part(slot, sequence, sequence.n_past + size))
+            parts.append(Part(slot, sequence, sequence.n_past, sequence.n_past + size))
             room -= size
     return parts
 
@@ -62,10 +60,9 @@ def fill(batch: pyllama.Batch, parts: Iterable[Part]) -> dict[int, Part]:
     batch.clear()
     outputs = {}
     for part in parts:
-        sequence, n_past = part.sequence, part.sequence.n_past
         batch.add_tokens(
-            sequence.tokens_between(n_past, part.end),
-            pos=n_past,
+            part.sequence.tokens_between(part.begin, part.end),
+            pos=part.begin,
             seq_id=part.slot.seq_id,
             outputs="last" if part.gives_output else "none",
         )

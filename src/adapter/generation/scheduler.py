@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
+import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
@@ -17,13 +18,12 @@ from adapter.errors import (
     ModelNotLoadedError,
     QueueFullError,
 )
-from adapter.generation.answer_writer import LONGEST_RUN
-from adapter.generation.blocks import CHUNK, block_hashes, longest_call
-from adapter.generation.exactness import Exactness, groups
-from adapter.generation.failures import translated
-from adapter.generation.lanes import Lane, Lanes
+from adapter.generation.batch_runner import BatchRunner
+from adapter.generation.blocks import CHUNK, longest_call
+from adapter.generation.exactness import Exactness
+from adapter.generation.failures import insist, note, translation
+from adapter.generation.lanes import Lanes
 from adapter.generation.metrics import Metrics
-from adapter.generation.mixed_batch import Part, choose_parts, fill
 from adapter.generation.prefix_cache import PrefixCache
 from adapter.generation.prefix_folder import PrefixFolder
 from adapter.generation.prefix_reuse import PrefixReuse, rolls_back
@@ -36,9 +36,12 @@ from adapter.generation.scoring import (
 )
 from adapter.generation.scoring_queue import ScoringJob, ScoringQueue
 from adapter.generation.sequence import Sequence
-from adapter.generation.slots import Slot
+from adapter.generation.shutdown import end_at_exit
 
 logger = logging.getLogger(__name__)
+
+STOP_SECONDS = 0.1
+"""How often a thread that is to end is told to stop what it computes."""
 
 
 class Scheduler:
@@ -102,24 +105,33 @@ class Scheduler:
         saved = PrefixCache(cache_bytes if saves else 0, rolls_back=self._rolls_back)
         self._prefixes = PrefixReuse(model, saved, self._exactness, prefix_folder)
         self._queue: deque[Sequence] = deque()
-        self._prefilling: deque[tuple[Lane, Slot]] = deque()
+        self._contexts: weakref.WeakSet[pyllama.Context] = weakref.WeakSet()
         self._changed = threading.Condition()
         self._closed = False
         self._failed: BaseException | None = None
         self._thread: threading.Thread | None = None
         #: What it has done so far.
         self.metrics = metrics or Metrics()
+        self._runner = BatchRunner(
+            self._lanes,
+            self._prefixes,
+            self._exactness,
+            self.metrics,
+            waiting=self._waiting,
+            stopping=lambda: self._closed,
+            n_threads=n_threads,
+            chunk=self._chunk,
+            mixed=mixed,
+            reproducible=reproducible,
+            rolls_back=self._rolls_back,
+            reuses=True,
+        )
         self._scoring = ScoringQueue(
-            partial(
-                scoring_context,
-                model,
-                n_threads=n_threads,
-                reproducible=reproducible,
-                chunk=chunk,
-            ),
+            self._make_scoring_context,
+            stopping=lambda: self._closed,
             longest=context_length,
             chunk=chunk,
-            rolls_back=self._rolls_back,
+            reuses=self._rolls_back,
             metrics=self.metrics,
         )
 
@@ -159,8 +171,11 @@ class Scheduler:
         if n_needed > self._context_length:
             raise ContextTooLongError(n_needed, self._context_length)
         job = ScoringJob(request, cancelled or threading.Event())
-        self._enqueue(job)
-        return job.wait()
+        try:
+            self._enqueue(job)
+            return job.wait()
+        finally:
+            job.abandoned = True
 
     @property
     def n_queued(self) -> int:
@@ -174,16 +189,31 @@ class Scheduler:
 
     def close(self) -> None:
         """Fail the requests that are left, end the thread and free the contexts."""
+        self.stop()
+        thread = self._thread
+        if thread is threading.current_thread():
+            return  # it ends after this step
+        while thread is not None and thread.is_alive():
+            with self._changed:
+                contexts = list(self._contexts)
+            for context in contexts:
+                context.cancel()  # what is being computed is of use to nobody
+            thread.join(STOP_SECONDS)
+
+    def stop(self) -> None:
+        """Refuse requests from now on, and have the thread end after its step."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-            thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+
+    def forget_thread(self) -> None:
+        """Refuse further use: in a child of fork() there is no such thread."""
+        self._changed, self._thread, self._closed = threading.Condition(), None, True
+        self._failed = pyllama.ForkedError("this process was forked from the one with its thread")
 
     def _events(self, sequence: Sequence) -> Iterator[Delta | GenerationResult]:
-        self._enqueue(sequence)
         try:
+            self._enqueue(sequence)
             while True:
                 event = sequence.events.get()
                 if isinstance(event, BaseException):
@@ -207,37 +237,68 @@ class Scheduler:
             n_queued = len(self._queue) + len(self._scoring)
             if n_queued >= self._max_queued:
                 raise QueueFullError(n_queued, self.metrics.seconds_per_request())
+            self._start_thread()
             if isinstance(arrival, ScoringJob):
                 self._scoring.append(arrival)
             else:
                 self._queue.append(arrival)
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name=f"llamacpp-{self._model.desc}", daemon=True
-                )
-                self._thread.start()
             self._changed.notify_all()
+
+    def _start_thread(self) -> None:
+        if self._thread is not None:
+            return
+        end_at_exit(self)
+        thread = threading.Thread(
+            target=self._run, name=f"llamacpp-{self._model.desc}", daemon=True
+        )
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            raise BackendError(
+                f"the thread that computes the model's requests could not start: {error}. This "
+                "process has too many threads, or too little memory; the next request tries again"
+            ) from error
+        self._thread = thread
 
     # For the scheduler's thread
 
     def _run(self) -> None:
+        if not self._claim_thread():
+            return
+        reason: BaseException = ModelNotLoadedError("", "it was closed; load it again")
         try:
-            while self._wait_for_work():
-                self._step()
-        except BaseException as error:
+            while self._go_on():
+                pass
+        except BaseException as error:  # nothing is left to go on with
             self._failed = error
-            self._end_all(error)
-            logger.exception("the scheduler failed")
+            reason = translation(error)
+            note(logger, logging.ERROR, "the scheduler failed", exc_info=error)
         finally:
-            self._end_all(ModelNotLoadedError("", "it was closed; load it again"))
-            self._prefixes.keep_all(lane for lane in self._lanes if lane.context.usable)
-            self._lanes.close()
-            self._scoring.close()
+            self._shut_down(reason)
+
+    def _go_on(self) -> bool:
+        """Make a step once there is something to do, and deal with whatever it raises."""
+        try:
+            if not self._wait_for_work():
+                return False
+            self._step()
+        except pyllama.DecodeCancelled:
+            pass  # whom it concerned was told
+        except BaseException as error:
+            self._recover(error)
+        return True
+
+    def _claim_thread(self) -> bool:
+        """Whether this thread is the one: an interrupt while it was started may leave two."""
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.current_thread()
+            return self._thread is threading.current_thread()
 
     def _wait_for_work(self) -> bool:
         """Wait until there is a request, and return False once there will be none any more."""
         with self._changed:
-            while not (self._closed or self._queue or self._scoring or self._occupied()):
+            while not (self._closed or self._queue or self._scoring or self._runner.occupied):
                 self._changed.wait()
             return not self._closed
 
@@ -245,15 +306,12 @@ class Scheduler:
         """Admit what has room, compute a chunk, decode a token of each sequence, score a group."""
         self._drop_finished()
         self._admit()
-        if not self._mixed:
-            self._prefill_one_chunk()
-        for lane in self._lanes:
-            if self._mixed:
-                self._compute_all(lane)
-            else:
-                self._decode(lane)
+        self._runner.step()
         self._scoring.step()
-        self._measure()
+        try:
+            self._measure()
+        except Exception as error:  # of no concern to any request
+            note(logger, logging.DEBUG, "not measured: %s", error)
 
     def _measure(self) -> None:
         slots = [slot for lane in self._lanes for slot in lane.slots.slots]
@@ -264,20 +322,19 @@ class Scheduler:
             kv_cells=sum(lane.n_cells for lane in self._lanes),
         )
 
-    def _occupied(self) -> list[tuple[Lane, Slot]]:
-        return [(lane, slot) for lane in self._lanes for slot in lane.slots.taken]
+    def _waiting(self) -> list[Sequence]:
+        with self._changed:
+            return list(self._queue)
 
     def _drop_finished(self) -> None:
         """End the requests whose callers have gone, and those whose time is over."""
-        for lane, slot in self._occupied():
-            assert slot.sequence is not None
-            if slot.sequence.ended_by_caller_or_clock():
-                self._release(lane, slot)
-        with self._changed:
-            waiting = list(self._queue)
-        for sequence in waiting:
+        for lane, slot in self._runner.occupied:
+            if slot.sequence is not None and slot.sequence.ended_by_caller_or_clock():
+                self._runner.release(lane, slot)
+        for sequence in self._waiting():
             if sequence.ended_by_caller_or_clock():
                 self._leave_queue(sequence)
+        self._scoring.drop_finished()
 
     # Admission
 
@@ -287,20 +344,19 @@ class Scheduler:
         One whose prompt begins like one that is being computed waits for those blocks, and others
         may pass it. Otherwise nobody passes: a long request gets its turn.
         """
-        for sequence in list(self._queue):
-            if self._is_being_computed(sequence):
-                continue
+        for sequence in self._waiting():
             try:
-                with translated():
-                    lane = self._lanes.lane_for(sequence)
+                if self._is_being_computed(sequence):
+                    continue
+                lane = self._lanes.lane_for(sequence)
             except Exception as error:  # no memory for its context
                 self._leave_queue(sequence)
-                sequence.fail(error)
+                sequence.fail(translation(error))
                 continue
             if lane is None:
                 return
             self._leave_queue(sequence)
-            self._begin(lane, sequence)
+            self._runner.begin(lane, sequence)
 
     def _leave_queue(self, sequence: Sequence) -> None:
         with self._changed:
@@ -308,183 +364,84 @@ class Scheduler:
 
     def _is_being_computed(self, sequence: Sequence) -> bool:
         """Whether a prompt that is being computed will soon hold more of this one than is held."""
-        if not self._prefilling:
+        if not self._runner.prefilling:
             return False
         slots = (slot for lane in self._lanes for slot in lane.slots.slots)
         held = self._prefixes.n_held(sequence, slots)
         return any(
             slot.sequence is not None
             and self._prefixes.shared(slot.sequence.hashes, sequence) > held
-            for _, slot in self._prefilling
+            for _, slot in self._runner.prefilling
         )
-
-    def _begin(self, lane: Lane, sequence: Sequence) -> None:
-        slot = lane.slots.to_overwrite(sequence.hashes)
-        lane.slots.take(slot, sequence)
-        sequence.state = "prefilling"
-        self.metrics.admitted(time.monotonic() - sequence.arrived)
-        try:
-            with translated():
-                if not sequence.begin():
-                    self._release(lane, slot)
-                    return
-                sequence.n_past = sequence.n_cached = self._prefixes.bring(lane, slot, sequence)
-                if self._mixed:
-                    self._prefixes.make_room(lane)
-        except Exception as error:
-            self._fail(lane, slot, error)
-            return
-        self.metrics.reused(sequence.n_cached)
-        self._prefilling.append((lane, slot))
-
-    # Computing
-
-    def _prefill_one_chunk(self) -> None:
-        """Compute the next tokens of the next prompt; prompts take turns."""
-        if self._prefilling:
-            lane, slot = self._prefilling[0]
-            room = lane.context.n_batch
-            self._compute(lane, choose_parts([], [slot], room=room, chunk=self._chunk))
-
-    def _decode(self, lane: Lane) -> None:
-        """Decode what each running sequence has written last, and sample the next token.
-
-        Where that is one token, those of all sequences together; more, which a grammar forced, in
-        a call for each sequence, as for a prompt.
-        """
-        room = (LONGEST_RUN + 1) * lane.slots.count
-        parts = choose_parts(lane.slots.running, [], room=room, chunk=self._chunk)
-        single = [part for part in parts if part.n_tokens == 1]
-        several = [part for part in parts if part.n_tokens > 1]
-        size = self._exactness.batch_size(lane.slots.count) if len(single) > 1 else 1
-        for group in (*groups(single, size), *groups(several, 1)):
-            self._compute(lane, group)
-
-    def _compute_all(self, lane: Lane) -> None:
-        """Decode what running sequences have written, beside what there is room for of prompts."""
-        prompts = [slot for other, slot in self._prefilling if other is lane]
-        room = lane.context.n_batch
-        self._compute(lane, choose_parts(lane.slots.running, prompts, room=room, chunk=self._chunk))
-
-    def _compute(self, lane: Lane, parts: list[Part]) -> None:
-        """Compute these in one call, and sample the next token of those that are whole then."""
-        parts = [part for part in parts if part.slot.sequence is part.sequence]
-        if not parts:
-            return
-        n_running = sum(part.sequence.state == "running" for part in parts)
-        try:
-            with translated():
-                outputs = fill(lane.batch, parts)
-                lane.context.decode(lane.batch)
-        except Exception as error:
-            if len(parts) == 1:
-                self._fail(lane, parts[0].slot, error)
-                return
-            for part in parts:  # one of them may be to blame
-                self._compute(lane, [part])
-            return
-        if n_running:
-            self.metrics.stepped(n_running)
-        for part in parts:
-            self._computed(lane, part)
-        self._sample(lane, outputs)
-
-    def _computed(self, lane: Lane, part: Part) -> None:
-        """Take note of what is in memory now; a prompt lets the next one have its turn."""
-        slot, sequence, n_tokens = part.slot, part.sequence, part.n_tokens
-        sequence.n_past = part.end
-        if sequence.state != "prefilling":
-            return
-        self.metrics.computed(n_tokens)
-        slot.held = sequence.hashes[: sequence.n_computed_blocks]
-        self._prefilling.remove((lane, slot))
-        if part.gives_output:
-            return
-        try:
-            with translated():
-                self._prefixes.checkpoint(lane, slot, list(self._queue))
-        except Exception as error:
-            self._fail(lane, slot, error)
-        else:
-            self._prefilling.append((lane, slot))
-
-    def _sample(self, lane: Lane, outputs: Mapping[int, Part]) -> None:
-        """Sample the next token of each sequence that has an output."""
-        chains = {
-            output: part.sequence.chain
-            for output, part in outputs.items()
-            if part.slot.sequence is part.sequence
-        }
-        if not chains:
-            return
-        sampled: Mapping[int, int | Exception]
-        try:
-            with translated():
-                sampled = pyllama.sample_each(lane.context, chains, n_threads=self._n_threads)
-        except Exception as error:  # a server that was lost
-            sampled = dict.fromkeys(chains, error)
-        for output, outcome in sampled.items():
-            part = outputs[output]
-            if part.slot.sequence is not part.sequence:
-                continue  # one before it took the lane down
-            try:
-                with translated():
-                    self._go_on(lane, part, outcome, output)
-            except Exception as error:
-                self._fail(lane, part.slot, error)
-
-    def _go_on(self, lane: Lane, part: Part, outcome: int | Exception, output: int) -> None:
-        """Write a token that was sampled."""
-        if isinstance(outcome, Exception):
-            raise outcome
-        sequence, slot = part.sequence, part.slot
-        if sequence.state == "prefilling":
-            self.metrics.began(time.monotonic() - sequence.arrived)
-        sequence.write(outcome, lane.context, output)
-        if sequence.state == "ended":
-            self.metrics.ended(time.monotonic() - sequence.arrived, sequence.n_written)
-            if self._rolls_back and not self._reproducible:
-                slot.held = block_hashes(sequence.tokens[: sequence.n_past])
-            self._release(lane, slot)
 
     # Endings
 
-    def _fail(self, lane: Lane, slot: Slot, error: BaseException) -> None:
-        assert slot.sequence is not None
-        slot.sequence.fail(error)
-        slot.held = ()  # who knows what is in there
-        self._release(lane, slot)
-        if not lane.context.usable:
-            for other in lane.slots.taken:
-                self._fail(lane, other, error)
-            self._lanes.drop(lane)
+    def _recover(self, error: BaseException) -> None:
+        """End the requests that a step which failed may concern, and go on with new contexts.
 
-    def _release(self, lane: Lane, slot: Slot) -> None:
-        if (lane, slot) in self._prefilling:
-            self._prefilling.remove((lane, slot))
-        if self._mixed and lane.context.usable:
-            self._prefixes.trim(lane, slot)
-        lane.slots.give_back(slot)
+        Where nothing was being computed, those are the ones that wait. Where nobody waits either,
+        the error would come for ever, and is raised.
+        """
+        note(logger, logging.ERROR, "a step of the scheduler failed", exc_info=error)
+        own = translation(error)
+        n_ended = sum(self._runner.drop(lane, own) for lane in self._lanes)
+        n_ended += self._scoring.fail_begun(own)
+        if not n_ended and not self._fail_waiting(own):
+            raise error
 
-    def _end_all(self, error: BaseException) -> None:
+    def _fail_waiting(self, error: BaseException) -> int:
+        count = 0
+        while self._queue:
+            with self._changed:
+                sequence = self._queue.popleft()
+            sequence.fail(error)
+            count += 1
+        return count + self._scoring.fail(error)
+
+    def _end_requests(self, reason: BaseException) -> None:
+        self._runner.end_all(reason)
+        self._fail_waiting(reason)
+
+    def _shut_down(self, reason: BaseException) -> None:
+        """End all that is left, save what the slots hold, and free the contexts."""
         with self._changed:
             self._closed = True
-            queued, self._queue = list(self._queue), deque()
-        for sequence in queued:
-            sequence.fail(error)
-        self._scoring.fail(error)
-        for lane, slot in self._occupied():
-            self._fail(lane, slot, error)
+        insist(partial(self._end_requests, reason))
+        try:
+            with ExitStack() as last:
+                last.callback(self._scoring.close)
+                last.callback(self._lanes.close)
+                self._prefixes.keep_all(lane for lane in self._lanes if lane.context.usable)
+        except BaseException as error:
+            note(logger, logging.ERROR, "closing a scheduler failed", exc_info=error)
 
     def _make_context(self, n_cells: int, count: int) -> pyllama.Context:
-        return pyllama.Context(
-            self._model,
-            n_ctx=n_cells,
-            n_seq_max=count,
-            n_batch=max(longest_call(self._chunk), count),
-            n_outputs_max=count,
-            n_threads=self._n_threads,
-            kv_unified=self._mixed,
-            # Its sums depend on how many sequences a batch has, and on their lengths.
-            flash_attn="disabled" if self._reproducible else "auto",
+        return self._known(
+            pyllama.Context(
+                self._model,
+                n_ctx=n_cells,
+                n_seq_max=count,
+                n_batch=max(longest_call(self._chunk), count),
+                n_outputs_max=count,
+                n_threads=self._n_threads,
+                kv_unified=self._mixed,
+                # Its sums depend on how many sequences a batch has, and on their lengths.
+                flash_attn="disabled" if self._reproducible else "auto",
+            )
         )
+
+    def _make_scoring_context(self, length: int) -> pyllama.Context:
+        return self._known(
+            scoring_context(
+                self._model,
+                length,
+                n_threads=self._n_threads,
+                reproducible=self._reproducible,
+                chunk=self._chunk,
+            )
+        )
+
+    def _known(self, context: pyllama.Context) -> pyllama.Context:
+        with self._changed:
+            self._contexts.add(context)
+        return context

@@ -31,12 +31,14 @@ class ScoringRequest:
     prompt         token ids, at least one
     continuations  at least one; the token ids of each, which may be none
     ends           tokens that end the continuation: those at which a generator would stop
+    timeout        seconds that it may take from its arrival on; None for any time
     taken          the tokens that it has taken so far, counted while it is computed
     """
 
     prompt: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]
     ends: tuple[int, ...]
+    timeout: float | None = None
     taken: TokenCount = field(default_factory=TokenCount, compare=False, repr=False)
 
 

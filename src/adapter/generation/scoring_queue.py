@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
 import pyllama
+from adapter.errors import RequestTimeoutError
 from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes, block_hashes, last_border, n_shared
-from adapter.generation.failures import translated
+from adapter.generation.failures import insist, translation
 from adapter.generation.metrics import Metrics
 from adapter.generation.prefill import prompt_steps
 from adapter.generation.scoring import Score, Scorer, ScoringRequest, ScoringResult
@@ -23,25 +25,31 @@ class ScoringJob:
 
     def __init__(self, request: ScoringRequest, cancelled: threading.Event) -> None:
         self.request = request
+        self.arrived = time.monotonic()
         self._cancelled = cancelled
         self._outcome: queue.SimpleQueue[ScoringResult | BaseException | None] = queue.SimpleQueue()
-        self._abandoned = False
+        #: Set by a caller's thread that does not wait for the result any more.
+        self.abandoned = False
+        self._ended = False
 
-    @property
-    def is_abandoned(self) -> bool:
-        """Whether its caller has gone."""
-        return self._abandoned or self._cancelled.is_set()
+    def ended_by_caller_or_clock(self) -> bool:
+        """End it if its caller has gone or its time is over, and say whether."""
+        timeout = self.request.timeout
+        if self.abandoned or self._cancelled.is_set():
+            self.end(None)
+        elif timeout is not None and time.monotonic() - self.arrived > timeout:
+            self.end(RequestTimeoutError(timeout, 0))
+        return self._ended
 
     def end(self, outcome: ScoringResult | BaseException | None) -> None:
-        """Give the caller its result, or an error to raise; None where it gave up."""
-        self._outcome.put(outcome)
+        """Give the caller its result, or an error to raise; None where it gave up. Just once."""
+        if not self._ended:
+            self._ended = True
+            insist(lambda: self._outcome.put(outcome))
 
     def wait(self) -> ScoringResult | None:
         """Wait for the result; None once the request was cancelled."""
-        try:
-            outcome = self._outcome.get()
-        finally:
-            self._abandoned = True
+        outcome = self._outcome.get()
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -54,27 +62,32 @@ class ScoringQueue:
     differs. Only the scheduler's thread uses it, but for :meth:`append` and ``len``.
 
     :param make: makes a context of a number of tokens, as :class:`Scorer` wants it.
+    :param stopping: whether nothing is to be computed any more.
     :param longest: tokens that the longest context holds.
     :param chunk: tokens of a prompt that are computed at once.
-    :param rolls_back: whether the model's memory can be cut back to a border of blocks.
+    :param reuses: whether a prompt is kept for the next request, where the model's memory can be
+        cut back to a border of blocks.
     """
 
     def __init__(
         self,
         make: Callable[[int], pyllama.Context],
         *,
+        stopping: Callable[[], bool],
         longest: int,
         chunk: int,
-        rolls_back: bool,
+        reuses: bool,
         metrics: Metrics,
     ) -> None:
         self._make = make
+        self._stopping = stopping
         self._longest = longest
         self._chunk = chunk
-        self._rolls_back = rolls_back
+        self._reuses = reuses
         self._metrics = metrics
+        self._lock = threading.Lock()
         self._waiting: deque[ScoringJob] = deque()
-        self._work: Iterator[None] | None = None
+        self._work: Iterator[ScoringResult | None] | None = None
         self._context: pyllama.Context | None = None
         self._scorer: Scorer | None = None
         self._held: BlockHashes = ()
@@ -82,49 +95,92 @@ class ScoringQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a request is being computed."""
+        return self._work is not None
+
+    @property
+    def first(self) -> ScoringJob | None:
+        """The request that is computed now, or next."""
+        with self._lock:
+            return self._waiting[0] if self._waiting else None
+
     def append(self, job: ScoringJob) -> None:
         """Have a request wait for its turn."""
-        self._waiting.append(job)
+        with self._lock:
+            self._waiting.append(job)
+
+    def drop_finished(self) -> None:
+        """End the requests whose callers have gone, and those whose time is over."""
+        with self._lock:
+            waiting = list(self._waiting)
+        for job in waiting:
+            if job.ended_by_caller_or_clock():
+                self._leave(job)
 
     def step(self) -> None:
         """Compute a chunk of the first request's prompt, or a group of its continuations."""
-        if not self._waiting:
+        job = self.first
+        if job is None or self._stopping():
             return
-        job = self._waiting[0]
-        if job.is_abandoned:
-            self._end(job, None)
-            return
-        if self._work is None:
-            self._work = self._steps(job)
         try:
-            with translated():
-                next(self._work, None)
-        except Exception as error:
-            self.close()  # who knows what is in there
-            self._end(job, error)
+            if self._work is None:
+                self._work = self._steps(job)
+            result = next(self._work)
+        except BaseException as error:
+            if isinstance(error, pyllama.DecodeCancelled) and self._stopping():
+                return
+            self._fail_first(job, translation(error))
+        else:
+            if result is not None:
+                self._leave(job)
+                job.end(result)
 
-    def fail(self, error: BaseException) -> None:
-        """End all requests with an error."""
-        while self._waiting:
-            self._end(self._waiting[0], error)
+    def fail(self, error: BaseException) -> int:
+        """End all requests with an error, and count them."""
+        count = 0
+        while (job := self.first) is not None:
+            self._fail_first(job, error)
+            count += 1
+        return count
+
+    def fail_begun(self, error: BaseException) -> int:
+        """End the request that is being computed with an error, and count it."""
+        job = self.first
+        if job is None or not self.begun:
+            return 0
+        self._fail_first(job, error)
+        return 1
 
     def close(self) -> None:
         """Free the context. The next request makes another."""
-        self._held, self._scorer = (), None
-        if self._context is not None:
-            self._context.close()
-            self._context = None
-
-    def _end(self, job: ScoringJob, outcome: ScoringResult | BaseException | None) -> None:
-        self._waiting.popleft()
         self._work = None
-        job.end(outcome)
+        self._free()
 
-    def _steps(self, job: ScoringJob) -> Iterator[None]:
+    def _free(self) -> None:
+        self._held, self._scorer = (), None
+        context, self._context = self._context, None
+        if context is not None:
+            context.close()
+
+    def _fail_first(self, job: ScoringJob, error: BaseException) -> None:
+        job.end(error)
+        self._leave(job)
+        self.close()  # who knows what is in there
+
+    def _leave(self, job: ScoringJob) -> None:
+        with self._lock:
+            if self._waiting[0] is job:
+                self._work = None
+            self._waiting.remove(job)
+
+    def _steps(self, job: ScoringJob) -> Iterator[ScoringResult | None]:
+        """Compute a request step by step; the last step gives the result."""
         request = job.request
         prompt, hashes = request.prompt, block_hashes(request.prompt)
         context, scorer = self._ready(len(prompt) + sum(map(len, request.continuations)))
-        n_held = n_shared(self._held, hashes) * BLOCK if self._rolls_back else 0
+        n_held = n_shared(self._held, hashes) * BLOCK if self._reuses else 0
         # As far as both were computed in whole chunks.
         n_held = min(n_held, last_border(len(prompt)), last_border(len(self._held) * BLOCK))
         begin = n_held // CHUNK * CHUNK
@@ -140,14 +196,13 @@ class ScoringQueue:
             done = request.taken.prompt = end
             self._held = hashes[: end // BLOCK]
             if end < len(prompt):
-                yield
+                yield None
         scores: list[Score] = []
         for group in scorer.score(request, room=self._longest - len(prompt)):
             scores += group
             if len(scores) < len(request.continuations):
-                yield
-        self._end(job, ScoringResult.of(request, scores, cache_read_tokens=begin))
-        yield
+                yield None
+        yield ScoringResult.of(request, scores, cache_read_tokens=begin)
 
     def _ready(self, n_needed: int) -> tuple[pyllama.Context, Scorer]:
         """The context, made anew where it is too short."""
@@ -156,7 +211,7 @@ class ScoringQueue:
             length *= 2
         length = min(length, self._longest)
         if self._context is None or self._scorer is None or self._context.n_ctx < length:
-            self.close()
+            self._free()
             self._context = self._make(length)
             self._scorer = Scorer(self._context)
         return self._context, self._scorer

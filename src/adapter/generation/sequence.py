@@ -6,12 +6,14 @@ import logging
 import queue
 import threading
 import time
+from bisect import bisect_right
 from typing import Literal, TypeAlias
 
 import pyllama
 from adapter.errors import RequestTimeoutError
 from adapter.generation.answer_writer import AnswerWriter
-from adapter.generation.blocks import BLOCK, block_hashes, last_border, n_reusable
+from adapter.generation.blocks import BLOCK, block_hashes, call_end, last_border, n_reusable
+from adapter.generation.failures import insist, note, translation
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult, joined
 
 logger = logging.getLogger(__name__)
@@ -46,11 +48,14 @@ class Sequence:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         #: Set by a caller's thread that does not wait for the result any more.
         self.abandoned = False
+        #: Whether an error undid what was computed of it. It is computed alone from then on.
+        self.restarted = False
         self._cancelled = cancelled
         self._vocab = vocab
         self._max_tokens = max_tokens
         self._writer: AnswerWriter | None = None
         self._held: list[Delta] = []  # of an answer that is given whole
+        self._ends: list[int] = []  # of its calls, from the first with an output on
 
     @property
     def n_past(self) -> int:
@@ -99,6 +104,30 @@ class Sequence:
         answer = [] if self._writer is None else self._writer.tokens
         n_prompt = len(prompt)
         return [*prompt[begin:end], *answer[max(0, begin - n_prompt) : max(0, end - n_prompt)]]
+
+    def next_end(self, chunk: int) -> int:
+        """Where the next call ends that computes it: where it ended before, if there was one.
+
+        :param chunk: tokens of a prompt that are computed at once.
+        """
+        if not self._ends:
+            return call_end(self.n_tokens, self.n_past, chunk)
+        if self.n_past < self._ends[0]:
+            return call_end(self._ends[0], self.n_past, chunk)
+        later = bisect_right(self._ends, self.n_past)
+        return self._ends[later] if later < len(self._ends) else self.n_tokens
+
+    def computed(self, end: int) -> None:
+        """Take note of a call: what comes before ``end`` is in memory now."""
+        self.n_past = end
+        if end == self.n_tokens and (not self._ends or end > self._ends[-1]):
+            self._ends.append(end)
+
+    def restart(self) -> None:
+        """Have it computed anew, in the calls in which it was computed before: its bytes stay."""
+        self.state = "prefilling"
+        self.restarted = True
+        self.n_past = 0
 
     def begin(self) -> bool:
         """Make the sampler, tell it the prompt, and write what is forced; whether it goes on.
@@ -151,15 +180,23 @@ class Sequence:
             self.events.put(delta)
 
     def _end(self, last: Event) -> None:
+        """Give the caller its last event. That happens once, and cannot fail."""
+        if self.state == "ended":
+            return
         self.state = "ended"
-        outcome = last.finish_reason if isinstance(last, GenerationResult) else repr(last)
-        logger.debug(
+        try:
+            if self._held:
+                self.events.put(joined(self._held))
+            if self._writer is not None:
+                self._writer.close()
+        except Exception as error:
+            if isinstance(last, GenerationResult):
+                last = translation(error)
+        outcome = last.finish_reason if isinstance(last, GenerationResult) else last
+        note(
+            *(logger, logging.DEBUG),
             "request: %s; %d tokens of prompt, %d of them in memory; %d of answer; %.3f s",
             *("given up" if last is None else outcome, len(self.request.prompt)),
             *(self.n_cached, self.n_written, time.monotonic() - self.arrived),
         )
-        if self._writer is not None:
-            self._writer.close()
-        if self._held:
-            self.events.put(joined(self._held))
-        self.events.put(last)
+        insist(lambda: self.events.put(last))

@@ -484,8 +484,9 @@ def test_a_scheduler_whose_thread_ended_says_why(model, monkeypatch):
         patched.setattr(scheduler, "_wait_for_work", raising(no_memory))
         with pytest.raises(MemoryError, match="nothing left"):
             scheduler.generate(request_of(tokens(0, 10)))
+        scheduler._thread.join()
     assert scheduler.failed is no_memory
-    with pytest.raises(BackendError, match="nothing left.*load the model again") as caught:
+    with pytest.raises(BackendError, match=r"nothing left.*load the model again") as caught:
         scheduler.generate(request_of(tokens(0, 10)))
     assert caught.value.__cause__ is no_memory
     scheduler.close()

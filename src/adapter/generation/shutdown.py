@@ -1,0 +1,74 @@
+"""Ends the threads of schedulers before the interpreter frees what they compute with.
+
+Handlers of ``atexit`` run in the reverse order of their registration, and once all threads have
+ended that are no daemons. This one is registered when the first scheduler's thread starts: by then
+a model is in memory, so it runs before pyllama's own, which frees contexts.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from typing import Protocol
+
+from adapter.errors import ModelNotLoadedError
+
+
+class Stoppable(Protocol):
+    """What has a thread that must not be running when contexts are freed."""
+
+    def stop(self) -> None:
+        """Have the thread end soon."""
+
+    def close(self) -> None:
+        """Have the thread end, and wait until it has."""
+
+    def forget_thread(self) -> None:
+        """Refuse further use: in a child of fork() there is no such thread."""
+
+
+class _Threads:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._owners: weakref.WeakSet[Stoppable] = weakref.WeakSet()
+        self._registered = False
+        self._ending = False
+
+    def add(self, owner: Stoppable) -> None:
+        with self._lock:
+            if self._ending:
+                raise ModelNotLoadedError("", "the program is ending, and starts no more requests")
+            if not self._registered:
+                self._registered = True
+                atexit.register(self._end)
+                if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork()
+                    os.register_at_fork(after_in_child=self._forget)
+            self._owners.add(owner)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ending = True
+            owners = list(self._owners)
+        for owner in owners:
+            owner.stop()
+        for owner in owners:
+            owner.close()
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        for owner in list(self._owners):
+            owner.forget_thread()
+        self._owners = weakref.WeakSet()
+
+
+_threads = _Threads()
+
+
+def end_at_exit(owner: Stoppable) -> None:
+    """Close it when the interpreter exits. It stays the caller's to close before that.
+
+    :raises ModelNotLoadedError: the interpreter is exiting.
+    """
+    _threads.add(owner)
