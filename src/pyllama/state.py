@@ -41,7 +41,8 @@ class State:
     """Takes and sets what a context remembers: keys, values, recurrent states, and positions.
 
     Logits and embeddings are no part of it, nor what an encoder computed. The methods without
-    ``seq`` mean the whole memory; those with it one sequence, which can be set as another one.
+    ``seq`` mean the whole memory; those with it one sequence, which can be set as another one, in a
+    context with any number of sequences, ``kv_unified`` or not.
     What continues from a state gives the same logits to the byte; but for the whole memory of a
     model with a sliding window, whose next tokens are put elsewhere and summed in another order.
 
@@ -262,7 +263,7 @@ class State:
             raise StateError(f"this is the state of {kind}: use {use}()")
         if fingerprint != self._fingerprint:
             raise StateError("the state is of another model, or of one with other RoPE settings")
-        if n_memories != self._n_memories:
+        if n_memories != self._n_memories and not of_sequence:
             raise StateError(
                 f"the state is of a context with {n_memories} separate memories, this one has "
                 f"{self._n_memories} (n_seq_max, or 1 with kv_unified=True)"
@@ -282,6 +283,9 @@ class State:
             else:
                 if not flags:
                     context.memory.seq_rm(seq_id)  # an empty state would leave what is there
+                refitted = self._refitted(begin, size, seq_id, flags)
+                if refitted is not None:
+                    begin, size = _address(refitted), len(refitted)
                 read = lib.guarded_state_seq_set_data(pointer, begin, size, seq_id, flags)
             if read == size:
                 return
@@ -358,6 +362,25 @@ class State:
             address, size = address - len(_SEQUENCE_PREFIX), size + len(_SEQUENCE_PREFIX)
         self._restore(address, size, seq_id, 0, f"loading {name}")
         return tokens
+
+    def _refitted(self, begin: Any, size: int, seq_id: int, flags: int) -> memoryview | None:
+        """These bytes for a context with this one's number of memories; None if they are."""
+        prefix, expected = len(_SEQUENCE_PREFIX), self._expected(seq_id, flags)
+        n_parts = 3  # of a memory: each begins with the number of memories, and their lengths
+        room = size - prefix + n_parts * 4 * self._n_memories
+        view = np.empty(prefix + room, dtype=np.uint8).data
+        view[:prefix] = _SEQUENCE_PREFIX
+        found = lib.guarded_state_refit(
+            begin + prefix,
+            size - prefix,
+            self._architecture.encode(),
+            expected,
+            _address(view) + prefix,
+            room,
+        )
+        if found == CAUGHT:
+            self._context._check(found, "setting the state")
+        return view[: prefix + found] if found else None
 
     def _problem(self, begin: Any, size: int, seq_id: int | None, flags: int) -> str:
         """Why llama.cpp must not be given these bytes; empty if it may."""

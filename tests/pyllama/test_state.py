@@ -41,6 +41,43 @@ def test_a_sequence_continues_in_another_context_to_the_byte(memory_model, kv_un
 
 
 @pytest.mark.parametrize("kv_unified", [False, True])
+@pytest.mark.parametrize(("n_seq_max", "seq_id"), [(1, 0), (2, 0), (5, 4)])
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_sequence_continues_among_any_number_of_others(
+    memory_model, tmp_path, kv_unified, n_seq_max, seq_id, by_file
+):
+    with make(memory_model, n_seq_max=3, n_ctx=768) as context:
+        for other in (0, 2):
+            context.decode(Batch.from_tokens(PROMPT, seq_id=other))
+        context.decode(Batch.from_tokens(PREFIX, seq_id=1))
+        data = context.state.seq_get_data(1)
+        context.state.seq_save_file(tmp_path / "state", 1)
+        expected = next_logits(context, seq_id=1)
+    with make(
+        memory_model, n_seq_max=n_seq_max, n_ctx=256 * n_seq_max, kv_unified=kv_unified
+    ) as context:
+        if by_file:
+            context.state.seq_load_file(tmp_path / "state", seq_id)
+        else:
+            context.state.seq_set_data(data, seq_id)
+        assert span(context, seq_id)[1] == len(PREFIX) - 1
+        again = context.state.seq_get_data(seq_id)
+        np.testing.assert_array_equal(next_logits(context, seq_id=seq_id), expected)
+    with make(memory_model, n_seq_max=3, n_ctx=768) as context:
+        context.state.seq_set_data(again, 2)
+        np.testing.assert_array_equal(next_logits(context, seq_id=2), expected)
+
+
+def test_an_empty_sequence_empties_another_among_more(memory_model):
+    with make(memory_model) as context:
+        nothing = context.state.seq_get_data(0)
+    with make(memory_model, n_seq_max=4, n_ctx=1024) as context:
+        context.decode(Batch.from_tokens(PREFIX, seq_id=3))
+        context.state.seq_set_data(nothing, 3)
+        assert span(context, 3) == (-1, -1)
+
+
+@pytest.mark.parametrize("kv_unified", [False, True])
 def test_a_whole_memory_continues_in_another_context_to_the_byte(memory_model, kv_unified):
     def continued(context):
         batch = Batch.from_tokens([50, 51], pos=[40, 5], seq_id=[0, 1], outputs="all")

@@ -38,8 +38,9 @@ def test_the_state_of_another_context_is_refused_before_anything_changes(memory_
         before = context.state.get_data()
         one = foreign(memory_models, lambda state: state.seq_get_data(0), **FOREIGN[difference])
         every = foreign(memory_models, lambda state: state.get_data(), **FOREIGN[difference])
-        with pytest.raises(StateError, match="the state is of"):
-            context.state.seq_set_data(one, 0)
+        if difference not in ("another n_seq_max", "one memory"):  # a sequence fits any number
+            with pytest.raises(StateError, match="the state is of"):
+                context.state.seq_set_data(one, 0)
         with pytest.raises(StateError, match="the state is of"):
             context.state.set_data(every)
         assert context.state.get_data() == before

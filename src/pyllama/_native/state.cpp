@@ -19,6 +19,7 @@ class reader {
     reader(const uint8_t * data, size_t size) : data(data), size(size) {}
 
     size_t left() const { return size - offset; }
+    size_t position() const { return offset; }
 
     template <class T> T read(const char * what) {
         T value;
@@ -61,14 +62,52 @@ class reader {
 // section is depends on the model's layers, so the ways to read it are tried until one fits.
 class layout {
   public:
-    layout(const char * architecture, const pyllama_state_expected & expected)
-        : architecture(architecture), expected(expected) {}
+    // The keys and values of one sequence: where they stand among the memories of all.
+    struct section {
+        size_t   begin, end;               // of all memories, behind their number
+        size_t   filled_begin, filled_end; // of the one that is not empty; nothing if all are
+        uint32_t n_stream;
+    };
 
-    void walk(reader at) const {
+    layout(const char * architecture, const pyllama_state_expected & expected)
+        : architecture(architecture), expected(expected),
+          n_stream(expected.kv_unified ? 1 : expected.n_seq_max) {}
+
+    void walk(reader at) {
+        found.clear();
         if (expected.whole) {
             name(at);
         }
         sections(at, 0);
+    }
+
+    // The bytes of a sequence that were walked, as a context with as many memories as this one
+    // writes them.
+    std::vector<uint8_t> refitted(const uint8_t * data, size_t size) const {
+        std::vector<uint8_t> out;
+        out.reserve(size + found.size() * n_stream * sizeof(uint32_t));
+        size_t done = 0;
+        for (const section & one : found) {
+            const uint32_t n_filled = one.filled_end > one.filled_begin ? 1 : 0;
+            const uint32_t count    = n_stream;
+            const auto *   number   = reinterpret_cast<const uint8_t *>(&count);
+            out.insert(out.end(), data + done, data + one.begin - sizeof(count));
+            out.insert(out.end(), number, number + sizeof(count));
+            out.insert(out.end(), data + one.filled_begin, data + one.filled_end);
+            out.resize(out.size() + (n_stream - n_filled) * sizeof(uint32_t), 0);
+            done = one.end;
+        }
+        out.insert(out.end(), data + done, data + size);
+        return out;
+    }
+
+    bool fits_as_it_is() const {
+        for (const section & one : found) {
+            if (one.n_stream != n_stream) {
+                return false;
+            }
+        }
+        return true;
     }
 
   private:
@@ -77,6 +116,8 @@ class layout {
 
     const std::string              architecture;
     const pyllama_state_expected & expected;
+    const uint32_t                 n_stream;
+    std::vector<section>           found;
 
     void name(reader & at) const {
         const auto length = at.read<uint32_t>("the name of the architecture");
@@ -87,20 +128,22 @@ class layout {
     }
 
     // Any ways to read what begins here, as far as the end.
-    void sections(const reader & at, int n_read) const {
+    void sections(const reader & at, int n_read) {
         const bool attention_read = n_read > 0 || !expected.attention || expected.partial_only;
         if (at.left() == 0 && !expected.recurrent && (n_read > 0 || !expected.attention)) {
             return;
         }
         mismatch furthest(0, "it holds more than this model's memory");
         auto     fits = [&](auto && attempt) {
+            const size_t n_found = found.size();
             try {
                 attempt();
                 return true;
-            } catch (const mismatch & found) {
-                if (found.offset >= furthest.offset) {
-                    furthest = found;
+            } catch (const mismatch & wrong) {
+                if (wrong.offset >= furthest.offset) {
+                    furthest = wrong;
                 }
+                found.resize(n_found);
                 return false;
             }
         };
@@ -122,15 +165,18 @@ class layout {
     }
 
     // Keys and values (MLA keeps no values), as llama_kv_cache::state_write() writes them.
-    void attention(reader & at, bool has_values) const {
-        const uint32_t n_stream   = expected.kv_unified ? 1 : expected.n_seq_max;
-        const auto     found      = at.read<uint32_t>("the number of memories");
-        bool           any_filled = false;
-        at.require(found == n_stream, "it is of a context with " + std::to_string(found) +
-                                          " separate memories, this one has " +
-                                          std::to_string(n_stream));
-        for (uint32_t stream = 0; stream < n_stream; ++stream) {
-            const auto n_cells = at.read<uint32_t>("the number of tokens");
+    void attention(reader & at, bool has_values) {
+        const auto n_found    = at.read<uint32_t>("the number of memories");
+        bool       any_filled = false;
+        // A sequence alone can be set among any number of others.
+        at.require(expected.whole ? n_found == n_stream
+                                  : n_found >= 1 && n_found <= llama_max_parallel_sequences(),
+                   "it is of a context with " + std::to_string(n_found) +
+                       " separate memories, this one has " + std::to_string(n_stream));
+        section one = {at.position(), 0, at.position(), at.position(), n_found};
+        for (uint32_t stream = 0; stream < n_found; ++stream) {
+            const size_t begin   = at.position();
+            const auto   n_cells = at.read<uint32_t>("the number of tokens");
             if (n_cells == 0) {
                 continue;
             }
@@ -140,13 +186,17 @@ class layout {
             at.require(expected.whole || !any_filled, "it holds more than one sequence");
             any_filled = true;
             for (uint32_t cell = 0; cell < n_cells; ++cell) {
-                attention_cell(at, stream, n_stream);
+                attention_cell(at, stream);
             }
             tensors(at, n_cells, has_values);
+            one.filled_begin = begin;
+            one.filled_end   = at.position();
         }
+        one.end = at.position();
+        found.push_back(one);
     }
 
-    void attention_cell(reader & at, uint32_t stream, uint32_t n_stream) const {
+    void attention_cell(reader & at, uint32_t stream) const {
         position(at);
         const auto n_seq_id = at.read<uint32_t>("a token's sequences");
         at.require(n_seq_id >= 1 && n_seq_id <= (expected.whole ? expected.n_seq_max : 1),
@@ -257,6 +307,24 @@ char * guarded_state_problem(const uint8_t * data, size_t size, const char * arc
             return pyllama::copy_string(found.what());
         }
         return pyllama::copy_string("");
+    });
+}
+
+// The bytes of a sequence as this context would have written them, whose number of memories may
+// be another: their length, after writing them if there is room. 0 where they are so already.
+int64_t guarded_state_refit(const uint8_t * data, size_t size, const char * architecture,
+                            const pyllama_state_expected * expected, uint8_t * out, size_t room) {
+    return guarded<int64_t>(PYLLAMA_CAUGHT, [&]() -> int64_t {
+        layout sections(architecture, *expected);
+        sections.walk(reader(data, size));
+        if (sections.fits_as_it_is()) {
+            return 0;
+        }
+        const std::vector<uint8_t> bytes = sections.refitted(data, size);
+        if (bytes.size() <= room) {
+            std::memcpy(out, bytes.data(), bytes.size());
+        }
+        return int64_t(bytes.size());
     });
 }
 

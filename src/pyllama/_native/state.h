@@ -7,4 +7,5 @@ int64_t guarded_state_seq_get_data(struct llama_context * ctx, uint8_t * data, s
 int64_t guarded_state_seq_set_data(struct llama_context * ctx, const uint8_t * data, size_t size, llama_seq_id seq_id, uint32_t flags);
 int64_t guarded_state_seq_save_file(struct llama_context * ctx, const char * path, llama_seq_id seq_id, const llama_token * tokens, size_t n_tokens);
 char * guarded_state_problem(const uint8_t * data, size_t size, const char * architecture, const pyllama_state_expected * expected);
+int64_t guarded_state_refit(const uint8_t * data, size_t size, const char * architecture, const pyllama_state_expected * expected, uint8_t * out, size_t room);
 uint64_t pyllama_state_checksum(const uint8_t * data, size_t size, uint64_t seed);
