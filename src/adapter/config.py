@@ -54,7 +54,7 @@ class LlamaCppConfig:
     cache_ttl_secs      above 0; how old such an answer may be, None = any age
     enable_streaming    let DSPy stream answers
     execution           "batched" computes requests together and shares what their prompts have in
-                        common, "isolated" computes each in a context of its own
+                        common, "isolated" computes one at a time, in a context of its own
 
     Raises InvalidParameterError for a value outside its range.
     """

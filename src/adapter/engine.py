@@ -10,6 +10,7 @@ import collections.abc
 import hashlib
 import json
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -42,9 +43,15 @@ from adapter.errors import (
     InferenceError,
     InvalidParameterError,
     ModelNotLoadedError,
+    RequestTimeoutError,
 )
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult, Generator
-from adapter.generation.scoring import longest_continuation, n_trie_tokens
+from adapter.generation.scoring import (
+    ScoringRequest,
+    ScoringResult,
+    longest_continuation,
+    n_trie_tokens,
+)
 from adapter.judgment import (
     Judgment,
     judged_response,
@@ -166,6 +173,7 @@ class LlamaCppEngine:
     ) -> Response | None:
         """Generate what of the answer is to be generated, then measure the rest of it."""
         self._require_open()
+        begun = time.monotonic()
         settings = call_settings(request, self.config, self.loaded.n_vocab)
         refuse_grammar(request, settings.grammar)
         rest = unmeasured(request, judgments)
@@ -179,7 +187,7 @@ class LlamaCppEngine:
         n_tokens = len(placement.request.prompt) + n_trie_tokens(placement.request.continuations)
         taken = placement.request.taken
         with self._quota.charged(taken, n_tokens - 1, 1, is_first=written is None):
-            result = self._generator.score(placement.request, cancelled)
+            result = self._score(placement.request, cancelled, begun, written)
             if result is None:
                 return None
             taken.prompt, taken.answer = result.prompt_tokens, result.n_computed
@@ -190,6 +198,24 @@ class LlamaCppEngine:
         return judged_response(
             request, measured(placement, result), result, written, provider_data, adaptations
         )
+
+    def _score(
+        self,
+        request: ScoringRequest,
+        cancelled: threading.Event | None,
+        begun: float,
+        written: Response | None,
+    ) -> ScoringResult | None:
+        """Measure in the time that is left of a request which began then."""
+        timeout = self.config.timeout_secs
+        if timeout is None:
+            return self._generator.score(request, cancelled)
+        left = max(0.0, timeout - (time.monotonic() - begun))
+        try:
+            return self._generator.score(replace(request, timeout=left), cancelled)
+        except RequestTimeoutError as error:
+            n_tokens = 0 if written is None else written.usage.output_tokens
+            raise RequestTimeoutError(timeout, n_tokens or 0) from error
 
     def stream(
         self, request: Request, cancelled: threading.Event | None = None

@@ -40,7 +40,7 @@ class LoadedModel:
     fingerprint     hex digest of what decides its answers: the file, its chat template, and the
                     version of llama.cpp
     generators      compute completions, each under a lease of its own: "batched" together with
-                    others, "isolated" in a context of its own
+                    others, "isolated" one at a time, in a context of its own
     n_ctx_train     tokens of context it was trained with
     context_length  tokens of context that a request and its answer may have
     capabilities    what its chat template can express

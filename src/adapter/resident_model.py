@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
 
 import pyllama
 from adapter.call_or_answer import calls_tools
 from adapter.generation.blocks import CHUNK, DEVICE_CHUNK
-from adapter.generation.context_pool import ContextPool
-from adapter.generation.isolated import IsolatedGenerator
 from adapter.generation.metrics import Metrics
 from adapter.generation.prefix_folder import PrefixFolder
 from adapter.generation.request import Execution, Generator
 from adapter.generation.scheduler import Scheduler
-from adapter.hardware import DEFAULT_CONTEXTS, Placement
+from adapter.hardware import Placement
 from adapter.model_file import parts
 
 PLAIN_TEMPLATE = (
@@ -80,8 +79,9 @@ class ResidentModel:
             self.calls_tools = calls_tools(self.template)
             self.fingerprint = _fingerprint(parts(path), self.template)
             self._scheduler = self._make_scheduler(placement, metrics, prefix_folder)
+            self._isolated = self._make_isolated(placement)
             self.generators: Mapping[Execution, Generator] = MappingProxyType(
-                {"batched": self._scheduler, "isolated": self._make_isolated(placement)}
+                {"batched": self._scheduler, "isolated": self._isolated}
             )
         except BaseException:
             self.model.close()
@@ -90,12 +90,14 @@ class ResidentModel:
     @property
     def failed(self) -> BaseException | None:
         """What left it unable to answer, or None. It is to be closed, and loaded again."""
-        return self._scheduler.failed
+        return self._scheduler.failed or self._isolated.failed
 
     def close(self) -> None:
         """Free the weights and contexts; the template's process ends with this object."""
-        self._scheduler.close()
-        self.model.close()
+        with ExitStack() as steps:  # all of them, even if one is interrupted
+            steps.callback(self.model.close)
+            steps.callback(self._scheduler.close)
+            steps.callback(self._isolated.close)
 
     def _make_scheduler(
         self, placement: Placement, metrics: Metrics, folder: Path | None
@@ -127,17 +129,19 @@ class ResidentModel:
             prefix_folder=prefixes,
         )
 
-    def _make_isolated(self, placement: Placement) -> IsolatedGenerator:
-        contexts = ContextPool(
+    def _make_isolated(self, placement: Placement) -> Scheduler:
+        return Scheduler(
             self.model,
             context_length=placement.context_length,
             n_threads=placement.n_threads,
-            # One request keeps a CPU busy.
-            limit=min(placement.n_contexts, DEFAULT_CONTEXTS) if placement.devices else 1,
+            n_cells=placement.context_length,
+            max_sequences=1,
+            max_queued=MAX_QUEUED,
+            cache_bytes=0,
             reproducible=self._reproducible,
             chunk=self._chunk,
+            isolated=True,
         )
-        return IsolatedGenerator(self.model, contexts, context_length=placement.context_length)
 
 
 def _chat_template(model: pyllama.Model) -> pyllama.ChatTemplate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from fake_generator import fake_model
 import pyllama
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
+from adapter.errors import RequestTimeoutError
 from adapter.hardware import HardwareManager
 from adapter.judgment import judgments_in
 from adapter.model_pool import ModelPool
@@ -140,6 +142,27 @@ def test_after_a_tools_result_the_question_is_a_turn_of_its_own():
     )
     ask(engine_of(model), messages=messages, response_format=form(volume=LEVEL))
     assert [message["role"] for message in model.rendered[-1]][-3:] == ["tool", "user", "assistant"]
+
+
+def test_measuring_has_what_is_left_of_the_requests_time():
+    model = fake_model('{"name": "Bo"}')
+    model.generator.before_token = lambda: time.sleep(0.01)
+    ask(engine_of(model, timeout_secs=60), response_format=form(name={}, volume=LEVEL))
+    ask(engine_of(model), response_format=form(volume=LEVEL))
+    timed, untimed = model.generator.scored
+    assert 50 < timed.timeout < 60 - 0.01 * len('{"name": "Bo"}')
+    assert untimed.timeout is None
+
+
+def test_a_timeout_while_measuring_tells_the_whole_time_and_what_was_written(monkeypatch):
+    model = fake_model('{"name": "Bo"}')
+
+    def too_late(request, _cancelled):
+        raise RequestTimeoutError(request.timeout, 0)
+
+    monkeypatch.setattr(model.generator, "score", too_late)
+    with pytest.raises(lm15.TimeoutError, match=r"timeout_secs=60 \(14 tokens"):
+        ask(engine_of(model, timeout_secs=60), response_format=form(name={}, volume=LEVEL))
 
 
 def test_other_properties_are_generated_and_never_measured():

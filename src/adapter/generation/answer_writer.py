@@ -54,14 +54,6 @@ class AnswerWriter:
         """What its tokens are sampled with."""
         return self._chain
 
-    def sample(self, context: pyllama.Context, index: int = -1) -> list[Delta]:
-        """Sample the next token from an output, and go on as :meth:`write`.
-
-        :param index: the output of the context's last decode.
-        :raises pyllama.SamplingError: no token can follow.
-        """
-        return self.write(self._chain.sample(context, index), context, index)
-
     def write(self, token: int, context: pyllama.Context, index: int) -> list[Delta]:
         """Write a token that the chain sampled, and what is forced after it; return their text.
 

@@ -15,7 +15,7 @@ from adapter.generation.token_count import TokenCount
 FinishReason = Literal["stop", "length"]
 
 Execution = Literal["batched", "isolated"]
-"""Together with other requests, or each in a context of its own."""
+"""Together with other requests, or one at a time, in a context of its own."""
 
 
 @dataclass(frozen=True)

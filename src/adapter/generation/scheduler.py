@@ -40,6 +40,9 @@ from adapter.generation.shutdown import end_at_exit
 
 logger = logging.getLogger(__name__)
 
+IDLE_SECONDS = 5.0
+"""How long an isolated scheduler keeps its context for the next request."""
+
 STOP_SECONDS = 0.1
 """How often a thread that is to end is told to stop what it computes."""
 
@@ -63,6 +66,8 @@ class Scheduler:
     :param chunk: tokens of a prompt that are computed at once.
     :param mixed: compute all that there is in one batch, with one memory for all sequences: what a
         GPU is fastest with. Bytes do not stay then.
+    :param isolated: compute one request at a time, each from nothing, and have a context only while
+        there are requests: what one gives cannot depend on another then, on a GPU either.
     :param metrics: counts what it does.
     :param prefix_folder: keeps beginnings of prompts for other processes.
     """
@@ -80,6 +85,7 @@ class Scheduler:
         reproducible: bool,
         chunk: int = CHUNK,
         mixed: bool = False,
+        isolated: bool = False,
         metrics: Metrics | None = None,
         prefix_folder: PrefixFolder | None = None,
     ) -> None:
@@ -89,6 +95,7 @@ class Scheduler:
         self._max_queued = max_queued
         self._reproducible = reproducible
         self._mixed = mixed
+        self._isolated = isolated
         self._rolls_back = rolls_back(model)
         # A state that cannot be cut back is saved where a call ends.
         self._chunk = chunk if self._rolls_back else CHUNK
@@ -98,7 +105,7 @@ class Scheduler:
             longest=context_length,
             n_cells=n_cells,
             max_sequences=max_sequences,
-            unified=mixed,
+            unified=mixed or isolated,
         )
         # A GPU computes a beginning anew in the time that it takes to save one.
         saves = not (mixed and self._rolls_back) or prefix_folder is not None
@@ -124,14 +131,14 @@ class Scheduler:
             mixed=mixed,
             reproducible=reproducible,
             rolls_back=self._rolls_back,
-            reuses=True,
+            reuses=not isolated,
         )
         self._scoring = ScoringQueue(
             self._make_scoring_context,
             stopping=lambda: self._closed,
             longest=context_length,
             chunk=chunk,
-            reuses=self._rolls_back,
+            reuses=self._rolls_back and not isolated,
             metrics=self.metrics,
         )
 
@@ -179,8 +186,8 @@ class Scheduler:
 
     @property
     def n_queued(self) -> int:
-        """Requests that wait for a sequence."""
-        return len(self._queue)
+        """Requests that wait for a sequence, or for their score."""
+        return len(self._queue) + len(self._scoring)
 
     @property
     def failed(self) -> BaseException | None:
@@ -234,9 +241,8 @@ class Scheduler:
                 ) from self._failed
             if self._closed:
                 raise ModelNotLoadedError("", "it was closed; load it again")
-            n_queued = len(self._queue) + len(self._scoring)
-            if n_queued >= self._max_queued:
-                raise QueueFullError(n_queued, self.metrics.seconds_per_request())
+            if self.n_queued >= self._max_queued:
+                raise QueueFullError(self.n_queued, self.metrics.seconds_per_request())
             self._start_thread()
             if isinstance(arrival, ScoringJob):
                 self._scoring.append(arrival)
@@ -297,21 +303,43 @@ class Scheduler:
 
     def _wait_for_work(self) -> bool:
         """Wait until there is a request, and return False once there will be none any more."""
-        with self._changed:
-            while not (self._closed or self._queue or self._scoring or self._runner.occupied):
-                self._changed.wait()
-            return not self._closed
+        patience = IDLE_SECONDS if self._isolated else None
+        while True:
+            with self._changed:
+                if self._closed:
+                    return False
+                if self._queue or self._scoring or self._runner.occupied:
+                    return True
+                if self._changed.wait(patience):
+                    continue
+            patience = None
+            self._lanes.close()
+            self._scoring.close()
 
     def _step(self) -> None:
         """Admit what has room, compute a chunk, decode a token of each sequence, score a group."""
         self._drop_finished()
-        self._admit()
-        self._runner.step()
-        self._scoring.step()
+        generates = scores = True
+        if self._isolated:
+            scores = self._scores_next()
+            generates = not scores
+            (self._lanes if scores else self._scoring).close()  # one context at a time
+        if generates:
+            self._admit()
+            self._runner.step()
+        if scores:
+            self._scoring.step()
         try:
             self._measure()
         except Exception as error:  # of no concern to any request
             note(logger, logging.DEBUG, "not measured: %s", error)
+
+    def _scores_next(self) -> bool:
+        """Whether a scoring request came first of those that wait, or is being computed."""
+        job = self._scoring.first
+        if job is None or self._runner.occupied:
+            return False
+        return self._scoring.begun or not self._queue or job.arrived < self._queue[0].arrived
 
     def _measure(self) -> None:
         slots = [slot for lane in self._lanes for slot in lane.slots.slots]
@@ -364,7 +392,7 @@ class Scheduler:
 
     def _is_being_computed(self, sequence: Sequence) -> bool:
         """Whether a prompt that is being computed will soon hold more of this one than is held."""
-        if not self._runner.prefilling:
+        if self._isolated or not self._runner.prefilling:
             return False
         slots = (slot for lane in self._lanes for slot in lane.slots.slots)
         held = self._prefixes.n_held(sequence, slots)

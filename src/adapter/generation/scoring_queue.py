@@ -124,6 +124,9 @@ class ScoringQueue:
         job = self.first
         if job is None or self._stopping():
             return
+        if job.ended_by_caller_or_clock():
+            self._leave(job)
+            return
         try:
             if self._work is None:
                 self._work = self._steps(job)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+
+import synthetic
 
 import pyllama
+from adapter.generation.request import GenerationRequest
+from adapter.generation.sampling import Sampling
 from adapter.generation.scheduler import Scheduler
 
 CONTEXT_LENGTH = 2048
@@ -23,6 +28,12 @@ def scheduler_of(model, **changes):
     return Scheduler(model, **{**options, **changes})
 
 
+def isolated_of(model, *, context_length=CONTEXT_LENGTH, **changes):
+    """One that computes each request by itself, from nothing."""
+    options = {"n_cells": context_length, "max_sequences": 1, "cache_bytes": 0, "isolated": True}
+    return scheduler_of(model, context_length=context_length, **{**options, **changes})
+
+
 def tokens(seed, count):
     chosen = random.Random(seed)
     return tuple(chosen.randrange(5, 260) for _ in range(count))
@@ -38,3 +49,33 @@ def sizes_of_calls(monkeypatch):
         lambda context, batch: decode(context, batch) or sizes.append(len(batch)),
     )
     return sizes
+
+
+def request_of(prompt, *, max_tokens=12, seed=1, **changes):
+    return GenerationRequest(tuple(prompt), max_tokens, Sampling(temperature=1.0), seed, **changes)
+
+
+def endless(seed):
+    """A request that ends where the context does, unless somebody stops it."""
+    never_ends = Sampling(logit_bias=dict.fromkeys((synthetic.EOS, synthetic.IM_END), -100.0))
+    return GenerationRequest(tokens(seed, 10), 10**6, never_ends, seed)
+
+
+def raising(error):
+    def fail(*_args, **_options):
+        raise error
+
+    return fail
+
+
+def alone(model, request):
+    """What a request gives with nothing before it and nothing beside it."""
+    scheduler = scheduler_of(model)
+    try:
+        return scheduler.generate(request)
+    finally:
+        scheduler.close()
+
+
+def same(result, other):
+    return replace(result, cache_read_tokens=0) == replace(other, cache_read_tokens=0)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from schedules import isolated_of
 
 import pyllama
 from adapter.generation.answer_writer import LONGEST_RUN, AnswerWriter
-from adapter.generation.context_pool import ContextPool
-from adapter.generation.isolated import IsolatedGenerator
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.sampling import Constraint, Sampling
+from adapter.generation.scheduler import Scheduler
 
 pytestmark = pytest.mark.model
 
@@ -23,22 +23,24 @@ MARKED = """root ::= "[[ ## thing ## ]]\\n" [a-z ]{3,12} "\\n\\n[[ ## urgency ##
 
 
 @pytest.fixture(scope="module")
-def generator(smollm2) -> Iterator[IsolatedGenerator]:
-    pool = ContextPool(smollm2, context_length=256, n_threads=1, limit=1, reproducible=True)
-    return IsolatedGenerator(smollm2, pool, context_length=256)
+def generator(smollm2) -> Iterator[Scheduler]:
+    made = isolated_of(smollm2, context_length=256)
+    yield made
+    made.close()
 
 
 @pytest.fixture
 def sampled(monkeypatch) -> list[int]:
     """The tokens that were sampled."""
     found = []
-    sample = pyllama.SamplerChain.sample
+    sample_each = pyllama.sample_each
 
-    def noting(chain, context, index=-1):
-        found.append(sample(chain, context, index))
-        return found[-1]
+    def noting(context, chains, *, n_threads):
+        sampled = sample_each(context, chains, n_threads=n_threads)
+        found.extend(sampled.values())
+        return sampled
 
-    monkeypatch.setattr(pyllama.SamplerChain, "sample", noting)
+    monkeypatch.setattr(pyllama, "sample_each", noting)
     return found
 
 

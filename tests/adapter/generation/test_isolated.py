@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from schedules import isolated_of
 
-import pyllama
 from adapter.errors import ContextTooLongError, InferenceError
-from adapter.generation.context_pool import ContextPool
-from adapter.generation.isolated import IsolatedGenerator
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.sampling import Sampling
 
@@ -22,10 +19,9 @@ CONTEXT_LENGTH = 256
 
 @pytest.fixture(scope="module")
 def generator(smollm2):
-    pool = ContextPool(
-        smollm2, context_length=CONTEXT_LENGTH, n_threads=1, limit=2, reproducible=True
-    )
-    return IsolatedGenerator(smollm2, pool, context_length=CONTEXT_LENGTH)
+    made = isolated_of(smollm2, context_length=CONTEXT_LENGTH)
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +107,7 @@ def test_the_answer_ends_where_the_context_does(generator, request_for):
 
 
 def test_closing_a_stream_gives_its_context_back(generator, request_for):
-    for _ in range(5):  # more than the pool holds
+    for _ in range(5):
         stream = generator.stream(request_for("Once", max_tokens=100))
         assert isinstance(next(stream), Delta)
         stream.close()
@@ -132,36 +128,3 @@ def test_a_failed_request_does_not_harm_the_next(generator, request_for):
     with pytest.raises(InferenceError, match="1000000"):
         generator.generate(bad)
     assert generator.generate(request_for("Once")).completion_tokens == 12
-
-
-def test_the_pool_makes_no_more_contexts_than_its_limit(smollm2, monkeypatch):
-    made = []
-    real = pyllama.Context
-    monkeypatch.setattr(
-        pyllama, "Context", lambda *args, **kwargs: made.append(real(*args, **kwargs)) or made[-1]
-    )
-    pool = ContextPool(smollm2, context_length=64, n_threads=1, limit=2, reproducible=True)
-    inside, most = [], []
-    lock = threading.Lock()
-
-    def use(_):
-        with pool.lease():
-            with lock:
-                inside.append(1)
-                most.append(len(inside))
-            with lock:
-                inside.pop()
-
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(use, range(40)))
-    assert max(most) <= 2
-    assert len(made) <= 2
-
-
-def test_a_context_that_failed_is_not_used_again(smollm2):
-    pool = ContextPool(smollm2, context_length=64, n_threads=1, limit=1, reproducible=True)
-    with pytest.raises(RuntimeError, match="mine"), pool.lease() as failed:
-        raise RuntimeError("mine")
-    assert failed.closed
-    with pool.lease() as fresh:
-        assert fresh is not failed

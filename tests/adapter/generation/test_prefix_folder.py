@@ -6,7 +6,7 @@ import random
 
 import pytest
 import synthetic
-from test_scheduler import CONTEXT_LENGTH, request_of, same, tokens
+from schedules import CONTEXT_LENGTH, request_of, same, tokens
 
 import pyllama
 from adapter import ModelPool

@@ -8,10 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-import synthetic
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from schedules import CONTEXT_LENGTH, scheduler_of, sizes_of_calls, tokens
+from schedules import (
+    CONTEXT_LENGTH,
+    alone,
+    endless,
+    isolated_of,
+    raising,
+    request_of,
+    same,
+    scheduler_of,
+    sizes_of_calls,
+    tokens,
+)
 
 import pyllama
 from adapter.errors import (
@@ -24,8 +34,6 @@ from adapter.errors import (
 )
 from adapter.generation import exactness
 from adapter.generation.blocks import BLOCK, CHUNK, DEVICE_CHUNK, last_border
-from adapter.generation.context_pool import ContextPool
-from adapter.generation.isolated import IsolatedGenerator
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.sampling import Constraint, Sampling
 
@@ -63,36 +71,6 @@ def scheduler(model):
     made.close()
 
 
-def request_of(prompt, *, max_tokens=12, seed=1, **changes):
-    return GenerationRequest(tuple(prompt), max_tokens, Sampling(temperature=1.0), seed, **changes)
-
-
-def endless(seed):
-    """A request that ends where the context does, unless somebody stops it."""
-    never_ends = Sampling(logit_bias=dict.fromkeys((synthetic.EOS, synthetic.IM_END), -100.0))
-    return GenerationRequest(tokens(seed, 10), 10**6, never_ends, seed)
-
-
-def raising(error):
-    def fail(*_args, **_options):
-        raise error
-
-    return fail
-
-
-def alone(model, request):
-    """What a request gives with nothing before it and nothing beside it."""
-    scheduler = scheduler_of(model)
-    try:
-        return scheduler.generate(request)
-    finally:
-        scheduler.close()
-
-
-def same(result, other):
-    return replace(result, cache_read_tokens=0) == replace(other, cache_read_tokens=0)
-
-
 # What a request gets
 
 
@@ -107,14 +85,12 @@ def test_the_stream_adds_up_to_the_result(scheduler):
 @pytest.mark.parametrize("name", ["llama", "mamba", "jamba", "gemma2"])
 def test_it_is_what_a_context_of_its_own_gives(models, name):
     model = models[name]
-    contexts = ContextPool(
-        model, context_length=CONTEXT_LENGTH, n_threads=1, limit=1, reproducible=True
-    )
-    isolated = IsolatedGenerator(model, contexts, context_length=CONTEXT_LENGTH)
+    isolated = isolated_of(model)
     for length in (1, 2, CHUNK, CHUNK + 1, 3 * CHUNK - 1):
         for constraint in (None, *GRAMMARS):
             request = request_of(tokens(length, length), constraint=constraint)
             assert same(alone(model, request), isolated.generate(request))
+    isolated.close()
 
 
 @pytest.mark.parametrize("name", ["llama", "mamba", "jamba", "gemma2"])
@@ -302,20 +278,15 @@ def test_where_bytes_need_not_stay_answers_are_reused(models, name):
 # Limits, errors and endings
 
 
-@pytest.mark.parametrize("execution", ["batched", "isolated"])
+@pytest.mark.parametrize("execution", [scheduler_of, isolated_of])
 def test_a_request_ends_when_its_time_is_over(model, execution):
-    contexts = ContextPool(
-        model, context_length=CONTEXT_LENGTH, n_threads=1, limit=1, reproducible=True
-    )
-    batched = scheduler_of(model)
-    isolated = IsolatedGenerator(model, contexts, context_length=CONTEXT_LENGTH)
-    generator = batched if execution == "batched" else isolated
+    generator = execution(model)
     never = replace(endless(1), timeout=0.05)
     with pytest.raises(RequestTimeoutError, match=r"within timeout_secs=0\.05") as raised:
         generator.generate(never)
     assert 0 < raised.value.n_tokens < 1900
     assert generator.generate(replace(never, timeout=60.0, max_tokens=3)).completion_tokens == 3
-    batched.close()
+    generator.close()
 
 
 def test_a_request_that_waits_has_its_time_too(model):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import schedules
 
 import pyllama
-from adapter.errors import ContextTooLongError, InferenceError, ModelNotLoadedError, QueueFullError
-from adapter.generation.context_pool import ContextPool
-from adapter.generation.isolated import IsolatedGenerator
+from adapter.errors import (
+    ContextTooLongError,
+    InferenceError,
+    ModelNotLoadedError,
+    QueueFullError,
+    RequestTimeoutError,
+)
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
 from adapter.generation.scheduler import Scheduler
@@ -36,15 +43,19 @@ def scheduler_of(model, **changes):
 
 
 def isolated_of(model):
-    pool = ContextPool(
-        model, context_length=CONTEXT_LENGTH, n_threads=1, limit=1, reproducible=True
-    )
-    return IsolatedGenerator(model, pool, context_length=CONTEXT_LENGTH)
+    return schedules.isolated_of(model, context_length=CONTEXT_LENGTH)
 
 
 @pytest.fixture
 def scheduler(tiny):
     made = scheduler_of(tiny)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def isolated(tiny):
+    made = isolated_of(tiny)
     yield made
     made.close()
 
@@ -101,13 +112,12 @@ def test_scores_are_those_of_the_raw_logits(write_tiny_model, architecture, exec
             assert score.end == pytest.approx(end, abs=5e-3)
             assert score.total() == pytest.approx(sum(tokens) + end, abs=2e-2)
             assert score.total(1) == sum(score.tokens[1:]) + score.end
-        if execution is scheduler_of:
-            generator.close()
+        generator.close()
 
 
-def test_both_modes_give_the_same_bytes(tiny, scheduler):
+def test_both_modes_give_the_same_bytes(tiny, scheduler, isolated):
     request = request_of(tiny)
-    assert scheduler.score(request).scores == isolated_of(tiny).score(request).scores
+    assert scheduler.score(request).scores == isolated.score(request).scores
 
 
 def test_all_that_can_follow_adds_up_to_one(tiny, scheduler):
@@ -170,19 +180,47 @@ def test_where_there_is_little_room_fewer_are_computed_together(tiny, scheduler)
         assert score.end == pytest.approx(end, abs=5e-3)
 
 
-def test_a_continuation_beyond_the_context_is_refused(tiny, scheduler):
+def test_a_continuation_beyond_the_context_is_refused(scheduler, isolated):
     request = ScoringRequest((5,) * (CONTEXT_LENGTH - 1), ((6,), (6, 7)), ENDS)
-    for generator in (scheduler, isolated_of(tiny)):
+    for generator in (scheduler, isolated):
         with pytest.raises(ContextTooLongError, match=str(CONTEXT_LENGTH + 1)):
             generator.score(request)
 
 
-def test_cancelling(tiny, scheduler):
+def test_cancelling(tiny, scheduler, isolated):
     cancelled = threading.Event()
     cancelled.set()
-    for generator in (scheduler, isolated_of(tiny)):
+    for generator in (scheduler, isolated):
         assert generator.score(request_of(tiny), cancelled) is None
     assert scheduler.score(request_of(tiny)) is not None
+
+
+@pytest.mark.parametrize("execution", [scheduler_of, isolated_of])
+def test_its_time_is_over_while_it_waits_or_is_computed(tiny, execution, monkeypatch):
+    scheduler = execution(tiny)
+    request = request_of(tiny)
+    expected = scheduler.score(request).scores
+    steps, decode = [], pyllama.Context.decode
+
+    def slow(context, batch):
+        steps.append(len(batch))
+        time.sleep(0.02)
+        return decode(context, batch)
+
+    monkeypatch.setattr(pyllama.Context, "decode", slow)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(scheduler.score, replace(request_of(tiny, seed=1), timeout=60))
+        while not steps:
+            time.sleep(0.001)
+        with pytest.raises(RequestTimeoutError, match=r"timeout_secs=0\.01"):
+            scheduler.score(replace(request, timeout=0.01))  # it waits behind the other
+        assert first.result().scores
+    steps.clear()
+    with pytest.raises(RequestTimeoutError):
+        scheduler.score(replace(request_of(tiny, n_prompt=300, seed=2), timeout=0.03))
+    assert 0 < len(steps) < 5
+    assert scheduler.score(request).scores == expected
+    scheduler.close()
 
 
 def test_a_full_queue_refuses(tiny):
