@@ -123,6 +123,13 @@ def fuzz(session: nox.Session) -> None:
     session.run("python", "tests/fuzz.py", *session.posargs)
 
 
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Failure, shutdown and load: ``nox -s chaos -- --seed 3 --seconds 3600 binding``."""
+    session.run("pip", "install", ".[test]")
+    session.run("python", "tests/chaos/run.py", *session.posargs)
+
+
 def _check_wheel(session: nox.Session, wheel: Path) -> None:
     if "-cp310-abi3-" not in wheel.name:
         session.error(f"{wheel.name} is not for every CPython from 3.10 on")
