@@ -85,6 +85,8 @@ short_text = st.sampled_from([
     Annotated[str, pydantic.Field(min_length=2, max_length=6)],
     Annotated[str, pydantic.Field(pattern=r"^[A-Z]{2}-\d{3}$")],
     Annotated[str, pydantic.Field(pattern=r"^[^@ ]{1,5}@[^@ ]{1,5}\.(com|org)$")],
+    Annotated[str, pydantic.Field(pattern="^[a-z]+(-[a-z]+)*$", min_length=3, max_length=9)],
+    Annotated[str, pydantic.Field(pattern="[0-9]", max_length=7)],
 ])  # fmt: skip
 numbers = st.one_of(
     st.sampled_from([int, float, Decimal]),
@@ -96,9 +98,48 @@ numbers = st.one_of(
     ),
     st.integers(-9, 9).map(lambda low: Annotated[float, pydantic.Field(ge=low / 3)]),
 )
+multiples = st.one_of(
+    st.tuples(st.integers(1, 40), st.none() | st.integers(-500, 500)).map(
+        lambda n: Annotated[int, pydantic.Field(multiple_of=n[0], ge=n[1])]
+    ),
+    st.sampled_from(["0.05", "0.25", "0.5", "3", "1.2"]).map(
+        lambda step: Annotated[Decimal, pydantic.Field(multiple_of=Decimal(step))]
+    ),
+    st.sampled_from([0.25, 0.1, 2.5]).map(
+        lambda step: Annotated[float, pydantic.Field(multiple_of=step, gt=-9, lt=12)]
+    ),
+    st.tuples(st.integers(1, 6), st.integers(0, 3)).map(
+        lambda n: Annotated[Decimal, pydantic.Field(max_digits=n[0], decimal_places=min(n))]
+    ),
+)
+_moments = st.datetimes(datetime.datetime(1000, 1, 2), datetime.datetime(9000, 1, 1))  # noqa: DTZ001
+moments = st.one_of(
+    _moments.map(lambda one: Annotated[datetime.date, pydantic.Field(gt=one.date())]),
+    st.tuples(_moments, st.integers(0, 10**7)).map(
+        lambda ends: Annotated[
+            datetime.datetime,
+            pydantic.Field(ge=ends[0], lt=ends[0] + datetime.timedelta(seconds=ends[1] + 2)),
+        ]
+    ),
+    _moments.map(
+        lambda one: Annotated[
+            datetime.datetime, pydantic.Field(le=one.replace(tzinfo=datetime.timezone.utc))
+        ]
+    ),
+    st.integers(0, 22).map(
+        lambda hour: Annotated[datetime.time, pydantic.Field(ge=datetime.time(hour))]
+    ),
+    st.integers(1, 10**6).map(
+        lambda most: Annotated[
+            datetime.timedelta, pydantic.Field(le=datetime.timedelta(seconds=most))
+        ]
+    ),
+)
 scalars = st.one_of(
     short_text,
     numbers,
+    multiples,
+    moments,
     st.sampled_from([bool, datetime.date, datetime.datetime, datetime.time, datetime.timedelta]),
     st.sampled_from([uuid.UUID, Color, Level, BIG, type(None)]),
     st.lists(st.sampled_from(WORDS), min_size=1, max_size=5, unique=True).map(

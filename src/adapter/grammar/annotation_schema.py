@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+from decimal import Decimal
 from typing import Annotated, Any
 
 import pydantic
@@ -52,31 +54,32 @@ class _Generator(GenerateJsonSchema):
         return _without_uniqueness(super().frozenset_schema(schema))
 
     def date_schema(self, schema: Any) -> JsonSchemaValue:
-        return _with_unsaid(super().date_schema(schema), schema)
+        return _between(super().date_schema(schema), schema, datetime.timedelta(days=1))
 
     def time_schema(self, schema: Any) -> JsonSchemaValue:
-        made = _with_unsaid(super().time_schema(schema), schema)
-        return {**made, "format": _zoned("time", schema)}
+        made = {**super().time_schema(schema), "format": _zoned("time", schema)}
+        return _between(made, schema, _MICROSECOND)
 
     def datetime_schema(self, schema: Any) -> JsonSchemaValue:
-        made = _with_unsaid(super().datetime_schema(schema), schema)
-        return {**made, "format": _zoned("date-time", schema)}
+        made = {**super().datetime_schema(schema), "format": _zoned("date-time", schema)}
+        return _between(made, schema, _MICROSECOND)
 
     def timedelta_schema(self, schema: Any) -> JsonSchemaValue:
-        return _with_unsaid({"type": "string", "format": "duration"}, schema)
+        return _between({"type": "string", "format": "duration"}, schema, _MICROSECOND)
 
     def decimal_schema(self, schema: Any) -> JsonSchemaValue:
-        bounds = {
-            "ge": "minimum",
-            "gt": "exclusiveMinimum",
-            "le": "maximum",
-            "lt": "exclusiveMaximum",
-        }
         made: dict[str, Any] = {"type": "number"}
-        for name, keyword in bounds.items():
+        for name, keyword in _OF_DECIMALS.items():
             if name in schema:
                 made[keyword] = float(schema[name])
-        unsaid = [n for n in ("max_digits", "decimal_places", "multiple_of") if n in schema]
+        unsaid = [
+            name
+            for name, keyword in _OF_DECIMALS.items()
+            if keyword in made and Decimal(repr(made[keyword])) != Decimal(schema[name])
+        ]
+        digits = {name: schema[name] for name in ("max_digits", "decimal_places") if name in schema}
+        if digits:
+            made["x-digits"] = digits
         return {**made, "x-unchecked": unsaid} if unsaid else made
 
     def str_schema(self, schema: Any) -> JsonSchemaValue:
@@ -100,9 +103,49 @@ def _without_uniqueness(made: dict[str, Any]) -> JsonSchemaValue:
     return {**made, "x-unchecked": ["minItems of a set"]} if made.get("minItems", 0) > 1 else made
 
 
-def _with_unsaid(made: dict[str, Any], schema: Any) -> JsonSchemaValue:
-    unsaid = [name for name in ("ge", "gt", "le", "lt", "now_op") if name in schema]
+_MICROSECOND = datetime.timedelta(microseconds=1)
+_OF_DECIMALS = {
+    "ge": "minimum",
+    "gt": "exclusiveMinimum",
+    "le": "maximum",
+    "lt": "exclusiveMaximum",
+    "multiple_of": "multipleOf",
+}
+
+
+def _between(made: dict[str, Any], schema: Any, least_step: datetime.timedelta) -> JsonSchemaValue:
+    """A schema with the bounds of moments, those that are left out moved by the least step.
+
+    formatMinimum and formatMaximum are keywords of public validators.
+    """
+    made = dict(made)
+    ends = {
+        "formatMinimum": [(schema.get("ge"), 0), (schema.get("gt"), 1)],
+        "formatMaximum": [(schema.get("le"), 0), (schema.get("lt"), -1)],
+    }
+    unsaid = ["now_op"] if "now_op" in schema else []
+    for keyword, bounds in ends.items():
+        given = [(bound, steps) for bound, steps in bounds if bound is not None]
+        try:
+            [(bound, steps)] = given
+            made[keyword] = _moment_text(bound, steps * least_step)
+        except (ValueError, OverflowError, TypeError):
+            if given:
+                unsaid.append(keyword)
     return {**made, "x-unchecked": unsaid} if unsaid else made
+
+
+def _moment_text(bound: Any, by: datetime.timedelta) -> str:
+    if isinstance(bound, datetime.timedelta):
+        return f"PT{(bound + by).total_seconds():.6f}S".replace("PT-", "-PT")
+    if isinstance(bound, datetime.time):
+        day = datetime.datetime.combine(datetime.date(2000, 1, 1), bound)
+        moved = day + by
+        if moved.date() != day.date():
+            raise OverflowError
+        return moved.timetz().isoformat()
+    moved_day: datetime.date = bound + by
+    return moved_day.isoformat()
 
 
 def _zoned(kind: str, schema: Any) -> str:

@@ -28,7 +28,15 @@ class Characters:
         return Characters(_joined([*self.ranges, *other.ranges]))
 
     def __and__(self, other: Characters) -> Characters:
-        return ~(~self | ~other)
+        found, index = [], 0
+        for low, high in self.ranges:
+            while index < len(other.ranges) and other.ranges[index][1] < low:
+                index += 1
+            for first, last in other.ranges[index:]:
+                if first > high:
+                    break
+                found.append((max(low, first), min(high, last)))
+        return Characters(tuple(found))
 
     def __sub__(self, other: Characters) -> Characters:
         return self & ~other

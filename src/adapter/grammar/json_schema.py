@@ -18,17 +18,17 @@ from typing import Any
 from urllib.parse import unquote
 
 from adapter.grammar import schema_merging
+from adapter.grammar.automata import TooLarge
+from adapter.grammar.digits import digits_of, exact, multiple_integer, special_number
 from adapter.grammar.formats import FORMATS
 from adapter.grammar.json_members import Member, key_other_than, members_in_order
 from adapter.grammar.json_text import JsonText
 from adapter.grammar.numbers import integer, number
-from adapter.grammar.patterns import UnsupportedPattern, pattern_expression
 from adapter.grammar.rules import (
     EMPTY,
     IMPOSSIBLE,
     MAX_REPEAT,
     Expression,
-    Repeat,
     Rule,
     Rules,
     any_text,
@@ -39,6 +39,7 @@ from adapter.grammar.rules import (
 )
 from adapter.grammar.schema_bounds import bounds
 from adapter.grammar.schema_merging import Schema, SchemaError
+from adapter.grammar.string_texts import StringTexts
 
 MAX_ALTERNATIVES = 5000
 """Of all unions in a schema, written out."""
@@ -46,8 +47,6 @@ MAX_ALTERNATIVES = 5000
 _NOT_EXPRESSED = {
     "object": ("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties"),
     "array": ("contains", "unevaluatedItems"),
-    "number": ("multipleOf",),
-    "integer": ("multipleOf",),
 }
 _EVERYWHERE = ("not", "if", "x-unchecked")
 
@@ -246,6 +245,11 @@ class SchemaText:
         most = None if high is None else math.ceil(high) - 1 if below else math.floor(high)
         if least is not None and most is not None and least > most:
             return IMPOSSIBLE
+        if "multipleOf" in schema:
+            try:
+                return multiple_integer(self._json.rules, least, most, exact(schema["multipleOf"]))
+            except TooLarge:
+                self._leave("multipleOf")
         return integer(least, most)
 
     def _number(self, hint: str, schema: Schema) -> Expression:
@@ -256,37 +260,66 @@ class SchemaText:
             and (low > high or (low == high and (above or below)))
         ):
             return IMPOSSIBLE
+        step = exact(schema["multipleOf"]) if "multipleOf" in schema else None
+        digits = schema.get("x-digits")
+        total, places = digits_of(digits)
+        if step is not None or total is not None or places is not None:
+            try:
+                return special_number(
+                    self._json.rules,
+                    (low, high),
+                    (above, below),
+                    step=step,
+                    total=total,
+                    places=places,
+                )
+            except TooLarge:
+                self._leave_given(schema, "multipleOf", "x-digits")
         return number(low, high, above=above, below=below)
 
     def _string(self, hint: str, schema: Schema) -> Expression:
         least, most = _counts(schema, "minLength", "maxLength")
         if most is not None and least > most:
             return IMPOSSIBLE
-        patterns = schema.get("pattern", [])
         kind = schema.get("format")
-        if kind in FORMATS:
-            self._leave_given(schema, "pattern", "minLength", "maxLength")
-            return self._json.quoted(FORMATS[kind])
-        if kind is not None and kind not in schema_merging.FORMATS_OF_ANY_TEXT:
-            self._leave(f"format {kind}")
-        for index, pattern in enumerate(patterns):
-            try:
-                content = pattern_expression(pattern, self._json.spelled)
-            except UnsupportedPattern as reason:
-                self._leave(f"pattern {pattern} ({reason})")
-                continue
-            for other in patterns[index + 1 :]:
-                self._leave(f"pattern {other} beside another")
-            if least or most is not None:
-                if not isinstance(content, Repeat):
-                    self._leave_given(schema, "minLength", "maxLength")
-                    return self._json.quoted(content)
-                content = _within(content, least, most)
-            return self._json.quoted(content)
+        if kind is not None and kind not in FORMATS:
+            if kind not in schema_merging.FORMATS_OF_ANY_TEXT:
+                self._leave(f"format {kind}")
+            kind = None
+        patterns = schema.get("pattern", [])
+        if patterns or (kind is not None):
+            content = self._content(schema, kind, patterns, least, most)
+            if content is not None:
+                return self._json.quoted(content)
         if most is not None and most > MAX_REPEAT:
             self._leave("maxLength")
             most = None
         return self._json.string(_repeated("minLength", least), most)
+
+    def _content(
+        self,
+        schema: Schema,
+        kind: str | None,
+        patterns: list[str],
+        least: int,
+        most: int | None,
+    ) -> Expression | None:
+        """The text of a string of a format and of patterns; None where neither can be said."""
+        texts = StringTexts(self._json.rules, self._json.spelled)
+        if kind is not None:
+            ends = [schema.get(end) for end in ("formatMinimum", "formatMaximum")]
+            texts.add_format(kind, *(one if isinstance(one, str) else None for one in ends))
+        for pattern in patterns:
+            texts.add_pattern(pattern)
+        try:
+            found = texts.expression(least, most)
+        except TooLarge:
+            raise SchemaError(
+                f"minLength of {least} is more than the {MAX_REPEAT} a grammar can count"
+            ) from None
+        for what in texts.unchecked:
+            self._leave(what)
+        return found
 
     def _array(self, hint: str, schema: Schema) -> Expression:
         least, most = _counts(schema, "minItems", "maxItems")
@@ -418,15 +451,6 @@ def _repeated(keyword: str, count: int) -> int:
     if count > MAX_REPEAT:
         raise SchemaError(f"{keyword} of {count} is more than the {MAX_REPEAT} a grammar can count")
     return count
-
-
-def _within(content: Repeat, least: int, most: int | None) -> Expression:
-    """A repetition of one character, of so many of them too."""
-    least = max(least, content.least)
-    limits = [limit for limit in (most, content.most) if limit is not None]
-    if limits and least > min(limits):
-        return IMPOSSIBLE
-    return repeat(content.part, _repeated("minLength", least), min(limits) if limits else None)
 
 
 def _found(pattern: str, name: str) -> bool:

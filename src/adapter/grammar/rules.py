@@ -144,6 +144,7 @@ class Rules:
     def __init__(self) -> None:
         self._rules: dict[str, Expression] = {}
         self._names: dict[Hashable, str] = {}
+        self._counts: dict[str, int] = {}  # the last of each name's numbers
 
     def add(self, hint: str, key: Hashable, body: Callable[[], Expression]) -> Rule:
         """The rule that stands for `key`; made by `body`, which may refer to it, if it is new."""
@@ -153,6 +154,16 @@ class Rules:
             self._rules[name] = IMPOSSIBLE  # holds the name while the body is made
             self._rules[name] = body()
         return Rule(self._names[key])
+
+    def reserve(self, hint: str) -> Rule:
+        """A new rule, to be defined later."""
+        name = self._new_name(hint)
+        self._rules[name] = IMPOSSIBLE
+        return Rule(name)
+
+    def define(self, rule: Rule, body: Expression) -> None:
+        """Say what a reserved rule describes."""
+        self._rules[rule.name] = body
 
     def gbnf(self, root: Expression, known: frozenset[str] = frozenset()) -> str | None:
         """The grammar whose root is `root`, or None where no text can ever fit it.
@@ -178,25 +189,33 @@ class Rules:
 
     def _new_name(self, hint: str) -> str:
         base = re.sub("[^a-zA-Z0-9]+", "-", hint).strip("-").lower()[:40] or "rule"
-        name, count = base, 1
+        name, count = base, self._counts.get(base, 1)
         while name in self._rules or name == "root":
             count += 1
             name = f"{base}-{count}"
+        self._counts[base] = count
         return name
 
     def _possible(self, known: frozenset[str]) -> set[str]:
         """The rules that some finite text fits."""
         possible = set(known)
-        growing = True
-        while growing:
-            found = {
-                name
-                for name, rule in self._rules.items()
-                if name not in possible and _pruned(rule, possible) is not None
-            }
-            possible |= found
-            growing = bool(found)
+        users: dict[str, list[str]] = {}
+        for name, rule in self._rules.items():
+            for used in _rules_in(rule):
+                users.setdefault(used, []).append(name)
+        todo = [*self._rules]
+        while todo:
+            name = todo.pop()
+            if name not in possible and _pruned(self._rules[name], possible) is not None:
+                possible.add(name)
+                todo += users.get(name, ())
         return possible
+
+
+def _rules_in(part: Expression) -> set[str]:
+    if isinstance(part, Rule):
+        return {part.name}
+    return set[str]().union(*map(_rules_in, _children(part)))
 
 
 def _children(part: Expression) -> tuple[Expression, ...]:

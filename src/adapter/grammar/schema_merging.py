@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 Schema = dict[str, Any]
@@ -18,8 +20,12 @@ KEYWORDS_OF_TYPE: dict[str, tuple[str, ...]] = {
         "items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems",
         "contains", "minContains", "maxContains", "unevaluatedItems",
     ),
-    "string": ("minLength", "maxLength", "pattern", "format"),
-    "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "string": (
+        "minLength", "maxLength", "pattern", "format", "formatMinimum", "formatMaximum",
+    ),
+    "number": (
+        "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "x-digits",
+    ),
 }  # fmt: skip
 _TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 _ASSERTIONS = {
@@ -234,6 +240,12 @@ def _both(one: Any, other: Any) -> Any:
     return one if one == other and type(one) is type(other) else {"allOf": [one, other]}
 
 
+def _common_multiple(one: float, other: float) -> float:
+    first, second = Fraction(repr(one)), Fraction(repr(other))
+    both = math.lcm(first.numerator, second.numerator)
+    return float(Fraction(both, math.gcd(first.denominator, second.denominator)))
+
+
 class _Unmerged:
     pass
 
@@ -259,6 +271,7 @@ _MERGERS: dict[str, Any] = {
     "additionalProperties": _both,
     "propertyNames": _both,
     "uniqueItems": lambda one, other: one or other,
+    "multipleOf": _common_multiple,
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"), max),
     **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"), min),
     "properties": lambda one, other: {**one, **other},
@@ -324,6 +337,7 @@ _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "m
 _FORMS: dict[str, Any] = {
     **dict.fromkeys(_COUNTS, _is_count),
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _is_number),
+    "multipleOf": lambda value: _is_number(value) and value > 0,
     **dict.fromkeys(("properties", "patternProperties"), _is_object),
     **dict.fromkeys(("type", "required", "pattern"), _are_texts),
     "prefixItems": lambda value: isinstance(value, list),

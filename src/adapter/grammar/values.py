@@ -8,18 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_origin
 
+import pydantic
 from dspy.adapters.types import Code, Reasoning, ToolCalls, Type
 
-from adapter.grammar.annotation_schema import annotation_schema
-from adapter.grammar.characters import Characters
-from adapter.grammar.formats import FORMATS
+from adapter.grammar.annotation_schema import annotated, annotation_schema
+from adapter.grammar.automata import TooLarge
+from adapter.grammar.characters import NONE, Characters
 from adapter.grammar.free_text import LINE
 from adapter.grammar.json_schema import SchemaText
 from adapter.grammar.json_text import JsonText
-from adapter.grammar.patterns import UnsupportedPattern, pattern_expression
 from adapter.grammar.rules import (
     MAX_REPEAT,
     Expression,
+    Rules,
     any_text,
     choice,
     one_of,
@@ -28,6 +29,7 @@ from adapter.grammar.rules import (
     sequence,
 )
 from adapter.grammar.schema_merging import SchemaError
+from adapter.grammar.string_texts import StringTexts
 from adapter.typed_values import MISFITS, allowed_values, union_members
 
 Reader = Callable[[str, Any], Any]
@@ -91,7 +93,7 @@ def values_of(
     if annotation is Any or annotation is Reasoning or (annotation is str and not metadata):
         return FREE
     if annotation is str:
-        return _constrained_text(metadata, line)
+        return _constrained_text(metadata, line, json_text.rules)
     if is_dspy_type(annotation, Code):
         return FREE if code is None else Values(code(annotation), is_json=True)
     if annotation is type(None):
@@ -99,7 +101,8 @@ def values_of(
     if annotation is bool and not metadata:
         return Values(choice(["True", "False"]))
     if allowed := allowed_values(annotation):
-        return _options(allowed, annotation if whole is None else whole, json_text, read, line)
+        reading = annotation if whole is None else whole
+        return _options(allowed, metadata, reading, json_text, read, line)
     if members := union_members(annotation):
         found = [
             values_of(
@@ -127,7 +130,12 @@ def values_of(
         else:
             schema = annotation_schema(annotation, metadata)
         if annotation in _TEMPORAL and bare_strings:
-            return Values(FORMATS[schema["format"]], unchecked=tuple(schema.get("x-unchecked", ())))
+            texts = StringTexts(json_text.rules, one_of)
+            texts.add_format(
+                schema["format"], schema.get("formatMinimum"), schema.get("formatMaximum")
+            )
+            unsaid = (*schema.get("x-unchecked", ()), *texts.unchecked)
+            return Values(texts.expression(), unchecked=unsaid)
         text = SchemaText(json_text, schema)
         return Values(text.root(), schema.get("type") not in ("integer", "number"), text.unchecked)
     except SchemaError as reason:
@@ -142,10 +150,16 @@ def is_dspy_type(annotation: Any, kind: type[Type]) -> bool:
 
 
 def _options(
-    allowed: list[Any], annotation: Any, json_text: JsonText, read: Reader, line: Characters
+    allowed: list[Any],
+    metadata: tuple[Any, ...],
+    annotation: Any,
+    json_text: JsonText,
+    read: Reader,
+    line: Characters,
 ) -> Values:
     """The words of a Literal or Enum, each as it is shown in the prompt, if it is read so again."""
     texts = []
+    fits = pydantic.TypeAdapter(annotated(annotation, metadata)).validate_python
     for value in allowed:
         candidates = [str(value)]
         with contextlib.suppress(TypeError, ValueError):  # JSON has no such value
@@ -154,7 +168,7 @@ def _options(
             if not text or text != text.strip() or any(one not in line for one in text):
                 continue
             try:
-                read(text, annotation)
+                fits(read(text, annotation))
             except MISFITS:
                 continue
             texts.append(text)
@@ -162,7 +176,7 @@ def _options(
     return Values(any_text(texts)) if texts else Values(None, unchecked=("its values",))
 
 
-def _constrained_text(metadata: tuple[Any, ...], line_of: Characters) -> Values:
+def _constrained_text(metadata: tuple[Any, ...], line_of: Characters, rules: Rules) -> Values:
     """One line that fits a str's constraints, without space around it, which is not read."""
     try:
         schema = annotation_schema(str, metadata)
@@ -171,13 +185,15 @@ def _constrained_text(metadata: tuple[Any, ...], line_of: Characters) -> Values:
     unchecked = list(schema.get("x-unchecked", ()))
     least, most = schema.get("minLength", 0), schema.get("maxLength")
     if "pattern" in schema:
-        if least or most is not None:
-            unchecked.append("minLength and maxLength beside a pattern")
+        texts = StringTexts(rules, lambda one: one_of(one & line_of))
+        texts.add_pattern(schema["pattern"])
+        visible = one_of(~SPACES)
+        texts.add("no space around it", optional(sequence(visible, optional(_ENDING_VISIBLY))))
         try:
-            expression = pattern_expression(schema["pattern"], lambda one: one_of(one & line_of))
-            return Values(expression, unchecked=tuple(unchecked))
-        except UnsupportedPattern as reason:
-            return Values(None, unchecked=(*unchecked, f"pattern ({reason})"))
+            expression = texts.expression(least, most)
+        except TooLarge:
+            expression = None
+        return Values(expression, unchecked=(*unchecked, *texts.unchecked))
     if (most is None and least < 2) or least > MAX_REPEAT:
         return FREE
     visible = one_of(line_of - SPACES)
@@ -198,3 +214,5 @@ SPACES = Characters.of(
     (0x3000, 0x3000),
 )  # fmt: skip
 """What str.strip() takes away of a line."""
+
+_ENDING_VISIBLY = sequence(repeat(one_of(~NONE)), one_of(~SPACES))

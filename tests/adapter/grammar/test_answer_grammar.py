@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+from decimal import Decimal
 from typing import Any, Literal, Optional
 
 import dspy
@@ -127,10 +128,85 @@ def test_constraints_of_a_field(tiny):
 
 def test_what_a_grammar_cannot_say_is_known():
     class Odd(pydantic.BaseModel):
-        number: int = pydantic.Field(multiple_of=7)
+        numbers: list[int] = pydantic.Field(json_schema_extra={"uniqueItems": True})
+        huge: int = pydantic.Field(multiple_of=123457)
 
     grammar = answer_grammar(asked(odd=Odd, picture=dspy.Image, sure=int), FIELD_LINES)
-    assert dict(grammar.unchecked) == {"odd": ("multipleOf",), "picture": ("a form of its own",)}
+    assert dict(grammar.unchecked) == {
+        "odd": ("uniqueItems", "multipleOf"), "picture": ("a form of its own",)
+    }  # fmt: skip
+
+
+DAY = datetime.date(2024, 5, 17)
+NOON = datetime.datetime(2024, 5, 17, 12, 0, 0, 500)  # noqa: DTZ001
+UTC = datetime.timezone.utc
+CONSTRAINED = [
+    (int, {"multiple_of": 5, "ge": 0, "le": 20}, ["0", "5", "20"], ["3", "25", "-5", "00"]),
+    (int, {"multiple_of": 360}, ["-720", "0", "3600"], ["361", "36"]),
+    (int, {"multiple_of": 7, "gt": 10**6}, ["1000006"], ["999999", "1000007"]),
+    (float, {"multiple_of": 0.25, "lt": 2}, ["1.75", "-3.5", "0", "1.5"], ["1.7", "2", "2.25"]),
+    (float, {"gt": 0, "le": 1}, ["0.5", "1", "1.0"], ["0", "5", "-1", "1.01"]),
+    (Decimal, {"max_digits": 4, "decimal_places": 2}, ["12.5", "0.05", "-99.99"],
+     ["123", "1.234", "100.5"]),
+    (Decimal, {"multiple_of": Decimal("0.05"), "ge": 0}, ["0.15", "3"], ["0.12", "-0.05"]),
+    (datetime.date, {"ge": DAY, "lt": datetime.date(2025, 1, 1)},
+     ["2024-05-17", "2024-12-31"], ["2024-05-16", "2025-01-01", "2024-06-31"]),
+    (datetime.date, {"gt": DAY}, ["2024-05-18"], ["2024-05-17"]),
+    (datetime.datetime, {"ge": NOON}, ["2024-05-17T12:00:01", "2025-01-01T00:00:00.25"],
+     ["2024-05-17T12:00:00", "2024-05-17T11:59:59", "2025-01-01T00:00:00Z"]),
+    (datetime.datetime, {"le": NOON}, ["2024-05-17T12:00:00", "2024-05-17T11:59:59.9"],
+     ["2024-05-17T12:00:00.001", "2024-05-17T12:00:01"]),
+    (datetime.datetime, {"le": NOON.replace(tzinfo=UTC)}, ["2024-05-17T12:00:00Z"],
+     ["2024-05-17T12:00:00", "2024-05-17T12:00:01Z", "2024-05-17T12:00:00+00:00"]),
+    (datetime.time, {"ge": datetime.time(9), "le": datetime.time(17, 30)},
+     ["09:00:00", "17:30:00", "12:34:56.7"], ["08:59:59", "17:30:00.5", "18:00:00"]),
+    (datetime.timedelta, {"gt": datetime.timedelta(0), "le": datetime.timedelta(hours=2)},
+     ["PT1S", "PT7200S", "PT2H", "PT90M"], ["PT0S", "PT3H", "P1D", "PT7201S"]),
+    (str, {"pattern": "^[a-z]+(-[a-z]+)*$", "min_length": 4, "max_length": 6},
+     ["abcd", "ab-cde"], ["abc", "abcdefg", "ab--cd", "abcd-"]),
+    (str, {"pattern": "x", "max_length": 3}, ["x", "axb", "x y"], ["aaa", "xaaa"]),
+    (Literal["a", "bb", "ccc"], {"min_length": 2}, ["bb", "ccc"], ["a"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "constraints", "good", "bad"), CONSTRAINED, ids=[f"{c[0]} {c[1]}" for c in CONSTRAINED]
+)
+def test_constraints_are_in_the_grammar(tiny, kind, constraints, good, bad):
+    fields = {"question": (str, dspy.InputField()), "v": (kind, dspy.OutputField(**constraints))}
+    signature = dspy.Signature(fields, "Answer.")
+    is_text = kind not in (int, float, Decimal)
+    for form, begin, end in (
+        (FIELD_LINES, "v: ", ""),
+        (CHAT, "[[ ## v ## ]]\n", "\n\n[[ ## completed ## ]]"),
+        (JSON, '{"v": ', "}"),
+        (XML, "<v>\n", "\n</v>"),
+    ):
+        quoted = is_text and (form is JSON or (form is not FIELD_LINES and kind in MOMENTS))
+        grammar = answer_grammar(signature, form)
+        assert not grammar.unchecked
+        for texts, fitting in ((good, True), (bad, False)):
+            for text in texts:
+                written = f'"{text}"' if quoted else text
+                assert fits(tiny, grammar.gbnf, f"{begin}{written}{end}") == fitting, (form, text)
+    for text in good:
+        parse_completion(signature, f"v: {text}")
+
+
+MOMENTS = (datetime.date, datetime.datetime, datetime.time, datetime.timedelta)
+
+
+def test_constraints_within_models_are_in_the_grammar(tiny):
+    class Order(pydantic.BaseModel):
+        price: Decimal = pydantic.Field(ge=0, le=10, multiple_of=Decimal("0.5"))
+        code: str = pydantic.Field(pattern='^["a]+$', min_length=2, max_length=3)
+        due: datetime.date = pydantic.Field(ge=DAY)
+
+    assert not answer_grammar(asked(order=Order), FIELD_LINES).unchecked
+    good = r'order: {"price": 2.5, "code": "a\"", "due": "2024-05-17"}'
+    assert takes(tiny, good, order=Order)
+    for wrong in (("2.5", "2.4"), (r"a\"", "a"), (r"a\"", r"a\"aa"), ("05-17", "05-16")):
+        assert not takes(tiny, good.replace(*wrong), order=Order)
 
 
 # The others' forms

@@ -111,11 +111,13 @@ def test_texts_that_begin_with_each_other(tiny):
 @pytest.mark.parametrize(
     ("schema", "unchecked"),
     [
-        ({"type": "integer", "multipleOf": 3}, "multipleOf"),
+        ({"type": "integer", "multipleOf": 123457}, "multipleOf"),
+        ({"type": "number", "multipleOf": 0.123457}, "multipleOf"),
+        ({"type": "string", "format": "date-time", "formatMinimum": "2024-01-01"}, "bounds"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"type": "string", "format": "email"}, "format email"),
         ({"type": "string", "pattern": "(?=a)"}, "pattern"),
-        ({"type": "string", "pattern": "^a+b$", "minLength": 4}, "minLength"),
+        ({"type": "string", "pattern": "^(a{100}b?){9}$", "minLength": 900}, "minLength"),
         ({"not": {"type": "string"}}, "not"),
         ({"type": "object", "if": {}, "then": {"required": ["a"]}}, "if"),
         ({"oneOf": [{"type": "integer"}, {"minimum": 2}]}, "oneOf"),
