@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, TypeVar
+from weakref import WeakKeyDictionary
 
 import dspy
 from dspy.adapters import Adapter, ChatAdapter, JSONAdapter, XMLAdapter
@@ -63,6 +64,22 @@ class _Watch:
 
 
 _watch: ContextVar[_Watch | None] = ContextVar("bound_answers", default=None)
+
+
+_bound_predicts: WeakKeyDictionary[Any, type[Signature] | None] = WeakKeyDictionary()
+"""What the last answer that a dspy.Predict asked for was bound to: for those that listen to it."""
+
+
+def is_being_bound(signature: type[Signature]) -> bool:
+    """Whether an answer that is parsed just now followed a grammar of these output fields."""
+    watch = _watch.get()
+    grammar = None if watch is None else watch.grammar
+    return grammar is not None and grammar.names == tuple(signature.output_fields)
+
+
+def bound_signature(predict: Any) -> type[Signature] | None:
+    """The signature whose grammar the answer follows that a dspy.Predict is asking for, if any."""
+    return _bound_predicts.get(predict)
 
 
 class BoundAnswers:
@@ -184,6 +201,10 @@ class BoundAnswers:
         watch = _watch.get()
         if watch is not None:
             watch.grammar = self._bind(lm, lm_kwargs, processed)
+        predict = dspy.settings.caller_predict
+        if predict is not None:
+            is_bound = watch is not None and watch.grammar is not None
+            _bound_predicts[predict] = processed if is_bound else None
         return processed
 
     def _call_postprocess(
@@ -227,8 +248,8 @@ class BoundAnswers:
             return
         for output, response in zip(outputs, watch.responses, strict=False):
             text = output["text"] if isinstance(output, dict) else output
-            if getattr(response, "finish_reason", "") == "length" and not _is_in_last_text(
-                text or "", watch.grammar
+            if getattr(response, "finish_reason", "") == "length" and not self._is_in_last_text(
+                text or "", watch.grammar, signature
             ):
                 raise CutAnswerError(
                     adapter_name=type(self).__name__,
@@ -238,6 +259,15 @@ class BoundAnswers:
                     "where the context was full, before its last field was complete. Raise "
                     "max_tokens (or the model's context_length), or ask for less.",
                 )
+
+    def _is_in_last_text(
+        self, text: str, grammar: AnswerGrammar, signature: type[Signature]
+    ) -> bool:
+        """Whether a text reaches into a last field of free text, which may end anywhere."""
+        begin = grammar.last_text
+        return (
+            begin is not None and re.search(f"^{re.escape(begin)}", text, re.MULTILINE) is not None
+        )
 
     def _bind(
         self, lm: BaseLM, lm_kwargs: dict[str, Any], signature: type[Signature]
@@ -365,9 +395,3 @@ def _settings_again(
     if temperature == 0:
         asked["temperature"] = _TEMPERATURE_AGAIN
     return asked
-
-
-def _is_in_last_text(text: str, grammar: AnswerGrammar) -> bool:
-    """Whether a text reaches into a last field of free text, which may end anywhere."""
-    begin = grammar.last_text
-    return begin is not None and re.search(f"^{re.escape(begin)}", text, re.MULTILINE) is not None

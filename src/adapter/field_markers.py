@@ -1,7 +1,9 @@
 """Field markers in a model's answer: `name: value` at the start of a line.
 
-Whatever the case, list sign or emphasis of the name; a value reaches to the next marker. The
-answer may come in pieces, and what is certain of it is known before its end.
+A value reaches to the next marker. An answer that followed a grammar has the markers that the
+grammar wrote: spelled exactly, and in the signature's order. In any other text a marker may have
+another case, a list sign, or emphasis. The answer may come in pieces, and what is certain of it is
+known before its end.
 """
 
 from __future__ import annotations
@@ -36,18 +38,24 @@ class Settled(NamedTuple):
 class FieldMarkers:
     """The fields of an answer that is pushed in pieces of any size.
 
-    The first of a field's markers counts. One inside a code block of a value is the code's. The
-    name of the first input field, once all outputs are answered, begins a question that the model
-    asks itself: nothing after it counts.
+    The first of a field's markers counts. One inside a code block of a value is the code's.
+
+    `is_bound` says that the answer followed the grammar of the signature. If it did not, the name
+    of the first input field, once all outputs are answered, begins a question that the model asks
+    itself, and nothing after it counts. It does so where it is spelled as in the prompt, and comes
+    after a value.
 
     `text` is the answer so far.
     """
 
-    def __init__(self, signature: type[Signature]) -> None:
+    def __init__(self, signature: type[Signature], *, is_bound: bool = False) -> None:
         self._outputs = tuple(signature.output_fields)
-        self._new_turn = next(iter(signature.input_fields), None)
+        self._is_bound = is_bound
+        self._new_turn = None if is_bound else next(iter(signature.input_fields), None)
         names = (*self._outputs, self._new_turn) if self._new_turn else self._outputs
         self._names = names
+        self._source = _bound_source(names) if is_bound else _marker_source(names)
+        self._flags = re.MULTILINE if is_bound else re.MULTILINE | re.IGNORECASE
         self.text = ""
         self._line = 0  # where the line begins that may still grow
         self._markers: list[re.Match[str]] = []  # those of the lines before it
@@ -58,7 +66,7 @@ class FieldMarkers:
         self.text += text
         line = self.text.rfind("\n") + 1
         if line > self._line:
-            self._markers += _marker_pattern(self._names).finditer(self.text, self._line, line)
+            self._markers += self._pattern().finditer(self.text, self._line, line)
             self._fences += _fences(self.text, self._line, line)
             self._line = line
 
@@ -69,7 +77,9 @@ class FieldMarkers:
         reasons first often leaves out its name.
         """
         found = self._spans(self._visible(ended=True))
-        values = {name: _value(span.marker, self._between(span)) for name, span in found.items()}
+        values = {name: self._value(span) for name, span in found.items()}
+        if self._is_bound:
+            return values
         if found and self._outputs[0] not in found:
             preamble = self.text[: min(span.marker.start() for span in found.values())].strip()
             if preamble:
@@ -83,7 +93,7 @@ class FieldMarkers:
         if span is None or span.marker.end() == len(self.text):
             return None  # emphasis that belongs to the marker may still follow
         if span.closed:
-            return Settled(_value(span.marker, self._between(span)), complete=True)
+            return Settled(self._value(span), complete=True)
         end = min(self._undecided(), self._open_code_marker())
         text = self.text[span.marker.end() : end].lstrip()
         length = len(text)
@@ -91,17 +101,21 @@ class FieldMarkers:
             length -= 1  # space, emphasis and fences may turn out to be what encloses the value
         return Settled(text[:length], complete=False)
 
+    def _pattern(self) -> re.Pattern[str]:
+        return _marker_pattern(self._source, self._flags)
+
     def _all(self) -> tuple[list[re.Match[str]], list[int]]:
-        last_line = _marker_pattern(self._names).finditer(self.text, self._line)
+        last_line = self._pattern().finditer(self.text, self._line)
         return [*self._markers, *last_line], [*self._fences, *_fences(self.text, self._line)]
 
     def _visible(self, *, ended: bool) -> list[re.Match[str]]:
         """Return the markers that are none of a code block's.
 
-        A block that was never closed hides nothing; one that may still be closed does.
+        A block that was never closed hides nothing; one that may still be closed does, and one of
+        a grammar, which closes all but the last of an answer that was cut off.
         """
         markers, fences = self._all()
-        end = [] if ended else [len(self.text)]
+        end = [] if ended and not self._is_bound else [len(self.text)]
         blocks = list(zip(fences[::2], fences[1::2] + end, strict=False))
         first = markers[0].start() if markers else 0
         return [
@@ -115,8 +129,10 @@ class FieldMarkers:
         field = None
         for marker in markers:
             name = field_named(marker["name"], self._names)
-            if name == self._new_turn and len(found) < len(self._outputs):
-                continue  # not all is answered yet: a word of the answer
+            if self._is_bound and name not in self._outputs[len(found) : len(found) + 1]:
+                continue  # a line of a text: the next marker is the next field's
+            if name == self._new_turn and not self._begins_a_turn(marker, found, field):
+                continue  # a word of the answer
             if field is not None:
                 found[field] = Span(found[field].marker, marker.start(), closed=True)
             if name == self._new_turn:
@@ -127,19 +143,31 @@ class FieldMarkers:
                 found[field] = Span(marker, len(self.text), closed=False)
         return found
 
-    def _between(self, span: Span) -> str:
-        return self.text[span.marker.end() : span.end]
+    def _begins_a_turn(
+        self, marker: re.Match[str], found: dict[str, Span], field: str | None
+    ) -> bool:
+        """Whether the first input's name is a question of the model's own, not a line of a text."""
+        if len(found) < len(self._outputs):
+            return False
+        if not self.text.startswith(f"{self._new_turn}:", marker.start()):
+            return False
+        value = "" if field is None else self.text[found[field].marker.end() : marker.start()]
+        return field is None or bool(value.strip())
+
+    def _value(self, span: Span) -> str:
+        between = self.text[span.marker.end() : span.end]
+        return between.strip() if self._is_bound else _value(span.marker, between)
 
     def _undecided(self) -> int:
         """Return where the last line begins if it may become a marker, else the text's end."""
         line = self.text[self._line :]
-        match = _partial_pattern(self._names).match(line, partial=True)
+        match = _partial_pattern(self._source, self._flags).match(line, partial=True)
         return self._line if match is not None and match.partial else len(self.text)
 
     def _open_code_marker(self) -> int:
         """Return where the first marker stands in a code block that is still open."""
         markers, fences = self._all()
-        if len(fences) % 2 == 0 or not markers or fences[-1] < markers[0].start():
+        if self._is_bound or len(fences) % 2 == 0 or not markers or fences[-1] < markers[0].start():
             return len(self.text)
         after = (marker.start() for marker in markers if marker.start() > fences[-1])
         return next(after, len(self.text))
@@ -175,15 +203,20 @@ def _marker_source(names: tuple[str, ...]) -> str:
         (?P<close>\*\*|__|[*`])?[ \t]*(?::|\uff1a)(?P<late_close>\*\*|__|[*`])?[ \t]*"""
 
 
-@lru_cache(maxsize=256)
-def _marker_pattern(names: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(_marker_source(names), re.IGNORECASE | re.MULTILINE | re.VERBOSE)
+def _bound_source(names: tuple[str, ...]) -> str:
+    return rf"^(?P<name>{'|'.join(map(re.escape, names))}):"
 
 
 @lru_cache(maxsize=256)
-def _partial_pattern(names: tuple[str, ...]) -> Any:
+def _marker_pattern(source: str, flags: int) -> re.Pattern[str]:
+    return re.compile(source, flags | re.VERBOSE)
+
+
+@lru_cache(maxsize=256)
+def _partial_pattern(source: str, flags: int) -> Any:
     """Return the same pattern, of the library that can tell a beginning of a match."""
-    return regex.compile(_marker_source(names), regex.IGNORECASE | regex.VERBOSE)
+    ignored = regex.IGNORECASE if flags & re.IGNORECASE else 0
+    return regex.compile(source, ignored | regex.VERBOSE)
 
 
 def _value(marker: re.Match[str], text: str) -> str:

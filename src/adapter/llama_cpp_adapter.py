@@ -19,12 +19,14 @@ from adapter.bound_answers import (
     CutAnswerError,
     InvalidValueError,
     constrained,
+    is_being_bound,
 )
 from adapter.config import LlamaCppConfig
 from adapter.decisions import DecisionPlan, decisions_in
 from adapter.errors import ConfigurationError
+from adapter.field_markers import FieldMarkers
 from adapter.formatting import field_lines, system_message
-from adapter.grammar.answer_grammar import FIELD_LINES
+from adapter.grammar.answer_grammar import FIELD_LINES, AnswerGrammar
 from adapter.language_model import language_model
 from adapter.parsing import parse_completion
 
@@ -290,7 +292,14 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
 
         Raises AdapterParseError where no strategy finds them all.
         """
-        return parse_completion(signature, completion)
+        return parse_completion(signature, completion, is_bound=is_being_bound(signature))
+
+    def _is_in_last_text(
+        self, text: str, grammar: AnswerGrammar, signature: type[Signature]
+    ) -> bool:
+        markers = FieldMarkers(signature, is_bound=True)
+        markers.push(text)
+        return grammar.last_text is not None and [*signature.output_fields][-1] in markers.values()
 
 
 def _is_copy(lm: BaseLM, original: BaseLM) -> bool:

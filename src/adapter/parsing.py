@@ -1,6 +1,8 @@
 """A model's text as the output fields of a signature.
 
-Three strategies, in this order; the first whose values all fit their types wins:
+An answer that followed the grammar of its signature has its fields where the grammar wrote their
+markers. For any other text there are three strategies, in this order; the first whose values all
+fit their types wins:
 
 1. field markers: `name: value` at the start of a line (adapter.field_markers)
 2. a JSON object anywhere in the text
@@ -23,8 +25,13 @@ from adapter.field_values import Misfit, constrained_value
 from adapter.typed_values import MISFITS, typed_value
 
 
-def parse_completion(signature: type[Signature], completion: str) -> dict[str, Any]:
+def parse_completion(
+    signature: type[Signature], completion: str, *, is_bound: bool = False
+) -> dict[str, Any]:
     """Return the value of every output field, each of its declared type.
+
+    `is_bound` says that the text followed the signature's grammar. One that has not all of the
+    grammar's markers all the same, because a stop cut it off, is read like any other.
 
     A field that the text does not mention takes its default, or None where its type allows that.
     Raises AdapterParseError, with the reason of each strategy, where all three fail.
@@ -32,7 +39,13 @@ def parse_completion(signature: type[Signature], completion: str) -> dict[str, A
     problems = []
     misfit: Misfit | None = None
     best: Any = {}
-    for name, strategy in _STRATEGIES.items():
+    strategies = _STRATEGIES
+    if is_bound:
+        exact = FieldMarkers(signature, is_bound=True)
+        exact.push(completion)
+        if len(exact.values()) == len(signature.output_fields):
+            strategies = {"the grammar's markers": lambda *_: {**exact.values()}}
+    for name, strategy in strategies.items():
         raw = strategy(signature, completion)
         if not raw:
             problems.append(f"{name}: none found")
@@ -44,8 +57,8 @@ def parse_completion(signature: type[Signature], completion: str) -> dict[str, A
             }
         except Misfit as error:
             problems.append(f"{name}: {error}")
-            # What another strategy took for a field may be any text.
-            misfit = error if strategy is _marked_fields else misfit
+            # What these took for a field may be any text.
+            misfit = misfit if strategy in _OF_ANY_TEXT else error
             continue
         fields = apply_output_field_defaults(signature, fields)
         missing = [field for field in signature.output_fields if field not in fields]
@@ -107,3 +120,5 @@ _STRATEGIES: dict[str, Callable[[type[Signature], str], dict[str, Any]]] = {
     "a JSON object": _json_fields,
     "the whole text": _whole_text,
 }
+
+_OF_ANY_TEXT = (_json_fields, _whole_text)

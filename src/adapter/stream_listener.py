@@ -14,6 +14,7 @@ from dspy.adapters.utils import format_field_value
 from dspy.streaming import StreamListener, StreamResponse
 from dspy.utils.exceptions import AdapterParseError
 
+from adapter.bound_answers import bound_signature
 from adapter.field_markers import FieldMarkers
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.parsing import parse_completion
@@ -49,7 +50,10 @@ class LlamaCppStreamListener(StreamListener):
             self.stream_start = self._native = True
             return self._response(native)
         if self._markers is None:
-            self._markers = FieldMarkers(self.predict.signature)
+            bound = bound_signature(self.predict)
+            self._markers = FieldMarkers(
+                bound or self.predict.signature, is_bound=bound is not None
+            )
         if not chunk.choices:
             return None  # of a provider's stream: the usage
         choice = chunk.choices[0]

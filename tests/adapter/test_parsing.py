@@ -78,6 +78,29 @@ def test_an_inputs_name_inside_an_unfinished_answer_is_a_word_of_it():
     assert parsed["reasoning"] == "I repeat.\nquestion: what is it?"
 
 
+@pytest.mark.parametrize(
+    ("text", "email"),
+    [
+        ("email: Dear all\nSubject: Rain", "Dear all\nSubject: Rain"),
+        ("email:\nsubject: Rain\nDear all", "subject: Rain\nDear all"),
+        ("email: Dear all\n- subject: Rain", "Dear all\n- subject: Rain"),
+        ("email: Dear all\nsubject: Snow\nemail: no", "Dear all"),
+    ],
+)
+def test_only_the_prompts_own_spelling_begins_a_question_of_the_models(text, email):
+    signature = dspy.Signature("subject -> email")
+    assert parse_completion(signature, text) == {"email": email}
+
+
+def test_a_bound_answer_is_read_by_the_grammars_markers():
+    signature = dspy.Signature("subject -> note, email")
+    text = "note: x\nemail: Dear all\nsubject: Snow\nEmail: no"
+    bound = parse_completion(signature, text, is_bound=True)
+    assert bound == {"note": "x", "email": "Dear all\nsubject: Snow\nEmail: no"}
+    # Cut off by a stop, it is a text like any other.
+    assert parse_completion(signature, "note: x\n**Email**: y", is_bound=True)["email"] == "y"
+
+
 def test_markers_inside_a_code_block_belong_to_the_code():
     signature = dspy.Signature("task -> code, answer")
     code = "```python\ndef f():\n    pass\nanswer: int = 3\n```"

@@ -12,6 +12,7 @@ from fake_generator import adapter_of, fake_model
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapter import CutAnswerError
 from adapter.field_markers import FieldMarkers
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.stream_listener import LlamaCppStreamListener
@@ -30,17 +31,25 @@ class Typed(dspy.Signature):
 REASONED = dspy.Signature("question -> reasoning, final_answer")
 
 
-def streamed(signature, answer, *fields, adapter=None, listener=LlamaCppStreamListener):
+FREE = {"metadata": {"llamacpp": {"grammar": "root ::= .*"}}}
+"""Has the answer follow no grammar of the fields, so that it may look like anything."""
+
+
+def streamed(
+    signature, answer, *fields, adapter=None, listener=LlamaCppStreamListener, is_bound=False
+):
     """Stream an answer character by character; return each field's chunks and the prediction."""
     ours = adapter_of(fake_model(answer))
     program = dspy.streamify(
-        dspy.Predict(signature, cache=False), stream_listeners=[listener(field) for field in fields]
+        dspy.Predict(signature, cache=False, **({} if is_bound or adapter else FREE)),
+        stream_listeners=[listener(field) for field in fields],
     )
     chunks = {field: [] for field in fields}
+    first = next(iter(dspy.Predict(signature).signature.input_fields))
 
     async def main():
         prediction = None
-        async for value in program(question="q"):
+        async for value in program(**{first: "q"}):
             if isinstance(value, StreamResponse):
                 assert not chunks[value.signature_field_name] or (
                     not chunks[value.signature_field_name][-1].is_last_chunk
@@ -94,6 +103,48 @@ def test_one_field_alone_can_be_listened_to():
 def test_the_chunks_are_the_value_whatever_the_form(answer):
     chunks, prediction = streamed("question -> answer", answer, "answer")
     assert "".join(chunks["answer"]) == prediction.answer
+
+
+MAIL = "Subject: Rain\n\nDear all,\nsubject: rain\n- Subject: x"
+YAML = "title: a\n```\nyaml: b\n```\ntitle: c"
+TALK = "speaker: hi\nSpeaker: ho\n\nspeaker:"
+CODE = "```python\ntext: x\n```"
+
+
+@pytest.mark.parametrize(
+    ("signature", "values"),
+    [
+        ("subject -> email", {"email": f"\n{MAIL}"}),
+        ("subject -> email", {"email": " Subject: Rain"}),
+        ("subject -> note, email", {"note": " subject: a", "email": f"\n{MAIL}"}),
+        ("title -> yaml", {"yaml": f"\n{YAML}"}),
+        ("speaker -> dialogue, n: int", {"dialogue": f"\n{TALK}", "n": " 3"}),
+        ("a -> code: dspy.Code, text", {"code": f"\n{CODE}", "text": " ok\na: b"}),
+        ("text -> summary", {"summary": ""}),
+    ],
+)
+def test_a_bound_answer_is_what_stands_between_its_markers(signature, values):
+    answer = "\n".join(f"{name}:{text}" for name, text in values.items())
+    chunks, prediction = streamed(signature, answer, *values, is_bound=True)
+    for name, text in values.items():
+        value = getattr(prediction, name)
+        value = f"```python\n{value.code}\n```" if name == "code" else str(value)
+        assert value == text.strip() == "".join(chunks[name])
+
+
+def test_an_answer_that_is_cut_in_its_last_text_keeps_all_of_it():
+    model = fake_model("email: Dear\n```\nemail: x\nsubject: y" + "z" * 50)
+    adapter = adapter_of(model, max_tokens=40)
+    with dspy.context(lm=adapter.lm, adapter=adapter):
+        email = dspy.Predict("subject -> email")(subject="s").email
+    assert email == "Dear\n```\nemail: x\nsubject: y" + "z" * 5
+
+
+def test_a_cut_within_a_block_of_an_earlier_field_is_told():
+    model = fake_model("note: a\n```\nemail: x\nmore" + "z" * 50)
+    adapter = adapter_of(model, max_tokens=40)
+    with dspy.context(lm=adapter.lm, adapter=adapter), pytest.raises(CutAnswerError):
+        dspy.Predict("subject -> note, email")(subject="s")
 
 
 def test_a_typed_field_streams_as_it_is_written():
@@ -217,21 +268,21 @@ LINES = st.lists(
         [
             "reasoning: ", "**Reasoning:** ", "**final_answer: ", "- Final Answer", ": ", "\n",
             "\n\n", "```", "\n```python\n", "*", "__", "two and two", "question: ", "final", "_ans",
-            "1. ", "# ", "\u00a0", " ",
+            "1. ", "# ", "\u00a0", " ", "\nfinal_answer: ", "\nquestion: ",
         ]
     ),
     max_size=24,
 )  # fmt: skip
 
 
-@given(LINES, st.integers(min_value=1, max_value=7))
-def test_what_is_settled_never_changes(parts, size):
+@given(LINES, st.integers(min_value=1, max_value=7), st.booleans())
+def test_what_is_settled_never_changes(parts, size, is_bound):
     """For any text, cut anywhere: only more of the value comes, and it ends as the parser's."""
-    text = "".join(parts)
-    whole = FieldMarkers(REASONED)
+    text = "reasoning: " * is_bound + "".join(parts)
+    whole = FieldMarkers(REASONED, is_bound=is_bound)
     whole.push(text)
     values = whole.values()
-    growing = FieldMarkers(REASONED)
+    growing = FieldMarkers(REASONED, is_bound=is_bound)
     certain = {}
     for start in range(0, len(text), size):
         growing.push(text[start : start + size])

@@ -44,11 +44,13 @@ class Field:
 class AnswerGrammar:
     """A grammar in GBNF.
 
+    names       the fields, in their order
     unchecked   what of the fields' types must be checked after, by field
     last_text   what the last field begins with, if it is free text, which may end anywhere
     """
 
     gbnf: str
+    names: tuple[str, ...]
     unchecked: tuple[tuple[str, tuple[str, ...]], ...]
     last_text: str | None
 
@@ -95,7 +97,8 @@ def _made(fields: tuple[Field, ...], form: Form) -> AnswerGrammar | None:
     unchecked = tuple((name, one.unchecked) for name, one in values if one.unchecked)
     last, value = values[-1]
     ends_in_text = form.opening is not None and value.expression is None
-    return AnswerGrammar(gbnf, unchecked, form.opening(last) if ends_in_text else None)  # type: ignore[misc]
+    names = tuple(field.name for field in fields)
+    return AnswerGrammar(gbnf, names, unchecked, form.opening(last) if ends_in_text else None)  # type: ignore[misc]
 
 
 _kept = lru_cache(KEPT)(_made)
@@ -121,7 +124,8 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
     )
 
     def code(kind: type[Code]) -> Expression:
-        language = f"```{kind.language.lower()}"
+        # On a line of its own, where FieldMarkers sees that a block begins.
+        language = f"\n```{kind.language.lower()}"
         return sequence(language, repeat(sequence("\n", in_block)), "\n```")
 
     json_text = JsonText(rules)
@@ -131,7 +135,9 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
         found = values_of(field.annotation, field.metadata, json_text, typed_value, code=code)
         values.append((field.name, found))
         value: Expression = text
-        if found.expression is not None:
+        if is_dspy_type(field.annotation, Code) and found.expression is not None:
+            value = found.expression
+        elif found.expression is not None:
             space = one_of(Characters.of(" \n")) if found.is_json else sequence(" ")
             value = sequence(space, found.expression)
         whole += [repeat("\n", 1, 2) if whole else EMPTY, f"{field.name}:", value]

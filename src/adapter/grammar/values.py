@@ -95,7 +95,7 @@ def values_of(
     if annotation is str:
         return _constrained_text(metadata, line, json_text.rules)
     if is_dspy_type(annotation, Code):
-        return FREE if code is None else Values(code(annotation), is_json=True)
+        return FREE if code is None else Values(code(annotation))
     if annotation is type(None):
         return Values(sequence("None"))
     if annotation is bool and not metadata:

@@ -13,6 +13,7 @@ import pytest
 from answer_types import signatures
 from dspy.adapters.types import Code, Reasoning
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from texts import fits
 
 import pyllama
@@ -93,6 +94,26 @@ def test_no_line_of_a_text_is_a_marker(tiny, line):
     rest = "\nscore: 1\nanswer_kind: 2"
     assert takes(tiny, f"answer: text\nnot it: {rest}", **outputs)
     assert not takes(tiny, f"answer: text\n{line}{rest}", **outputs)
+
+
+TEXT_LINES = st.lists(
+    st.sampled_from(
+        ["x", "", "score: 3", "Score: 3", "- **answer_kind**: y", "answer kind: z", "answer: no",
+         "question: q", "Question: q", "```", "``` py", " ```", "> score: 1", "text score: 1"]
+    ),
+    max_size=5,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=150)
+@given(TEXT_LINES, TEXT_LINES)
+def test_what_was_written_under_a_marker_is_what_is_read(tiny, first, last):
+    signature = asked(answer=str, score=int, answer_kind=str)
+    one, other = ("\n".join(lines) for lines in (first, last))
+    text = f"answer: {one}\nscore: 3\nanswer_kind:\n{other}"
+    if fits(tiny, answer_grammar(signature, FIELD_LINES).gbnf, text):
+        read = parse_completion(signature, text, is_bound=True)
+        assert read == {"answer": one.strip(), "score": 3, "answer_kind": other.strip()}
 
 
 def test_fields_come_in_their_order(tiny):
