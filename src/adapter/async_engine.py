@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any, NoReturn
 
 from dspy.lm15 import Request, Response
@@ -52,8 +51,10 @@ class AsyncLlamaCppEngine:
         cancelled = threading.Event()
 
         def send(event: StreamEvent | None) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            try:
                 loop.call_soon_threadsafe(events.put_nowait, event)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                cancelled.set()
 
         def work() -> None:
             # One thread for the whole answer: a generator must not change threads midway.

@@ -374,6 +374,23 @@ def test_cancelling_stops_the_computation_within_a_step(way):
     assert model.generator.tokens_computed <= 3
 
 
+# Python says of any asynchronous generator that it could not be closed then.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stream_whose_loop_was_closed_is_computed_no_further():
+    """Nobody can read it any more, and the end of the program waits for its thread."""
+    model = fake_model("x" * 1000)
+    gate = Gate(model, after=2)
+    engine = engine_of(model)
+    events = AsyncLlamaCppEngine(engine).stream(request_to(engine, max_tokens=1000))
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(anext(events))
+    assert gate.reached.wait(30)
+    loop.close()
+    gate.opened.set()
+    assert model.generator.closed.wait(30)
+    assert model.generator.tokens_computed <= 4
+
+
 def test_the_event_loop_stays_free_while_an_answer_is_computed():
     """The computation goes on only when the loop lets it."""
     model = fake_model("xy")

@@ -43,8 +43,9 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 5.0
 """How long an isolated scheduler keeps its context for the next request."""
 
-STOP_SECONDS = 0.1
-"""How often a thread that is to end is told to stop what it computes."""
+GRACE_SECONDS, STOP_SECONDS = 1.0, 0.1
+"""How long a thread that is to end has for its step, and how often it is then told to stop what it
+computes: llama.cpp logs that as an error."""
 
 
 class Scheduler:
@@ -200,12 +201,14 @@ class Scheduler:
         thread = self._thread
         if thread is threading.current_thread():
             return  # it ends after this step
+        patience = GRACE_SECONDS
         while thread is not None and thread.is_alive():
+            thread.join(patience)
+            patience = STOP_SECONDS
             with self._changed:
                 contexts = list(self._contexts)
             for context in contexts:
                 context.cancel()  # what is being computed is of use to nobody
-            thread.join(STOP_SECONDS)
 
     def stop(self) -> None:
         """Refuse requests from now on, and have the thread end after its step."""
