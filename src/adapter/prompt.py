@@ -144,7 +144,7 @@ def _schema(
     try:
         grammar = json_schema_grammar(json.dumps(schema, allow_nan=False))
         checked_grammar(grammar.gbnf)
-    except (SchemaError, pyllama.GrammarError, TypeError, ValueError) as error:
+    except (SchemaError, pyllama.GrammarError, TypeError, ValueError, RecursionError) as error:
         raise InvalidParameterError(
             "response_format", asked, f"a schema that a grammar can express: {error}"
         ) from error

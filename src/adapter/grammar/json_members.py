@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
+from adapter.grammar.characters import Characters
 from adapter.grammar.json_text import JsonText
-from adapter.grammar.rules import EMPTY, Expression, choice, optional, repeat, sequence
+from adapter.grammar.rules import (
+    EMPTY,
+    Expression,
+    Sequence,
+    choice,
+    optional,
+    repeat,
+    sequence,
+)
+
+_MAX_PARTS = 60  # of a sequence: each further member would copy it
 
 
 class Member(NamedTuple):
@@ -40,6 +52,9 @@ def members_in_order(
     for must, name, member in reversed(members):
         with_it, following = sequence(member, after), sequence(json.comma, member, after)
         if must:
+            if isinstance(following, Sequence) and len(following.parts) > _MAX_PARTS:
+                body = following
+                following = json.rules.add(f"{hint}-{name}-on", ("on", body), lambda b=body: b)  # type: ignore[misc]
             first, after = with_it, following
             continue
         key = (member, after)
@@ -60,20 +75,56 @@ def members_in_order(
 
 def key_other_than(json: JsonText, declared: list[str]) -> Expression:
     """A string that is none of these, without escapes, so that it cannot be one in disguise."""
-    raw = json.raw
-    any_more = repeat(json.spelled(raw))
+    root = _Names()
+    for name in declared:
+        node = root
+        for character in name:
+            if character not in json.raw:
+                break  # only an escape would write it
+            node = node.following.setdefault(character, _Names())
+        else:
+            node.ends = True
+    any_more = repeat(json.spelled(json.raw))
+    for node in root.deepest_first():
+        others = json.raw - Characters.of(*node.following)
+        options: list[Expression] = [] if node.ends else [EMPTY]
+        options += [sequence(one, child.others) for one, child in node.following.items()]
+        node.others = choice([*options, sequence(json.spelled(others), any_more)])
+        node.depth = 1 + max((child.depth for child in node.following.values()), default=0)
+        if node.depth == _MAX_NESTED:
+            # A name may be as long as it likes, and expressions are walked by recursion.
+            body = node.others
+            node.others = json.rules.add("other-key", object(), lambda body=body: body)  # type: ignore[misc]
+            node.depth = 0
+    whole = json.quoted(root.others)
+    # llama.cpp bounds what stands within a repetition, as other members do.
+    return (
+        whole
+        if len(declared) <= _MAX_NESTED
+        else json.rules.add("other-key", object(), lambda: whole)
+    )
 
-    def other_than(names: list[str]) -> Expression:
-        following: dict[str, list[str]] = {}
-        for name in names:
-            if name and name[0] in raw:
-                following.setdefault(name[0], []).append(name[1:])
-        options: list[Expression] = [] if "" in names else [EMPTY]
-        others = raw
-        for character, rests in following.items():
-            others -= type(raw).of(character)
-            options.append(sequence(character, other_than(rests)))
-        options.append(sequence(json.spelled(others), any_more))
-        return choice(options)
 
-    return json.quoted(other_than(declared))
+_MAX_NESTED = 16  # characters of names, within one rule
+
+
+class _Names:
+    """Names with a common beginning, by what follows it.
+
+    ends    whether the beginning itself is a name
+    others  what may follow it to make another name
+    depth   how deep that nests within its rule
+    """
+
+    def __init__(self) -> None:
+        self.following: dict[str, _Names] = {}
+        self.ends = False
+        self.others: Expression = EMPTY
+        self.depth = 0
+
+    def deepest_first(self) -> Iterator[_Names]:
+        """Return this one and all that follow, each after those that follow it."""
+        nodes = [self]
+        for node in nodes:
+            nodes += node.following.values()
+        return reversed(nodes)

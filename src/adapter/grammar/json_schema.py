@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +23,8 @@ from adapter.grammar.formats import FORMATS
 from adapter.grammar.json_members import Member, key_other_than, members_in_order
 from adapter.grammar.json_text import JsonText
 from adapter.grammar.numbers import integer, number
+from adapter.grammar.pattern_search import InvalidPattern, is_found
+from adapter.grammar.patterns import UnsupportedPattern
 from adapter.grammar.rules import (
     EMPTY,
     IMPOSSIBLE,
@@ -38,11 +39,15 @@ from adapter.grammar.rules import (
     sequence,
 )
 from adapter.grammar.schema_bounds import bounds
+from adapter.grammar.schema_limits import MAX_COMPARED, Effort, require_short, too_deep
 from adapter.grammar.schema_merging import Schema, SchemaError
 from adapter.grammar.string_texts import StringTexts
 
 MAX_ALTERNATIVES = 5000
 """Of all unions in a schema, written out."""
+
+_HINT = 40
+"""Characters of a rule's name."""
 
 _NOT_EXPRESSED = {
     "object": ("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties"),
@@ -74,6 +79,7 @@ class SchemaText:
         self._document = document
         self._identity = object()  # what "$ref" means is another thing in another document
         self._alternatives = 0
+        self._effort = Effort()
         self._unchecked: dict[str, None] = {}
         schema_merging.assertions(document)
         schema_merging.require_no_other_base(document)
@@ -91,13 +97,17 @@ class SchemaText:
         try:
             return self.rule("answer", dict(self._document))
         except RecursionError:
-            raise SchemaError("it nests too deep") from None
+            raise too_deep() from None
 
     def rule(self, hint: str, *schemas: Any) -> Rule:
         """Texts that all of the schemas describe."""
         texts = sorted({json.dumps(schema, sort_keys=True) for schema in schemas})
+        self._effort.spend(20 + sum(map(len, texts)) // 50)
         key = ("schema", self._identity, *texts)
-        return self._json.rules.add(hint, key, lambda: self._body(hint, schemas))
+        with self._effort:
+            return self._json.rules.add(
+                hint[:_HINT], key, lambda: self._body(hint[:_HINT], schemas)
+            )
 
     def _body(self, hint: str, schemas: tuple[Any, ...]) -> Expression:
         if len(schemas) == 1 and isinstance(schemas[0], dict):
@@ -140,6 +150,7 @@ class SchemaText:
         followed: set[str] = set()
         while todo:
             schema = todo.pop(0)
+            self._effort.spend(50 + len(todo) // 10 + len(merged.get("properties", ())))
             if schema is False:
                 return []
             if schema is True:
@@ -168,7 +179,7 @@ class SchemaText:
         return [plain for option in unions[0] for plain in self._plain([merged, option, *others])]
 
     def _resolved(self, reference: Any) -> Any:
-        if not isinstance(reference, str) or not re.match("#(/|$)", reference):
+        if not isinstance(reference, str) or not (reference + "/").startswith("#/"):
             raise SchemaError(f"$ref {reference!r} does not refer into the same schema")
         found: Any = self._document
         for step in filter(None, reference[1:].split("/")[1:]):
@@ -183,14 +194,28 @@ class SchemaText:
 
     def _require_exclusive(self, options: list[Any]) -> None:
         """Tell where a text may fit several options of a oneOf."""
-        kinds = []
-        for option in options:
-            while isinstance(option, dict) and "$ref" in option:
-                option = self._resolved(option["$ref"])
-            kinds.append(option)
+        kinds = [self._meant(option) for option in options]
+        n_pairs = len(kinds) * (len(kinds) - 1) // 2
+        if n_pairs > MAX_COMPARED:
+            self._leave(f"oneOf (more than {MAX_COMPARED} pairs of options)")
+            return
+        self._effort.spend(10 * n_pairs)
         for index, one in enumerate(kinds):
             if not all(schema_merging.exclusive(one, other) for other in kinds[:index]):
                 self._leave("oneOf")
+                return
+
+    def _meant(self, option: Any) -> Any:
+        """The schema that an option refers to, through any number of references."""
+        followed: set[str] = set()
+        while isinstance(option, dict) and "$ref" in option:
+            reference = option["$ref"]
+            found = self._resolved(reference)
+            if reference in followed:
+                return True  # it refers to itself: anything would do
+            followed.add(reference)
+            option = found
+        return option
 
     def _leave(self, what: str) -> None:
         self._unchecked[what] = None
@@ -222,6 +247,7 @@ class SchemaText:
     def _enumerated(self, schema: Schema) -> Expression:
         values = []
         others = {keyword: schema[keyword] for keyword in schema if keyword != "enum"}
+        self._effort.spend(5 * len(schema["enum"]))
         for value in schema["enum"]:
             fits = schema_merging.scalar_fits(value, others)
             if fits is None:
@@ -365,17 +391,21 @@ class SchemaText:
         names = schema.get("propertyNames", True)
         least, most = _counts(schema, "minProperties", "maxProperties")
 
+        self._effort.spend(20 * len(declared) * (1 + len(by_pattern)))
         members: list[Member] = []
         for name in dict.fromkeys([*declared, *required]):
             schemas = [declared[name]] if name in declared else []
-            schemas += [by_pattern[pattern] for pattern in by_pattern if _found(pattern, name)]
+            schemas += [by_pattern[one] for one in by_pattern if self._applies(one, name)]
             schemas = schemas or [others]
             allowed = True if names is True else schema_merging.scalar_fits(name, names)
             if allowed is None:
                 self._leave("propertyNames")
             value = IMPOSSIBLE if allowed is False else self.rule(f"{hint}-{name}", *schemas)
-            key = sequence(self._json.written(name))
-            members.append(Member(name in required, name, self._json.member(key, value)))
+            try:
+                text = self._json.member(sequence(self._json.written(name)), value)
+            except ValueError:
+                text = IMPOSSIBLE  # no JSON text stands for the name
+            members.append(Member(name in required, name, text))
         if most is not None and len(members) > most:
             # Only as many as there is room for, those that must be there first.
             kept = sorted(members, key=lambda member: not member.required)[:most]
@@ -437,6 +467,16 @@ class SchemaText:
                 found.append(self._json.string())
         return choice(found)
 
+    def _applies(self, pattern: str, name: str) -> bool:
+        """Whether a pattern of patternProperties is about a key."""
+        try:
+            return is_found(pattern, name)
+        except InvalidPattern as error:
+            raise SchemaError(f"patternProperties has {pattern!r}, {error}") from None
+        except UnsupportedPattern as reason:
+            self._leave(f"patternProperties {pattern} ({reason})")
+            return False
+
     def _leave_given(self, schema: Schema, *keywords: str) -> None:
         for keyword in keywords:
             if schema.get(keyword):
@@ -453,27 +493,22 @@ def _repeated(keyword: str, count: int) -> int:
     return count
 
 
-def _found(pattern: str, name: str) -> bool:
-    try:
-        return re.search(pattern, name) is not None
-    except re.error as error:
-        raise SchemaError(
-            f"patternProperties has {pattern!r}, no regular expression: {error}"
-        ) from None
-
-
 @lru_cache(KEPT)
 def json_schema_grammar(schema: str) -> SchemaGrammar:
     """The grammar of the JSON texts that a schema, given as JSON, describes.
 
     Raises SchemaError for what is no schema, cannot be a grammar, or that no text fits.
     """
-    document = json.loads(schema)
-    if document is False:
-        raise SchemaError("no text can ever fit it")
-    rules = Rules()
-    text = SchemaText(JsonText(rules), {} if document is True else document)
-    gbnf = rules.gbnf(text.root())
+    require_short(schema)
+    try:
+        document = json.loads(schema)
+        if document is False:
+            raise SchemaError("no text can ever fit it")
+        rules = Rules()
+        text = SchemaText(JsonText(rules), {} if document is True else document)
+        gbnf = rules.gbnf(text.root())
+    except RecursionError:
+        raise too_deep() from None
     if gbnf is None:
         raise SchemaError("no text can ever fit it")
     return SchemaGrammar(gbnf, text.unchecked)

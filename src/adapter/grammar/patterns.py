@@ -24,6 +24,9 @@ else:
     import sre_constants as constants
     import sre_parse as parser
 
+MAX_PATTERN = 10_000
+"""Characters of a regular expression."""
+
 Spelling = Callable[[Characters], Expression]
 """How one character of a set is written, in the place where the text stands."""
 
@@ -55,9 +58,11 @@ def pattern_expression(pattern: str, spelled: Spelling) -> Expression:
 
     Raises UnsupportedPattern for what is none, or looks around, back, or for another case.
     """
+    if len(pattern) > MAX_PATTERN:
+        raise UnsupportedPattern(f"more than {MAX_PATTERN} characters")
     try:
         parsed: Any = parser.parse(pattern)
-    except (parser.error, RecursionError, OverflowError) as error:
+    except (parser.error, RecursionError, OverflowError, Warning) as error:
         raise UnsupportedPattern(f"no regular expression: {error}") from None
     if parsed.state.flags & ~constants.SRE_FLAG_UNICODE:
         raise UnsupportedPattern("flags")
@@ -132,17 +137,18 @@ def _characters(kind: Any, value: Any) -> Characters:
         one = Characters.of((value, value))
         return one if kind is constants.LITERAL else ~one
     negated = bool(value) and value[0][0] is constants.NEGATE
-    included = Characters.of()
+    ranges: list[tuple[int, int]] = []
     for item, argument in value[negated:]:
         if item is constants.LITERAL:
-            included |= Characters.of((argument, argument))
+            ranges.append((argument, argument))
         elif item is constants.RANGE:
-            included |= Characters.of(tuple(argument))
+            ranges.append(tuple(argument))
         elif negated:
             # What one dialect has in the category must be left out.
-            included |= ~_complement(argument)
+            ranges += (~_complement(argument)).ranges
         else:
-            included |= _CATEGORIES[argument]
+            ranges += _CATEGORIES[argument].ranges
+    included = Characters.of(*ranges)
     return ~included if negated else included
 
 

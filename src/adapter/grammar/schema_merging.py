@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from fractions import Fraction
 from typing import Any
+
+from adapter.grammar.pattern_search import UnsupportedPattern, is_found
 
 Schema = dict[str, Any]
 
@@ -136,9 +137,9 @@ def scalar_fits(value: Any, schema: Any) -> bool | None:
         if not plain.get("minLength", 0) <= length <= plain.get("maxLength", length):
             return False
         try:
-            if not all(re.search(pattern, value) for pattern in plain.get("pattern", [])):
+            if not all(is_found(pattern, value) for pattern in plain.get("pattern", [])):
                 return False
-        except re.error:
+        except UnsupportedPattern:
             return None
         asked -= {"minLength", "maxLength", "pattern"}
     if family == "number":
@@ -174,13 +175,7 @@ def exclusive(one: Any, other: Any) -> bool:
 
 def same(one: Any, other: Any) -> bool:
     """Whether two values are the same in JSON: True is not 1, and 1.0 is."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    return bool(one == other)
+    return _identity(one) == _identity(other)
 
 
 def type_of(value: Any) -> str:
@@ -190,7 +185,7 @@ def type_of(value: Any) -> str:
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, (int, float)):
-        return "integer" if float(value).is_integer() else "number"
+        return "integer" if isinstance(value, int) or value.is_integer() else "number"
     if isinstance(value, str):
         return "string"
     return "array" if isinstance(value, (list, tuple)) else "object"
@@ -233,11 +228,22 @@ def _common_types(one: Any, other: Any) -> list[str]:
 
 
 def _common_values(one: list[Any], other: list[Any]) -> list[Any]:
-    return [value for value in one if any(same(value, option) for option in other)]
+    options = set(map(_identity, other))
+    return [value for value in one if _identity(value) in options]
+
+
+def _identity(value: Any) -> Hashable:
+    """What two values have in common if, and only if, they are the same in JSON."""
+    if isinstance(value, list):
+        return "array", tuple(map(_identity, value))
+    if isinstance(value, Mapping):
+        return "object", frozenset((key, _identity(value[key])) for key in value)
+    return isinstance(value, bool), value
 
 
 def _both(one: Any, other: Any) -> Any:
-    return one if one == other and type(one) is type(other) else {"allOf": [one, other]}
+    is_same = one == other and _identity(one) == _identity(other)
+    return one if is_same else {"allOf": [one, other]}
 
 
 def _common_multiple(one: float, other: float) -> float:
@@ -287,7 +293,11 @@ def _merge_members(one: Schema, other: Schema, both: Schema) -> None:
     """Hold each property to what the other schema says of those that it does not declare."""
     properties: dict[str, Any] = {}
     for name in both.get("properties", {}):
-        schemas = [_member(name, schema) for schema in (one, other)]
+        try:
+            schemas = [_member(name, schema) for schema in (one, other)]
+        except UnsupportedPattern:
+            both["x-unchecked"] = [*both.get("x-unchecked", ()), "patternProperties"]
+            schemas = [schema.get("properties", {}).get(name, True) for schema in (one, other)]
         properties[name] = _both(*schemas)
     both["properties"] = properties
     for first, second in ((one, other), (other, one)):
@@ -301,7 +311,7 @@ def _merge_members(one: Schema, other: Schema, both: Schema) -> None:
 def _member(name: str, schema: Schema) -> Any:
     if name in schema.get("properties", {}):
         return schema["properties"][name]
-    if any(re.search(pattern, name) for pattern in schema.get("patternProperties", {})):
+    if any(is_found(pattern, name) for pattern in schema.get("patternProperties", {})):
         return True  # its own schema is added where the patterns are
     return schema.get("additionalProperties", True)
 
@@ -317,8 +327,8 @@ def _merged_prefix(one: Schema, other: Schema) -> list[Any]:
 
 
 def _is_count(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and value >= 0 and float(value).is_integer()
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return is_whole and not isinstance(value, bool) and value >= 0
 
 
 def _is_number(value: Any) -> bool:
@@ -343,4 +353,5 @@ _FORMS: dict[str, Any] = {
     "prefixItems": lambda value: isinstance(value, list),
     "format": lambda value: isinstance(value, str),
     "uniqueItems": lambda value: isinstance(value, bool),
+    "x-unchecked": _are_texts,
 }
