@@ -150,7 +150,8 @@ class _Automaton:
         if kind is constants.BRANCH:
             return self._fork([self._all(branch, end) for branch in value[1]])
         if kind in (constants.MAX_REPEAT, constants.MIN_REPEAT):
-            return self._repeated(*value, end)
+            least, most, part = value
+            return self._repeated(part, least, most, end)
         if kind is constants.AT:
             return self._when(value, end)
         if kind in (constants.ASSERT, constants.ASSERT_NOT) and value[0] > 0:
@@ -160,7 +161,7 @@ class _Automaton:
             return self._state()
         raise UnsupportedPattern(str(kind).lower().replace("_", " "))
 
-    def _repeated(self, least: int, most: Any, items: Any, end: int) -> int:
+    def _repeated(self, items: Any, least: int, most: Any, end: int) -> int:
         if most is constants.MAXREPEAT:
             again = self._state()
             self._free_before[end].append((None, again))

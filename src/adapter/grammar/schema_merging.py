@@ -7,7 +7,8 @@ from collections.abc import Hashable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from adapter.grammar.pattern_search import UnsupportedPattern, is_found
+from adapter.grammar.pattern_search import is_found
+from adapter.grammar.patterns import UnsupportedPattern
 
 Schema = dict[str, Any]
 

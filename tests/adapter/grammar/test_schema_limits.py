@@ -9,6 +9,8 @@ import sys
 import pytest
 from texts import schema_fits
 
+import pyllama
+
 from adapter.grammar.json_schema import json_schema_grammar
 from adapter.grammar.schema_limits import MAX_CHARACTERS, MAX_LEVELS
 from adapter.grammar.schema_merging import SchemaError
@@ -49,6 +51,10 @@ REFUSED = {
             "properties": {f"p{i}": {} for i in range(1000)},
             "patternProperties": {f"^q{i}": {} for i in range(1000)},
         },
+        "more than 2,000,000 steps",
+    ),
+    "very long name": (
+        {"properties": {"n" * 100_000: {}}, "additionalProperties": True},
         "more than 2,000,000 steps",
     ),
     "references in a circle": ({"$defs": {"a": ref("b"), "b": ref("a")}, **ref("a")}, "no text"),
@@ -177,6 +183,12 @@ def test_many_required_names(tiny):
     assert not schema_fits(tiny, schema, json.dumps({**whole, "p": 1}))
     del whole["p200"]
     assert not schema_fits(tiny, schema, json.dumps(whole))
+
+
+def test_more_optional_names_than_llama_cpp_can_chain_are_refused_by_it():
+    schema = {"properties": {f"p{i}": {"type": "string"} for i in range(5000)}}
+    with pytest.raises(pyllama.GrammarError, match="more than 4000 rules"):
+        pyllama.Grammar(json_schema_grammar(json.dumps(schema)).gbnf)
 
 
 def test_where_the_stack_is_short_a_schema_is_refused_too():
