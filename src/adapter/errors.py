@@ -8,7 +8,7 @@
     ├── ModelLoadError          (RuntimeError)       a file that is no loadable model
     ├── ModelChangedError       (RuntimeError)       a file that is not what was loaded from it
     ├── ModelNotLoadedError     (LookupError)        a model that is not in memory
-    ├── ModelInUseError         (RuntimeError)       a model that this thread itself is using
+    ├── ModelInUseError         (RuntimeError)       a model that this thread would wait for itself
     ├── ContextTooLongError     (ValueError)         a prompt that leaves no room in the context
     │   └── TextTooLongError                         a text to embed that does not fit
     ├── TokenBudgetExhaustedError (RuntimeError)     no tokens are left of those a config grants
@@ -130,16 +130,19 @@ class ModelNotLoadedError(LlamaCppError, LookupError):
 
 
 class ModelInUseError(LlamaCppError, RuntimeError):
-    """A model cannot be unloaded by a thread that holds a lease on it.
+    """A thread would wait for itself.
 
-    `name` is the model.
+    It unloads a model that it holds a lease on, or has a model loaded while it is called back
+    during a load. `name` is the model, `remedy` what to do about it.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self, name: str, remedy: str = "finish its request or close its stream first"
+    ) -> None:
         self.name = name
+        self.remedy = remedy
         super().__init__(
-            f"model {name!r} is in use by this very thread, which cannot wait for itself: finish "
-            "its request or close its stream first"
+            f"model {name!r} is in use by this very thread, which cannot wait for itself: {remedy}"
         )
 
 

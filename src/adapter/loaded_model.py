@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 import pyllama
 from adapter.errors import TokenizationError
@@ -23,8 +24,13 @@ from adapter.generation.scoring import ScoringRequest, ScoringResult
 from adapter.hardware import Placement
 from adapter.resident_model import ResidentModel
 
-Borrow = Callable[[], AbstractContextManager[ResidentModel]]
-"""Has the model in memory for a block, loading it if need be."""
+T = TypeVar("T")
+
+
+class Borrow(Protocol):
+    """Has the model in memory for a block, loading it if need be, and gives a part of it."""
+
+    def __call__(self, give: Callable[[ResidentModel], T]) -> AbstractContextManager[T]: ...
 
 
 class LoadedModel:
@@ -70,15 +76,13 @@ class LoadedModel:
         )
         self._borrow = borrow
 
-    @contextmanager
-    def lease(self) -> Iterator[pyllama.Model]:
+    def lease(self) -> AbstractContextManager[pyllama.Model]:
         """The model itself, kept in memory for the block.
 
         Take one around a request that uses the model several times. Neither eviction nor
         unload_model() takes the model away meanwhile; leases taken within cost nothing.
         """
-        with self._borrow() as resident:
-            yield resident.model
+        return self._borrow(attrgetter("model"))
 
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> pyllama.RenderedChat:
         """A conversation as the model wants it, ending where the assistant's answer begins.
@@ -89,7 +93,7 @@ class LoadedModel:
         Raises TokenizationError for messages that the template refuses, and for a template that
         does not end, or ends its process.
         """
-        with self._borrow() as resident:
+        with self._borrow(whole) as resident:
             try:
                 return resident.template.apply(messages, **options)
             except pyllama.ChatTemplateError as error:
@@ -102,7 +106,7 @@ class LoadedModel:
 
         Raises TokenizationError for text that has no UTF-8 form.
         """
-        with self._borrow() as resident:
+        with self._borrow(whole) as resident:
             try:
                 return resident.model.vocab.tokenize(prompt, parse_special=resident.has_template)
             except pyllama.TokenizationError as error:
@@ -110,7 +114,7 @@ class LoadedModel:
 
     def answer_tokens(self, text: str) -> tuple[int, ...]:
         """The tokens of a text within the assistant's turn, special ones recognised."""
-        with self._borrow() as resident:
+        with self._borrow(whole) as resident:
             vocab = resident.model.vocab
             tokens = vocab.tokenize(text, add_special=False, parse_special=True)
             if tokens and not text[:1].isspace() and vocab.token_to_piece(tokens[0])[:1].isspace():
@@ -124,7 +128,7 @@ class LoadedModel:
         These are the vocabulary's tokens that end generation. A model without a chat template was
         not taught to write one of them: for it a token that begins with a line break ends it too.
         """
-        with self._borrow() as resident:
+        with self._borrow(whole) as resident:
             vocab, taught = resident.model.vocab, resident.has_template
             return tuple(
                 token
@@ -135,7 +139,7 @@ class LoadedModel:
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token."""
-        with self._borrow() as resident:
+        with self._borrow(whole) as resident:
             return resident.model.vocab.token_to_piece(token)
 
     def __repr__(self) -> str:
@@ -150,19 +154,19 @@ class _LeasedGenerator:
         self._execution = execution
 
     def generate(self, request: GenerationRequest) -> GenerationResult:
-        with self._borrow() as resident:
+        with self._borrow(whole) as resident:
             return resident.generators[self._execution].generate(request)
 
     def stream(
         self, request: GenerationRequest, cancelled: threading.Event | None = None
     ) -> Iterator[Delta | GenerationResult]:
-        with self._borrow() as resident:
+        with self._borrow(whole) as resident:
             yield from resident.generators[self._execution].stream(request, cancelled)
 
     def score(
         self, request: ScoringRequest, cancelled: threading.Event | None = None
     ) -> ScoringResult | None:
-        with self._borrow() as resident:
+        with self._borrow(whole) as resident:
             return resident.generators[self._execution].score(request, cancelled)
 
 
@@ -170,3 +174,8 @@ def _in_words(devices: Sequence[pyllama.Device]) -> str:
     if not devices:
         devices = [device for device in pyllama.devices() if device.type == "cpu"]
     return f"{devices[0].name} ({devices[0].description})"
+
+
+def whole(resident: ResidentModel) -> ResidentModel:
+    """What the users of a model in memory are given of it."""
+    return resident

@@ -8,7 +8,7 @@ from typing import Literal
 from adapter.errors import PoolFullError
 from adapter.hardware import Placement, require_integer
 from adapter.machine_memory import machine
-from adapter.model_slot import ModelSlot
+from adapter.model_slot import Residency
 
 
 class MemoryBudget:
@@ -34,14 +34,16 @@ class MemoryBudget:
         return self._memory_budget is None
 
     def shortage(
-        self, name: str, placement: Placement, own: Sequence[ModelSlot], kept: Sequence[ModelSlot]
+        self, name: str, placement: Placement, own: Sequence[Residency], kept: Sequence[Residency]
     ) -> PoolFullError | None:
         """What would be missing for a model if of the pool's own models only some were kept."""
-        if self._max_models is not None and len(kept) >= self._max_models:
-            return _error(name, 1, len(kept), self._max_models, "models", "the pool", kept)
+        # One that failed was replaced: until its requests have ended, there are two of one model.
+        n_kept = sum(not model.replaced for model in kept)
+        if self._max_models is not None and n_kept >= self._max_models:
+            return _error(name, 1, n_kept, self._max_models, "models", "the pool", kept)
         if isinstance(self._memory_budget, int):
             needed = sum(placement.memory.values())
-            held = sum(sum(slot.memory.values()) for slot in kept)
+            held = sum(sum(model.memory.values()) for model in kept)
             if needed + held > self._memory_budget:
                 return _error(name, needed, held, self._memory_budget, "bytes", "the pool", kept)
         if self._memory_budget == "auto":
@@ -55,8 +57,8 @@ class MemoryBudget:
         return None
 
 
-def _taken(memory: str, slots: Sequence[ModelSlot]) -> int:
-    return sum(slot.memory.get(memory, 0) for slot in slots)
+def _taken(memory: str, models: Sequence[Residency]) -> int:
+    return sum(model.memory.get(memory, 0) for model in models)
 
 
 def _error(
@@ -66,10 +68,10 @@ def _error(
     limit: int,
     unit: str,
     memory: str,
-    kept: Sequence[ModelSlot],
+    kept: Sequence[Residency],
 ) -> PoolFullError:
-    holders = [f"{slot.name!r} is {slot.kept_because}" for slot in kept]
-    if memory != "the pool" and held > sum(sum(slot.memory.values()) for slot in kept):
+    holders = [f"{model.name!r} is {model.kept_because}" for model in kept]
+    if memory != "the pool" and held > sum(sum(model.memory.values()) for model in kept):
         holders.append("other pools hold models")
     return PoolFullError(
         name,

@@ -1,52 +1,29 @@
-"""Models by name: loaded from a folder when asked for, shared by every request, evicted for others.
-
-Who waits for whom: a load waits for the load before it, in the whole process; whoever unloads
-waits for leases and for a load of that model. A load never waits for a lease: where no room can be
-made it fails. So nobody waits in a circle, except a thread that would wait for its own lease, which
-is refused.
-"""
+"""Models by name: loaded from a folder when asked for, shared, and evicted for others."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import pyllama
-from adapter.errors import (
-    BackendError,
-    ConfigurationError,
-    ModelChangedError,
-    ModelInUseError,
-    ModelLoadError,
-    ModelNotFoundError,
-    ModelNotLoadedError,
-)
+from adapter.errors import ConfigurationError, ModelNotLoadedError
 from adapter.generation.metrics import MetricsSnapshot
-from adapter.hardware import HardwareManager, Placement, require_integer
-from adapter.loaded_model import LoadedModel
-from adapter.machine_memory import machine
+from adapter.hardware import HardwareManager, require_integer
+from adapter.loaded_model import LoadedModel, whole
 from adapter.memory_budget import MemoryBudget
 from adapter.model_file import ModelFolder, ModelInfo
+from adapter.model_loader import ModelLoader
 from adapter.model_slot import ModelSlot
 from adapter.resident_model import ResidentModel
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-logger = logging.getLogger(__name__)
-
-# One load at a time, in all pools: each sees the memory that the one before it took.
-_one_load = threading.RLock()
 
 
 class ModelPool:
@@ -79,7 +56,9 @@ class ModelPool:
                     process, up to 1 GiB for each model; None to keep them in memory only. Its
                     files are states of llama.cpp: use a folder that nobody else can write
     progress        called with a model's name and the fraction loaded, 0.0 to 1.0, whenever the
-                    model is loaded or reloaded, by the thread that loads it
+                    model is loaded or reloaded, in a thread of the pool's. What it raises stops the
+                    load, and is raised by whoever waits for it. It may unload models and close the
+                    pool; asking for one that is not in memory is a ModelInUseError
 
     Raises NotADirectoryError when model_dir or prefix_folder is no folder, InvalidParameterError
     for a number out of range or an rpc that is no "host:port", InvalidModelNameError for an alias
@@ -107,23 +86,23 @@ class ModelPool:
         require_integer("n_gpu_layers", n_gpu_layers)
         self.model_dir = Path(model_dir).expanduser()
         self._folder = ModelFolder(self.model_dir, aliases or {})
-        self._budget = MemoryBudget(memory_budget, max_models)
         if rpc and hardware is not None:
             raise ConfigurationError("rpc and hardware exclude each other: HardwareManager(rpc=…)")
-        self._plan = partial(
+        plan = partial(
             (hardware or HardwareManager(rpc=rpc)).plan,
             context_length=context_length,
             n_gpu_layers=n_gpu_layers,
             n_contexts=max_contexts,
         )
-        self._reproducible = reproducible
-        self._prefix_folder = _made(prefix_folder)
-        self._progress = progress
-        self._changed = threading.Condition()
-        self._slots: dict[Path, ModelSlot] = {}
-        self._uses = itertools.count(1)
-        self._closed = False
-        self._threads = ThreadPoolExecutor(thread_name_prefix="model-pool")
+        #: What load_model() returned: aliases have handles of their own.
+        self._handles: dict[tuple[ModelSlot, str], LoadedModel] = {}
+        self._loader = ModelLoader(
+            plan,
+            MemoryBudget(memory_budget, max_models),
+            reproducible=reproducible,
+            prefix_folder=_made(prefix_folder),
+            progress=progress,
+        )
 
     # Loading
 
@@ -138,25 +117,28 @@ class ModelPool:
         PoolFullError when no room can be made, and ModelNotLoadedError when the pool is closed.
         """
         path = self._folder.find(name)
-        while True:
-            slot = self._slot(name, path)
-            try:
-                with self._borrow(slot, name):
-                    return self._handle(slot, name)
-            except ModelNotLoadedError as error:
-                stopped = isinstance(error.__cause__, pyllama.ModelLoadCancelled)
-                with self._changed:
-                    if stopped or self._closed or not slot.closing:
-                        raise
-                # Another thread unloaded it in between.
+        with self._loader.borrow(name, path, None, whole) as resident:
+            return self._handle(name, path, resident)
 
     async def aload_model(self, name: str) -> LoadedModel:
         """The same, without blocking the event loop.
 
         A load goes on when the call is cancelled: the model is there for whoever asks next.
         """
-        self._refuse_when_closed(name)
-        return await asyncio.wrap_future(self._threads.submit(self.load_model, name))
+        loop = asyncio.get_running_loop()
+        loaded: asyncio.Future[LoadedModel] = loop.create_future()
+
+        def load() -> None:
+            try:
+                settle = partial(_settle, loaded, self.load_model(name), None)
+            except BaseException as error:
+                settle = partial(_settle, loaded, None, error)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle)
+
+        # Not on the loop's own executor: DSPy uses that one, and long loads would starve it.
+        threading.Thread(target=load, name="model-pool-load", daemon=True).start()
+        return await loaded
 
     def get_loaded_model(self, name: str | None = None) -> LoadedModel:
         """A model that was loaded and not unloaded: the one called name, or the only one.
@@ -165,16 +147,13 @@ class ModelPool:
         or several.
         """
         if name is None:
-            with self._changed:
-                slots = [slot for slot in self._slots.values() if slot.handles]
+            slots = dict.fromkeys(slot for slot, _ in self._live_handles())
             if len(slots) != 1:
                 names = ", ".join(repr(slot.name) for slot in slots) or "none"
                 raise ModelNotLoadedError("", f"give a name; loaded: {names}")
-            return next(iter(slots[0].handles.values()))
+            return next(iter(self._live_handles().values()))
         slot = self._loaded_slot(name)
-        with self._changed:
-            loaded = slot.handles.get(name)
-        return loaded or self.load_model(name)  # known by another of its names
+        return self._handles.get((slot, name)) or self.load_model(name)  # known by another name
 
     def models(self) -> list[ModelInfo]:
         """Every model of the folder, from the headers of the files, ordered by name.
@@ -184,10 +163,9 @@ class ModelPool:
         """
         found = []
         for info in self._folder.models():
-            with self._changed:
-                slot = self._slots.get(info.paths[0])
-                loaded = slot is not None and slot.resident is not None
-                pinned = slot is not None and slot.pinned
+            slot = self._loader.slot(info.paths[0])
+            loaded = slot is not None and slot.residency is not None
+            pinned = slot is not None and slot.pinned
             found.append(replace(info, loaded=loaded, pinned=pinned))
         return found
 
@@ -195,51 +173,43 @@ class ModelPool:
 
     def metrics(self) -> dict[str, MetricsSnapshot]:
         """What the schedulers of the models have done since each was first loaded, by name."""
-        with self._changed:
-            slots = [slot for slot in self._slots.values() if slot.handles]
-            return {slot.name: slot.metrics.snapshot() for slot in slots}
+        slots = dict.fromkeys(slot for slot, _ in self._live_handles())
+        return {slot.name: slot.metrics.snapshot() for slot in slots}
 
     def pin_model(self, name: str) -> LoadedModel:
         """Load a model, and never evict it. Raises what load_model() raises."""
         loaded = self.load_model(name)
         with loaded.lease():
-            slot = self._loaded_slot(name)
-            with self._changed:
-                slot.pinned = True
+            self._loaded_slot(name).pinned = True
         return loaded
 
     def unpin_model(self, name: str) -> None:
         """Let a model be evicted again. Raises ModelNotLoadedError when it was not loaded."""
-        slot = self._loaded_slot(name)
-        with self._changed:
-            slot.pinned = False
+        self._loaded_slot(name).pinned = False
 
     def unload_model(self, name: str) -> None:
         """Free a model, once the requests that use it are done; new ones are refused meanwhile.
 
         Its handles cannot be used any more; load_model() gives a new one. A load of it that is
-        in progress is stopped.
+        in progress is stopped. Where Ctrl-C ends the wait for its requests, it stays loaded.
+
+        A progress callback may call it, too; it returns at once then.
 
         Raises ModelNotLoadedError when it was not loaded, and ModelInUseError when this thread
         itself holds a lease on it.
         """
-        self._close_slot(self._loaded_slot(name))
+        slot = self._loaded_slot(name)
+        self._loader.unload(slot)
 
     def close(self) -> None:
         """Free every model, once the requests that use it are done. Closing again does nothing.
 
+        A pool that is dropped without it is closed, too, once no handle on one of its models is
+        left. A progress callback may call it; it returns at once then.
+
         Raises ModelInUseError when this thread itself holds a lease on a model.
         """
-        with self._changed:
-            slots = list(self._slots.values())
-            for slot in slots:
-                _refuse_own_lease(slot)
-            self._closed = True
-            for slot in slots:
-                slot.closing = True
-        for slot in slots:
-            self._close_slot(slot)
-        self._threads.shutdown(wait=False)
+        self._loader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -248,187 +218,37 @@ class ModelPool:
         self.close()
 
     def __repr__(self) -> str:
-        with self._changed:
-            names = ", ".join(slot.name for slot in self._slots.values() if slot.resident)
+        names = ", ".join(slot.name for slot in self._loader.slots() if slot.residency)
         return f"<ModelPool {str(self.model_dir)!r}: {names or 'no model'} in memory>"
 
-    # Slots
-
-    def _slot(self, name: str, path: Path) -> ModelSlot:
-        """The slot of a file, once it is not being unloaded."""
-        with self._changed:
-            while True:
-                self._refuse_when_closed(name)
-                slot = self._slots.setdefault(path, ModelSlot(name, path))
-                if not slot.closing:
-                    return slot
-                _refuse_own_lease(slot)
-                self._changed.wait()
+    def _live_handles(self) -> dict[tuple[ModelSlot, str], LoadedModel]:
+        """The handles on models that were not unloaded."""
+        return {
+            key: handle
+            for key, handle in self._handles.copy().items()
+            if self._loader.slot(key[0].path) is key[0]
+        }
 
     def _loaded_slot(self, name: str) -> ModelSlot:
-        with self._changed:
-            for known in self._slots.values():  # even if the file is gone by now
-                if name in known.handles:
-                    return known
-        path = self._folder.find(name)
-        with self._changed:
-            slot = self._slots.get(path)
-            if slot is not None and (slot.handles or slot.loading):
+        for slot, known in self._live_handles():  # even if the file is gone by now
+            if known == name:
                 return slot
+        path = self._folder.find(name)
+        found = self._loader.slot(path)
+        if found is not None and (found.placement is not None or found.waiters):
+            return found
         raise ModelNotLoadedError(name, f"call load_model({name!r}) first")
 
-    def _handle(self, slot: ModelSlot, name: str) -> LoadedModel:
-        with self._changed:
-            if name not in slot.handles:
-                assert slot.resident is not None
-                assert slot.placement is not None
-                slot.handles[name] = LoadedModel(
-                    name,
-                    slot.path,
-                    slot.resident,
-                    slot.placement,
-                    partial(self._borrow, slot, name),
-                )
-            return slot.handles[name]
-
-    def _close_slot(self, slot: ModelSlot) -> None:
-        with self._changed:
-            _refuse_own_lease(slot)
-            slot.closing = True
-            try:
-                self._changed.wait_for(lambda: not slot.leases and slot.loading is None)
-            except BaseException:  # Ctrl-C
-                slot.closing = self._closed
-                self._changed.notify_all()
-                raise
-            free = slot.take()
-        free()
-        with self._changed:
-            if self._slots.get(slot.path) is slot:
-                del self._slots[slot.path]
-            self._changed.notify_all()
-
-    def _refuse_when_closed(self, name: str) -> None:
-        with self._changed:
-            if self._closed:
-                raise ModelNotLoadedError(name, "its pool is closed; make a new ModelPool")
-
-    @contextmanager
-    def _borrow(self, slot: ModelSlot, name: str) -> Iterator[ResidentModel]:
-        """Hold a lease on a model for a block; see LoadedModel.lease()."""
-        thread = threading.get_ident()
-        resident = self._acquire(slot, name, thread)
-        try:
-            yield resident
-        finally:
-            # Perhaps in another thread: a generator may be closed anywhere.
-            with self._changed:
-                slot.leases[thread] -= 1
-                if not slot.leases[thread]:
-                    del slot.leases[thread]
-                    self._changed.notify_all()
-
-    def _acquire(self, slot: ModelSlot, name: str, thread: int) -> ResidentModel:
-        while True:
-            with self._changed:
-                # A request that is running may go on to its end.
-                if slot.closing and thread not in slot.leases:
-                    self._refuse_when_closed(name)
-                    raise ModelNotLoadedError(
-                        name, f"it was unloaded; call load_model({name!r}) again"
-                    )
-                if slot.resident is not None and not slot.is_lost:
-                    slot.leases[thread] += 1
-                    slot.last_used = next(self._uses)
-                    return slot.resident
-                pending = slot.loading
-                mine = pending is None
-                if pending is None:
-                    pending = slot.loading = Future()
-            if mine:
-                return self._load_leased(slot, name, pending, thread)
-            error = pending.exception()
-            if isinstance(error, Exception):
-                raise error
-            # Loaded, and perhaps evicted again; or given up by a thread that was interrupted.
-
-    def _load_leased(
-        self, slot: ModelSlot, name: str, pending: Future[None], thread: int
-    ) -> ResidentModel:
-        """Load a model, and give this thread a lease on it before anybody can evict it."""
-        try:
-            with _one_load:
-                placement, resident = self._load(slot, name)
-                with self._changed:
-                    slot.put(resident, placement)
-                    slot.loading = None
-                    slot.leases[thread] += 1
-                    slot.last_used = next(self._uses)
-                    self._changed.notify_all()
-        except BaseException as error:
-            with self._changed:
-                slot.loading = None
-                self._changed.notify_all()
-            pending.set_exception(error)
-            raise
-        pending.set_result(None)
-        return resident
-
-    def _load(self, slot: ModelSlot, name: str) -> tuple[Placement, ResidentModel]:
-        def report(fraction: float) -> bool:
-            if self._progress is not None:
-                self._progress(name, fraction)
-            return not slot.closing
-
-        self._free_lost()
-        with _translated(name, slot.path):
-            placement = self._place(slot, name)
-            resident = ResidentModel(
-                slot.path,
-                placement,
-                report,
-                slot.metrics,
-                reproducible=self._reproducible,
-                prefix_folder=self._prefix_folder,
-            )
-        if slot.fingerprint not in (None, resident.fingerprint):
-            resident.close()
-            raise ModelChangedError(name, slot.path)
-        logger.info("loaded %s from %s", name, slot.path)
-        return placement, resident
-
-    def _free_lost(self) -> None:
-        """Free the models whose server went away: a server takes one connection of a process."""
-        with self._changed:
-            free = [slot.take() for slot in self._slots.values() if slot.is_lost]
-        for each in free:
-            each()
-
-    def _place(self, slot: ModelSlot, name: str) -> Placement:
-        """Decide where a model goes, evicting others until there is room."""
-        placement = slot.placement
-        while True:
-            if placement is None:
-                placement = self._plan(slot.path)
-                machine.observe(placement.free)
-            with self._changed:
-                own = [other for other in self._slots.values() if other.resident is not None]
-                kept = [other for other in own if other.kept_because]
-                error = self._budget.shortage(name, placement, own, kept)
-                if error is not None:
-                    raise error
-                crowded = not placement.fits and not self._budget.is_unlimited
-                victims = sorted(
-                    (other for other in own if other not in kept), key=lambda v: v.last_used
-                )
-                short = self._budget.shortage(name, placement, own, own)
-                if not victims or not (short or crowded):
-                    return placement
-                free = victims[0].take()
-            logger.info("evicting %s to make room for %s", victims[0].name, name)
-            free()
-            if crowded and slot.placement is None:
-                placement = None  # more of it may fit now
+    def _handle(self, name: str, path: Path, resident: ResidentModel) -> LoadedModel:
+        """The one handle of a name on a model, which this thread holds a lease on."""
+        slot = self._loader.slot(path)
+        assert slot is not None
+        assert slot.placement is not None
+        for key in self._handles.keys() - self._live_handles().keys():
+            self._handles.pop(key, None)
+        borrow = partial(self._loader.borrow, name, path, slot)
+        made = LoadedModel(name, path, resident, slot.placement, borrow)
+        return self._handles.setdefault((slot, name), made)
 
 
 def _made(prefix_folder: str | os.PathLike[str] | None) -> Path | None:
@@ -442,21 +262,12 @@ def _made(prefix_folder: str | os.PathLike[str] | None) -> Path | None:
     return path
 
 
-def _refuse_own_lease(slot: ModelSlot) -> None:
-    if threading.get_ident() in slot.leases:
-        raise ModelInUseError(slot.name)
-
-
-@contextmanager
-def _translated(name: str, path: Path) -> Iterator[None]:
-    """Raise what pyllama raises as this package's own errors."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise ModelNotFoundError(name, path) from error
-    except pyllama.ModelLoadCancelled as error:
-        raise ModelNotLoadedError(name, "it was unloaded while it was being loaded") from error
-    except (pyllama.ModelLoadError, pyllama.ChatTemplateError, OSError) as error:
-        raise ModelLoadError(name, path, str(error)) from error
-    except (pyllama.NativeMemoryError, pyllama.MemoryFitError, pyllama.BackendError) as error:
-        raise BackendError(f"no memory for model {name!r}: {error}") from error
+def _settle(
+    future: asyncio.Future[LoadedModel], loaded: LoadedModel | None, error: BaseException | None
+) -> None:
+    if future.done():  # the call was cancelled
+        return
+    if loaded is not None:
+        future.set_result(loaded)
+    elif error is not None:
+        future.set_exception(error)

@@ -1,82 +1,176 @@
-"""What a pool knows of one model: whether it is in memory, and who uses it."""
+"""What a pool knows of one model: whether it is in memory, and who uses it.
+
+A pool's own thread changes all of this, except for the leases: any thread takes and drops those.
+Ctrl-C can end a thread of the user's between any two operations, so no lock guards them, and no
+number counts them. Each is one operation on a set, and two rules keep both sides right:
+
+- Who takes a lease adds it first, and looks then whether the model is still there to be used.
+- Who frees a model takes it out first, and looks then whether there is a lease.
+
+So at least one of the two sees the other. The set refers to leases weakly: one that was dropped
+without being given back is none.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from adapter.generation.metrics import Metrics
 from adapter.hardware import Placement
-from adapter.loaded_model import LoadedModel
 from adapter.machine_memory import machine
 from adapter.resident_model import ResidentModel
+
+if TYPE_CHECKING:
+    from adapter.lease import Lease
+    from adapter.pool_requests import Request
+
+Verdicts: TypeAlias = "SimpleQueue[bool | BaseException]"
+"""Whether there is room for a model; False where it is to be asked again. Or why there is none."""
+
+
+class Residency:
+    """A model that was loaded, until it is freed.
+
+    name       the name that it was asked for by first
+    placement  where it runs
+    slot       whose model it is
+    leases     weak references to the leases on it
+    replaced   it cannot be used any more, and the next request loads the model anew
+    freeing    it is being freed
+    freed      who waits until it is
+    """
+
+    def __init__(self, slot: ModelSlot, resident: ResidentModel, placement: Placement) -> None:
+        self.name = slot.name
+        self._resident: ResidentModel | None = resident
+        self.placement = placement
+        self.slot = slot
+        self.leases: set[weakref.ref[Lease[Any]]] = set()
+        self.replaced = False
+        self.freeing = False
+        self.freed: list[Verdicts] = []
+        self._uncount = machine.hold(resident, placement.memory)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that it takes of each memory."""
+        return dict(self.placement.memory)
+
+    @property
+    def resident(self) -> ResidentModel:
+        """The model; whoever asks holds a lease on it."""
+        assert self._resident is not None
+        return self._resident
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can answer: it was not freed, and nothing failed that it needs."""
+        resident = self._resident
+        return resident is not None and resident.usable
+
+    def lessees(self) -> list[Lease[Any]]:
+        """The leases that are held."""
+        leases = []
+        for reference in self.leases.copy():
+            lease = reference()
+            if lease is None:
+                self.leases.discard(reference)
+            else:
+                leases.append(lease)
+        return leases
+
+    @property
+    def kept_because(self) -> str:
+        """Why it cannot be freed to make room; empty where it can, or will be."""
+        if self.lessees():
+            return "replaced, but still in use" if self.replaced else "in use"
+        if self.slot.residency is not self:
+            return ""
+        if self.slot.closing:
+            return "being unloaded"
+        return "pinned" if self.slot.pinned else ""
+
+    def free(self) -> None:
+        """Free the memory. It counts as taken until that is done."""
+        resident, self._resident = self._resident, None
+        try:
+            if resident is not None:
+                resident.close()
+        finally:
+            self._uncount()
 
 
 @dataclass(eq=False)
 class ModelSlot:
-    """The state of one model file. The pool's lock is held while it is read or changed.
+    """The state of one model file, from the first request for it until it is unloaded.
 
-    name       the name that it was asked for by first
-    handles    what load_model() returned, by name: aliases have handles of their own
-    resident   the model, while it is in memory
-    placement  where it ran first, and runs again whenever it is reloaded
-    loading    done when the load in progress is; None without one
-    leases     how many each thread holds, by its identity
-    last_used  counts uses of the pool's models
-    metrics    what its scheduler does, whenever the model is in memory
-    closing    it is being unloaded, or was
+    name         the name that it was asked for by first
+    residency    the model in memory that requests use
+    retired      what was in memory before, until leases on it have ended and it is freed
+    placement    where it ran last, and runs again
+    placed_anew  it cannot run there again: a server was lost
+    fingerprint  of what was loaded first
+    pinned       it is not evicted
+    last_used    counts uses of the pool's models
+    metrics      what its scheduler does, whenever the model is in memory
+    closing      it is being unloaded, or was
+    waiters      requests for the model that is being loaded, or will be
+    unloaders    requests that wait until it is unloaded
+    successors   requests for the model that came while it was being unloaded
     """
 
     name: str
     path: Path
-    handles: dict[str, LoadedModel] = field(default_factory=dict)
-    resident: ResidentModel | None = None
+    residency: Residency | None = None
+    retired: list[Residency] = field(default_factory=list)
     placement: Placement | None = None
+    placed_anew: bool = False
     fingerprint: str | None = None
-    loading: Future[None] | None = None
-    leases: Counter[int] = field(default_factory=Counter)
     pinned: bool = False
     last_used: int = 0
     metrics: Metrics = field(default_factory=Metrics)
     closing: bool = False
-    _uncount: Callable[[], object] | None = None
+    waiters: list[Request] = field(default_factory=list)
+    unloaders: list[Request] = field(default_factory=list)
+    successors: list[Request] = field(default_factory=list)
 
-    def put(self, resident: ResidentModel, placement: Placement) -> None:
+    @property
+    def residencies(self) -> list[Residency]:
+        """All that it has in memory."""
+        current = self.residency
+        return [*self.retired] if current is None else [current, *self.retired]
+
+    def lessees(self) -> list[Lease[Any]]:
+        """The leases on any of them."""
+        return [lease for residency in self.residencies for lease in residency.lessees()]
+
+    def put(self, residency: Residency) -> None:
         """Take note of a model that was loaded."""
-        self.resident, self.placement = resident, placement
-        self.fingerprint = resident.fingerprint
-        self._uncount = machine.hold(resident, placement.memory)
+        self.placement, self.placed_anew = residency.placement, False
+        self.fingerprint = residency.resident.fingerprint
+        self.residency = residency
 
-    def take(self) -> Callable[[], None]:
-        """Take the model out. The function returned frees it, and need not hold the lock."""
-        resident, self.resident = self.resident, None
-        uncount, self._uncount = self._uncount, None
+    def retire(self) -> Residency | None:
+        """Take the model out, to be freed; None if somebody uses it, or there is none."""
+        residency = self.residency
+        if residency is None:
+            return None
+        self.residency = None
+        if residency.lessees():
+            self.residency = residency
+            return None
+        self.retired.append(residency)
+        return residency
 
-        def free() -> None:
-            if resident is not None and uncount is not None:
-                uncount()  # first: a load elsewhere need not fail for what is being freed
-                resident.close()
-
-        return free
-
-    @property
-    def is_lost(self) -> bool:
-        """Whether a server went away that has a part of it, and nobody uses what is left."""
-        return self.resident is not None and self.resident.model.lost and not self.leases
-
-    @property
-    def memory(self) -> Mapping[str, int]:
-        """Bytes that it takes of each memory now."""
-        return self.placement.memory if self.resident and self.placement else {}
-
-    @property
-    def kept_because(self) -> str:
-        """Why it cannot be evicted; empty where it can."""
-        if self.leases or self.loading:
-            return "in use"
-        if self.closing:
-            return "being unloaded"
-        return "pinned" if self.pinned else ""
+    def replace_if_unusable(self) -> None:
+        """Take out a model that failed. New requests get another; others may go on to their end."""
+        residency = self.residency
+        if residency is not None and not residency.usable:
+            residency.replaced = True
+            self.placed_anew = self.placed_anew or residency.resident.model.lost
+            self.retired.append(residency)
+            self.residency = None

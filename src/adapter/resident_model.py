@@ -92,6 +92,11 @@ class ResidentModel:
         """What left it unable to answer, or None. It is to be closed, and loaded again."""
         return self._scheduler.failed or self._isolated.failed
 
+    @property
+    def usable(self) -> bool:
+        """Whether it can answer: nothing failed, and no server was lost that has a part of it."""
+        return self.failed is None and self.model.usable
+
     def close(self) -> None:
         """Free the weights and contexts; the template's process ends with this object."""
         with ExitStack() as steps:  # all of them, even if one is interrupted

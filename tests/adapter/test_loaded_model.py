@@ -81,11 +81,11 @@ def test_a_generator_computes_on_after_its_model_was_evicted(pool):
 def test_a_stream_keeps_its_model_until_it_is_closed(pool):
     one = pool.load_model("one")
     stream = one.generators["batched"].stream(request())
-    assert pool._slots[one.path].leases == {}  # nothing is held before it begins
+    assert pool._loader.slot(one.path).lessees() == []  # nothing is held before it begins
     next(stream)
-    assert pool._slots[one.path].leases.total() == 1
+    assert len(pool._loader.slot(one.path).lessees()) == 1
     stream.close()
-    assert pool._slots[one.path].leases == {}
+    assert pool._loader.slot(one.path).lessees() == []
 
 
 def test_a_handle_says_what_it_runs_on(pool):

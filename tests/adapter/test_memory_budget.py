@@ -7,7 +7,7 @@ from shutil import copyfile
 import pytest
 from fake_device import GIB
 
-from adapter import machine_memory, memory_budget, model_pool, model_slot
+from adapter import machine_memory, memory_budget, model_loading, model_slot
 from adapter.errors import PoolFullError
 from adapter.hardware import HOST, HardwareManager
 from adapter.machine_memory import MachineMemory
@@ -22,7 +22,7 @@ class Resident:
 def machine(monkeypatch):
     """A machine whose memory other tests do not use."""
     made = MachineMemory()
-    for module in (machine_memory, model_slot, memory_budget, model_pool):
+    for module in (machine_memory, model_slot, memory_budget, model_loading):
         if hasattr(module, "machine"):
             monkeypatch.setattr(module, "machine", made)
     return made
@@ -126,6 +126,6 @@ def test_where_memory_is_short_already_others_make_room_before_a_model_is_cut_do
     pool.load_model("one")
     tight = Numbers({HOST: GIB}, {HOST: 10 * GIB})
     tight.numbers["fits"] = False
-    pool._plan = tight.plan
+    pool._loader.plan = tight.plan
     pool.load_model("two")
     assert in_memory(pool) == ["two"]

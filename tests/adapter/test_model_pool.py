@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from shutil import copyfile
@@ -233,28 +234,24 @@ def test_an_engine_holds_a_lease_from_the_first_event_to_the_last(pool):
 
 
 def test_unloading_stops_a_load(pool):
-    loading, waiting = threading.Event(), threading.Event()
-
-    class Announcing(threading.Condition):
-        def wait_for(self, predicate, timeout=None):
-            waiting.set()
-            return super().wait_for(predicate, timeout)
+    loading, stopped = threading.Event(), threading.Event()
 
     def progress(_name, _done):
         loading.set()
-        assert waiting.wait(60)
+        while not stopped.is_set() and not other._loader.slot(pool.model_dir / "one.gguf").closing:
+            time.sleep(0.001)
 
     with (
         ThreadPoolExecutor(2) as threads,
         ModelPool(pool.model_dir, progress=progress) as other,
     ):
-        other._changed = Announcing()
         load = threads.submit(other.load_model, "one")
         assert loading.wait(60)
         unload = threads.submit(other.unload_model, "one")
         with pytest.raises(ModelNotLoadedError, match="while it was being loaded"):
             load.result(60)
         unload.result(60)
+        stopped.set()
         assert other.load_model("one").tokenize("it can be loaded again")
 
 

@@ -122,7 +122,7 @@ def test_sixteen_threads_load_use_evict_and_unload(model_dir):
                 pool.load_model(name).generators["batched"].generate(request(0)).token_ids
                 == (expected[name, 0])
             )
-        assert all(slot.leases == {} for slot in pool._slots.values())
+        assert all(not slot.lessees() for slot in pool._loader.slots())
 
 
 def test_several_threads_close_a_pool_that_is_in_use(model_dir):

@@ -1,0 +1,101 @@
+"""A lease: while it is held, a model stays in memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from adapter.pool_requests import this_thread
+from adapter.resident_model import ResidentModel
+
+if TYPE_CHECKING:
+    from adapter.model_loader import ModelLoader
+    from adapter.model_slot import ModelSlot, Residency
+
+T = TypeVar("T")
+
+
+class Lease(AbstractContextManager[T], Generic[T]):
+    """Has a model in memory for a block, loading it if need be. It is used once.
+
+    loader  has it loaded
+    name    the model, as it is asked for
+    path    its file
+    slot    where it must be; None for where it is now, waiting for the end of an unload
+    give    what of the model the block is given
+    """
+
+    def __init__(
+        self,
+        loader: ModelLoader,
+        name: str,
+        path: Path,
+        slot: ModelSlot | None,
+        give: Callable[[ResidentModel], T],
+    ) -> None:
+        self.loader = loader
+        self.name = name
+        self.path = path
+        self.slot = slot
+        #: Whose lease it is.
+        self.thread = this_thread()
+        #: What stands for it where leases are kept.
+        self.reference = weakref.ref(self)
+        self._give = give
+        #: What it is on while it is held.
+        self.residency: Residency | None = None
+
+    def __enter__(self) -> T:
+        try:
+            return self._give(self._take())
+        except BaseException:
+            self._drop()
+            raise
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._drop()
+
+    def _take(self) -> ResidentModel:
+        if self.residency is not None:
+            raise RuntimeError("a lease is taken once: call lease() again")
+        self.loader.refuse_in_child(self.name)
+        slot = self.slot or self.loader.slot(self.path)
+        residency = None if slot is None else slot.residency
+        if slot is not None and residency is not None and residency.usable:
+            self.residency = residency
+            residency.leases.add(self.reference)
+            # Only now: whoever frees it looks in the other order. See model_slot.
+            if slot.residency is residency and (not slot.closing or self._goes_on(residency)):
+                return self._use(residency)
+            residency.leases.discard(self.reference)
+        self.loader.lease(self)
+        assert self.residency is not None
+        return self._use(self.residency)
+
+    def _goes_on(self, residency: Residency) -> bool:
+        """Whether it belongs to a request that has a lease already, and may go on to its end."""
+        return any(
+            lease is not self and lease.thread is self.thread for lease in residency.lessees()
+        )
+
+    def _use(self, residency: Residency) -> ResidentModel:
+        self.slot = residency.slot
+        residency.slot.last_used = self.loader.next_use()
+        return residency.resident
+
+    def _drop(self) -> None:
+        # Perhaps in another thread: a generator may be closed anywhere.
+        residency = self.residency
+        if residency is not None:
+            residency.leases.discard(self.reference)
+            self.loader.tell_of_a_lease_that_ended()
+            self.residency = None

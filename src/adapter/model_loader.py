@@ -1,0 +1,132 @@
+"""A pool's side of its own thread: what the pool and its handles ask it to do.
+
+The pool and every handle and lease hold this object, and the thread refers to it weakly. So once
+the last of them is dropped the thread hears of it, frees the models, and ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from adapter.errors import ModelInUseError, ModelNotLoadedError
+from adapter.hardware import Placement
+from adapter.lease import Lease
+from adapter.memory_budget import MemoryBudget
+from adapter.model_slot import ModelSlot
+from adapter.pool_requests import Request, in_pool_thread
+from adapter.pool_thread import Message, PoolThread
+from adapter.resident_model import ResidentModel
+
+T = TypeVar("T")
+
+_uses = itertools.count(1)
+
+
+class Plan(Protocol):
+    """Where the model in a file runs, as HardwareManager.plan() decides it."""
+
+    def __call__(self, path: Path, **settings: Any) -> Placement: ...
+
+
+@dataclass(eq=False)
+class ModelLoader:
+    """Has the models of one pool loaded, leased and freed. Thread-safe.
+
+    plan           decides where a model goes
+    budget         how much the pool may hold
+    reproducible   whether requests give the same bytes whatever runs beside them
+    prefix_folder  where beginnings of prompts are kept
+    progress       called with a model's name and the fraction loaded
+    """
+
+    plan: Plan
+    budget: MemoryBudget
+    reproducible: bool
+    prefix_folder: Path | None
+    progress: Callable[[str, float], None] | None
+
+    def __post_init__(self) -> None:
+        self._process = os.getpid()
+        self._thread = PoolThread()
+        self._thread.start(self)
+
+    def slots(self) -> list[ModelSlot]:
+        """Every model that is known: in memory, or evicted, or being loaded or unloaded."""
+        return list(self._thread.slots.copy().values())
+
+    def slot(self, path: Path) -> ModelSlot | None:
+        """That of a file."""
+        return self._thread.slots.get(path)
+
+    def borrow(
+        self,
+        name: str,
+        path: Path,
+        slot: ModelSlot | None,
+        give: Callable[[ResidentModel], T],
+    ) -> AbstractContextManager[T]:
+        """Have a model in memory for a block, loading it if need be; see Lease."""
+        return Lease(self, name, path, slot, give)
+
+    def lease(self, lease: Lease[Any]) -> None:
+        """Have the thread take a lease, once the model is there."""
+        if in_pool_thread():
+            raise ModelInUseError(lease.name, _IN_CALLBACK)
+        request = Request(lease.name, self, lease)
+        self._ask(request, partial(self._thread.lease, request, lease.path, lease.slot))
+
+    def unload(self, slot: ModelSlot) -> None:
+        """Free a model once its leases have ended. In a progress callback nothing is waited for."""
+        request = Request(slot.name, None, None)
+        self._ask(request, partial(self._thread.unload, request, slot))
+
+    def close(self) -> None:
+        """Free them all, once their leases have ended, for good; likewise."""
+        if os.getpid() == self._process:  # a child may drop what is its parent's
+            request = Request("", None, None)
+            self._ask(request, partial(self._thread.close, request))
+
+    def next_use(self) -> int:
+        """Tell uses apart by their order."""
+        return next(_uses)
+
+    def tell_of_a_lease_that_ended(self) -> None:
+        """Have the thread look, if it waits for leases; it would look by itself a little later."""
+        if self._thread.awaits_leases:
+            self._thread.inbox.put(None)
+
+    def refuse_in_child(self, name: str) -> None:
+        """Raise ModelNotLoadedError in a child of fork(), which has not the pool's threads."""
+        if os.getpid() != self._process:
+            raise ModelNotLoadedError(
+                name,
+                "this process was forked from the one that made the pool, and threads do not come "
+                "along; start processes with multiprocessing's 'spawn' or 'forkserver' method",
+            )
+
+    def _ask(self, request: Request, message: Callable[[], None]) -> None:
+        """Have the thread do something, and wait until it is done, or raise why it is not."""
+        self.refuse_in_child(request.name)
+        try:
+            self._thread.inbox.put(Message(message, request.fail))
+            if self._thread.ended:  # which it says before it empties its inbox for the last time
+                message()
+            if not in_pool_thread():
+                request.wait()
+        except BaseException:  # Ctrl-C
+            request.abandoned = True
+            self._thread.inbox.put(None)
+            raise
+
+
+_IN_CALLBACK = (
+    "a progress callback cannot have a model loaded; do it before or after the load, or in a "
+    "thread that the callback does not wait for"
+)

@@ -1,0 +1,118 @@
+"""What the user's threads ask of a pool's own thread, and how they wait for its answer.
+
+Ctrl-C ends a user's thread between any two operations, also between taking a lock and the block
+that would release it. So threads of the user's share no lock with those of the pool: they put a
+message into its inbox, which is one operation, and wait for the answer in a queue of their own.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from adapter.errors import LlamaCppError
+
+if TYPE_CHECKING:
+    from adapter.lease import Lease
+    from adapter.model_loader import ModelLoader
+    from adapter.model_slot import Residency
+
+
+_INTERRUPTED = 0.5
+"""Seconds after which a wait sees Ctrl-C where the system does not end it at once."""
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.token = object()
+        self.works_for_a_pool = False
+
+
+_thread = _Thread()
+
+
+def this_thread() -> object:
+    """What stands for the calling thread. Unlike its identity no later thread has the same."""
+    return _thread.token
+
+
+def enter_pool_thread() -> None:
+    """Take note that the calling thread works for a pool, and must not wait for one."""
+    _thread.works_for_a_pool = True
+
+
+def in_pool_thread() -> bool:
+    """Whether the calling thread works for a pool: it calls back, or collects garbage."""
+    return _thread.works_for_a_pool
+
+
+class Request:
+    """Something that one thread asks of the pool's thread, which answers it once.
+
+    name       the model, as it was asked for
+    loader     the pool's settings, for a request that may have a model loaded
+    thread     who asks
+    abandoned  nobody waits any more
+    """
+
+    def __init__(self, name: str, loader: ModelLoader | None, lease: Lease[Any] | None) -> None:
+        self.name = name
+        self.loader = loader
+        self.thread = this_thread()
+        self.abandoned = False
+        self._lease = None if lease is None else weakref.ref(lease)
+        self._answers: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def wait(self) -> None:
+        """Wait for the answer, and raise it if it is an error."""
+        while True:
+            try:
+                error = self._answers.get(timeout=_INTERRUPTED)
+                break
+            except Empty:
+                continue
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # it refers to this frame
+
+    def answer(self) -> None:
+        """Say that it is done."""
+        self._answers.put(None)
+
+    def fail(self, error: BaseException) -> None:
+        """Say why it cannot be done."""
+        self._answers.put(error)
+
+    def grant(self, residency: Residency) -> None:
+        """Take the lease that is asked for, and say that it is done."""
+        lease = None if self._lease is None else self._lease()
+        if lease is not None:
+            lease.residency = residency
+            residency.leases.add(lease.reference)
+            # Looked at last: whoever stops waiting says so before it gives the lease back.
+            if self.abandoned:
+                residency.leases.discard(lease.reference)
+        self.answer()
+
+
+def fail_all(requests: list[Request], error: BaseException) -> None:
+    """Answer them all with an error: each with one of its own, as several threads raise it."""
+    for index, request in enumerate(requests):
+        request.fail(error if index == 0 else _copy(error))
+    requests.clear()
+
+
+def _copy(error: BaseException) -> BaseException:
+    if not isinstance(error, LlamaCppError):
+        return error
+    kind, arguments = error.__reduce__()[:2]
+    assert callable(kind)
+    assert isinstance(arguments, tuple)
+    copy = kind(*arguments)
+    assert isinstance(copy, LlamaCppError)
+    copy.__cause__ = error.__cause__
+    return copy

@@ -1,0 +1,89 @@
+"""A model in memory that computes nothing: what a pool does with it is the same."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+
+from adapter import machine_memory, memory_budget, model_loading, model_slot
+from adapter.hardware import HOST, Placement
+from adapter.machine_memory import MachineMemory
+from adapter.model_pool import ModelPool
+
+BYTES = 1000
+"""What each takes of the host's memory."""
+
+
+class FakeResident:
+    """Stands for a ResidentModel. ``made`` holds all of them."""
+
+    made: ClassVar[list[FakeResident]] = []
+    has_template = calls_tools = False
+    fingerprint = "0" * 64
+
+    def __init__(self, path, placement, report, metrics, **settings):
+        FakeResident.made.append(self)
+        self.closed = self.failed = False
+        self.model = SimpleNamespace(
+            n_ctx_train=64, vocab=SimpleNamespace(n_tokens=100), lost=False
+        )
+        self.template = SimpleNamespace(capabilities={})
+        self.generators = {}
+        for fraction in (0.0, 0.5, 1.0):
+            if not report(fraction):
+                raise model_loading.StoppedLoad(path.stem, "its load was stopped")
+
+    @property
+    def usable(self):
+        return not self.closed and not self.failed
+
+    def close(self):
+        self.closed = True
+
+
+class FakeHardware:
+    """Places every model on the CPU."""
+
+    def plan(self, path, **settings):
+        return Placement(
+            devices=(),
+            n_gpu_layers=0,
+            context_length=64,
+            n_contexts=1,
+            n_threads=1,
+            memory={HOST: BYTES},
+            free={HOST: 100 * BYTES},
+            fits=True,
+            reasons=(),
+        )
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """The memory of a machine that other tests do not use."""
+    made = MachineMemory()
+    for module in (machine_memory, model_slot, memory_budget, model_loading):
+        if hasattr(module, "machine"):
+            monkeypatch.setattr(module, "machine", made)
+    return made
+
+
+@pytest.fixture
+def pool_of_fakes(monkeypatch, machine, tmp_path):
+    """Return a function that makes pools of "one", "two" and "three", which compute nothing."""
+    monkeypatch.setattr(model_loading, "ResidentModel", FakeResident)
+    monkeypatch.setattr(FakeResident, "made", [])
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.gguf").touch()
+    return lambda **settings: ModelPool(tmp_path, hardware=FakeHardware(), **settings)
+
+
+def wait_until(true, seconds=10):
+    """Wait until something is true, and say whether it is."""
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.001)
+    return true()
