@@ -33,6 +33,11 @@ class Memory:
         # Whether the next decode still has to move what was shifted or copied.
         self._pending = False
 
+    @property
+    def settled(self) -> bool:
+        """Whether states can be taken: nothing that was shifted or copied waits for a decode."""
+        return not self._pending
+
     def clear(self, *, data: bool = True) -> None:
         """Forget everything.
 

@@ -403,7 +403,7 @@ class State:
         return expected
 
     def _require_settled(self) -> None:
-        if self._context.memory._pending:
+        if not self._context.memory.settled:
             raise StateError(
                 "sequences were shifted or copied since the last decode, which the next one "
                 "carries out: decode before taking or setting a state"

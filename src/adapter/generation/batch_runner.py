@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import pyllama
@@ -18,6 +18,7 @@ from adapter.generation.mixed_batch import Part, choose_parts, fill
 from adapter.generation.prefix_reuse import PrefixReuse
 from adapter.generation.sequence import Sequence
 from adapter.generation.slots import Slot
+from adapter.generation.waiting import Waiting
 
 
 class BatchRunner:
@@ -43,7 +44,7 @@ class BatchRunner:
         exactness: Exactness,
         metrics: Metrics,
         *,
-        waiting: Callable[[], Iterable[Sequence]],
+        waiting: Waiting,
         stopping: Callable[[], bool],
         n_threads: int,
         chunk: int,
@@ -189,7 +190,7 @@ class BatchRunner:
         if part.gives_output:
             return
         if self._reuses:
-            self._prefixes.checkpoint(lane, slot, self._waiting())
+            self._prefixes.checkpoint(lane, slot, self._waiting)
         self.prefilling.append((lane, slot))
 
     # Sampling

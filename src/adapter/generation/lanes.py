@@ -1,45 +1,55 @@
-"""Contexts of several lengths: a request takes a sequence as long as it needs.
+"""The contexts of a model: how many sequences each has, and how long they are.
 
-A context gives each of its sequences memory of the same length. One context for the longest
-request would waste memory on all others, or hold few of them; so there are lanes, each a context
-with sequences of one length, made when first needed.
+Where sequences have memory of their own, a context gives each of them memory of the same length,
+and takes all of it when it is made. So the first context is small. A larger one is made when more
+or longer requests come, and takes the place of the one before it, which ends with its last request.
 
-Where sequences may share one memory there is one lane, whose cells go to whoever needs them.
+Where sequences share one memory there is one context, whose cells go to whoever needs them.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pyllama
+from adapter.generation.failures import note
 from adapter.generation.sequence import Sequence
 from adapter.generation.slots import Slots
 
 logger = logging.getLogger(__name__)
 
 SHORTEST = 1024
-"""Tokens of the shortest sequences."""
+"""Tokens of the shortest sequences, but for models whose context is shorter."""
 
+GROWTH = 4
+"""How much longer the sequences of the next larger context are, where there is memory for it."""
 
-class _LengthWarning(logging.Filter):
-    """Leaves out llama.cpp's warning that a memory is longer than what the model was trained with:
-    the sequences that share it are not."""
+FEWEST = 4
+"""Sequences of the first context, while no more requests have come."""
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "n_ctx_train" not in record.getMessage()
+PADDING = 256
+"""llama.cpp gives each sequence a multiple of so many tokens."""
+
+RETRY_SECONDS = 10.0
+"""How long after a context could not be made a larger one is tried again."""
 
 
 @dataclass(eq=False)
 class Lane:
-    """A context, its sequences and its batch."""
+    """A context, its sequences and its batch.
+
+    drains says that it takes no more requests, and is closed with its last one.
+    """
 
     context: pyllama.Context
     slots: Slots
     length: int
     n_cells: int
     last_used: int = 0
+    drains: bool = False
     batch: pyllama.Batch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,20 +62,22 @@ class Lane:
 
     def has_room(self, sequence: Sequence) -> bool:
         """Whether a request can begin here."""
-        if not self.slots.free:
+        if self.drains or self.length < sequence.n_needed or not self.slots.free:
             return False
         shared = self.n_cells < self.length * self.slots.count
         return not shared or self.n_promised + sequence.n_needed <= self.n_cells
 
 
 class Lanes:
-    """The lanes of a model, within a budget of tokens.
+    """The contexts of a model, within a budget of tokens.
 
     :param make: makes a context for a number of tokens and of sequences.
-    :param longest: tokens that the longest sequences hold.
-    :param n_cells: tokens that all lanes may hold together; one sequence of any length always fits.
-    :param max_sequences: the most sequences of one lane.
-    :param unified: have one lane, whose sequences share its memory.
+    :param longest: tokens that the longest requests have.
+    :param n_cells: tokens that all contexts may hold together; a sequence of any length always
+        fits.
+    :param max_sequences: the most requests that have a sequence at once.
+    :param unified: have one context, whose sequences share its memory.
+    :param leave: saves what the sequences of a context hold, before it is closed for another.
     """
 
     def __init__(
@@ -76,32 +88,45 @@ class Lanes:
         n_cells: int,
         max_sequences: int,
         unified: bool = False,
+        leave: Callable[[Lane], object] = lambda _: None,
     ) -> None:
         self._unified = unified
         self._make = make
-        self._longest = longest
-        self._n_cells = max(n_cells, longest)
+        self._leave = leave
+        self._lengths = lengths(longest)
+        self._longest = longest if unified else self._lengths[-1]
+        self._n_cells = max(n_cells * self._longest // longest, self._longest)
         self._max_sequences = max_sequences
-        self._lanes: dict[int, Lane] = {}
+        self._lanes: list[Lane] = []
         self._clock = 0
+        self._retry_at = 0.0
 
     def __iter__(self) -> Iterator[Lane]:
-        return iter(list(self._lanes.values()))
+        return iter(list(self._lanes))
 
-    def lane_for(self, sequence: Sequence) -> Lane | None:
+    @property
+    def n_taken(self) -> int:
+        """How many requests have a sequence."""
+        return sum(len(lane.slots.taken) for lane in self._lanes)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for any request, however short."""
+        return self.n_taken >= self._max_sequences
+
+    def lane_for(self, sequence: Sequence, n_waiting: int = 1) -> Lane | None:
         """A lane with a free sequence that is long enough, or None while there is none.
 
-        A lane is made where the budget allows it, after closing those that nobody uses.
+        Another is made where the budget allows it, after closing those that nobody uses.
+
+        :param n_waiting: requests that wait for a sequence, this one among them.
+        :raises pyllama.LlamaError: a context cannot be made, and there is no other to wait for.
         """
-        length = self._length(sequence.n_needed)
-        lane = self._lanes.get(length) or self._open(length)
-        if lane is None or not lane.has_room(sequence):
-            longer = [
-                other
-                for other in self._lanes.values()
-                if other.length > length and other.has_room(sequence)
-            ]
-            lane = min(longer, key=lambda other: other.length, default=None)
+        if self.full:
+            return None
+        for idle in [lane for lane in self._lanes if lane.drains and not lane.slots.taken]:
+            self._close(idle)
+        lane = self._with_room(sequence) or self._open(sequence, n_waiting)
         if lane is not None:
             self._clock += 1
             lane.last_used = self._clock
@@ -109,48 +134,134 @@ class Lanes:
 
     def drop(self, lane: Lane) -> None:
         """Close a lane whose context is not to be used any more."""
-        if self._lanes.get(lane.length) is lane:
-            self._close(lane)
+        if lane in self._lanes:
+            self._lanes.remove(lane)
+            lane.context.close()
 
     def close(self) -> None:
         """Free all contexts."""
         for lane in self:
-            self._close(lane)
+            self.drop(lane)
 
-    def _length(self, needed: int) -> int:
-        if self._unified:
-            return self._longest
-        length = SHORTEST
-        while length < needed:
-            length *= 2
-        return min(length, self._longest)
+    def _with_room(self, sequence: Sequence) -> Lane | None:
+        """Of the lanes with room, the one that holds most of the prompt; then the shortest."""
+        lanes = [lane for lane in self._lanes if lane.has_room(sequence)]
+        if len(lanes) < 2:
+            return lanes[0] if lanes else None
+        return max(lanes, key=lambda lane: (lane.slots.n_shared(sequence.hashes), -lane.length))
 
-    def _open(self, length: int) -> Lane | None:
+    def _open(self, sequence: Sequence, n_waiting: int) -> Lane | None:
         if self._unified:
-            log, warning = logging.getLogger("pyllama.llama_cpp"), _LengthWarning()
-            log.addFilter(warning)
-            try:
-                return self._add(length, self._max_sequences, self._n_cells)
-            finally:
-                log.removeFilter(warning)
-        # Half of the budget for each lane, so that two lengths can be in use at once.
-        count = min(self._max_sequences, max(1, self._n_cells // 2 // length))
-        idle = [lane for lane in self._lanes.values() if not lane.slots.taken]
+            if self._lanes:
+                return None
+            return self._add(self._longest, self._max_sequences, self._n_cells)
+        long_enough = [lane for lane in self._lanes if lane.length >= sequence.n_needed]
+        length, count = self._shape(sequence.n_needed, n_waiting)
+        if not count:
+            self._drain_what_is_too_long(sequence, n_waiting)
+            return None
+        if long_enough and time.monotonic() < self._retry_at:
+            return None
+        self._make_room(length * count)
+        try:
+            lane = self._add_what_can_be_made(length, count)
+        except (pyllama.ContextError, pyllama.NativeMemoryError):
+            if not any(other in self._lanes for other in long_enough):
+                raise
+            return None
+        self._supersede(lane)
+        return lane
+
+    def _add_what_can_be_made(self, length: int, count: int) -> Lane:
+        """Add a lane, of fewer sequences where memory is shorter than the budget says."""
+        try:
+            return self._add(length, count, length * count)
+        except (pyllama.ContextError, pyllama.NativeMemoryError) as error:
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            note(
+                *(logger, logging.WARNING),
+                "no context of %d sequences of %d tokens could be made: %s",
+                *(count, length, error),
+            )
+            if count == 1:
+                raise
+            return self._add_what_can_be_made(length, count // 2)
+
+    def _shape(self, n_needed: int, n_waiting: int) -> tuple[int, int]:
+        """Length and number of a new lane's sequences; 0 of them where there is no room.
+
+        Sequences are as long as the longest so far, so that the new lane can take the place of the
+        others, or several times as long where that is too short. Shorter ones, if they can be more.
+        """
+        room = self._n_cells - sum(lane.n_cells for lane in self._lanes if lane.slots.taken)
+        longest = max((lane.length for lane in self._lanes), default=0)
+        if longest < n_needed:
+            longest = max(n_needed, GROWTH * longest)
+        most = self._max_sequences
+        if self.n_taken + n_waiting <= FEWEST:
+            most = min(most, FEWEST)
+        needed = next(length for length in self._lengths if length >= n_needed)
+        best = needed, min(most, self._count(needed, room))
+        for length in self._lengths:
+            if needed < length <= longest and self._count(length, room) >= best[1]:
+                best = length, min(most, self._count(length, room))
+        return best
+
+    def _count(self, length: int, room: int) -> int:
+        """How many sequences of a length there is room for, and for a longest one beside them."""
+        beside = any(lane.length == self._longest for lane in self._lanes)
+        left = room if beside or length == self._longest else room - self._longest
+        return max(left, 0) // length or room // length
+
+    def _make_room(self, n_cells: int) -> None:
+        """Close lanes that nobody uses, those used longest ago first."""
+        idle = [lane for lane in self._lanes if not lane.slots.taken]
         idle.sort(key=lambda lane: lane.last_used)
-        in_use = sum(lane.n_cells for lane in self._lanes.values())
-        while idle and in_use + length * count > self._n_cells:
+        left = self._n_cells - sum(lane.n_cells for lane in self._lanes)
+        while idle and left < n_cells:
             lane = idle.pop(0)
-            in_use -= lane.n_cells
+            left += lane.n_cells
             self._close(lane)
-        count = min(count, (self._n_cells - in_use) // length)
-        return None if count < 1 else self._add(length, count, length * count)
+
+    def _supersede(self, lane: Lane) -> None:
+        """Have shorter and smaller lanes end: requests are computed together in one lane alone."""
+        for other in self._lanes:
+            smaller = other.slots.count < lane.slots.count or other.length < lane.length
+            if smaller and other.length <= lane.length and other.slots.count <= lane.slots.count:
+                other.drains = True
+
+    def _drain_what_is_too_long(self, sequence: Sequence, n_waiting: int) -> None:
+        """Have a full lane end where twice as many could run in shorter sequences, and wait."""
+        for lane in self._lanes:
+            taken = [slot.sequence.n_needed for slot in lane.slots.taken if slot.sequence]
+            if lane.slots.free or n_waiting < lane.slots.count:
+                continue
+            needed = max(sequence.n_needed, *taken)
+            length = next(length for length in self._lengths if length >= needed)
+            count = min(self._max_sequences, self._count(length, self._n_cells))
+            if length < lane.length and count >= 2 * lane.slots.count:
+                lane.drains = True
 
     def _add(self, length: int, count: int, n_cells: int) -> Lane:
         lane = Lane(self._make(n_cells, count), Slots(count), length, n_cells)
-        logger.info("a lane of %d sequences of %d tokens, of %d in all", count, length, n_cells)
-        self._lanes[length] = lane
+        logger.info("a context of %d sequences of %d tokens, of %d in all", count, length, n_cells)
+        self._lanes.append(lane)
         return lane
 
     def _close(self, lane: Lane) -> None:
-        del self._lanes[lane.length]
-        lane.context.close()
+        try:
+            self._leave(lane)
+        finally:
+            self.drop(lane)
+
+
+def lengths(longest: int) -> list[int]:
+    """How long the sequences of contexts may be, so that a request of ``longest`` tokens fits."""
+    found = [_padded(longest)]
+    while found[0] >= 2 * SHORTEST:
+        found.insert(0, _padded(-(-found[0] // 2)))
+    return found
+
+
+def _padded(n_tokens: int) -> int:
+    return -(-n_tokens // PADDING) * PADDING

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -42,13 +43,13 @@ class PrefixCache:
     def find(self, hashes: BlockHashes) -> tuple[SavedPrefix | None, int]:
         """The saved prefix with most of these blocks, from the first on, and how many those are."""
         with self._lock:
-            for count in range(len(hashes), 0, -1):
+            # Whoever holds a block holds those before it.
+            for count in range(bisect_left(hashes, 1, key=self._is_unknown), 0, -1):
                 block = hashes[count - 1]
-                key = block if block in self._saved else None
-                if key is None and self._rolls_back:
-                    key = next(iter(self._covers.get(block, ())), None)
-                if key is not None:
-                    return self._saved[key], count
+                if block in self._saved:
+                    return self._saved[block], count
+                if self._rolls_back:
+                    return self._saved[next(iter(self._covers[block]))], count
         return None, 0
 
     def used(self, prefix: SavedPrefix) -> None:
@@ -56,6 +57,11 @@ class PrefixCache:
         with self._lock:
             if prefix.hashes[-1] in self._saved:
                 self._saved.move_to_end(prefix.hashes[-1])
+
+    def remove(self, prefix: SavedPrefix) -> None:
+        """Forget a prefix."""
+        with self._lock:
+            self._drop(prefix.hashes[-1])
 
     def holds(self, hashes: BlockHashes) -> bool:
         """Whether nothing would be gained by saving these blocks."""
@@ -85,6 +91,9 @@ class PrefixCache:
             self._saved.clear()
             self._covers.clear()
             self.n_bytes = 0
+
+    def _is_unknown(self, block: bytes) -> bool:
+        return block not in self._covers
 
     def _drop(self, key: bytes) -> None:
         saved = self._saved.pop(key, None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -37,6 +36,7 @@ from adapter.generation.scoring import (
 from adapter.generation.scoring_queue import ScoringJob, ScoringQueue
 from adapter.generation.sequence import Sequence
 from adapter.generation.shutdown import end_at_exit
+from adapter.generation.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -101,18 +101,22 @@ class Scheduler:
         # A state that cannot be cut back is saved where a call ends.
         self._chunk = chunk if self._rolls_back else CHUNK
         self._exactness = Exactness(self._make_context, reproducible=reproducible)
+        self._max_sequences = max_sequences
         self._lanes = Lanes(
             self._make_context,
             longest=context_length,
             n_cells=n_cells,
             max_sequences=max_sequences,
             unified=mixed or isolated,
+            leave=lambda lane: self._prefixes.leave(lane),
         )
         # A GPU computes a beginning anew in the time that it takes to save one.
         saves = not (mixed and self._rolls_back) or prefix_folder is not None
         saved = PrefixCache(cache_bytes if saves else 0, rolls_back=self._rolls_back)
-        self._prefixes = PrefixReuse(model, saved, self._exactness, prefix_folder)
-        self._queue: deque[Sequence] = deque()
+        self._prefixes = PrefixReuse(
+            model, saved, self._exactness, prefix_folder, lanes=self._lanes
+        )
+        self._waiting = Waiting(count_borders=not self._rolls_back)
         self._contexts: weakref.WeakSet[pyllama.Context] = weakref.WeakSet()
         self._changed = threading.Condition()
         self._closed = False
@@ -187,8 +191,13 @@ class Scheduler:
 
     @property
     def n_queued(self) -> int:
+<<<<<<< HEAD
         """Requests that wait for a sequence, or for their score."""
         return len(self._queue) + len(self._scoring)
+=======
+        """Requests that wait for a sequence."""
+        return len(self._waiting)
+>>>>>>> 4a47494 (Give sequences room as it is needed, and look at few of those that wait)
 
     @property
     def failed(self) -> BaseException | None:
@@ -244,13 +253,19 @@ class Scheduler:
                 ) from self._failed
             if self._closed:
                 raise ModelNotLoadedError("", "it was closed; load it again")
+<<<<<<< HEAD
             if self.n_queued >= self._max_queued:
                 raise QueueFullError(self.n_queued, self.metrics.seconds_per_request())
+=======
+            n_queued = len(self._waiting) + len(self._scoring)
+            if n_queued >= self._max_queued:
+                raise QueueFullError(n_queued, self.metrics.seconds_per_request())
+>>>>>>> 4a47494 (Give sequences room as it is needed, and look at few of those that wait)
             self._start_thread()
             if isinstance(arrival, ScoringJob):
                 self._scoring.append(arrival)
             else:
-                self._queue.append(arrival)
+                self._waiting.append(arrival)
             self._changed.notify_all()
 
     def _start_thread(self) -> None:
@@ -306,6 +321,7 @@ class Scheduler:
 
     def _wait_for_work(self) -> bool:
         """Wait until there is a request, and return False once there will be none any more."""
+<<<<<<< HEAD
         patience = IDLE_SECONDS if self._isolated else None
         while True:
             with self._changed:
@@ -318,6 +334,12 @@ class Scheduler:
             patience = None
             self._lanes.close()
             self._scoring.close()
+=======
+        with self._changed:
+            while not (self._closed or self._waiting or self._scoring or self._runner.occupied):
+                self._changed.wait()
+            return not self._closed
+>>>>>>> 4a47494 (Give sequences room as it is needed, and look at few of those that wait)
 
     def _step(self) -> None:
         """Admit what has room, compute a chunk, decode a token of each sequence, score a group."""
@@ -348,23 +370,17 @@ class Scheduler:
         slots = [slot for lane in self._lanes for slot in lane.slots.slots]
         self.metrics.at(
             running=sum(slot.sequence is not None for slot in slots),
-            waiting=len(self._queue),
+            waiting=len(self._waiting),
             kv_tokens=sum(slot.n_tokens for slot in slots),
             kv_cells=sum(lane.n_cells for lane in self._lanes),
         )
-
-    def _waiting(self) -> list[Sequence]:
-        with self._changed:
-            return list(self._queue)
 
     def _drop_finished(self) -> None:
         """End the requests whose callers have gone, and those whose time is over."""
         for lane, slot in self._runner.occupied:
             if slot.sequence is not None and slot.sequence.ended_by_caller_or_clock():
                 self._runner.release(lane, slot)
-        for sequence in self._waiting():
-            if sequence.ended_by_caller_or_clock():
-                self._leave_queue(sequence)
+        self._waiting.drop_finished()
         self._scoring.drop_finished()
 
     # Admission
@@ -375,19 +391,25 @@ class Scheduler:
         One whose prompt begins like one that is being computed waits for those blocks, and others
         may pass it. Otherwise nobody passes: a long request gets its turn.
         """
-        for sequence in self._waiting():
+        self._waiting.unpark()
+        for _ in range(2 * self._max_sequences):  # what waits longer is looked at in later steps
+            sequence = None if self._lanes.full else self._waiting.first()
+            if sequence is None:
+                return
             try:
-                if self._is_being_computed(sequence):
+                owner = self._prefixes.computing(sequence)
+                if owner is not None:
+                    self._waiting.park(sequence, owner)
                     continue
-                lane = self._lanes.lane_for(sequence)
+                lane = self._lanes.lane_for(sequence, len(self._waiting))
             except Exception as error:  # no memory for its context
-                self._leave_queue(sequence)
+                self._waiting.leave(sequence)
                 sequence.fail(translation(error))
                 continue
-            if lane is None:
+            if lane is None or self._prefixes.must_wait(lane, sequence):
                 return
-            self._leave_queue(sequence)
             self._runner.begin(lane, sequence)
+<<<<<<< HEAD
 
     def _leave_queue(self, sequence: Sequence) -> None:
         with self._changed:
@@ -404,6 +426,10 @@ class Scheduler:
             and self._prefixes.shared(slot.sequence.hashes, sequence) > held
             for _, slot in self._runner.prefilling
         )
+=======
+            self._waiting.leave(sequence)
+            self._prefixes.begin(lane, sequence)
+>>>>>>> 4a47494 (Give sequences room as it is needed, and look at few of those that wait)
 
     # Endings
 
@@ -421,13 +447,7 @@ class Scheduler:
             raise error
 
     def _fail_waiting(self, error: BaseException) -> int:
-        count = 0
-        while self._queue:
-            with self._changed:
-                sequence = self._queue.popleft()
-            sequence.fail(error)
-            count += 1
-        return count + self._scoring.fail(error)
+        return self._waiting.fail(error) + self._scoring.fail(error)
 
     def _end_requests(self, reason: BaseException) -> None:
         self._runner.end_all(reason)

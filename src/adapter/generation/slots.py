@@ -54,6 +54,10 @@ class Slots:
         """Those without."""
         return [slot for slot in self.slots if slot.sequence is None]
 
+    def n_shared(self, hashes: BlockHashes) -> int:
+        """How many blocks of a prompt the slot holds that holds most of them."""
+        return n_shared(self.nearest(hashes).held, hashes)
+
     def nearest(self, hashes: BlockHashes) -> Slot:
         """The slot, taken or free, that holds the longest beginning of a prompt; free first."""
         return max(

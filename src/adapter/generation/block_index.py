@@ -1,0 +1,57 @@
+"""Beginnings of prompts by their blocks: who has most of one is found by a few look-ups."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Generic, TypeVar
+
+from adapter.generation.blocks import BlockHashes, n_shared
+
+Owner = TypeVar("Owner")
+
+
+class BlockIndex(Generic[Owner]):
+    """Who has which beginning of a prompt.
+
+    A block's hash stands for all blocks before it too, so whoever has a block has those.
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[bytes, dict[Owner, None]] = {}
+        self._blocks: dict[Owner, BlockHashes] = {}
+
+    def __iter__(self) -> Iterator[Owner]:
+        return iter(list(self._blocks))
+
+    def blocks(self, owner: Owner) -> BlockHashes:
+        """What an owner has."""
+        return self._blocks.get(owner, ())
+
+    def put(self, owner: Owner, blocks: BlockHashes) -> None:
+        """Take note of what an owner has now; nothing to forget the owner."""
+        before = self._blocks.pop(owner, ())
+        n_same = n_shared(before, blocks)
+        for block in before[n_same:]:
+            owners = self._owners[block]
+            del owners[owner]
+            if not owners:
+                del self._owners[block]
+        for block in blocks[n_same:]:
+            self._owners.setdefault(block, {})[owner] = None
+        if blocks:
+            self._blocks[owner] = blocks
+
+    def find(self, wanted: BlockHashes) -> int:
+        """How many of these blocks, from the first on, somebody has."""
+        low, high = 0, len(wanted)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if wanted[middle - 1] in self._owners:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    def owners(self, block: bytes) -> Collection[Owner]:
+        """Who has a block."""
+        return self._owners.get(block, {}).keys()

@@ -1,0 +1,150 @@
+"""The requests that wait for a sequence, in order of arrival.
+
+Whatever is done here in a step of the scheduler takes the same time however many wait.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections import Counter, deque
+
+from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes
+from adapter.generation.sequence import Sequence
+
+POLLED = 64
+"""Requests that are asked in a step whether their callers have gone: all of them in turn."""
+
+_STRIDE = CHUNK // BLOCK
+
+
+class Waiting:
+    """Requests that wait: for their turn, or for a prompt that is being computed.
+
+    Callers' threads use :meth:`append` and ``len`` alone; all else is for the scheduler's thread.
+
+    :param count_borders: keep what :meth:`parts_after` needs.
+    """
+
+    def __init__(self, *, count_borders: bool) -> None:
+        self._count_borders = count_borders
+        self._lock = threading.Lock()
+        self._arrived: deque[Sequence] = deque()
+        self._orders: dict[Sequence, int] = {}
+        self._n_arrived = 0
+        # These may hold requests that have left, which are passed over.
+        self._ready: list[tuple[int, Sequence]] = []
+        self._parked: dict[Sequence, list[tuple[int, Sequence]]] = {}
+        self._deadlines: list[tuple[float, int, Sequence]] = []
+        self._polled: deque[Sequence] = deque()
+        self._borders: Counter[bytes] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._orders)
+
+    def append(self, sequence: Sequence) -> None:
+        """Have a request wait behind the others."""
+        with self._lock:
+            self._n_arrived += 1
+            self._orders[sequence] = self._n_arrived
+            self._arrived.append(sequence)
+
+    def first(self) -> Sequence | None:
+        """The one whose turn it is, unless all wait for prompts."""
+        self._take_in()
+        while self._ready:
+            sequence = self._ready[0][1]
+            if sequence in self._orders:
+                if sequence.state == "queued":
+                    return sequence
+                self.leave(sequence)
+            heapq.heappop(self._ready)
+        return None
+
+    def park(self, sequence: Sequence, owner: Sequence) -> None:
+        """Let others pass the first one, until a prompt is computed that it begins like."""
+        entry = self._ready[0]
+        assert entry[1] is sequence
+        self._parked.setdefault(owner, []).append(entry)
+        heapq.heappop(self._ready)
+
+    def unpark(self) -> None:
+        """Give their places back to those whose wait for a prompt is over."""
+        for owner in [owner for owner in self._parked if owner.state != "prefilling"]:
+            self._ready += self._parked[owner]
+            heapq.heapify(self._ready)
+            del self._parked[owner]
+
+    def leave(self, sequence: Sequence) -> None:
+        """Have one that is admitted, or has ended, wait no longer."""
+        self._take_in()
+        with self._lock:
+            if self._orders.pop(sequence, None) is None:
+                return
+        for block in _borders(sequence) if self._count_borders else ():
+            self._borders[block] -= 1
+            if not self._borders[block]:
+                del self._borders[block]
+        most = 2 * len(self._orders) + POLLED
+        if len(self._ready) > most:
+            self._ready = [entry for entry in self._ready if entry[1] in self._orders]
+            heapq.heapify(self._ready)
+        if len(self._deadlines) > most:
+            self._deadlines = [entry for entry in self._deadlines if entry[2] in self._orders]
+            heapq.heapify(self._deadlines)
+
+    def drop_finished(self) -> None:
+        """End those whose time is over, and those whose callers have gone."""
+        self._take_in()
+        now = time.monotonic()
+        while self._deadlines and self._deadlines[0][0] < now:
+            _, _, sequence = heapq.heappop(self._deadlines)
+            self._drop_if_finished(sequence)
+        for _ in range(min(POLLED, len(self._polled))):
+            sequence = self._polled.popleft()
+            if sequence in self._orders and not self._drop_if_finished(sequence):
+                self._polled.append(sequence)
+
+    def fail(self, error: BaseException) -> int:
+        """End all of them with an error, and count them."""
+        with self._lock:
+            waiting = list(self._orders)
+        for sequence in waiting:
+            self.leave(sequence)
+            sequence.fail(error)
+        return len(waiting)
+
+    def parts_after(self, hashes: BlockHashes, n_blocks: int, n_most: int) -> bool:
+        """Whether a prompt that waits begins with so many blocks of another, and no chunk more.
+
+        :param n_most: blocks after which the other may be cut at the latest.
+        """
+        if n_blocks % _STRIDE or not n_blocks:
+            return False
+        more = n_blocks + _STRIDE
+        n_with_more = self._borders[hashes[more - 1]] if more <= n_most else 0
+        return self._borders[hashes[n_blocks - 1]] > n_with_more
+
+    def _take_in(self) -> None:
+        while self._arrived:
+            sequence = self._arrived[0]  # it is taken away last, so that no error can lose it
+            order = self._orders[sequence]
+            heapq.heappush(self._ready, (order, sequence))
+            self._polled.append(sequence)
+            timeout = sequence.request.timeout
+            if timeout is not None:
+                heapq.heappush(self._deadlines, (sequence.arrived + timeout, order, sequence))
+            if self._count_borders:
+                self._borders.update(_borders(sequence))
+            self._arrived.popleft()
+
+    def _drop_if_finished(self, sequence: Sequence) -> bool:
+        if sequence in self._orders and sequence.ended_by_caller_or_clock():
+            self.leave(sequence)
+        return sequence.state == "ended"
+
+
+def _borders(sequence: Sequence) -> BlockHashes:
+    """The blocks of a prompt after which it may be cut, where a state cannot be cut back."""
+    return sequence.hashes[_STRIDE - 1 : sequence.n_to_border : _STRIDE]
