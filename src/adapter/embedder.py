@@ -16,6 +16,7 @@ from adapter.errors import (
     InvalidParameterError,
     TextTooLongError,
 )
+from adapter.generation.contexts import warnings_as_info
 from adapter.generation.failures import translated
 from adapter.hardware import cpu_threads
 from adapter.loaded_model import LoadedModel
@@ -220,17 +221,18 @@ class LlamaCppEmbedder:
         size = _STEP
         while size < n_tokens:
             size *= 2
-        self._context = pyllama.Context(
-            model,
-            n_ctx=size,
-            n_batch=size,
-            n_ubatch=size,
-            n_seq_max=min(_MAX_TEXTS, pyllama.max_parallel_sequences()),
-            n_threads=cpu_threads(),
-            pooling_type=self._asked or "unspecified",
-            kv_unified=True,
-            embeddings=True,
-        )
+        with warnings_as_info():
+            self._context = pyllama.Context(
+                model,
+                n_ctx=size,
+                n_batch=size,
+                n_ubatch=size,
+                n_seq_max=min(_MAX_TEXTS, pyllama.max_parallel_sequences()),
+                n_threads=cpu_threads(),
+                pooling_type=self._asked or "unspecified",
+                kv_unified=True,
+                embeddings=True,
+            )
         return self._context
 
     def _drop_context(self) -> None:

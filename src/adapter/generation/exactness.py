@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import pyllama
 from adapter.generation.blocks import BLOCK, CHUNK, LEAST_LEFT
+from adapter.generation.contexts import PADDING, padded
 from adapter.generation.failures import note
 
 Item = TypeVar("Item")
@@ -59,7 +60,7 @@ class Exactness:
         if not self._reproducible:
             return count
         if count not in self._sizes:
-            found = self._found(CHUNK * count, count, _batch_size)
+            found = self._found(PADDING * count, count, _batch_size)
             if found is None:
                 return 1
             self._sizes[count] = found
@@ -71,7 +72,7 @@ class Exactness:
         if not self._reproducible:
             return True
         if self._cuts is None:
-            self._cuts = self._found(2 * CHUNK, 1, exact_cuts)
+            self._cuts = self._found(padded(2 * CHUNK), 1, exact_cuts)
         return bool(self._cuts)
 
     def _found(

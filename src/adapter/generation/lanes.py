@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pyllama
+from adapter.generation.contexts import padded
 from adapter.generation.failures import note
 from adapter.generation.sequence import Sequence
 from adapter.generation.slots import Slots
@@ -29,9 +30,6 @@ GROWTH = 4
 
 FEWEST = 4
 """Sequences of the first context, while no more requests have come."""
-
-PADDING = 256
-"""llama.cpp gives each sequence a multiple of so many tokens."""
 
 RETRY_SECONDS = 10.0
 """How long after a context could not be made a larger one is tried again."""
@@ -257,11 +255,7 @@ class Lanes:
 
 def lengths(longest: int) -> list[int]:
     """How long the sequences of contexts may be, so that a request of ``longest`` tokens fits."""
-    found = [_padded(longest)]
+    found = [padded(longest)]
     while found[0] >= 2 * SHORTEST:
-        found.insert(0, _padded(-(-found[0] // 2)))
+        found.insert(0, padded(-(-found[0] // 2)))
     return found
-
-
-def _padded(n_tokens: int) -> int:
-    return -(-n_tokens // PADDING) * PADDING

@@ -19,6 +19,7 @@ from adapter.errors import (
 )
 from adapter.generation.batch_runner import BatchRunner
 from adapter.generation.blocks import CHUNK, longest_call
+from adapter.generation.contexts import warnings_as_info
 from adapter.generation.exactness import Exactness
 from adapter.generation.failures import insist, note, translation
 from adapter.generation.lanes import Lanes
@@ -191,13 +192,8 @@ class Scheduler:
 
     @property
     def n_queued(self) -> int:
-<<<<<<< HEAD
         """Requests that wait for a sequence, or for their score."""
-        return len(self._queue) + len(self._scoring)
-=======
-        """Requests that wait for a sequence."""
-        return len(self._waiting)
->>>>>>> 4a47494 (Give sequences room as it is needed, and look at few of those that wait)
+        return len(self._waiting) + len(self._scoring)
 
     @property
     def failed(self) -> BaseException | None:
@@ -253,14 +249,8 @@ class Scheduler:
                 ) from self._failed
             if self._closed:
                 raise ModelNotLoadedError("", "it was closed; load it again")
-<<<<<<< HEAD
             if self.n_queued >= self._max_queued:
                 raise QueueFullError(self.n_queued, self.metrics.seconds_per_request())
-=======
-            n_queued = len(self._waiting) + len(self._scoring)
-            if n_queued >= self._max_queued:
-                raise QueueFullError(n_queued, self.metrics.seconds_per_request())
->>>>>>> 4a47494 (Give sequences room as it is needed, and look at few of those that wait)
             self._start_thread()
             if isinstance(arrival, ScoringJob):
                 self._scoring.append(arrival)
@@ -321,25 +311,18 @@ class Scheduler:
 
     def _wait_for_work(self) -> bool:
         """Wait until there is a request, and return False once there will be none any more."""
-<<<<<<< HEAD
         patience = IDLE_SECONDS if self._isolated else None
         while True:
             with self._changed:
                 if self._closed:
                     return False
-                if self._queue or self._scoring or self._runner.occupied:
+                if self._waiting or self._scoring or self._runner.occupied:
                     return True
                 if self._changed.wait(patience):
                     continue
             patience = None
             self._lanes.close()
             self._scoring.close()
-=======
-        with self._changed:
-            while not (self._closed or self._waiting or self._scoring or self._runner.occupied):
-                self._changed.wait()
-            return not self._closed
->>>>>>> 4a47494 (Give sequences room as it is needed, and look at few of those that wait)
 
     def _step(self) -> None:
         """Admit what has room, compute a chunk, decode a token of each sequence, score a group."""
@@ -364,7 +347,8 @@ class Scheduler:
         job = self._scoring.first
         if job is None or self._runner.occupied:
             return False
-        return self._scoring.begun or not self._queue or job.arrived < self._queue[0].arrived
+        first = self._waiting.first()
+        return self._scoring.begun or first is None or job.arrived < first.arrived
 
     def _measure(self) -> None:
         slots = [slot for lane in self._lanes for slot in lane.slots.slots]
@@ -409,27 +393,8 @@ class Scheduler:
             if lane is None or self._prefixes.must_wait(lane, sequence):
                 return
             self._runner.begin(lane, sequence)
-<<<<<<< HEAD
-
-    def _leave_queue(self, sequence: Sequence) -> None:
-        with self._changed:
-            self._queue.remove(sequence)
-
-    def _is_being_computed(self, sequence: Sequence) -> bool:
-        """Whether a prompt that is being computed will soon hold more of this one than is held."""
-        if self._isolated or not self._runner.prefilling:
-            return False
-        slots = (slot for lane in self._lanes for slot in lane.slots.slots)
-        held = self._prefixes.n_held(sequence, slots)
-        return any(
-            slot.sequence is not None
-            and self._prefixes.shared(slot.sequence.hashes, sequence) > held
-            for _, slot in self._runner.prefilling
-        )
-=======
             self._waiting.leave(sequence)
             self._prefixes.begin(lane, sequence)
->>>>>>> 4a47494 (Give sequences room as it is needed, and look at few of those that wait)
 
     # Endings
 
@@ -467,8 +432,8 @@ class Scheduler:
             note(logger, logging.ERROR, "closing a scheduler failed", exc_info=error)
 
     def _make_context(self, n_cells: int, count: int) -> pyllama.Context:
-        return self._known(
-            pyllama.Context(
+        with warnings_as_info():
+            context = pyllama.Context(
                 self._model,
                 n_ctx=n_cells,
                 n_seq_max=count,
@@ -479,18 +444,18 @@ class Scheduler:
                 # Its sums depend on how many sequences a batch has, and on their lengths.
                 flash_attn="disabled" if self._reproducible else "auto",
             )
-        )
+        return self._known(context)
 
     def _make_scoring_context(self, length: int) -> pyllama.Context:
-        return self._known(
-            scoring_context(
+        with warnings_as_info():
+            context = scoring_context(
                 self._model,
                 length,
                 n_threads=self._n_threads,
                 reproducible=self._reproducible,
                 chunk=self._chunk,
             )
-        )
+        return self._known(context)
 
     def _known(self, context: pyllama.Context) -> pyllama.Context:
         with self._changed:

@@ -331,8 +331,8 @@ def test_each_request_is_one_line_of_the_log(scheduler, caplog):
 def test_a_long_request_runs_beside_short_ones(model):
     """No equal parts: memory for two long sequences, and eight short ones run at once."""
     scheduler = scheduler_of(model, n_cells=2 * 8 * 1024, context_length=8192)
-    requests = [request_of(tokens(seed, 50), max_tokens=40) for seed in range(8)]
-    requests.insert(4, request_of(tokens(9, 3000), max_tokens=500))
+    requests = [request_of(tokens(seed, 50), max_tokens=40) for seed in range(24)]
+    requests.insert(4, request_of(tokens(99, 3000), max_tokens=500))
     with ThreadPoolExecutor(9) as threads:
         results = list(threads.map(scheduler.generate, requests))
     assert results[4].completion_tokens == 500 or results[4].finish_reason == "stop"
