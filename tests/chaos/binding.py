@@ -55,6 +55,7 @@ def make_case(seed: int, number: int) -> Case:
         "threads": [calls(draw.randint(5, 40) // n_threads + 1) for _ in range(n_threads)],
         "short": draw.random() < 0.08,
         "interrupted": draw.random() < 0.1,
+        "stack": draw.choice([0, 0, 768]),
     }
 
 

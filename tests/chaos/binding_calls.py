@@ -26,6 +26,11 @@ CALLS: dict[str, Call] = {}
 WEIGHTS: dict[str, int] = {}
 
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+#: Those that llama.cpp splits texts for itself, and those that it has regular expressions for.
+PRE_TOKENIZERS = (
+    *("gpt-2", "llama-bpe", "qwen2", "gpt-4o", "deepseek-v3", "deepseek-llm", "tekken", "falcon"),
+    *("starcoder", "bloom", "viking", "chameleon", "superbpe", "kimi-k2", "jais", "none of them"),
+)
 
 
 def call(weight: int) -> Callable[[Call], Call]:
@@ -55,6 +60,8 @@ def load_model(world: World, draw: random.Random) -> None:
         options["check_tensors"] = True
     if draw.random() < 0.2:
         options["use_extra_bufts"] = False
+    if draw.random() < 0.3:
+        options["kv_overrides"] = {"tokenizer.ggml.pre": odd(draw, draw.choice(PRE_TOKENIZERS))}
     how = draw.random()
     if how < 0.1:
         world.keep("model", pyllama.Model.from_bytes(path.read_bytes(), **options))

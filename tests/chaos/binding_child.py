@@ -69,6 +69,8 @@ class Runner:
                 threading.Thread(target=self._calls, args=(world, number, calls))
                 for number, calls in enumerate(case["threads"][1:], 2)
             ]
+            # KiB; documented as enough for everything.
+            threading.stack_size(case["stack"] << 10)
             started = []
             for thread in threads:
                 try:
@@ -77,6 +79,7 @@ class Runner:
                     self._notes["a thread that could not start"] += 1
                 else:
                     started.append(thread)
+            threading.stack_size(0)
             if case["interrupted"]:
                 signal.setitimer(signal.ITIMER_REAL, 0.003, 0.005)
             self._calls(world, 1, case["threads"][0])

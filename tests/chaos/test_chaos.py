@@ -72,7 +72,7 @@ def test_every_call_can_be_made(tmp_path):
     write_files(tmp_path)
     fuzzer = binding.Fuzzer(Asked(seed=0, seconds=0, count=None, case=None, folder=tmp_path))
     begin = [(f, n) for f in ("load_model", "make_context", "make_chain") for n in range(12)]
-    quiet = {"begin": begin, "short": False, "interrupted": False}
+    quiet = {"begin": begin, "short": False, "interrupted": False, "stack": 0}
     names = sorted(set(CALLS) - {"copy_object", "shorten_memory"})
     cases = [
         {**quiet, "number": number, "threads": [[(name, seed) for seed in range(60)]]}
