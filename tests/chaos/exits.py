@@ -166,11 +166,12 @@ def judged(ended: Ended, ending: str) -> str:
     for line in lines:
         if any(fault in line for fault in FAULTS):
             return line[:200]
-    # A traceback is what Python shows of an exception that ends the program, and the last word.
+    # A traceback is what Python shows of an exception that ends the program. What llama.cpp says
+    # of a computation that was stopped may come before and after.
+    shown = any(line.startswith("Traceback") for line in lines)
     last = {"exception": "Planned", "SIGINT": "KeyboardInterrupt"}.get(ending)
-    shown = [line for line in lines if line.startswith("Traceback")]
     if shown and last is None:
         return "a traceback on stderr"
-    if last is not None and not (lines and lines[-1].endswith(last)):
-        return f"stderr does not end with {last}"
+    if last is not None and not any(line.endswith(last) for line in lines):
+        return f"no {last} on stderr"
     return ""

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from memory import resident_bytes
-from pool_faults import FAULTS, Scene, children
+from pool_faults import FAULTS, Scene, children, tracer
 from pool_load import N_REQUESTS, Load, Outcomes, answer
 
 import pyllama
@@ -44,6 +44,8 @@ def main() -> None:
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     folder, seed, seconds, names = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4:]
+    if "errors_in_threads" in names:
+        threading.settrace(tracer.call)
     on_server = "server_killed" in names
     with _small_disk(folder / "prefixes"):
         server = pyllama.RpcServer(port=0, n_threads=1) if on_server else None

@@ -31,7 +31,7 @@ def test_nothing_is_found_in_a_few_cases(name, count, case, tmp_path):
         (Ended(-11, "", ""), "end", "died of SIGSEGV"),
         (Ended(None, "", ""), "sys.exit", "hung"),
         (Ended(1, "", "Traceback (most …\n  File …\nPlanned"), "exception", ""),
-        (Ended(1, "", "Traceback (most …\n  File …\nKeyError"), "exception", "stderr does not end"),
+        (Ended(1, "", "Traceback (most …\n  File …\nKeyError"), "exception", "no Planned"),
         (Ended(3, "", "Traceback (most …\n  File …\nPlanned"), "sys.exit", "a traceback"),
         (
             Ended(-2, "", "Exception ignored in: x\nKeyboardInterrupt"),
