@@ -31,7 +31,7 @@ import pyllama
 from adapter import LlamaCppConfig, LlamaCppEngine, ModelPool
 
 #: Nothing that is asked for takes as long, with all faults that there are.
-BOUND = 60
+BOUND = 30
 #: What allocators, executors' threads and caches may keep.
 MOST_LEFT = 64 << 20
 #: Attempts that a request may take once a fault has gone: the next one works.

@@ -19,6 +19,7 @@ from typing import Any
 
 from pool_load import Load, answer
 
+import adapter
 import pyllama
 from adapter import LlamaCppConfig, LlamaCppEngine, LlamaCppError, ModelPool
 
@@ -132,6 +133,9 @@ def no_threads(scene: Scene) -> Iterator[None]:
         threading.Thread.start = start
 
 
+_OURS = tuple(str(Path(module.__file__ or "").parent) for module in (adapter, pyllama))
+
+
 class _Tracer:
     """Raises MemoryError at random lines of this project, in the threads of schedulers."""
 
@@ -140,14 +144,15 @@ class _Tracer:
         self._draw = random.Random(0)
 
     def call(self, frame: FrameType, _event: str, _argument: object) -> Any:
-        if not self.chance or not threading.current_thread().name.startswith("llamacpp-"):
+        if not self.chance or not frame.f_code.co_filename.startswith(_OURS):
             return None
-        name = frame.f_code.co_filename
-        return self.line if f"{os.sep}src{os.sep}" in name or "site-packages" in name else None
+        name = threading.current_thread().name
+        return self.line if name.startswith("llamacpp-") and "async" not in name else None
 
     def line(self, frame: FrameType, event: str, _argument: object) -> Any:
-        ours = "adapter" in frame.f_code.co_filename or "pyllama" in frame.f_code.co_filename
-        if event == "line" and ours and self._draw.random() < self.chance:
+        if event == "line" and self._draw.random() < self.chance:
+            where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+            os.write(2, f"MemoryError at {where}\n".encode())
             raise MemoryError("planned")
         return self.line
 
