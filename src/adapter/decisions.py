@@ -21,7 +21,7 @@ from dspy.signatures import Signature
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from adapter.formatting import field_lines
+from adapter.field_lines import output_lines
 from adapter.typed_values import allowed_values
 
 Distribution = Mapping[str, float]
@@ -123,7 +123,7 @@ class DecisionPlan:
         :param written: values of the other output fields, which the answer begins with.
         """
         others = {name: field for name, field in self.rest.output_fields.items() if name in written}
-        begun = {"role": "assistant", "content": field_lines(others, written)}
+        begun = {"role": "assistant", "content": output_lines(others, written)}
         properties = {
             name: {"type": "string", "enum": [*decision.keys]}
             for name, decision in self.decisions.items()

@@ -173,6 +173,11 @@ class FieldMarkers:
         return next(after, len(self.text))
 
 
+def is_marker(line: str, names: tuple[str, ...]) -> bool:
+    """Whether a line may be read as the beginning of one of these fields."""
+    return _marker_pattern(_marker_source(names), re.IGNORECASE).match(line) is not None
+
+
 def field_named(spelling: str, names: tuple[str, ...]) -> str:
     """Return the field that a spelling of its name means, or the spelling if it means none."""
 

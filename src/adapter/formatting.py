@@ -1,8 +1,8 @@
 """A signature and its values as short chat messages, made for small models.
 
 The system message holds the instructions and the form of the answer. Values, those of the
-demonstrations too, are lines of `field: value`: every token spent on form is one that a small
-model must read and imitate.
+demonstrations too, are lines of `field: value` (adapter.field_lines): every token spent on form is
+one that a small model must read and imitate.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from __future__ import annotations
 import datetime
 import inspect
 import json
-from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
 import pydantic
 from dspy.adapters.types import Code, Reasoning, Type
-from dspy.adapters.utils import format_field_value
 from dspy.signatures import Signature
 from pydantic.fields import FieldInfo
 
+from adapter.grammar.values import is_dspy_type
 from adapter.typed_values import allowed_values, union_members
 
 _PLAIN_FORMS: dict[object, str] = {
@@ -50,36 +49,6 @@ def system_message(signature: type[Signature]) -> str:
     return "\n\n".join(paragraphs)
 
 
-def field_lines(
-    fields: Mapping[str, FieldInfo], values: Mapping[str, Any], missing: str | None = None
-) -> str:
-    """Return one `name: value` line for each field that has a value.
-
-    A value of several lines starts on a line of its own. A field without a value takes the text
-    `missing`, or is left out where that is None.
-    """
-    lines = []
-    for name, field in fields.items():
-        if name in values:
-            text = _written(field, values[name])
-        elif missing is not None:
-            text = missing.strip()
-        else:
-            continue
-        separator = "\n" if "\n" in text else " "
-        lines.append(f"{name}:{separator}{text}")
-    return "\n".join(lines)
-
-
-def _written(field: FieldInfo, value: Any) -> str:
-    annotation: Any = field.annotation
-    if _is_dspy_type(annotation, Code) and value is not None:
-        # Fenced, so that no line of the code is taken for the next field.
-        code = value if isinstance(value, Code) else annotation.model_validate(value)
-        return f"```{annotation.language.lower()}\n{code.code}\n```"
-    return str(format_field_value(field, value))
-
-
 def describe_form(annotation: Any) -> str:
     """Say in words how a value of a type is written.
 
@@ -101,17 +70,11 @@ def describe_form(annotation: Any) -> str:
             return "a JSON object"
         if _has_phrase(arguments[1]):
             return f"a JSON object, each value {describe_form(arguments[1])}"
-    if _is_dspy_type(annotation, Code):
+    if is_dspy_type(annotation, Code):
         return f"{annotation.language} code in a ```{annotation.language.lower()} block"
-    if _is_dspy_type(annotation, Type) and (own_words := annotation.description()):
+    if is_dspy_type(annotation, Type) and (own_words := annotation.description()):
         return str(own_words)
     return "JSON with this schema: " + json.dumps(_schema(annotation), ensure_ascii=False)
-
-
-def _is_dspy_type(annotation: Any, kind: type[Type]) -> bool:
-    # Python 3.10 takes list[int] for a class; only its origin tells.
-    is_class = get_origin(annotation) is None and isinstance(annotation, type)
-    return is_class and issubclass(annotation, kind)
 
 
 def _has_phrase(annotation: Any) -> bool:

@@ -24,8 +24,9 @@ from adapter.bound_answers import (
 from adapter.config import LlamaCppConfig
 from adapter.decisions import DecisionPlan, decisions_in
 from adapter.errors import ConfigurationError
+from adapter.field_lines import input_lines, output_lines
 from adapter.field_markers import FieldMarkers
-from adapter.formatting import field_lines, system_message
+from adapter.formatting import system_message
 from adapter.grammar.answer_grammar import FIELD_LINES, AnswerGrammar
 from adapter.language_model import language_model
 from adapter.parsing import parse_completion
@@ -275,7 +276,7 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         main_request: bool = False,
     ) -> str:
         """Return the inputs as `field: value` lines."""
-        lines = field_lines(signature.input_fields, inputs)
+        lines = input_lines(signature, inputs)
         return "\n\n".join(part for part in (prefix, lines, suffix) if part)
 
     def format_assistant_message_content(
@@ -285,7 +286,7 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         missing_field_message: str | None = None,
     ) -> str:
         """Return the outputs as `field: value` lines."""
-        return field_lines(signature.output_fields, outputs, missing_field_message)
+        return output_lines(signature.output_fields, outputs, missing_field_message)
 
     def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
         """Return the output fields in a model's answer; see adapter.parsing.

@@ -1,0 +1,92 @@
+"""Fields as lines of `name: value`, none of which another field's value can forge."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from dspy.adapters.types import Code
+from dspy.adapters.utils import format_field_value
+from dspy.signatures import Signature
+from pydantic.fields import FieldInfo
+
+from adapter.field_markers import is_marker
+from adapter.grammar.values import is_dspy_type
+
+_BAR = "| "
+_LINE_BEGIN = re.compile("(?:^|(?<=[\n\v\f\x1c-\x1e\x85\u2028\u2029])|(?<=\r)(?!\n))")
+
+
+def input_lines(signature: type[Signature], values: Mapping[str, Any]) -> str:
+    """Return one `name: value` line for each input that has a value.
+
+    A value of several lines starts on a line of its own. Where one of these could be read as a
+    field of the signature, a bar stands before each. Other values are written as they are.
+    """
+    names = tuple(signature.fields)
+    lines = []
+    for name, field in signature.input_fields.items():
+        if name not in values:
+            continue
+        value = values[name]
+        if is_dspy_type(field.annotation, Code) and value is not None:
+            text = _fenced(field.annotation, value, longer=True)
+        else:
+            text = str(format_field_value(field, value))
+            parts = text.splitlines()
+            if len(parts) > 1 and any(is_marker(line, names) for line in parts):
+                text = _LINE_BEGIN.sub(_BAR, text)
+        lines.append(_field(name, text))
+    return "\n".join(lines)
+
+
+def output_lines(
+    fields: Mapping[str, FieldInfo], values: Mapping[str, Any], missing: str | None = None
+) -> str:
+    """Return one `name: value` line for each output that has a value, as a model writes them.
+
+    A field without a value takes the text `missing`, or is left out where that is None. A line
+    that would be read as another output, which no model can write, gets a bar before it.
+    """
+    lines = []
+    for name, field in fields.items():
+        if name in values:
+            value = values[name]
+            if is_dspy_type(field.annotation, Code) and value is not None:
+                text = _fenced(field.annotation, value)
+            else:
+                text = str(format_field_value(field, value))
+        elif missing is not None:
+            text = missing.strip()
+        else:
+            continue
+        lines.append(_field(name, _with_bars(text, tuple(fields))))
+    return "\n".join(lines)
+
+
+def _field(name: str, text: str) -> str:
+    separator = "\n" if "\n" in text or len(text.splitlines()) > 1 else " "
+    return f"{name}:{separator}{text}"
+
+
+def _fenced(annotation: Any, value: Any, *, longer: bool = False) -> str:
+    """Code in a block, in which no line is taken for the next field.
+
+    :param longer: have a fence that no fence in the code is as long as.
+    """
+    code = value if isinstance(value, Code) else annotation.model_validate(value)
+    within = max(map(len, re.findall("`{3,}", code.code)), default=2) if longer else 2
+    fence = "`" * (within + 1)
+    return f"{fence}{annotation.language.lower()}\n{code.code}\n{fence}"
+
+
+def _with_bars(text: str, names: tuple[str, ...]) -> str:
+    if "\n" not in text:
+        return text
+    lines = []
+    in_code = False
+    for line in text.split("\n"):
+        in_code ^= line.lstrip(" \t").startswith("```")
+        lines.append(f"{_BAR}{line}" if not in_code and is_marker(line, names) else line)
+    return "\n".join(lines)
