@@ -97,11 +97,11 @@ def render_call_or_answer(
 
 def either(one: str, other: str) -> str:
     """A grammar in GBNF of all texts of two grammars, whose roots are both "root"."""
-    rules = [_renamed(one, "a-"), _renamed(other, "b-")]
+    rules = [renamed_rules(one, "a-"), renamed_rules(other, "b-")]
     return "\n".join([*rules, "root ::= a-root | b-root\n"])
 
 
-def _renamed(gbnf: str, prefix: str) -> str:
+def renamed_rules(gbnf: str, prefix: str) -> str:
     """The grammar with a prefix before the names of its rules."""
 
     def rename(found: re.Match[str]) -> str:

@@ -19,6 +19,7 @@ from adapter.grammar.schema_merging import SchemaError
 from adapter.grammar.thinking import ANSWER_SCHEMA, after_thinking
 from adapter.messages import template_messages
 from adapter.reasoning import reasoning_budget, thinking_options
+from adapter.tool_arguments import BoundCalls
 
 if TYPE_CHECKING:
     from adapter.loaded_model import LoadedModel
@@ -65,7 +66,7 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
     if schema is not None and not tools:
         grammar = schema_grammar
     thinking, adaptations = thinking_options(request.config, loaded)
-    render = partial(loaded.render, template_messages(request), **thinking)
+    render = BoundCalls(partial(loaded.render, template_messages(request), **thinking))
     if tools and options["tool_choice"] == "required":
         rendered = render_call(render, options)
     elif tools and schema is not None:
@@ -89,7 +90,7 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
         ),
         parser=rendered.parser if tools or thinks else None,
         reasoning_budget=budget,
-        adaptations=schema_adaptations + adaptations + unspent,
+        adaptations=schema_adaptations + render.adaptations + adaptations + unspent,
     )
 
 

@@ -99,6 +99,11 @@ class SchemaText:
         except RecursionError:
             raise too_deep() from None
 
+    def alternatives(self, *schemas: Any) -> list[Schema]:
+        """Schemas without references and unions: any one describes what all of these do."""
+        with self._effort:
+            return self._plain(schemas)
+
     def rule(self, hint: str, *schemas: Any) -> Rule:
         """Texts that all of the schemas describe."""
         texts = sorted({json.dumps(schema, sort_keys=True) for schema in schemas})

@@ -167,11 +167,22 @@ def exclusive(one: Any, other: Any) -> bool:
     kinds = [_kinds(first), _kinds(second)]
     if None not in kinds and not _common_types(*kinds):
         return True
+    if _requires_what_lacks(first, second) or _requires_what_lacks(second, first):
+        return True
     shared = set(first.get("required", ())) & set(second.get("required", ()))
     return any(
         exclusive(first.get("properties", {}).get(name), second.get("properties", {}).get(name))
         for name in shared
     )
+
+
+def _requires_what_lacks(one: Schema, other: Schema) -> bool:
+    """Whether one schema requires a key that the other one has no place for."""
+    if other.get("additionalProperties") is not False or "patternProperties" in other:
+        return False
+    if _kinds(one) != ["object"] or _kinds(other) != ["object"]:
+        return False
+    return not set(one.get("required", ())) <= set(other.get("properties", {}))
 
 
 def same(one: Any, other: Any) -> bool:

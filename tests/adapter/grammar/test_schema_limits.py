@@ -10,7 +10,6 @@ import pytest
 from texts import schema_fits
 
 import pyllama
-
 from adapter.grammar.json_schema import json_schema_grammar
 from adapter.grammar.schema_limits import MAX_CHARACTERS, MAX_LEVELS
 from adapter.grammar.schema_merging import SchemaError

@@ -1,0 +1,229 @@
+"""Calls of functions whose arguments follow our own grammar of their schemas.
+
+llama.cpp's formats of calls have each function's arguments bound by its own conversion of schemas,
+which leaves out what it does not know. Where a format has the arguments, or, in formats of tags,
+each argument, is found by rendering the conversation with functions whose schemas are fixed values,
+and looking for these in the grammar.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from dspy.lm15 import Adaptation
+
+import pyllama
+from adapter.call_or_answer import renamed_rules
+from adapter.grammar.json_schema import KEPT, json_schema_grammar
+from adapter.grammar.schema_merging import SchemaError
+from adapter.grammar.tagged_arguments import Argument, TaggedArguments, tagged_arguments
+
+Render = Callable[..., pyllama.RenderedChat]
+Tools = Sequence[Mapping[str, Any]]
+
+_PLACE = "the arguments of function {} stand here"
+_FIRST_NUMBER = 70_000_001
+_UNSAID = "a grammar cannot express these, so a call may break them: check it"
+_NO_PLACE = "this chat template's form of calls has no place for a grammar of arguments: check them"
+
+
+class BoundCalls:
+    """Renders conversations, with calls whose arguments fit the functions' own schemas.
+
+    adaptations   what of the schemas the last rendering leaves unsaid
+    """
+
+    def __init__(self, render: Render) -> None:
+        self._render = render
+        self.adaptations: tuple[Adaptation, ...] = ()
+
+    def __call__(self, **options: Any) -> pyllama.RenderedChat:
+        """Render with the options of ``pyllama.ChatTemplate.apply``."""
+        rendered = self._render(**options)
+        tools: Tools = options.get("tools") or ()
+        # Beside a JSON schema a format forbids calls, or leaves them to adapter.call_or_answer.
+        if not tools or "json_schema" in options or not rendered.grammar:
+            return rendered
+        bound = self._as_json(rendered, options) or self._as_tags(rendered, options)
+        if bound is not None:
+            return bound
+        described = [i for i, tool in enumerate(tools) if _schema_of(tool).get("properties")]
+        self.adaptations = tuple(_dropped(i, ("parameters",), _NO_PLACE) for i in described)
+        return rendered
+
+    def _probed(self, options: Mapping[str, Any], tools: Tools) -> pyllama.RenderedChat | None:
+        """The conversation with other functions, where it can be rendered so."""
+        try:
+            return self._render(**{**options, "tools": list(tools)})
+        except pyllama.ChatTemplateError:
+            return None
+
+    def _as_json(
+        self, rendered: pyllama.RenderedChat, options: Mapping[str, Any]
+    ) -> pyllama.RenderedChat | None:
+        """The conversation with each function's arguments as one JSON text."""
+        probes, grammars, told = [], {}, []
+        for index, tool in enumerate(options["tools"]):
+            try:
+                found = json_schema_grammar(json.dumps(_closed(_schema_of(tool)), allow_nan=False))
+            except (SchemaError, TypeError, ValueError) as error:
+                probes.append(tool)
+                told.append(_dropped(index, (str(error),), _UNSAID))
+                continue
+            place = _PLACE.format(index)
+            probes.append(_with(tool, {"type": "object", "properties": {}, "const": place}))
+            grammars[index] = found.gbnf
+            if found.unchecked:
+                told.append(_dropped(index, found.unchecked, _UNSAID))
+        probed = self._probed(options, probes)
+        if probed is None:
+            return None
+        grammar, rules = probed.grammar, []
+        for index, gbnf in grammars.items():
+            literal = f'"\\"{_PLACE.format(index)}\\""'
+            if literal not in grammar:
+                return None
+            grammar = grammar.replace(literal, f"arguments-{index}-root")
+            rules.append(renamed_rules(gbnf, f"arguments-{index}-"))
+        self.adaptations = tuple(told)
+        return replace(rendered, grammar="\n".join([grammar.rstrip("\n"), *rules]))
+
+    def _as_tags(
+        self, rendered: pyllama.RenderedChat, options: Mapping[str, Any]
+    ) -> pyllama.RenderedChat | None:
+        """The conversation with each argument between tags of its own."""
+        plan = _TagPlan(options["tools"], "<]" if "]<]" in rendered.grammar else "<")
+        probed = self._probed(options, plan.probes)
+        read = self._probed(options, plan.readable)
+        grammar = None if probed is None else plan.filled(probed.grammar)
+        if grammar is None or read is None:
+            return None
+        self.adaptations = tuple(plan.told)
+        return replace(rendered, grammar=grammar, parser=read.parser)
+
+
+class _TagPlan:
+    """Functions that stand for others in a grammar of tags, and what their values are replaced by.
+
+    probes     one function for each form of a function's arguments, with numbers for values
+    readable   the functions themselves, with no more of their schemas than a parser of tags reads
+    """
+
+    def __init__(self, tools: Tools, tag_signs: str) -> None:
+        self.probes: list[Mapping[str, Any]] = []
+        self.readable: list[Mapping[str, Any]] = []
+        self.told: list[Adaptation] = []
+        self._names: dict[str, str] = {}
+        self._arguments: dict[int, Argument] = {}
+        for index, tool in enumerate(tools):
+            try:
+                schema = json.dumps(_closed(_schema_of(tool)), allow_nan=False)
+                found = _tagged_arguments(schema, tag_signs)
+            except (SchemaError, TypeError, ValueError) as error:
+                self.probes.append(tool)
+                self.readable.append(tool)
+                self.told.append(_dropped(index, (str(error),), _UNSAID))
+                continue
+            if found.unchecked:
+                self.told.append(_dropped(index, found.unchecked, _UNSAID))
+            self._add(index, tool, found)
+
+    def _add(self, index: int, tool: Mapping[str, Any], found: TaggedArguments) -> None:
+        readable: dict[str, Any] = {}
+        for form, arguments in enumerate(found.forms):
+            name = f"function_{index}_{form}_probe"
+            self._names[name] = tool["function"]["name"]
+            properties: dict[str, Any] = {}
+            for argument in arguments:
+                if argument.gbnf is None:
+                    properties[argument.name] = {"type": "string", "description": ""}
+                else:
+                    number = _FIRST_NUMBER + len(self._arguments)
+                    self._arguments[number] = argument
+                    properties[argument.name] = {
+                        "type": "integer", "const": number, "description": ""
+                    }  # fmt: skip
+                kind = "string" if argument.is_text else "integer"
+                readable[argument.name] = {"type": kind, "description": ""}
+            required = [argument.name for argument in arguments if argument.required]
+            schema = {"type": "object", "properties": properties, "required": required}
+            probe = _with(tool, schema)
+            self.probes.append({**probe, "function": {**probe["function"], "name": name}})
+        self.readable.append(_with(tool, {"type": "object", "properties": readable}))
+
+    def filled(self, grammar: str) -> str | None:
+        """The grammar with the functions' own names and values; None where one has no place."""
+        rules = []
+        for number, argument in self._arguments.items():
+            assert argument.gbnf is not None
+            literal, prefix = f'"{number}"', f"argument-{number - _FIRST_NUMBER}-"
+            if literal not in grammar:
+                return None
+            if argument.is_text:
+                grammar = _as_string(grammar, literal)
+            grammar = grammar.replace(literal, f"{prefix}root")
+            rules.append(renamed_rules(argument.gbnf, prefix))
+        for probe, name in self._names.items():
+            if probe not in grammar:
+                return None
+            grammar = grammar.replace(probe, json.dumps(name, ensure_ascii=False)[1:-1])
+        return "\n".join([grammar.rstrip("\n"), *rules])
+
+
+def _as_string(grammar: str, literal: str) -> str:
+    """Have the tag before a value say that it is a string, in formats whose tags say so."""
+    rule = re.search(rf"^([a-zA-Z0-9-]+) ::= {literal}$", grammar, re.MULTILINE)
+    if rule is None:
+        return grammar
+    before = rf'string=\\"false\\">"\) (?={re.escape(rule[1])}\b)'
+    return re.sub(before, lambda found: found[0].replace("false", "true"), grammar)
+
+
+def _schema_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    schema: Mapping[str, Any] = tool["function"].get("parameters") or {}
+    return schema
+
+
+def _with(tool: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {**tool, "function": {**tool["function"], "parameters": schema}}
+
+
+def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema of arguments: an object, with no others than it names, unless it speaks of them."""
+    closed = _without_others(schema)
+    for keyword in ("anyOf", "oneOf"):
+        options = schema.get(keyword)
+        if isinstance(options, list) and not _SPEAK & schema.keys() - {keyword}:
+            closed[keyword] = [
+                _without_others(option) if isinstance(option, Mapping) else option
+                for option in options
+            ]
+    if schema.get("type") == "object":
+        return closed
+    definitions: dict[str, Any] = {
+        key: closed.pop(key) for key in ("$defs", "definitions") if key in closed
+    }
+    return {**definitions, "allOf": [closed, {"type": "object"}]} if closed else {"type": "object"}
+
+
+_SPEAK = {"properties", "additionalProperties", "patternProperties", "propertyNames", "$ref",
+          "allOf", "anyOf", "oneOf", "if"}  # fmt: skip
+
+
+def _without_others(schema: Mapping[str, Any]) -> dict[str, Any]:
+    speaks = _SPEAK & schema.keys() != {"properties"}
+    return dict(schema) if speaks else {**schema, "additionalProperties": False}
+
+
+_tagged_arguments = lru_cache(KEPT)(
+    lambda schema, tag_signs: tagged_arguments(json.loads(schema), tag_signs)
+)
+
+
+def _dropped(index: int, asked: tuple[str, ...], reason: str) -> Adaptation:
+    return Adaptation(f"tools[{index}].parameters", "dropped", reason, asked=asked)

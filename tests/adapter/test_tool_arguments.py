@@ -1,0 +1,210 @@
+"""Calls of functions: their arguments follow the functions' own schemas, in every form of calls."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from chats import TOOLS, TOOLS_AND_THINKING
+from dspy.lm15 import Config, FunctionTool, Message, Request, ToolChoice
+from fake_generator import fake_model
+from grammars import matches
+
+from adapter.prompt import build_prompt
+
+FIND = {
+    "type": "object",
+    "properties": {
+        "code": {"type": "string", "pattern": r"^\d{3}-\d{2}$"},
+        "share": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        "kind": {"type": "string", "enum": ["north", "south-east"]},
+        "note": {"type": "string"},
+    },
+    "required": ["code", "share"],
+}
+ONE_OF = {
+    "oneOf": [
+        {"type": "object", "properties": {"city": {"enum": ["Oslo"]}}, "required": ["city"]},
+        {"type": "object", "properties": {"lat": {"type": "integer", "maximum": 90}},
+         "required": ["lat"]},
+    ]
+}  # fmt: skip
+BAG = {"type": "object", "maxProperties": 2, "additionalProperties": {"type": "integer"}}
+
+
+@pytest.fixture(scope="module")
+def templates():
+    """llama.cpp's templates, by name."""
+    vendor = Path(__file__).parents[2] / "vendor"
+    script = vendor / "fetch_llama_cpp.py"
+    subprocess.run([sys.executable, str(script), "--test-data"], check=True)
+    paths = (vendor / "test-data" / "models" / "templates").glob("*.jinja")
+    return {path.stem: path.read_text(encoding="utf-8") for path in paths}
+
+
+def prompt_of(source: str, *schemas: dict[str, Any], mode: str = "required", **config: Any):
+    tools = tuple(
+        FunctionTool(f"find_{index}", "Finds.", schema) for index, schema in enumerate(schemas)
+    )
+    request = Request(
+        "m",
+        (Message.user("Hi"),),
+        tools=tools,
+        config=Config(tool_choice=ToolChoice(mode), **config),
+    )
+    return build_prompt(request, fake_model("x", source=source), None)
+
+
+def allows(tiny, prompt, text):
+    begun = "".join(map(chr, prompt.constraint.begun))
+    return matches(tiny.vocab, prompt.constraint.gbnf, begun + text)
+
+
+def as_json(arguments, name="find_0"):
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+
+
+GOOD = [{"code": "123-45", "share": 0.5}, {"code": "000-00", "share": 1, "kind": "south-east"}]
+BAD = [
+    {"code": "22479941", "share": 0.5},
+    {"code": "123-45", "share": 5},
+    {"code": "123-45", "share": 0},
+    {"code": "123-45", "share": 1, "kind": "east"},
+    {"code": "123-45"},
+    {"code": "123-45", "share": 1, "other": 2},
+    {},
+]
+
+
+@pytest.mark.parametrize("source", [TOOLS, TOOLS_AND_THINKING])
+def test_arguments_as_json_fit_their_schema(tiny, source):
+    prompt = prompt_of(source, FIND, ONE_OF, BAG)
+    assert not prompt.adaptations
+    for arguments in GOOD:
+        assert allows(tiny, prompt, as_json(arguments)), arguments
+    for arguments in BAD:
+        assert not allows(tiny, prompt, as_json(arguments)), arguments
+    for arguments, fits in (({"city": "Oslo"}, 1), ({"lat": 9}, 1), ({}, 0), ({"lat": 91}, 0)):
+        assert allows(tiny, prompt, as_json(arguments, "find_1")) == bool(fits), arguments
+    for count in range(5):
+        arguments = {f"k{n}": n for n in range(count)}
+        assert allows(tiny, prompt, as_json(arguments, "find_2")) == (count <= 2)
+    assert not allows(tiny, prompt, as_json(GOOD[0], "find_1"))
+
+
+def as_tags(arguments, name="find_0"):
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in arguments.items()
+    }
+    values = "".join(f"<parameter={key}>\n{text}\n</parameter>\n" for key, text in texts.items())
+    return f"<tool_call>\n<function={name}>\n{values}</function>\n</tool_call>"
+
+
+def test_arguments_in_tags_fit_their_schema(tiny, templates):
+    prompt = prompt_of(templates["Qwen3-Coder"], FIND, ONE_OF)
+    assert not prompt.adaptations
+    for arguments in [*GOOD, {**GOOD[0], "note": "a\n<b> c"}]:
+        text = as_tags(arguments)
+        assert allows(tiny, prompt, text), arguments
+        [call] = prompt.parser.parse(text).tool_calls
+        assert call.name == "find_0"
+        assert json.loads(call.arguments) == arguments
+    for arguments in BAD:
+        assert not allows(tiny, prompt, as_tags(arguments)), arguments
+    for arguments, fits in (({"city": "Oslo"}, 1), ({"lat": 9}, 1), ({}, 0), ({"lat": 91}, 0)):
+        text = as_tags(arguments, "find_1")
+        assert allows(tiny, prompt, text) == bool(fits), arguments
+        if fits:
+            [call] = prompt.parser.parse(text).tool_calls
+            assert json.loads(call.arguments) == arguments
+
+
+def test_the_prompt_still_shows_the_schemas(templates):
+    for source in (TOOLS, templates["Qwen3-Coder"]):
+        prompt = prompt_of(source, FIND)
+        text = "".join(map(chr, prompt.tokens))
+        assert "south-east" in text
+        assert "stand here" not in text
+        assert "70000001" not in text
+
+
+# Those whose form of calls has arguments of another make than JSON and tags.
+WITHOUT_A_PLACE = {
+    "Kimi-K3",
+    "LFM2-8B-A1B",
+    "LFM2.5-8B-A1B",
+    "LFM2.5-Instruct",
+    "google-gemma-4-31B-it",
+    "google-gemma-4-31B-it-interleaved",
+}
+
+
+def test_every_template_binds_arguments_or_tells(templates):
+    unbound = set()
+    for name, source in templates.items():
+        model = fake_model("x", source=source)
+        if not model.calls_tools:
+            continue
+        prompt = prompt_of(source, FIND)
+        if prompt.adaptations:
+            [told] = prompt.adaptations
+            assert told.field == "tools[0].parameters"
+            unbound.add(name)
+        else:
+            assert "south-east" in prompt.constraint.gbnf
+            assert "70000001" not in prompt.constraint.gbnf
+            assert "stand here" not in prompt.constraint.gbnf
+            assert '"function_0' not in prompt.constraint.gbnf
+    assert unbound == WITHOUT_A_PLACE
+
+
+def test_what_no_grammar_says_is_told(templates):
+    email = {"type": "object", "properties": {"to": {"type": "string", "format": "email"}}}
+    dynamic = {"type": "object", "properties": {"to": {"$dynamicRef": "#to"}}}
+    for source in (TOOLS, templates["Qwen3-Coder"]):
+        told = prompt_of(source, FIND, email).adaptations
+        assert [one.field for one in told] == ["tools[1].parameters"]
+        assert "email" in str(told[0].asked)
+        told = prompt_of(source, FIND, dynamic).adaptations
+        assert [one.field for one in told] == ["tools[1].parameters"]
+        assert "dynamic references" in str(told[0].asked)
+
+
+def test_arguments_are_bound_beside_a_schema_and_when_calls_are_free(tiny):
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    both = prompt_of(
+        TOOLS, FIND, mode="auto", response_format={"type": "json_schema", "schema": schema}
+    )
+    assert allows(tiny, both, as_json(GOOD[0]))
+    assert allows(tiny, both, "{}")
+    assert not allows(tiny, both, as_json(BAD[0]))
+    free = prompt_of(TOOLS, FIND, mode="auto")
+    assert free.constraint.trigger_patterns or free.constraint.trigger_tokens
+    assert "arguments-0-root" in free.constraint.gbnf
+
+
+def test_tagged_schemas_with_references(tiny, templates):
+    schema = {
+        "type": "object",
+        "properties": {"area": {"$ref": "#/$defs/Area"}, "unit": {"anyOf": [
+            {"type": "string", "enum": ["km"]}, {"type": "null"}]}},
+        "required": ["area"],
+        "$defs": {"Area": {"type": "object", "properties": {"r": {"type": "integer", "minimum": 1},
+                  "in": {"$ref": "#/$defs/Area"}}, "required": ["r"]}},
+    }  # fmt: skip
+    prompt = prompt_of(templates["Qwen3-Coder"], schema)
+    for arguments, fits in (
+        ({"area": {"r": 1, "in": {"r": 2}}}, 1), ({"area": {"r": 0}}, 0), ({"area": {"r": 1},
+         "unit": "km"}, 1), ({"area": {"r": 1}, "unit": "mi"}, 0),
+    ):  # fmt: skip
+        text = as_tags(arguments)
+        assert allows(tiny, prompt, text) == bool(fits), arguments
+        if fits:
+            [call] = prompt.parser.parse(text).tool_calls
+            jsonschema.validate(json.loads(call.arguments), schema)
