@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from dspy.lm15 import Adaptation, Config, Request, UnsupportedFeatureError
 
-from adapter.config import MAX_SEED, LlamaCppConfig
+from adapter.config import MAX_SEED, LlamaCppConfig, is_integer, is_number
 from adapter.errors import InvalidParameterError
 from adapter.generation.sampling import Sampling
 
@@ -23,10 +23,11 @@ from adapter.generation.sampling import Sampling
 class CallSettings:
     """How one completion is sampled, and what was changed from what was asked.
 
-    grammar is GBNF, logprobs the number of likeliest tokens to tell, both None if not asked for.
+    max_tokens is None for as many as there is room for. grammar is GBNF, logprobs the number of
+    likeliest tokens to tell, both None if not asked for.
     """
 
-    max_tokens: int
+    max_tokens: int | None
     sampling: Sampling
     seed: int
     stop: tuple[str, ...]
@@ -113,7 +114,7 @@ def _logit_bias(config: Config, n_vocab: int) -> Mapping[int, float]:
     for key, bias in asked.items():
         try:
             token = int(key)  # JSON has no other keys than strings
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             token = -1
         if not 0 <= token < n_vocab or not _is_between(-100, 100)(bias):
             raise InvalidParameterError("logit_bias", {key: bias}, allowed)
@@ -123,14 +124,13 @@ def _logit_bias(config: Config, n_vocab: int) -> Mapping[int, float]:
 
 def _is_between(low: float, high: float = math.inf) -> Callable[[Any], bool]:
     def fits(value: Any) -> bool:
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return is_number and math.isfinite(value) and low <= value <= high
+        return is_number(value) and low <= value <= high
 
     return fits
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_LAST_N
+    return is_integer(value) and 0 <= value <= MAX_LAST_N
 
 
 def _are_breakers(value: Any) -> bool:

@@ -28,15 +28,16 @@ class LlamaCppConfig:
     """How a loaded model answers. The sampling defaults are llama.cpp's own.
 
     model_name          the model's name in its ModelPool
-    max_tokens          at least 1; tokens an answer may have
+    max_tokens          at least 1; tokens an answer may have, None or -1 = as many as the context
+                        has room for
     temperature         0 to 2; 0 takes the likeliest token
     top_p               0 to 1; 1 = off
-    top_k               at least 0; 0 = off
+    top_k               0 to 2**31 - 1; 0 or -1 = off
     min_p               0 to 1; 0 = off
     repeat_penalty      above 0, at most 2; 1 = off
     context_length      at least 2; tokens a prompt and its answer may have together, None = as
                         many as the model was loaded for
-    seed                0 to 2**32 - 2; None draws one for each call. A fixed seed makes the n
+    seed                0 to 2**32 - 2; None or -1 draws one for each call. A fixed seed makes the n
                         candidates of a call one and the same, and the rollouts of BestOfN and
                         Refine
     stop                texts that end an answer
@@ -60,7 +61,7 @@ class LlamaCppConfig:
     """
 
     model_name: str
-    max_tokens: int = 512
+    max_tokens: int | None = 512
     temperature: float = 0.8
     top_p: float = 0.95
     top_k: int = 40
@@ -81,6 +82,9 @@ class LlamaCppConfig:
     execution: Execution = "batched"
 
     def __post_init__(self) -> None:
+        for name, meant in _MINUS_ONE.items():
+            if is_integer(getattr(self, name)) and getattr(self, name) == -1:
+                object.__setattr__(self, name, meant)
         for field in fields(self):
             value = getattr(self, field.name)
             fits, allowed = _RANGES[field.name]
@@ -129,32 +133,48 @@ class LlamaCppConfig:
         return cls.from_dict(found)
 
 
-def _is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
+    """Whether a value is an int, which True and False are not here."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    return (_is_integer(value) or isinstance(value, float)) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether a value is an int or float that a float can hold, and not infinite."""
+    try:
+        return (is_integer(value) or isinstance(value, float)) and math.isfinite(value)
+    except OverflowError:  # an int of hundreds of digits
+        return False
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value != ""
 
 
+_MINUS_ONE: dict[str, int | None] = {"seed": None, "max_tokens": None, "top_k": 0}
+"""What -1 means in llama.cpp's own settings."""
+
+MAX_TOP_K = 2**31 - 1
+
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "model_name": (_is_text, "a non-empty string"),
-    "max_tokens": (lambda v: _is_integer(v) and v >= 1, "an integer of at least 1"),
-    "temperature": (lambda v: _is_number(v) and 0 <= v <= 2, "a number from 0 to 2"),
-    "top_p": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
-    "top_k": (lambda v: _is_integer(v) and v >= 0, "an integer of at least 0 (0 = off)"),
-    "min_p": (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
-    "repeat_penalty": (lambda v: _is_number(v) and 0 < v <= 2, "a number above 0 and up to 2"),
+    "max_tokens": (
+        lambda v: v is None or (is_integer(v) and v >= 1),
+        "an integer of at least 1, or None",
+    ),
+    "temperature": (lambda v: is_number(v) and 0 <= v <= 2, "a number from 0 to 2"),
+    "top_p": (lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "top_k": (
+        lambda v: is_integer(v) and 0 <= v <= MAX_TOP_K,
+        f"an integer from 0 to {MAX_TOP_K} (0 = off)",
+    ),
+    "min_p": (lambda v: is_number(v) and 0 <= v <= 1, "a number from 0 to 1"),
+    "repeat_penalty": (lambda v: is_number(v) and 0 < v <= 2, "a number above 0 and up to 2"),
     "context_length": (
-        lambda v: v is None or (_is_integer(v) and v >= 2),
+        lambda v: v is None or (is_integer(v) and v >= 2),
         "an integer of at least 2, or None",
     ),
     "seed": (
-        lambda v: v is None or (_is_integer(v) and 0 <= v <= MAX_SEED),
+        lambda v: v is None or (is_integer(v) and 0 <= v <= MAX_SEED),
         f"an integer from 0 to {MAX_SEED}, or None",
     ),
     "stop": (
@@ -162,23 +182,23 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a tuple of non-empty strings",
     ),
     "token_budget_limit": (
-        lambda v: v is None or (_is_integer(v) and v >= 1),
+        lambda v: v is None or (is_integer(v) and v >= 1),
         "an integer of at least 1, or None",
     ),
     "requests_per_minute": (
-        lambda v: v is None or (_is_integer(v) and v >= 1),
+        lambda v: v is None or (is_integer(v) and v >= 1),
         "an integer of at least 1, or None",
     ),
     "timeout_secs": (
-        lambda v: v is None or (_is_number(v) and v > 0),
+        lambda v: v is None or (is_number(v) and v > 0),
         "a number above 0, or None",
     ),
-    "max_retries": (lambda v: _is_integer(v) and v >= 0, "an integer of at least 0"),
-    "initial_backoff_ms": (lambda v: _is_integer(v) and v >= 0, "an integer of at least 0"),
-    "max_backoff_ms": (lambda v: _is_integer(v) and v >= 0, "an integer of at least 0"),
+    "max_retries": (lambda v: is_integer(v) and v >= 0, "an integer of at least 0"),
+    "initial_backoff_ms": (lambda v: is_integer(v) and v >= 0, "an integer of at least 0"),
+    "max_backoff_ms": (lambda v: is_integer(v) and v >= 0, "an integer of at least 0"),
     "enable_cache": (lambda v: isinstance(v, bool), "True or False"),
     "cache_ttl_secs": (
-        lambda v: v is None or (_is_number(v) and v > 0),
+        lambda v: v is None or (is_number(v) and v > 0),
         "a number above 0, or None",
     ),
     "enable_streaming": (lambda v: isinstance(v, bool), "True or False"),

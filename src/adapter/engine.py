@@ -304,8 +304,8 @@ class LlamaCppEngine:
         if room < 1:
             raise ContextTooLongError(len(prompt.tokens), self.context_length)
         adaptations = settings.adaptations + noted + prompt.adaptations
-        max_tokens = min(settings.max_tokens, room)
-        if max_tokens < settings.max_tokens:
+        max_tokens = room if settings.max_tokens is None else min(settings.max_tokens, room)
+        if settings.max_tokens is not None and max_tokens < settings.max_tokens:
             reason = (
                 f"a prompt of {len(prompt.tokens)} tokens leaves that many of {self.context_length}"
             )

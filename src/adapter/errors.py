@@ -59,7 +59,19 @@ class InvalidParameterError(ConfigurationError):
         self.name = name
         self.value = value
         self.allowed = allowed
-        super().__init__(f"{name}={value!r} is not allowed: {name} must be {allowed}")
+        super().__init__(f"{name}={_shown(value)} is not allowed: {name} must be {allowed}")
+
+
+def _shown(value: object) -> str:
+    """A value of a user's, in few characters; not all have a repr."""
+    try:
+        text = repr(value)
+    except Exception:  # an int of too many digits, a list within itself a thousand times
+        return f"(a value of type {type(value).__name__})"
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+_MAX_SHOWN = 500
 
 
 class InvalidModelNameError(LlamaCppError, ValueError):
