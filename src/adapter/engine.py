@@ -7,8 +7,6 @@ own, and hands every call to the model's generator.
 from __future__ import annotations
 
 import collections.abc
-import hashlib
-import json
 import threading
 import time
 import weakref
@@ -62,6 +60,7 @@ from adapter.judgment import (
     unused_settings,
 )
 from adapter.lm15_errors import PROVIDER, lm15_errors
+from adapter.model_names import engine_name, require_known
 from adapter.prompt import build_prompt, refuse_grammar
 from adapter.quota import Quota, RequestRate, TokenBudget
 
@@ -71,12 +70,6 @@ if TYPE_CHECKING:
 
 PieceIterator: TypeAlias = "collections.abc.Generator[Delta | GenerationResult, None, None]"
 StreamEvent: TypeAlias = StreamStartEvent | StreamDeltaEvent | StreamEndEvent
-
-_DECISIVE = (
-    "max_tokens", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "context_length",
-    "seed", "stop", "execution",
-)  # fmt: skip
-"""The fields of a config that an answer depends on."""
 
 _engines: weakref.WeakValueDictionary[str, LlamaCppEngine] = weakref.WeakValueDictionary()
 """The live engines by model string: where a saved program finds its model again."""
@@ -126,7 +119,7 @@ class LlamaCppEngine:
         self.loaded = loaded
         self.config = config
         self.context_length = config.context_length or loaded.context_length
-        self.model = _model_string(loaded, config)
+        self.model = engine_name(loaded, config)
         self.supports_function_calling = loaded.calls_tools
         self.supports_reasoning = loaded.capabilities["supports_thinking"]
         self.budget = TokenBudget(config.token_budget_limit)
@@ -147,7 +140,7 @@ class LlamaCppEngine:
         """Answer a request, or stop within a step and return None once `cancelled` is set."""
         if _is_set(cancelled):
             return None
-        with self._errors(), self.loaded.lease():
+        with self._errors(), self._leased(request):
             judgments, noted = judgments_to_measure(request, self.loaded)
             if judgments:
                 return self._judge(cancelled, request, judgments)
@@ -172,7 +165,6 @@ class LlamaCppEngine:
         judgments: Mapping[str, Judgment],
     ) -> Response | None:
         """Generate what of the answer is to be generated, then measure the rest of it."""
-        self._require_open()
         begun = time.monotonic()
         settings = call_settings(request, self.config, self.loaded.n_vocab)
         refuse_grammar(request, settings.grammar)
@@ -233,7 +225,7 @@ class LlamaCppEngine:
             )
         if _is_set(cancelled):
             return
-        with self._errors(), self.loaded.lease(), self._streamed(request) as call:
+        with self._errors(), self._leased(request), self._streamed(request) as call:
             yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
             answer = AnswerStream(call.parser, self.loaded.piece)
             with closing(call.pieces(self._generator, cancelled)) as pieces:
@@ -287,9 +279,12 @@ class LlamaCppEngine:
         _, noted = judgments_to_measure(request, self.loaded, streaming=True)
         return self._admitted(request, noted)
 
-    def _require_open(self) -> None:
+    def _leased(self, request: Request) -> AbstractContextManager[pyllama.Model]:
+        """The model that a request names, kept in memory for a block."""
         if self._closed:
             raise closed_error(self.loaded)
+        require_known(request.model, (self.model,), _engines)
+        return self.loaded.lease()
 
     @contextmanager
     def _admitted(self, request: Request, noted: tuple[Adaptation, ...]) -> Iterator[_Call]:
@@ -297,7 +292,6 @@ class LlamaCppEngine:
 
         It is charged for the tokens that it took by the end of the block.
         """
-        self._require_open()
         settings = call_settings(request, self.config, self.loaded.n_vocab)
         prompt = build_prompt(request, self.loaded, settings.grammar)
         room = self.context_length - len(prompt.tokens)
@@ -377,17 +371,6 @@ class _Call:
             close = getattr(pieces, "close", None)
             if close is not None:
                 close()
-
-
-def _model_string(loaded: LoadedModel, config: LlamaCppConfig) -> str:
-    """Name everything that decides an answer, for DSPy's cache knows engines by this alone.
-
-    The digest stands last: a name there, such as "o1", would be taken for OpenAI's.
-    """
-    decisive = {name: getattr(config, name) for name in _DECISIVE}
-    decisive |= {"model": loaded.fingerprint, "context": loaded.context_length}
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-    return f"llamacpp/{loaded.name}/{digest[:16]}"
 
 
 def _is_set(cancelled: threading.Event | None) -> bool:

@@ -8,6 +8,7 @@
     ├── ModelLoadError          (RuntimeError)       a file that is no loadable model
     ├── ModelChangedError       (RuntimeError)       a file that is not what was loaded from it
     ├── ModelNotLoadedError     (LookupError)        a model that is not in memory
+    ├── UnknownModelError       (LookupError)        a request for another model than an engine's
     ├── ModelInUseError         (RuntimeError)       a model that this thread would wait for itself
     ├── ContextTooLongError     (ValueError)         a prompt that leaves no room in the context
     │   └── TextTooLongError                         a text to embed that does not fit
@@ -139,6 +140,24 @@ class ModelNotLoadedError(LlamaCppError, LookupError):
         self.name = name
         self.remedy = remedy
         super().__init__(f"model {name!r} is not loaded: {remedy}")
+
+
+class UnknownModelError(LlamaCppError, LookupError):
+    """A request names a model that the engine it came to does not have.
+
+    `name` is what was asked for, `known` what the engine answers to, `others` the names of other
+    engines in this process.
+    """
+
+    def __init__(self, name: str, known: list[str], others: list[str]) -> None:
+        self.name = name
+        self.known = known
+        self.others = others
+        elsewhere = f"; other engines here have {', '.join(map(repr, others))}" if others else ""
+        super().__init__(
+            f"this engine has no model {name!r}, only {', '.join(map(repr, known))}{elsewhere}; "
+            "take the name from engine.model, or the lm from the model's own adapter"
+        )
 
 
 class ModelInUseError(LlamaCppError, RuntimeError):

@@ -23,6 +23,7 @@ from adapter.errors import (
     RateLimitExceededError,
     RequestTimeoutError,
     TokenizationError,
+    UnknownModelError,
 )
 
 PROVIDER = "llamacpp"
@@ -56,6 +57,8 @@ def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> I
         ModelNotLoadedError,
     ) as error:
         raise lm15.ConfigurationError(str(error), provider=PROVIDER) from error
+    except UnknownModelError as error:
+        raise lm15.UnknownModelError(str(error), provider=PROVIDER) from error
     except PoolFullError as error:
         fails_again = error.needed > error.limit
         kind = lm15.ProviderError if fails_again else lm15.ServerError

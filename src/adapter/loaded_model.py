@@ -43,8 +43,9 @@ class LoadedModel:
 
     name            the model's name in its pool
     path            its GGUF file, or the first part of it
-    fingerprint     hex digest of what decides its answers: the file, its chat template, and the
-                    version of llama.cpp
+    fingerprint     hex digest of its content: the file, its chat template, and the version of
+                    llama.cpp
+    computation     what else decides the bytes of its answers; see ResidentModel
     generators      compute completions, each under a lease of its own: "batched" together with
                     others, "isolated" one at a time, in a context of its own
     n_ctx_train     tokens of context it was trained with
@@ -63,6 +64,7 @@ class LoadedModel:
         self.name = name
         self.path = path
         self.fingerprint = resident.fingerprint
+        self.computation = resident.computation
         self.n_ctx_train = resident.model.n_ctx_train
         self.context_length = placement.context_length
         self.capabilities = resident.template.capabilities

@@ -49,7 +49,9 @@ class ResidentModel:
     template      that in a process of its own, or else PLAIN_TEMPLATE
     calls_tools   whether it can be given tools, and its calls be read
     generators    compute completions: together, or each in a context of its own
-    fingerprint   hex digest of what decides the answers
+    fingerprint   hex digest of the file, its chat template and llama.cpp's version
+    computation   what else decides the bytes of its answers: the devices, the layers on them, the
+                  CPU's instructions and threads, and whether bytes are kept reproducible
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class ResidentModel:
     ) -> None:
         # GPUs choose kernels by the size of a batch: bytes do not stay there whatever is done.
         self._reproducible = reproducible and not placement.devices
+        self.computation = _computation(placement, self._reproducible)
         self._chunk = DEVICE_CHUNK if placement.devices else CHUNK
         self.model = pyllama.Model(
             path,
@@ -109,15 +112,7 @@ class ResidentModel:
     ) -> Scheduler:
         prefixes = None
         if folder is not None:
-            key = " ".join(
-                [
-                    self.fingerprint,
-                    *(device.description for device in placement.devices),
-                    str(pyllama.cpu_variant()),
-                    str(placement.n_threads),
-                    str(self._reproducible),
-                ]
-            )
+            key = " ".join([self.fingerprint, *self.computation])
             prefixes = PrefixFolder(folder, key, max_bytes=MAX_FILE_BYTES)
         return Scheduler(
             self.model,
@@ -154,6 +149,21 @@ def _chat_template(model: pyllama.Model) -> pyllama.ChatTemplate:
     if model.chat_template() is None:
         return pyllama.ChatTemplate(source=PLAIN_TEMPLATE)
     return pyllama.ChatTemplate(model, isolated=True)
+
+
+def _computation(placement: Placement, reproducible: bool) -> tuple[str, ...]:
+    """What decides the bytes that a model of given content computes."""
+    devices = [device.description for device in placement.devices]
+    overrides = {part: device.name for part, device in placement.tensor_buft_overrides.items()}
+    return (
+        *devices,
+        f"layers={placement.n_gpu_layers if devices else 0}",
+        f"split={placement.tensor_split}",
+        f"overrides={sorted(overrides.items())}",
+        f"cpu={pyllama.cpu_variant()}",
+        f"threads={placement.n_threads}",
+        f"reproducible={reproducible}",
+    )
 
 
 def _fingerprint(paths: Sequence[Path], template: pyllama.ChatTemplate) -> str:

@@ -92,6 +92,7 @@ class FakeModel:
     name: str = "fake"
     path: Path = Path("models/fake.gguf")
     fingerprint: str = "00ff"
+    computation: tuple[str, ...] = ("threads=1",)
     n_ctx_train: int = 8192
     context_length: int = 4096
     turn_stops: tuple[str, ...] = ()

@@ -60,11 +60,14 @@ def test_the_ends_of_each_range_are_allowed(name, value):
         ("temperature", float("nan"), "from 0 to 2"),
         ("temperature", "hot", "from 0 to 2"),
         ("top_p", 1.1, "from 0 to 1"),
-        ("top_k", -1, "at least 0"),
+        ("top_k", -2, "from 0 to 2147483647"),
+        ("top_k", 2**40, "from 0 to 2147483647"),
+        ("temperature", 10**400, "from 0 to 2"),
+        ("max_tokens", -2, "at least 1, or None"),
         ("min_p", float("inf"), "from 0 to 1"),
         ("repeat_penalty", 0, "above 0 and up to 2"),
         ("context_length", 1, "at least 2, or None"),
-        ("seed", -1, f"from 0 to {MAX_SEED}, or None"),
+        ("seed", -2, f"from 0 to {MAX_SEED}, or None"),
         ("seed", MAX_SEED + 1, f"from 0 to {MAX_SEED}, or None"),
         ("stop", "END", "a tuple of non-empty strings"),
         ("stop", ("",), "a tuple of non-empty strings"),
@@ -99,6 +102,12 @@ def test_limits_and_switches_are_checked(name, value, allowed):
         LlamaCppConfig("tiny", **{name: value})
     assert (caught.value.name, caught.value.value) == (name, value)
     assert allowed in str(caught.value)
+
+
+def test_minus_one_means_what_it_does_in_llama_cpp():
+    config = LlamaCppConfig("tiny", seed=-1, top_k=-1, max_tokens=-1)
+    assert (config.seed, config.top_k, config.max_tokens) == (None, 0, None)
+    assert config == LlamaCppConfig("tiny", seed=None, top_k=0, max_tokens=None)
 
 
 def test_from_a_dict():

@@ -219,10 +219,46 @@ def test_bad_llamacpp_settings_are_named(settings, names):
     assert all(name in str(caught.value) for name in names)
 
 
-def test_a_seed_llama_cpp_cannot_take_is_refused():
+@pytest.mark.parametrize("seed", [-2, MAX_SEED + 1, 2**64])
+def test_a_seed_llama_cpp_cannot_take_is_refused(seed):
     engine = engine_of(fake_model("x"))
-    with pytest.raises(lm15.InvalidRequestError, match=f"seed=-1.*{MAX_SEED}"):
-        engine.complete(request_to(engine, seed=-1))
+    with pytest.raises(lm15.InvalidRequestError, match=f"seed={seed} .*{MAX_SEED}"):
+        engine.complete(request_to(engine, seed=seed))
+
+
+def test_a_seed_of_minus_one_draws_one_as_in_llama_cpp():
+    model = fake_model("x")
+    for engine in (engine_of(model, seed=5), engine_of(model, seed=-1)):
+        for _ in range(3):
+            engine.complete(request_to(engine, seed=-1))
+    drawn = [request.seed for request in model.generator.requests]
+    assert len(set(drawn)) == 6
+    assert 5 not in drawn
+
+
+@pytest.mark.parametrize("max_tokens", [None, -1])
+def test_without_max_tokens_an_answer_may_fill_the_context(max_tokens):
+    model = fake_model("x" * 5000, context_length=900)
+    engine = engine_of(model, max_tokens=max_tokens)
+    response = engine.complete(request_to(engine))
+    assert response.usage.total_tokens == 900
+    assert response.adaptations == ()
+    assert engine.complete(request_to(engine, max_tokens=3)).text == "xxx"
+
+
+def test_a_request_for_another_model_is_refused_with_the_names_that_are_known():
+    model = fake_model("x")
+    engine, other = engine_of(model), engine_of(fake_model("y"), temperature=0.3)
+    for name in ("llamacpp/fake/0000", "other", engine.model + "x", engine.model + "@x", "@3"):
+        request = Request(model=name, messages=(Message.user("Hello"),))
+        for ask in (engine.complete, lambda asked: list(engine.stream(asked))):
+            with pytest.raises(lm15.UnknownModelError) as caught:
+                ask(request)
+            for known in (name, engine.model, other.model):
+                assert repr(known) in str(caught.value)
+    assert model.generator.requests == []
+    request = Request(model=f"{engine.model}@7", messages=(Message.user("Hello"),))
+    assert engine.complete(request).model == f"{engine.model}@7"
 
 
 def test_an_image_is_refused_by_its_place():

@@ -269,6 +269,8 @@ def test_no_two_models_or_configs_answer_for_each_other():
         lm_of(named("other weights", fingerprint="ff00")),
         lm_of(named("other name", name="other")),
         lm_of(named("loaded shorter", context_length=2048)),
+        lm_of(named("computed elsewhere", computation=("NVIDIA H100", "threads=1"))),
+        lm_of(named("not reproducible", computation=("threads=1", "reproducible=False"))),
         *(
             lm_of(named(" ".join(setting)), **setting)
             for setting in (
@@ -281,6 +283,8 @@ def test_no_two_models_or_configs_answer_for_each_other():
                 {"repeat_penalty": 1.5},
                 {"seed": 1},
                 {"stop": ("x y z",)},
+                {"token_budget_limit": 10_000},
+                {"execution": "isolated"},
             )
         ),
     ]

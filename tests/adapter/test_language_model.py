@@ -106,6 +106,13 @@ def test_tokens_of_a_call_that_failed_are_given_back():
     assert lm.engine.budget.used == len("User: Hello\nAssistant:")
 
 
+def test_a_copy_under_another_name_is_not_answered():
+    lm = lm_of(fake_model("x"))
+    with pytest.raises(public.LMConfigurationError, match=r"'llamacpp/other'.*" + lm.model):
+        lm.copy(model="llamacpp/other")("Hello")
+    assert lm.copy(temperature=0.2)("Hello") == ["x"]
+
+
 def test_streaming_can_be_switched_off():
     model = fake_model("x")
     engine = lm_of(model, enable_streaming=False).engine

@@ -27,6 +27,7 @@ MAPPED = [
     (errors.ModelNotLoadedError("a", "load it"), lm15.ConfigurationError),
     (errors.ModelLoadError("a", Path("a.gguf"), "no"), lm15.ConfigurationError),
     (errors.ModelChangedError("a", Path("a.gguf")), lm15.ConfigurationError),
+    (errors.UnknownModelError("a", ["b"], []), lm15.UnknownModelError),
     (errors.ModelInUseError("a"), lm15.ProviderError),
     (errors.TextTooLongError("texts[0]", 10, 5), lm15.ContextLengthError),
     (pool_full(needed=4), lm15.ServerError),

@@ -5,8 +5,11 @@ from shutil import copyfile
 
 import pytest
 
+from adapter import hardware
+from adapter.config import LlamaCppConfig
 from adapter.errors import TokenizationError
 from adapter.generation.request import GenerationRequest, Sampling
+from adapter.model_names import engine_name
 from adapter.model_pool import ModelPool
 
 
@@ -23,6 +26,19 @@ def test_the_fingerprint_tells_contents_apart_and_nothing_else(pool, write_tiny_
     one, two, other = (pool.load_model(name).fingerprint for name in ("one", "two", "other"))
     assert one == two
     assert other != one
+
+
+def test_what_computes_it_decides_a_models_name_too(pool, monkeypatch):
+    names = set()
+    for reproducible, n_threads in ((True, 1), (False, 1), (True, 2)):
+        monkeypatch.setattr(hardware, "cpu_threads", lambda n_threads=n_threads: n_threads)
+        with ModelPool(
+            pool.model_dir, context_length=64, n_gpu_layers=0, reproducible=reproducible
+        ) as other:
+            names.add(engine_name(other.load_model("one"), LlamaCppConfig("one")))
+    assert len(names) == 3
+    first, second = (pool.load_model(name) for name in ("one", "two"))
+    assert first.computation == second.computation
 
 
 def test_a_model_without_template_gets_the_plain_form(pool):

@@ -1,0 +1,61 @@
+"""The names that engines answer to. Each says all that decides an answer.
+
+DSPy's cache, and programs that were saved, know a model by its name alone. So two engines have the
+same name only where they give the same answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from adapter.config import LlamaCppConfig
+from adapter.errors import UnknownModelError
+
+if TYPE_CHECKING:
+    from adapter.loaded_model import LoadedModel
+
+INDIFFERENT = frozenset(
+    {
+        "model_name", "requests_per_minute", "timeout_secs", "max_retries", "initial_backoff_ms",
+        "max_backoff_ms", "enable_cache", "cache_ttl_secs", "enable_streaming",
+    }
+)  # fmt: skip
+"""The fields of a config that decide whether and when there is an answer, and not which. The token
+budget is not one of them: it cuts answers."""
+
+
+def engine_name(loaded: LoadedModel, config: LlamaCppConfig) -> str:
+    """Name a model with a config: by the file's content, what computes it, and the settings.
+
+    The digest stands last: a name there, such as "o1", would be taken for OpenAI's.
+    """
+    decisive = {
+        field.name: getattr(config, field.name)
+        for field in fields(config)
+        if field.name not in INDIFFERENT
+    }
+    decisive |= {
+        "model": loaded.fingerprint,
+        "context": loaded.context_length,
+        "computation": loaded.computation,
+    }
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return f"llamacpp/{loaded.name}/{digest[:16]}"
+
+
+def require_known(asked: str, names: Iterable[str], others: Iterable[str]) -> None:
+    """Refuse a name that is none of an engine's own, which it gives no other answers to.
+
+    An own name may end in ``@`` and a number, which tells apart what was asked in different spans
+    of time. `others` are the names of the other engines in this process.
+
+    Raises UnknownModelError.
+    """
+    name, _, span = asked.rpartition("@")
+    own = list(names)
+    if asked not in own and not (name in own and span.isdecimal()):
+        raise UnknownModelError(asked, own, sorted(set(others) - set(own)))
