@@ -5,7 +5,6 @@ An exception raised in one of them is kept, and raised again once C has returned
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
 from collections.abc import Callable
@@ -95,4 +94,3 @@ lib.pyllama_install(
     ffi.addressof(lib, "pyllama_on_log"),
     ffi.addressof(lib, "pyllama_on_poll"),
 )
-atexit.register(lib.pyllama_uninstall)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from pyllama._native._binding import ffi, lib
-from pyllama.errors import LlamaError, NativeAssertionError, NativeError, NativeMemoryError
+from pyllama.errors import (
+    ClosedError,
+    LlamaError,
+    NativeAssertionError,
+    NativeError,
+    NativeMemoryError,
+)
 
 # What a guarded call that returns an integer gives back when it caught something.
 CAUGHT: int = lib.PYLLAMA_CAUGHT
@@ -15,6 +21,8 @@ _EXCEPTIONS: dict[int, type[LlamaError]] = {
     lib.PYLLAMA_CAUGHT_EXCEPTION: NativeError,
     lib.PYLLAMA_CAUGHT_ASSERTION: NativeAssertionError,
     lib.PYLLAMA_CAUGHT_OUT_OF_MEMORY: NativeMemoryError,
+    lib.PYLLAMA_CAUGHT_REFUSED: NativeMemoryError,
+    lib.PYLLAMA_CAUGHT_ENDING: ClosedError,
 }
 
 
@@ -30,7 +38,10 @@ def raise_caught(what: str) -> NoReturn:
 
 def caught_error(kind: int, detail: str, what: str) -> LlamaError:
     """What a guarded call caught, by its pyllama_caught_kind, as an exception."""
-    return _EXCEPTIONS[kind](f"{what}: {detail or 'llama.cpp gave no reason'}")
+    error = _EXCEPTIONS[kind](f"{what}: {detail or 'llama.cpp gave no reason'}")
+    if isinstance(error, NativeMemoryError):
+        error.nothing_changed = kind == lib.PYLLAMA_CAUGHT_REFUSED
+    return error
 
 
 def check(code: int, what: str) -> int:

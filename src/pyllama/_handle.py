@@ -6,35 +6,50 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from pyllama import _fork
+from pyllama import _process
+from pyllama.errors import ClosedError
 
 
 class Handle:
     """One C object and how to free it.
 
-    The finalizer is rooted outside the object and holds the handles that this one stands on, so
+    The finalizer is rooted outside the object and holds what this one stands on (``needs``), so
     a model outlives its contexts in C whatever order the garbage collector takes. ``with handle
     as pointer`` keeps the C object alive for the block, even if another thread closes its owner.
+
+    At exit nothing is freed: another thread may be inside a call, and the operating system takes
+    it all back.
     """
 
-    __slots__ = ("__weakref__", "pointer", "release")
+    __slots__ = ("__weakref__", "_finalizer", "pointer")
 
     def __init__(
-        self, pointer: Any, free: Callable[[Any], object], *needs: Handle, at_exit: bool = False
+        self, pointer: Any, free: Callable[[Any], object], *needs: object, at_exit: bool = False
     ) -> None:
         self.pointer = pointer
-        self.release = weakref.finalize(self, _free, free, pointer, needs)
-        # Left to the operating system unless computing must have stopped before exit: another
-        # thread may still be inside a call.
-        self.release.atexit = at_exit
+        self._finalizer = weakref.finalize(self, _free, free, pointer, needs)
+        self._finalizer.atexit = at_exit
 
     def __enter__(self) -> Any:
-        return self.pointer
+        pointer = self.pointer
+        if pointer is None:
+            raise ClosedError("the object was closed meanwhile")
+        return pointer
 
     def __exit__(self, *exc_info: object) -> None:
         pass
 
+    def release(self) -> None:
+        """Free the C object. Nobody may be using it."""
+        self.pointer = None
+        self._finalizer()
 
-def _free(free: Callable[[Any], object], pointer: Any, _needs: tuple[Handle, ...]) -> None:
-    if not _fork.forked:  # what the parent made is the parent's to free
+    def disown(self) -> None:
+        """Never free the C object: it is another's, or must not be touched again."""
+        self.pointer = None
+        self._finalizer.detach()
+
+
+def _free(free: Callable[[Any], object], pointer: Any, _needs: tuple[object, ...]) -> None:
+    if not _process.forked:  # what the parent made is the parent's to free
         free(pointer)

@@ -6,34 +6,46 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pyllama import _fork
+from pyllama import _process
+from pyllama._callbacks import logger
 from pyllama._guard import check
 from pyllama._handle import Handle
-from pyllama.errors import ClosedError, NativeAssertionError, PoisonedError, ServerLostError
+from pyllama._uncopyable import Uncopyable
+from pyllama.errors import (
+    ClosedError,
+    NativeAssertionError,
+    NativeMemoryError,
+    PoisonedError,
+    ServerLostError,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class NativeObject:
+class NativeObject(Uncopyable):
     """Owns one C object, from ``_own()`` until ``close()``.
 
     ``_lock`` is held by calls that change the object, so that threads take turns, and that
     closing waits for a call that another thread is in.
+
+    An object in which an assertion failed is half changed. It refuses to be used, and is not freed.
     """
 
     _handle: Handle | None = None
     _poison: str | None = None
     _lost: str | None = None
+    # Whether running out of memory leaves it half changed, as a failed assertion does.
+    _breaks_without_memory = False
 
     def __init__(self) -> None:
-        self._lock = _fork.make_lock(self)
+        self._lock = _process.make_lock(self)
 
     def _own(
         self,
         pointer: Any,
         free: Callable[[Any], object],
-        *needs: Handle,
+        *needs: object,
         at_exit: bool = False,
     ) -> None:
         self._handle = Handle(pointer, free, *needs, at_exit=at_exit)
@@ -42,12 +54,12 @@ class NativeObject:
         """The handle, kept alive by whoever holds it.
 
         :raises ForkedError: in a child of fork().
-        :raises ClosedError: after close().
+        :raises ClosedError: after close(), and when the interpreter is ending.
         :raises PoisonedError: after an assertion fired in this object.
         :raises ServerLostError: after a server was lost that a part of it is on.
         """
-        if _fork.forked:
-            _fork.check()
+        if _process.unusable:
+            _process.check()
         handle = self._handle
         if handle is None:
             raise ClosedError(f"this {type(self).__name__} is closed, or what it was made from is")
@@ -55,7 +67,7 @@ class NativeObject:
             raise ServerLostError(f"{self._lost}. Close this {type(self).__name__} and its model")
         if self._poison is not None:
             raise PoisonedError(
-                f"an assertion failed in this {type(self).__name__} earlier ({self._poison}); "
+                f"a call on this {type(self).__name__} failed half way ({self._poison}); "
                 "close it and make a new one"
             )
         return handle
@@ -67,6 +79,10 @@ class NativeObject:
         except NativeAssertionError as error:
             self._poison = str(error)
             raise
+        except NativeMemoryError as error:
+            if self._breaks_without_memory and not error.nothing_changed:
+                self._poison = str(error)
+            raise
 
     def _lose(self, reason: str) -> None:
         """Refuse further use: a server that a part of it is on was lost. Any thread may call."""
@@ -74,22 +90,35 @@ class NativeObject:
 
     @property
     def closed(self) -> bool:
-        return self._handle is None
+        return self._handle is None or _process.ended
 
     @property
     def usable(self) -> bool:
         """Whether it takes calls: it is open, no assertion fired in it, no server was lost."""
-        return self._handle is not None and self._poison is None and self._lost is None
+        return not self.closed and self._poison is None and self._lost is None
 
     def close(self) -> None:
         """Free it, after waiting for a call that another thread is in.
 
         Closing again does nothing.
         """
+        if _process.ended:  # it is closed; another thread may be inside a call for good
+            return
         with self._lock:
             handle, self._handle = self._handle, None
             if handle is not None:
-                handle.release()
+                self._free_or_leave(handle)
+
+    def _free_or_leave(self, handle: Handle) -> None:
+        if self._poison is None:
+            handle.release()
+            return
+        handle.disown()
+        logger.warning(
+            "This %s cannot be freed, because a call on it failed half way: its memory stays taken "
+            "until the process ends.",
+            type(self).__name__,
+        )
 
     def __enter__(self) -> Self:
         return self

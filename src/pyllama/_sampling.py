@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pyllama import _process
 from pyllama._guard import CAUGHT
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
@@ -32,6 +33,7 @@ class SamplerObject(NativeObject):
     """A C object that may call back into Python while it works."""
 
     _running = False
+    _instead_of_copying = "clone() gives one of your own in the same state"
 
     def _run(self, what: str, call: Callable[..., int], *arguments: Any) -> int:
         """Call C; its code, or what was raised in it. The lock is held."""
@@ -68,6 +70,8 @@ class SamplerObject(NativeObject):
             )
 
     def close(self) -> None:
+        if _process.ended:
+            return
         with self._lock:
             self._require_idle()
             super().close()

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyllama._arguments import INT32_MAX, any_array, int32_array, integer, token_array
-from pyllama._fork import make_lock
 from pyllama._native._binding import ffi
+from pyllama._process import make_lock
 
 if TYPE_CHECKING:
     from typing import TypeGuard

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from contextlib import ExitStack
-from threading import RLock, get_ident, main_thread
+from threading import get_ident, main_thread
 from typing import TYPE_CHECKING, Any
 
+from pyllama import _process
 from pyllama._arguments import INT32_MAX, UINT32_MAX, choice, integer, real
 from pyllama._attached_chains import AttachedChains
 from pyllama._context_memory import require_memory
@@ -90,6 +91,11 @@ class Context(Outputs):
     :raises ValueError: an argument out of range.
     """
 
+    _breaks_without_memory = True
+    _instead_of_copying = (
+        "Make another with Context(model, …), and pass what it remembers by Context.state"
+    )
+
     def __init__(
         self,
         model: Model,
@@ -170,8 +176,9 @@ class Context(Outputs):
             context = lib.guarded_init_from_model(pointer, ffi.addressof(params), self._interrupt)
             if context == ffi.NULL:
                 _raise_context_error(model)
-            free = _Stop(self._lock, self._interrupt)
-            self._own(context, free, model._open(), *attached.handles, at_exit=True)
+            needs = (model._open(), self._interrupt, *attached.handles)
+            self._own(context, lib.guarded_context_free, *needs)
+            _process.settle_at_exit(self._open())
         attached.attach(self)
         #: Sizes as llama.cpp made them, which can differ from those asked for.
         self.n_ctx: int = lib.llama_n_ctx(context)
@@ -454,19 +461,6 @@ class Context(Outputs):
     def _require_encoded(self) -> None:
         if not self._encoded:
             raise ContextError(f"this model decodes what it encoded: {self.model.desc}; encode()")
-
-
-class _Stop:
-    """Frees a context once nothing computes in it, stopping what does."""
-
-    def __init__(self, lock: RLock, interrupt: Any) -> None:
-        self._lock = lock
-        self._interrupt = interrupt
-
-    def __call__(self, pointer: Any) -> None:
-        self._interrupt.cancelled = 1
-        with self._lock:
-            lib.guarded_context_free(pointer)
 
 
 def _yarn(name: str, value: float | None) -> float:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pyllama import _callbacks, _fork  # noqa: F401  (the log handler, before anything logs)
+from pyllama import _callbacks, _process  # noqa: F401  (the log handler, before anything logs)
 from pyllama._guard import check, last_errors, raise_caught, take_str, to_str
 from pyllama._native import _binding
 from pyllama._native._binding import ffi, lib
@@ -114,7 +114,7 @@ def load_backends(
     :raises ForkedError: in a child of fork(), if the parent had loaded them.
     """
     global _loaded
-    _fork.check()
+    _process.check()
     chosen = None if folder is None else _path("folder", folder)
     if chosen is not None and not os.path.isdir(chosen):
         raise NotADirectoryError(f"folder must be a folder, but {chosen} is a file")
@@ -139,7 +139,7 @@ def load_backends(
                 f"No CPU backend could be loaded from {source}. "
                 + ("It holds none." if chosen else "Install pyllama again: it is incomplete.")
             )
-        _fork.watch()
+        _process.watch()
         _loaded = True
 
 

@@ -4,7 +4,7 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
 
     LlamaError(Exception)
     ├── ClosedError(ValueError)             used after close()
-    ├── PoisonedError(RuntimeError)         used after an assertion fired in it
+    ├── PoisonedError(RuntimeError)         used after a call on it failed half way
     ├── ForkedError(RuntimeError)           used in a child of fork()
     ├── NativeError(RuntimeError)           a C++ exception left llama.cpp
     │   └── NativeAssertionError            a GGML_ASSERT fired (also AssertionError)
@@ -42,11 +42,11 @@ class LlamaError(Exception):
 
 
 class ClosedError(LlamaError, ValueError):
-    """The object was closed, or what it was made from was."""
+    """The object was closed, or what it was made from was, or the interpreter is ending."""
 
 
 class PoisonedError(LlamaError, RuntimeError):
-    """An assertion inside llama.cpp fired in this object earlier; its state cannot be trusted."""
+    """An earlier call on this object failed half way: by an assertion, or for want of memory."""
 
 
 class ForkedError(LlamaError, RuntimeError):
@@ -62,7 +62,10 @@ class NativeAssertionError(NativeError, AssertionError):
 
 
 class NativeMemoryError(LlamaError, MemoryError):
-    """llama.cpp could not allocate the memory it needed."""
+    """llama.cpp could not allocate the memory it needed, or start the threads."""
+
+    #: Whether that was found out before anything was changed.
+    nothing_changed = False
 
 
 class BackendError(LlamaError, RuntimeError):

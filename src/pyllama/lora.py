@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyllama import _fork, _model_file
+from pyllama import _model_file, _process
 from pyllama._arguments import integer, real
 from pyllama._guard import check, last_errors, raise_caught
 from pyllama._native._binding import ffi, lib
@@ -32,6 +32,8 @@ class LoraAdapter(NativeObject):
     :raises FileNotFoundError: there is no such file.
     :raises AdapterError: the file is no adapter, or none for this model; the message says why.
     """
+
+    _instead_of_copying = "Load its file again: LoraAdapter(model, path)"
 
     def __init__(self, model: Model, path: str | os.PathLike[str]) -> None:
         super().__init__()
@@ -61,7 +63,7 @@ class LoraAdapter(NativeObject):
 
     def close(self) -> None:
         """Take it out of the contexts that use it, and free it. Closing again does nothing."""
-        if _fork.forked:  # the contexts are the parent's
+        if _process.unusable:  # in a child of fork() the contexts are the parent's
             super().close()
             return
         with self._lock:

@@ -7,14 +7,17 @@ from typing import Any
 from pyllama._arguments import INT32_MAX, integer
 from pyllama._native._binding import lib
 from pyllama._object import NativeObject
+from pyllama._uncopyable import Uncopyable
 
 
-class Memory:
+class Memory(Uncopyable):
     """The KV cache of a context, or the state of a recurrent model.
 
     Ranges of positions are half open, [p0, p1); a negative p0 means from the beginning, a
     negative p1 to the end.
     """
+
+    _instead_of_copying = "Context.state takes and sets what a memory holds, as bytes or in a file"
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from pyllama import _model_file
+from pyllama import _model_file, _process
 from pyllama._gguf_file import DamagedFile
 from pyllama._guard import check, last_errors, raise_caught, to_str
 from pyllama._model_check import check_files
@@ -96,6 +96,10 @@ class Model(NativeObject):
     :raises ModelLoadCancelled: ``progress`` returned False. What it raises is raised as it is.
     :raises ValueError: an argument out of range.
     """
+
+    _instead_of_copying = (
+        "Any number of threads may use it; another process opens its file by Model(path)"
+    )
 
     def __init__(self, path: str | os.PathLike[str], **options: Unpack[ModelOptions]) -> None:
         name = _model_file.readable_gguf(path)
@@ -329,6 +333,8 @@ class Model(NativeObject):
 
         A decode that another thread is in is waited for.
         """
+        if _process.ended:
+            return
         with self._lock:
             handle, self._handle = self._handle, None
             dependents = list(self._dependents)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import copy
 import itertools
 import threading
@@ -153,4 +152,3 @@ _handlers = ffi.new(
     },
 )
 lib.pyllama_install_samplers(_handlers)
-atexit.register(lib.pyllama_uninstall_samplers)

@@ -141,6 +141,8 @@ class RpcServer(NativeObject):
     :raises OSError: the address is not this machine's, or in use.
     """
 
+    _instead_of_copying = "Pass its endpoint on, for rpc_devices(), or start another RpcServer"
+
     def __init__(
         self,
         host: str = "127.0.0.1",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from pyllama import _callbacks  # noqa: F401  (installs the guard before any guarded call)
+from pyllama import _callbacks, _process  # noqa: F401  (installs the guard before any call)
 from pyllama._arguments import INT32_MAX, UINT32_MAX, integer, real
 from pyllama._guard import raise_caught, to_str
 from pyllama._handle import Handle
@@ -367,7 +367,7 @@ class Sampler(SamplerObject):
     @property
     def closed(self) -> bool:
         try:
-            return self._owner()._handle is None
+            return _process.ended or self._owner()._handle is None
         except ClosedError:
             return True
 
@@ -407,7 +407,7 @@ class Sampler(SamplerObject):
             self._require_idle()
             pointer = self._open().pointer
             handle, self._handle = cast("Handle", self._handle), None
-            handle.release.detach()
+            handle.disown()
             self._chain = weakref.ref(chain)
             return pointer
 

@@ -133,7 +133,7 @@ class SamplerChain(SamplerObject):
 
     def close(self) -> None:
         """Free it, after closing the context that it is attached to. Again does nothing."""
-        if self._context is not None:
+        if self._context is not None and not self._context.closed:
             self._require_idle()
             self._context.close()
         super().close()

@@ -17,6 +17,7 @@ from pyllama._context_memory import fits
 from pyllama._guard import CAUGHT, last_errors, take_str
 from pyllama._model_file import path_text
 from pyllama._native._binding import ffi, lib
+from pyllama._uncopyable import Uncopyable
 from pyllama.errors import StateError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _FILE_HEADER = struct.Struct("<III")
 _SEQUENCE_PREFIX = struct.pack("<Ii", 0xAF143CD8, 0)
 
 
-class State:
+class State(Uncopyable):
     """Takes and sets what a context remembers: keys, values, recurrent states, and positions.
 
     Logits and embeddings are no part of it, nor what an encoder computed. The methods without
@@ -55,6 +56,8 @@ class State:
     If llama.cpp refuses a state only while setting it (not enough room, say), what was to be set
     is empty afterwards: the sequence, or the memory.
     """
+
+    _instead_of_copying = "get_data() gives what the memory holds as bytes, which can be sent"
 
     def __init__(self, context: Context, params: Any, *, has_memory: bool) -> None:
         import hashlib  # this, and tempfile below, take a while to import

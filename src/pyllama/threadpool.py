@@ -41,6 +41,8 @@ class Threadpool(NativeObject):
     :raises NativeError: the threads could not be made (``ggml_threadpool_new``).
     """
 
+    _instead_of_copying = "Contexts may share it; or make another Threadpool"
+
     def __init__(
         self,
         n_threads: int,

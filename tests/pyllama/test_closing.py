@@ -73,7 +73,7 @@ def test_a_context_keeps_its_model_alive(tiny_model_path):
 def test_what_is_dropped_is_freed(tiny_model_path):
     model = pyllama.Model(tiny_model_path)
     context = Context(model, n_ctx=256)
-    releases = [context._handle.release, model._handle.release]
+    releases = [context._handle._finalizer, model._handle._finalizer]
     assert all(release.alive for release in releases)
     del context, model
     gc.collect()
@@ -93,7 +93,7 @@ def test_objects_in_a_cycle_are_collected(tiny_model_path):
         if swapped:
             holder.model.owner = holder
         seen = weakref.ref(holder)
-        freed = holder.model._handle.release
+        freed = holder.model._handle._finalizer
         del holder
         gc.collect()
         assert seen() is None

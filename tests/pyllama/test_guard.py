@@ -45,7 +45,9 @@ def test_an_assertion_poisons_its_context(poisoned):
             lambda: chain.sample(poisoned),
         ]
         for use in uses:
-            with pytest.raises(pyllama.PoisonedError, match=r"assertion.*n_batch.*make a new one"):
+            with pytest.raises(
+                pyllama.PoisonedError, match=r"failed half way.*n_batch.*make a new one"
+            ):
                 use()
         # The chain was never touched.
         assert not chain.closed

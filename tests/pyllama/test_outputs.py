@@ -165,7 +165,7 @@ def test_a_view_outlives_its_context(tiny_model_path):
     context = Context(model, n_ctx=256, n_threads=1)
     context.decode(Batch.from_tokens(PROMPT))
     expected, view = context.logits(), context.logits_view()
-    freed = context._handle.release
+    freed = context._handle._finalizer
     context.close()
     assert context.closed
     assert freed.alive

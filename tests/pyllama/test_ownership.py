@@ -86,7 +86,7 @@ def test_every_order_of_dropping(paths, cycle):
     for order in itertools.permutations(NAMES, 3):
         made = make_all(paths)
         seen = [weakref.ref(thing) for thing in made.values()]
-        released = [thing._handle.release for thing in made.values()]
+        released = [thing._handle._finalizer for thing in made.values()]
         if (
             cycle
         ):  # the collector then finds them all at once, and takes them in an order of its own

@@ -343,7 +343,7 @@ def test_only_candidates_can_be_applied(tiny):
 
 def test_samplers_that_never_joined_a_chain_are_freed():
     sampler = Sampler.top_k(3)
-    release = sampler._handle.release
+    release = sampler._handle._finalizer
     del sampler
     gc.collect()
     assert not release.alive
@@ -365,7 +365,7 @@ def test_closing_a_model_closes_what_reads_its_vocabulary(tiny_model_path, name)
 @pytest.mark.parametrize("name", ["infill", "grammar"])
 def test_a_sampler_keeps_the_model_that_it_reads(tiny_model_path, name):
     model = pyllama.Model(tiny_model_path, vocab_only=True)
-    release = model._handle.release
+    release = model._handle._finalizer
     sampler = MAKE[name](model.vocab)
     del model
     gc.collect()

@@ -53,7 +53,7 @@ def test_closing_in_any_order(tiny, order, expected):
     context, pool = Context(tiny, n_ctx=256, n_threads=1), Threadpool(2)
     context.attach_threadpool(pool)
     np.testing.assert_array_equal(logits_of(context, PROMPT), expected)
-    freed = pool._handle.release
+    freed = pool._handle._finalizer
     if order == "context first":
         context.close()
         assert freed.alive

@@ -1,12 +1,16 @@
-#include "guard.hpp"
+#include "apart.hpp"
+#include "compute_threads.hpp"
 
 using pyllama::guarded;
+using pyllama::guarded_apart;
+using pyllama::guarded_free;
+using pyllama::no_memory;
 
 extern "C" {
 
 llama_context * guarded_init_from_model(llama_model * model, const llama_context_params * params,
                                         pyllama_interrupt * interrupt) {
-    return guarded<llama_context *>(nullptr, [&] {
+    return guarded_apart<llama_context *>(nullptr, no_memory::strands, [&] {
         llama_context_params with_interrupt = *params;
         with_interrupt.abort_callback       = pyllama_should_stop;
         with_interrupt.abort_callback_data  = interrupt;
@@ -15,7 +19,7 @@ llama_context * guarded_init_from_model(llama_model * model, const llama_context
 }
 
 int32_t guarded_context_free(llama_context * ctx) {
-    return guarded([&] { llama_free(ctx); });
+    return guarded_free([&] { llama_free(ctx); });
 }
 
 int32_t guarded_context_shape(const llama_context * ctx, pyllama_context_shape * shape) {
@@ -32,16 +36,24 @@ int32_t guarded_context_shape(const llama_context * ctx, pyllama_context_shape *
 }
 
 int32_t guarded_encode(llama_context * ctx, const llama_batch * batch) {
-    return guarded(PYLLAMA_CAUGHT, [&] { return llama_encode(ctx, *batch); });
+    return guarded(PYLLAMA_CAUGHT, [&] {
+        pyllama::require_compute_threads(llama_n_threads_batch(ctx));
+        return llama_encode(ctx, *batch);
+    });
 }
 
 int32_t guarded_decode(llama_context * ctx, const llama_batch * batch) {
-    return guarded(PYLLAMA_CAUGHT, [&] { return llama_decode(ctx, *batch); });
+    return guarded(PYLLAMA_CAUGHT, [&] {
+        pyllama::require_compute_threads(batch->n_tokens > 1 ? llama_n_threads_batch(ctx)
+                                                             : llama_n_threads(ctx));
+        return llama_decode(ctx, *batch);
+    });
 }
 
 int32_t guarded_decode_token(llama_context * ctx, llama_token token, llama_pos pos,
                              llama_seq_id seq_id) {
     return guarded(PYLLAMA_CAUGHT, [&] {
+        pyllama::require_compute_threads(llama_n_threads(ctx));
         int32_t        n_seq_id = 1;
         llama_seq_id * seq_ids  = &seq_id;
         int8_t         output   = 1;

@@ -1,13 +1,15 @@
 #include "deep_stack.hpp"
 
 #include "guard.hpp"
+#include "own_thread.hpp"
 
+#include <condition_variable>
 #include <cstdint>
+#include <mutex>
 
-#ifdef _WIN32
+#ifdef _MSC_VER
 #include <intrin.h>
-#include <windows.h>
-#else
+#elif defined(__linux__)
 #include <pthread.h>
 #endif
 
@@ -27,47 +29,19 @@ void run(task & todo) {
     }
 }
 
-#ifdef _WIN32
-
-DWORD WINAPI run_on_thread(void * todo) {
-    run(*static_cast<task *>(todo));
-    return 0;
+void run_and_wait(size_t size, task & todo) {
+    std::mutex              mutex;
+    std::condition_variable change;
+    bool                    done = false;
+    pyllama::start_thread(size, [&] {
+        run(todo);
+        const std::lock_guard lock(mutex);
+        done = true;
+        change.notify_all();
+    });
+    std::unique_lock lock(mutex);
+    change.wait(lock, [&] { return done; });
 }
-
-bool run_and_wait(size_t size, task & todo) {
-    HANDLE thread = CreateThread(nullptr, size, run_on_thread, &todo,
-                                 STACK_SIZE_PARAM_IS_A_RESERVATION, nullptr);
-    if (!thread) {
-        return false;
-    }
-    WaitForSingleObject(thread, INFINITE);
-    CloseHandle(thread);
-    return true;
-}
-
-#else
-
-void * run_on_thread(void * todo) {
-    run(*static_cast<task *>(todo));
-    return nullptr;
-}
-
-bool run_and_wait(size_t size, task & todo) {
-    constexpr size_t PAGES = 64 * 1024; // macOS takes whole pages only
-    pthread_attr_t   attributes;
-    pthread_t        thread;
-    pthread_attr_init(&attributes);
-    const bool started =
-        pthread_attr_setstacksize(&attributes, (size / PAGES + 1) * PAGES) == 0 &&
-        pthread_create(&thread, &attributes, run_on_thread, &todo) == 0;
-    pthread_attr_destroy(&attributes);
-    if (started) {
-        pthread_join(thread, nullptr);
-    }
-    return started;
-}
-
-#endif
 
 uintptr_t stack_pointer() {
 #ifdef _MSC_VER
@@ -112,9 +86,7 @@ void pyllama::run_with_stack(size_t size, const std::function<void()> & call) {
         throw std::bad_alloc();
     }
     task todo{call, nullptr};
-    if (!run_and_wait(size + MARGIN, todo)) {
-        throw std::bad_alloc();
-    }
+    run_and_wait(size + MARGIN, todo);
     if (todo.thrown) {
         std::rethrow_exception(todo.thrown);
     }

@@ -1,10 +1,11 @@
-#include "guard.hpp"
+#include "apart.hpp"
 
 #include "common/fit.h"
 
 #include <vector>
 
-using pyllama::guarded;
+using pyllama::guarded_apart;
+using pyllama::no_memory;
 
 namespace {
 
@@ -22,7 +23,7 @@ int32_t guarded_device_memory(const char * path, const llama_model_params * mode
                               const llama_context_params * context_params,
                               pyllama_device_memory * memory, int32_t room, uint32_t * n_layer,
                               uint32_t * n_ctx_train) {
-    return guarded(PYLLAMA_CAUGHT, [&] {
+    return guarded_apart(PYLLAMA_CAUGHT, no_memory::strands, [&] {
         log_restorer                    restorer;
         std::vector<ggml_backend_dev_t> devices;
         uint32_t                        n_expert = 0;
@@ -49,7 +50,7 @@ int32_t guarded_fit_params(const char * path, llama_model_params * model_params,
                            llama_context_params * context_params, float * tensor_split,
                            llama_model_tensor_buft_override * overrides, size_t * margins,
                            uint32_t n_ctx_min) {
-    return guarded(PYLLAMA_CAUGHT, [&] {
+    return guarded_apart(PYLLAMA_CAUGHT, no_memory::strands, [&] {
         log_restorer restorer;
         return static_cast<int32_t>(common_fit_params(path, model_params, context_params,
                                                       tensor_split, overrides, margins, n_ctx_min,

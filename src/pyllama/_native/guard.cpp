@@ -1,11 +1,22 @@
 #include "guard.hpp"
 
+#include "apart.hpp"
 #include "log.h"
+#include "thread_state.hpp"
 
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
+
+#ifdef __GLIBCXX__
+#include <cxxabi.h>
+#endif
+#ifdef __GLIBC__
+#include <unistd.h>
+#endif
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
@@ -17,26 +28,38 @@
 
 namespace {
 
+using pyllama::this_thread;
+using pyllama::thread_state;
+
 constexpr size_t MAX_KEPT_LOG = 4096; // bytes of error lines kept for one failing call
-
-struct thread_state {
-    int                 depth = 0; // of guarded calls
-    pyllama_caught_kind kind  = PYLLAMA_CAUGHT_NOTHING;
-    std::string         message;
-    std::string         errors; // what llama.cpp logged as errors during the guarded call
-    std::string         line;   // of the log, until its line break
-    ggml_log_level      level = GGML_LOG_LEVEL_NONE;
-    pyllama::log_listener * listener = nullptr;
-};
-
-thread_local thread_state this_thread;
 
 std::atomic<void (*)(int32_t, const char *)> log_handler{nullptr};
 std::atomic<bool (*)(void)>                  poll_handler{nullptr};
 std::atomic<int32_t>                         log_level{GGML_LOG_LEVEL_WARN};
 
+// Threads inside guarded calls, counted in several places so that threads do not wait for each
+// other's cache line.
+struct alignas(64) count {
+    std::atomic<int32_t> value{0};
+};
+
+constexpr uint32_t N_COUNTS = 16;
+
+count                 inside[N_COUNTS];
+std::atomic<uint32_t> next_count{0};
+std::atomic<bool>     is_ending{false};
+
+count & my_count() {
+    thread_local count & mine = inside[next_count++ % N_COUNTS];
+    return mine;
+}
+
 void on_abort(const char * message) {
-    if (this_thread.depth > 0) {
+    thread_state & state = this_thread();
+    if (state.depth > 0) {
+        pyllama::strand(PYLLAMA_CAUGHT_ASSERTION, message);
+        state.asserted = true;
+        state.assertion = message;
         throw pyllama::assertion_failure(message);
     }
     // No guarded call on this thread to return to (a worker of a backend): ggml ends the process.
@@ -52,7 +75,7 @@ void end_log_line(thread_state & state) {
     }
     auto handler = state.listener && state.listener->exclusive ? nullptr : log_handler.load();
     if (handler && state.level >= log_level.load()) {
-        handler(state.level, state.line.c_str());
+        pyllama::call_python([&] { handler(state.level, state.line.c_str()); });
     }
     const std::string line = std::exchange(state.line, {});
     if (state.listener) {
@@ -62,7 +85,10 @@ void end_log_line(thread_state & state) {
 
 // llama.cpp logs in pieces: a line may come in several calls, the later ones at level CONT.
 void on_log(ggml_log_level level, const char * text, void *) {
-    thread_state & state = this_thread;
+    if (is_ending) { // the state of a thread that is ending may be gone already
+        return;
+    }
+    thread_state & state = this_thread();
     if (level != GGML_LOG_LEVEL_CONT) {
         if (!state.line.empty()) {
             end_log_line(state);
@@ -118,47 +144,113 @@ void tidy_registers() {}
 
 namespace pyllama {
 
-guard_scope::guard_scope() noexcept {
-    if (this_thread.depth++ == 0) {
-        this_thread.kind = PYLLAMA_CAUGHT_NOTHING;
-        this_thread.errors.clear();
+guard_scope::guard_scope() noexcept : outermost_(this_thread().depth == 0), admitted_(true) {
+    thread_state & state = this_thread();
+    if (outermost_) {
+        state.kind = PYLLAMA_CAUGHT_NOTHING;
+        state.errors.clear();
+        state.asserted = false;
+        // Both in this order: pyllama_end() sets the flag first, and then looks at the counts.
+        my_count().value++;
+        if (is_ending) {
+            admitted_ = false;
+        }
     }
+    state.depth++;
 }
 
 guard_scope::~guard_scope() noexcept {
-    if (--this_thread.depth == 0) {
+    this_thread().depth--;
+    if (outermost_) {
+        my_count().value--;
         tidy_registers();
     }
 }
 
 void keep_caught(pyllama_caught_kind kind, const char * message) noexcept {
-    this_thread.kind = kind;
+    thread_state & state = this_thread();
+    state.kind           = kind;
     try {
-        this_thread.message = message;
+        state.message = message;
     } catch (const std::bad_alloc &) {
-        this_thread.message.clear();
+        state.message.clear();
+    }
+}
+
+bool take_swallowed_assertion() noexcept {
+    thread_state & state = this_thread();
+    if (!std::exchange(state.asserted, false)) {
+        return false;
+    }
+    keep_caught(PYLLAMA_CAUGHT_ASSERTION, state.assertion.c_str());
+    return true;
+}
+
+void keep_current_exception() noexcept {
+    if (take_swallowed_assertion()) { // whatever llama.cpp made of it
+        return;
+    }
+    try {
+        throw;
+    } catch (const stranded & failure) {
+        keep_caught(failure.kind, failure.what());
+    } catch (const assertion_failure & failure) {
+        keep_caught(PYLLAMA_CAUGHT_ASSERTION, failure.what());
+    } catch (const refused & failure) {
+        keep_caught(PYLLAMA_CAUGHT_REFUSED, failure.what());
+    } catch (const std::bad_alloc &) {
+        keep_caught(PYLLAMA_CAUGHT_OUT_OF_MEMORY, "out of memory");
+    } catch (const std::exception & exception) {
+        keep_caught(PYLLAMA_CAUGHT_EXCEPTION, exception.what());
+    } catch (...) {
+        keep_caught(PYLLAMA_CAUGHT_EXCEPTION, "an exception of unknown type");
+    }
+}
+
+void call_python(const std::function<void()> & call) {
+    if (ask_home(call)) { // Python knows the thread that called us, and its signals reach that one
+        return;
+    }
+#ifdef __GLIBCXX__
+    try {
+        call();
+    } catch (const abi::__forced_unwind &) {
+        park();
+    }
+#else
+    call();
+#endif
+}
+
+bool ending() noexcept {
+    return is_ending;
+}
+
+void park() noexcept {
+    for (;;) {
+        std::this_thread::sleep_for(std::chrono::hours(24));
     }
 }
 
 log_listener::log_listener(bool exclusive, callback on_line) noexcept :
     exclusive(exclusive),
     on_line(std::move(on_line)),
-    previous(std::exchange(this_thread.listener, this)) {}
+    previous(std::exchange(this_thread().listener, this)) {}
 
 log_listener::~log_listener() noexcept {
-    this_thread.listener = previous;
+    this_thread().listener = previous;
 }
 
 void log_listener::hear(const std::string & line) {
     // What the callback itself does may be logged as well, and is not its business.
-    this_thread.listener = nullptr;
+    this_thread().listener = nullptr;
     try {
         on_line(line);
     } catch (...) {
-        this_thread.listener = this;
+        this_thread().listener = this;
         throw;
     }
-    this_thread.listener = this;
+    this_thread().listener = this;
 }
 
 void restore_log() noexcept {
@@ -179,15 +271,15 @@ char * copy_string(const std::string & text) {
 extern "C" {
 
 pyllama_caught_kind pyllama_caught(void) {
-    return this_thread.kind;
+    return this_thread().kind;
 }
 
 const char * pyllama_caught_message(void) {
-    return this_thread.message.c_str();
+    return this_thread().message.c_str();
 }
 
 const char * pyllama_last_errors(void) {
-    return this_thread.errors.c_str();
+    return this_thread().errors.c_str();
 }
 
 void pyllama_free(void * memory) {
@@ -198,14 +290,58 @@ void pyllama_install(void (*log)(int32_t, const char *), bool (*poll)(void)) {
     log_handler  = log;
     poll_handler = poll;
     ggml_set_abort_callback(on_abort);
+    pyllama::watch_allocations();
     pyllama::restore_log();
     // libllama-common writes to stdout and stderr by itself; its failures reach us as exceptions.
     common_log_set_verbosity_thold(-1);
 }
 
-void pyllama_uninstall(void) {
+// From here on every guarded call is refused, and computations stop.
+void pyllama_end(void) {
+    is_ending = true;
+}
+
+// Whether no thread is inside a guarded call any more, after waiting for so long at most.
+bool pyllama_wait_until_left(int32_t milliseconds) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(milliseconds);
+    for (;;) {
+        int32_t n = 0;
+        for (const count & place : inside) {
+            n += place.value;
+        }
+        if (n == 0) {
+            log_handler  = nullptr;
+            poll_handler = nullptr;
+            return true;
+        }
+        if (std::chrono::steady_clock::now() >= until) {
+            return false;
+        }
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+}
+
+// Waits for what a context's devices compute, when nothing else may call it any more.
+void pyllama_settle_context(llama_context * ctx) {
+    const pyllama::guard_scope scope;
+    try {
+        llama_synchronize(ctx);
+    } catch (...) { // a lost device: there is nothing to wait for
+    }
+}
+
+// For when a thread is still in C at the very end: what it uses must not be destroyed under it.
+void pyllama_leave_without_destructors(void) {
     log_handler  = nullptr;
     poll_handler = nullptr;
+#ifdef __GLIBC__
+    on_exit(
+        [](int status, void *) {
+            std::fflush(nullptr);
+            _exit(status);
+        },
+        nullptr);
+#endif
 }
 
 void pyllama_set_log_level(int32_t level) {
@@ -221,15 +357,18 @@ bool pyllama_should_stop(void * data) {
     constexpr int64_t POLL_INTERVAL_US = 50'000;
 
     auto * interrupt = static_cast<pyllama_interrupt *>(data);
-    if (interrupt->cancelled) {
+    if (interrupt->cancelled || is_ending) {
         return true;
     }
     if (interrupt->poll_signals) {
         const int64_t now = llama_time_us();
         if (now - interrupt->last_poll_us >= POLL_INTERVAL_US) {
             interrupt->last_poll_us = now;
-            auto poll = poll_handler.load();
-            return poll && poll();
+            bool stop = false;
+            if (auto poll = poll_handler.load()) {
+                pyllama::call_python([&] { stop = poll(); });
+            }
+            return stop;
         }
     }
     return false;

@@ -2,7 +2,11 @@
 //
 // Every call into llama.cpp that can throw or assert goes through guarded(). It catches, keeps
 // what it caught for this thread (pyllama_caught, pyllama_caught_message), and returns the
-// value that the caller takes for failure.
+// value that the caller takes for failure. Once the interpreter is ending it refuses every call.
+//
+// An exception that stands for a failed assertion runs destructors of objects that llama.cpp was in
+// the middle of changing. So what makes and frees large objects goes through guarded_apart() (see
+// apart.hpp), and an object in which an assertion failed is neither used nor freed any more.
 #pragma once
 
 #include "prelude.h"
@@ -21,6 +25,11 @@ struct assertion_failure : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// Thrown before anything was changed, for want of memory or threads.
+struct refused : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 // Marks this thread as inside a guarded call, where an abort may become an exception.
 class guard_scope {
   public:
@@ -28,9 +37,23 @@ class guard_scope {
     ~guard_scope() noexcept;
     guard_scope(const guard_scope &) = delete;
     guard_scope & operator=(const guard_scope &) = delete;
+
+    // Whether the call may go on: false when the interpreter is ending.
+    bool admitted() const noexcept { return admitted_; }
+
+  private:
+    bool outermost_;
+    bool admitted_;
 };
 
 void keep_caught(pyllama_caught_kind kind, const char * message) noexcept;
+
+// Whether an assertion failed in this guarded call whose exception llama.cpp caught itself. Asking
+// forgets it.
+bool take_swallowed_assertion() noexcept;
+
+// What keeps a caught exception apart: what the guarded call is to report. Call it in a handler.
+void keep_current_exception() noexcept;
 
 // While it lives, it hears every line that this thread writes to the log, whatever its level, and
 // nobody else does if it is exclusive. It may throw: the exception then leaves the function of
@@ -55,16 +78,17 @@ void restore_log() noexcept;
 
 template <class T, class Call> T guarded(T failed, Call && call) noexcept {
     guard_scope scope;
+    if (!scope.admitted()) {
+        keep_caught(PYLLAMA_CAUGHT_ENDING, "the interpreter is ending, and pyllama is closed");
+        return failed;
+    }
     try {
-        return std::forward<Call>(call)();
-    } catch (const assertion_failure & failure) {
-        keep_caught(PYLLAMA_CAUGHT_ASSERTION, failure.what());
-    } catch (const std::bad_alloc &) {
-        keep_caught(PYLLAMA_CAUGHT_OUT_OF_MEMORY, "out of memory");
-    } catch (const std::exception & exception) {
-        keep_caught(PYLLAMA_CAUGHT_EXCEPTION, exception.what());
+        T result = std::forward<Call>(call)();
+        if (!take_swallowed_assertion()) {
+            return result;
+        }
     } catch (...) {
-        keep_caught(PYLLAMA_CAUGHT_EXCEPTION, "an exception of unknown type");
+        keep_current_exception();
     }
     return failed;
 }
@@ -76,6 +100,15 @@ template <class Call> int32_t guarded(Call && call) noexcept {
         return 0;
     });
 }
+
+// Calls into Python. A thread that Python ends in there, because the interpreter is ending, stays
+// where it is for ever: unwinding it would run through llama.cpp.
+void call_python(const std::function<void()> & call);
+
+// Whether the interpreter is ending: what runs long should stop.
+bool ending() noexcept;
+
+[[noreturn]] void park() noexcept;
 
 // A copy on the heap, for Python to read and then give to pyllama_free().
 char * copy_string(const std::string & text);

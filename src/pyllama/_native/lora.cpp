@@ -1,4 +1,4 @@
-#include "guard.hpp"
+#include "apart.hpp"
 
 #include "gguf_file.hpp"
 
@@ -10,6 +10,9 @@
 
 using pyllama::gguf_file;
 using pyllama::guarded;
+using pyllama::guarded_apart;
+using pyllama::guarded_free;
+using pyllama::no_memory;
 
 namespace {
 
@@ -88,14 +91,14 @@ extern "C" {
 
 llama_adapter_lora * guarded_adapter_lora_init(llama_model * model, const char * path,
                                                int64_t n_expert) {
-    return guarded<llama_adapter_lora *>(nullptr, [&] {
+    return guarded_apart<llama_adapter_lora *>(nullptr, no_memory::unwinds, [&] {
         check_lora(gguf_file(path), n_expert);
         return llama_adapter_lora_init(model, path);
     });
 }
 
 int32_t guarded_adapter_lora_free(llama_adapter_lora * adapter) {
-    return guarded([&] { llama_adapter_lora_free(adapter); });
+    return guarded_free([&] { llama_adapter_lora_free(adapter); });
 }
 
 int32_t guarded_adapter_meta_key(const llama_adapter_lora * adapter, int32_t index, char * buffer,
@@ -126,7 +129,7 @@ int32_t guarded_set_adapter_cvec(llama_context * ctx, const float * data, size_t
 
 // The rows of layers 1 to n_layers, for the caller to free.
 float * guarded_control_vector_load(const char * path, int32_t * n_layers, int32_t * n_embd) {
-    return guarded<float *>(nullptr, [&]() -> float * {
+    return guarded_apart<float *>(nullptr, no_memory::unwinds, [&]() -> float * {
         check_control_vector(gguf_file(path));
         const auto loaded = common_control_vector_load({{/*strength*/ 1.0f, path}});
         if (loaded.n_embd < 1) {

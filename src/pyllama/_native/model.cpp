@@ -1,4 +1,4 @@
-#include "guard.hpp"
+#include "apart.hpp"
 
 #include <cerrno>
 #include <cstdio>
@@ -12,6 +12,9 @@
 #endif
 
 using pyllama::guarded;
+using pyllama::guarded_apart;
+using pyllama::guarded_free;
+using pyllama::no_memory;
 
 namespace {
 
@@ -46,6 +49,32 @@ file_ptr open_descriptor(int fd) {
     return file_ptr(file);
 }
 
+// The caller's callback, called where Python knows the thread; and a load ends with Python.
+struct progress_callback {
+    const llama_model_params & given;
+
+    static bool report(float fraction, void * self) {
+        const llama_model_params & given   = static_cast<progress_callback *>(self)->given;
+        bool                       goes_on = !pyllama::ending();
+        if (goes_on && given.progress_callback) {
+            pyllama::call_python([&] {
+                goes_on = given.progress_callback(fraction, given.progress_callback_user_data);
+            });
+        }
+        return goes_on;
+    }
+};
+
+template <class Load> llama_model * load(const llama_model_params & given, Load && load) noexcept {
+    return guarded_apart<llama_model *>(nullptr, no_memory::unwinds, [&] {
+        progress_callback  progress{given};
+        llama_model_params params          = given;
+        params.progress_callback           = progress_callback::report;
+        params.progress_callback_user_data = &progress;
+        return load(params);
+    });
+}
+
 void seek(FILE * file, int64_t offset) {
 #ifdef _WIN32
     const int failed = _fseeki64(file, offset, SEEK_SET);
@@ -62,21 +91,23 @@ void seek(FILE * file, int64_t offset) {
 extern "C" {
 
 llama_model * guarded_model_load_from_file(const char * path, const llama_model_params * params) {
-    return guarded<llama_model *>(nullptr,
-                                  [&] { return llama_model_load_from_file(path, *params); });
+    return load(*params, [&](const llama_model_params & with_progress) {
+        return llama_model_load_from_file(path, with_progress);
+    });
 }
 
 llama_model * guarded_model_load_from_splits(const char ** paths, size_t n_paths,
                                              const llama_model_params * params) {
-    return guarded<llama_model *>(
-        nullptr, [&] { return llama_model_load_from_splits(paths, n_paths, *params); });
+    return load(*params, [&](const llama_model_params & with_progress) {
+        return llama_model_load_from_splits(paths, n_paths, with_progress);
+    });
 }
 
 llama_model * guarded_model_load_from_fd(int fd, int64_t offset, const llama_model_params * params) {
-    return guarded<llama_model *>(nullptr, [&] {
+    return load(*params, [&](const llama_model_params & with_progress) {
         const file_ptr file = open_descriptor(fd);
         seek(file.get(), offset);
-        return llama_model_load_from_file_ptr(file.get(), *params);
+        return llama_model_load_from_file_ptr(file.get(), with_progress);
     });
 }
 
@@ -85,7 +116,7 @@ int32_t guarded_model_save_to_file(const llama_model * model, const char * path)
 }
 
 int32_t guarded_model_free(llama_model * model) {
-    return guarded([&] { llama_model_free(model); });
+    return guarded_free([&] { llama_model_free(model); });
 }
 
 int32_t guarded_model_desc(const llama_model * model, char * buffer, size_t size) {

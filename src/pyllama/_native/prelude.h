@@ -17,6 +17,8 @@ enum pyllama_caught_kind {
     PYLLAMA_CAUGHT_EXCEPTION,     // a C++ exception left llama.cpp
     PYLLAMA_CAUGHT_ASSERTION,     // a GGML_ASSERT or GGML_ABORT fired
     PYLLAMA_CAUGHT_OUT_OF_MEMORY, // std::bad_alloc
+    PYLLAMA_CAUGHT_REFUSED,       // memory or threads were missing before anything was changed
+    PYLLAMA_CAUGHT_ENDING,        // the interpreter is ending
 };
 
 // Read by the abort callback of a context, written by Python.

@@ -12,7 +12,7 @@ struct python_sampler {
 };
 
 pyllama_sampler_handlers                      installed;
-std::atomic<const pyllama_sampler_handlers *> handlers{nullptr}; // null at the interpreter's end
+std::atomic<const pyllama_sampler_handlers *> handlers{nullptr};
 
 const python_sampler & self(const llama_sampler * sampler) {
     return *static_cast<const python_sampler *>(sampler->ctx);
@@ -26,7 +26,13 @@ const pyllama_sampler_handlers & python() {
     return *current;
 }
 
-// The Python side keeps what was raised, and raises it again once C has returned.
+// Calls a handler. The Python side keeps what was raised, and raises it again once C has returned.
+template <class Call> auto ask(Call && call) {
+    decltype(call(python())) answer{};
+    pyllama::call_python([&] { answer = call(python()); });
+    return answer;
+}
+
 void check(int32_t failed) {
     if (failed) {
         throw std::runtime_error("a sampler raised an exception in Python");
@@ -38,28 +44,28 @@ const char * name(const llama_sampler * sampler) {
 }
 
 void accept(llama_sampler * sampler, llama_token token) {
-    check(python().accept(self(sampler).id, token));
+    check(ask([&](const auto & handlers) { return handlers.accept(self(sampler).id, token); }));
 }
 
 void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
-    check(python().apply(self(sampler).id, candidates));
+    check(ask([&](const auto & handlers) { return handlers.apply(self(sampler).id, candidates); }));
 }
 
 void reset(llama_sampler * sampler) {
-    check(python().reset(self(sampler).id));
+    check(ask([&](const auto & handlers) { return handlers.reset(self(sampler).id); }));
 }
 
 llama_sampler * make(uint64_t id, const char * name);
 
 llama_sampler * clone(const llama_sampler * sampler) {
-    const uint64_t id = python().clone(self(sampler).id);
+    const auto id = ask([&](const auto & handlers) { return handlers.clone(self(sampler).id); });
     check(id == 0);
     return make(id, name(sampler));
 }
 
 void free(llama_sampler * sampler) {
     if (const auto * current = handlers.load()) {
-        current->free(self(sampler).id);
+        pyllama::call_python([&] { current->free(self(sampler).id); });
     }
     delete static_cast<python_sampler *>(sampler->ctx);
 }
@@ -90,10 +96,6 @@ extern "C" {
 void pyllama_install_samplers(const pyllama_sampler_handlers * new_handlers) {
     installed = *new_handlers;
     handlers  = &installed;
-}
-
-void pyllama_uninstall_samplers(void) {
-    handlers = nullptr;
 }
 
 llama_sampler * guarded_sampler_init_python(uint64_t id, const char * name) {

@@ -1,5 +1,4 @@
-#include "guard.hpp"
-
+#include "apart.hpp"
 #include "gguf_file.hpp"
 
 #include "common/imatrix-loader.h"
@@ -14,6 +13,8 @@
 
 using pyllama::gguf_file;
 using pyllama::guarded;
+using pyllama::guarded_apart;
+using pyllama::no_memory;
 
 // Names with their averages, as llama_model_quantize wants them.
 struct pyllama_imatrix {
@@ -21,6 +22,9 @@ struct pyllama_imatrix {
 };
 
 namespace {
+
+// More than ggml_quantize_init() takes for any type.
+constexpr size_t QUANTIZATION_TABLES = 32 << 20;
 
 // llama.cpp announces each tensor by a line of the log, while no thread is at work.
 bool announces_tensor(const std::string & line, int & index, int & count) {
@@ -125,14 +129,24 @@ extern "C" {
 char * guarded_model_quantize(const char * source, const char * target,
                               const llama_model_quantize_params * params, bool quiet,
                               llama_progress_callback progress, void * user_data) {
-    return guarded<char *>(nullptr, [&]() -> char * {
+    return guarded_apart<char *>(nullptr, no_memory::unwinds, [&]() -> char * {
+        // Its tables are made under a lock that a failure would leave locked.
+        pyllama::require_memory(QUANTIZATION_TABLES);
         std::string           lines;
         pyllama::log_listener listener(quiet, [&](const std::string & line) {
             lines += line;
             lines += '\n';
             int index = 0, count = 0;
-            if (announces_tensor(line, index, count) &&
-                !progress(static_cast<float>(index - 1) / count, user_data)) {
+            if (!announces_tensor(line, index, count)) {
+                return;
+            }
+            bool goes_on = !pyllama::ending();
+            if (goes_on) {
+                pyllama::call_python([&] {
+                    goes_on = progress(static_cast<float>(index - 1) / count, user_data);
+                });
+            }
+            if (!goes_on) {
                 throw std::runtime_error("cancelled");
             }
         });
@@ -157,7 +171,7 @@ int32_t guarded_check_magnitude(const char * path, float limit) {
 }
 
 pyllama_imatrix * guarded_imatrix_load(const char * path) {
-    return guarded<pyllama_imatrix *>(nullptr, [&] {
+    return guarded_apart<pyllama_imatrix *>(nullptr, no_memory::unwinds, [&] {
         check_imatrix(path);
         common_imatrix loaded;
         if (!common_imatrix_load(path, loaded)) {

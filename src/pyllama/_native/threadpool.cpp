@@ -1,8 +1,12 @@
-#include "guard.hpp"
+#include "apart.hpp"
+#include "compute_threads.hpp"
 
 #include "ggml-cpu.h"
 
 using pyllama::guarded;
+using pyllama::guarded_apart;
+using pyllama::guarded_free;
+using pyllama::no_memory;
 
 namespace {
 
@@ -24,13 +28,14 @@ template <class Function> Function cpu_function(const char * name) {
 extern "C" {
 
 ggml_threadpool * guarded_threadpool_new(ggml_threadpool_params * params) {
-    return guarded<ggml_threadpool *>(nullptr, [&] {
+    return guarded_apart<ggml_threadpool *>(nullptr, no_memory::strands, [&] {
+        pyllama::require_compute_threads(params->n_threads);
         return cpu_function<decltype(&ggml_threadpool_new)>("ggml_threadpool_new")(params);
     });
 }
 
 int32_t guarded_threadpool_free(ggml_threadpool * threadpool) {
-    return guarded([&] {
+    return guarded_free([&] {
         cpu_function<decltype(&ggml_threadpool_free)>("ggml_threadpool_free")(threadpool);
     });
 }

@@ -1,12 +1,13 @@
 #include "workers.hpp"
 
+#include "guard.hpp"
+#include "own_thread.hpp"
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <list>
 #include <mutex>
-#include <system_error>
-#include <thread>
 
 #ifndef _WIN32
 #include <pthread.h>
@@ -15,6 +16,9 @@
 namespace pyllama {
 
 namespace {
+
+// Samplers need little, but grammars recurse: see MAX_PIECE and the limits of pyllama.Grammar.
+constexpr size_t HELPER_STACK = 2 << 20;
 
 struct task {
     const std::function<void(int32_t)> & work;
@@ -49,8 +53,8 @@ class team {
     void hire(int32_t n_threads) {
         for (; n_threads_ < n_threads; n_threads_++) {
             try {
-                std::thread([this] { help(); }).detach();
-            } catch (const std::system_error &) { // the machine has no more
+                start_thread(HELPER_STACK, [this] { help(); });
+            } catch (const std::exception &) { // the machine has no more, or no memory
                 return;
             }
         }

@@ -1,0 +1,243 @@
+#include "apart.hpp"
+
+#include "no_memory.h"
+#include "own_thread.hpp"
+#include "thread_state.hpp"
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
+namespace pyllama {
+
+namespace {
+
+// What a model's file or a graph takes of the stack is not known; threads that Python starts have
+// as much on most systems.
+constexpr size_t STACK = 4 << 20;
+
+struct errand {
+    const std::function<void()> * call;
+    const no_memory               policy;
+    thread_state &                home;
+
+    std::mutex                    mutex;
+    std::condition_variable       changed;
+    enum { WORKING, ASKING, DONE, STRANDED } state = WORKING;
+    const std::function<void()> * question         = nullptr;
+    std::exception_ptr            thrown; // by the call, or by the question
+    pyllama_caught_kind           kind = PYLLAMA_CAUGHT_NOTHING;
+    char                          message[1024] = {};
+
+    errand(const std::function<void()> & call, no_memory policy, thread_state & home)
+        : call(&call), policy(policy), home(home) {}
+};
+
+thread_local errand * mine = nullptr; // on a thread of run_apart()
+
+thread_local thread_state   own_state;
+thread_local thread_state * lent_state = nullptr;
+
+void work(const std::shared_ptr<errand> & todo) {
+    {
+        const works_for home(todo->home);
+        mine = todo.get();
+        try {
+            (*todo->call)();
+        } catch (...) {
+            todo->thrown = std::current_exception();
+        }
+        mine = nullptr;
+    }
+    const std::lock_guard lock(todo->mutex);
+    todo->state = errand::DONE;
+    todo->changed.notify_all();
+}
+
+// Threads that wait for errands. They are kept, because beginning takes memory and time.
+class helpers {
+  public:
+    void take(std::shared_ptr<errand> todo) {
+        {
+            const std::lock_guard lock(mutex_);
+            if (n_idle_ == 0) {
+                start_thread(STACK, [this] { serve(); });
+                n_idle_++;
+            }
+            errands_.push_back(std::move(todo));
+            n_idle_--;
+        }
+        come_.notify_one();
+    }
+
+  private:
+    static constexpr int MOST_IDLE = 4;
+
+    void serve() {
+        std::unique_lock lock(mutex_);
+        for (;;) {
+            come_.wait(lock, [this] { return !errands_.empty(); });
+            auto todo = std::move(errands_.front());
+            errands_.pop_front();
+            lock.unlock();
+            work(todo);
+            todo.reset();
+            lock.lock();
+            if (n_idle_ == MOST_IDLE) {
+                return;
+            }
+            n_idle_++;
+        }
+    }
+
+    std::mutex                         mutex_;
+    std::condition_variable            come_;
+    std::list<std::shared_ptr<errand>> errands_; // each with a thread that is about to take it
+    int                                n_idle_ = 0;
+};
+
+// Never destroyed: its threads sleep in it until the process ends.
+std::atomic<helpers *> everyone{nullptr};
+
+helpers & all_helpers() {
+    // A child of fork() has none of the threads.
+    static const bool made = [] {
+        everyone = new helpers;
+#ifndef _WIN32
+        pthread_atfork(nullptr, nullptr, [] { everyone = new helpers; });
+#endif
+        return true;
+    }();
+    static_cast<void>(made);
+    return *everyone;
+}
+
+void answer(errand & todo, std::unique_lock<std::mutex> & lock) {
+    lock.unlock();
+    std::exception_ptr thrown;
+    try {
+        call_python(*todo.question);
+    } catch (...) {
+        thrown = std::current_exception();
+    }
+    lock.lock();
+    todo.thrown = thrown;
+    todo.state  = errand::WORKING;
+    todo.changed.notify_all();
+}
+
+[[noreturn]] void on_no_memory() {
+    if (mine && mine->policy == no_memory::strands) {
+        strand(PYLLAMA_CAUGHT_OUT_OF_MEMORY, "out of memory");
+    }
+    throw std::bad_alloc();
+}
+
+// ggml goes on with the null pointer, or asserts with half of what it changes done.
+void on_no_memory_in_ggml(size_t) {
+    strand(PYLLAMA_CAUGHT_OUT_OF_MEMORY, "out of memory");
+    if (this_thread().depth > 0) {
+        throw std::bad_alloc();
+    }
+}
+
+} // namespace
+
+thread_state & this_thread() noexcept {
+    return lent_state ? *lent_state : own_state;
+}
+
+works_for::works_for(thread_state & home) noexcept {
+    lent_state = &home;
+}
+
+works_for::~works_for() noexcept {
+    lent_state = nullptr;
+}
+
+void run_apart(no_memory policy, const std::function<void()> & call) {
+    if (mine) { // already there
+        return call();
+    }
+    const auto todo = std::make_shared<errand>(call, policy, this_thread());
+    all_helpers().take(todo);
+
+    std::unique_lock lock(todo->mutex);
+    for (;;) {
+        todo->changed.wait(lock, [&] { return todo->state != errand::WORKING; });
+        if (todo->state != errand::ASKING) {
+            break;
+        }
+        answer(*todo, lock);
+    }
+    if (todo->state == errand::STRANDED) {
+        throw stranded(todo->kind, std::string(todo->message) +
+                                       ". What had been made until then cannot be freed: its "
+                                       "memory stays taken until the process ends");
+    }
+    if (todo->thrown) {
+        std::rethrow_exception(todo->thrown);
+    }
+}
+
+void free_apart(const std::function<void()> & call) {
+    try {
+        run_apart(no_memory::unwinds, call);
+    } catch (const refused &) { // no thread to be had; freeing asserts nothing that is known
+        call();
+    }
+}
+
+void strand(pyllama_caught_kind kind, const char * message) noexcept {
+    if (!mine) {
+        return;
+    }
+    {
+        const std::lock_guard lock(mine->mutex);
+        mine->kind = kind;
+        std::strncpy(mine->message, message, sizeof(mine->message) - 1);
+        mine->state = errand::STRANDED;
+        mine->changed.notify_all();
+    }
+    park();
+}
+
+bool ask_home(const std::function<void()> & question) {
+    if (!mine) {
+        return false;
+    }
+    std::unique_lock lock(mine->mutex);
+    mine->question = &question;
+    mine->state    = errand::ASKING;
+    mine->changed.notify_all();
+    mine->changed.wait(lock, [] { return mine->state == errand::WORKING; });
+    if (auto thrown = std::exchange(mine->thrown, nullptr)) {
+        std::rethrow_exception(thrown);
+    }
+    return true;
+}
+
+void watch_allocations() noexcept {
+    std::set_new_handler(on_no_memory);
+    pyllama_set_no_memory_handler(on_no_memory_in_ggml);
+}
+
+void require_memory(size_t size) {
+    void * memory = std::malloc(size);
+    if (!memory) {
+        throw refused("out of memory: " + std::to_string(size) + " bytes more are needed");
+    }
+    std::free(memory);
+}
+
+} // namespace pyllama

@@ -1,0 +1,34 @@
+// What the guard keeps for each thread of Python's that calls into C.
+#pragma once
+
+#include "guard.hpp"
+
+#include <string>
+
+namespace pyllama {
+
+struct thread_state {
+    int                 depth = 0; // of guarded calls
+    pyllama_caught_kind kind  = PYLLAMA_CAUGHT_NOTHING;
+    std::string         message;
+    std::string         errors; // what llama.cpp logged as errors during the guarded call
+    std::string         line;   // of the log, until its line break
+    ggml_log_level      level    = GGML_LOG_LEVEL_NONE;
+    log_listener *      listener = nullptr;
+    bool                asserted = false; // an assertion failed that nobody has been told of
+    std::string         assertion;
+};
+
+// Of this thread, or of the one that it works for.
+thread_state & this_thread() noexcept;
+
+// While it lives, this thread works for another one, which waits.
+class works_for {
+  public:
+    explicit works_for(thread_state & home) noexcept;
+    ~works_for() noexcept;
+    works_for(const works_for &) = delete;
+    works_for & operator=(const works_for &) = delete;
+};
+
+} // namespace pyllama
