@@ -10,14 +10,21 @@ which refuse to be used any more. See the protocol in ggml-rpc.cpp.
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import socket
 import struct
+import sys
 import threading
+import time
 from collections.abc import Callable
+
+logger = logging.getLogger("pyllama.rpc")
 
 _HEADER = struct.Struct("<BQ")  # command, size of what follows
 _SIZE = struct.Struct("<Q")
 _CHUNK = 1 << 20
+_ZEROS = memoryview(bytes(_CHUNK))
 _HELLO, _GET_TENSOR = 14, 8
 
 # The sizes of answers, by command; other commands have none. What is no zero in the answers that
@@ -28,9 +35,16 @@ _STAND_INS = {1: _SIZE.pack(128), 7: b"\1"}
 _SILENCE = 30
 """Seconds without a sign of life from the server's system, after which it is given up."""
 
+_SOCKETS, _DESCRIPTORS = "/proc/self/net/tcp", "/proc/self/fd"
+"""Where Linux tells whose sockets there are."""
+
 
 class Relay:
     """Listens on loopback for this process, and passes on to ``host:port``.
+
+    On Linux a connection of any other process is closed. Elsewhere the system does not tell whose
+    it is: another user of the machine who finds the port reaches what he reaches without it, the
+    server.
 
     :param on_loss: called once for each connection whose server is lost, before llama.cpp hears
         anything that the server did not say.
@@ -40,27 +54,54 @@ class Relay:
         self._target = host, port
         self._on_loss = on_loss
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._closed = False
         #: Why the connection that llama.cpp has open leads nowhere; None while it leads somewhere.
         self.lost: str | None = None
         #: What llama.cpp connects to.
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, name="rpc-relay", daemon=True).start()
 
+    def close(self) -> None:
+        """Listen no more. Connections go on."""
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread: closing does not on Linux
+        self._listener.close()
+
     def _accept(self) -> None:
-        while True:
+        wait = 0.0
+        while not self._closed:
+            time.sleep(wait)
+            wait = 0.0 if self._accept_one() else min(2 * wait + 0.05, 1.0)
+
+    def _accept_one(self) -> bool:
+        """Take a connection and serve it on a thread; whether that worked."""
+        client = None
+        try:
             client, _ = self._listener.accept()
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+            return True
+        except Exception as error:  # no descriptor, thread or memory
+            if not self._closed:
+                logger.warning("cannot take a connection to %s:%s: %s", *self._target, error)
+            if client is not None:
+                client.close()  # its greeting fails, which is an exception
+            return False
 
     def _serve(self, client: socket.socket) -> None:
         with client:
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
+                if not _is_of_this_process(client):
+                    logger.warning("closed a connection that another process made to the relay")
+                    return
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 server = socket.create_connection(self._target, timeout=10.0)
-            except OSError:
+            except (OSError, MemoryError) as error:
+                logger.info("no connection to %s:%s: %s", *self._target, error)
                 return  # the client's greeting fails, which is an exception
             with server:
-                _keep_alive(server)
-                with contextlib.suppress(OSError):  # llama.cpp has closed its side
+                with contextlib.suppress(OSError, MemoryError):  # llama.cpp has closed its side
+                    _keep_alive(server)
                     _Connection(client, server, self._lose).run()
                 self.lost = None
 
@@ -69,8 +110,32 @@ class Relay:
         self._on_loss(self.lost)
 
 
+def _is_of_this_process(client: socket.socket) -> bool:
+    """Whether this process has the other end of a connection; True where nothing tells."""
+    if not os.path.exists(_SOCKETS):
+        return True
+    ends = [_as_in_proc(*client.getpeername()), _as_in_proc(*client.getsockname())]
+    with open(_SOCKETS, encoding="ascii") as table:
+        rows = [row.split() for row in table]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[1:3] == ends}
+    for descriptor in os.listdir(_DESCRIPTORS):
+        with contextlib.suppress(OSError):  # it was closed meanwhile
+            if os.readlink(f"{_DESCRIPTORS}/{descriptor}") in sockets:
+                return True
+    return False
+
+
+def _as_in_proc(host: str, port: int) -> str:
+    address = int.from_bytes(socket.inet_aton(host), sys.byteorder)
+    return f"{address:08X}:{port:04X}"
+
+
 class _Connection:
-    """One client's requests and their answers, in order."""
+    """One client's requests and their answers, in order.
+
+    What it needs of memory it has from the beginning: llama.cpp would end the process if the
+    connection ended for the lack of it.
+    """
 
     def __init__(
         self, client: socket.socket, server: socket.socket, lost: Callable[[str], None]
@@ -78,30 +143,38 @@ class _Connection:
         self._client, self._server, self._on_loss = client, server, lost
         self._is_lost = False
         self._greeted = False
+        self._buffer = memoryview(bytearray(_CHUNK))
 
     def run(self) -> None:
-        while header := _receive(self._client, _HEADER.size):
+        while (header := self._receive(_HEADER.size)) is not None:
             command, size = _HEADER.unpack(header)
             size_of_answer = _ANSWERS.get(command, 0)
             self._to_server(header)
-            left, chunk = size, b""
+            left, end = size, b""
             while left:
-                chunk = self._read(min(left, _CHUNK))
+                chunk = self._receive(min(left, _CHUNK))
+                if chunk is None:
+                    return
                 left -= len(chunk)
+                end = bytes(chunk[-8:])
                 self._to_server(chunk)
             if command == _GET_TENSOR:
-                (size_of_answer,) = _SIZE.unpack(chunk[-8:])
+                (size_of_answer,) = _SIZE.unpack(end)
             if size_of_answer and not self._answer(command, size_of_answer):
                 return
             self._greeted = True
 
-    def _read(self, size: int) -> bytes:
-        data = _receive(self._client, size)
-        if data is None:
-            raise ConnectionError("llama.cpp closed the connection")
-        return data
+    def _receive(self, size: int) -> memoryview | None:
+        """Exactly so many bytes of the client, at most _CHUNK; None once it has closed its side."""
+        done = 0
+        while done < size:
+            received = self._client.recv_into(self._buffer[done:size])
+            if not received:
+                return None
+            done += received
+        return self._buffer[:size]
 
-    def _to_server(self, data: bytes) -> None:
+    def _to_server(self, data: memoryview) -> None:
         if not self._is_lost:
             try:
                 self._server.sendall(data)
@@ -110,26 +183,25 @@ class _Connection:
 
     def _answer(self, command: int, size: int) -> bool:
         """Pass on the answer, or what stands in for the rest of it."""
-        sent = 0
-        answer = _SIZE.pack(size) + _STAND_INS.get(command, bytes(0 if size > _CHUNK else size))
-        whole = _SIZE.size + size
-        if not self._is_lost:
+        sent, whole = 0, _SIZE.size + size
+        while sent < whole and not self._is_lost:
             try:
-                while sent < whole:
-                    data = self._server.recv(min(whole - sent, _CHUNK))
-                    if not data:
-                        raise ConnectionError("it closed the connection")
-                    self._client.sendall(data)
-                    sent += len(data)
+                received = self._server.recv_into(self._buffer[: min(whole - sent, _CHUNK)])
+                if not received:
+                    raise ConnectionError("it closed the connection")
             except OSError as error:
                 self._lose(error)
+                break
+            self._client.sendall(self._buffer[:received])
+            sent += received
         if self._is_lost:
             if not self._greeted:
                 return False
+            answer = _SIZE.pack(size) + _STAND_INS.get(command, b"")
             self._client.sendall(answer[sent:])
             sent = max(sent, len(answer))
             while sent < whole:
-                self._client.sendall(bytes(min(whole - sent, _CHUNK)))
+                self._client.sendall(_ZEROS[: min(whole - sent, _CHUNK)])
                 sent += min(whole - sent, _CHUNK)
         return True
 
@@ -137,17 +209,7 @@ class _Connection:
         self._is_lost = True
         if self._greeted:
             self._on_loss(str(error))
-
-
-def _receive(source: socket.socket, size: int) -> bytes | None:
-    """Exactly so many bytes; None where the connection has ended."""
-    parts = bytearray()
-    while len(parts) < size:
-        data = source.recv(size - len(parts))
-        if not data:
-            return None
-        parts += data
-    return bytes(parts)
+        self._server.close()  # if it lives, it takes the next connection only then
 
 
 def _keep_alive(server: socket.socket) -> None:

@@ -6,8 +6,8 @@ The protocol has no encryption and asks for no password: whoever reaches a serve
 process in hand. Use it on a network that you trust, or over loopback.
 """
 
-# socket and subprocess, and the relay with its socket, are imported where they are used: they would
-# take a fifth of the time of `import pyllama`, and few programs come here.
+# socket, subprocess, queue and the relay with its socket are imported where they are used: they
+# would take a fifth of the time of `import pyllama`, and few programs come here.
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pyllama._arguments import integer, real
@@ -41,6 +42,7 @@ from pyllama.errors import BackendError, NativeError
 from pyllama.threadpool import MAX_THREADS
 
 if TYPE_CHECKING:
+    from queue import SimpleQueue
     from subprocess import Popen
 
 # The first message of every version of the protocol: its number, the size of what follows, and
@@ -51,7 +53,13 @@ _HELLO_ANSWER = (28).to_bytes(8, "little")
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import pyllama.rpc as rpc; "
 _START += "rpc._serve(*json.loads(sys.argv[2]))"
 
+# On Linux a server's process finds out which port it listens on, and says so: no other process can
+# have taken that since it was chosen. Elsewhere it is chosen before the process starts.
+_TELLS_PORT = sys.platform == "linux"
+_LISTENS = "pyllama: listening on port "
+
 _servers: dict[str, _Server] = {}
+_replaced: list[_Server] = []
 _adding = threading.Lock()
 
 
@@ -63,7 +71,8 @@ def rpc_devices(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
     stays connected for as long as it has a model there.
 
     When the server goes away, what is being computed there raises BackendError, and the models
-    with a part there cannot be used any more: close them, and load them again once it is back.
+    with a part there cannot be used any more: close them, and load them again once it is back, on
+    the devices that a new call gives.
 
     :param endpoint: ``"host:port"``, with a name or an IPv4 address.
     :param timeout: seconds to wait for the server's first answer.
@@ -75,10 +84,17 @@ def rpc_devices(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
     _require_rpc()
     with _adding:
         server = _servers.get(endpoint)
-        if server is None or not server.in_use:
+        if server is None or not server.in_use or server.lost:
             _greet(endpoint, host, port, timeout)
+        if server is not None and server.in_use and server.lost:
+            # llama.cpp goes on with the lost connection until the last model there is closed.
+            _replaced.append(server)
+            server = None
         if server is None:
             server = _servers[endpoint] = _Server(endpoint, host, port)
+        for old in [old for old in _replaced if not old.in_use]:
+            _replaced.remove(old)
+            old.close()
         return server.devices()
 
 
@@ -103,6 +119,15 @@ class _Server:
         """Whether a model has a part there, which keeps its one connection busy."""
         return any(not model.closed for model in self._models)
 
+    @property
+    def lost(self) -> bool:
+        """Whether what it is connected to went away."""
+        return self._relay.lost is not None
+
+    def close(self) -> None:
+        """Take no connection any more."""
+        self._relay.close()
+
     def watch(self, model: NativeObject) -> None:
         self._models.add(model)
         if self._relay.lost is not None:  # and others have not closed what they have there
@@ -117,7 +142,7 @@ def watch(model: NativeObject, devices: Sequence[Device]) -> bool:
     """Have a model told when a server is lost that it has a part on; False if it has none."""
     servers = [
         server
-        for server in list(_servers.values())
+        for server in [*_servers.values(), *_replaced]
         if any(device._pointer in server.pointers for device in devices)
     ]
     for server in servers:
@@ -164,8 +189,9 @@ class RpcServer(NativeObject):
         threads = integer("n_threads", threads, 1, MAX_THREADS)
         names = _names(devices)
         _require_rpc()
+        port = _checked_port(host, port)
         #: Where clients find it: ``"host:port"``.
-        self.endpoint = f"{host}:{_free_port(host, port)}"
+        self.endpoint = f"{host}:{port}"
         cache = _cache_path(cache_dir)
         modules = [backend.path for backend in backends() if backend.path]
         settings = [self.endpoint, cache, threads, names, modules]
@@ -189,16 +215,23 @@ class RpcServer(NativeObject):
         self._open().pointer.wait()
 
     def _wait_until_it_listens(self, process: Popen[str]) -> None:
+        import queue
+
         output: deque[str] = deque(maxlen=20)
-        reader = threading.Thread(target=_log_output, args=(process, output), daemon=True)
+        ports: SimpleQueue[int | None] = queue.SimpleQueue()
+        reader = threading.Thread(target=_log_output, args=(process, output, ports), daemon=True)
         reader.start()
-        host, port = _host_and_port(self.endpoint)
-        while process.poll() is None:
-            if _accepts("127.0.0.1" if host == "0.0.0.0" else host, port):
-                return
-            time.sleep(0.02)
-        reader.join()
-        raise BackendError(f"the RPC server on {self.endpoint} did not start: {'; '.join(output)}")
+        host, _, wanted = self.endpoint.partition(":")
+        if _TELLS_PORT:
+            port = ports.get()
+        else:
+            port = _probed(process, "127.0.0.1" if host == "0.0.0.0" else host, int(wanted))
+        if port is None:
+            reader.join()
+            raise BackendError(
+                f"the RPC server on {self.endpoint} did not start: {'; '.join(output)}"
+            )
+        self.endpoint = f"{host}:{port}"
 
     def __repr__(self) -> str:
         return f"<pyllama.RpcServer on {self.endpoint}{': closed' if self.closed else ''}>"
@@ -283,8 +316,8 @@ def _names(offered: Sequence[Device] | None) -> list[str]:
     return [device.name for device in offered]
 
 
-def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0.
+def _checked_port(host: str, port: int) -> int:
+    """The port; 0 where the server itself finds a free one.
 
     :raises OSError: nothing can listen there.
     """
@@ -298,25 +331,32 @@ def _free_port(host: str, port: int) -> int:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         tried.bind((address, port))
         free: int = tried.getsockname()[1]
-        return free
+        return port if _TELLS_PORT else free
 
 
-def _accepts(host: str, port: int) -> bool:
+def _probed(process: Popen[str], host: str, port: int) -> int | None:
+    """The port once somebody listens there; None when the process ended."""
     import socket
 
-    try:
-        socket.create_connection((host, port), timeout=1.0).close()
-    except OSError:
-        return False
-    return True
+    while process.poll() is None:
+        with suppress(OSError):
+            socket.create_connection((host, port), timeout=1.0).close()
+            return port
+        time.sleep(0.02)
+    return None
 
 
-def _log_output(process: Popen[str], output: deque[str]) -> None:
+def _log_output(process: Popen[str], output: deque[str], ports: SimpleQueue[int | None]) -> None:
+    """Log what a server says, and tell its port once it listens; None when it ended."""
     assert process.stdout is not None
     with process.stdout:
         for line in process.stdout:
+            told = line.partition(_LISTENS)[2].strip()
+            if told:
+                ports.put(int(told))
             output.append(line.strip())
             logger.info("RPC server: %s", line.rstrip())
+    ports.put(None)
 
 
 def _end(process: Popen[str]) -> None:
@@ -337,6 +377,8 @@ def _serve(
 ) -> None:
     """The server's own process: the backends of the process that made it, until that one ends."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if _TELLS_PORT:
+        threading.Thread(target=_tell_port, daemon=True).start()
     built_in = [backend.path for backend in registered()]
     for module in modules:
         if module not in built_in:
@@ -349,6 +391,29 @@ def _serve(
         f"serving {', '.join(names)}",
     )
     sys.exit(f"llama.cpp cannot listen on {endpoint}")
+
+
+def _tell_port() -> None:
+    """Say which port llama.cpp listens on. It may have chosen that itself, and does not say."""
+    while (port := _listening_port()) is None:
+        time.sleep(0.01)
+    os.write(1, f"{_LISTENS}{port}\n".encode())
+
+
+def _listening_port() -> int | None:
+    """The port of a socket of this process that listens."""
+    import socket
+
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # no socket, or closed meanwhile
+            found = socket.socket(fileno=descriptor)
+            try:
+                if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    port: int = found.getsockname()[1]
+                    return port
+            finally:
+                found.detach()
+    return None
 
 
 def _end_with_parent() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shutil import copyfile
 
 import pytest
+from fake_resident import wait_until
 
 import pyllama
 from adapter import ModelPool
@@ -105,3 +106,37 @@ if pyllama.supports_rpc():
             pytest.raises(BackendError, match=r"no RPC server at 127\.0\.0\.1:1"),
         ):
             pool.load_model("six")
+
+    def test_a_lost_server_is_had_again_while_its_model_is_leased(folder, servers):
+        with ModelPool(folder, context_length=512) as local:
+            expected = generate(local)
+        with pool_of(folder, servers) as pool:
+            loaded = pool.load_model("six")
+            slot = pool._loader.slot(loaded.path)
+            with loaded.lease() as model:
+                kill(servers[1])
+                with pytest.raises(LlamaCppError):
+                    generate(pool)
+                port = int(servers[1].endpoint.split(":")[1])
+                with pyllama.RpcServer(port=port, n_threads=1):
+                    for _ in range(2):
+                        assert generate(pool) == expected
+                    assert model.lost
+                    assert not model.closed
+                    assert len(slot.residencies) == 2
+                    assert pool.load_model("six") is loaded
+            assert wait_until(lambda: model.closed and len(slot.residencies) == 1)
+
+    def test_a_handle_whose_server_was_lost_works_again(folder, servers):
+        with pool_of(folder, servers) as pool:
+            loaded = pool.load_model("six")
+            kill(servers[0])
+            generator = loaded.generators["batched"]
+            with pytest.raises(LlamaCppError):
+                generator.generate(request())
+            with pytest.raises(BackendError, match="no RPC server"):
+                generator.generate(request())
+            port = int(servers[0].endpoint.split(":")[1])
+            with pyllama.RpcServer(port=port, n_threads=1):
+                assert generator.generate(request()).token_ids
+                assert loaded.context_length == 512

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -211,6 +212,42 @@ if pyllama.supports_rpc():
             with pytest.raises((pyllama.ModelLoadError, pyllama.ServerLostError)):
                 Model(tiny_model_path, devices=[device], progress=kill)
 
+    def test_a_lost_server_is_had_again_while_a_model_is_left_there(tiny_model_path):
+        with RpcServer(port=0, n_threads=1) as made:
+            port = int(made.endpoint.split(":")[1])
+            (device,) = rpc_devices(made.endpoint)
+            lost = Model(tiny_model_path, devices=[device])
+            context = Context(lost, n_ctx=256, n_threads=1)
+            process = made._open().pointer
+            process.kill()
+            process.wait()
+            with pytest.raises(pyllama.ServerLostError):
+                logits_of(context, PROMPT)
+        with RpcServer(port=port, n_threads=1) as again:
+            (new,) = rpc_devices(again.endpoint)
+            assert new != device
+            with (
+                Model(tiny_model_path, devices=[new]) as model,
+                Context(model, n_ctx=256, n_threads=1) as other,
+            ):
+                assert np.isfinite(logits_of(other, PROMPT)).all()
+                assert lost.lost
+                assert not model.lost
+                lost.close()
+                assert np.isfinite(logits_of(other, PROMPT)).all()
+                assert rpc_devices(again.endpoint) == [new]
+
+    def test_servers_that_start_at_once_have_ports_of_their_own():
+        with ThreadPoolExecutor(4) as threads:
+            made = list(threads.map(lambda _: RpcServer(port=0, n_threads=1), range(4)))
+        try:
+            assert len({server.endpoint for server in made}) == 4
+            for server in made:
+                assert rpc_devices(server.endpoint)
+        finally:
+            for server in made:
+                server.close()
+
     def test_an_address_in_use(listener):
         _, endpoint = listener
         with pytest.raises(OSError, match="in use"):
@@ -225,7 +262,7 @@ if pyllama.supports_rpc():
     def test_a_server_that_cannot_start(monkeypatch):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
-            monkeypatch.setattr(rpc, "_free_port", lambda *_: taken.getsockname()[1])
+            monkeypatch.setattr(rpc, "_checked_port", lambda *_: taken.getsockname()[1])
             with pytest.raises(pyllama.BackendError, match=r"did not start: .*cannot listen"):
                 RpcServer()
 
