@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import dspy
 from dspy.adapters import Adapter, ChatAdapter, JSONAdapter, XMLAdapter
+from dspy.adapters.types import ToolCalls
 from dspy.clients.base_lm import BaseLM
 from dspy.clients.call_context import StreamProgress, adapter_fallback_scope
 from dspy.signatures import Signature
@@ -25,6 +26,8 @@ from adapter.engine import LlamaCppEngine
 from adapter.errors import ConfigurationError
 from adapter.field_values import Misfit, constrained_values
 from adapter.grammar.answer_grammar import CHAT, JSON, XML, AnswerGrammar, Form, answer_grammar
+from adapter.grammar.schema_merging import SchemaError
+from adapter.known_tools import calls_schema
 
 AnyAdapter = TypeVar("AnyAdapter", bound=Adapter)
 
@@ -200,7 +203,7 @@ class BoundAnswers:
         processed: type[Signature] = _next(self)._call_preprocess(lm, lm_kwargs, signature, inputs)
         watch = _watch.get()
         if watch is not None:
-            watch.grammar = self._bind(lm, lm_kwargs, processed)
+            watch.grammar = self._bind(lm, lm_kwargs, processed, inputs)
         predict = dspy.settings.caller_predict
         if predict is not None:
             is_bound = watch is not None and watch.grammar is not None
@@ -270,7 +273,11 @@ class BoundAnswers:
         )
 
     def _bind(
-        self, lm: BaseLM, lm_kwargs: dict[str, Any], signature: type[Signature]
+        self,
+        lm: BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: type[Signature],
+        inputs: Mapping[str, Any],
     ) -> AnswerGrammar | None:
         """Ask for answers in the adapter's form, where nothing else says what they must be."""
         asked = {**lm.kwargs, **lm_kwargs}
@@ -282,7 +289,7 @@ class BoundAnswers:
             return None
         if not isinstance(settings, Mapping) or "grammar" in settings:
             return None
-        grammar = answer_grammar(signature, self.form)
+        grammar = _answer_grammar(signature, self.form, inputs)
         if grammar is not None:
             bound = {**settings, "grammar": grammar.gbnf}
             lm_kwargs["metadata"] = {**metadata, "llamacpp": bound}
@@ -328,6 +335,22 @@ def _next(adapter: BoundAnswers) -> Any:
 
 def _is_ours(lm: BaseLM) -> bool:
     return isinstance(getattr(lm, "engine", None), LlamaCppEngine)
+
+
+def _answer_grammar(
+    signature: type[Signature], form: Form, inputs: Mapping[str, Any]
+) -> AnswerGrammar | None:
+    """The grammar of a call's answers. Calls that are written as a field are of the known tools."""
+    calls = calls_schema(inputs)
+    fields = [
+        name for name, field in signature.output_fields.items() if field.annotation is ToolCalls
+    ]
+    if calls is not None and fields:
+        try:
+            return answer_grammar(signature, form, dict.fromkeys(fields, calls))
+        except SchemaError:
+            pass  # of a tool whose schema no grammar can follow
+    return answer_grammar(signature, form)
 
 
 @contextmanager

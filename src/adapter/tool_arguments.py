@@ -71,7 +71,9 @@ class BoundCalls:
         probes, grammars, told = [], {}, []
         for index, tool in enumerate(options["tools"]):
             try:
-                found = json_schema_grammar(json.dumps(_closed(_schema_of(tool)), allow_nan=False))
+                found = json_schema_grammar(
+                    json.dumps(closed_schema(_schema_of(tool)), allow_nan=False)
+                )
             except (SchemaError, TypeError, ValueError) as error:
                 probes.append(tool)
                 told.append(_dropped(index, (str(error),), _UNSAID))
@@ -123,7 +125,7 @@ class _TagPlan:
         self._arguments: dict[int, Argument] = {}
         for index, tool in enumerate(tools):
             try:
-                schema = json.dumps(_closed(_schema_of(tool)), allow_nan=False)
+                schema = json.dumps(closed_schema(_schema_of(tool)), allow_nan=False)
                 found = _tagged_arguments(schema, tag_signs)
             except (SchemaError, TypeError, ValueError) as error:
                 self.probes.append(tool)
@@ -194,7 +196,7 @@ def _with(tool: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
     return {**tool, "function": {**tool["function"], "parameters": schema}}
 
 
-def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+def closed_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A schema of arguments: an object, with no others than it names, unless it speaks of them."""
     closed = _without_others(schema)
     for keyword in ("anyOf", "oneOf"):

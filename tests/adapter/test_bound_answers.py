@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from typing import Literal
 
 import dspy
@@ -13,6 +14,7 @@ from dspy.clients._deprecation import adapter_message_call
 from dspy.utils.dummies import DummyLM
 from dspy.utils.exceptions import AdapterParseError
 from fake_generator import adapter_of, fake_model
+from grammars import matches
 
 import pyllama
 from adapter import CutAnswerError, LlamaCppAdapter, constrained
@@ -143,6 +145,59 @@ def test_a_cut_before_a_field_with_a_default(configured):
     signature = dspy.Signature("question -> reasoning, answer: str | None")
     with pytest.raises(CutAnswerError):
         dspy.Predict(signature)(question="q")
+
+
+# Tools where the template has no form of calls
+
+
+def add(first: int, second: Literal["two", "three"]) -> str:
+    return f"{first} {second}"
+
+
+def everything(**more) -> str:
+    return str(more)
+
+
+@pytest.mark.parametrize("kind", [None, dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter])
+def test_calls_that_are_a_field_are_of_the_known_tools(tiny, kind):
+    class Act(dspy.Signature):
+        question: str = dspy.InputField()
+        tools: list[dspy.Tool] = dspy.InputField()
+        calls: dspy.ToolCalls = dspy.OutputField()
+
+    texts = {
+        None: "calls: {}",
+        dspy.ChatAdapter: "[[ ## calls ## ]]\n{}\n\n[[ ## completed ## ]]",
+        dspy.JSONAdapter: '{{"calls": {}}}',
+        dspy.XMLAdapter: "<calls>\n{}\n</calls>",
+    }
+
+    def text(*calls):
+        written = [{"name": name, "args": args} for name, args in calls]
+        return texts[kind].format(json.dumps({"tool_calls": written}))
+
+    good = ("add", {"first": 1, "second": "two"}), ("everything", {"a": [1]})
+    model = fake_model(text(*good))
+    ours = adapter_of(model)
+    adapter = constrained(kind()) if kind else ours
+    with dspy.context(lm=ours.lm, adapter=adapter):
+        tools = [dspy.Tool(add), dspy.Tool(everything)]
+        if kind is dspy.XMLAdapter:  # DSPy's reads no JSON where it expects tags
+            with contextlib.suppress(AdapterParseError):
+                dspy.Predict(Act)(question="q", tools=tools)
+        else:
+            calls = dspy.Predict(Act)(question="q", tools=tools).calls
+            assert [(call.name, call.args) for call in calls.tool_calls] == [*good]
+    gbnf = grammars(model)[0]
+    assert matches(tiny.vocab, pyllama.Grammar(gbnf), text(*good))
+    for bad in (
+        ("sub", {}),
+        ("add", {}),
+        ("add", {"first": "1", "second": "two"}),
+        ("add", {"first": 1, "second": "four"}),
+        ("add", {"first": 1, "second": "two", "third": 3}),
+    ):
+        assert not matches(tiny.vocab, pyllama.Grammar(gbnf), text(bad)), bad
 
 
 # Models that reason

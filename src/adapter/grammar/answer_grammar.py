@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Union
@@ -33,11 +34,15 @@ from adapter.typed_values import typed_value, union_members
 
 @dataclass(frozen=True)
 class Field:
-    """An output field: its name, its type, and its constraints as pydantic keeps them."""
+    """An output field: its name, its type, and its constraints as pydantic keeps them.
+
+    schema   the JSON schema of its values, as JSON, where more is known than the type says
+    """
 
     name: str
     annotation: Any
     metadata: tuple[Any, ...]
+    schema: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,17 @@ class Form:
     opening: Callable[[str], str] | None = None
 
 
-def answer_grammar(signature: type[Signature], form: Form) -> AnswerGrammar | None:
+def answer_grammar(
+    signature: type[Signature], form: Form, schemas: Mapping[str, str] | None = None
+) -> AnswerGrammar | None:
     """The grammar of a signature's answers; None where there is nothing to answer.
 
     It is kept: the same fields in the same form are looked up the next time.
+
+    :param schemas: JSON schemas, as JSON, of fields of which more is known than their types say.
     """
     fields = tuple(
-        Field(name, field.annotation, tuple(field.metadata))
+        Field(name, field.annotation, tuple(field.metadata), (schemas or {}).get(name))
         for name, field in signature.output_fields.items()
     )
     if not fields:
@@ -132,7 +141,9 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
     whole: list[Expression | str] = []
     values = []
     for field in fields:
-        found = values_of(field.annotation, field.metadata, json_text, typed_value, code=code)
+        found = _of_schema(field, json_text) or values_of(
+            field.annotation, field.metadata, json_text, typed_value, code=code
+        )
         values.append((field.name, found))
         value: Expression = text
         if is_dspy_type(field.annotation, Code) and found.expression is not None:
@@ -218,6 +229,8 @@ def _dspy_values(
     field: Field, json_text: JsonText, *, in_json: bool = False, line: Characters = LINE
 ) -> Values:
     """How a value is written so that dspy's parse_value reads it."""
+    if field.schema is not None:
+        return _of_schema(field, json_text) or Values(json_text.value, is_json=True)
     annotation: Any = field.annotation
     members = union_members(annotation)
     is_free = annotation is Any or (annotation is str and not field.metadata)
@@ -242,6 +255,14 @@ def _dspy_values(
         )
         text = json_text.string()
     return replace(values, expression=choice([values.expression or text, text]))
+
+
+def _of_schema(field: Field, json_text: JsonText) -> Values | None:
+    """Values of a field whose schema is given."""
+    if field.schema is None:
+        return None
+    text = SchemaText(json_text, json.loads(field.schema))
+    return Values(text.root(), is_json=True, unchecked=text.unchecked)
 
 
 def _json_values(field: Field, json_text: JsonText) -> Values:

@@ -1,0 +1,63 @@
+"""Calls of tools that a model writes as a field, because its template has no form for them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dspy.adapters.types import Tool
+
+from adapter.tool_arguments import closed_schema
+
+
+def calls_schema(inputs: Mapping[str, Any]) -> str | None:
+    """The schema of calls of the tools among a call's inputs, as JSON; None where there are none.
+
+    The form is that of DSPy's ToolCalls.
+    """
+    tools = {str(tool.name): tool for value in inputs.values() for tool in _tools_in(value)}
+    if not tools:
+        return None
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": name}, "args": _arguments(tool)},
+            "required": ["name", "args"],
+            "additionalProperties": False,
+        }
+        for name, tool in tools.items()
+    ]
+    schema = {
+        "type": "object",
+        "properties": {"tool_calls": {"type": "array", "items": {"anyOf": calls}}},
+        "required": ["tool_calls"],
+        "additionalProperties": False,
+    }
+    return json.dumps(schema, default=str)
+
+
+def _tools_in(value: Any) -> Iterator[Tool]:
+    for one in value if isinstance(value, (list, tuple)) else (value,):
+        if isinstance(one, Tool):
+            yield one
+
+
+def _arguments(tool: Tool) -> dict[str, Any]:
+    described: dict[str, Any] = tool.format_as_litellm_function_call()["function"]["parameters"]
+    if not tool.has_kwargs:
+        return closed_schema(described)
+    # DSPy takes the name of "**others" for one more argument, which must be there.
+    others = {
+        name
+        for name, parameter in inspect.signature(tool.func).parameters.items()
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD
+    }
+    properties = {
+        name: schema
+        for name, schema in described.get("properties", {}).items()
+        if name not in others
+    }
+    required = [name for name in described.get("required", ()) if name not in others]
+    return {**described, "properties": properties, "required": required}
