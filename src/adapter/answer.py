@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 from dspy.lm15 import (
     FinishReason,
@@ -75,6 +76,7 @@ def usage_of(result: GenerationResult, parser: pyllama.ChatParser | None, piece:
 def logprobs_of(sampled: Sequence[SampledToken], piece: Piece) -> tuple[TokenLogprob, ...]:
     """Log-probabilities in lm15's form."""
 
+    @cache  # the same few tokens are likely again and again, and share their texts then
     def told(token: int) -> tuple[str, tuple[int, ...]]:
         data = piece(token)
         return data.decode("utf-8", "replace"), tuple(data)

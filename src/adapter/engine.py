@@ -33,7 +33,7 @@ from adapter.answer import (
     message_of,
     usage_of,
 )
-from adapter.call_settings import call_settings
+from adapter.call_settings import call_settings, require_tellable
 from adapter.config import LlamaCppConfig
 from adapter.errors import (
     ConfigurationError,
@@ -298,6 +298,8 @@ class LlamaCppEngine:
         if room < 1:
             raise ContextTooLongError(len(prompt.tokens), self.context_length)
         adaptations = settings.adaptations + noted + prompt.adaptations
+        if settings.logprobs is not None:
+            require_tellable(settings.logprobs, settings.max_tokens, room)
         max_tokens = room if settings.max_tokens is None else min(settings.max_tokens, room)
         if settings.max_tokens is not None and max_tokens < settings.max_tokens:
             reason = (

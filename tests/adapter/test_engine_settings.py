@@ -14,6 +14,8 @@ from dspy.lm15 import Config, Message, Request
 import pyllama
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
+from adapter.generation.request import GenerationRequest
+from adapter.generation.sampling import Sampling
 from adapter.hardware import HardwareManager
 from adapter.model_pool import ModelPool
 
@@ -119,6 +121,23 @@ def test_without_asking_there_are_none(engine):
 def test_more_alternatives_than_there_are_tokens(engine):
     with pytest.raises(lm15.InvalidRequestError, match=r"logprobs=50000.*at most 49152"):
         answer(engine, logprobs=50000)
+
+
+def test_more_alternatives_than_an_answer_can_carry_are_refused_before_any_work(engine):
+    with pytest.raises(lm15.InvalidRequestError, match=r"logprobs=49152 .* at most 2500 .* 200"):
+        answer(engine, logprobs=49152, max_tokens=200)
+    assert len(answer(engine, logprobs=49152, max_tokens=1).logprobs[0].top) == 49152
+
+
+def test_alternatives_are_kept_as_arrays_until_the_response_is_made(engine):
+    """On the way 12 bytes each; as objects of lm15 they would be ten times that."""
+    [*_, result] = engine.loaded.generators["batched"].stream(
+        GenerationRequest((1, 2, 3), 8, Sampling(), 1, logprobs=40_000, whole=True)
+    )
+    assert result.logprobs
+    for one in result.logprobs:
+        assert one.top_tokens.nbytes + one.top_logprobs.nbytes == 12 * 40_000
+        assert len(dict(one.top)) == 40_000
 
 
 # The form of the answer

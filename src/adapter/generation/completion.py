@@ -115,9 +115,9 @@ def token_logprob(logits: NDArray[np.float32], token: int, n_top: int) -> TokenL
     values = logits.astype(np.float64)
     values -= values.max()
     values -= np.log(np.exp(values).sum())
-    top = np.argpartition(-values, n_top - 1)[:n_top] if n_top else np.empty(0, np.intp)
+    if n_top == 0:
+        return TokenLogprob(token, float(values[token]))
     # Ties go to the lower token, so that the order is one and the same everywhere.
-    ranked = sorted((-float(values[index]), int(index)) for index in top)
-    return TokenLogprob(
-        token, float(values[token]), tuple((index, -negative) for negative, index in ranked)
-    )
+    (likely,) = np.nonzero(values >= np.partition(values, -n_top)[-n_top])
+    top = likely[np.lexsort((likely, -values[likely]))][:n_top]
+    return TokenLogprob(token, float(values[token]), top.astype(np.int32), values[top])

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adapter.generation.sampling import Constraint, ReasoningBudget, Sampling
 from adapter.generation.scoring import ScoringRequest, ScoringResult
 from adapter.generation.token_count import TokenCount
@@ -51,16 +54,35 @@ class GenerationRequest:
     taken: TokenCount = field(default_factory=TokenCount, compare=False, repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenLogprob:
     """A sampled token's log-probability, by the model's logits before any sampler.
 
-    top holds the likeliest tokens with theirs, likeliest first.
+    top_tokens    int32 array of the likeliest tokens, likeliest first
+    top_logprobs  float64 array of theirs
     """
 
     token: int
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()
+    top_tokens: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    top_logprobs: NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
+
+    @property
+    def top(self) -> Iterator[tuple[int, float]]:
+        """The likeliest tokens with their log-probabilities."""
+        return zip(self.top_tokens.tolist(), self.top_logprobs.tolist(), strict=True)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TokenLogprob):
+            return NotImplemented
+        return (
+            (self.token, self.logprob) == (other.token, other.logprob)
+            and np.array_equal(self.top_tokens, other.top_tokens)
+            and np.array_equal(self.top_logprobs, other.top_logprobs)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.token, self.logprob))
 
 
 @dataclass(frozen=True)
