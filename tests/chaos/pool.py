@@ -24,7 +24,14 @@ import pyllama
 
 FAULTS = (
     *("none", "contexts_without_memory", "poisoned_contexts", "short_memory", "no_descriptors"),
-    *("no_threads", "errors_in_threads", "files_gone", "files_replaced", "full_disk"),
+    *(
+        "no_threads",
+        "errors_in_threads",
+        "errors_in_requests",
+        "files_gone",
+        "files_replaced",
+        "full_disk",
+    ),
     *("template_processes_killed", "unwritable_folder", "damaged_prefixes", "interrupts"),
 )
 SECONDS = 1.0  # that a fault lasts

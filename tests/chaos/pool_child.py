@@ -44,7 +44,7 @@ def main() -> None:
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     folder, seed, seconds, names = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), sys.argv[4:]
-    if "errors_in_threads" in names:
+    if any(name.startswith("errors_in_") for name in names):
         threading.settrace(tracer.call)
     on_server = "server_killed" in names
     with _small_disk(folder / "prefixes"):

@@ -9,6 +9,7 @@ import random
 import resource
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -137,20 +138,22 @@ _OURS = tuple(str(Path(module.__file__ or "").parent) for module in (adapter, py
 
 
 class _Tracer:
-    """Raises MemoryError at random lines of this project, in the threads of schedulers."""
+    """Raises MemoryError at random lines of this project, in some threads."""
 
     def __init__(self) -> None:
         self.chance = 0.0
-        self._draw = random.Random(0)
+        #: What the threads' names begin with.
+        self.threads = ""
+        self.draw = random.Random(0)
 
     def call(self, frame: FrameType, _event: str, _argument: object) -> Any:
         if not self.chance or not frame.f_code.co_filename.startswith(_OURS):
             return None
         name = threading.current_thread().name
-        return self.line if name.startswith("llamacpp-") and "async" not in name else None
+        return self.line if name.startswith(self.threads) and "async" not in name else None
 
     def line(self, frame: FrameType, event: str, _argument: object) -> Any:
-        if event == "line" and self._draw.random() < self.chance:
+        if event == "line" and self.draw.random() < self.chance:
             where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
             os.write(2, f"MemoryError at {where}\n".encode())
             raise MemoryError("planned")
@@ -163,7 +166,30 @@ tracer = _Tracer()
 
 @fault(*PROVIDERS)
 def errors_in_threads(scene: Scene) -> Iterator[None]:
-    tracer.chance = scene.draw.choice([1e-5, 1e-4, 1e-3])
+    """A scheduler's thread runs out of memory, at any line."""
+    decode = pyllama.Context.decode
+
+    def traced(self: pyllama.Context, batch: pyllama.Batch) -> None:
+        sys.settrace(tracer.call)  # an exception has ended it
+        decode(self, batch)
+
+    pyllama.Context.decode = traced
+    with _raising("llamacpp-", scene, 1e-5, 1e-4, 1e-3):
+        yield
+    pyllama.Context.decode = decode
+
+
+@fault(*PROVIDERS, "MemoryError")
+def errors_in_requests(scene: Scene) -> Iterator[None]:
+    """A caller's thread runs out of memory, at any line."""
+    with _raising("load-", scene, 1e-3, 5e-3):
+        yield
+
+
+@contextlib.contextmanager
+def _raising(threads: str, scene: Scene, *chances: float) -> Iterator[None]:
+    tracer.threads, tracer.draw = threads, random.Random(scene.draw.random())
+    tracer.chance = scene.draw.choice(chances)
     try:
         yield
     finally:
