@@ -138,7 +138,7 @@ def text(draw: random.Random) -> str:
         elif kind == 1:
             parts.append(draw.choice(["<|im_end|>", "<|im_start|>", "<s>", "</s>", "<unk>"]))
         elif kind == 2:
-            parts.append(draw.choice("a .\n北é1") * draw.choice([1, 10, 100, 1000, 100_000]))
+            parts.append(draw.choice("a .\n北é1") * draw.choice([1, 10, 100, 1000, 30_000]))
         elif kind == 3:
             parts.append(chr(draw.choice([0, 9, 0x7F, 0xA0, 0x300, 0x200D, 0xFFFD, 0x1F999])))
         elif kind == 4:
