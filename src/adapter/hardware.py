@@ -14,19 +14,26 @@ from pathlib import Path
 from typing import get_args
 
 import pyllama
+from adapter.cpu_memory import MAX_KEPT_BYTES, MAX_SEQUENCES, CpuMemory, longest_within
 from adapter.device_choice import DeviceChoice, choose_devices
 from adapter.errors import BackendError, ConfigurationError, InvalidParameterError
+from adapter.generation.blocks import CHUNK, longest_call
+from adapter.generation.contexts import padded
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Tokens of context where the user names no length, at most what the model was trained with."""
 
-DEFAULT_CONTEXTS = 4
-"""Requests of that length that there is memory for, where the user names no number."""
+DEFAULT_GPU_CONTEXTS, MAX_GPU_CONTEXTS = 4, 32
+"""Requests of that length that there is memory for on a GPU, where the user names no number: the
+second where it has the memory, for it gains much from computing many requests at once."""
 
-MAX_GPU_CONTEXTS = 32
-"""As many on a GPU that has the memory: it gains much from computing many requests at once."""
+MAX_GPU_SEQUENCES = 64
+"""Requests that a GPU computes at once, in twice to four times the time of one."""
+
+N_OTHERS = 2
+"""Contexts of the full length beside those of requests: for scores, and for isolated requests."""
 
 HOST = "host"
 """The name of the host's memory, beside those of devices."""
@@ -42,8 +49,11 @@ class Placement:
     n_gpu_layers    layers on the devices, negative for all
     context_length  tokens of context for each request
     n_contexts      requests of the full length that there is memory for at once
+    n_cells         tokens that the sequences of all requests may hold together
+    n_sequences     the most requests that run at once
+    kept_bytes      RAM for the beginnings of prompts that have no place in a context any more
     n_threads       threads of the CPU to compute with
-    memory          bytes that the model and its contexts take, by device name or HOST
+    memory          bytes that model and contexts take at their peak, by device name or HOST
     free            bytes that were not in use there
     fits            whether enough remains free, and nothing had to be made smaller for it
     reasons         why
@@ -55,6 +65,9 @@ class Placement:
     n_gpu_layers: int
     context_length: int
     n_contexts: int
+    n_cells: int
+    n_sequences: int
+    kept_bytes: int
     n_threads: int
     memory: Mapping[str, int]
     free: Mapping[str, int]
@@ -155,6 +168,7 @@ class HardwareManager:
         context_length: int | None = None,
         n_gpu_layers: int | None = None,
         n_contexts: int | None = None,
+        room: int | None = None,
     ) -> Placement:
         """Where the model in a file runs, with the memory that is free now. No weights are read.
 
@@ -167,9 +181,12 @@ class HardwareManager:
         context_length  tokens of context; None for what the model was trained with, at most 4096
         n_gpu_layers    layers on the GPUs, negative for all, 0 for none; None for what fits
         n_contexts      requests of the full length that there is memory for at once, and as many
-                        more as are shorter; None for 4, for fewer where a CPU has no memory for
-                        them, and for up to 32 where the model fits a GPU, as long as they and the
-                        model take no more than half of what is free there
+                        more as are shorter. None for up to 32 where the model fits a GPU, as long
+                        as they and the model take no more than half of what is free there; on the
+                        CPU alone for 16, under the same condition. Where it does not hold, for 16
+                        of ordinary length (1024 tokens) and one of the full, or what fits
+        room            bytes of the host's memory that may be taken at most where numbers are left
+                        open; None for what is free, less a margin
 
         Raises InvalidParameterError for a number out of range, FileNotFoundError when there is no
         such file, pyllama.ModelLoadError for one that is no loadable model, and
@@ -179,6 +196,7 @@ class HardwareManager:
         require_integer("context_length", context_length, least=1)
         require_integer("n_contexts", n_contexts, least=1)
         require_integer("n_gpu_layers", n_gpu_layers)
+        require_integer("room", room)
         choices = self.choices()
         for choice in choices:
             used = "used" if choice.used else "not used"
@@ -188,7 +206,7 @@ class HardwareManager:
             for choice in choices
             if choice.used and choice.device.type != "cpu" and n_gpu_layers != 0
         ]
-        planner = _Planner(path, context_length, n_contexts)
+        planner = _Planner(path, context_length, n_contexts, room)
         if not gpus:
             why = "there is no GPU to use" if n_gpu_layers != 0 else "no layer is wanted on a GPU"
             placement = planner.on_cpu(f"it runs on the CPU: {why}")
@@ -206,12 +224,17 @@ class _Planner:
     """Places one model."""
 
     def __init__(
-        self, path: str | os.PathLike[str], context_length: int | None, n_contexts: int | None
+        self,
+        path: str | os.PathLike[str],
+        context_length: int | None,
+        n_contexts: int | None,
+        room: int | None,
     ) -> None:
         self._path = path
         self._wanted = context_length
-        self._left_open = n_contexts is None
-        self._n_contexts = n_contexts or DEFAULT_CONTEXTS
+        self._given = n_contexts
+        self._room = room
+        self._n_contexts = n_contexts or DEFAULT_GPU_CONTEXTS
 
     def on(self, devices: Sequence[pyllama.Device], n_gpu_layers: int, why: str) -> Placement:
         """That many layers on these devices, whether or not they fit."""
@@ -219,28 +242,52 @@ class _Planner:
         return self._placement(devices, n_gpu_layers, use, (why,))
 
     def on_cpu(self, why: str) -> Placement:
-        """All of it in the host's memory, with fewer and smaller contexts if that is left open."""
+        """All of it in the host's memory, with fewer and shorter sequences if that is left open."""
         use = self._use((), 0)
-        placement = self._placement((), 0, use, (why,))
-        while self._left_open and not placement.fits and self._n_contexts > 1:
-            self._n_contexts //= 2
-            placement = self._placement((), 0, use, (why,))
+        placement = self._cpu_placement(use, (why,))
         if placement.fits or self._wanted is not None:
             return placement
-        try:
-            fit = pyllama.memory_fit(
-                self._path,
-                n_ctx_min=self._n_contexts,
-                margin=margin(placement.free[HOST]),
-                devices=(),
-                n_seq_max=self._n_contexts,
-            )
-        except pyllama.MemoryFitError:
+        room = placement.free[HOST] - margin(placement.free[HOST])
+        if self._room is not None:
+            room = min(room, self._room)
+        length = longest_within(use, room, n_contexts=self._given or 1)
+        if not length:
             return placement  # the weights alone are too large
-        length = min(fit.n_ctx // self._n_contexts, placement.context_length)
-        use = self._measure((), 0, length)
         reasons = (why, f"the free memory allows a context of {length} tokens")
-        return self._placement((), 0, use, reasons, whole=False)
+        return self._cpu_placement(self._measure((), 0, length), reasons, whole=False)
+
+    def _cpu_placement(
+        self, use: pyllama.MemoryUse, reasons: tuple[str, ...], *, whole: bool = True
+    ) -> Placement:
+        memory, free = CpuMemory(use), use.host.free
+        if self._given is not None:
+            n_contexts, n_cells = self._given, memory.cells_of(self._given)
+        else:
+            room = free if self._room is None else min(free, self._room)
+            n_cells = memory.cells(room, margin(free))
+            n_contexts = min(MAX_SEQUENCES, n_cells // padded(use.n_ctx))
+        n_sequences = max(MAX_SEQUENCES, n_contexts)
+        taken = memory.bytes_for(n_cells)
+        counts = (
+            f"up to {n_sequences} requests run at once, {n_contexts} of them if each takes the "
+            f"full {use.n_ctx} tokens; with all that may be needed for them the model takes "
+            f"{taken:,} bytes of {HOST} memory ({free:,} free)"
+        )
+        fits = taken + margin(free) <= free
+        return Placement(
+            devices=(),
+            n_gpu_layers=0,
+            context_length=use.n_ctx,
+            n_contexts=n_contexts,
+            n_cells=n_cells,
+            n_sequences=n_sequences,
+            kept_bytes=memory.kept_bytes(n_cells),
+            n_threads=cpu_threads(),
+            memory={HOST: taken},
+            free={HOST: free},
+            fits=whole and fits and (self._room is None or taken <= self._room),
+            reasons=(*reasons, counts, f"the CPU computes with {cpu_threads()} threads"),
+        )
 
     def spread_over(self, gpus: Sequence[pyllama.Device]) -> Placement:
         """On the emptiest GPU if it fits there, else over all GPUs and the CPU."""
@@ -249,12 +296,12 @@ class _Planner:
         use = self._use([emptiest], -1)
         placement = self._placement([emptiest], -1, use, (f"all of it fits {emptiest.name}",))
         if placement.fits:
-            return self._with_more_contexts(placement, use) if self._left_open else placement
+            return placement if self._given else self._with_more_contexts(placement, use)
         length = placement.context_length
         try:
             fit = pyllama.memory_fit(
                 self._path,
-                n_ctx=length * self._n_contexts,
+                n_ctx=length * (self._n_contexts + N_OTHERS),
                 margin=min(margin(device.memory[0]) for device in gpus),
                 devices=gpus,
                 n_seq_max=self._n_contexts,
@@ -311,7 +358,9 @@ class _Planner:
             tensor_split=tensor_split,
             tensor_buft_overrides=tensor_buft_overrides,
             devices=devices,
-            n_batch=_n_batch(length),
+            n_batch=_n_batch(length) if devices else longest_call(CHUNK),
+            # What it takes without is no less.
+            flash_attn="auto" if devices else "disabled",
         )
 
     def _placement(
@@ -327,11 +376,14 @@ class _Planner:
     ) -> Placement:
         memories = {HOST: use.host}
         memories |= {memory.device.name: memory for memory in use.devices if memory.device}
-        n_computing = min(self._n_contexts, DEFAULT_CONTEXTS)  # the others share theirs
+        n_computing = min(self._n_contexts, DEFAULT_GPU_CONTEXTS) + N_OTHERS  # others share theirs
         taken = {
-            name: memory.model + self._n_contexts * memory.context + n_computing * memory.compute
+            name: memory.model
+            + (self._n_contexts + N_OTHERS) * memory.context
+            + n_computing * memory.compute
             for name, memory in memories.items()
         }
+        taken[HOST] += MAX_KEPT_BYTES
         free = {name: memory.free for name, memory in memories.items()}
         needs = ", ".join(
             f"{taken[name]:,} bytes of {name} memory ({free[name]:,} free)" for name in memories
@@ -343,6 +395,9 @@ class _Planner:
             n_gpu_layers=n_gpu_layers,
             context_length=use.n_ctx,
             n_contexts=self._n_contexts,
+            n_cells=self._n_contexts * use.n_ctx,
+            n_sequences=MAX_GPU_SEQUENCES,
+            kept_bytes=MAX_KEPT_BYTES,
             n_threads=n_threads,
             memory=taken,
             free=free,
@@ -354,7 +409,7 @@ class _Planner:
 
 
 def _n_batch(context_length: int) -> int:
-    """As the contexts that requests are computed in have it."""
+    """Tokens that a GPU computes at once."""
     return min(512, context_length)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from adapter.errors import PoolFullError
-from adapter.hardware import Placement, require_integer
+from adapter.hardware import HOST, Placement, require_integer
 from adapter.machine_memory import machine
 from adapter.model_slot import Residency
 
@@ -32,6 +32,19 @@ class MemoryBudget:
     def is_unlimited(self) -> bool:
         """Whether memory does not matter."""
         return self._memory_budget is None
+
+    def room(self) -> int | None:
+        """Bytes of the host's memory that nobody has yet; None for what the system says is free.
+
+        Models take part of what they were promised when they need it.
+        """
+        if self.is_unlimited:
+            return None
+        held, limits = machine.read()
+        if self._memory_budget == "auto":
+            return limits[HOST] - held[HOST] if HOST in limits and held[HOST] else None
+        assert self._memory_budget is not None
+        return int(self._memory_budget) - sum(held.values())
 
     def shortage(
         self, name: str, placement: Placement, own: Sequence[Residency], kept: Sequence[Residency]

@@ -136,11 +136,11 @@ class Load:
                 placement = None  # more of it may fit now
 
     def _plan(self) -> Placement:
-        before = self._slot.placement
+        before, room = self._slot.placement, self._loader.budget.room()
         if before is None:
-            return self._loader.plan(self._slot.path)
+            return self._loader.plan(self._slot.path, room=room)
         # Handles have told how long a request may be.
-        return self._loader.plan(self._slot.path, context_length=before.context_length)
+        return self._loader.plan(self._slot.path, context_length=before.context_length, room=room)
 
     def _has_room(self, placement: Placement) -> bool:
         """Whether there is room; False when that was made just now. Raises PoolFullError."""

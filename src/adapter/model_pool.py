@@ -48,7 +48,8 @@ class ModelPool:
     context_length  tokens of context for each request; None for what the model was trained
                     with, at most 4096
     max_contexts    requests of the full length that each model has memory for at once, and as
-                    many more as are shorter; None for 4, or up to 32 on a GPU that has the memory
+                    many more as are shorter; None for what memory allows: up to 16 on a CPU, and
+                    up to 32 on a GPU
     reproducible    on a CPU, have a request with a seed give the same bytes whatever runs beside it
                     or ran before; False computes faster, and reuses answers as the beginning of
                     the next prompt. On GPUs it is False in effect

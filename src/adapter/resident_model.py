@@ -26,16 +26,8 @@ PLAIN_TEMPLATE = (
 """What a model without a chat template is shown."""
 
 
-MAX_SEQUENCES, MAX_DEVICE_SEQUENCES = 16, 64
-"""Requests that are computed at once, by the CPU alone and with GPUs: a CPU gains little from more,
-and a GPU computes 64 in twice to four times the time of one."""
-
 MAX_QUEUED = 4096
 """Requests that wait for their turn."""
-
-MAX_KEPT_BYTES = 2**28
-"""RAM for the beginnings of prompts that have no place in a context any more."""
-
 
 MAX_FILE_BYTES = 2**30
 """Bytes that a model's prefixes may take in a folder."""
@@ -118,10 +110,10 @@ class ResidentModel:
             self.model,
             context_length=placement.context_length,
             n_threads=placement.n_threads,
-            n_cells=placement.context_length * placement.n_contexts,
-            max_sequences=MAX_DEVICE_SEQUENCES if placement.devices else MAX_SEQUENCES,
+            n_cells=placement.n_cells,
+            max_sequences=placement.n_sequences,
             max_queued=MAX_QUEUED,
-            cache_bytes=MAX_KEPT_BYTES,
+            cache_bytes=placement.kept_bytes,
             reproducible=self._reproducible,
             chunk=self._chunk,
             mixed=bool(placement.devices),

@@ -90,6 +90,10 @@ class MemoryUse:
     n_ctx: int
     n_ctx_train: int
     n_layer: int
+    #: Tokens of the vocabulary: each output takes four bytes for each of them.
+    n_vocab: int = 0
+    #: Whether a sequence has a state whose size does not depend on its length.
+    recurrent: bool = False
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,8 @@ class _Layout:
         with Model(path, vocab_only=True, kv_overrides=kv_overrides) as model:
             key = f"{model.metadata.get('general.architecture')}.context_length"
             n_ctx_train = int((kv_overrides or {}).get(key, model.metadata.get(key, 0)))
+            self._n_vocab = model.vocab.n_tokens
+            self._recurrent = model.is_recurrent or model.is_hybrid
         n_streams = 1 if kv_unified else context.n_seq_max
         if not n_ctx and n_ctx_train * n_streams > _MAX_N_CTX:
             raise MemoryFitError(
@@ -273,6 +279,8 @@ class _Layout:
             n_ctx=self._context.n_ctx or n_ctx_train[0],
             n_ctx_train=n_ctx_train[0],
             n_layer=n_layer[0],
+            n_vocab=self._n_vocab,
+            recurrent=self._recurrent,
         )
 
     def fit(self, margins: list[int], n_ctx_min: int, use: MemoryUse) -> MemoryFit:

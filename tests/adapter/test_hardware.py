@@ -7,6 +7,7 @@ from fake_device import CPU, GIB, FakeDevice, gpu
 
 import pyllama
 from adapter import hardware
+from adapter.cpu_memory import MAX_KEPT_BYTES as KEPT
 from adapter.errors import BackendError, ConfigurationError, InvalidParameterError
 from adapter.hardware import HOST, HardwareManager, margin
 
@@ -43,11 +44,12 @@ def on_cpu():
 def test_a_plan_for_the_cpu_says_what_the_model_takes(tiny_model_path, caplog):
     with caplog.at_level(logging.INFO, logger="adapter.hardware"):
         plan = on_cpu().plan(tiny_model_path, context_length=128, n_contexts=2)
-    use = pyllama.memory_use(tiny_model_path, n_ctx=128, n_batch=128, devices=())
+    use = pyllama.memory_use(tiny_model_path, n_ctx=128, n_batch=96, devices=())
     assert plan.devices == ()
     assert (plan.context_length, plan.n_contexts) == (128, 2)
     assert plan.n_threads == hardware.cpu_threads()
-    assert plan.memory == {HOST: use.host.model + 2 * (use.host.context + use.host.compute)}
+    # Contexts of requests, of scores and of isolated ones, each padded to 256 tokens.
+    assert plan.memory[HOST] > use.host.model + 4 * 2 * use.host.context + 4 * use.host.compute
     assert plan.fits
     assert [record.args[1] for record in caplog.records] == list(plan.reasons)
 
@@ -140,7 +142,7 @@ def test_a_model_that_fits_a_gpu_runs_on_the_emptiest(monkeypatch):
     assert plan.devices == (empty,)
     assert (plan.n_gpu_layers, plan.n_contexts) == (-1, 32)
     assert plan.fits
-    assert plan.memory == {HOST: 0, "CUDA1": 10 * GIB}
+    assert plan.memory == {HOST: KEPT, "CUDA1": 10 * GIB}
     assert machine.fitted == []
 
 
@@ -153,11 +155,12 @@ def test_a_gpu_of_this_machine_comes_before_a_larger_one_elsewhere(monkeypatch):
 def test_contexts_are_counted_on_a_gpu(monkeypatch):
     Machine(monkeypatch, gpu("CUDA0"), key_bytes=2**12)
     plan = HardwareManager().plan("model.gguf", context_length=1024, n_contexts=4)
-    assert plan.memory["CUDA0"] == 10 * GIB + 4 * 10 * 2**12 * 1024
+    # 4 of requests, one of scores and one of isolated requests.
+    assert plan.memory["CUDA0"] == 10 * GIB + 6 * 10 * 2**12 * 1024
 
 
 @pytest.mark.parametrize(
-    ("free", "n_contexts"), [(80, 32), (50, 16), (40, 16), (38, 8), (30, 8), (29, 4), (15, 4)]
+    ("free", "n_contexts"), [(80, 32), (50, 16), (43, 16), (42, 8), (33, 8), (32, 4), (16, 4)]
 )
 def test_a_gpu_with_room_has_more_contexts_and_half_of_it_stays_free(monkeypatch, free, n_contexts):
     # 10 GiB of weights, and 5/8 GiB for each context of 4096 tokens.
@@ -165,7 +168,7 @@ def test_a_gpu_with_room_has_more_contexts_and_half_of_it_stays_free(monkeypatch
     Machine(monkeypatch, gpu0, key_bytes=2**14)
     plan = HardwareManager().plan("model.gguf")
     assert plan.n_contexts == n_contexts
-    assert plan.memory["CUDA0"] == 10 * GIB + n_contexts * 10 * 2**14 * 4096
+    assert plan.memory["CUDA0"] == 10 * GIB + (n_contexts + 2) * 10 * 2**14 * 4096
     assert f"with {n_contexts} contexts" in plan.reasons[1]
     assert HardwareManager().plan("model.gguf", n_contexts=6).n_contexts == 6
 
@@ -177,13 +180,13 @@ def test_a_model_too_large_for_one_gpu_is_spread_over_all(monkeypatch):
     assert plan.devices == tuple(cards)
     assert (plan.n_gpu_layers, plan.tensor_split) == (-1, (1.0, 1.0))
     assert plan.fits
-    assert machine.fitted == [{"devices": ["CUDA0", "CUDA1"], "n_ctx": 4 * 4096}]
+    assert machine.fitted == [{"devices": ["CUDA0", "CUDA1"], "n_ctx": 6 * 4096}]
 
 
 def test_layers_that_do_not_fit_the_gpu_stay_on_the_cpu(monkeypatch):
     Machine(monkeypatch, gpu("CUDA0", memory=(6 * GIB, 8 * GIB)))
     plan = HardwareManager().plan("model.gguf")
-    assert (plan.n_gpu_layers, plan.memory) == (5, {HOST: 5 * GIB, "CUDA0": 5 * GIB})
+    assert (plan.n_gpu_layers, plan.memory) == (5, {HOST: 5 * GIB + KEPT, "CUDA0": 5 * GIB})
     assert not plan.fits
     assert "5 layers of it fit CUDA0" in plan.reasons
 
@@ -206,7 +209,7 @@ def test_layers_that_were_asked_for_are_not_questioned(monkeypatch):
 def test_no_layer_on_the_gpu_is_the_cpu(monkeypatch):
     Machine(monkeypatch, gpu("CUDA0"))
     plan = HardwareManager().plan("model.gguf", n_gpu_layers=0)
-    assert (plan.devices, plan.n_contexts) == ((), 4)
+    assert (plan.devices, plan.n_contexts) == ((), 16)
 
 
 def test_devices_that_were_chosen_come_before_what_is_worth_using(monkeypatch):
@@ -217,13 +220,56 @@ def test_devices_that_were_chosen_come_before_what_is_worth_using(monkeypatch):
 
 
 def test_on_the_cpu_an_open_context_becomes_smaller_and_a_given_one_does_not(monkeypatch):
-    # 10 GiB of weights and 5 MiB for each token: 4096 tokens take 20 GiB more.
-    Machine(monkeypatch, key_bytes=2**19, free_host=16)
+    # 10 GiB of weights and 320 KiB for each token: 4096 tokens take 1.25 GiB more.
+    Machine(monkeypatch, key_bytes=2**15, free_host=12)
     plan = HardwareManager().plan("model.gguf")
-    assert plan.context_length == 5 * GIB // (10 * 2**19)
-    assert any("context of 1024 tokens" in reason for reason in plan.reasons)
+    assert 256 <= plan.context_length < 4096
+    assert plan.memory[HOST] <= 11 * GIB
+    length = plan.context_length
+    assert any(f"context of {length} tokens" in reason for reason in plan.reasons)
     given = HardwareManager().plan("model.gguf", context_length=4096)
     assert (given.context_length, given.fits) == (4096, False)
+
+
+@pytest.mark.parametrize(
+    ("free_host", "n_contexts", "n_cells"),
+    [
+        (64, 16, 16 * 4096 + 20 * 1024),  # half of it is left to other models
+        (40, 16, 16 * 4096 + 20 * 1024),
+        (30, None, None),  # as many as leave half
+        (20, 5, 16 * 1024 + 4096),  # 16 of ordinary length and a long one, and a margin is left
+        (14, None, None),
+        (13, None, None),
+    ],
+)
+def test_on_the_cpu_as_many_requests_as_memory_allows(monkeypatch, free_host, n_contexts, n_cells):
+    """10 GiB of weights, and 80 KiB for each token, as models of 8 billion weights have."""
+    Machine(monkeypatch, key_bytes=2**13, free_host=free_host)
+    plan = HardwareManager().plan("model.gguf")
+    assert plan.context_length == 4096
+    assert plan.n_sequences == 16
+    assert n_contexts in (None, plan.n_contexts)
+    assert n_cells in (None, plan.n_cells)
+    assert plan.fits
+    assert plan.memory[HOST] + margin(free_host * GIB) <= free_host * GIB
+
+
+def test_the_number_of_sequences_does_not_follow_from_their_length(monkeypatch):
+    Machine(monkeypatch, key_bytes=2**10)
+    for length in (256, 1000, 1024, 2048, 8192, 32768):
+        plan = HardwareManager().plan("model.gguf", context_length=length)
+        assert (plan.n_contexts, plan.n_sequences) == (16, 16)
+        given = HardwareManager().plan("model.gguf", context_length=length, n_contexts=32)
+        assert (given.n_contexts, given.n_sequences) == (32, 32)
+        assert given.n_cells >= 32 * length
+
+
+def test_what_others_were_promised_is_left_to_them(monkeypatch):
+    Machine(monkeypatch, key_bytes=2**13, free_host=64)
+    plan = HardwareManager().plan("model.gguf", room=14 * GIB)
+    assert plan.memory[HOST] <= 14 * GIB
+    assert plan.fits
+    assert not HardwareManager().plan("model.gguf", room=5 * GIB).fits
 
 
 def test_weights_that_exceed_the_memory_are_told_and_not_refused(monkeypatch):

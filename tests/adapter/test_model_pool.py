@@ -315,8 +315,9 @@ def test_a_pinned_model_can_be_unloaded(pool):
 
 def test_a_budget_of_bytes_is_kept(pool):
     path = pool.model_dir / "one.gguf"
-    [needed] = HardwareManager(devices=()).plan(path, context_length=64).memory.values()
-    options = {"context_length": 64, "n_gpu_layers": 0}
+    plan = HardwareManager(devices=()).plan(path, context_length=64, n_contexts=1)
+    [needed] = plan.memory.values()
+    options = {"context_length": 64, "max_contexts": 1, "n_gpu_layers": 0}
     with ModelPool(pool.model_dir, memory_budget=2 * needed, **options) as small:
         for name in ("one", "two", "three"):
             small.load_model(name)
@@ -329,16 +330,30 @@ def test_a_budget_of_bytes_is_kept(pool):
         assert caught.value.unit == "bytes"
 
 
+def test_within_a_small_budget_fewer_requests_run_at_once(pool):
+    """They are what is left open; the length of a request is not made shorter."""
+    path, options = pool.model_dir / "one.gguf", {"n_gpu_layers": 0}
+    plan = HardwareManager(devices=()).plan(path, context_length=1024)
+    with ModelPool(pool.model_dir, context_length=1024, **options) as large:
+        large.load_model("one")
+        assert large.metrics().keys() == {"one"}
+    budget = sum(plan.memory.values()) - 1
+    with ModelPool(pool.model_dir, memory_budget=budget, context_length=1024, **options) as small:
+        loaded = small.load_model("one")
+        assert loaded.context_length == 1024
+        assert sum(small._loader.slot(path).placement.memory.values()) <= budget
+
+
 def test_nothing_is_evicted_for_what_cannot_fit_anyway(pool, write_tiny_model):
     copyfile(write_tiny_model(n_layer=8), pool.model_dir / "large.gguf")
-    plan = HardwareManager(devices=()).plan
+    plan, options = HardwareManager(devices=()).plan, {"context_length": 64}
     small, large = (
-        sum(plan(pool.model_dir / f"{name}.gguf", context_length=64).memory.values())
+        sum(plan(pool.model_dir / f"{name}.gguf", **options, n_contexts=1).memory.values())
         for name in ("one", "large")
     )
     assert small < large
     with ModelPool(
-        pool.model_dir, memory_budget=large - 1, context_length=64, n_gpu_layers=0
+        pool.model_dir, memory_budget=large - 1, max_contexts=1, n_gpu_layers=0, **options
     ) as full:
         full.load_model("one")
         with pytest.raises(PoolFullError):
