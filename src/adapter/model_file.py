@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,12 @@ from adapter.errors import InvalidModelNameError, ModelNotFoundError
 
 # How llama.cpp names the parts of a model (llama_split_path).
 _PART = re.compile(r"(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
+
+# What Windows takes for a device, whatever follows the first dot.
+_WINDOWS_DEVICE = re.compile(
+    r"(?:CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(?:COM|LPT)[0-9\u00b9\u00b2\u00b3]) *(?:\..*)?",
+    re.IGNORECASE | re.DOTALL,
+)
 
 # Leaves out the tokenizer, whose lists are the bulk of a header: a third of the time remains.
 _NO_TOKENIZER: Mapping[str, str] = {"tokenizer.ggml.model": "no_vocab"}
@@ -182,19 +189,22 @@ def _read_header(
 @contextmanager
 def _unlogged() -> Iterator[None]:
     """Keep what llama.cpp says in this thread out of the log: a listing reports it itself."""
-    logger, thread = logging.getLogger("pyllama.llama_cpp"), threading.get_ident()
-
-    def from_others(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    logger.addFilter(from_others)
+    _log.is_off = True
     try:
         yield
     finally:
-        logger.removeFilter(from_others)
+        _log.is_off = False
 
 
-def _misnamed(name: object) -> str | None:
+class _Log(threading.local):
+    is_off = False
+
+
+_log = _Log()
+logging.getLogger("pyllama.llama_cpp").addFilter(lambda _: not _log.is_off)
+
+
+def _misnamed(name: object, *, on_windows: bool = os.name == "nt") -> str | None:
     """What is wrong with a name, None for a plain one."""
     if not isinstance(name, str):
         return "is no string"
@@ -202,7 +212,22 @@ def _misnamed(name: object) -> str | None:
         return "is empty"
     if any(character in name for character in "/\\\0") or name.startswith("."):
         return "is not a plain file name"
+    if on_windows and _is_special_on_windows(f"{name}.gguf"):
+        return "means something else than a file of that name on Windows"
     return None
+
+
+def _is_special_on_windows(part: str) -> bool:
+    """Whether Windows takes a part of a path for a device, a drive, a stream or another name.
+
+    ``C:x`` lies in the present folder of another drive, ``a:b`` is a stream of the file ``a``,
+    ``NUL.gguf`` is a device, and ``a. `` is the file ``a``.
+    """
+    return (
+        any(character in '<>:"|?*' or character < " " for character in part)
+        or part != part.rstrip(". ")
+        or _WINDOWS_DEVICE.fullmatch(part) is not None
+    )
 
 
 def _require_plain(name: str) -> None:
@@ -211,8 +236,9 @@ def _require_plain(name: str) -> None:
         raise InvalidModelNameError(name, reason)
 
 
-def _require_inside(target: str) -> None:
-    path, on_windows = PurePosixPath(target), PureWindowsPath(target)
-    leaves = path.is_absolute() or ".." in path.parts or on_windows.drive
-    if leaves or "\\" in target or "\0" in target:
+def _require_inside(target: str, *, on_windows: bool = os.name == "nt") -> None:
+    path = PurePosixPath(target)
+    leaves = path.is_absolute() or ".." in path.parts or PureWindowsPath(target).drive
+    special = on_windows and any(map(_is_special_on_windows, path.parts))
+    if leaves or special or "\\" in target or "\0" in target:
         raise InvalidModelNameError(target, "is no path below the model folder, written with /")

@@ -23,9 +23,9 @@ class FakeResident:
     made: ClassVar[list[FakeResident]] = []
     has_template = calls_tools = False
     fingerprint = "0" * 64
+    computation = ()
 
     def __init__(self, path, placement, report, metrics, **settings):
-        FakeResident.made.append(self)
         self.closed = self.failed = False
         self.model = SimpleNamespace(
             n_ctx_train=64, vocab=SimpleNamespace(n_tokens=100), lost=False
@@ -35,6 +35,7 @@ class FakeResident:
         for fraction in (0.0, 0.5, 1.0):
             if not report(fraction):
                 raise model_loading.StoppedLoad(path.stem, "its load was stopped")
+        FakeResident.made.append(self)
 
     @property
     def usable(self):

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
+from pathlib import PureWindowsPath
 from shutil import copyfile
 
 import pytest
 
 import pyllama
 from adapter.errors import InvalidModelNameError, ModelNotFoundError
-from adapter.model_file import ModelFolder, parts
+from adapter.model_file import ModelFolder, _misnamed, _require_inside, _unlogged, parts
 
 
 @pytest.fixture
@@ -187,3 +190,54 @@ def test_a_listing_knows_the_quantization_of_a_real_model(smollm2_path):
     info = listed(smollm2_path.parent)[smollm2_path.stem]
     assert (info.architecture, info.quantization, info.context_length) == ("llama", "Q4_1", 8192)
     assert info.n_params == 134_515_008
+
+
+# On Windows
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "C:x", "c:", "one:two", "one::$DATA", "CON", "nul", "NUL.v2", "aux ", "LPT1", "com\u00b9",
+        "CONIN$", "what?", "a*", "a|b", '"', "<", "tab\t", "line\n",
+    ],
+)  # fmt: skip
+def test_a_name_that_windows_takes_for_something_else_is_refused_there(name):
+    assert "Windows" in _misnamed(name, on_windows=True)
+    assert _misnamed(name, on_windows=False) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["one", "Llama-3.2-1B.Q4_K_M", "a b", "console", "nulls", "com10", "com", "a.", "Ω"]
+)
+def test_a_plain_name_is_one_on_windows_too(name):
+    assert _misnamed(name, on_windows=True) is None
+    assert not PureWindowsPath(f"{name}.gguf").drive
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "C:one.gguf", "C:/one.gguf", "//server/share/one.gguf", "below/one:two.gguf",
+        "con/one.gguf", "below/NUL.gguf", "below./one.gguf", "below /one.gguf", "a*/one.gguf",
+    ],
+)  # fmt: skip
+def test_an_alias_for_what_windows_finds_elsewhere_is_refused_there(target):
+    with pytest.raises(InvalidModelNameError):
+        _require_inside(target, on_windows=True)
+
+
+def test_a_path_below_the_folder_may_be_an_alias_on_windows():
+    _require_inside("below/deep er/one.Q4_0.gguf", on_windows=True)
+
+
+def test_what_llama_cpp_says_is_kept_out_of_the_log_in_one_thread_and_for_a_while(caplog):
+    logger = logging.getLogger("pyllama.llama_cpp")
+    thread = threading.Thread(target=logger.warning, args=["of another"])
+    with contextlib.suppress(KeyError), _unlogged():
+        logger.warning("of this thread")
+        thread.start()
+        thread.join()
+        raise KeyError
+    logger.warning("afterwards")
+    assert [record.getMessage() for record in caplog.records] == ["of another", "afterwards"]

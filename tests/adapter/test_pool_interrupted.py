@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
+import random
 import sys
 import threading
+import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from fake_resident import FakeResident, machine, pool_of_fakes, wait_until  # noqa: F401
 
 import adapter
+from adapter.errors import ModelNotLoadedError, PoolFullError
 from adapter.hardware import HOST
 
 _FOLDER = str(Path(adapter.__file__).parent)
@@ -183,3 +189,79 @@ def test_a_pool_whose_making_is_interrupted_leaves_no_thread(pool_of_fakes):  # 
     gc.collect()
     assert at > 10
     assert wait_until(lambda: threading.active_count() <= before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_many_threads_that_are_interrupted_at_random_leave_nothing(pool_of_fakes, machine):  # noqa: F811
+    """Exceptions out of nothing, in eight threads that use one pool which is too small for them."""
+    before = threading.active_count()
+    pool = pool_of_fakes(max_models=2)
+    workers = [Worker(pool, seed) for seed in range(8)]
+    for worker in workers:
+        worker.start()
+    choose = random.Random(0)
+    for _ in range(2000):
+        raise_in(choose.choice(workers))
+        time.sleep(0.0005)
+    for worker in workers:
+        worker.pool = None
+    for worker in workers:
+        worker.join(30)
+    assert not any(worker.is_alive() for worker in workers)
+    happened = sum((worker.happened for worker in workers), Counter())
+    assert min(happened[kind] for kind in ("done", "Interrupted", "PoolFullError")) > 20, happened
+    check(pool, machine, closed=False, where=happened)
+    del pool
+    assert wait_until(lambda: threading.active_count() <= before)
+
+
+class Interrupted(BaseException):
+    """What a thread is interrupted with."""
+
+
+class Worker(threading.Thread):
+    """Uses a pool at random, until it has none any more."""
+
+    def __init__(self, pool, seed):
+        super().__init__(daemon=True)
+        self.pool = pool
+        self.random = random.Random(seed)
+        self.happened = Counter()
+
+    def run(self):
+        with suppress(Interrupted):
+            while (pool := self.pool) is not None:
+                self.happened[self.act(pool)] += 1
+
+    def act(self, pool):
+        try:
+            use_at_random(pool, self.random)
+        except (Interrupted, PoolFullError, ModelNotLoadedError) as error:
+            return type(error).__name__
+        return "done"
+
+
+def raise_in(thread):
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(Interrupted)
+    )
+
+
+def use_at_random(pool, choose):
+    name = choose.choice(("one", "two", "three"))
+    match choose.randrange(8):
+        case 0:
+            pool.unload_model(name)
+        case 1:
+            pool.pin_model(name)
+            pool.unpin_model(name)
+        case 2:
+            with pool.load_model(name).lease():
+                FakeResident.made[-1].failed = True
+        case 3:
+            pool.models()
+            pool.metrics()
+        case _:
+            loaded = pool.load_model(name)
+            with loaded.lease(), loaded.lease():
+                time.sleep(0)
