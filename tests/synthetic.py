@@ -16,7 +16,7 @@ import synthetic_architectures as architectures
 from synthetic_files import add_metadata, finish
 
 Architecture = Literal["llama", "mamba", "gemma2", "jamba", "qwen2vl", "bert", "t5"]
-Tokenizer = Literal["bpe", "spm", "none"]
+Tokenizer = Literal["bpe", "spm", "rwkv", "none"]
 
 CHATML = (
     "{% for message in messages %}"
@@ -38,7 +38,12 @@ def write_model(
     *,
     architecture: Architecture = "llama",
     tokenizer: Tokenizer = "bpe",
+    pre: str = "gpt-2",
+    merges: tuple[str, ...] = MERGES,
+    add_bos: bool = True,
     add_eos: bool = False,
+    control_tokens: tuple[str, ...] = (),
+    user_defined_tokens: tuple[str, ...] = (),
     chat_template: str | list[dict[str, str]] | None = CHATML,
     extra_tokens: tuple[str, ...] = (),
     n_embd: int = 64,
@@ -55,9 +60,15 @@ def write_model(
     """Write a model whose weights depend on nothing but the arguments, and return its path.
 
     :param tokenizer: ``"bpe"`` knows every byte and a few merges, ``"spm"`` adds whole words with
-        scores, ``"none"`` leaves the vocabulary without tokenizer.
-    :param add_eos: whether the tokenizer ends every text with EOS.
-    :param extra_tokens: what the ``"bpe"`` vocabulary ends with, spelt as it spells bytes.
+        scores, ``"rwkv"`` knows all bytes but one, ``"none"`` leaves the vocabulary without
+        tokenizer.
+    :param pre: the name of the pre-tokenizer of ``"bpe"``.
+    :param merges: the pairs that it joins.
+    :param add_bos: whether the tokenizer begins every text with BOS.
+    :param add_eos: whether it ends every text with EOS.
+    :param control_tokens: more control tokens, behind all others.
+    :param user_defined_tokens: tokens that stand for their text wherever it is, behind those.
+    :param extra_tokens: more normal tokens of ``"bpe"`` and ``"rwkv"``, spelt as they spell bytes.
     :param metadata: more keys; int becomes uint32, and a list an array.
     :param deltas: added to the tensors of these names.
     :param split_max_tensors: split the model into files of so many tensors, and return the first.
@@ -68,7 +79,8 @@ def write_model(
     writer.add_context_length(n_ctx_train)
     writer.add_embedding_length(n_embd)
     writer.add_block_count(n_layer)
-    n_vocab = _add_tokenizer(writer, tokenizer, add_eos, extra_tokens)
+    more = {"CONTROL": control_tokens, "USER_DEFINED": user_defined_tokens}
+    n_vocab = _add_tokenizer(writer, tokenizer, pre, merges, (add_bos, add_eos), extra_tokens, more)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 
@@ -164,8 +176,11 @@ _ADD_LAYERS = {
 def _add_tokenizer(
     writer: gguf.GGUFWriter,
     tokenizer: Tokenizer,
-    add_eos: bool = False,
-    extra_tokens: tuple[str, ...] = (),
+    pre: str,
+    merges: tuple[str, ...],
+    added: tuple[bool, bool],
+    extra_tokens: tuple[str, ...],
+    more: Mapping[str, tuple[str, ...]],
 ) -> int:
     """Write a vocabulary, and return its size."""
     if tokenizer == "none":
@@ -177,26 +192,35 @@ def _add_tokenizer(
     types[UNK] = gguf.TokenType.UNKNOWN
     if tokenizer == "bpe":
         tokens += _byte_spellings()
-        tokens += [merge.replace(" ", "") for merge in MERGES]
+        tokens += [merge.replace(" ", "") for merge in merges]
         tokens += extra_tokens
         types += [gguf.TokenType.NORMAL] * (len(tokens) - len(types))
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_merges(MERGES)
+        writer.add_tokenizer_pre(pre)
+        writer.add_token_merges(merges)
+    elif tokenizer == "rwkv":
+        tokens += [f"\\x{byte:02x}" for byte in range(255)]
+        tokens += extra_tokens
+        types += [gguf.TokenType.NORMAL] * (len(tokens) - len(types))
+        writer.add_tokenizer_model("rwkv")
     else:
         tokens += [f"<0x{byte:02X}>" for byte in range(256)]
         types += [gguf.TokenType.BYTE] * 256
         tokens += ["▁", "▁hello", "▁world", "h", "e", "l", "o"]
         types += [gguf.TokenType.NORMAL] * (len(tokens) - len(types))
         writer.add_tokenizer_model("llama")
-        writer.add_token_scores([-float(index) for index in range(len(tokens))])
+        n_tokens = len(tokens) + sum(map(len, more.values()))
+        writer.add_token_scores([-float(index) for index in range(n_tokens)])
+    for kind, texts in more.items():
+        tokens += texts
+        types += [gguf.TokenType[kind]] * len(texts)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_unk_token_id(UNK)
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(add_eos)
+    writer.add_add_bos_token(added[0])
+    writer.add_add_eos_token(added[1])
     return len(tokens)
 
 

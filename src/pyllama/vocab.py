@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import codecs
+import operator
+import reprlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllama._arguments import INT32_MAX, integer
+from pyllama._arguments import integer
 from pyllama._guard import CAUGHT, check, raise_caught, to_str
+from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
-from pyllama.errors import TokenizationError
+from pyllama.errors import NativeAssertionError, NativeError, TokenizationError
 
 VocabType = Literal["none", "spm", "bpe", "wpm", "ugm", "rwkv", "plamo2", "test"]
 
@@ -54,6 +58,9 @@ _ATTRS: dict[int, TokenAttr] = {
     lib.LLAMA_TOKEN_ATTR_RSTRIP: "rstrip",
     lib.LLAMA_TOKEN_ATTR_SINGLE_WORD: "single_word",
 }
+
+
+MAX_TEXT = 64 * 1024 * 1024  # bytes that are tokenized at once
 
 
 class Vocab:
@@ -102,44 +109,98 @@ class Vocab:
         return f"<pyllama.Vocab {self.type}: {self.n_tokens} tokens>"
 
     def tokenize(
-        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
+        self,
+        text: str | bytes,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        literal: Sequence[tuple[int, int]] = (),
     ) -> list[int]:
-        """The token ids of a text (``llama_tokenize``).
+        """The token ids of a text: those of ``llama_tokenize``, however long it is.
 
-        :param text: str, or bytes of UTF-8.
+        :param text: str, or bytes of UTF-8; at most 64 MiB. Vocabularies of the type ``"bpe"``
+            take at most 2,097,151 characters without a break, such as a space between words.
         :param add_special: add the BOS, EOS or SEP tokens that the model is configured to want.
-        :param parse_special: take the text of special tokens such as ``<|im_end|>`` for the
-            tokens themselves. Leave it off for text that others wrote.
+        :param parse_special: take the text of control tokens such as ``<|im_end|>`` for the tokens
+            themselves. Without it none comes out. Leave it off for text that others wrote.
+            (Tokens of the kind ``"user_defined"`` stand for their text in any case.)
+        :param literal: where parse_special does not hold: begins and ends of ranges of the text, in
+            its characters or bytes, in ascending order. A control token that has a part there is
+            text.
         :raises TokenizationError: text that is no Unicode, or too long; a model without tokenizer.
+        :raises ValueError: ranges that are not in order, or beyond the text.
         """
-        array = self.tokenize_array(text, add_special=add_special, parse_special=parse_special)
+        array = self.tokenize_array(
+            text, add_special=add_special, parse_special=parse_special, literal=literal
+        )
         tokens: list[int] = array.tolist()
         return tokens
 
     def tokenize_array(
-        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
+        self,
+        text: str | bytes,
+        *,
+        add_special: bool = True,
+        parse_special: bool = False,
+        literal: Sequence[tuple[int, int]] = (),
     ) -> NDArray[np.int32]:
         """The same as :meth:`tokenize`, as an int32 array of shape (n,)."""
+        return self._tokenize(text, literal, (add_special, add_special), parse_special)
+
+    def tokenize_prompt(
+        self, text: str, *, parse_special: bool = True, literal: Sequence[tuple[int, int]] = ()
+    ) -> list[int]:
+        """The token ids of a rendered chat: BOS once where the model wants it, and no EOS.
+
+        :param parse_special: see :meth:`tokenize`.
+        :param literal: see :meth:`tokenize`; that of the RenderedChat.
+        :raises TokenizationError: see :meth:`tokenize`.
+        """
+        tokens: list[int] = self._tokenize(text, literal, (True, False), parse_special).tolist()
+        return tokens
+
+    def _tokenize(
+        self,
+        text: str | bytes,
+        literal: Sequence[tuple[int, int]],
+        added: tuple[bool, bool],
+        parse_special: bool,
+    ) -> NDArray[np.int32]:
         data = _utf8(text)
         self._require_tokenizer()
-        room = len(data) + 8  # no tokenizer makes more tokens than bytes, and the special ones
+        places = _byte_places(text, literal)
+        result = ffi.new("llama_token **")
+        before, after = added
         with self._model._open():
-            while True:
-                tokens = np.empty(room, dtype=np.int32)
-                count = lib.guarded_tokenize(
-                    self._pointer,
-                    data,
-                    len(data),
-                    ffi.from_buffer("llama_token[]", tokens),
-                    room,
-                    bool(add_special),
-                    bool(parse_special),
-                )
-                if count >= 0:
-                    return tokens[:count]
-                if count == CAUGHT:
-                    raise_caught(f"tokenizing a text of {len(data)} bytes")
-                room = -count
+            count = lib.guarded_tokenize(
+                self._pointer,
+                self._tokenizer.pointer,
+                data,
+                len(data),
+                places,
+                len(places),
+                bool(before),
+                bool(after),
+                bool(parse_special),
+                result,
+            )
+            if count == CAUGHT:
+                _raise_tokenization_error(f"tokenizing a text of {len(data)} bytes")
+        try:
+            tokens = np.empty(count, dtype=np.int32)
+            ffi.memmove(tokens, result[0], tokens.nbytes)
+            return tokens
+        finally:
+            lib.pyllama_free(result[0])
+
+    @cached_property
+    def _tokenizer(self) -> Handle:
+        """Its special tokens, as tokenizing and chat templates look for them."""
+        with self._model._open() as model:
+            tokenizer = lib.guarded_tokenizer_init(model)
+            if tokenizer == ffi.NULL:
+                _raise_tokenization_error("reading the vocabulary")
+        return Handle(tokenizer, lib.guarded_tokenizer_free)
 
     def detokenize(
         self,
@@ -348,6 +409,38 @@ def _utf8(text: str | bytes) -> bytes:
         data = text
     else:
         raise TypeError(f"text must be str or bytes, got {type(text).__name__}")
-    if len(data) > INT32_MAX - 8:
-        raise TokenizationError(f"text has {len(data)} bytes; llama.cpp takes {INT32_MAX - 8}")
+    if len(data) > MAX_TEXT:
+        raise TokenizationError(f"text has {len(data)} bytes; at most {MAX_TEXT} are taken")
     return data
+
+
+def _byte_places(text: str | bytes, ranges: Sequence[tuple[int, int]]) -> list[int]:
+    """Begins and ends of ranges of a text, in bytes of its UTF-8."""
+    try:
+        pairs = [(operator.index(begin), operator.index(end)) for begin, end in ranges]
+    except (TypeError, ValueError):
+        raise TypeError(f"literal must hold pairs of ints, got {reprlib.repr(ranges)}") from None
+    places = [place for pair in pairs for place in pair]
+    if places != sorted(places):
+        raise ValueError(f"literal must hold pairs in ascending order, got {reprlib.repr(ranges)}")
+    if places and (places[0] < 0 or places[-1] > len(text)):
+        raise ValueError(
+            f"literal must hold places of the text, 0 to {len(text)}, got {reprlib.repr(ranges)}"
+        )
+    if isinstance(text, bytes) or text.isascii():
+        return places
+    in_bytes, last, n_bytes = [], 0, 0
+    for place in places:
+        n_bytes += len(text[last:place].encode())
+        last = place
+        in_bytes.append(n_bytes)
+    return in_bytes
+
+
+def _raise_tokenization_error(what: str) -> NoReturn:
+    try:
+        raise_caught(what)
+    except NativeAssertionError:
+        raise
+    except NativeError as error:
+        raise TokenizationError(str(error)) from None

@@ -28,6 +28,7 @@ ROWS: dict[str, Row] = {
     # Vocabularies
     "Vocab.tokenize": lambda w: (w.model.vocab.tokenize, {"text": "hello"}),
     "Vocab.tokenize_array": lambda w: (w.model.vocab.tokenize_array, {"text": "hello"}),
+    "Vocab.tokenize_prompt": lambda w: (w.model.vocab.tokenize_prompt, {"text": "hello"}),
     "Vocab.detokenize": lambda w: (w.model.vocab.detokenize, {"tokens": PROMPT}),
     "Vocab.detokenize_bytes": lambda w: (w.model.vocab.detokenize_bytes, {"tokens": PROMPT}),
     "Vocab.token_to_piece": lambda w: (w.model.vocab.token_to_piece, {"token": 1}),

@@ -72,6 +72,7 @@ typedef struct pyllama_device_memory {
     uint64_t           compute;
 } pyllama_device_memory;
 
+typedef struct pyllama_tokenizer pyllama_tokenizer;
 typedef struct pyllama_tokens pyllama_tokens;
 typedef struct pyllama_chain pyllama_chain;
 

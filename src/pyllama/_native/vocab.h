@@ -1,4 +1,7 @@
-int32_t guarded_tokenize(const struct llama_vocab * vocab, const char * text, int32_t text_len, llama_token * tokens, int32_t n_tokens_max, bool add_special, bool parse_special);
+pyllama_tokenizer * guarded_tokenizer_init(const struct llama_model * model);
+int32_t guarded_tokenizer_free(pyllama_tokenizer * tokenizer);
+int32_t guarded_tokenize(const struct llama_vocab * vocab, const pyllama_tokenizer * tokenizer, const char * text, size_t length, const size_t * literal, size_t n_literal, bool add_before, bool add_after, bool parse_special, llama_token ** result);
+int32_t guarded_tokenizer_breaks(const pyllama_tokenizer * tokenizer, const char * text, size_t length, bool edges, size_t * places, size_t n_places);
 int32_t guarded_detokenize(const struct llama_vocab * vocab, const llama_token * tokens, int32_t n_tokens, char * text, int32_t text_len_max, bool remove_special, bool unparse_special);
 int32_t guarded_token_to_piece(const struct llama_vocab * vocab, llama_token token, char * buffer, int32_t length, int32_t lstrip, bool special);
 const char * guarded_vocab_get_text(const struct llama_vocab * vocab, llama_token token);
