@@ -113,7 +113,7 @@ class LlamaCppEmbedder:
 
         The greater the better; only the order means something. Query and document are put
         together as llama.cpp's server does it: by the model's own "rerank" template if it has
-        one, in which special tokens count, or else as two sentences between special tokens.
+        one, whose special tokens count, or else as two sentences between special tokens.
 
         Raises what calling the embedder raises, and ConfigurationError for a model that is no
         reranker.
@@ -166,8 +166,13 @@ class LlamaCppEmbedder:
         if template is not None:
             # Both at once: the query may contain the document's placeholder.
             texts = {"{query}": query, "{document}": document}
-            prompt = re.sub(r"\{query\}|\{document\}", lambda found: texts[found[0]], template)
-            tokens = vocab.tokenize(prompt, add_special=False, parse_special=True)
+            prompt, literal = "", []
+            for part in re.split(r"(\{query\}|\{document\})", template):
+                text = texts.get(part, part)
+                if part in texts:
+                    literal.append((len(prompt), len(prompt) + len(text)))
+                prompt += text
+            tokens = vocab.tokenize(prompt, add_special=False, parse_special=True, literal=literal)
             return self._fitting(tokens, argument, vocab)
         end = vocab.sep if vocab.eos is None else vocab.eos
         pair: list[int | None] = [

@@ -32,6 +32,7 @@ from adapter.lm15_errors import PROVIDER
 from adapter.messages import template_messages
 
 if TYPE_CHECKING:
+    import pyllama
     from adapter.loaded_model import LoadedModel
 
 METHOD = "candidate_sequence_likelihood"
@@ -212,7 +213,7 @@ def place(request: Request, loaded: LoadedModel, judgments: Mapping[str, Judgmen
     for judgment in judgments.values():
         stem = _stem(messages, begun, judgment, loaded)
         stems.append(loaded.tokenize(stem))
-        paths.append([loaded.tokenize(f"{stem} {key}") for key in judgment.values])
+        paths.append([loaded.tokenize(_with_text(stem, f" {key}")) for key in judgment.values])
     # What several of them begin with is the prompt. A key may change the token before it.
     owned = [_n_common([stem, *keys]) for stem, keys in zip(stems, paths, strict=True)]
     n_prompt = min(*owned, _n_common(stems)) if len(stems) > 1 else owned[0]
@@ -229,8 +230,8 @@ def _stem(
     begun: dict[str, Any] | None,
     judgment: Judgment,
     loaded: LoadedModel,
-) -> str:
-    """The text up to a judgment's key, without the space before it."""
+) -> pyllama.RenderedChat:
+    """The prompt up to a judgment's key, without the space before it."""
     if begun is None:
         messages = _asked(messages, judgment.question())
         begun = {"role": "assistant", "content": ""}
@@ -244,8 +245,18 @@ def _stem(
         **({"enable_thinking": False} if thinks else {}),
     )
     before = rendered.prompt.removesuffix(last["content"])
+    if not before.endswith(":"):
+        return rendered
     # Where a turn begins with a name, as in "Assistant:", a space comes before what is said.
-    return f"{before} {last['content']}" if before.endswith(":") else rendered.prompt
+    kept = tuple(place for place in rendered.literal if place[1] <= len(before))
+    return _with_text(replace(rendered, prompt=before, literal=kept), f" {last['content']}")
+
+
+def _with_text(rendered: pyllama.RenderedChat, text: str) -> pyllama.RenderedChat:
+    """The prompt with text behind it that is no template's."""
+    begin = len(rendered.prompt)
+    places = (*rendered.literal, (begin, begin + len(text)))
+    return replace(rendered, prompt=rendered.prompt + text, literal=places)
 
 
 def _asked(messages: list[dict[str, Any]], question: str) -> list[dict[str, Any]]:

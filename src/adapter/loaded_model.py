@@ -101,16 +101,20 @@ class LoadedModel:
             except pyllama.ChatTemplateError as error:
                 raise TokenizationError(str(error)) from error
 
-    def tokenize(self, prompt: str) -> list[int]:
-        """The tokens of a rendered prompt, with BOS as the model wants it.
+    def tokenize(self, prompt: pyllama.RenderedChat | str) -> list[int]:
+        """The tokens of a rendered prompt, with BOS once as the model wants it.
 
-        Special tokens are recognised where a chat template writes them.
+        Control tokens are recognised where the chat template wrote them, and nowhere else; a str
+        counts as the template's.
 
-        Raises TokenizationError for text that has no UTF-8 form.
+        Raises TokenizationError for text that has no UTF-8 form, or is too long.
         """
+        text, literal = (prompt, ()) if isinstance(prompt, str) else (prompt.prompt, prompt.literal)
         with self._borrow(whole) as resident:
             try:
-                return resident.model.vocab.tokenize(prompt, parse_special=resident.has_template)
+                return resident.model.vocab.tokenize_prompt(
+                    text, parse_special=resident.has_template, literal=literal
+                )
             except pyllama.TokenizationError as error:
                 raise TokenizationError(str(error)) from error
 

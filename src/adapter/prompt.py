@@ -82,7 +82,7 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
     else:
         constraint = _constraint(rendered, loaded)
     return Prompt(
-        tokens=tuple(loaded.tokenize(rendered.prompt)),
+        tokens=tuple(loaded.tokenize(rendered)),
         constraint=constraint,
         stops=rendered.stops + loaded.turn_stops,
         preserved_tokens=frozenset(

@@ -25,7 +25,7 @@ def main(binding_file: str, cffi_folder: str) -> None:
         _limit_time(request["seconds"])
         arguments = [text.encode() for text in request["arguments"]]
         if template is None:
-            template = binding.lib.guarded_chat_init(binding.ffi.NULL, *arguments)
+            template = binding.lib.guarded_chat_init(*arguments)
             text = template and binding.lib.guarded_chat_describe(template)
         else:
             text = getattr(binding.lib, request["function"])(template, *arguments)

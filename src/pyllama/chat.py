@@ -19,6 +19,7 @@ from pyllama._arguments import choice
 from pyllama._guard import raise_caught, take_str
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
+from pyllama._text_marks import TextMarker
 from pyllama.chat_parser import ChatParser
 from pyllama.errors import ChatTemplateError, NativeError
 from pyllama.model import Model
@@ -89,7 +90,8 @@ class GrammarTrigger:
 class RenderedChat:
     """A conversation as the model wants it, and how to read what it answers."""
 
-    #: It holds special tokens as text: tokenize it with ``parse_special=True``.
+    #: It holds special tokens as text: tokenize it with :meth:`Vocab.tokenize_prompt` and
+    #: ``literal``.
     prompt: str
     #: Its end, where the assistant's turn begins: text that belongs to the answer.
     generation_prompt: str = ""
@@ -107,6 +109,10 @@ class RenderedChat:
     supports_thinking: bool = False
     thinking_start_tag: str = ""
     thinking_end_tags: tuple[str, ...] = ()
+    #: Ranges of characters of the prompt that came from messages, tools, a schema or
+    #: chat_template_kwargs and could name a control token: text for the model. Known for a template
+    #: with a model.
+    literal: tuple[tuple[int, int], ...] = ()
     #: Takes the generated text apart.
     parser: ChatParser = field(kw_only=True, repr=False, compare=False)
 
@@ -150,19 +156,18 @@ class ChatTemplate:
         for name, text in (("source", source), ("source", tool_use), ("bos", bos), ("eos", eos)):
             _check_text(name, text)
 
+        texts = (bos or "", eos or "") if model is None else _token_texts(model.vocab)
+        added = texts[0] if model is not None and model.vocab.add_bos else ""
+        tokenizer = None if model is None else model.vocab._tokenizer
+
         def engine(source: str) -> _Engine:
             # The engine reads all line ends as \n, in a time quadratic in those it replaces.
             source = source.replace("\r\n", "\n")
             if not isolated:
-                return _Engine(_Native(model, source, bos or "", eos or ""))
+                return _Engine(_Native(source, *texts), added, tokenizer)
             from pyllama.chat_process import ChatProcess  # subprocess takes a while to import
 
-            if model is None:
-                return _Engine(ChatProcess(source, bos or "", eos or ""))
-            texts = _token_texts(model.vocab)
-            added = model.vocab.add_bos, model.vocab.add_eos
-            left_out = [text if add else "" for text, add in zip(texts, added, strict=True)]
-            return _Engine(ChatProcess(source, *texts), *left_out)
+            return _Engine(ChatProcess(source, *texts), added, tokenizer)
 
         self._engine = engine(cast("str", source))
         self._tool_use = engine(tool_use) if tool_use else self._engine
@@ -246,10 +251,7 @@ class ChatTemplate:
             "continue_final_message": continue_final_message,
             "chat_template_kwargs": engine.variables(chat_template_kwargs, now),
         }
-        if continue_final_message:
-            rendered = engine.apply(_json(format_inputs), _json(prompt_inputs))
-        else:
-            rendered = engine.apply_with_kept_format(_json(format_inputs), _json(prompt_inputs))
+        rendered = engine.apply(format_inputs, prompt_inputs, chat_template_kwargs or {})
         return rendered if grammar is None else replace(rendered, grammar=grammar)
 
     def __repr__(self) -> str:
@@ -259,13 +261,8 @@ class ChatTemplate:
 class _Native:
     """One template in C++, in this process."""
 
-    def __init__(self, model: Model | None, source: str, bos: str, eos: str) -> None:
-        arguments = source.encode(), bos.encode(), eos.encode()
-        if model is None:
-            chat = lib.guarded_chat_init(ffi.NULL, *arguments)
-        else:
-            with model._open() as pointer:
-                chat = lib.guarded_chat_init(pointer, *arguments)
+    def __init__(self, source: str, bos: str, eos: str) -> None:
+        chat = lib.guarded_chat_init(source.encode(), bos.encode(), eos.encode())
         if chat == ffi.NULL:
             _raise_template_error("parsing the chat template")
         self._handle = Handle(chat, lib.guarded_chat_free)
@@ -282,14 +279,14 @@ class _Native:
 class _Engine:
     """One template, wherever it runs, and the formats found for it.
 
-    :param bos: left out at a prompt's beginning, since tokenizing adds it. A template that knows
-        its model does so by itself.
-    :param eos: the same at its end.
+    :param bos: left out at a prompt's beginning, since tokenizing adds it.
+    :param tokenizer: what names control tokens, if it is known.
     """
 
-    def __init__(self, template: _Native | ChatProcess, bos: str = "", eos: str = "") -> None:
+    def __init__(self, template: _Native | ChatProcess, bos: str, tokenizer: Handle | None) -> None:
         self._template = template
-        self._bos, self._eos = bos, eos
+        self._bos = bos
+        self._tokenizer = tokenizer
         about = json.loads(template.description)
         self.source: str = about["source"]
         self.capabilities: dict[str, bool] = about["capabilities"]
@@ -329,22 +326,58 @@ class _Engine:
             )
         return {**variables, **given}
 
-    def apply_with_kept_format(self, format_inputs: str, prompt_inputs: str) -> RenderedChat:
-        if not self._finds_format:
-            return self.apply(format_inputs, prompt_inputs)
-        prompt = self._call("guarded_chat_render", format_inputs, prompt_inputs)
-        key = (format_inputs, prompt["generation_prompt"])
-        kept = self._formats.get(key)
-        if kept is not None:
-            return replace(kept, prompt=prompt["prompt"])
-        if len(self._formats) >= MAX_KEPT_FORMATS:
-            self._formats.clear()
-        rendered = self.apply(format_inputs, prompt_inputs)
-        self._formats[key] = replace(rendered, prompt="")
-        return rendered
+    def apply(
+        self, format_inputs: dict[str, Any], prompt_inputs: dict[str, Any], given: Mapping[str, Any]
+    ) -> RenderedChat:
+        """The chat, rendered; its control tokens are the template's alone.
 
-    def apply(self, format_inputs: str, prompt_inputs: str) -> RenderedChat:
-        result = self._call("guarded_chat_apply", format_inputs, prompt_inputs)
+        :param format_inputs: what the format depends on.
+        :param prompt_inputs: what else the prompt depends on.
+        :param given: the template's variables that the caller gave, among all of them.
+        """
+        shape, prompt = _json(format_inputs), _json(prompt_inputs)
+        marked, marker = (shape, prompt), None
+        if self._tokenizer is not None:
+            marker = TextMarker(self._tokenizer, shape, prompt, self.source)
+            variables = {**prompt_inputs["chat_template_kwargs"], **marker.options(given)}
+            texts = (
+                {
+                    **format_inputs,
+                    "tools": marker.options(format_inputs["tools"]),
+                    "json_schema": marker.options(format_inputs["json_schema"]),
+                },
+                {
+                    **prompt_inputs,
+                    "messages": marker.messages(prompt_inputs["messages"]),
+                    "chat_template_kwargs": variables,
+                },
+            )
+            if marker.used:
+                marked = _json(texts[0]), _json(texts[1])
+            else:
+                marker = None
+        if self._finds_format and not prompt_inputs["continue_final_message"]:
+            result = self._call("guarded_chat_render", *marked, marker)
+            rendered = self._with_kept_format(shape, prompt, result["generation_prompt"])
+        else:
+            rendered = self._apply(shape, prompt)
+            if marker is None:
+                return rendered
+            result = self._call("guarded_chat_apply", *marked, marker)
+        return replace(rendered, prompt=result["prompt"], literal=result["literal"])
+
+    def _with_kept_format(self, shape: str, prompt: str, generation_prompt: str) -> RenderedChat:
+        key = (shape, generation_prompt)
+        kept = self._formats.get(key)
+        if kept is None:
+            if len(self._formats) >= MAX_KEPT_FORMATS:
+                self._formats.clear()
+            kept = replace(self._apply(shape, prompt), prompt="")
+            self._formats[key] = kept
+        return kept
+
+    def _apply(self, shape: str, prompt: str) -> RenderedChat:
+        result = self._call("guarded_chat_apply", shape, prompt)
         return RenderedChat(
             prompt=result["prompt"],
             generation_prompt=result["generation_prompt"],
@@ -360,10 +393,16 @@ class _Engine:
             parser=ChatParser(json.dumps(result["parser"])),
         )
 
-    def _call(self, function: str, format_inputs: str, prompt_inputs: str) -> Any:
-        inputs = f"{format_inputs[:-1]},{prompt_inputs[1:]}"  # two JSON objects as one
-        result = json.loads(self._template.call(function, inputs))
-        result["prompt"] = result["prompt"].removeprefix(self._bos).removesuffix(self._eos)
+    def _call(
+        self, function: str, shape: str, prompt: str, marker: TextMarker | None = None
+    ) -> dict[str, Any]:
+        inputs = f"{shape[:-1]},{prompt[1:]}"  # two JSON objects as one
+        result: dict[str, Any] = json.loads(self._template.call(function, inputs))
+        result["prompt"] = result["prompt"].removeprefix(self._bos)
+        result["literal"] = ()
+        if marker is not None:
+            result["prompt"], result["literal"] = marker.unmark(result["prompt"])
+            result["generation_prompt"], _ = marker.unmark(result["generation_prompt"])
         return result
 
 

@@ -122,8 +122,8 @@ class FakeModel:
         self.options.append(options)
         return self.template.apply(messages, **options)
 
-    def tokenize(self, prompt: str) -> list[int]:
-        return list(map(ord, prompt))
+    def tokenize(self, prompt: pyllama.RenderedChat | str) -> list[int]:
+        return list(map(ord, prompt if isinstance(prompt, str) else prompt.prompt))
 
     def answer_tokens(self, text: str) -> tuple[int, ...]:
         return tuple(map(ord, text))

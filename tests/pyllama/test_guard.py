@@ -129,12 +129,12 @@ def test_a_cpp_exception_is_a_native_error(tiny):
 
 
 def test_a_cpp_exception_of_the_template_engine(tiny):
-    chat = lib.guarded_chat_init(tiny._open().pointer, b"{% for", b"", b"")
+    chat = lib.guarded_chat_init(b"{% for", b"", b"")
     assert chat == ffi.NULL
     with pytest.raises(pyllama.NativeError, match="parsing") as caught:
         raise_caught("parsing")
     assert type(caught.value) is pyllama.NativeError
-    good = lib.guarded_chat_init(tiny._open().pointer, b"{{ 1 }}", b"", b"")
+    good = lib.guarded_chat_init(b"{{ 1 }}", b"", b"")
     try:
         assert lib.guarded_chat_apply(good, b"no json") == ffi.NULL
         with pytest.raises(pyllama.NativeError, match="applying"):

@@ -291,15 +291,16 @@ common_json message_to_json(const common_chat_msg & message) {
 
 extern "C" {
 
-// bos and eos are used without a model only, which has its own.
-pyllama_chat * guarded_chat_init(const llama_model * model, const char * source, const char * bos,
-                                 const char * eos) {
+// bos and eos: the texts of those tokens. llama.cpp would take them from the model, and leave out of
+// the prompt what tokenizing adds: EOS, too, which ends no prompt of ours.
+pyllama_chat * guarded_chat_init(const char * source, const char * bos, const char * eos) {
     return guarded<pyllama_chat *>(nullptr, [&] {
         check_source(source);
         const bool tells_time = std::string_view(source).find("strftime_now") != std::string::npos;
         const std::string_view prelude = tells_time ? STRFTIME_NOW : "";
 
-        auto       templates = common_chat_templates_init(model, std::string(prelude) + source, bos, eos);
+        auto       templates =
+            common_chat_templates_init(nullptr, std::string(prelude) + source, bos, eos);
         const bool analyzed  = is_analyzed(templates.get(), bos, eos);
         return new pyllama_chat{std::move(templates), prelude.size(), analyzed};
     });

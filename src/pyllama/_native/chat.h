@@ -1,4 +1,4 @@
-pyllama_chat * guarded_chat_init(const struct llama_model * model, const char * source, const char * bos, const char * eos);
+pyllama_chat * guarded_chat_init(const char * source, const char * bos, const char * eos);
 int32_t guarded_chat_free(pyllama_chat * chat);
 char * guarded_chat_describe(const pyllama_chat * chat);
 char * guarded_chat_render(const pyllama_chat * chat, const char * inputs);

@@ -1,0 +1,147 @@
+"""Which characters of a rendered chat are users' text, where they could name a control token.
+
+A template mixes its own text with that of messages, and llama.cpp's engine gives out one text. It
+can mark what came in, but loses the marks wherever a template splits, joins or serialises it. So a
+character that none of the inputs has, the mark, is put into whatever could name a control token,
+behind the first character of the name. It goes through the template with the text around it,
+and says in the prompt that the character before it is no template's.
+
+The mark goes wherever control tokens are named, in any case of letters; into pairs of signs that
+they begin or end with, such as ``<|``; and to the ends of a text that could become a control token
+together with what a template writes beside it. Text without any of these, which is to say almost
+every text, goes in as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from pyllama._guard import check
+from pyllama._handle import Handle
+from pyllama._native._binding import ffi, lib
+from pyllama.errors import ChatTemplateError
+
+# Roles are a part of the control tokens in many templates: '<|' + message.role + '|>'.
+_ROLES = frozenset(
+    ("assistant", "developer", "function", "ipython", "model", "system", "tool", "user")
+)
+# What templates put beside their own signs, wherever it stands.
+_NAMES = frozenset(("name", "description"))
+
+# DEL has one byte, and JSON leaves it as it is. The others are no characters, or private ones.
+_MARKS = ("\x7f", *map(chr, range(0xFDD0, 0xFDF0)), *map(chr, range(0xE000, 0xF900)))
+
+_FEW = 64  # places in a text, for which there is room at once
+
+
+class TextMarker:
+    """Puts a mark into one conversation and its tools.
+
+    :param tokenizer: what names control tokens (``Vocab._tokenizer``).
+    :param taken: the inputs in JSON and the template, which must not hold the mark.
+    """
+
+    def __init__(self, tokenizer: Handle, *taken: str) -> None:
+        self._tokenizer = tokenizer
+        self._taken = taken
+        self._mark: str | None = None
+        self._places = ffi.new("size_t[]", _FEW)
+
+    @property
+    def used(self) -> bool:
+        """Whether anything had to be marked."""
+        return self._mark is not None
+
+    def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Any]:
+        return [self._value(message, True) for message in messages]
+
+    def options(self, value: Any) -> Any:
+        """Tools, a schema or a template's variables: what their words mean stays readable."""
+        return self._value(value, False)
+
+    def unmark(self, text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+        """The text without marks, and the ranges of characters that they stood behind."""
+        mark = self._mark
+        if mark is None or (mark not in text and "\\u" not in text):
+            return text, ()
+        # A template may have its text in ASCII.
+        parts = re.split(f"{mark}|{re.escape(_escaped(mark))}", text, flags=re.IGNORECASE)
+        ends, length = [], 0
+        for part in parts[:-1]:
+            length += len(part)
+            ends.append(length)
+        ranges = tuple((end - 1, end) for end in dict.fromkeys(ends) if end > 0)
+        return "".join(parts), ranges
+
+    def _value(self, value: Any, edges: bool, key: object = None) -> Any:
+        if isinstance(value, str):
+            if key == "role" and value in _ROLES:
+                return value
+            if key == "type" and value.isidentifier():
+                return value
+            if key == "arguments":
+                return self._arguments(value)
+            return self._text(value, edges or key in _NAMES)
+        if isinstance(value, Mapping):
+            return {self._key(k): self._value(v, edges, k) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self._value(item, edges, key) for item in value]
+        return value
+
+    def _key(self, key: Any) -> Any:
+        if not isinstance(key, str) or key.isidentifier():
+            return key
+        return self._text(key, False)
+
+    def _arguments(self, text: str) -> str:
+        """A call's arguments in JSON, which may spell a sign as an escape."""
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return self._text(text, True)
+        marker = TextMarker(self._tokenizer, *self._taken)
+        marker._mark = self._mark
+        before = json.dumps(value)
+        marked = marker._value(value, True)
+        if json.dumps(marked) == before:
+            return text
+        self._mark = marker._mark
+        return json.dumps(marked, ensure_ascii=False)
+
+    def _text(self, text: str, edges: bool) -> str:
+        data = text.encode("utf-8", "surrogatepass")
+        places, room = self._places, _FEW
+        while True:
+            count = check(
+                lib.guarded_tokenizer_breaks(
+                    self._tokenizer.pointer, data, len(data), edges, places, room
+                ),
+                "looking for control tokens",
+            )
+            if count <= room:
+                break
+            places, room = ffi.new("size_t[]", count), count
+        if count == 0:
+            return text
+        mark = self._the_mark().encode()
+        ends = [0, *ffi.unpack(places, count), len(data)]
+        parts = [data[begin:end] for begin, end in pairwise(ends)]
+        return mark.join(parts).decode("utf-8", "surrogatepass")
+
+    def _the_mark(self) -> str:
+        if self._mark is None:
+            taken = "".join(self._taken).lower()
+            free = (mark for mark in _MARKS if mark not in taken and _escaped(mark) not in taken)
+            self._mark = next(free, None)
+            if self._mark is None:
+                raise ChatTemplateError("the messages hold every private character of Unicode")
+        return self._mark
+
+
+def _escaped(mark: str) -> str:
+    """How JSON in ASCII spells it."""
+    return f"\\u{ord(mark):04x}"
