@@ -6,12 +6,14 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, NoReturn
 
 from dspy.lm15 import Request, Response
 
 from adapter.engine import LlamaCppEngine, StreamEvent, closed_error
 from adapter.lm15_errors import lm15_errors
+from adapter.rollouts import current_rollout
 
 MAX_ASYNC_CALLS = 64
 """Async calls in progress at once; more wait. Each holds a thread that mostly sleeps."""
@@ -36,11 +38,16 @@ class AsyncLlamaCppEngine:
         try:
             with lm15_errors():  # such as that no thread can be started
                 response = await asyncio.get_running_loop().run_in_executor(
-                    self._threads, self.engine.complete_unless, cancelled, request
+                    self._threads,
+                    copy_context().run,
+                    self.engine.complete_unless,
+                    cancelled,
+                    request,
                 )
         finally:
             cancelled.set()
         assert response is not None  # only cancelling gives None, and then nobody is here
+        current_rollout().index += 1
         return response
 
     async def stream(self, request: Request) -> AsyncIterator[StreamEvent]:
@@ -66,7 +73,7 @@ class AsyncLlamaCppEngine:
                     send(None)
 
         with lm15_errors():
-            worker = loop.run_in_executor(self._threads, work)
+            worker = loop.run_in_executor(self._threads, copy_context().run, work)
         try:
             while (event := await events.get()) is not None:
                 yield event

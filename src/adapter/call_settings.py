@@ -17,6 +17,7 @@ from dspy.lm15 import Adaptation, Config, Request, UnsupportedFeatureError
 from adapter.config import MAX_SEED, LlamaCppConfig, is_integer, is_number
 from adapter.errors import InvalidParameterError
 from adapter.generation.sampling import Sampling
+from adapter.rollouts import current_rollout
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class CallSettings:
 
 def call_settings(request: Request, defaults: LlamaCppConfig, n_vocab: int) -> CallSettings:
     """Read a request's Config, unset fields from `defaults`. Without a seed, draw one.
+
+    A seed that is given is that of the call: each of its candidates and rollouts has one of its
+    own, which follows from it.
 
     `n_vocab` is the number of tokens that the model knows.
 
@@ -78,12 +82,16 @@ def call_settings(request: Request, defaults: LlamaCppConfig, n_vocab: int) -> C
     return CallSettings(
         max_tokens=settings.max_tokens,
         sampling=sampling,
-        seed=secrets.randbelow(MAX_SEED + 1) if settings.seed is None else settings.seed,
+        seed=_seed(settings.seed),
         stop=settings.stop,
         grammar=grammar,
         logprobs=config.logprobs,
         adaptations=tuple(_adaptations(request)),
     )
+
+
+def _seed(seed: int | None) -> int:
+    return secrets.randbelow(MAX_SEED + 1) if seed is None else current_rollout().seed(seed)
 
 
 MAX_ALTERNATIVES = 500_000

@@ -37,9 +37,9 @@ class LlamaCppConfig:
     repeat_penalty      above 0, at most 2; 1 = off
     context_length      at least 2; tokens a prompt and its answer may have together, None = as
                         many as the model was loaded for
-    seed                0 to 2**32 - 2; None or -1 draws one for each call. A fixed seed makes the n
-                        candidates of a call one and the same, and the rollouts of BestOfN and
-                        Refine
+    seed                0 to 2**32 - 2; None or -1 draws one for each call. The n candidates of a
+                        call, and the rollouts of BestOfN and Refine, each have one that follows
+                        from it
     stop                texts that end an answer
     token_budget_limit  at least 1; tokens that all requests together may take, prompts and
                         answers, None = any number. A request that fails, or is given up, is

@@ -63,6 +63,7 @@ from adapter.lm15_errors import PROVIDER, lm15_errors
 from adapter.model_names import engine_name, require_known
 from adapter.prompt import build_prompt, refuse_grammar
 from adapter.quota import Quota, RequestRate, TokenBudget
+from adapter.rollouts import current_rollout
 
 if TYPE_CHECKING:
     import pyllama
@@ -132,6 +133,7 @@ class LlamaCppEngine:
         """Answer a request."""
         response = self.complete_unless(None, request)
         assert response is not None  # nobody could cancel it
+        current_rollout().index += 1
         return response
 
     def complete_unless(
@@ -231,6 +233,7 @@ class LlamaCppEngine:
             with closing(call.pieces(self._generator, cancelled)) as pieces:
                 for piece in pieces:
                     if isinstance(piece, GenerationResult):
+                        current_rollout().index += 1
                         yield from answer.finish(piece)
                         yield StreamEndEvent(
                             finish_reason_of(piece, called=answer.called),

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from dspy import LM
 
 from adapter.async_engine import AsyncLlamaCppEngine
-from adapter.config import LlamaCppConfig
+from adapter.call_settings import LLAMACPP_SETTINGS
+from adapter.config import MAX_TOP_K, LlamaCppConfig, is_integer
 from adapter.engine import LlamaCppEngine
+from adapter.rollouts import rollout
 
 if TYPE_CHECKING:
     from adapter.loaded_model import LoadedModel
@@ -30,11 +32,54 @@ def language_model(loaded: LoadedModel, config: LlamaCppConfig) -> LM:
         "cache": config.enable_cache,
     }
     if config.cache_ttl_secs is None:
-        return LM(engine.model, **settings)
+        return LlamaCppLM(engine.model, **settings)
     return ExpiringLM(engine.model, cache_ttl_secs=config.cache_ttl_secs, **settings)
 
 
-class ExpiringLM(LM):
+class LlamaCppLM(LM):
+    """A language model that takes llama.cpp's settings as it takes DSPy's own.
+
+    So ``min_p``, ``repeat_penalty``, ``grammar`` and the like may be given to a call, to a
+    dspy.Predict or to :meth:`copy`, ``logit_bias`` may have integers for keys, and -1 means what it
+    does in llama.cpp. Each candidate of a call, and each rollout, has a seed of its own, which
+    follows from the seed given.
+    """
+
+    def _get_initial_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        return self._as_dspy(super()._get_initial_kwargs(**kwargs))
+
+    def copy(self, **kwargs: Any) -> LM:
+        """Return a copy with other settings."""
+        return super().copy(**self._as_dspy(kwargs))
+
+    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """Answer a prompt, messages or a Request."""
+        with rollout(kwargs.get("rollout_id", self.kwargs.get("rollout_id"))):
+            return super().__call__(prompt, messages=messages, **self._as_dspy(kwargs))
+
+    async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """Do the same without blocking the event loop."""
+        with rollout(kwargs.get("rollout_id", self.kwargs.get("rollout_id"))):
+            return await super().acall(prompt, messages=messages, **self._as_dspy(kwargs))
+
+    def _as_dspy(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Write settings as DSPy lets them through to the engine."""
+        settings = dict(settings)
+        own = {name: settings.pop(name) for name in LLAMACPP_SETTINGS if name in settings}
+        if own:
+            before = settings.get("metadata", getattr(self, "kwargs", {}).get("metadata")) or {}
+            asked = {**before.get("llamacpp", {}), **own}
+            settings["metadata"] = {**before, "llamacpp": asked}
+        if is_integer(settings.get("top_k")) and settings["top_k"] in (-1, 0):
+            settings["top_k"] = MAX_TOP_K  # DSPy has no number for "all"
+        if is_integer(settings.get("max_tokens")) and settings["max_tokens"] == -1:
+            settings["max_tokens"] = self.engine.context_length
+        if isinstance(settings.get("logit_bias"), dict):
+            settings["logit_bias"] = {str(key): it for key, it in settings["logit_bias"].items()}
+        return settings
+
+
+class ExpiringLM(LlamaCppLM):
     """A language model whose cached answers are used no longer than cache_ttl_secs.
 
     DSPy's cache knows no ages; it knows answers by the model's name. So the name changes as time

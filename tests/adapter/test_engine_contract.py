@@ -28,6 +28,7 @@ from adapter.async_engine import AsyncLlamaCppEngine
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
 from adapter.language_model import language_model
+from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.model_pool import ModelPool
 
 
@@ -302,12 +303,84 @@ def test_a_models_name_is_never_taken_for_openais(name):
     assert type(lm.provider) is dspy.Provider
 
 
-@pytest.mark.parametrize(("seed", "different"), [(None, 5), (7, 1)])
-def test_n_candidates_are_attempts_of_their_own_unless_the_seed_is_fixed(seed, different):
-    lm = lm_of(fake_model(lambda _, request: str(request.seed)), seed=seed)
-    answers = lm("Hello", n=5)
-    assert len(answers) == 5
-    assert len(set(answers)) == different
+def seeds_of(call, lm, **settings):
+    """The seeds that the candidates of a call were sampled with."""
+    if call == "acall":
+        return asyncio.run(lm.acall("Hello", **settings))
+    return lm("Hello", **settings)
+
+
+@pytest.mark.parametrize("call", ["call", "acall"])
+def test_candidates_and_rollouts_have_seeds_of_their_own_that_stay(call):
+    """Without a seed they are drawn; from a seed they follow."""
+    model = fake_model(lambda _, request: str(request.seed))
+
+    def asked(**settings):
+        lm = lm_of(model, enable_cache=False, seed=settings.pop("seed", 7))
+        return seeds_of(call, lm, **settings)
+
+    assert asked() == ["7"]
+    assert len({*asked(seed=None, n=5), *asked(seed=None, n=5)}) == 10
+    candidates = asked(n=5)
+    assert candidates[0] == "7"
+    rollouts = [asked(rollout_id=rollout)[0] for rollout in range(5)]
+    both = [seed for rollout in range(5) for seed in asked(n=3, rollout_id=rollout)]
+    assert len({*candidates, *both}) == 5 + 15
+    assert both[::3] == rollouts
+    assert asked(n=5) == candidates
+    assert [asked(rollout_id=rollout)[0] for rollout in range(5)] == rollouts
+    assert asked(seed=8, n=5) != candidates
+    # Each is reproduced by the seed that its response tells.
+    assert [asked(seed=int(seed))[0] for seed in both] == both
+
+
+def test_a_candidate_that_is_tried_again_keeps_its_seed(monkeypatch):
+    failures = iter(
+        [None, errors.QueueFullError(1, 0.0), errors.QueueFullError(1, 0.0), None, None]
+    )
+
+    def script(_, request):
+        if error := next(failures):
+            raise error
+        return str(request.seed)
+
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    tried_again = lm_of(fake_model(script), seed=7)("Hello", n=3)
+    assert tried_again == lm_of(fake_model(lambda _, request: str(request.seed)), seed=7)(
+        "Hello", n=3
+    )
+
+
+def test_streamed_candidates_have_seeds_of_their_own():
+    model = fake_model(lambda _, request: f"[[ ## answer ## ]]\n{request.seed}")
+    lm = lm_of(model, seed=7, enable_cache=False)
+    program = dspy.streamify(dspy.Predict("question -> answer", n=3))
+
+    async def main():
+        with dspy.context(lm=lm):
+            return [chunk async for chunk in program(question="Hello")]
+
+    asyncio.run(main())
+    assert len({request.seed for request in model.generator.requests}) == 3
+
+
+def test_best_of_n_has_different_candidates_with_a_fixed_seed():
+    model = fake_model(lambda _, request: f"answer: {request.seed}")
+    adapter = LlamaCppAdapter.from_loaded_model(model, LlamaCppConfig(model.name, seed=1))
+    runs = []
+    for _ in range(2):
+        seen = []
+        best = dspy.BestOfN(
+            module=dspy.Predict("question -> answer"),
+            N=4,
+            reward_fn=lambda _, prediction, seen=seen: seen.append(prediction.answer) or 0.0,
+            threshold=1.0,
+        )
+        with dspy.context(lm=adapter.lm, adapter=adapter):
+            best(question="Hello")
+        runs.append(seen)
+    assert len(set(runs[0])) == 4
+    assert runs[0] == runs[1]
 
 
 def test_the_tokens_of_all_candidates_are_counted():

@@ -26,7 +26,7 @@ ENGINES = [
     LlamaCppEngine(model, LlamaCppConfig(model.name, **changes))
     for model, changes in (
         (fake_model('{"a": 1}'), {}),
-        (fake_model("x" * 50, context_length=300), {"token_budget_limit": 10**6}),
+        (fake_model("x" * 50, context_length=300), {"token_budget_limit": 10**12}),
         (fake_model('<tool_call>{"name": "f"', source=TOOLS_TEMPLATE), {"seed": 1}),
     )
 ]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from types import SimpleNamespace
 
+import dspy
 import pytest
 from dspy.clients import execution
 from dspy.lm15 import Message, Request, UnsupportedFeatureError
 from dspy.utils import exceptions as public
 from fake_generator import fake_model
 
-from adapter.config import LlamaCppConfig
+from adapter.config import MAX_TOP_K, LlamaCppConfig
 from adapter.language_model import ExpiringLM, language_model
 
 
@@ -104,6 +106,25 @@ def test_tokens_of_a_call_that_failed_are_given_back():
     with pytest.raises(public.LMProviderError, match="ZeroDivisionError"):
         lm("Hello")
     assert lm.engine.budget.used == len("User: Hello\nAssistant:")
+
+
+def test_settings_of_llama_cpp_are_taken_wherever_dspys_own_are():
+    model = fake_model("[[ ## answer ## ]]\nx")
+    lm = lm_of(model, enable_cache=False)
+    lm("Hello", min_p=0.25, logit_bias={5: 1.5, "6": -2}, top_k=-1, metadata={"tag": "a"})
+    lm.copy(min_p=0.25, mirostat=2)("Hello", repeat_penalty=1.25, max_tokens=-1)
+    with dspy.context(lm=lm):
+        dspy.Predict("question -> answer", min_p=0.25)(question="?", config={"dry_multiplier": 0.5})
+    asyncio.run(lm.acall("Hello", min_p=0.25))
+    first, second, third, _ = model.generator.requests
+    assert all(one.sampling.min_p == 0.25 for one in model.generator.requests)
+    assert first.sampling.logit_bias == {5: 1.5, 6: -2.0}
+    assert first.sampling.top_k == MAX_TOP_K
+    assert (second.sampling.mirostat, second.sampling.repeat_penalty) == (2, 1.25)
+    assert second.max_tokens == 4096 - len(second.prompt)
+    assert third.sampling.dry_multiplier == 0.5
+    with pytest.raises(public.LMInvalidRequestError, match="min_p"):
+        lm("Hello", min_p=7)
 
 
 def test_a_copy_under_another_name_is_not_answered():

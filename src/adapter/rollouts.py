@@ -1,0 +1,55 @@
+"""Which of several answers to one call a request is for.
+
+DSPy asks an engine for each candidate of a call (``n``) with the same request, and keeps the call's
+``rollout_id`` to itself. With a fixed seed all of them would be one and the same answer. So the
+language model notes here what it calls, and the engine derives a seed for each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from adapter.config import MAX_SEED
+
+
+@dataclass
+class Rollout:
+    """A call that is under way.
+
+    rollout_id  DSPy's, None for a call that has none
+    index       how many of its candidates have been answered
+    """
+
+    rollout_id: Any
+    index: int = 0
+
+    def seed(self, seed: int) -> int:
+        """Return the seed of the next candidate; the first one's of a plain call is the call's."""
+        if self.rollout_id is None and self.index == 0:
+            return seed
+        name = f"{seed} {self.rollout_id} {self.index}"
+        digest = hashlib.sha256(name.encode("utf-8", "replace")).digest()
+        return int.from_bytes(digest[:8], "big") % (MAX_SEED + 1)
+
+
+_current: ContextVar[Rollout | None] = ContextVar("rollout", default=None)
+
+
+@contextmanager
+def rollout(rollout_id: Any) -> Iterator[None]:
+    """Have the engine's answers within a block be the candidates of one call."""
+    token = _current.set(Rollout(rollout_id))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_rollout() -> Rollout:
+    """Return the call that is under way; without one, each request stands for itself."""
+    return _current.get() or Rollout(None)
