@@ -4,9 +4,10 @@
 
 Each case is a signature of random types (tests/answer_types.py) in one of the forms of answer,
 LlamaCppAdapter's or that of a constrained() ChatAdapter, JSONAdapter, BAMLAdapter or XMLAdapter; or
-a random JSON schema (tests/answer_schemas.py) as a response_format. An answer that was completed
-must parse, and be of its types; one that max_tokens cut off must be told as such. It ends with
-status 1 when one was not, and shows it. Another --seed has other cases.
+a random JSON schema (tests/answer_schemas.py) as a response_format, and as the argument of a
+function in the forms of calls of other families' templates (--templates). An answer that was
+completed must parse, and be of its types; one that max_tokens cut off must be told as such. It ends
+with status 1 when one was not, and shows it. Another --seed has other cases.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ import argparse
 import collections
 import json
 import logging
+import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import dspy
@@ -26,10 +31,11 @@ import pydantic
 from answer_schemas import schemas
 from answer_types import signatures
 from dspy.adapters.baml_adapter import BAMLAdapter
-from dspy.lm15 import Config, Message, Request
+from dspy.lm15 import Config, FunctionTool, Message, Request, ToolCallPart, ToolChoice
 from dspy.utils.exceptions import AdapterParseError
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from templated import templates, with_template
 
 from adapter import (
     CutAnswerError,
@@ -41,6 +47,7 @@ from adapter import (
     embedded_model,
 )
 from adapter.grammar.annotation_schema import annotated
+from adapter.language_model import language_model
 
 TEMPERATURE = 1.5
 
@@ -48,7 +55,9 @@ TEMPERATURE = 1.5
 class Trial:
     """A model, and what came of the cases so far."""
 
-    def __init__(self, loaded: LoadedModel, max_tokens: int) -> None:
+    def __init__(
+        self, loaded: LoadedModel, max_tokens: int, calling: Iterable[LoadedModel] = ()
+    ) -> None:
         config = LlamaCppConfig(
             loaded.name, temperature=TEMPERATURE, max_tokens=max_tokens, enable_cache=False
         )
@@ -64,7 +73,10 @@ class Trial:
         for adapter in self.adapters.values():
             # The adapters' own prompts are long: a short one leaves time for more cases.
             adapter.format = brief_prompt
-        self.forms = [*self.adapters, "response_format"]
+        self.calling = {
+            f"calls of {one.name}": language_model(one, LlamaCppConfig(one.name)) for one in calling
+        }
+        self.forms = [*self.adapters, "response_format", *self.calling]
         self.max_tokens = max_tokens
         self.counts: collections.Counter[str] = collections.Counter()
         self.done = 0
@@ -75,6 +87,8 @@ class Trial:
         self.done += 1
         if form == "response_format":
             outcome = self._fill(schema, number)
+        elif form in self.calling:
+            outcome = self._call(self.calling[form], schema, number)
         else:
             outcome = self._answer(form, signature, number)
         self.counts[f"{form}: {outcome}"] += 1
@@ -117,6 +131,35 @@ class Trial:
             raise AssertionError(f"{response.text} does not fit {schema}: {error}") from error
         return "completed"
 
+    def _call(self, lm: Any, schema: dict[str, Any], number: int) -> str:
+        described = {**schema}
+        arguments = {
+            "type": "object",
+            "properties": {"value": described, "word": {"type": "string", "enum": ["a b", "c"]}},
+            "required": ["value"],
+        }
+        if "$defs" in schema:
+            arguments["$defs"] = described.pop("$defs")
+        tool = FunctionTool("note_it", "Notes.", arguments)
+        config = Config(
+            temperature=TEMPERATURE,
+            max_tokens=self.max_tokens,
+            seed=number,
+            tool_choice=ToolChoice("required"),
+        )
+        response = lm(
+            Request(lm.model, (Message.user(f"No. {number}?"),), tools=(tool,), config=config)
+        )
+        told = [one for one in response.adaptations if one.field.startswith("tools")]
+        if response.finish_reason == "length":
+            return "cut, and told"
+        calls = response.message.parts_of(ToolCallPart)
+        assert calls, f"no call: {response}"
+        for call in calls:
+            fits = jsonschema.Draft202012Validator(arguments).is_valid(dict(call.input))
+            assert fits or told, f"{call.input} does not fit {arguments}"
+        return "unbound, and told" if told else "completed"
+
 
 def brief_prompt(signature: Any, demos: Any, inputs: Any) -> list[dict[str, str]]:
     """A question, and the names of what is asked for."""
@@ -143,13 +186,21 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--max-tokens", type=int, default=160)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--templates", nargs="*", default=["Qwen-Qwen2.5-7B-Instruct", "Qwen3-Coder"]
+    )
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     path = embedded_model.fetch()
     started = time.monotonic()
-    with ModelPool(path.parent, context_length=1024) as pool:
-        trial = Trial(pool.load_model(path.stem), arguments.max_tokens)
+    with TemporaryDirectory() as folder, ModelPool(folder, context_length=1024) as pool:
+        shutil.copy(path, folder)
+        sources = templates()
+        for name in arguments.templates:
+            with_template(path, sources[name], Path(folder) / f"{name}.gguf")
+        calling = [pool.load_model(name) for name in arguments.templates]
+        trial = Trial(pool.load_model(path.stem), arguments.max_tokens, calling)
 
         @cases(arguments.cases, arguments.seed)
         def run(signature: Any, schema: dict[str, Any], number: int) -> None:

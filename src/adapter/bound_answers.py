@@ -18,6 +18,7 @@ from dspy.adapters import Adapter, ChatAdapter, JSONAdapter, XMLAdapter
 from dspy.adapters.types import ToolCalls
 from dspy.clients.base_lm import BaseLM
 from dspy.clients.call_context import StreamProgress, adapter_fallback_scope
+from dspy.lm15 import ThinkingPart
 from dspy.signatures import Signature
 from dspy.utils.exceptions import AdapterParseError
 
@@ -247,21 +248,30 @@ class BoundAnswers:
         asked: Mapping[str, Any],
     ) -> None:
         """Refuse an answer that was cut off before its last field, or within a typed one."""
-        if watch.grammar is None:
-            return
         for output, response in zip(outputs, watch.responses, strict=False):
-            text = output["text"] if isinstance(output, dict) else output
-            if getattr(response, "finish_reason", "") == "length" and not self._is_in_last_text(
-                text or "", watch.grammar, signature
-            ):
-                raise CutAnswerError(
-                    adapter_name=type(self).__name__,
-                    signature=signature,
-                    lm_response=text or "",
-                    message=f"The answer was cut off at max_tokens={asked.get('max_tokens')}, or "
-                    "where the context was full, before its last field was complete. Raise "
-                    "max_tokens (or the model's context_length), or ask for less.",
+            if getattr(response, "finish_reason", "") != "length":
+                continue
+            text = (output["text"] if isinstance(output, dict) else output) or ""
+            limit = f"max_tokens={asked.get('max_tokens')}, or where the context was full,"
+            if not text and _thoughts(response):
+                message = (
+                    f"The model thought until it was cut off at {limit} and wrote no answer. Bound "
+                    'its thoughts with metadata={"llamacpp": {"reasoning_budget_tokens": …}}, or '
+                    "turn them off with reasoning_effort='off', or raise max_tokens."
                 )
+            elif watch.grammar is None or self._is_in_last_text(text, watch.grammar, signature):
+                continue
+            else:
+                message = (
+                    f"The answer was cut off at {limit} before its last field was complete. Raise "
+                    "max_tokens (or the model's context_length), or ask for less."
+                )
+            raise CutAnswerError(
+                adapter_name=type(self).__name__,
+                signature=signature,
+                lm_response=text,
+                message=message,
+            )
 
     def _is_in_last_text(
         self, text: str, grammar: AnswerGrammar, signature: type[Signature]
@@ -389,6 +399,11 @@ def _noted(watch: _Watch) -> Iterator[None]:
 def _is_misfit(error: AdapterParseError) -> bool:
     """Whether a text had the form of an answer, and a value in it was refused."""
     return isinstance(error.__cause__ or error.__context__, ValueError)
+
+
+def _thoughts(response: Any) -> tuple[Any, ...]:
+    message = getattr(response, "message", None)
+    return () if message is None else tuple(message.parts_of(ThinkingPart))
 
 
 def _message(error: AdapterParseError) -> str:

@@ -33,9 +33,12 @@ def parse_completion(
     `is_bound` says that the text followed the signature's grammar. One that has not all of the
     grammar's markers all the same, because a stop cut it off, is read like any other.
 
-    A field that the text does not mention takes its default, or None where its type allows that.
-    Raises AdapterParseError, with the reason of each strategy, where all three fail.
+    Where a signature has none, because calls of tools were all that it asked for, the text says
+    nothing. A field that the text does not mention takes its default, or None where its type allows
+    that. Raises AdapterParseError, with the reason of each strategy, where all three fail.
     """
+    if not signature.output_fields:
+        return {}
     problems = []
     misfit: Misfit | None = None
     best: Any = {}

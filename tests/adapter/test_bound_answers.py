@@ -215,6 +215,33 @@ def test_thoughts_stay_free(configured):
     assert pyllama.Grammar(gbnf)
 
 
+def test_an_answer_that_was_all_thoughts_is_told_as_that(configured):
+    text = "<think>\n" + "hm, " * 50
+    adapter = configured(fake_model(text, source=TOOLS_AND_THINKING), max_tokens=60)
+    with pytest.raises(CutAnswerError, match=r"thought until.*=60.*reasoning_budget_tokens"):
+        dspy.Predict(RATED)(question="q")
+    assert len(adapter.lm.history) == 1
+    # What the error proposes is taken.
+    for settings in (
+        {"metadata": {"llamacpp": {"reasoning_budget_tokens": 5}}},
+        {"reasoning_effort": "off"},
+    ):
+        with pytest.raises(CutAnswerError):
+            dspy.Predict(RATED, **settings)(question="q")
+
+
+def test_text_where_calls_alone_were_asked_for_is_no_call_and_no_error(configured):
+    class Act(dspy.Signature):
+        question: str = dspy.InputField()
+        tools: list[dspy.Tool] = dspy.InputField()
+        calls: dspy.ToolCalls = dspy.OutputField()
+
+    model = fake_model("I would rather talk.", source=TOOLS_AND_THINKING)
+    configured(model)
+    assert dspy.Predict(Act)(question="q", tools=[dspy.Tool(add)]).calls is None
+    assert len(model.generator.requests) == 1
+
+
 # The real model
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -14,6 +11,7 @@ from chats import TOOLS, TOOLS_AND_THINKING
 from dspy.lm15 import Config, FunctionTool, Message, Request, ToolChoice
 from fake_generator import fake_model
 from grammars import matches
+from templated import templates
 
 from adapter.prompt import build_prompt
 
@@ -37,14 +35,10 @@ ONE_OF = {
 BAG = {"type": "object", "maxProperties": 2, "additionalProperties": {"type": "integer"}}
 
 
-@pytest.fixture(scope="module")
-def templates():
+@pytest.fixture(scope="module", name="templates")
+def all_templates():
     """llama.cpp's templates, by name."""
-    vendor = Path(__file__).parents[2] / "vendor"
-    script = vendor / "fetch_llama_cpp.py"
-    subprocess.run([sys.executable, str(script), "--test-data"], check=True)
-    paths = (vendor / "test-data" / "models" / "templates").glob("*.jinja")
-    return {path.stem: path.read_text(encoding="utf-8") for path in paths}
+    return templates()
 
 
 def prompt_of(source: str, *schemas: dict[str, Any], mode: str = "required", **config: Any):
