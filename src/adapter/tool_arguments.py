@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -50,12 +51,17 @@ class BoundCalls:
         # Beside a JSON schema a format forbids calls, or leaves them to adapter.call_or_answer.
         if not tools or "json_schema" in options or not rendered.grammar:
             return rendered
-        bound = self._as_json(rendered, options) or self._as_tags(rendered, options)
-        if bound is not None:
-            return bound
-        described = [i for i, tool in enumerate(tools) if _schema_of(tool).get("properties")]
-        self.adaptations = tuple(_dropped(i, ("parameters",), _NO_PLACE) for i in described)
-        return rendered
+        key = json.dumps([rendered.grammar, rendered.generation_prompt, options], default=str)
+        bound = _bound.get(key)
+        if bound is None:
+            bound = self._as_json(options) or self._as_tags(options, rendered) or _unbound(tools)
+            _bound.put(key, bound)
+        self.adaptations = bound.told
+        return replace(
+            rendered,
+            grammar=bound.grammar or rendered.grammar,
+            parser=bound.parser or rendered.parser,
+        )
 
     def _probed(self, options: Mapping[str, Any], tools: Tools) -> pyllama.RenderedChat | None:
         """The conversation with other functions, where it can be rendered so."""
@@ -64,10 +70,8 @@ class BoundCalls:
         except (pyllama.ChatTemplateError, TokenizationError):
             return None
 
-    def _as_json(
-        self, rendered: pyllama.RenderedChat, options: Mapping[str, Any]
-    ) -> pyllama.RenderedChat | None:
-        """The conversation with each function's arguments as one JSON text."""
+    def _as_json(self, options: Mapping[str, Any]) -> _Bound | None:
+        """What binds each function's arguments as one JSON text."""
         probes, grammars, told = [], {}, []
         for index, tool in enumerate(options["tools"]):
             try:
@@ -93,21 +97,60 @@ class BoundCalls:
                 return None
             grammar = grammar.replace(literal, f"arguments-{index}-root")
             rules.append(renamed_rules(gbnf, f"arguments-{index}-"))
-        self.adaptations = tuple(told)
-        return replace(rendered, grammar="\n".join([grammar.rstrip("\n"), *rules]))
+        return _Bound("\n".join([grammar.rstrip("\n"), *rules]), None, tuple(told))
 
-    def _as_tags(
-        self, rendered: pyllama.RenderedChat, options: Mapping[str, Any]
-    ) -> pyllama.RenderedChat | None:
-        """The conversation with each argument between tags of its own."""
+    def _as_tags(self, options: Mapping[str, Any], rendered: pyllama.RenderedChat) -> _Bound | None:
+        """What binds each argument between tags of its own."""
         plan = _TagPlan(options["tools"], "<]" if "]<]" in rendered.grammar else "<")
         probed = self._probed(options, plan.probes)
-        read = self._probed(options, plan.readable)
         grammar = None if probed is None else plan.filled(probed.grammar)
-        if grammar is None or read is None:
-            return None
-        self.adaptations = tuple(plan.told)
-        return replace(rendered, grammar=grammar, parser=read.parser)
+        read = None if grammar is None else self._probed(options, plan.readable)
+        return None if read is None else _Bound(grammar, read.parser, tuple(plan.told))
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """The grammar and the parser of calls, where they are others than the template's own.
+
+    told   what of the functions' schemas they leave unsaid
+    """
+
+    grammar: str | None
+    parser: pyllama.ChatParser | None
+    told: tuple[Adaptation, ...]
+
+
+def _unbound(tools: Tools) -> _Bound:
+    described = [index for index, tool in enumerate(tools) if _schema_of(tool).get("properties")]
+    told = tuple(_dropped(index, ("parameters",), _NO_PLACE) for index in described)
+    return _Bound(None, None, told)
+
+
+class _Kept:
+    """What was made for the conversations of late: an agent asks with the same tools each time."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._kept: dict[str, _Bound] = {}
+
+    def get(self, key: str) -> _Bound | None:
+        """What was put there, if it is still kept."""
+        with self._lock:
+            found = self._kept.pop(key, None)
+            if found is not None:
+                self._kept[key] = found  # the last one to go
+            return found
+
+    def put(self, key: str, bound: _Bound) -> None:
+        """Keep it, and forget the one that was asked for longest ago."""
+        with self._lock:
+            self._kept[key] = bound
+            while len(self._kept) > self._most:
+                del self._kept[next(iter(self._kept))]
+
+
+_bound = _Kept(32)
 
 
 class _TagPlan:
