@@ -32,7 +32,7 @@ from answer_schemas import schemas
 from answer_types import signatures
 from dspy.adapters.baml_adapter import BAMLAdapter
 from dspy.lm15 import Config, FunctionTool, Message, Request, ToolCallPart, ToolChoice
-from dspy.utils.exceptions import AdapterParseError
+from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from templated import templates, with_template
@@ -147,9 +147,11 @@ class Trial:
             seed=number,
             tool_choice=ToolChoice("required"),
         )
-        response = lm(
-            Request(lm.model, (Message.user(f"No. {number}?"),), tools=(tool,), config=config)
-        )
+        question = (Message.user(f"No. {number}?"),)
+        try:
+            response = lm(Request(lm.model, question, tools=(tool,), config=config))
+        except ContextWindowExceededError:
+            return "too long a schema for the prompt, and told"
         told = [one for one in response.adaptations if one.field.startswith("tools")]
         if response.finish_reason == "length":
             return "cut, and told"
