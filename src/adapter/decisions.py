@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from adapter.field_lines import output_lines
+from adapter.field_values import Misfit, constrained_value
 from adapter.typed_values import allowed_values
 
 Distribution = Mapping[str, float]
@@ -60,7 +61,7 @@ def decisions_in(
     for name, field in signature.output_fields.items():
         decision = _evidence(field)
         if decision is None and pick_by_likelihood:
-            decision = _pick(field)
+            decision = _pick(name, field)
         if decision is not None and all(decision.keys):
             found[name] = decision
     return found
@@ -201,10 +202,11 @@ def _with_examples(
     return signature.with_instructions(instructions), examples
 
 
-def _pick(field: FieldInfo) -> Decision | None:
-    """A field of a plain type with few values: the likeliest one."""
+def _pick(name: str, field: FieldInfo) -> Decision | None:
+    """A field of a plain type with few values: the likeliest one of those that it allows."""
     annotation: Any = field.annotation
     values = [True, False] if annotation is bool else allowed_values(annotation)
+    values = [value for value in values if _is_allowed(name, value, field)]
     by_key = {str(value): value for value in values}
     if not by_key or len(by_key) < len(values):
         return None
@@ -215,6 +217,16 @@ def _pick(field: FieldInfo) -> Decision | None:
         return by_key[max(probabilities, key=lambda key: probabilities[key])]
 
     return Decision(annotation, _described(field), tuple(by_key), likeliest)
+
+
+def _is_allowed(name: str, value: Any, field: FieldInfo) -> bool:
+    annotation: Any = field.annotation
+    member = annotation(value) if isinstance(annotation, enum.EnumMeta) else value
+    try:
+        constrained_value(name, member, field)
+    except Misfit:
+        return False
+    return True
 
 
 def _described(field: FieldInfo) -> str:

@@ -166,6 +166,17 @@ def test_plain_fields_are_picked_by_likelihood_on_demand(configured):
     assert model.generator.requests == []
 
 
+def test_what_a_field_does_not_allow_is_not_picked(configured):
+    class Sized(dspy.Signature):
+        ticket: str = dspy.InputField()
+        kind: Literal["bill", "bug"] = dspy.OutputField(min_length=4)
+
+    model = judging(**SHARES)
+    configured(model, pick_by_likelihood=True)
+    assert dspy.Predict(Sized)(ticket="It burns").kind == "bill"
+    assert len(model.generator.scored) == 1
+
+
 def test_plain_fields_are_generated_otherwise(configured):
     model = judging("kind: bill\nurgent: True\nmood: bad\nlevel: 2", **SHARES)
     configured(model)
