@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from adapter.grammar.rules import (
     EMPTY,
     Expression,
     Rules,
+    any_text,
     choice,
     one_of,
     optional,
@@ -266,12 +269,25 @@ def _of_schema(field: Field, json_text: JsonText) -> Values | None:
 
 
 def _json_values(field: Field, json_text: JsonText) -> Values:
+    annotation: Any = field.annotation
+    if isinstance(annotation, enum.EnumMeta) and not field.metadata:
+        members: list[Any] = list(annotation)
+        return Values(any_text(_member_json(one, json_text) for one in members), is_json=True)
     try:
         schema = annotation_schema(field.annotation, field.metadata)
         text = SchemaText(json_text, schema)
         return Values(text.root(), is_json=True, unchecked=text.unchecked)
     except SchemaError:
         return Values(json_text.value, is_json=True)
+
+
+def _member_json(member: enum.Enum, json_text: JsonText) -> str:
+    """A member's value as JSON, or its name, as DSPy reads it. Lists are no tuples again."""
+    with contextlib.suppress(TypeError, ValueError):
+        text = json_text.written(member.value)
+        if parse_value(json.loads(text), type(member)) is member:
+            return text
+    return json_text.written(member.name)
 
 
 # What neither JSON nor Python takes for a value of its own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_origin
@@ -28,7 +29,7 @@ from adapter.grammar.rules import (
     repeat,
     sequence,
 )
-from adapter.grammar.schema_merging import SchemaError
+from adapter.grammar.schema_merging import SchemaError, same
 from adapter.grammar.string_texts import StringTexts
 from adapter.typed_values import MISFITS, allowed_values, union_members
 
@@ -159,11 +160,14 @@ def _options(
 ) -> Values:
     """The words of a Literal or Enum, each as it is shown in the prompt, if it is read so again."""
     texts = []
+    names = _member_names(annotation)
     fits = pydantic.TypeAdapter(annotated(annotation, metadata)).validate_python
     for value in allowed:
         candidates = [str(value)]
         with contextlib.suppress(TypeError, ValueError):  # JSON has no such value
             candidates.append(json_text.written(value))
+        # DSPy's own adapters read other values than strings by their names.
+        candidates += [name for name, member in names.items() if same(member, value)]
         for text in candidates:
             if not text or text != text.strip() or any(one not in line for one in text):
                 continue
@@ -174,6 +178,16 @@ def _options(
             texts.append(text)
             break
     return Values(any_text(texts)) if texts else Values(None, unchecked=("its values",))
+
+
+def _member_names(annotation: Any) -> dict[str, Any]:
+    """The values of an Enum, or of those in a union, by the names of their members."""
+    found: dict[str, Any] = {}
+    for kind in union_members(annotation) or (annotation,):
+        if isinstance(kind, enum.EnumMeta):
+            members: list[Any] = list(kind)
+            found |= {member.name: member.value for member in members}
+    return found
 
 
 def _constrained_text(metadata: tuple[Any, ...], line_of: Characters, rules: Rules) -> Values:

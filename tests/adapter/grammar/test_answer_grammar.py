@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import json
 from decimal import Decimal
 from typing import Any, Literal, Optional
 
@@ -259,6 +260,36 @@ def test_json_adapters_form(tiny):
     text = '{"größe": 1, "name": "x", "words": {"a": [null]}}'
     assert takes(tiny, text, JSON, **outputs)
     assert not takes(tiny, '{"größe": 1, "name": "x"}', JSON, **outputs)
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Pair(enum.Enum):
+    FIRST = (1, 2)
+    OTHER = None
+    WORD = "word"
+
+
+@pytest.mark.parametrize("kind", [Level, Pair, Optional[Level]])
+def test_enums_are_written_as_each_adapter_reads_them(tiny, kind):
+    signature = asked(answer=kind)
+    members = [*(Level if kind == Optional[Level] else kind)]
+    for form, adapter, begin, end in (
+        (FIELD_LINES, LlamaCppAdapter(), "answer: ", ""),
+        (CHAT, dspy.ChatAdapter(), "[[ ## answer ## ]]\n", "\n\n[[ ## completed ## ]]"),
+        (JSON, dspy.JSONAdapter(), '{"answer": ', "}"),
+        (XML, dspy.XMLAdapter(), "<answer>\n", "\n</answer>"),
+    ):
+        gbnf = answer_grammar(signature, form).gbnf
+        for member in members:
+            spellings = [str(member.value), json.dumps(member.value), member.name]
+            spellings += [f'"{member.value}"', f'"{member.name}"']
+            texts = [f"{begin}{one}{end}" for one in dict.fromkeys(spellings)]
+            [text] = [text for text in texts if fits(tiny, gbnf, text)]
+            assert adapter.parse(signature, text)["answer"] is member
 
 
 def test_a_signature_is_converted_once():
