@@ -7,6 +7,7 @@ DSPy converts a text to a field's type and looks at nothing else: the constraint
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import pydantic
@@ -33,11 +34,22 @@ def constrained_value(name: str, value: Any, field: FieldInfo) -> Any:
     """
     if not field.metadata:
         return value
+    constraints: tuple[Any, tuple[Any, ...]] = (field.annotation, tuple(field.metadata))
     try:
-        adapter: Any = pydantic.TypeAdapter(annotated(field.annotation, tuple(field.metadata)))
+        try:
+            adapter = _kept_validator(*constraints)
+        except TypeError:  # a constraint that has no hash
+            adapter = _validator(*constraints)
         return adapter.validate_python(value)
     except MISFITS as error:
         raise Misfit(name, value, error) from error
+
+
+def _validator(annotation: Any, metadata: tuple[Any, ...]) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(annotated(annotation, metadata))
+
+
+_kept_validator = lru_cache(256)(_validator)
 
 
 def constrained_values(
