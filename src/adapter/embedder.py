@@ -75,6 +75,13 @@ class LlamaCppEmbedder:
                     f"model {loaded.name!r} does not say how it pools embeddings; give pooling="
                     "'last' or 'mean', or load an embedding model"
                 )
+            if context.pooling_type == "rank" and not model.has_classifier:
+                self._drop_context()
+                raise ConfigurationError(
+                    f"model {loaded.name!r} has no head that ranks (a tensor cls.weight or "
+                    "cls.output.weight), so its scores would mean nothing; load a reranker, or "
+                    "give pooling='mean', 'cls' or 'last' for vectors"
+                )
             #: How the embeddings of a text's tokens become one.
             self.pooling = context.pooling_type
             #: Numbers in a vector.

@@ -26,6 +26,7 @@ Each class also inherits the builtin that fits it, and carries its data as attri
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -93,13 +94,16 @@ class InvalidModelNameError(LlamaCppError, ValueError):
 class ModelNotFoundError(LlamaCppError, FileNotFoundError):
     """The model folder holds no file for a name.
 
-    `name` is the model, `path` the file that was looked for.
+    `name` is the model, `path` the file that was looked for, `near` the names there that are most
+    like it.
     """
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, near: Sequence[str] = ()) -> None:
         self.name = name
         self.path = path
-        super().__init__(f"no model {name!r}: {path} does not exist")
+        self.near = tuple(near)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+        super().__init__(f"no model {name!r}: {path} does not exist{hint}")
 
 
 class ModelLoadError(LlamaCppError, RuntimeError):

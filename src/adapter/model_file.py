@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pyllama
@@ -16,6 +17,8 @@ from adapter.errors import InvalidModelNameError, ModelNotFoundError
 
 # How llama.cpp names the parts of a model (llama_split_path).
 _PART = re.compile(r"(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
+
+_SUFFIX = re.compile(r"\.gguf\Z", re.IGNORECASE)
 
 # What Windows takes for a device, whatever follows the first dot.
 _WINDOWS_DEVICE = re.compile(
@@ -62,7 +65,8 @@ class ModelFolder:
     """Finds models by name in one folder.
 
     The model called name is the file name.gguf or, split, name-00001-of-00003.gguf and the others
-    of the three. Names are plain, without folders: what a name means cannot lie outside. An alias
+    of the three. A name may be given with its .gguf, and in another case where one file alone is
+    meant. Names are plain, without folders: what a name means cannot lie outside. An alias
     stands for another name, or for a path below the folder that ends in .gguf, which may lie in
     a subfolder; an alias comes before a file of that name. A symbolic link is followed wherever
     it leads: who may put links into the folder decides what is in it.
@@ -97,10 +101,23 @@ class ModelFolder:
         else:
             path = self.path / f"{target}.gguf"
             if not path.is_file():
-                path = self._files().get(target, path)
+                path = self._meant(target) or path
         if not path.is_file():
-            raise ModelNotFoundError(name, path)
+            known = [*self._files(), *self._aliases]
+            raise ModelNotFoundError(name, path, get_close_matches(target, known, cutoff=0.5))
         return path
+
+    def _meant(self, name: str) -> Path | None:
+        """The file of a split model; or of a name that is written with .gguf, or in another case.
+
+        None where there is no such file, or several differ in nothing but their case.
+        """
+        files = self._files()
+        if name in files:
+            return files[name]
+        plain = _SUFFIX.sub("", name).casefold()
+        alike = [path for known, path in files.items() if known.casefold() == plain]
+        return alike[0] if len(alike) == 1 else None
 
     def models(self) -> Iterator[ModelInfo]:
         """What is in the folder, and what aliases find below it, ordered by name."""
@@ -120,7 +137,8 @@ class ModelFolder:
     def _files(self) -> dict[str, Path]:
         """Every model of the folder itself by its name."""
         files = {}
-        for path in sorted(filter(Path.is_file, self.path.glob("*.gguf"))):
+        found = (path for path in self.path.iterdir() if _SUFFIX.search(path.name))
+        for path in sorted(filter(Path.is_file, found)):
             part = _PART.fullmatch(path.stem)
             if part is None:
                 files[path.stem] = path

@@ -43,8 +43,10 @@ def check_files(
     files: Sequence[str | int],
     offset: int,
     kv_overrides: Mapping[str, bool | int | float | str] | None,
-) -> None:
-    """Refuse a model that llama.cpp would load and then not survive.
+) -> frozenset[str]:
+    """Return the names of a model's tensors.
+
+    Refuses a model that llama.cpp would load and then not survive.
 
     :param files: the paths of its parts; a single path stands for the parts named like it, too.
         Or a descriptor.
@@ -60,6 +62,7 @@ def check_files(
             metadata[name] = value
     tensors = [tensor for header in (first, *others) for tensor in header.tensors]
     _check_model(metadata, tensors)
+    return frozenset(tensor.name for tensor in tensors)
 
 
 def _other_parts(path: str, metadata: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -40,16 +41,57 @@ def readable_gguf(path: str | os.PathLike[str], name: str = "path") -> str:
     """The path as str, if it names a file that begins like GGUF."""
     text = readable_file(name, path, "a GGUF file")
     with open(text, "rb") as file:
-        require_magic(file.read(4), text)
+        require_magic(file.read(BEGINNING), text)
     return text
 
 
-def require_magic(magic: bytes, name: str) -> None:
-    if magic != b"GGUF":
+BEGINNING = 64  # bytes that tell what a file is
+
+_LFS = b"version https://git-lfs"
+_GGML = (b"lmgg", b"fmgg", b"tjgg", b"algg", b"ggml", b"ggmf", b"ggjt", b"ggla")
+_CONVERT = "convert the model to GGUF with llama.cpp's convert_hf_to_gguf.py"
+
+
+def require_magic(beginning: bytes, name: str) -> None:
+    """Refuse a file that is not GGUF in this machine's byte order, and say what it is instead."""
+    if beginning[:4] != b"GGUF":
+        what, remedy = _other_kind(beginning)
+        raise ModelLoadError(f"{name} is no GGUF file: it {what}; {remedy}.")
+    version = beginning[4:8]
+    if version in (b"\0\0\0\2", b"\0\0\0\3") and sys.byteorder == "little":
         raise ModelLoadError(
-            f"{name} is no GGUF file: it begins with {magic!r}, not b'GGUF'. "
-            "Give the path of a model in GGUF format."
+            f"{name} is a GGUF file in big-endian byte order, and this machine's is little-endian: "
+            "convert it with gguf-py's gguf_convert_endian.py, or get the usual one."
         )
+
+
+def _other_kind(beginning: bytes) -> tuple[str, str]:
+    """What a file is by its first bytes, and what to do about it."""
+    start = beginning.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if beginning.startswith(_LFS):
+        return (
+            "is the pointer that Git LFS leaves in place of a large file",
+            "run 'git lfs pull' in the repository, or download the file itself",
+        )
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return (
+            "is a web page, as a download gives where it needs a login or the address is wrong",
+            "open it to see what it says, and download the file again",
+        )
+    if len(beginning) > 9 and beginning[8:9] == b"{" and beginning[5:8] == b"\0\0\0":
+        return "is in safetensors format", _CONVERT
+    if beginning.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04")):
+        return "is a checkpoint of PyTorch or an archive", f"unpack it if need be, and {_CONVERT}"
+    if beginning.startswith(_GGML):
+        return (
+            "is a file in GGML, the format before GGUF",
+            "get the model as GGUF; llama.cpp reads the old format no more",
+        )
+    if start.startswith(b"{"):
+        return "is JSON", "give the file that holds the weights"
+    if not beginning:
+        return "is empty", "download it again"
+    return f"begins with {beginning[:4]!r}, not b'GGUF'", "give the path of a model in GGUF format"
 
 
 def descriptor_and_offset(file: BinaryIO | int, offset: int | None) -> tuple[int, int]:
@@ -78,9 +120,9 @@ def position_kept(descriptor: int) -> Iterator[None]:
         os.lseek(descriptor, position, os.SEEK_SET)
 
 
-def magic_at(descriptor: int, offset: int) -> bytes:
+def beginning_at(descriptor: int, offset: int) -> bytes:
     os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.read(descriptor, 4)
+    return os.read(descriptor, BEGINNING)
 
 
 @contextlib.contextmanager

@@ -178,7 +178,7 @@ class Model(NativeObject):
     ) -> Self:
         model = cls.__new__(cls)
         with _model_file.position_kept(descriptor):
-            _model_file.require_magic(_model_file.magic_at(descriptor, offset), name)
+            _model_file.require_magic(_model_file.beginning_at(descriptor, offset), name)
             model._load(
                 [descriptor],
                 lambda params: lib.guarded_model_load_from_fd(descriptor, offset, params),
@@ -206,7 +206,7 @@ class Model(NativeObject):
         self._params = ModelParams(**options)
         what = f"loading {self.path}"
         try:
-            check_files(files, offset, options.get("kv_overrides"))
+            tensors = check_files(files, offset, options.get("kv_overrides"))
         except DamagedFile as error:
             raise ModelLoadError(f"{what}: {error}") from None
         watch(self, options.get("devices") or ())
@@ -224,6 +224,8 @@ class Model(NativeObject):
         self.vocab = Vocab(self, lib.llama_model_get_vocab(pointer))
         #: Context length the model was trained with, in tokens.
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(pointer)
+        #: Whether it has a head that classifies or ranks: what ``pooling_type="rank"`` scores by.
+        self.has_classifier = not tensors.isdisjoint(("cls.weight", "cls.output.weight"))
         #: Size of an embedding.
         self.n_embd: int = lib.llama_model_n_embd(pointer)
         #: Size of an embedding that is given in place of a token.

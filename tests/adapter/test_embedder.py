@@ -268,6 +268,13 @@ def test_scores_and_vectors_are_not_mixed_up(pool, bert):
         LlamaCppEmbedder(pool.load_model("bert"), pooling="rank")(["hello"])
 
 
+@pytest.mark.parametrize("name", ["llama", "mamba"])
+def test_a_model_without_a_head_does_not_rank(pool, name):
+    with pytest.raises(ConfigurationError, match=r"has no head that ranks.*cls\.weight"):
+        LlamaCppEmbedder(pool.load_model(name), pooling="rank")
+    assert LlamaCppEmbedder(pool.load_model(name), pooling="mean")(["hello"]).shape == (1, 64)
+
+
 def test_what_is_reranked_is_checked_first(pool):
     reranker = LlamaCppEmbedder(pool.load_model("bert"), pooling="rank")
     assert reranker.rerank("hello", []).shape == (0,)

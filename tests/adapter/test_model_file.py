@@ -42,6 +42,36 @@ def test_a_name_is_a_file_of_the_folder(folder):
     assert ModelFolder(folder, {}).find("one") == folder / "one.gguf"
 
 
+@pytest.mark.parametrize("name", ["one.gguf", "ONE", "One.GGUF", "many.gguf", "MANY"])
+def test_a_name_that_is_nearly_right_is_found_where_one_file_alone_is_meant(folder, split, name):
+    expected = folder / "one.gguf" if name.lower().startswith("one") else split[0]
+    assert ModelFolder(folder, {}).find(name) == expected
+
+
+def test_a_file_may_end_in_capitals(folder, tiny_model_path):
+    copyfile(tiny_model_path, folder / "Loud.GGUF")
+    assert ModelFolder(folder, {}).find("Loud") == folder / "Loud.GGUF"
+    assert ModelFolder(folder, {}).find("loud.gguf") == folder / "Loud.GGUF"
+    assert listed(folder)["Loud"].architecture == "llama"
+
+
+def test_where_two_files_could_be_meant_none_is_and_the_error_names_them(folder, tiny_model_path):
+    for name in ("Two", "TWO"):
+        copyfile(tiny_model_path, folder / f"{name}.gguf")
+    if len(list(folder.glob("T*.gguf"))) < 2:
+        return  # a file system that knows no case
+    with pytest.raises(ModelNotFoundError, match="did you mean '(Two|TWO)' or '(Two|TWO)'"):
+        ModelFolder(folder, {}).find("two")
+
+
+def test_the_error_names_what_is_nearly_called_so(folder):
+    with pytest.raises(ModelNotFoundError, match="did you mean 'one'") as caught:
+        ModelFolder(folder, {}).find("oone")
+    assert caught.value.near == ("one",)
+    with pytest.raises(ModelNotFoundError, match=r"does not exist$"):
+        ModelFolder(folder, {}).find("xyz")
+
+
 def test_a_split_model_is_found_by_its_name_and_by_its_first_part(folder, split):
     models = ModelFolder(folder, {})
     assert models.find("many") == split[0]

@@ -223,6 +223,36 @@ def test_a_file_without_the_magic(tmp_path, content):
         pyllama.Model(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            "Git LFS leaves .*git lfs pull",
+        ),
+        (b"<!DOCTYPE html><html>", "a web page.*download the file again"),
+        (b"\xef\xbb\xbf\n<HTML lang=en>", "a web page"),
+        ((300).to_bytes(8, "little") + b'{"__metadata__":{}}', "safetensors.*convert_hf_to_gguf"),
+        (b"PK\x03\x04" + bytes(60), "PyTorch"),
+        (b"lmgg" + bytes(60), "GGML, the format before GGUF"),
+        (b'{"error": "Entry not found"}', "is JSON"),
+        (b"", "is empty; download it again"),
+        (b"\x7fELF" + bytes(60), "begins with b'.x7fELF'"),
+        (b"GGUF\0\0\0\3" + bytes(16), "big-endian byte order.*gguf_convert_endian"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path, content, named):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(content)
+    for load in (
+        lambda: pyllama.Model(path),
+        lambda: pyllama.Model.from_bytes(content),
+        lambda: pyllama.Model.from_splits([path]),
+    ):
+        with pytest.raises(pyllama.ModelLoadError, match=named):
+            load()
+
+
 def assert_refused(path: Path) -> None:
     with pytest.raises(pyllama.ModelLoadError) as caught:
         pyllama.Model(path)

@@ -24,4 +24,7 @@ llama_grammar_parser parse_gbnf(std::string source, const llama_vocab * vocab);
 // Throws gbnf_error for rules on which llama.cpp would run out of stack, memory or time.
 void check_gbnf(const llama_grammar_parser & grammar);
 
+// Throws gbnf_error where no text but the empty one can come of a rule.
+void check_root(const llama_grammar_parser & grammar, uint32_t root);
+
 } // namespace pyllama

@@ -4,6 +4,7 @@
 #include "gbnf.hpp"
 
 #include <algorithm>
+#include <cstdio>
 
 namespace pyllama {
 
@@ -260,9 +261,54 @@ void check_expansion(const llama_grammar_parser & grammar, const graph & edges,
     }
 }
 
+// A character as a grammar writes it whatever it is, such as "U+007A".
+std::string code_point(uint32_t character) {
+    char text[16];
+    std::snprintf(text, sizeof text, "U+%04X", static_cast<unsigned>(character));
+    return text;
+}
+
+// A range from z to a holds no character, and llama.cpp says nothing.
+void check_ranges(const llama_grammar_parser & grammar) {
+    for (uint32_t rule = 0; rule < grammar.rules.size(); rule++) {
+        const auto & elements = grammar.rules[rule];
+        for (size_t i = 1; i < elements.size(); i++) {
+            if (elements[i].type == LLAMA_GRETYPE_CHAR_RNG_UPPER &&
+                elements[i].value < elements[i - 1].value) {
+                throw gbnf_error(quoted(grammar, rule) + " has the range " +
+                                 code_point(elements[i - 1].value) + "-" +
+                                 code_point(elements[i].value) + ", which ends before it begins");
+            }
+        }
+    }
+}
+
 } // namespace
 
+void check_root(const llama_grammar_parser & grammar, uint32_t root) {
+    std::vector<bool>     seen(grammar.rules.size());
+    std::vector<uint32_t> todo{root};
+    seen[root] = true;
+    while (!todo.empty()) {
+        const uint32_t rule = todo.back();
+        todo.pop_back();
+        for (const llama_grammar_element & element : grammar.rules[rule]) {
+            if (element.type == LLAMA_GRETYPE_RULE_REF) {
+                if (!seen[element.value]) {
+                    seen[element.value] = true;
+                    todo.push_back(element.value);
+                }
+            } else if (element.type != LLAMA_GRETYPE_ALT && element.type != LLAMA_GRETYPE_END) {
+                return;
+            }
+        }
+    }
+    throw gbnf_error(quoted(grammar, root) +
+                     " describes the empty text alone: nothing could ever be written");
+}
+
 void check_gbnf(const llama_grammar_parser & grammar) {
+    check_ranges(grammar);
     check_left_recursion(grammar, first_rules(grammar.rules, plainly_empty(grammar.rules)));
     const std::vector<bool> empty = possibly_empty(grammar.rules);
     check_expansion(grammar, first_rules(grammar.rules, empty),

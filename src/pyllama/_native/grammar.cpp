@@ -21,11 +21,13 @@ char * guarded_grammar_check(const llama_vocab * vocab, const char * source, con
         std::string problem;
         try {
             const llama_grammar_parser grammar = pyllama::parse_gbnf(source, vocab);
-            if (grammar.symbol_ids.find(root) == grammar.symbol_ids.end()) {
+            const auto found = grammar.symbol_ids.find(root);
+            if (found == grammar.symbol_ids.end()) {
                 throw pyllama::gbnf_error(std::string("there is no rule '") + root +
                                           "' to begin with");
             }
             pyllama::check_gbnf(grammar);
+            pyllama::check_root(grammar, found->second);
         } catch (const pyllama::gbnf_error & error) {
             problem = error.what();
         }
