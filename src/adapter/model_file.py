@@ -103,8 +103,9 @@ class ModelFolder:
             if not path.is_file():
                 path = self._meant(target) or path
         if not path.is_file():
-            known = [*self._files(), *self._aliases]
-            raise ModelNotFoundError(name, path, get_close_matches(target, known, cutoff=0.5))
+            known = {one.casefold(): one for one in [*self._files(), *self._aliases]}
+            near = get_close_matches(_SUFFIX.sub("", target).casefold(), known, cutoff=0.5)
+            raise ModelNotFoundError(name, path, [known[one] for one in near])
         return path
 
     def _meant(self, name: str) -> Path | None:

@@ -23,7 +23,7 @@ EXAMPLES = [
     (
         errors.ModelNotFoundError("tiny", Path("models/tiny.gguf")),
         FileNotFoundError,
-        {"name": "tiny", "path": Path("models/tiny.gguf"), "near": ()},
+        {"name": "tiny", "path": Path("models/tiny.gguf")},
     ),
     (
         errors.ModelLoadError("tiny", Path("models/tiny.gguf"), "no GGUF file"),
