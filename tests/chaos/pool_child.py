@@ -107,6 +107,7 @@ def _case(
             _next_request(pool, expected, load.outcomes)
             told = {"fault": name, "wrong": load.outcomes.wrong, "counts": load.outcomes.counts}
             print(json.dumps(told), flush=True)
+        gc.collect()
     faulthandler.cancel_dump_traceback_later()
     return server
 
