@@ -1,7 +1,8 @@
 """The process that chat_process.py starts: one chat template, called over stdin and stdout.
 
 It is run by its path, without the package and without site: it needs the extension module and
-the folder of cffi's runtime, which are its arguments.
+the folder of cffi's runtime, which are its arguments. Once it has loaded them it gives up what it
+does not need: see `confine`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib.util
 import json
 import struct
 import sys
+import time
 from typing import Any, BinaryIO
 
 MAX_MEMORY = 1 << 30  # bytes that a template may take
@@ -18,8 +20,10 @@ MAX_MEMORY = 1 << 30  # bytes that a template may take
 
 def main(binding_file: str, cffi_folder: str) -> None:
     sys.path.append(cffi_folder)
-    binding = _load(binding_file)
-    _limit_memory()
+    binding = load(binding_file)
+    # Assertions become errors, and the log has no thread of its own.
+    binding.lib.pyllama_install(binding.ffi.NULL, binding.ffi.NULL)
+    confine(binding)
     template = None
     while (request := read(sys.stdin.buffer)) is not None:
         _limit_time(request["seconds"])
@@ -48,7 +52,7 @@ def write(stream: BinaryIO, message: object) -> None:
     stream.flush()
 
 
-def _load(path: str) -> Any:
+def load(path: str) -> Any:
     name = "pyllama._native._binding"
     loader = importlib.machinery.ExtensionFileLoader(name, path)
     spec = importlib.machinery.ModuleSpec(name, loader, origin=path)
@@ -67,13 +71,35 @@ def _answer(binding: Any, text: Any) -> dict[str, str]:
         lib.pyllama_free(text)
 
 
-def _limit_memory() -> None:
-    if sys.platform == "linux":
-        import resource
+def confine(binding: Any) -> None:
+    """Give up what a template has no use for.
 
+    Everywhere but on Windows: new descriptors, so that no file and no socket can be opened, new
+    processes (root is free of that limit), writing files, and core dumps. On Linux: more than 1 GiB
+    of memory, and, where the kernel has seccomp, all system calls but those that read and write
+    what is open, and take memory.
+    """
+    if sys.platform == "win32":
+        return
+    import resource
+
+    time.tzset()  # reads a file when it is first asked for the time
+    if sys.platform == "linux":
         with open("/proc/self/statm", encoding="ascii") as file:
             mapped = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + MAX_MEMORY, mapped + MAX_MEMORY))
+        _limit(resource.RLIMIT_AS, mapped + MAX_MEMORY)
+    for limit in ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_NPROC", "RLIMIT_NOFILE"):
+        _limit(getattr(resource, limit), 0)
+    binding.lib.guarded_confine()  # an old kernel or a container may refuse: then the limits hold
+
+
+def _limit(kind: int, amount: int) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(kind)
+    if hard != resource.RLIM_INFINITY:
+        amount = min(amount, hard)
+    resource.setrlimit(kind, (amount, amount))
 
 
 def _limit_time(seconds: int) -> None:

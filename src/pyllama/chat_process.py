@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import weakref
-from typing import BinaryIO, cast
+from collections.abc import Callable
+from typing import BinaryIO, TypeVar, cast
 
 from pyllama import _chat_worker
 from pyllama._native import _binding
-from pyllama.errors import ChatTemplateError
+from pyllama.errors import ChatProcessError, ChatTemplateError
 
 CALL_SECONDS = 10  # a call takes milliseconds, or a fifth of a second on a busy machine
+
+# What the interpreter may need to start; the template's process has nothing else.
+_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+
+# By these others end a process: its own faults have other signals, and are the template's.
+_FROM_OUTSIDE = frozenset(("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"))
+
+_T = TypeVar("_T")
 
 
 class ChatProcess:
     """One template in a child process, which ends with it.
 
     A call that takes longer than 10 seconds, more than 1 GiB of memory (on Linux) or the process
-    down is an error, and the next call starts another process. Threads take turns.
+    down is an error, and the next call starts another process. Where others end it, the call is
+    made once more in another. Threads take turns. The process gives up what a template has no use
+    for: see ``_chat_worker.confine``.
     """
 
     def __init__(self, source: str, bos: str, eos: str) -> None:
@@ -30,31 +42,44 @@ class ChatProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._pid = 0
-        self.description = self._start()
+        self.description = _twice(self._start)
 
     def call(self, function: str, inputs: str) -> str:
         """What a guarded call of the shim returns.
 
         :raises ChatTemplateError: it failed, or it took the process down.
+        :raises ChatProcessError: the process was ended from outside twice, or cannot start.
         """
         if self._pid != os.getpid():
             # After a fork the process is the parent's, and a thread that is gone may hold the lock.
             self._lock, self._process = threading.Lock(), None
-        with self._lock:
+
+        def ask() -> str:
             if self._process is None:
                 self._start()
             return self._ask(function, [inputs])
 
+        with self._lock:
+            return _twice(ask)
+
     def _start(self) -> str:
         cffi = importlib.util.find_spec("_cffi_backend")
         cffi_folder = os.path.dirname((cffi and cffi.origin) or "")
-        process = subprocess.Popen(
-            [sys.executable, "-IS", _chat_worker.__file__, _binding.__file__, cffi_folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the parent
-        )
+        try:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-IS", "-X", "utf8"),
+                    *map(os.path.abspath, (_chat_worker.__file__, _binding.__file__, cffi_folder)),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+                cwd=os.path.abspath(os.sep),
+                start_new_session=True,  # Ctrl-C is for the parent
+            )
+        except OSError as error:
+            raise ChatProcessError(f"the chat template's process cannot start: {error}") from error
         self._process, self._pid = process, os.getpid()
         self._end = weakref.finalize(self, _end, process, self._pid)
         return self._ask("", self._arguments)
@@ -65,7 +90,10 @@ class ChatProcess:
         began = time.monotonic()
         timer = threading.Timer(CALL_SECONDS, process.kill)
         timer.daemon = True
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError as error:  # no more threads
+            raise ChatProcessError(f"the chat template cannot be watched: {error}") from error
         try:
             request = {"function": function, "arguments": arguments, "seconds": CALL_SECONDS}
             _chat_worker.write(cast("BinaryIO", process.stdin), request)
@@ -78,21 +106,43 @@ class ChatProcess:
         finally:
             timer.cancel()
         if answer is None:
-            how = self._stop()
+            code = self._stop()
             if time.monotonic() - began >= CALL_SECONDS:
                 how = f"it took longer than {CALL_SECONDS} seconds"
+            elif code >= 0:
+                how = f"exit code {code}"
+            elif _signal_name(-code) in _FROM_OUTSIDE:
+                raise ChatProcessError(
+                    f"the chat template's process was ended from outside, by {_signal_name(-code)}"
+                )
+            else:
+                how = f"signal {-code} ({_signal_name(-code)})"
             raise ChatTemplateError(f"the chat template ended its process: {how}")
         if "error" in answer:
             raise ChatTemplateError(f"the chat template failed: {answer['error']}")
         return cast("str", answer["result"])
 
-    def _stop(self) -> str:
-        """End the process, and say how it ended."""
+    def _stop(self) -> int:
+        """End the process, and tell its exit code, or its signal as a negative number."""
         process, self._process = self._process, None
         self._end()
         assert process is not None
-        code = process.returncode
-        return f"signal {-code}" if code < 0 else f"exit code {code}"
+        return cast("int", process.returncode)
+
+
+def _twice(call: Callable[[], _T]) -> _T:
+    """Call again if others ended the process."""
+    try:
+        return call()
+    except ChatProcessError:
+        return call()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _end(process: subprocess.Popen[bytes], pid: int) -> None:

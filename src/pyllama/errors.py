@@ -27,6 +27,7 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     ├── StateError(ValueError)              bytes or a file that are no state of this context
     ├── TokenizationError(ValueError)       text or tokens that cannot be converted
     ├── ChatTemplateError(ValueError)       a template that does not parse or apply
+    ├── ChatProcessError(RuntimeError)      the process of a template was ended by others
     ├── GrammarError(ValueError)            a grammar that does not parse, a token it refuses
     ├── SamplingError(RuntimeError)         nothing that could be sampled
     └── ChatParseError(ValueError)          generated text that its chat format does not fit
@@ -142,6 +143,13 @@ class TokenizationError(LlamaError, ValueError):
 
 class ChatTemplateError(LlamaError, ValueError):
     """A chat template that does not parse, or messages that it refuses."""
+
+
+class ChatProcessError(LlamaError, RuntimeError):
+    """The process that an isolated chat template runs in was ended from outside, or did not start.
+
+    The template is not to blame, and the next call starts another process.
+    """
 
 
 class GrammarError(LlamaError, ValueError):

@@ -40,6 +40,7 @@ MAPPED = [
     (errors.RequestTimeoutError(2.0, 7), lm15.TimeoutError),
     (pyllama.ContextError("no"), lm15.ProviderError),
     (RecursionError("no"), lm15.InvalidRequestError),
+    (pyllama.ChatProcessError("killed"), lm15.ServerError),
     (MemoryError("no"), lm15.ServerError),
     (KeyError("mine"), lm15.ProviderError),
 ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import subprocess
 import threading
 import warnings
 
@@ -11,7 +13,7 @@ import pytest
 from chats import CONVERSATION, TOOL, TOOLS_AND_THINKING
 
 import pyllama
-from pyllama import ChatTemplate, ChatTemplateError, chat_process
+from pyllama import ChatProcessError, ChatTemplate, ChatTemplateError, chat_process
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -101,6 +103,57 @@ def test_it_goes_on_in_another_process():
         template.apply([{"role": "user", "content": "now"}])
     assert template.apply(HELLO).prompt == "Hello"
     assert process_of(template).pid != first
+
+
+def test_a_process_that_others_end_is_started_again():
+    template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        process_of(template).send_signal(number)
+        process_of(template).wait()
+        assert template.apply(HELLO).prompt == "Hello"
+
+
+SLOW = (
+    "{% if messages[0].content == 'slow' %}"
+    "{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}"
+    "{% endif %}{{ messages[0].content }}"
+)
+
+
+def test_a_process_that_others_end_twice_is_not_the_templates_fault():
+    template = ChatTemplate(source=SLOW, isolated=True)
+    ended = []
+
+    def kill_all():
+        while len(ended) < 2:
+            process = process_of(template)
+            if process is not None and process.pid not in ended:
+                threading.Event().wait(0.3)
+                process.kill()
+                ended.append(process.pid)
+            threading.Event().wait(0.01)
+
+    thread = threading.Thread(target=kill_all)
+    thread.start()
+    with pytest.raises(ChatProcessError, match="ended from outside, by SIGKILL"):
+        template.apply([{"role": "user", "content": "slow"}])
+    thread.join()
+    assert template.apply(HELLO).prompt == "Hello"
+
+
+def test_a_process_that_cannot_start_is_not_the_templates_fault(monkeypatch):
+    template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
+    process_of(template).kill()
+    process_of(template).wait()
+
+    def refuse(*args, **kwargs):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", refuse)
+        with pytest.raises(ChatProcessError, match="cannot start: .*unavailable"):
+            template.apply(HELLO)
+    assert template.apply(HELLO).prompt == "Hello"
 
 
 def test_refusals_come_as_they_are(isolated):

@@ -113,6 +113,7 @@ extern "C" {
 #include "guard.h"
 
 #include "chat.h"
+#include "confine.h"
 #include "context.h"
 #include "device.h"
 #include "fit.h"

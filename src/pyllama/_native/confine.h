@@ -1,0 +1,1 @@
+int32_t guarded_confine(void);
