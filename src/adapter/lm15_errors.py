@@ -35,7 +35,8 @@ def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> I
 
     DSPy retries after too many requests, waiting as long as the error says, within the two
     bounds, in seconds; where other requests use the models that could make room for this one; where
-    the process of a chat template was killed; and where Python itself was out of memory. Any other request would fail again.
+    the process of a chat template was killed; and where Python itself was out of memory. Any other
+    request would fail again.
     """
     try:
         yield

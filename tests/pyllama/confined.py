@@ -11,19 +11,18 @@ import resource
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 WORKER, BINDING, CFFI, ACTION, SECCOMP, TARGET = sys.argv[1:]
 
 
 def write():
-    with open(TARGET, "wb") as file:
-        file.write(b"x")
+    Path(TARGET).write_bytes(b"x")
 
 
 def write_open():
-    with OPEN:
-        OPEN.write(b"x")
+    os.write(OPEN, b"x")
 
 
 def fork():
@@ -43,8 +42,8 @@ def thread():
 
 ACTIONS = {
     "nothing": lambda: sum(range(1000)),
-    "read": lambda: open(__file__, "rb").read(),
-    "read proc": lambda: open("/proc/self/environ", "rb").read(),
+    "read": lambda: Path(__file__).read_bytes(),
+    "read proc": lambda: Path("/proc/self/environ").read_bytes(),
     "list": lambda: os.listdir("/"),
     "write": write,
     "write open": write_open,
@@ -78,7 +77,7 @@ sys.path.append(CFFI)
 binding = worker.load(BINDING)
 if SECCOMP == "without":
     binding = SimpleNamespace(lib=SimpleNamespace(guarded_confine=int))
-OPEN = open(TARGET, "r+b", buffering=0)
+OPEN = os.open(TARGET, os.O_RDWR)
 repr(OSError(1, "x"))
 worker.confine(binding)
 worker._limit_time(0)

@@ -151,7 +151,7 @@ def test_a_process_that_cannot_start_is_not_the_templates_fault(monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(subprocess, "Popen", refuse)
-        with pytest.raises(ChatProcessError, match="cannot start: .*unavailable"):
+        with pytest.raises(ChatProcessError, match=r"cannot start: .*unavailable"):
             template.apply(HELLO)
     assert template.apply(HELLO).prompt == "Hello"
 
