@@ -147,6 +147,7 @@ scalars = st.one_of(
     ),
     st.sampled_from([Literal[1, "1", True, None], Literal[0, False], Literal["yes"]]),
 )
+constrained = st.one_of(short_text, numbers, multiples, moments)
 recursive = st.sampled_from([Tree, Chain, Pet])
 
 
@@ -196,6 +197,6 @@ def signatures(draw, depth=4):
     names = draw(st.permutations(["answer", "answer_kind", "score", "größe"]))
     fields: dict[str, Any] = {"question": (str, dspy.InputField())}
     for name in names[: draw(st.integers(1, 3))]:
-        annotation = draw(st.one_of(types(depth), types(depth), st.just(str)))
+        annotation = draw(st.one_of(types(depth), types(depth), constrained, st.just(str)))
         fields[name] = (annotation, dspy.OutputField())
     return dspy.Signature(fields, "Answer.")

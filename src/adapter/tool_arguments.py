@@ -49,7 +49,10 @@ class BoundCalls:
         rendered = self._render(**options)
         tools: Tools = options.get("tools") or ()
         # Beside a JSON schema a format forbids calls, or leaves them to adapter.call_or_answer.
-        if not tools or "json_schema" in options or not rendered.grammar:
+        if not tools or "json_schema" in options or options.get("tool_choice") == "none":
+            return rendered
+        if not rendered.grammar:
+            self.adaptations = _unbound(tools).told
             return rendered
         key = json.dumps([rendered.grammar, rendered.generation_prompt, options], default=str)
         bound = _bound.get(key)

@@ -183,6 +183,13 @@ def test_arguments_are_bound_beside_a_schema_and_when_calls_are_free(tiny):
     assert "arguments-0-root" in free.constraint.gbnf
 
 
+def test_a_format_without_a_grammar_of_free_calls_is_told(templates):
+    source = templates["meta-llama-Llama-3.3-70B-Instruct"]
+    assert not prompt_of(source, FIND).adaptations
+    [told] = prompt_of(source, FIND, mode="auto").adaptations
+    assert told.field == "tools[0].parameters"
+
+
 def test_tagged_schemas_with_references(tiny, templates):
     schema = {
         "type": "object",
