@@ -15,7 +15,7 @@ from adapter.field_markers import is_marker
 from adapter.grammar.values import is_dspy_type
 
 _BAR = "| "
-_LINE_BEGIN = re.compile("(?:^|(?<=[\n\v\f\x1c-\x1e\x85\u2028\u2029])|(?<=\r)(?!\n))")
+_LINE_BEGIN = re.compile("(?:^|(?<=[\n\v\f\x1c-\x1e\x85\u2028\u2029])|(?<=\r)(?!\n))(?!\\Z)")
 
 
 def input_lines(signature: type[Signature], values: Mapping[str, Any]) -> str:

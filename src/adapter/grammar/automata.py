@@ -33,6 +33,9 @@ MAX_STATES = 6000
 MAX_RULES = 2000
 """States of what is written into a grammar."""
 
+_SHORT = 4
+"""Ranges of a set of characters that is written out each time."""
+
 _MAX_INLINED = 12  # parentheses within each other
 
 _REFINED = 60_000  # states looked at, to find those that are the same
@@ -65,12 +68,20 @@ class Automaton:
                 return False
         return state in self.accepting
 
-    def expression(self, rules: Rules, spelled: Callable[[Characters], Expression]) -> Expression:
+    def expression(
+        self,
+        rules: Rules,
+        spelled: Callable[[Characters], Expression],
+        *,
+        is_minimal: bool = False,
+    ) -> Expression:
         """The same texts as an expression, with each character as `spelled` writes it.
+
+        :param is_minimal: no two states are the same, or it does not pay to look for such.
 
         Raises TooLarge.
         """
-        least = minimal(self)
+        least = self if is_minimal else minimal(self)
         if not least.accepting:
             return IMPOSSIBLE
         if len(least.steps) > MAX_RULES:
@@ -329,6 +340,7 @@ class _Writer:
         for leaving in automaton.steps:
             for _, to in leaving:
                 self._arrivals[to] += 1
+        self._spellings: dict[Characters, Expression] = {}
         self._names: dict[int, Rule] = {}
         self._todo: list[int] = []
 
@@ -351,8 +363,18 @@ class _Writer:
                 rest = self._body(to, depth + 1)
             else:
                 rest = self._rule(to)
-            options.append(sequence(self._spelled(characters), rest))
+            options.append(sequence(self._written(characters), rest))
         return choice(options)
+
+    def _written(self, characters: Characters) -> Expression:
+        """One character of a set, which has a rule of its own where it takes long to write."""
+        if characters not in self._spellings:
+            spelling = self._spelled(characters)
+            if len(characters.ranges) > _SHORT:
+                key = ("one of", characters, spelling)
+                spelling = self._rules.add("one-of", key, lambda: self._spelled(characters))
+            self._spellings[characters] = spelling
+        return self._spellings[characters]
 
 
 def characters_only(characters: Characters) -> Expression:

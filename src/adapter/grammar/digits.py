@@ -15,7 +15,7 @@ from adapter.grammar.automata import (
 )
 from adapter.grammar.characters import DIGITS, Characters
 from adapter.grammar.numbers import integer, number
-from adapter.grammar.rules import Expression, Rules, any_text
+from adapter.grammar.rules import Expression, Rules, any_text, choice, sequence
 
 _MINUS = Characters.of("-")
 _POINT = Characters.of(".")
@@ -33,6 +33,11 @@ def multiple_integer(rules: Rules, low: int | None, high: int | None, step: Deci
     Raises TooLarge where too many rules would be needed.
     """
     whole, _ = step.as_integer_ratio()  # 3/2 divides the multiples of 3
+    if whole == 1:
+        return integer(low, high)
+    zeros = len(str(whole)) - len(str(whole).rstrip("0"))
+    if zeros:
+        return _with_zeros(rules, low, high, whole, zeros)
     if low is not None and high is not None:
         first, last = -(-low // whole), high // whole
         if last - first < _LISTED:
@@ -47,6 +52,26 @@ def multiple_integer(rules: Rules, low: int | None, high: int | None, step: Deci
         except TooLarge:
             continue
     raise TooLarge(f"multiples of {whole} beyond {_LIMITS[-1]}")
+
+
+def _with_zeros(
+    rules: Rules, low: int | None, high: int | None, whole: int, zeros: int
+) -> Expression:
+    """Multiples of a number that ends in zeros: others, with as many zeros after them."""
+    power = 10**zeros
+    least = None if low is None else -(-low // power)
+    most = None if high is None else high // power
+    step = Decimal(whole // power)
+    options: list[Expression | str] = []
+    if least is None or least < 0:
+        below = multiple_integer(rules, least, -1 if most is None else min(most, -1), step)
+        options.append(sequence(below, "0" * zeros))
+    if (least is None or least <= 0) and (most is None or most >= 0):
+        options.append("0")
+    if most is None or most > 0:
+        above = multiple_integer(rules, 1 if least is None else max(least, 1), most, step)
+        options.append(sequence(above, "0" * zeros))
+    return choice(options)
 
 
 def special_number(

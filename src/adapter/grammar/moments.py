@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import math
 import re
+from functools import lru_cache
 
 from adapter.grammar.automata import (
     Automaton,
     automaton_of,
     both,
     explored,
+    minimal,
 )
 from adapter.grammar.characters import Characters
 from adapter.grammar.formats import FORMATS
@@ -47,8 +49,7 @@ def bounded_moment(kind: str, least: str | None, most: str | None) -> Automaton:
     zoned = zones.pop()
     if base != "date" and kind.startswith("naive-" if zoned else base):
         raise UnsupportedBound(f"{least or most} beside {kind}")
-    plain = FORMATS[base if base == "date" else f"naive-{base}"]
-    made = automaton_of(sequence(plain, "Z" if zoned else ""))
+    made = _unbounded(base, "Z" if zoned else "")
     try:
         if low is not None:
             made = both(made, _from(_text(base, low, up=True)))
@@ -57,6 +58,12 @@ def bounded_moment(kind: str, least: str | None, most: str | None) -> Automaton:
     except OverflowError:
         return automaton_of(IMPOSSIBLE)
     return made
+
+
+@lru_cache
+def _unbounded(base: str, zone: str) -> Automaton:
+    plain = FORMATS[base if base == "date" else f"naive-{base}"]
+    return minimal(automaton_of(sequence(plain, zone)))
 
 
 def _read(base: str, bound: str | None) -> tuple[datetime.datetime | None, bool | None]:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from adapter.grammar.automata import Automaton, TooLarge, automaton_of, both, lengths
+from adapter.grammar.automata import (
+    MAX_RULES,
+    Automaton,
+    TooLarge,
+    automaton_of,
+    both,
+    lengths,
+)
+from adapter.grammar.characters import Characters
 from adapter.grammar.formats import FORMATS
 from adapter.grammar.moments import UnsupportedBound, bounded_moment
 from adapter.grammar.patterns import Spelling, UnsupportedPattern, pattern_expression
 from adapter.grammar.rules import (
     IMPOSSIBLE,
     MAX_REPEAT,
+    Choice,
     Expression,
     OneOf,
     Repeat,
     Rules,
+    Sequence,
+    Text,
+    choice,
     one_of,
     repeat,
+    sequence,
 )
 
 
@@ -61,8 +74,10 @@ class StringTexts:
         if not self._demands:
             return None
         [first, *others] = self._demands.values()
-        if not others and isinstance(first, Repeat) and isinstance(first.part, OneOf):
-            return self._characters(first, least, most)
+        if not others and not isinstance(first, Automaton) and (least or most is not None):
+            counted = self._counted(first, least, most)
+            if counted is not None:
+                return counted
         if least or most is not None:
             names = {"minLength": least > 0, "maxLength": most is not None}
             given = " and ".join(name for name, asked in names.items() if asked)
@@ -77,33 +92,85 @@ class StringTexts:
     def _product(self) -> Expression | None:
         """All demands at once, but for those that make it too large."""
         made: Automaton | None = None
-        found: Expression | None = None
         for name, demand in self._demands.items():
             try:
                 one = demand if isinstance(demand, Automaton) else automaton_of(demand)
                 product = one if made is None else both(made, one)
-                found = product.expression(self._rules, self._spelled)
+                if len(product.steps) > MAX_RULES:
+                    raise TooLarge(name)
             except TooLarge:
                 self.unchecked.append(name)
                 continue
             made = product
-        return found
+        if made is None:
+            return None
+        # What counts characters has hardly two states that are the same.
+        return made.expression(self._rules, self._spelled, is_minimal=len(made.steps) > _SMALL)
 
     def _written(self, only: Expression) -> Expression:
-        if self._pattern is None:
-            return only
-        return pattern_expression(self._pattern, self._spelled)
+        return only if self._pattern is None else self._respelled(only)
 
-    def _characters(self, only: Repeat, least: int, most: int | None) -> Expression:
-        """A repetition of one character, of so many of them too."""
-        assert isinstance(only.part, OneOf)
-        least = max(least, only.least)
-        limits = [limit for limit in (most, only.most) if limit is not None]
-        if limits and least > min(limits):
+    def _respelled(self, part: Expression) -> Expression:
+        """An expression of the text itself as it is written."""
+        if isinstance(part, Text):
+            return sequence(*(self._spelled(Characters.of(one)) for one in part.text))
+        if isinstance(part, OneOf):
+            return self._spelled(part.characters)
+        if isinstance(part, Sequence):
+            return sequence(*map(self._respelled, part.parts))
+        if isinstance(part, Choice):
+            return choice(map(self._respelled, part.options))
+        if isinstance(part, Repeat):
+            return Repeat(self._respelled(part.part), part.least, part.most)
+        return part
+
+    def _counted(self, only: Expression, least: int, most: int | None) -> Expression | None:
+        """An expression that has one repetition, repeated as often as makes the text so long.
+
+        None where it has none, or several, or parts of several lengths.
+        """
+        parts: list[Expression] = [*only.parts] if isinstance(only, Sequence) else [only]
+        sizes = [_length(part) for part in parts]
+        if sizes.count(None) != 1:
+            return None
+        index = sizes.index(None)
+        loop = parts[index]
+        size = _length(loop.part) if isinstance(loop, Repeat) else None
+        if not isinstance(loop, Repeat) or not size:
+            return None
+        fixed = sum(one for one in sizes if one is not None)
+        fewest = max(loop.least, -(-(least - fixed) // size))
+        limits = [] if loop.most is None else [loop.most]
+        if most is not None:
+            limits.append((most - fixed) // size)
+        if limits and fewest > min(limits):
             return IMPOSSIBLE
-        if least > MAX_REPEAT:
-            raise TooLarge(f"{least} characters")
+        if fewest > MAX_REPEAT:
+            raise TooLarge(f"{fewest} repetitions")
         highest = min(limits) if limits and min(limits) <= MAX_REPEAT else None
         if limits and highest is None:
             self.unchecked.append("maxLength")
-        return repeat(self._spelled(only.part.characters), least, highest)
+        parts[index] = repeat(loop.part, fewest, highest)
+        return self._written(sequence(*parts))
+
+
+_SMALL = 200
+"""States among which those that are the same are looked for."""
+
+
+def _length(part: Expression) -> int | None:
+    """The number of characters of each text of an expression; None where they differ."""
+    if isinstance(part, Text):
+        return len(part.text)
+    if isinstance(part, OneOf):
+        return 1
+    if isinstance(part, Repeat):
+        size = _length(part.part)
+        return None if size is None or part.least != part.most else size * part.least
+    if isinstance(part, Sequence):
+        found = [_length(one) for one in part.parts]
+        return None if None in found else sum(one for one in found if one is not None)
+    if isinstance(part, Choice):
+        lengths_of = {_length(one) for one in part.options}
+        return lengths_of.pop() if len(lengths_of) == 1 else None
+    return None
