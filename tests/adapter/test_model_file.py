@@ -60,7 +60,7 @@ def test_where_two_files_could_be_meant_none_is_and_the_error_names_them(folder,
         copyfile(tiny_model_path, folder / f"{name}.gguf")
     if len(list(folder.glob("T*.gguf"))) < 2:
         return  # a file system that knows no case
-    with pytest.raises(ModelNotFoundError, match="did you mean '(Two|TWO)'"):
+    with pytest.raises(ModelNotFoundError, match=r"did you mean '(Two|TWO)'"):
         ModelFolder(folder, {}).find("two")
 
 
