@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import string
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
@@ -193,7 +194,11 @@ def _arguments(call: pyllama.ChatToolCall) -> dict[str, object]:
 
 
 def _new_id() -> str:
-    return f"call_{secrets.token_hex(8)}"
+    # Mistral's templates take nine letters and digits only, and others whatever there is.
+    return "".join(secrets.choice(_ID_CHARACTERS) for _ in range(9))
+
+
+_ID_CHARACTERS = string.ascii_letters + string.digits
 
 
 def _reasoning_tokens(

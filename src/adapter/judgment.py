@@ -29,7 +29,7 @@ from dspy.lm15 import (
 from adapter.errors import InferenceError
 from adapter.generation.scoring import ScoringRequest, ScoringResult
 from adapter.lm15_errors import PROVIDER
-from adapter.messages import template_messages
+from adapter.messages import rendered_by, template_messages
 
 if TYPE_CHECKING:
     import pyllama
@@ -239,7 +239,8 @@ def _stem(
     separator = "\n" if content and not content.endswith("\n") else ""
     last = {**begun, "content": f"{content}{separator}{judgment.name}:"}
     thinks = loaded.capabilities["supports_thinking"]
-    rendered = loaded.render(
+    rendered = rendered_by(
+        loaded,
         [*messages, last],
         continue_final_message="content",
         **({"enable_thinking": False} if thinks else {}),

@@ -22,6 +22,7 @@ from adapter.generation.request import (
 )
 from adapter.generation.scoring import ScoringRequest, ScoringResult
 from adapter.hardware import Placement
+from adapter.messages import complaint
 from adapter.resident_model import ResidentModel
 
 T = TypeVar("T")
@@ -99,7 +100,7 @@ class LoadedModel:
             try:
                 return resident.template.apply(messages, **options)
             except pyllama.ChatTemplateError as error:
-                raise TokenizationError(str(error)) from error
+                raise TokenizationError(complaint(error, messages)) from error
 
     def tokenize(self, prompt: pyllama.RenderedChat | str) -> list[int]:
         """The tokens of a rendered prompt, with BOS once as the model wants it.

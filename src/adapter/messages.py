@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dspy.lm15 import (
     CitationPart,
@@ -18,6 +20,12 @@ from dspy.lm15 import (
     ToolResultPart,
     UnsupportedFeatureError,
 )
+
+import pyllama
+from adapter.errors import TokenizationError
+
+if TYPE_CHECKING:
+    from adapter.loaded_model import LoadedModel
 
 
 def template_messages(request: Request) -> list[dict[str, Any]]:
@@ -33,6 +41,88 @@ def template_messages(request: Request) -> list[dict[str, Any]]:
     for index, message in enumerate(request.messages):
         messages += _template_messages(message, f"messages[{index}].parts")
     return messages
+
+
+def rendered_by(
+    loaded: LoadedModel, messages: list[dict[str, Any]], **options: Any
+) -> pyllama.RenderedChat:
+    """Render a conversation as it is, or where the template refuses that, in strict turns.
+
+    Raises TokenizationError where it refuses both.
+    """
+    try:
+        return loaded.render(messages, **options)
+    except TokenizationError as complaint:
+        turns = in_turns(messages)
+        if turns == messages:
+            raise
+        try:
+            return loaded.render(turns, **options)
+        except TokenizationError:
+            raise complaint from None
+
+
+def complaint(error: pyllama.ChatTemplateError, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Say in one line what a template has against a conversation, without the engine's trace."""
+    said = _JINJA.split(str(error))[-1].strip()
+    roles = [str(message.get("role")) for message in messages]
+    told = ", ".join(roles[:_MAX_ROLES]) + (", ..." if len(roles) > _MAX_ROLES else "")
+    return (
+        f"the chat template refuses the conversation: {' '.join(said.split())} (its roles: {told})"
+    )
+
+
+_JINJA = re.compile(r"\bError: (?:Jinja Exception: )?")
+_MAX_ROLES = 24
+
+
+def in_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the same conversation in the form that the strictest templates take.
+
+    Messages of one role in a row are one message, the user comes first, and ids of calls have nine
+    letters and digits.
+    """
+    turns: list[dict[str, Any]] = []
+    for message in map(_with_short_ids, messages):
+        last = turns[-1] if turns else {"role": ""}
+        if message["role"] == "assistant" and last["role"] in ("", "system"):
+            turns.append({"role": "user", "content": _LEFT_OUT})
+        if message["role"] == last["role"] != "tool" and not _calls(message) and not _calls(last):
+            both = [one["content"] for one in (last, message) if one["content"]]
+            turns[-1] = {**last, **message, "content": "\n\n".join(both)}
+        else:
+            turns.append(message)
+    return turns
+
+
+_LEFT_OUT = "(The conversation began before this.)"
+"""What the user is made to say where a conversation begins with an answer."""
+
+
+def is_begun(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a conversation ends with the beginning of the answer, which is to be gone on with."""
+    last = messages[-1] if messages else {"role": "system"}
+    return last["role"] == "assistant" and bool(last["content"]) and not _calls(last)
+
+
+def _calls(message: Mapping[str, Any]) -> Any:
+    return message.get("tool_calls")
+
+
+def _with_short_ids(message: Mapping[str, Any]) -> dict[str, Any]:
+    made = dict(message)
+    if _calls(message):
+        made["tool_calls"] = [{**call, "id": _short(call["id"])} for call in _calls(message)]
+    if "tool_call_id" in message:
+        made["tool_call_id"] = _short(message["tool_call_id"])
+    return made
+
+
+def _short(call_id: str) -> str:
+    """An id of nine letters and digits, the same for the same id."""
+    if len(call_id) == 9 and call_id.isascii() and call_id.isalnum():
+        return call_id
+    return hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:9]
 
 
 def _template_messages(message: Message, where: str) -> list[dict[str, Any]]:

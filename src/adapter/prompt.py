@@ -17,7 +17,7 @@ from adapter.generation.sampling import Constraint, ReasoningBudget, checked_gra
 from adapter.grammar.json_schema import json_schema_grammar
 from adapter.grammar.schema_merging import SchemaError
 from adapter.grammar.thinking import ANSWER_SCHEMA, after_thinking
-from adapter.messages import template_messages
+from adapter.messages import is_begun, rendered_by, template_messages
 from adapter.reasoning import reasoning_budget, thinking_options
 from adapter.tool_arguments import BoundCalls
 
@@ -66,7 +66,11 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
     if schema is not None and not tools:
         grammar = schema_grammar
     thinking, adaptations = thinking_options(request.config, loaded)
-    render = BoundCalls(partial(loaded.render, template_messages(request), **thinking))
+    messages = template_messages(request)
+    render = BoundCalls(partial(rendered_by, loaded, messages, **thinking))
+    begun = is_begun(messages) and not tools
+    if begun:
+        options["continue_final_message"] = "content"
     if tools and options["tool_choice"] == "required":
         rendered = render_call(render, options)
     elif tools and schema is not None:
@@ -76,7 +80,7 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
     budget, unspent = reasoning_budget(request.config, rendered, loaded)
     if grammar is not None:
         constraint: Constraint | None = Constraint(grammar)
-        if thinks:
+        if thinks and not begun:
             shaped = render(json_schema=ANSWER_SCHEMA)
             constraint = after_thinking(grammar, shaped, loaded.answer_tokens)
     else:
@@ -88,7 +92,8 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
         preserved_tokens=frozenset(
             token for text in rendered.preserved_tokens for token in loaded.answer_tokens(text)
         ),
-        parser=rendered.parser if tools or thinks else None,
+        # What was begun is not part of the answer, and no thoughts come after it.
+        parser=rendered.parser if tools or (thinks and not begun) else None,
         reasoning_budget=budget,
         adaptations=schema_adaptations + render.adaptations + adaptations + unspent,
     )

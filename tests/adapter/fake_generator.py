@@ -17,9 +17,11 @@ from pathlib import Path
 import pyllama
 from adapter.call_or_answer import calls_tools
 from adapter.config import LlamaCppConfig
+from adapter.errors import TokenizationError
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import Score, ScoringRequest, ScoringResult
 from adapter.llama_cpp_adapter import LlamaCppAdapter
+from adapter.messages import complaint
 
 Script = Callable[[str, GenerationRequest], str]
 
@@ -120,7 +122,10 @@ class FakeModel:
     ) -> pyllama.RenderedChat:
         self.rendered.append([dict(message) for message in messages])
         self.options.append(options)
-        return self.template.apply(messages, **options)
+        try:
+            return self.template.apply(messages, **options)
+        except pyllama.ChatTemplateError as error:
+            raise TokenizationError(complaint(error, messages)) from error
 
     def tokenize(self, prompt: pyllama.RenderedChat | str) -> list[int]:
         return list(map(ord, prompt if isinstance(prompt, str) else prompt.prompt))

@@ -1,0 +1,132 @@
+"""Conversations that strict templates refuse as they are, and answers that were begun already."""
+
+from __future__ import annotations
+
+import re
+
+import dspy
+import pytest
+from dspy import lm15
+from dspy.lm15 import Config, Message, Request
+from fake_generator import fake_model
+
+from adapter.config import LlamaCppConfig
+from adapter.engine import LlamaCppEngine
+from adapter.messages import in_turns
+
+STRICT = (
+    "{% set turns = messages | rejectattr('role', 'equalto', 'tool') | list %}"
+    "{% for message in messages %}"
+    "{% if message.role == 'system' and not loop.first %}"
+    "{{ raise_exception('Only one system message') }}{% endif %}"
+    "{% if message.role in ('user', 'assistant') and not loop.first"
+    " and loop.previtem.role == message.role %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/...') }}{% endif %}"
+    "{% if message.role == 'assistant' and (loop.first or loop.previtem.role == 'system') %}"
+    "{{ raise_exception('The user comes first') }}{% endif %}"
+    "{% for call in message.tool_calls or [] %}{% if call.id | length != 9 %}"
+    "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}"
+    "{% endif %}[call {{ call.id }}]{% endfor %}"
+    "{% if message.role == 'tool' %}[result {{ message.tool_call_id }}]{% endif %}"
+    "<{{ message.role }}>{{ message.content }}</>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def engine_of(model, **settings):
+    return LlamaCppEngine(model, LlamaCppConfig(model.name, **settings))
+
+
+def prompt_of(*messages, system=None, source=STRICT, **config):
+    model = fake_model("x", source=source)
+    engine = engine_of(model)
+    engine.complete(
+        Request(model=engine.model, messages=messages, system=system, config=Config(**config))
+    )
+    [asked] = model.generator.requests
+    return "".join(map(chr, asked.prompt))
+
+
+def test_what_a_template_takes_stays_as_it_is():
+    messages = (Message.user("one"), Message.assistant("two"), Message.user("three"))
+    assert prompt_of(*messages, system="s") == (
+        "<system>s</><user>one</><assistant>two</><user>three</><assistant>"
+    )
+    lenient = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    assert prompt_of(Message.user("one"), Message.user("two"), source=lenient) == (
+        "<user>one<user>two"
+    )
+
+
+def test_turns_of_one_role_are_one_turn():
+    messages = (Message.user("one"), Message.developer("two"), Message.user("three"))
+    assert prompt_of(*messages) == "<user>one\n\n[developer]\ntwo\n\nthree</><assistant>"
+    messages = (Message.assistant("one"), Message.assistant("two"), Message.user("three"))
+    found = prompt_of(*messages, system="s")
+    assert re.fullmatch(
+        r"<system>s</><user>\(The .*\)</><assistant>one\n\ntwo</><user>three</><assistant>", found
+    )
+
+
+def test_ids_of_calls_have_nine_letters_and_digits_where_a_template_wants_them():
+    call = Message.assistant([lm15.ToolCallPart("call_0123-45", "add", {"a": 2})])
+    found = prompt_of(Message.user("2?"), call, Message.tool("call_0123-45", "4"))
+    made, result = re.findall(r"\[\w+ (\S+)\]", found)
+    assert made == result
+    assert re.fullmatch("[0-9a-zA-Z]{9}", made)
+    own = Message.assistant([lm15.ToolCallPart("aB3dE6gH9", "add", {"a": 2})])
+    assert "[call aB3dE6gH9]" in prompt_of(Message.user("2?"), own, Message.tool("aB3dE6gH9", "4"))
+
+
+def test_calls_in_a_row_keep_their_results():
+    messages = [
+        {"role": "user", "content": "?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "call-1", "function": {}}]},
+        {"role": "tool", "tool_call_id": "call-1", "content": "1"},
+        {"role": "tool", "tool_call_id": "call-2", "content": "2"},
+        {"role": "assistant", "content": "done"},
+    ]
+    turns = in_turns(messages)
+    assert [turn["role"] for turn in turns] == [one["role"] for one in messages]
+    assert turns[1]["tool_calls"][0]["id"] == turns[2]["tool_call_id"] != turns[3]["tool_call_id"]
+    assert in_turns(turns) == turns
+
+
+def test_an_answer_that_was_begun_is_gone_on_with():
+    source = STRICT.replace("</>", "<end>")
+    messages = (Message.user("Capital?"), Message.assistant("It is"))
+    assert prompt_of(*messages, source=source) == "<user>Capital?<end><assistant>It is"
+    model = fake_model(" Paris", source=source)
+    engine = engine_of(model)
+    response = engine.complete(Request(model=engine.model, messages=messages))
+    assert response.text == " Paris"
+    form = {"type": "json_schema", "schema": {"type": "integer"}}
+    assert prompt_of(*messages, source=source, response_format=form).endswith("<assistant>It is")
+
+
+def test_a_templates_complaint_is_one_line_that_names_the_roles():
+    refusing = "{{ raise_exception('No user\nquery found') }}"
+    model = fake_model("x", source=refusing)
+    engine = engine_of(model)
+    request = Request(
+        model=engine.model, messages=(Message.user("a"), Message.user("b")), system="s"
+    )
+    with pytest.raises(lm15.InvalidRequestError) as caught:
+        engine.complete(request)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert (
+        "refuses the conversation: No user query found (its roles: system, user, user)" in message
+    )
+    assert "While executing" not in message
+
+
+def test_a_history_turn_without_outputs_reaches_a_strict_template(configured):
+    model = fake_model("answer: Paris", source=STRICT)
+    configured(model)
+    history = dspy.History(messages=[{"question": "one"}, {"question": "two"}])
+    signature = dspy.Signature("question, history: dspy.History -> answer")
+    assert dspy.Predict(signature)(question="three", history=history).answer == "Paris"
+    assert (
+        dspy.Predict(signature)(question="x", history=dspy.History(messages=[])).answer == "Paris"
+    )
