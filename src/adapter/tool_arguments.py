@@ -108,7 +108,14 @@ class BoundCalls:
         probed = self._probed(options, plan.probes)
         grammar = None if probed is None else plan.filled(probed.grammar)
         read = None if grammar is None else self._probed(options, plan.readable)
-        return None if read is None else _Bound(grammar, read.parser, tuple(plan.told))
+        if probed is None or read is None:
+            return None
+        told = [*plan.told]
+        free = self._probed(options, [_with(tool, _free(tool)) for tool in plan.probes])
+        if free is not None and free.grammar == probed.grammar:
+            # This format has arguments in any order, as few and as many as a model likes.
+            told += plan.required_told()
+        return _Bound(grammar, read.parser, tuple(told))
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,7 @@ class _TagPlan:
         self.probes: list[Mapping[str, Any]] = []
         self.readable: list[Mapping[str, Any]] = []
         self.told: list[Adaptation] = []
+        self._requiring: set[int] = set()
         self._names: dict[str, str] = {}
         self._arguments: dict[int, Argument] = {}
         for index, tool in enumerate(tools):
@@ -200,10 +208,16 @@ class _TagPlan:
                 kind = "string" if argument.is_text else "integer"
                 readable[argument.name] = {"type": kind, "description": ""}
             required = [argument.name for argument in arguments if argument.required]
+            if required:
+                self._requiring.add(index)
             schema = {"type": "object", "properties": properties, "required": required}
             probe = _with(tool, schema)
             self.probes.append({**probe, "function": {**probe["function"], "name": name}})
         self.readable.append(_with(tool, {"type": "object", "properties": readable}))
+
+    def required_told(self) -> list[Adaptation]:
+        """What is told where a format does not see to it that arguments are there."""
+        return [_dropped(index, ("required",), _UNSAID) for index in sorted(self._requiring)]
 
     def filled(self, grammar: str) -> str | None:
         """The grammar with the functions' own names and values; None where one has no place."""
@@ -240,6 +254,10 @@ def _schema_of(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _with(tool: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
     return {**tool, "function": {**tool["function"], "parameters": schema}}
+
+
+def _free(tool: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in _schema_of(tool).items() if key != "required"}
 
 
 def closed_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
