@@ -96,6 +96,9 @@ class AsyncLlamaCppEngine:
         """Make the twin of the live engine that a program was saved with."""
         return cls(LlamaCppEngine.load_state(state))
 
+    def __repr__(self) -> str:
+        return f"<AsyncLlamaCppEngine of {self.engine!r}>"
+
     def __deepcopy__(self, memo: dict[int, Any]) -> AsyncLlamaCppEngine:
         return self
 

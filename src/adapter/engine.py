@@ -268,6 +268,10 @@ class LlamaCppEngine:
             )
         return engine
 
+    def __repr__(self) -> str:
+        state = " (closed)" if self._closed else ""
+        return f"<LlamaCppEngine {self.model!r} on {self.loaded.device}{state}>"
+
     def __deepcopy__(self, memo: dict[int, Any]) -> LlamaCppEngine:
         # Copies of a program share its model, as they would share a server.
         return self

@@ -62,6 +62,10 @@ class LlamaCppLM(LM):
         with rollout(kwargs.get("rollout_id", self.kwargs.get("rollout_id"))):
             return await super().acall(prompt, messages=messages, **self._as_dspy(kwargs))
 
+    def __repr__(self) -> str:
+        settings = "".join(f" {name}={value!r}" for name, value in self.kwargs.items())
+        return f"<{type(self).__name__} {self.model!r}{settings}>"
+
     def _as_dspy(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Write settings as DSPy lets them through to the engine."""
         settings = dict(settings)

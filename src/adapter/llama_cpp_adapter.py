@@ -235,6 +235,10 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
             JSONAdapter(use_native_function_calling=self.use_native_function_calling)
         )
 
+    def __repr__(self) -> str:
+        own = "without an lm" if self._lm is None else f"of {self._lm!r}"
+        return f"<LlamaCppAdapter {own}>"
+
     def _route(self, lm: BaseLM | None) -> BaseLM:
         """Return the language model that answers a call made with `lm`."""
         if lm is None:
@@ -275,9 +279,13 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         suffix: str = "",
         main_request: bool = False,
     ) -> str:
-        """Return the inputs as `field: value` lines."""
+        """Return the inputs as `field: value` lines.
+
+        Without inputs the user asks for the outputs: a conversation has a user.
+        """
         lines = input_lines(signature, inputs)
-        return "\n\n".join(part for part in (prefix, lines, suffix) if part)
+        text = "\n\n".join(part for part in (prefix, lines, suffix) if part)
+        return text or f"Write {', '.join(signature.output_fields)}."
 
     def format_assistant_message_content(
         self,

@@ -130,3 +130,38 @@ def test_a_history_turn_without_outputs_reaches_a_strict_template(configured):
     assert (
         dspy.Predict(signature)(question="x", history=dspy.History(messages=[])).answer == "Paris"
     )
+
+
+@pytest.mark.parametrize("source", [STRICT, "{% for m in messages %}{{ m.content }}{% endfor %}"])
+def test_a_signature_without_inputs_is_asked(configured, source):
+    configured(fake_model("joke: ha", source=source))
+    assert dspy.Predict("-> joke")().joke == "ha"
+    history = dspy.Signature("history: dspy.History -> joke")
+    for messages in ([], [{"joke": "first"}], [{"joke": "first"}, {"joke": "second"}]):
+        told = dspy.History(messages=messages)
+        assert dspy.Predict(history)(history=told).joke == "ha"
+    demonstrated = dspy.Predict("-> joke")
+    demonstrated.demos = [dspy.Example(joke="first"), dspy.Example(joke="second")]
+    assert demonstrated().joke == "ha"
+
+
+def test_an_optional_input_that_is_left_out_is_told_as_such(configured):
+    class Told(dspy.Signature):
+        topic: str | None = dspy.InputField(default=None)
+        joke: str = dspy.OutputField()
+
+    model = fake_model("joke: ha")
+    configured(model)
+    assert dspy.Predict(Told)().joke == "ha"
+    assert "topic: None" in "".join(map(chr, model.generator.requests[0].prompt))
+
+
+def test_what_things_are_is_shown(configured):
+    adapter = configured(fake_model("joke: ha"), temperature=0.25)
+    engine = adapter.lm.engine
+    assert repr(engine) == f"<LlamaCppEngine {engine.model!r} on CPU>"
+    assert repr(adapter.lm).startswith(f"<LlamaCppLM {engine.model!r} temperature=0.25 ")
+    assert repr(adapter) == f"<LlamaCppAdapter of {adapter.lm!r}>"
+    assert repr(engine) in repr(adapter.lm._async_engine_spec)
+    engine.close()
+    assert "(closed)" in repr(engine)

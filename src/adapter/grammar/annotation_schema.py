@@ -88,6 +88,10 @@ class _Generator(GenerateJsonSchema):
             made["x-unchecked"] = ["strip_whitespace"]
         return made
 
+    def complex_schema(self, schema: Any) -> JsonSchemaValue:
+        number = r"\d{1,15}(\.\d{1,15})?"
+        return {"type": "string", "pattern": f"^-?{number}([+-]{number}j)?$"}
+
     def json_schema(self, schema: Any) -> JsonSchemaValue:
         return {"type": "string", "x-unchecked": ["JSON in a string"]}
 

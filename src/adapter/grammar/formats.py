@@ -68,6 +68,20 @@ def _uuid(version: Expression) -> Expression:
     )
 
 
+_OCTET = choice(
+    [
+        sequence("25", _digit(0, 5)),
+        sequence("2", _digit(0, 4), _DIGIT),
+        sequence("1", _DIGIT, _DIGIT),
+        sequence(_digit(1, 9), _DIGIT),
+        _DIGIT,
+    ]
+)
+_IPV4 = sequence(_OCTET, ".", _OCTET, ".", _OCTET, ".", _OCTET)
+_GROUP = repeat(_HEX, 1, 4)
+_IPV6 = sequence(_GROUP, repeat(sequence(":", _GROUP), 7, 7))  # without "::"
+_UP_TO_32 = choice([sequence("3", _digit(0, 2)), sequence(_digit(1, 2), _DIGIT), _DIGIT])
+
 FORMATS: dict[str, Expression] = {
     "date": DATE,
     "time": sequence(_CLOCK, _ZONE),
@@ -80,6 +94,19 @@ FORMATS: dict[str, Expression] = {
     ),
     "uuid": _uuid(_HEX),
     **{f"uuid{version}": _uuid(sequence(str(version))) for version in range(1, 9)},
+    "ipv4": _IPV4,
+    "ipv6": _IPV6,
+    # pydantic's own kinds. The bits behind a network's mask are zero.
+    "ipvanyaddress": choice([_IPV4, _IPV6]),
+    "ipv4interface": sequence(_IPV4, "/", _UP_TO_32),
+    "ipv4network": choice(
+        [
+            sequence(_IPV4, "/32"),
+            sequence(_OCTET, ".", _OCTET, ".", _OCTET, ".0/24"),
+            sequence(_OCTET, ".", _OCTET, ".0.0/16"),
+            sequence(_OCTET, ".0.0.0/8"),
+        ]
+    ),
     # Python's own kinds, which RFC 3339 has not.
     "naive-time": _CLOCK,
     "any-time": sequence(_CLOCK, optional(_ZONE)),
