@@ -10,6 +10,9 @@ from __future__ import annotations
 import datetime
 import inspect
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, get_args, get_origin
 
 import pydantic
@@ -30,6 +33,49 @@ _PLAIN_FORMS: dict[object, str] = {
     datetime.date: "a date, as YYYY-MM-DD",
     datetime.datetime: "a date and time, as YYYY-MM-DDTHH:MM:SS",
 }
+
+
+MAX_LISTED = 50
+"""Values of a type that are listed where all of them leave no room for an answer."""
+
+_shortened: ContextVar[bool] = ContextVar("shortened", default=False)
+
+
+def long_lists(signature: type[Signature]) -> list[str]:
+    """Return the outputs that have more values than MAX_LISTED to choose from."""
+    return [
+        name
+        for name, field in signature.output_fields.items()
+        if _most_values(field.annotation) > MAX_LISTED
+    ]
+
+
+@contextmanager
+def shortened_lists() -> Iterator[None]:
+    """Name MAX_LISTED of a type's values only, spread over all of them, within a block."""
+    token = _shortened.set(True)
+    try:
+        yield
+    finally:
+        _shortened.reset(token)
+
+
+def _most_values(annotation: Any) -> int:
+    """How many values of one kind a type's description would list."""
+    parts = [*(union_members(annotation) or ()), *get_args(annotation)]
+    inner = [_most_values(part) for part in parts if part is not annotation and _is_type(part)]
+    return max([len(allowed_values(annotation) or ()), *inner])
+
+
+def _is_type(part: Any) -> bool:
+    return isinstance(part, type) or get_origin(part) is not None
+
+
+def _listed(values: list[Any]) -> str:
+    if not _shortened.get() or len(values) <= MAX_LISTED:
+        return "one of: " + ", ".join(str(value) for value in values)
+    some = (values[index * len(values) // MAX_LISTED] for index in range(MAX_LISTED))
+    return f"one of {len(values)}, such as: " + ", ".join(map(str, some))
 
 
 def system_message(signature: type[Signature]) -> str:
@@ -58,7 +104,7 @@ def describe_form(annotation: Any) -> str:
         return _PLAIN_FORMS[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if allowed := allowed_values(annotation):
-        return "one of: " + ", ".join(str(value) for value in allowed)
+        return _listed(allowed)
     if members := union_members(annotation):
         # None comes last, whatever its place: it is what remains when nothing else fits.
         choices = [describe_form(choice) for choice in members if choice is not type(None)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
+from typing import Literal
 
 import dspy
 import pytest
@@ -10,6 +13,7 @@ from dspy import lm15
 from dspy.lm15 import Config, Message, Request
 from fake_generator import fake_model
 
+import pyllama
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
 from adapter.messages import in_turns
@@ -165,3 +169,50 @@ def test_what_things_are_is_shown(configured):
     assert repr(engine) in repr(adapter.lm._async_engine_spec)
     engine.close()
     assert "(closed)" in repr(engine)
+
+
+LABELS = tuple(f"label-{number:04}" for number in range(1000))
+
+
+class Labelled(dspy.Signature):
+    text: str = dspy.InputField()
+    label: Literal[LABELS] = dspy.OutputField()
+
+
+@pytest.mark.parametrize("call", ["call", "acall"])
+def test_labels_that_do_not_all_fit_into_the_prompt_are_bound_by_the_grammar(
+    configured, caplog, call, tiny
+):
+    model = fake_model("label: label-0777", context_length=2000)
+    configured(model, max_tokens=20)
+    with caplog.at_level(logging.WARNING, "adapter"):
+        program = dspy.Predict(Labelled)
+        answer = program(text="?") if call == "call" else asyncio.run(program.acall(text="?"))
+    assert answer.label == "label-0777"
+    [asked] = model.generator.requests
+    prompt = "".join(map(chr, asked.prompt))
+    assert "one of 1000, such as: label-0000, label-0020, " in prompt
+    for label in LABELS[::37]:
+        with pyllama.GrammarSampler(tiny.vocab, asked.constraint.gbnf) as sampler:
+            for token in tiny.vocab.tokenize(f"label: {label}", add_special=False):
+                sampler.accept(token)
+            assert tiny.vocab.eos in sampler.allowed_tokens()
+    [record] = caplog.records
+    assert "names 50 values of each of the outputs 'label' only" in record.getMessage()
+
+
+def test_labels_that_fit_are_all_in_the_prompt(configured, caplog):
+    model = fake_model("label: label-0777", context_length=20_000)
+    configured(model)
+    assert dspy.Predict(Labelled)(text="?").label == "label-0777"
+    prompt = "".join(map(chr, model.generator.requests[0].prompt))
+    assert all(label in prompt for label in LABELS)
+    assert not [record for record in caplog.records if record.name.startswith("adapter")]
+
+
+def test_a_prompt_that_is_too_long_for_its_text_is_refused_as_before(configured):
+    configured(fake_model("label: label-0777", context_length=2000))
+    with pytest.raises(dspy.ContextWindowExceededError):
+        dspy.Predict(Labelled)(text="x" * 3000)
+    with pytest.raises(dspy.ContextWindowExceededError):
+        dspy.Predict("text -> label")(text="x" * 3000)
