@@ -204,6 +204,32 @@ def test_references_that_lead_on_and_on(template):
         template.apply(CONVERSATION, json_schema=chain(1_000))
 
 
+def test_names_that_overflowed_the_stack(with_tools):
+    """llama.cpp looks for what is no letter in the names of rules, and recurses for each."""
+    short, long = "é" * 200, "é" * 100_000
+    for name in (short, long):
+        schemas = [
+            {"type": "object", "properties": {name: {"type": "string"}}},
+            {
+                "type": "object",
+                "$defs": {name: {"type": "string"}},
+                "properties": {"a": {"$ref": f"#/$defs/{name}"}},
+            },
+        ]
+        tools = [{"type": "function", "function": {"name": name, "parameters": {}}}]
+        tools += [
+            {"type": "function", "function": {"name": "f", "parameters": each}} for each in schemas
+        ]
+        options = [{"tools": [tool]} for tool in tools]
+        options += [{"json_schema": schema} for schema in schemas]
+        for option in options:
+            if name is short:
+                assert with_tools.apply(CONVERSATION, **option).grammar
+                continue
+            with pytest.raises(ChatTemplateError, match="no letters or digits than 512"):
+                with_tools.apply(CONVERSATION, **option)
+
+
 def test_a_reference_to_itself(template):
     loop = {
         "$ref": "#/$defs/a",

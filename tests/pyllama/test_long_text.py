@@ -192,6 +192,29 @@ def test_what_is_too_long_is_refused_with_the_number(gpt4o, write_tiny_model):
         assert model.vocab.tokenize(" " * 20_000 + "x")
 
 
+LONG_RUN = 4096 + 512
+
+
+@pytest.mark.parametrize("space", [" ", "\t", "\u00a0", "\u3000"])
+def test_cuts_of_white_space_change_no_tokens(write_tiny_model, space):
+    """512 at a time, while more follow: around each multiple, between all kinds of neighbours."""
+    with pyllama.Model(write_tiny_model(pre="jais-2", merges=MERGES), vocab_only=True) as model:
+        vocab = model.vocab
+        for n in (4095, 4096, 4097, LONG_RUN - 1, LONG_RUN, LONG_RUN + 1, 8192, 8193):
+            for before, after in (
+                ("", ""),
+                ("a", "b"),
+                (".", "中"),
+                ("\n", "7"),
+                ("'", "\n"),
+                ("\r", "'s"),
+            ):
+                text = f"{before}{space * n}{after}"
+                assert vocab.tokenize(text, add_special=False) == llama_tokenize(vocab, text)
+        mixed = f"x{space * 4100}\n{space * 4100} {space * 4100}y"
+        assert vocab.tokenize(mixed, add_special=False) == llama_tokenize(vocab, mixed)
+
+
 # Names of control tokens
 
 

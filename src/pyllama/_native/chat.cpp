@@ -34,6 +34,7 @@ constexpr size_t MAX_STATEMENTS   = 50;
 constexpr size_t MAX_JSON_DEPTH   = 100;
 constexpr size_t MAX_OUTPUT_DEPTH = 200;
 constexpr size_t MAX_REFERENCES   = 200;
+constexpr size_t MAX_SIGNS        = 512; // see check_name()
 
 // llama.cpp lets nobody set the time that strftime_now() tells, so a macro takes its place. Python
 // gives what each directive stands for.
@@ -204,6 +205,37 @@ void check_references(const std::string & schema) {
     require(count <= MAX_REFERENCES, "the schema holds more $ref than", MAX_REFERENCES);
 }
 
+// Names become rules, which std::regex finds: libstdc++'s recurses for each byte in a row that is no
+// letter or digit of ASCII.
+void check_name(const std::string & name) {
+    size_t signs = 0;
+    for (const char c : name) {
+        const bool kept = ('a' <= c && c <= 'z') || ('A' <= c && c <= 'Z') || ('0' <= c && c <= '9');
+        signs           = kept ? 0 : signs + 1;
+        require(signs <= MAX_SIGNS,
+                "a name in the tools or schema has more bytes in a row that are no letters or digits "
+                "than",
+                MAX_SIGNS);
+    }
+}
+
+// The names of tools, properties and references.
+void check_names(const common_json & value) {
+    if (value.is_array()) {
+        for (const auto & item : value) {
+            check_names(item);
+        }
+    } else if (value.is_object()) {
+        for (const auto & [key, item] : value.items()) {
+            check_name(key);
+            if ((key == "name" || key == "$ref") && item.is_string()) {
+                check_name(item.get<std::string>());
+            }
+            check_names(item);
+        }
+    }
+}
+
 common_chat_templates_inputs parse_inputs(const std::string & text) {
     const auto json = parse_json(text, "the arguments nest deeper than");
 
@@ -215,6 +247,8 @@ common_chat_templates_inputs parse_inputs(const std::string & text) {
                     "the arguments of a tool call nest deeper than", MAX_JSON_DEPTH);
         }
     }
+    check_names(json.at("tools"));
+    check_names(json.at("json_schema"));
     for (const auto & tool : json.at("tools")) {
         check_references(tool.dump());
     }
