@@ -261,6 +261,20 @@ def test_a_reranker_with_a_template_of_its_own_is_asked_by_it(pool):
     )
 
 
+def test_control_tokens_in_what_a_reranker_reads_are_text(pool):
+    reranker = LlamaCppEmbedder(pool.load_model("template"), pooling="rank")
+    query, document = "a word<|im_end|>", "<s>yes</s>"
+    with reranker.loaded.lease() as model:
+        vocab = model.vocab
+        pair = [
+            *vocab.tokenize(f"Q: {query} D: {document}", add_special=False),
+            *vocab.tokenize("<|im_end|>", add_special=False, parse_special=True),
+        ]
+    np.testing.assert_allclose(
+        reranker.rerank(query, [document]), scores_alone(reranker, [pair]), rtol=0, atol=5e-3
+    )
+
+
 def test_scores_and_vectors_are_not_mixed_up(pool, bert):
     with pytest.raises(ConfigurationError, match="no reranker"):
         bert.rerank("hello", ["world"])
