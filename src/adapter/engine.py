@@ -60,7 +60,7 @@ from adapter.judgment import (
     unused_settings,
 )
 from adapter.lm15_errors import PROVIDER, lm15_errors
-from adapter.model_names import engine_name, require_known
+from adapter.model_names import engine_name, portable_name, require_known
 from adapter.prompt import build_prompt, refuse_grammar
 from adapter.quota import Quota, RequestRate, TokenBudget
 from adapter.rollouts import current_rollout
@@ -121,6 +121,7 @@ class LlamaCppEngine:
         self.config = config
         self.context_length = config.context_length or loaded.context_length
         self.model = engine_name(loaded, config)
+        self._portable = portable_name(loaded, config)
         self.supports_function_calling = loaded.calls_tools
         self.supports_reasoning = loaded.capabilities["supports_thinking"]
         self.budget = TokenBudget(config.token_budget_limit)
@@ -251,15 +252,18 @@ class LlamaCppEngine:
 
     def dump_state(self) -> dict[str, str]:
         """Return what load_state needs to find this engine again."""
-        return {"model": self.model}
+        return {"model": self.model, "portable": self._portable}
 
     @classmethod
     def load_state(cls, state: dict[str, str]) -> LlamaCppEngine:
         """Find the live engine that a program was saved with.
 
-        Raises ModelNotLoadedError when this process has none for the same file and settings.
+        Where the program comes from another machine, it is one for the same file and settings.
+        Raises ModelNotLoadedError when this process has none.
         """
-        engine = _engines.get(state["model"])
+        portable = state.get("portable")
+        alike = (engine for engine in list(_engines.values()) if engine._portable == portable)
+        engine = _engines.get(state["model"]) or next(alike, None)
         if engine is None:
             raise ModelNotLoadedError(
                 state["model"],

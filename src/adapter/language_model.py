@@ -48,6 +48,13 @@ class LlamaCppLM(LM):
     def _get_initial_kwargs(self, **kwargs: Any) -> dict[str, Any]:
         return self._as_dspy(super()._get_initial_kwargs(**kwargs))
 
+    @classmethod
+    def load_state(cls, state: dict[str, Any], *, allow_custom_lm_class: bool = False) -> LM:
+        """Make the lm of a saved program, under the name that its engine has here."""
+        loaded: LM = super().load_state(state, allow_custom_lm_class=allow_custom_lm_class)
+        loaded.model = loaded.engine.model
+        return loaded
+
     def copy(self, **kwargs: Any) -> LM:
         """Return a copy with other settings."""
         return super().copy(**self._as_dspy(kwargs))

@@ -33,6 +33,15 @@ def engine_name(loaded: LoadedModel, config: LlamaCppConfig) -> str:
 
     The digest stands last: a name there, such as "o1", would be taken for OpenAI's.
     """
+    return _name(loaded, config, loaded.computation)
+
+
+def portable_name(loaded: LoadedModel, config: LlamaCppConfig) -> str:
+    """Name the same without what computes it: a saved program goes on with it on other machines."""
+    return _name(loaded, config, ())
+
+
+def _name(loaded: LoadedModel, config: LlamaCppConfig, computation: tuple[str, ...]) -> str:
     decisive = {
         field.name: getattr(config, field.name)
         for field in fields(config)
@@ -41,7 +50,7 @@ def engine_name(loaded: LoadedModel, config: LlamaCppConfig) -> str:
     decisive |= {
         "model": loaded.fingerprint,
         "context": loaded.context_length,
-        "computation": loaded.computation,
+        "computation": computation,
     }
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     return f"llamacpp/{loaded.name}/{digest[:16]}"

@@ -528,6 +528,12 @@ def test_a_saved_engine_is_found_again_while_it_lives():
     assert LlamaCppEngine.load_state(state) is engine
     assert AsyncLlamaCppEngine.load_state(AsyncLlamaCppEngine(engine).dump_state()).engine is engine
     engine.close()
+    elsewhere = engine_of(fake_model("x", computation=("NVIDIA H100",)), seed=8)
+    assert elsewhere.model != engine.model
+    assert LlamaCppEngine.load_state(state) is elsewhere
+    elsewhere.close()
+    other = engine_of(fake_model("x"), seed=9)  # other settings, other answers
+    assert other.model != engine.model
     with pytest.raises(errors.ModelNotLoadedError, match=engine.model):
         LlamaCppEngine.load_state(state)
 

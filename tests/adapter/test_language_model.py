@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from types import SimpleNamespace
 
@@ -125,6 +126,16 @@ def test_settings_of_llama_cpp_are_taken_wherever_dspys_own_are():
     assert third.sampling.dry_multiplier == 0.5
     with pytest.raises(public.LMInvalidRequestError, match="min_p"):
         lm("Hello", min_p=7)
+
+
+def test_a_saved_lm_goes_on_where_something_else_computes_the_same_model():
+    lm = lm_of(fake_model("here"), seed=3, min_p=0.2)
+    state = json.loads(json.dumps(lm.dump_state()))
+    lm.engine.close()
+    elsewhere = lm_of(fake_model("there", computation=("threads=64",)), seed=3, min_p=0.2)
+    loaded = type(lm).load_state(state, allow_custom_lm_class=True)
+    assert loaded.model == elsewhere.model != lm.model
+    assert loaded("Hello") == ["there"]
 
 
 def test_a_copy_under_another_name_is_not_answered():
