@@ -149,7 +149,9 @@ int32_t guarded_tokenize(const llama_vocab * vocab, const pyllama_tokenizer * to
             ranges.push_back({literal[i], literal[i + 1]});
         }
         tokens_of_text added;
-        append(added, vocab, {}, true);
+        if (add_before || add_after) {
+            append(added, vocab, "", true); // asserts that the vocabulary has them
+        }
         const auto type = llama_vocab_type(vocab);
         // llama_tokenize() adds BOS to these in any case.
         const bool   bos      = type == LLAMA_VOCAB_TYPE_WPM || llama_vocab_get_add_bos(vocab);
