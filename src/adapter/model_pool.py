@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from adapter.errors import ConfigurationError, ModelNotLoadedError
 from adapter.generation.metrics import MetricsSnapshot
+from adapter.generation.prefix_folder import prepare
 from adapter.hardware import HardwareManager, require_integer
 from adapter.loaded_model import LoadedModel, whole
 from adapter.memory_budget import MemoryBudget
@@ -61,9 +62,11 @@ class ModelPool:
                     load, and is raised by whoever waits for it. It may unload models and close the
                     pool; asking for one that is not in memory is a ModelInUseError
 
-    Raises NotADirectoryError when model_dir or prefix_folder is no folder, InvalidParameterError
-    for a number out of range or an rpc that is no "host:port", InvalidModelNameError for an alias
-    that is no plain name or leads out of the folder, ConfigurationError for both hardware and rpc.
+    Raises NotADirectoryError when model_dir or prefix_folder is no folder, PermissionError or other
+    OSErrors for a prefix_folder that is not to be trusted or cannot be written,
+    InvalidParameterError for a number out of range or an rpc that is no "host:port",
+    InvalidModelNameError for an alias that is no plain name or leads out of the folder,
+    ConfigurationError for both hardware and rpc.
     """
 
     def __init__(
@@ -256,10 +259,7 @@ def _made(prefix_folder: str | os.PathLike[str] | None) -> Path | None:
     if prefix_folder is None:
         return None
     path = Path(prefix_folder).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"prefix_folder must be a folder, got {path}") from None
+    prepare(path)
     return path
 
 

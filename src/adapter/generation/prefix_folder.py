@@ -5,10 +5,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
+import secrets
+import stat
 import tempfile
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
+from adapter.generation.block_index import BlockIndex
 from adapter.generation.blocks import BlockHashes
+from adapter.generation.failures import note
 from adapter.generation.prefix_cache import SavedPrefix
 
 logger = logging.getLogger(__name__)
@@ -21,92 +29,252 @@ DIGEST, HASH, COUNT = 32, 16, 4
 
 SUFFIX = ".prefix"
 
+_PARTIAL = re.compile(r"[0-9a-f]+-(\d+)\.partial|tmp\w{8}", re.ASCII)
+"""Files that are being written, with the process that does so; or, of older versions, without."""
+
+STALE_SECONDS = 3600.0
+"""How long nobody takes to write a file."""
+
+RESCAN_SECONDS = 10.0
+"""How often the folder is looked at for what other processes wrote."""
+
 
 class PrefixFolder:
     """States of sequences in files, the least recently used of which make room for new ones.
 
     Several processes may use one folder at once. A file that is damaged, or of another version, is
     not used: what it held is computed anew. States are llama.cpp's own and are set as they are, so
-    the folder must be as trusted as the program.
+    the folder must be as trusted as the program. Thread-safe.
 
-    :param folder: made if it is missing.
+    :param folder: made if it is missing; see :func:`prepare`.
     :param key: what the bytes of a state depend on: the model and how it is computed. States of
         other keys lie in folders of their own.
     :param max_bytes: how much the files of this key may take together.
 
-    :raises OSError: the folder cannot be made.
+    :raises OSError: the folder cannot be made, or is another user's.
     """
 
     def __init__(self, folder: Path, key: str, *, max_bytes: int) -> None:
+        prepare(folder)
         self._folder = folder / hashlib.sha256(key.encode()).hexdigest()[:32]
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        _require_own(self._folder, shared=False)
         self._max_bytes = max_bytes
-        self._known: dict[Path, BlockHashes] = {}
+        self._lock = threading.Lock()
+        self._known: BlockIndex[Path] = BlockIndex()
+        self._unusable: set[Path] = set()
+        self._scan_at = 0.0
+        self._told = False
+        self.look()
 
-    def find(self, hashes: BlockHashes, *, more_than: int, whole: bool) -> SavedPrefix | None:
-        """The state with most of these blocks, from the first on, if it has more than so many.
+    def best(
+        self, wanted: BlockHashes, *, more_than: int, whole: bool, most_bytes: int
+    ) -> Path | None:
+        """The file with most of these blocks, from the first on, if it has more than so many.
+
+        No file is read for this.
 
         :param whole: take states only that hold none but these blocks.
+        :param most_bytes: take smaller files only.
         """
-        self._look()
-        blocks = {block: count for count, block in enumerate(hashes, 1)}
-        found = [
-            (max(blocks.get(block, 0) for block in (held[-1:] if whole else held)), path)
-            for path, held in self._known.items()
-        ]
-        for count, path in sorted(found, reverse=True):
-            if count <= more_than:
-                break
-            state = self._read(path)
-            if state is not None:
-                return SavedPrefix(self._known[path], state)
+        with self._lock:
+            for count in range(self._known.find(wanted), more_than, -1):
+                for path in self._known.owners(wanted[count - 1]):
+                    is_whole = self._known.blocks(path)[-1] == wanted[count - 1]
+                    if (is_whole or not whole) and _size(path) <= most_bytes:
+                        return path
+                if not whole:
+                    return None
         return None
+
+    def read(self, path: Path) -> SavedPrefix | None:
+        """What a file holds. One that cannot be used is forgotten, and removed if it is damaged."""
+        try:
+            content = path.read_bytes()
+        except (OSError, MemoryError) as error:  # another process made room, say
+            note(logger, logging.DEBUG, "%s was not read: %s", path, error)
+            self.forget(path)
+            return None
+        with suppress(OSError):
+            os.utime(path)
+        hashes, state = _parts(content)
+        if not hashes:
+            note(logger, logging.WARNING, "%s is damaged: computed anew", path)
+            self.remove(path)
+            return None
+        return SavedPrefix(hashes, state)
 
     def add(self, prefix: SavedPrefix) -> None:
         """Write a state, unless it is there already or larger than all that may be kept."""
-        path = self._folder / (prefix.hashes[-1].hex() + SUFFIX)
-        rest = len(prefix.hashes).to_bytes(COUNT, "little") + b"".join(prefix.hashes) + prefix.state
-        if path.exists() or len(rest) > self._max_bytes:
+        path = self.path(prefix.hashes)
+        head = len(prefix.hashes).to_bytes(COUNT, "little") + b"".join(prefix.hashes)
+        n_bytes = len(MAGIC) + DIGEST + len(head) + len(prefix.state)
+        if path in self._unusable or path.exists() or n_bytes > self._max_bytes:
             return
+        partial = self._folder / f"{secrets.token_hex(8)}-{os.getpid()}.partial"
         try:
-            with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as file:
-                file.write(MAGIC + _digest(rest) + rest)
-            os.replace(file.name, path)  # whole or not at all, whoever else writes it
-            self._make_room()
+            self._make_room(n_bytes)
+            with open(partial, "xb", opener=_private) as file:
+                file.write(MAGIC + _digest(head, prefix.state) + head)
+                file.write(prefix.state)
+            os.replace(partial, path)  # whole or not at all, whoever else writes it
+            with self._lock:
+                self._known.put(path, prefix.hashes)
+        except (OSError, MemoryError) as error:
+            self._tell(error)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+    def path(self, hashes: BlockHashes) -> Path:
+        """The file of a state with these blocks."""
+        return self._folder / (hashes[-1].hex() + SUFFIX)
+
+    def forget(self, path: Path) -> None:
+        """Use a file no more."""
+        with self._lock:
+            self._known.put(path, ())
+            self._unusable.add(path)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file that is of no use."""
+        self.forget(path)
+        try:
+            path.unlink(missing_ok=True)
         except OSError as error:
-            logger.warning("a beginning of a prompt was not kept: %s", error)
+            note(logger, logging.DEBUG, "%s was not removed: %s", path, error)
+        else:
+            self._unusable.discard(path)
 
-    def _look(self) -> None:
+    @property
+    def is_to_be_looked_at(self) -> bool:
+        """Whether other processes had time to write files since look() was called."""
+        return time.monotonic() >= self._scan_at
+
+    def look(self) -> None:
         """Take note of files that came and went."""
-        there = set(self._folder.glob("*" + SUFFIX))
-        for path in self._known.keys() - there:
-            del self._known[path]
-        for path in there - self._known.keys():
-            hashes = _hashes(path)
-            if hashes:
-                self._known[path] = hashes
+        self._scan_at = time.monotonic() + RESCAN_SECONDS
+        found = {path for path, _ in self._files() if path.suffix == SUFFIX}
+        with self._lock:
+            known = set(self._known)
+        new = {path: _hashes(path) for path in found - known - self._unusable}
+        with self._lock:
+            for path in known - found:
+                self._known.put(path, ())
+            for path, hashes in new.items():
+                self._known.put(path, hashes)
 
-    def _read(self, path: Path) -> bytes | None:
-        try:
-            content = path.read_bytes()
-            os.utime(path)
-        except OSError:  # another process made room
-            return None
-        digest, rest = content[len(MAGIC) :][:DIGEST], content[len(MAGIC) + DIGEST :]
-        if _digest(rest) != digest:
-            logger.warning("%s is damaged: computed anew", path)
+    def _make_room(self, n_bytes: int) -> None:
+        """Remove what no process will finish writing, then the files used longest ago."""
+        files = self._files()
+        n_bytes += sum(status.st_size for _, status in files)
+        stale = [(path, status) for path, status in files if _is_stale(path, status)]
+        kept = [(path, status) for path, status in files if path.suffix == SUFFIX]
+        kept.sort(key=lambda file: file[1].st_mtime_ns)
+        for path, status in [*stale, *kept]:
+            if path.suffix == SUFFIX and n_bytes <= self._max_bytes:
+                break
             path.unlink(missing_ok=True)
-            return None
-        return rest[COUNT + HASH * len(self._known[path]) :]
+            n_bytes -= status.st_size
+            with self._lock:
+                self._known.put(path, ())
 
-    def _make_room(self) -> None:
-        files = [(path, path.stat()) for path in self._folder.glob("*" + SUFFIX)]
-        files.sort(key=lambda file: file[1].st_mtime_ns)
-        n_bytes = sum(stat.st_size for _, stat in files)
-        while files and n_bytes > self._max_bytes:
-            path, stat = files.pop(0)
-            path.unlink(missing_ok=True)
-            n_bytes -= stat.st_size
+    def _files(self) -> list[tuple[Path, os.stat_result]]:
+        """Those of this package, finished or not."""
+        found = []
+        with suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(SUFFIX) or _PARTIAL.fullmatch(entry.name):
+                    with suppress(OSError):  # another process made room
+                        found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
+        return found
+
+    def _tell(self, error: BaseException) -> None:
+        level = logging.DEBUG if self._told else logging.WARNING
+        self._told = True
+        note(
+            *(logger, level),
+            "beginnings of prompts are not kept in %s: %s. Make room there, or choose another "
+            "prefix_folder for the pool; requests are answered all the same",
+            *(self._folder, error),
+        )
+
+
+def prepare(folder: Path) -> None:
+    """Make a folder that this user alone can enter, or check one that is there.
+
+    On systems with Unix permissions it must be this user's own (or root's), and not be one in which
+    everybody may replace files. On Windows it has the access rights of the folder above it.
+
+    :raises NotADirectoryError: something else is there.
+    :raises PermissionError: it is not to be trusted.
+    :raises OSError: it cannot be made, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"prefix_folder must be a folder, got {folder}") from None
+    _require_own(folder, shared=True)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"nothing can be written into prefix_folder ({error.strerror}): make it writable, or "
+            "choose another folder",
+            str(folder),
+        ) from None
+
+
+def _require_own(folder: Path, *, shared: bool) -> None:
+    """Refuse a folder whose files others can replace.
+
+    :param shared: it may be one in which everybody has files of their own, as /tmp.
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    status = folder.stat()
+    if status.st_uid not in (os.geteuid(), 0):
+        raise PermissionError(
+            f"{folder} belongs to the user with the id {status.st_uid}: saved prompts are read as "
+            "they are, so choose a prefix_folder of your own"
+        )
+    if status.st_mode & stat.S_IWOTH and not (shared and status.st_mode & stat.S_ISVTX):
+        raise PermissionError(
+            f"everybody can write into {folder}: saved prompts are read as they are, so run "
+            f"chmod o-w {folder}, or choose another prefix_folder"
+        )
+
+
+def _is_stale(path: Path, status: os.stat_result) -> bool:
+    """Whether nobody will finish writing a file."""
+    found = _PARTIAL.fullmatch(path.name)
+    if not found:
+        return False
+    if time.time() - status.st_mtime > STALE_SECONDS:
+        return True
+    process = found[1]
+    if process is None or not hasattr(os, "geteuid"):  # on Windows, asking would end it
+        return False
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _hashes(path: Path) -> BlockHashes:
@@ -122,8 +290,27 @@ def _hashes(path: Path) -> BlockHashes:
             hashes = file.read(count * HASH)
     except OSError:
         return ()
+    return _split(hashes)
+
+
+def _parts(content: bytes) -> tuple[BlockHashes, bytes]:
+    """The blocks and the state that a file holds; nothing if it is damaged."""
+    view = memoryview(content)
+    begin = len(MAGIC) + DIGEST
+    head = begin + COUNT + HASH * int.from_bytes(view[begin : begin + COUNT], "little")
+    if not content.startswith(MAGIC) or not begin + COUNT < head < len(content):
+        return (), b""
+    if view[len(MAGIC) : begin] != _digest(view[begin:head], view[head:]):
+        return (), b""
+    return _split(content[begin + COUNT : head]), content[head:]
+
+
+def _split(hashes: bytes) -> BlockHashes:
     return tuple(hashes[begin : begin + HASH] for begin in range(0, len(hashes), HASH))
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=DIGEST).digest()
+def _digest(*parts: bytes | memoryview) -> bytes:
+    digest = hashlib.blake2b(digest_size=DIGEST)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()

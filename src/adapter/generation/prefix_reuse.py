@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from weakref import WeakSet
 
 import pyllama
 from adapter.generation.block_index import BlockIndex
@@ -12,7 +13,7 @@ from adapter.generation.exactness import Exactness
 from adapter.generation.failures import note
 from adapter.generation.lanes import Lane
 from adapter.generation.prefix_cache import PrefixCache, SavedPrefix
-from adapter.generation.prefix_folder import PrefixFolder
+from adapter.generation.prefix_files import PrefixFiles, Reading
 from adapter.generation.sequence import Sequence
 from adapter.generation.slots import Slot
 from adapter.generation.waiting import Waiting
@@ -31,7 +32,7 @@ class PrefixReuse:
 
     :param saved: states of what is no longer in a context.
     :param exactness: where a prompt may be cut.
-    :param folder: states of earlier processes, and for later ones.
+    :param files: states of earlier processes, and for later ones.
     :param lanes: all that there are now.
     """
 
@@ -40,12 +41,12 @@ class PrefixReuse:
         model: pyllama.Model,
         saved: PrefixCache,
         exactness: Exactness,
-        folder: PrefixFolder | None,
+        files: PrefixFiles | None,
         *,
         lanes: Iterable[Lane] = (),
     ) -> None:
         self._saved = saved
-        self._folder = folder
+        self._files = files
         self._exactness = exactness
         self._lanes = lanes
         # The state of a recurrent model cannot go back to an earlier token. That of a model with a
@@ -54,12 +55,22 @@ class PrefixReuse:
         self._held: BlockIndex[Slot] = BlockIndex()
         self._computing: BlockIndex[Sequence] = BlockIndex()
         self._lane_of: dict[Sequence, Lane] = {}
+        self._read_for: WeakSet[Sequence] = WeakSet()
 
     def begin(self, lane: Lane, sequence: Sequence) -> None:
         """Take note of a prompt that is being computed."""
         if sequence.state == "prefilling":
             self._lane_of[sequence] = lane
             self._computing.put(sequence, sequence.hashes)
+
+    def awaited(self, sequence: Sequence) -> Sequence | Reading | None:
+        """What a request is to wait for, which will bring more of its prompt than is held now."""
+        owner = self.computing(sequence)
+        if owner is not None or self._files is None or sequence in self._read_for:
+            return owner
+        self._read_for.add(sequence)  # one file is enough
+        wanted, n_held = self._wanted(sequence), self.n_held(sequence)
+        return self._files.fetch(wanted, more_than=n_held, whole=not self._rolls_back)
 
     def computing(self, sequence: Sequence) -> Sequence | None:
         """Whose prompt is being computed that will soon hold more of this one than is held now."""
@@ -106,7 +117,7 @@ class PrefixReuse:
         if self._rolls_back:
             n_here = self.shared(slot.held, sequence)
             n_there = self.shared(donor.held, sequence)
-        saved, n_found = self._find(wanted, max(n_here, n_there))
+        saved, n_found = self._saved.find(wanted)
         n_saved = self._cut_to_saved(saved, n_found, sequence)
         if saved is not None and len(saved.hashes) * BLOCK > lane.length:
             n_saved = 0
@@ -133,6 +144,8 @@ class PrefixReuse:
                     self._cut(lane, slot, n_saved)
                 return n_saved * BLOCK
             self._saved.remove(saved)  # it would be refused each time
+            if self._files is not None:
+                self._files.refuse(saved)
         return self._copy(lane, slot, donor, n_there) if n_there else 0
 
     def checkpoint(self, lane: Lane, slot: Slot, waiting: Waiting) -> None:
@@ -179,23 +192,12 @@ class PrefixReuse:
 
     def keep_all(self, lanes: Iterable[Lane]) -> None:
         """Save for later processes what the slots hold."""
-        if self._folder is None:
+        if self._files is None:
             return
         for lane in lanes:
             for slot in lane.slots.slots:
                 if len(slot.held) * BLOCK >= WORTH_KEEPING:
-                    self._keep(lane, slot)
-
-    def _find(self, wanted: BlockHashes, n_held: int) -> tuple[SavedPrefix | None, int]:
-        """The saved state with most of these blocks, and how many it has."""
-        saved, n_found = self._saved.find(wanted)
-        if self._folder is not None:
-            more_than, whole = max(n_found, n_held), not self._rolls_back
-            earlier = self._folder.find(wanted, more_than=more_than, whole=whole)
-            if earlier is not None:
-                self._saved.add(earlier.hashes, earlier.state)
-                return self._saved.find(wanted)
-        return saved, n_found
+                    self._keep(lane, slot, wait=True)
 
     def _n_in_slots(self, wanted: BlockHashes, sequence: Sequence) -> int:
         """How many blocks of a prompt are in slots."""
@@ -294,7 +296,7 @@ class PrefixReuse:
         lane.context.memory.seq_rm(slot.seq_id, n_blocks * BLOCK)
         slot.held = slot.held[:n_blocks]
 
-    def _keep(self, lane: Lane, slot: Slot) -> None:
+    def _keep(self, lane: Lane, slot: Slot, *, wait: bool = False) -> None:
         """Save what a slot holds before something else takes its place."""
         if not self._rolls_back or self._saved.holds(slot.held) or not self._saved.max_bytes:
             return
@@ -305,14 +307,14 @@ class PrefixReuse:
         ):
             return
         self._cut(lane, slot, len(slot.held))
-        self._save(lane, slot, slot.held)
+        self._save(lane, slot, slot.held, wait=wait)
 
-    def _save(self, lane: Lane, slot: Slot, hashes: BlockHashes) -> None:
+    def _save(self, lane: Lane, slot: Slot, hashes: BlockHashes, *, wait: bool = False) -> None:
         state = self._state(lane, slot)
         if state is not None:
             self._saved.add(hashes, state)
-            if self._folder is not None:
-                self._folder.add(SavedPrefix(hashes, state))
+            if self._files is not None:
+                self._files.add(SavedPrefix(hashes, state), wait=wait)
 
     def _state(self, lane: Lane, slot: Slot) -> bytes | None:
         """What a slot holds, or None where it cannot be had: it will be computed anew."""

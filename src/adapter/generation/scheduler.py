@@ -25,6 +25,7 @@ from adapter.generation.failures import insist, note, translation
 from adapter.generation.lanes import Lanes
 from adapter.generation.metrics import Metrics
 from adapter.generation.prefix_cache import PrefixCache
+from adapter.generation.prefix_files import PrefixFiles
 from adapter.generation.prefix_folder import PrefixFolder
 from adapter.generation.prefix_reuse import PrefixReuse, rolls_back
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
@@ -40,6 +41,9 @@ from adapter.generation.shutdown import end_at_exit
 from adapter.generation.waiting import Waiting
 
 logger = logging.getLogger(__name__)
+
+FILE_SECONDS = 0.02
+"""How long requests that wait for a file are left alone, unless it is read before."""
 
 IDLE_SECONDS = 5.0
 """How long an isolated scheduler keeps its context for the next request."""
@@ -114,9 +118,10 @@ class Scheduler:
         # A GPU computes a beginning anew in the time that it takes to save one.
         saves = not (mixed and self._rolls_back) or prefix_folder is not None
         saved = PrefixCache(cache_bytes if saves else 0, rolls_back=self._rolls_back)
-        self._prefixes = PrefixReuse(
-            model, saved, self._exactness, prefix_folder, lanes=self._lanes
-        )
+        self._files: PrefixFiles | None = None
+        if prefix_folder is not None:
+            self._files = PrefixFiles(prefix_folder, saved, self._wake)
+        self._prefixes = PrefixReuse(model, saved, self._exactness, self._files, lanes=self._lanes)
         self._waiting = Waiting(count_borders=not self._rolls_back)
         self._contexts: weakref.WeakSet[pyllama.Context] = weakref.WeakSet()
         self._changed = threading.Condition()
@@ -337,10 +342,22 @@ class Scheduler:
             self._runner.step()
         if scores:
             self._scoring.step()
+        self._wait_for_files()
         try:
             self._measure()
         except Exception as error:  # of no concern to any request
             note(logger, logging.DEBUG, "not measured: %s", error)
+
+    def _wait_for_files(self) -> None:
+        """Let a little time pass where there is nothing to do until a file was read."""
+        with self._changed:
+            idle = not (self._closed or self._scoring or self._runner.occupied)
+            if idle and self._waiting and self._waiting.first() is None:
+                self._changed.wait(FILE_SECONDS)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _scores_next(self) -> bool:
         """Whether a scoring request came first of those that wait, or is being computed."""
@@ -381,7 +398,7 @@ class Scheduler:
             if sequence is None:
                 return
             try:
-                owner = self._prefixes.computing(sequence)
+                owner = self._prefixes.awaited(sequence)
                 if owner is not None:
                     self._waiting.park(sequence, owner)
                     continue
@@ -427,6 +444,8 @@ class Scheduler:
             with ExitStack() as last:
                 last.callback(self._scoring.close)
                 last.callback(self._lanes.close)
+                if self._files is not None:
+                    last.callback(self._files.close)
                 self._prefixes.keep_all(lane for lane in self._lanes if lane.context.usable)
         except BaseException as error:
             note(logger, logging.ERROR, "closing a scheduler failed", exc_info=error)

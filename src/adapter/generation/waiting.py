@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 
 from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes
+from adapter.generation.prefix_files import Reading
 from adapter.generation.sequence import Sequence
 
 POLLED = 64
@@ -35,7 +36,7 @@ class Waiting:
         self._n_arrived = 0
         # These may hold requests that have left, which are passed over.
         self._ready: list[tuple[int, Sequence]] = []
-        self._parked: dict[Sequence, list[tuple[int, Sequence]]] = {}
+        self._parked: dict[Sequence | Reading, list[tuple[int, Sequence]]] = {}
         self._deadlines: list[tuple[float, int, Sequence]] = []
         self._polled: deque[Sequence] = deque()
         self._borders: Counter[bytes] = Counter()
@@ -62,15 +63,15 @@ class Waiting:
             heapq.heappop(self._ready)
         return None
 
-    def park(self, sequence: Sequence, owner: Sequence) -> None:
-        """Let others pass the first one, until a prompt is computed that it begins like."""
+    def park(self, sequence: Sequence, owner: Sequence | Reading) -> None:
+        """Let others pass the first one, until what it waits for is computed, or read."""
         entry = self._ready[0]
         assert entry[1] is sequence
         self._parked.setdefault(owner, []).append(entry)
         heapq.heappop(self._ready)
 
     def unpark(self) -> None:
-        """Give their places back to those whose wait for a prompt is over."""
+        """Give their places back to those who need not wait for a prompt any more."""
         for owner in [owner for owner in self._parked if owner.state != "prefilling"]:
             self._ready += self._parked[owner]
             heapq.heapify(self._ready)
