@@ -204,7 +204,7 @@ class SchemaText:
         if n_pairs > MAX_COMPARED:
             self._leave(f"oneOf (more than {MAX_COMPARED} pairs of options)")
             return
-        self._effort.spend(10 * n_pairs)
+        self._effort.spend(5 * n_pairs)
         for index, one in enumerate(kinds):
             if not all(schema_merging.exclusive(one, other) for other in kinds[:index]):
                 self._leave("oneOf")
@@ -396,7 +396,7 @@ class SchemaText:
         names = schema.get("propertyNames", True)
         least, most = _counts(schema, "minProperties", "maxProperties")
 
-        self._effort.spend(20 * len(declared) * (1 + len(by_pattern)))
+        self._effort.spend((200 + 20 * len(by_pattern)) * len(declared))
         members: list[Member] = []
         for name in dict.fromkeys([*declared, *required]):
             schemas = [declared[name]] if name in declared else []

@@ -16,7 +16,7 @@ MAX_LEVELS = 100
 MAX_WORK = 2_000_000
 """Steps, each of which takes about a microsecond: keywords read, values written, texts matched."""
 
-MAX_COMPARED = 200_000
+MAX_COMPARED = 100_000
 """Pairs of a oneOf's options that are compared."""
 
 

@@ -261,7 +261,15 @@ def _both(one: Any, other: Any) -> Any:
 def _common_multiple(one: float, other: float) -> float:
     first, second = Fraction(repr(one)), Fraction(repr(other))
     both = math.lcm(first.numerator, second.numerator)
-    return float(Fraction(both, math.gcd(first.denominator, second.denominator)))
+    common = Fraction(both, math.gcd(first.denominator, second.denominator))
+    if common > _LARGEST:
+        raise SchemaError(
+            f"no common multiple of {one} and {other} is a number that is ever written"
+        )
+    return float(common)
+
+
+_LARGEST = 10**300
 
 
 class _Unmerged:
@@ -351,6 +359,10 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
@@ -363,7 +375,7 @@ _FORMS: dict[str, Any] = {
     **dict.fromkeys(("properties", "patternProperties"), _is_object),
     **dict.fromkeys(("type", "required", "pattern"), _are_texts),
     "prefixItems": lambda value: isinstance(value, list),
-    "format": lambda value: isinstance(value, str),
+    **dict.fromkeys(("format", "formatMinimum", "formatMaximum"), _is_text),
     "uniqueItems": lambda value: isinstance(value, bool),
     "x-unchecked": _are_texts,
 }
