@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal, get_args
 
 from pyllama._native._binding import lib
@@ -20,6 +21,8 @@ FLASH_ATTENTION: dict[str, int] = {
     "enabled": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
 }
 CACHE_TYPES: dict[str, int] = {name: GGML_TYPES[name] for name in get_args(CacheType)}
+_NAMES = {number: name for name, number in CACHE_TYPES.items()}
+_QUANTIZED = {CACHE_TYPES[name] for name in CACHE_TYPES if name not in ("f32", "f16", "bf16")}
 ROPE_SCALING: dict[str, int] = {
     "unspecified": lib.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED,
     "none": lib.LLAMA_ROPE_SCALING_TYPE_NONE,
@@ -79,3 +82,50 @@ def require_consistent(model: Model, params: Any) -> None:
             f"kv_unified must be True for n_seq_max={params.n_seq_max} sequences of an "
             "encoder-decoder model"
         )
+    if translates and params.type_v in _QUANTIZED:
+        # Its attention is biased, which flash attention cannot do; without that, llama.cpp
+        # transposes values, and writes outside memory if they are quantized.
+        raise ValueError(
+            "type_v must be 'f32', 'f16' or 'bf16' for an encoder-decoder model, which attends "
+            f"without flash attention: got {_NAMES[params.type_v]!r}"
+        )
+
+
+def reason_not_to_shift(model: Model, params: Any) -> str | None:
+    """Why the keys of a context cannot be moved to other positions, or None if they can.
+
+    llama.cpp asks the model alone; its graph for the shift ends the process with some types.
+    """
+    if model.rope_type == "none" or params.type_k not in (*_QUANTIZED, CACHE_TYPES["bf16"]):
+        return None
+    kind = f"keys of type {_NAMES[params.type_k]!r}"
+    if params.type_k == CACHE_TYPES["bf16"]:
+        return f"llama.cpp cannot rotate {kind}: make the context with type_k='f16'"
+    if not _rotates_quantized_keys(model):
+        return (
+            f"llama.cpp rotates {kind} only in heads whose size is a multiple of 64, and as a "
+            "whole: make the context with type_k='f16'"
+        )
+    return None
+
+
+def _rotates_quantized_keys(model: Model) -> bool:
+    """Whether the shift finds the matrix that it undoes the keys' own rotation with."""
+    prefix = model.metadata.get("general.architecture", "")
+
+    def size(name: str, default: int) -> int:
+        value = model.metadata.get(f"{prefix}.{name}", "")
+        return int(value) if value.isdecimal() else default
+
+    if any(
+        f"{prefix}.{name}" in model.metadata
+        for name in (
+            "attention.key_length_swa",
+            "attention.key_length_mla",
+            "attention.kv_lora_rank",
+        )
+    ):
+        return False  # heads of several sizes, or rotated in part
+    head = size("attention.key_length", model.n_embd // model.n_head if model.n_head else 0)
+    disabled = os.environ.get("LLAMA_ATTN_ROT_DISABLE", "0") not in ("", "0")
+    return head > 0 and head % 64 == 0 == head - size("rope.dimension_count", head) and not disabled

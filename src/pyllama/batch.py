@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyllama._arguments import INT32_MAX, any_array, int32_array, integer, token_array
 from pyllama._native._binding import ffi
 from pyllama._process import make_lock
+from pyllama._uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from typing import TypeGuard
@@ -21,7 +22,7 @@ MAX_CAPACITY = 2**24  # more tokens than any context holds; its arrays take 0.4 
 MAX_EMBEDDING_VALUES = 2**31  # of all rows together; 8 GB
 
 
-class Batch:
+class Batch(Uncopyable):
     """Tokens to process, each with its position, its sequences, and whether it gives an output.
 
     The arrays are allocated once, for ``capacity`` tokens; :meth:`clear` makes room for the next
@@ -36,6 +37,8 @@ class Batch:
     :param n_pos_per_embd: positions of one embedding (:attr:`Context.n_pos_per_embd`): 4 for
         models with M-RoPE, otherwise 1. A token always has one.
     """
+
+    _instead_of_copying = "Make another Batch, from the tokens and positions of this one"
 
     def __init__(
         self, capacity: int, *, n_seq_max: int = 1, n_embd: int = 0, n_pos_per_embd: int = 1

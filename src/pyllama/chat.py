@@ -20,6 +20,7 @@ from pyllama._guard import raise_caught, take_str
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._text_marks import TextMarker
+from pyllama._uncopyable import Uncopyable
 from pyllama.chat_parser import ChatParser
 from pyllama.errors import ChatTemplateError, NativeError
 from pyllama.model import Model
@@ -117,7 +118,7 @@ class RenderedChat:
     parser: ChatParser = field(kw_only=True, repr=False, compare=False)
 
 
-class ChatTemplate:
+class ChatTemplate(Uncopyable):
     """A chat template, ready to apply (``common_chat_templates_init``). It outlives the model.
 
     Any number of threads may use one at a time. A template of more than 256 KiB, 1,000 tokens in
@@ -134,6 +135,8 @@ class ChatTemplate:
         not survive, is an error then. It costs a process, and a fraction of a millisecond a call.
     :raises ChatTemplateError: the template does not parse, or the model has none.
     """
+
+    _instead_of_copying = "Any number of threads may use it; or make another from its source"
 
     def __init__(
         self,

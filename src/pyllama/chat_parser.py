@@ -9,6 +9,7 @@ from typing import Any
 from pyllama._guard import raise_caught, take_str
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
+from pyllama._uncopyable import Uncopyable
 from pyllama.errors import ChatParseError, NativeError
 
 
@@ -71,11 +72,13 @@ class ChatMessage:
         )
 
 
-class ChatParser:
+class ChatParser(Uncopyable):
     """Parses what the model answers to one rendered chat; see :attr:`RenderedChat.parser`.
 
     Any number of threads may use one at a time. It outlives its template.
     """
+
+    _instead_of_copying = "RenderedChat.parser makes another"
 
     def __init__(self, params: str) -> None:
         parser = lib.guarded_chat_parser_init(params.encode())

@@ -23,6 +23,7 @@ from pyllama._context_params import (
     FlashAttention,
     Pooling,
     RopeScaling,
+    reason_not_to_shift,
     require_consistent,
 )
 from pyllama._decoding import n_pos_max, raise_failure, require_fitting, require_position
@@ -71,8 +72,11 @@ class Context(Outputs):
     :param yarn_beta_fast: YaRN's low correction dimension.
     :param yarn_beta_slow: YaRN's high correction dimension.
     :param yarn_orig_ctx: context length before YaRN; 0 for the model's.
-    :param type_k: how keys are stored; quantized types save memory and cost precision.
-    :param type_v: how values are stored; quantized types need flash attention.
+    :param type_k: how keys are stored; quantized types save memory and cost precision. With
+        "bf16", and with quantized types in heads whose size is no multiple of 64, positions
+        cannot be shifted (:attr:`Memory.can_shift`).
+    :param type_v: how values are stored; quantized types need flash attention, which
+        encoder-decoder models do not have.
     :param offload_kqv: keep keys and values in the device's memory.
     :param op_offload: let the device compute large operations on weights kept by the host.
     :param swa_full: give layers with a sliding window a memory as large as the others', so that
@@ -220,6 +224,7 @@ class Context(Outputs):
             n_seq_max=self.n_seq_max,
             kv_unified=self.kv_unified,
             recurrent=recurrent,
+            cannot_shift=reason_not_to_shift(model, params),
         )
         #: Saves and restores what the memory holds.
         self.state = State(self, params, has_memory=self._has_memory)

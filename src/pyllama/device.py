@@ -13,13 +13,16 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from pyllama import _callbacks, _process  # noqa: F401  (the log handler, before anything logs)
 from pyllama._guard import check, last_errors, raise_caught, take_str, to_str
 from pyllama._native import _binding
 from pyllama._native._binding import ffi, lib
 from pyllama.errors import BackendError, NativeError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DeviceType = Literal["cpu", "gpu", "igpu", "accel", "meta"]
 
@@ -41,8 +44,27 @@ _loading = threading.Lock()
 _loaded = False
 
 
+class _Found:
+    """What llama.cpp found: a value that never changes, and means nothing in other processes."""
+
+    name: str
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self
+
+    def __reduce_ex__(self, _protocol: object) -> NoReturn:
+        kind = type(self).__name__
+        raise TypeError(
+            f"a {kind} cannot be pickled: it is of this process. Send its name ({self.name!r}) "
+            f"and look for that in {kind.lower()}s() of the other process"
+        )
+
+
 @dataclass(frozen=True)
-class Backend:
+class Backend(_Found):
     """What drives devices of one kind: the CPU, CUDA, Vulkan, RPC.
 
     ``path`` is the file that it was loaded from, which for a CPU tells the variant; None where the
@@ -55,7 +77,7 @@ class Backend:
 
 
 @dataclass(frozen=True)
-class Device:
+class Device(_Found):
     """A device as llama.cpp sees it.
 
     ``type`` is ``"gpu"`` for one with memory of its own, ``"igpu"`` for one that shares the

@@ -27,12 +27,14 @@ class Memory(Uncopyable):
         n_seq_max: int,
         kv_unified: bool,
         recurrent: bool,
+        cannot_shift: str | None = None,
     ) -> None:
         self._context = context
         self._pointer = pointer
         self._n_seq_max = n_seq_max
         self._kv_unified = kv_unified
         self._recurrent = recurrent
+        self._cannot_shift = cannot_shift
         # Whether the next decode still has to move what was shifted or copied.
         self._pending = False
 
@@ -139,7 +141,7 @@ class Memory(Uncopyable):
     @property
     def can_shift(self) -> bool:
         """Whether :meth:`seq_add` and :meth:`seq_div` work in this memory."""
-        return bool(self._call(lib.guarded_memory_can_shift))
+        return bool(self._call(lib.guarded_memory_can_shift)) and self._cannot_shift is None
 
     def _splits_state(self, seq_id: int, p0: int, p1: int) -> bool:
         """Whether that takes earlier positions out of a recurrent state, and leaves later ones.
@@ -164,7 +166,8 @@ class Memory(Uncopyable):
 
     def _require_shift(self) -> None:
         if not self.can_shift:
-            raise ValueError("the memory of this model cannot shift its positions (see can_shift)")
+            reason = self._cannot_shift or "the memory of this model has no way to do so"
+            raise ValueError(f"positions cannot be shifted here (see can_shift): {reason}")
 
 
 def _pos(name: str, position: int) -> int:

@@ -17,6 +17,7 @@ from pyllama._guard import CAUGHT, check, raise_caught, to_str
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
+from pyllama._uncopyable import Uncopyable
 from pyllama.errors import NativeAssertionError, NativeError, TokenizationError
 
 VocabType = Literal["none", "spm", "bpe", "wpm", "ugm", "rwkv", "plamo2", "test"]
@@ -63,11 +64,13 @@ _ATTRS: dict[int, TokenAttr] = {
 MAX_TEXT = 64 * 1024 * 1024  # bytes that are tokenized at once
 
 
-class Vocab:
+class Vocab(Uncopyable):
     """The vocabulary of a model. It belongs to the model and cannot be used after its close().
 
     Any number of threads may use one at a time.
     """
+
+    _instead_of_copying = "Any number of threads may use it; another process opens the model's file"
 
     def __init__(self, model: NativeObject, pointer: Any) -> None:
         self._model = model

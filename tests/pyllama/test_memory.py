@@ -197,7 +197,7 @@ def test_a_memory_that_cannot_shift_says_so(recurrent):
         recurrent.memory.seq_add(0, 0, -1, 4)
         assert recurrent.memory.seq_pos_max(0) == 35
     else:
-        with pytest.raises(ValueError, match="cannot shift"):
+        with pytest.raises(ValueError, match="cannot be shifted"):
             recurrent.memory.seq_add(0, 0, -1, 4)
 
 
