@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _HEADER = struct.Struct("<8sIIIIii16sQQ")
 _CHECKSUM_SIZE = 8
 _MAGIC = b"pyllama\0"
-_VERSION = 1
+_VERSION = 2
 
 # A file begins with magic, version and the number of tokens.
 _FILE_HEADER = struct.Struct("<III")
@@ -60,8 +60,6 @@ class State(Uncopyable):
     _instead_of_copying = "get_data() gives what the memory holds as bytes, which can be sent"
 
     def __init__(self, context: Context, params: Any, *, has_memory: bool) -> None:
-        import hashlib  # this, and tempfile below, take a while to import
-
         self._context = context
         model = context.model
         self._kinds = int(params.type_k), int(params.type_v)
@@ -80,7 +78,8 @@ class State(Uncopyable):
             params.yarn_orig_ctx,
         )
         identity = (sorted(model.metadata.items()), model.n_params, model.size, rope)
-        self._fingerprint = hashlib.sha256(repr(identity).encode()).digest()[:16]
+        # Not by hashlib: it stays broken for good if memory ends while it is imported.
+        self._fingerprint = _fingerprint(repr(identity).encode())
 
     # The whole memory
 
@@ -308,7 +307,7 @@ class State(Uncopyable):
         tokens: ArrayLike,
         save: Callable[[Any, bytes, Any, int], int],
     ) -> None:
-        import tempfile
+        import tempfile  # it takes a while
 
         name = path_text("path", path)
         ids = token_array(tokens)
@@ -430,6 +429,12 @@ def _bytes_of(name: str, data: Buffer) -> memoryview:
         return memoryview(data).cast("B")
     except TypeError:
         raise TypeError(f"{name} must be bytes, or a contiguous array, got {data!r:.80}") from None
+
+
+def _fingerprint(text: bytes) -> bytes:
+    begin = ffi.from_buffer("uint8_t[]", text)
+    halves = (lib.pyllama_state_checksum(begin, len(text), seed) for seed in (1, 2))
+    return struct.pack("<QQ", *halves)
 
 
 def _address(view: memoryview) -> Any:

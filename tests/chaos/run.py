@@ -21,7 +21,14 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from instruments import Asked, Failure  # noqa: E402
 
 #: Each is a module, and has a share of the time.
-INSTRUMENTS = {"exits": 0.3, "binding": 0.3, "pool": 0.25, "soak": 0.15}
+INSTRUMENTS = {
+    "exits": 0.25,
+    "binding": 0.25,
+    "pool": 0.2,
+    "soak": 0.1,
+    "shortage": 0.1,
+    "caches": 0.1,
+}
 
 
 def main() -> int:

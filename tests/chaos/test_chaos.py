@@ -15,7 +15,14 @@ from instruments import Asked, Ended
 
 @pytest.mark.parametrize(
     ("name", "count", "case"),
-    [("exits", 3, None), ("binding", 10, None), ("pool", None, 3), ("soak", 60, None)],
+    [
+        ("exits", 3, None),
+        ("binding", 10, None),
+        ("pool", None, 3),
+        ("soak", 60, None),
+        ("shortage", 100, None),
+        ("caches", 150, None),
+    ],
 )
 def test_nothing_is_found_in_a_few_cases(name, count, case, tmp_path):
     asked = Asked(seed=3, seconds=60, count=count, case=case, folder=tmp_path)

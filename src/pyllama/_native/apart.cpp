@@ -153,6 +153,13 @@ void on_no_memory_in_ggml(size_t) {
 
 } // namespace
 
+// The system ends the process where there is no memory for a thread's own variables when they are
+// first used. Those that C++ keeps for exceptions are used now, rather than when memory is short.
+thread_state::thread_state() noexcept {
+    volatile int n_thrown = std::uncaught_exceptions();
+    static_cast<void>(n_thrown);
+}
+
 thread_state & this_thread() noexcept {
     return lent_state ? *lent_state : own_state;
 }

@@ -7,9 +7,12 @@
 #include <cstdint>
 #include <mutex>
 
-#ifdef _MSC_VER
+#ifdef _WIN32
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
 #include <intrin.h>
-#elif defined(__linux__)
+#include <windows.h>
+#else
 #include <pthread.h>
 #endif
 
@@ -65,7 +68,16 @@ uintptr_t stack_end() {
         }
     }
 #endif
-    constexpr uintptr_t ASSUMED_STACK = 256 * 1024;
+#ifdef __APPLE__
+    return reinterpret_cast<uintptr_t>(pthread_get_stackaddr_np(pthread_self())) -
+           pthread_get_stacksize_np(pthread_self());
+#endif
+#ifdef _WIN32
+    ULONG_PTR low, high;
+    GetCurrentThreadStackLimits(&low, &high);
+    return low;
+#endif
+    constexpr uintptr_t ASSUMED_STACK = 64 * 1024;
     return stack_pointer() - ASSUMED_STACK;
 }
 

@@ -1,3 +1,4 @@
+#include "deep_stack.hpp"
 #include "gbnf.hpp"
 #include "grammar_sampler.hpp"
 
@@ -13,6 +14,20 @@ struct pyllama_tokens {
     std::shared_ptr<const pyllama::token_tree> tree;
 };
 
+namespace {
+
+void check(const llama_vocab * vocab, const char * source, const char * root) {
+    const llama_grammar_parser grammar = pyllama::parse_gbnf(source, vocab);
+    const auto                 found   = grammar.symbol_ids.find(root);
+    if (found == grammar.symbol_ids.end()) {
+        throw pyllama::gbnf_error(std::string("there is no rule '") + root + "' to begin with");
+    }
+    pyllama::check_gbnf(grammar);
+    pyllama::check_root(grammar, found->second);
+}
+
+} // namespace
+
 extern "C" {
 
 // What is wrong with a grammar, or an empty text.
@@ -20,14 +35,7 @@ char * guarded_grammar_check(const llama_vocab * vocab, const char * source, con
     return guarded<char *>(nullptr, [&] {
         std::string problem;
         try {
-            const llama_grammar_parser grammar = pyllama::parse_gbnf(source, vocab);
-            const auto found = grammar.symbol_ids.find(root);
-            if (found == grammar.symbol_ids.end()) {
-                throw pyllama::gbnf_error(std::string("there is no rule '") + root +
-                                          "' to begin with");
-            }
-            pyllama::check_gbnf(grammar);
-            pyllama::check_root(grammar, found->second);
+            pyllama::run_with_stack(pyllama::GRAMMAR_STACK, [&] { check(vocab, source, root); });
         } catch (const pyllama::gbnf_error & error) {
             problem = error.what();
         }
@@ -40,7 +48,7 @@ char * guarded_grammar_check_pattern(const char * pattern) {
     return guarded<char *>(nullptr, [&] {
         std::string problem;
         try {
-            const std::regex regex(pattern);
+            pyllama::run_with_stack(pyllama::GRAMMAR_STACK, [&] { const std::regex regex(pattern); });
         } catch (const std::regex_error & error) {
             problem = error.what();
         }

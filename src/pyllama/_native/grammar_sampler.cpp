@@ -40,10 +40,14 @@ grammar_ptr begin(const llama_vocab * vocab, const pyllama::grammar_source & sou
     for (const std::string & pattern : source.patterns) {
         patterns.push_back(pattern.c_str());
     }
-    const bool lazy = !source.patterns.empty() || !source.tokens.empty();
-    return grammar_ptr(llama_grammar_init_impl(vocab, source.gbnf.c_str(), source.root.c_str(), lazy,
-                                               patterns.data(), patterns.size(),
-                                               source.tokens.data(), source.tokens.size()));
+    const bool  lazy = !source.patterns.empty() || !source.tokens.empty();
+    grammar_ptr grammar;
+    pyllama::run_with_stack(pyllama::GRAMMAR_STACK, [&] {
+        grammar.reset(llama_grammar_init_impl(vocab, source.gbnf.c_str(), source.root.c_str(), lazy,
+                                              patterns.data(), patterns.size(),
+                                              source.tokens.data(), source.tokens.size()));
+    });
+    return grammar;
 }
 
 size_t piece_length(const llama_vocab * vocab, llama_token token) {
@@ -57,10 +61,10 @@ const char * name(const llama_sampler *) {
 
 void accept(llama_sampler * sampler, llama_token token) {
     grammar_sampler & own   = self(sampler);
-    size_t            stack = 0;
+    size_t            stack = pyllama::GRAMMAR_STACK;
     if (own.source.stack_per_byte > 0) {
         own.n_bytes += piece_length(own.vocab, token);
-        stack = own.n_bytes * own.source.stack_per_byte;
+        stack += own.n_bytes * own.source.stack_per_byte;
     }
     if (stack > pyllama::DEEPEST_STACK) {
         throw std::runtime_error("after " + std::to_string(own.n_bytes) +
@@ -76,8 +80,7 @@ const std::vector<bool> * allowed(grammar_sampler & own) {
     return own.states->allowed();
 }
 
-void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
-    grammar_sampler & own  = self(sampler);
+void apply_here(grammar_sampler & own, llama_token_data_array * candidates) {
     const bool        many = candidates->size > FEW && !own.grammar->awaiting_trigger;
     const auto *      may  = many ? allowed(own) : nullptr;
     if (!may) {
@@ -89,6 +92,10 @@ void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
             candidates->data[i].logit = -INFINITY;
         }
     }
+}
+
+void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
+    pyllama::run_with_stack(pyllama::GRAMMAR_STACK, [&] { apply_here(self(sampler), candidates); });
 }
 
 void reset(llama_sampler * sampler) {
@@ -201,7 +208,7 @@ std::string forced_text(const llama_sampler * sampler) {
             break;
         }
         append_utf8(text, *forced);
-        llama_grammar_accept(&grammar, *forced);
+        run_with_stack(GRAMMAR_STACK, [&] { llama_grammar_accept(&grammar, *forced); });
     }
     return text;
 }

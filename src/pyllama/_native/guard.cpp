@@ -287,6 +287,7 @@ void pyllama_free(void * memory) {
 }
 
 void pyllama_install(void (*log)(int32_t, const char *), bool (*poll)(void)) {
+    const pyllama::guard_scope first_use; // of what the thread that imports pyllama keeps
     log_handler  = log;
     poll_handler = poll;
     ggml_set_abort_callback(on_abort);

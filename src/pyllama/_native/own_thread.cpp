@@ -21,12 +21,9 @@ using work_ptr = std::unique_ptr<std::function<void()>>;
 // More than most stacks and what a thread takes when it begins.
 constexpr size_t FIRST_NEEDS = 6 << 20;
 
-// The system ends the process where there is no memory for a thread's own variables, when they are
-// first used. So that is done now, while there is.
+// Uses its own variables now, while there is memory for them: see thread_state().
 void run(work_ptr work) {
     { const pyllama::guard_scope first_use; }
-    volatile int n_thrown = std::uncaught_exceptions();
-    static_cast<void>(n_thrown);
     (*work)();
 }
 

@@ -8,6 +8,8 @@
 namespace pyllama {
 
 struct thread_state {
+    thread_state() noexcept;
+
     int                 depth = 0; // of guarded calls
     pyllama_caught_kind kind  = PYLLAMA_CAUGHT_NOTHING;
     std::string         message;
