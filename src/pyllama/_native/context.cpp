@@ -6,6 +6,14 @@ using pyllama::guarded_apart;
 using pyllama::guarded_free;
 using pyllama::no_memory;
 
+namespace {
+
+// What ggml_backend_sched_new() takes at least, in one piece, after the memory for keys and values is
+// had: without it all of that would have to be left.
+constexpr size_t LEAST_OF_A_SCHEDULER = 1024 * 30 * 2 * sizeof(ggml_tensor);
+
+} // namespace
+
 extern "C" {
 
 llama_context * guarded_init_from_model(llama_model * model, const llama_context_params * params,
@@ -14,6 +22,7 @@ llama_context * guarded_init_from_model(llama_model * model, const llama_context
         llama_context_params with_interrupt = *params;
         with_interrupt.abort_callback       = pyllama_should_stop;
         with_interrupt.abort_callback_data  = interrupt;
+        pyllama::require_memory(LEAST_OF_A_SCHEDULER);
         return llama_init_from_model(model, with_interrupt);
     });
 }
