@@ -20,8 +20,8 @@ from instruments import Asked, Ended
         ("binding", 10, None),
         ("pool", None, 3),
         ("soak", 60, None),
-        ("shortage", 100, None),
-        ("caches", 150, None),
+        ("shortage", 50, None),
+        ("caches", 75, None),
     ],
 )
 def test_nothing_is_found_in_a_few_cases(name, count, case, tmp_path):
