@@ -8,7 +8,7 @@ from grammars import matches
 
 import pyllama
 from adapter.grammar.json_schema import json_schema_grammar
-from adapter.grammar.rules import Rules
+from adapter.grammar.rules import OneOf, Repeat, Rule, Rules, Sequence, Text
 
 
 def fits(model, gbnf, text):
@@ -25,3 +25,34 @@ def expression_fits(model, expression, text, rules=None):
 def schema_fits(model, schema, text):
     """Whether a schema's grammar takes a JSON text."""
     return fits(model, json_schema_grammar(json.dumps(schema)).gbnf, text)
+
+
+def random_text(rules, expression, random):
+    """A text that an expression takes, drawn at random; LookupError where there is none."""
+    if isinstance(expression, Rule):
+        return random_text(rules, rules._rules[expression.name], random)
+    if isinstance(expression, Text):
+        return expression.text
+    if isinstance(expression, OneOf):
+        low, high = random.choice(expression.characters.ranges[:4])
+        return chr(random.randint(low, min(high, low + 40)))
+    if isinstance(expression, Sequence):
+        return "".join(random_text(rules, part, random) for part in expression.parts)
+    if isinstance(expression, Repeat):
+        most = expression.least + 4
+        most = most if expression.most is None else min(most, expression.most)
+        count = random.randint(expression.least, most)
+        return "".join(random_text(rules, expression.part, random) for _ in range(count))
+    options = random.sample(expression.options, len(expression.options))
+    drawn = (_text_or_none(rules, option, random) for option in options)
+    text = next((text for text in drawn if text is not None), None)
+    if text is None:
+        raise LookupError("nothing fits")
+    return text
+
+
+def _text_or_none(rules, expression, random):
+    try:
+        return random_text(rules, expression, random)
+    except LookupError:
+        return None
