@@ -26,7 +26,8 @@ class BatchRunner:
 
     Whatever fails ends the requests that it concerns, with the true error, and no others: an error
     while sampling one request, an error of a batch the part that fails by itself. A lane whose
-    state cannot be trusted any more is dropped, and the next request gets a new one.
+    state cannot be trusted any more is dropped, and the next request gets a new one. No error loses
+    a request: the queue or a slot has it until it has ended.
 
     :param waiting: the requests that wait for a sequence.
     :param stopping: whether nothing is to be computed any more.
@@ -75,10 +76,11 @@ class BatchRunner:
 
     def begin(self, lane: Lane, sequence: Sequence) -> None:
         """Give a request a slot of a lane that has room, and bring what is held of its prompt."""
-        slot = lane.slots.to_overwrite(sequence.hashes)
-        lane.slots.take(slot, sequence)
-        sequence.state = "prefilling"
+        slot = None
         try:
+            slot = lane.slots.to_overwrite(sequence.hashes)
+            lane.slots.take(slot, sequence)
+            sequence.state = "prefilling"
             self._metrics.admitted(time.monotonic() - sequence.arrived)
             if not sequence.begin():
                 self.release(lane, slot)
@@ -89,7 +91,9 @@ class BatchRunner:
             self._metrics.reused(sequence.n_cached)
             self.prefilling.append((lane, slot))
         except BaseException as error:
-            self.fail(lane, slot, translation(error))
+            sequence.fail(translation(error))
+            if slot is not None and slot.sequence is sequence:
+                self.fail(lane, slot, translation(error))
             if isinstance(error, pyllama.DecodeCancelled):
                 raise
 
@@ -309,18 +313,20 @@ class BatchRunner:
     def drop(self, lane: Lane, error: BaseException) -> int:
         """End all requests of a lane with an error, free its context, and count the requests."""
         self.prefilling = deque(entry for entry in self.prefilling if entry[0] is not lane)
-        taken = lane.slots.taken
-        for slot in taken:
-            sequence, slot.sequence, slot.held = slot.sequence, None, ()
-            if sequence is not None:
-                sequence.fail(error)
+        count = self._end(lane, error)
         self._lanes.drop(lane)
-        return len(taken)
+        return count
 
     def end_all(self, error: BaseException) -> None:
         """End all requests with an error. The contexts, and what slots hold for others, stay."""
         self.prefilling.clear()
-        for _, slot in self.occupied:
-            sequence, slot.sequence, slot.held = slot.sequence, None, ()
-            if sequence is not None:
-                sequence.fail(error)
+        for lane in self._lanes:
+            self._end(lane, error)
+
+    def _end(self, lane: Lane, error: BaseException) -> int:
+        taken = lane.slots.taken
+        for slot in taken:
+            if slot.sequence is not None:
+                slot.sequence.fail(error)  # before it is let go of: it must not be lost
+            slot.sequence, slot.held = None, ()
+        return len(taken)

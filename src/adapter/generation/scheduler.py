@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -145,7 +146,7 @@ class Scheduler:
             reuses=not isolated,
         )
         self._scoring = ScoringQueue(
-            self._make_scoring_context,
+            partial(self._make_scoring_context, chunk=chunk),
             stopping=lambda: self._closed,
             longest=context_length,
             chunk=chunk,
@@ -293,13 +294,17 @@ class Scheduler:
             reason = translation(error)
             note(logger, logging.ERROR, "the scheduler failed", exc_info=error)
         finally:
-            self._shut_down(reason)
+            insist(partial(self._shut_down, reason))
 
     def _go_on(self) -> bool:
         """Make a step once there is something to do, and deal with whatever it raises."""
         try:
             if not self._wait_for_work():
                 return False
+        except MemoryError:  # a few bytes to wait with, which somebody will free
+            time.sleep(0.01)
+            return True
+        try:
             self._step()
         except pyllama.DecodeCancelled:
             pass  # whom it concerned was told
@@ -404,8 +409,8 @@ class Scheduler:
                     continue
                 lane = self._lanes.lane_for(sequence, len(self._waiting))
             except Exception as error:  # no memory for its context
-                self._waiting.leave(sequence)
                 sequence.fail(translation(error))
+                self._waiting.leave(sequence)
                 continue
             if lane is None or self._prefixes.must_wait(lane, sequence):
                 return
@@ -418,28 +423,39 @@ class Scheduler:
     def _recover(self, error: BaseException) -> None:
         """End the requests that a step which failed may concern, and go on with new contexts.
 
-        Where nothing was being computed, those are the ones that wait. Where nobody waits either,
-        the error would come for ever, and is raised.
+        Where nothing was being computed, that is the one that has waited longest. Where nobody
+        waits either, the error would come for ever, and is raised.
         """
         note(logger, logging.ERROR, "a step of the scheduler failed", exc_info=error)
         own = translation(error)
         n_ended = sum(self._runner.drop(lane, own) for lane in self._lanes)
-        n_ended += self._scoring.fail_begun(own)
-        if not n_ended and not self._fail_waiting(own):
+        if self._scoring.begun:
+            self._scoring.fail_first(own)
+            n_ended += 1
+        if not n_ended and not self._fail_oldest(own):
             raise error
 
-    def _fail_waiting(self, error: BaseException) -> int:
-        return self._waiting.fail(error) + self._scoring.fail(error)
-
-    def _end_requests(self, reason: BaseException) -> None:
-        self._runner.end_all(reason)
-        self._fail_waiting(reason)
+    def _fail_oldest(self, error: BaseException) -> bool:
+        """End the request that has waited longest with an error; return whether there is one."""
+        self._waiting.unpark()
+        job, first = self._scoring.first, self._waiting.first()
+        if first is not None and (job is None or first.arrived <= job.arrived):
+            first.fail(error)
+            self._waiting.leave(first)
+        elif job is not None:
+            self._scoring.fail_first(error)
+        else:
+            return False
+        return True
 
     def _shut_down(self, reason: BaseException) -> None:
         """End all that is left, save what the slots hold, and free the contexts."""
         with self._changed:
             self._closed = True
-        insist(partial(self._end_requests, reason))
+        self._runner.end_all(reason)
+        self._waiting.fail(reason)
+        while self._fail_oldest(reason):
+            pass
         try:
             with ExitStack() as last:
                 last.callback(self._scoring.close)
@@ -465,14 +481,14 @@ class Scheduler:
             )
         return self._known(context)
 
-    def _make_scoring_context(self, length: int) -> pyllama.Context:
+    def _make_scoring_context(self, length: int, *, chunk: int) -> pyllama.Context:
         with warnings_as_info():
             context = scoring_context(
                 self._model,
                 length,
                 n_threads=self._n_threads,
                 reproducible=self._reproducible,
-                chunk=self._chunk,
+                chunk=chunk,
             )
         return self._known(context)
 

@@ -44,8 +44,8 @@ class ScoringJob:
     def end(self, outcome: ScoringResult | BaseException | None) -> None:
         """Give the caller its result, or an error to raise; None where it gave up. Just once."""
         if not self._ended:
-            self._ended = True
             insist(lambda: self._outcome.put(outcome))
+            self._ended = True
 
     def wait(self) -> ScoringResult | None:
         """Wait for the result; None once the request was cancelled."""
@@ -134,27 +134,19 @@ class ScoringQueue:
         except BaseException as error:
             if isinstance(error, pyllama.DecodeCancelled) and self._stopping():
                 return
-            self._fail_first(job, translation(error))
+            self.fail_first(translation(error))
         else:
             if result is not None:
-                self._leave(job)
                 job.end(result)
+                self._leave(job)
 
-    def fail(self, error: BaseException) -> int:
-        """End all requests with an error, and count them."""
-        count = 0
-        while (job := self.first) is not None:
-            self._fail_first(job, error)
-            count += 1
-        return count
-
-    def fail_begun(self, error: BaseException) -> int:
-        """End the request that is being computed with an error, and count it."""
+    def fail_first(self, error: BaseException) -> None:
+        """End the request that is computed now, or next, with an error."""
         job = self.first
-        if job is None or not self.begun:
-            return 0
-        self._fail_first(job, error)
-        return 1
+        if job is not None:
+            job.end(error)
+            self._leave(job)
+            self.close()  # who knows what is in there
 
     def close(self) -> None:
         """Free the context. The next request makes another."""
@@ -166,11 +158,6 @@ class ScoringQueue:
         context, self._context = self._context, None
         if context is not None:
             context.close()
-
-    def _fail_first(self, job: ScoringJob, error: BaseException) -> None:
-        job.end(error)
-        self._leave(job)
-        self.close()  # who knows what is in there
 
     def _leave(self, job: ScoringJob) -> None:
         with self._lock:

@@ -183,10 +183,10 @@ class Sequence:
         """Give the caller its last event. That happens once, and cannot fail."""
         if self.state == "ended":
             return
-        self.state = "ended"
         try:
             if self._held:
                 self.events.put(joined(self._held))
+                self._held = []
             if self._writer is not None:
                 self._writer.close()
         except Exception as error:
@@ -200,3 +200,4 @@ class Sequence:
             *(self.n_cached, self.n_written, time.monotonic() - self.arrived),
         )
         insist(lambda: self.events.put(last))
+        self.state = "ended"  # last: until then the caller may still have to be told

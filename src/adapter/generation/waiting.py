@@ -112,8 +112,8 @@ class Waiting:
         with self._lock:
             waiting = list(self._orders)
         for sequence in waiting:
-            self.leave(sequence)
             sequence.fail(error)
+            self.leave(sequence)
         return len(waiting)
 
     def parts_after(self, hashes: BlockHashes, n_blocks: int, n_most: int) -> bool:

@@ -1,0 +1,328 @@
+"""An error at any place of the scheduler's thread: whom it concerns is told, and the next works.
+
+Whatever fails, every request ends with its result or with that very error, what is answered has the
+bytes that the request has alone, and the next request is answered as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from linecache import getline
+from pathlib import Path
+
+import pytest
+from schedules import isolated_of, request_of, same, scheduler_of, tokens
+
+import adapter.generation
+import pyllama
+from adapter.generation import (
+    answer_writer,
+    batch_runner,
+    completion,
+    exactness,
+    lanes,
+    metrics,
+    prefix_cache,
+    prefix_reuse,
+    scoring,
+    scoring_queue,
+    sequence,
+    slots,
+)
+from adapter.generation.request import GenerationResult
+from adapter.generation.sampling import Constraint
+from adapter.generation.scheduler import Scheduler
+from adapter.generation.scoring import ScoringRequest
+
+SHARED = tokens(0, 130)
+FORCING = Constraint('root ::= "so: " [a-z]+ (", and so on: " [a-z]+)+')
+REQUESTS = [
+    request_of(SHARED + tokens(1, 70), max_tokens=8, seed=1),
+    request_of(SHARED + tokens(2, 20), max_tokens=10, seed=2, whole=True),
+    request_of(tokens(3, 30), max_tokens=9, seed=3, constraint=FORCING),
+    request_of(tokens(4, 75), max_tokens=6, seed=4, logprobs=1),
+]
+SCORED = ScoringRequest(tokens(5, 100), ((5,), (6, 7), (6, 8)), (2,))
+
+ERRORS = {
+    "MemoryError": lambda: MemoryError("mine"),
+    "NativeMemoryError": lambda: pyllama.NativeMemoryError("mine"),
+    "PoisonedError": lambda: pyllama.PoisonedError("mine"),
+    "RuntimeError": lambda: RuntimeError("mine"),
+    "DecodeCancelled": lambda: pyllama.DecodeCancelled("mine", 2),
+    "SystemExit": lambda: SystemExit("mine"),
+}
+
+CALLS = [
+    (pyllama.Context, "__init__"),
+    (pyllama.Context, "decode"),
+    (pyllama.Context, "close"),
+    (pyllama.Context, "logits"),
+    (pyllama.Memory, "seq_rm"),
+    (pyllama.Memory, "seq_cp"),
+    (pyllama.Batch, "__init__"),
+    (pyllama.Batch, "clear"),
+    (pyllama.Batch, "add_tokens"),
+    (pyllama, "sample_each"),
+    (pyllama.SamplerChain, "close"),
+    (pyllama.SamplerChain, "accept"),
+    (answer_writer, "sampler_chain"),
+    (answer_writer.AnswerWriter, "write"),
+    (answer_writer.AnswerWriter, "finish"),
+    (completion.Completion, "push"),
+    (completion.Completion, "finish"),
+    (sequence, "joined"),
+    (sequence.Sequence, "begin"),
+    (sequence.Sequence, "next_end"),
+    (sequence.Sequence, "computed"),
+    (sequence.Sequence, "write"),
+    (sequence.Sequence, "tokens_between"),
+    (sequence.Sequence, "ended_by_caller_or_clock"),
+    (batch_runner, "choose_parts"),
+    (batch_runner, "fill"),
+    (batch_runner.BatchRunner, "begin"),
+    (batch_runner.BatchRunner, "step"),
+    (batch_runner.BatchRunner, "release"),
+    (exactness, "exact_batch_size"),
+    (exactness, "exact_cuts"),
+    (exactness.Exactness, "batch_size"),
+    (lanes.Lanes, "lane_for"),
+    (slots.Slots, "to_overwrite"),
+    (slots.Slots, "take"),
+    (slots.Slots, "give_back"),
+    (prefix_reuse.PrefixReuse, "n_held"),
+    (prefix_reuse.PrefixReuse, "bring"),
+    (prefix_reuse.PrefixReuse, "checkpoint"),
+    (prefix_cache.PrefixCache, "find"),
+    *[
+        (metrics.Metrics, name)
+        for name in ("admitted", "reused", "computed", "stepped", "began", "ended", "at")
+    ],
+    (scoring.Scorer, "__init__"),
+    (scoring_queue, "prompt_steps"),
+    (scoring_queue.ScoringQueue, "step"),
+    (scoring_queue.ScoringQueue, "drop_finished"),
+]
+MIXED_CALLS = [
+    (prefix_reuse.PrefixReuse, "trim"),
+    (prefix_reuse.PrefixReuse, "make_room"),
+    (pyllama.Memory, "seq_rm"),
+    (pyllama.Memory, "seq_cp"),
+    (pyllama.Context, "decode"),
+    (batch_runner, "block_hashes"),
+]
+"""Of what is computed as on a GPU."""
+
+
+class Schedules:
+    """Schedulers of one kind, and what the requests give with none beside them."""
+
+    def __init__(self, make, *, exact=True):
+        self.make = make
+        self.exact = exact
+        fresh = make()
+        self.expected = [replace(fresh.generate(each), cache_read_tokens=0) for each in REQUESTS]
+        self.scores = fresh.score(SCORED).scores
+        fresh.close()
+
+    def run(self, scheduler):
+        """Compute all requests at once; return what each gave, or the error that it got."""
+        with ThreadPoolExecutor(len(REQUESTS) + 1) as threads:
+            asked = [threads.submit(scheduler.generate, each) for each in REQUESTS]
+            asked.append(threads.submit(scheduler.score, SCORED))
+            return [each.exception(60) or each.result() for each in asked]
+
+    def check(self, found, error=None):
+        """Every request ended with its result or with that error; return how many with the error.
+
+        :param error: what was raised; None where all must have been answered.
+        """
+        failed = 0
+        *results, scored = found
+        for result, expected in zip(results, self.expected, strict=True):
+            if isinstance(result, GenerationResult):
+                assert not self.exact or same(result, expected)
+            else:
+                failed += 1
+                assert_caused(result, error)
+        if isinstance(scored, BaseException):
+            failed += 1
+            assert_caused(scored, error)
+        else:
+            assert not self.exact or scored.scores == self.scores
+        return failed
+
+    def check_next(self, scheduler, *, may_fail=False):
+        """All are answered now: by this scheduler, or where it failed, by the next one."""
+        if may_fail and scheduler.failed is not None:
+            scheduler.close()
+            scheduler = self.make()
+        assert scheduler.failed is None
+        assert not self.check(self.run(scheduler))
+        deadline = time.monotonic() + 30
+        while scheduler.metrics.snapshot().running and time.monotonic() < deadline:
+            time.sleep(0.001)  # the step goes on after the last result
+        assert not scheduler._runner.occupied
+        assert not scheduler._runner.prefilling
+        assert not scheduler.n_queued
+        return scheduler
+
+
+def assert_caused(found, error):
+    seen = found
+    while seen is not None and seen is not error:
+        seen = seen.__cause__
+    assert seen is error is not None, repr(found)
+
+
+@pytest.fixture(scope="module")
+def schedules_of(write_tiny_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("quantized") / "q8.gguf"
+    pyllama.quantize(write_tiny_model(n_embd=256, n_ff=256, n_ctx_train=4096), path, "Q8_0")
+    model = pyllama.Model(path)
+    recurrent = pyllama.Model(write_tiny_model(architecture="mamba", n_ctx_train=4096))
+    window = pyllama.Model(write_tiny_model(architecture="gemma2", n_ctx_train=4096))
+    as_on_gpus = {"mixed": True, "reproducible": False, "chunk": 512}
+    yield {
+        "batched": Schedules(lambda: scheduler_of(model)),
+        "few sequences": Schedules(lambda: scheduler_of(model, max_sequences=2)),
+        "isolated": Schedules(lambda: isolated_of(model)),
+        "recurrent": Schedules(lambda: scheduler_of(recurrent)),
+        "window": Schedules(lambda: scheduler_of(window)),
+        "mixed": Schedules(lambda: scheduler_of(model, **as_on_gpus), exact=False),
+        "mixed recurrent": Schedules(lambda: scheduler_of(recurrent, **as_on_gpus), exact=False),
+    }
+    for each in (model, recurrent, window):
+        each.close()
+
+
+def raise_once(monkeypatch, scheduler, owner, name, error, *, nth):
+    """Have the nth call of something raise, on the scheduler's thread. Returns how often so far."""
+    call, raised, count = getattr(owner, name), [], [0]
+
+    def counting(*args, **options):
+        if threading.current_thread() is scheduler._thread:
+            count[0] += 1
+            if count[0] == nth:
+                raised.append(error)
+                raise error
+        return call(*args, **options)
+
+    monkeypatch.setattr(owner, name, counting)
+    return raised
+
+
+def named(value):
+    return value if isinstance(value, str) else getattr(value, "__name__", "").rpartition(".")[2]
+
+
+def inject(schedules, owner, name, make_error, calls=(1,)):
+    """Raise at some calls of something, each in a new scheduler; return how often it was raised."""
+    n_raised = 0
+    for nth in calls:
+        scheduler, error = schedules.make(), make_error()
+        with pytest.MonkeyPatch.context() as patch:
+            raised = raise_once(patch, scheduler, owner, name, error, nth=nth)
+            failed = schedules.check(schedules.run(scheduler), error)
+            assert not failed or raised
+            n_raised += len(raised)
+        schedules.check_next(scheduler, may_fail=True).close()
+    return n_raised
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+@pytest.mark.parametrize(("owner", "name"), CALLS, ids=named)
+def test_an_error_of_a_call_ends_whom_it_concerns(schedules_of, owner, name, kind):
+    if owner is pyllama.Context and name == "close":
+        schedules = schedules_of["isolated"]  # it closes contexts between requests
+    elif name == "checkpoint":
+        schedules = schedules_of["recurrent"]
+    else:
+        schedules = schedules_of["batched"]
+    calls = (1, 3, 10) if kind == "MemoryError" else (1,)
+    assert inject(schedules, owner, name, ERRORS[kind], calls), "it was never called"
+
+
+@pytest.mark.parametrize("kind", ["MemoryError", "NativeMemoryError", "DecodeCancelled"])
+@pytest.mark.parametrize(("owner", "name"), MIXED_CALLS, ids=named)
+def test_an_error_of_a_call_as_on_a_gpu_ends_whom_it_concerns(schedules_of, owner, name, kind):
+    schedules = schedules_of["mixed"]
+    assert inject(schedules, owner, name, ERRORS[kind], calls=(1, 4)), "it was never called"
+
+
+FOLDER = str(Path(adapter.generation.__file__).parent)
+BEYOND = {"_run", "_claim_thread", "insist", "_called"}
+"""Functions that are the net itself."""
+
+
+class Lines:
+    """Follows the scheduler's thread line by line, and raises at one of them, once."""
+
+    def __init__(self, monkeypatch):
+        self.seen = {}
+        self.at, self.error, self.raised = None, None, False
+        wait = Scheduler._wait_for_work
+
+        def waiting(scheduler):
+            # An error that is raised by a tracing function ends the tracing.
+            sys.settrace(self._enter)
+            return wait(scheduler)
+
+        monkeypatch.setattr(Scheduler, "_wait_for_work", waiting)
+
+    def arm(self, line, error):
+        self.at, self.error, self.raised = line, error, False
+
+    def _enter(self, frame, event, _argument):
+        code = frame.f_code
+        if code.co_filename.startswith(FOLDER) and code.co_name not in BEYOND:
+            return self._line
+        return None
+
+    def _line(self, frame, event, _argument):
+        if event == "line":
+            path, number = frame.f_code.co_filename, frame.f_lineno
+            line = (path.rpartition("/")[2], number)
+            # That of a lock is passed once more when it is released, which cannot fail.
+            if not getline(path, number).lstrip().startswith("with self"):
+                self.seen.setdefault(line, None)
+            if line == self.at and not self.raised:
+                self.raised = True
+                raise self.error
+        return self._line
+
+
+SEED = int(os.environ.get("PYLLAMA_FAULT_SEED", "1"))
+N_LINES = int(os.environ.get("PYLLAMA_FAULT_LINES", "12"))
+"""Lines of each kind of scheduler at which an error is tried; 0 for all of them."""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["batched", "few sequences", "isolated", "recurrent", "window", "mixed", "mixed recurrent"],
+)
+def test_no_memory_at_any_line_ends_whom_it_concerns(schedules_of, kind, monkeypatch):
+    schedules = schedules_of[kind]
+    lines = Lines(monkeypatch)
+    scheduler = schedules.make()
+    for _ in range(2):
+        schedules.run(scheduler)
+    scheduler.close()
+    known = sorted(lines.seen)
+    assert len(known) > 200
+    if N_LINES:
+        known = random.Random(SEED).sample(known, N_LINES)
+    scheduler = schedules.make()
+    for line in known:
+        error = MemoryError(f"at {line}")
+        lines.arm(line, error)
+        schedules.check(schedules.run(scheduler), error)
+        lines.arm(None, None)
+        scheduler = schedules.check_next(scheduler, may_fail=True)
+    scheduler.close()
