@@ -158,7 +158,7 @@ class BatchRunner:
 
     def _compute(self, lane: Lane, parts: list[Part]) -> None:
         """Compute these in one call, and sample the next token of those that are whole then."""
-        parts = [part for part in parts if part.slot.sequence is part.sequence]
+        parts = [part for part in parts if part.is_current]
         if not parts or self._stopping():
             return
         n_running = sum(part.sequence.state == "running" for part in parts)
@@ -261,8 +261,7 @@ class BatchRunner:
             self.drop(lane, own)
             return
         for part in parts:
-            if not part.sequence.restarted:
-                self._compute(lane, [part])
+            self._compute(lane, [part])
 
     def _cut_back(self, lane: Lane, part: Part) -> bool:
         """Leave in memory what was there before the batch, if this memory can do that."""

@@ -29,6 +29,11 @@ class Part:
         return self.end - self.begin
 
     @property
+    def is_current(self) -> bool:
+        """Whether the request has neither ended nor been set back since."""
+        return self.slot.sequence is self.sequence and self.sequence.n_past == self.begin
+
+    @property
     def gives_output(self) -> bool:
         """Whether a token can be sampled after it."""
         return self.end == self.sequence.n_tokens

@@ -1,0 +1,310 @@
+"""What is put right after an error: batches undone, lanes replaced, threads and trials anew."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from schedules import alone, endless, isolated_of, raising, request_of, same, scheduler_of, tokens
+
+import pyllama
+from adapter.errors import BackendError, InferenceError, RequestTimeoutError
+from adapter.generation import batch_runner, exactness
+from adapter.generation import scheduler as scheduler_module
+from adapter.generation.request import GenerationResult
+from adapter.generation.sampling import Constraint
+from adapter.generation.scoring import ScoringRequest
+
+FORCING = Constraint('root ::= "so: " [a-z]+ (", and so on: " [a-z]+)+')
+
+
+@pytest.fixture(scope="module")
+def models(write_tiny_model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("quantized") / "q8.gguf"
+    pyllama.quantize(write_tiny_model(n_embd=256, n_ff=256, n_ctx_train=4096), path, "Q8_0")
+    made = {"llama": pyllama.Model(path)}
+    for name in ("mamba", "jamba", "gemma2"):
+        made[name] = pyllama.Model(write_tiny_model(architecture=name, n_ctx_train=4096))
+    yield made
+    for model in made.values():
+        model.close()
+
+
+@pytest.fixture
+def model(models):
+    return models["llama"]
+
+
+def fail_batches(patch, *, least, times, code=-2):
+    """Have batches of several sequences fail after a part of them was computed, so many times.
+
+    That is what a GPU does which runs out of memory: what llama.cpp computed before stays.
+    """
+    decode, failed = pyllama.Context.decode, []
+
+    def failing(context, batch):
+        sequences = sorted({int(batch._seq_id[index, 0]) for index in range(len(batch))})
+        if len(failed) >= times or len(sequences) < least:
+            return decode(context, batch)
+        failed.append(len(sequences))
+        part = pyllama.Batch(len(batch))
+        for index in range(len(batch)):
+            if batch._seq_id[index, 0] in sequences[: least // 2]:
+                token, pos = int(batch._token[index]), int(batch._pos[0, index])
+                part.add(token, pos, (int(batch._seq_id[index, 0]),), output=index % 2 == 0)
+        decode(context, part)
+        raise pyllama.DecodeError(f"decode: llama.cpp returned {code}", code)
+
+    patch.setattr(pyllama.Context, "decode", failing)
+    return failed
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba", "jamba", "gemma2"])
+@pytest.mark.parametrize("options", [{}, {"mixed": True, "reproducible": False, "chunk": 512}])
+def test_a_batch_that_failed_half_way_is_undone(models, name, options, monkeypatch):
+    """Nobody in it fails, and the bytes are those of each alone."""
+    model = models[name]
+    # A model whose batches change the bytes has none; here that does not matter.
+    monkeypatch.setattr(exactness, "exact_batch_size", lambda _, ids: len(ids))
+    requests = [
+        request_of(tokens(seed, 30 + 50 * seed), max_tokens=30, seed=seed) for seed in range(5)
+    ]
+    requests.append(request_of(tokens(9, 100), max_tokens=40, constraint=FORCING))
+    exact = not options and name == "llama"
+    expected = [alone(model, request) for request in requests]
+    scheduler = scheduler_of(model, **options)
+    with monkeypatch.context() as patch, ThreadPoolExecutor(6) as threads:
+        failed = fail_batches(patch, least=3, times=3)
+        found = list(threads.map(scheduler.generate, requests))
+    assert failed
+    assert all(result.completion_tokens > 0 for result in found)
+    if exact:
+        assert all(map(same, found, expected))
+    assert scheduler.generate(requests[0]).completion_tokens > 0
+    scheduler.close()
+
+
+@pytest.mark.parametrize("name", ["mamba", "jamba", "gemma2"])
+def test_what_cannot_be_cut_back_is_computed_anew_in_the_same_calls(models, name, monkeypatch):
+    """Prompt, sampled tokens and forced ones, each as before: the bytes stay."""
+    model = models[name]
+    requests = [
+        request_of(tokens(1, 200), max_tokens=40, constraint=FORCING, seed=1),
+        request_of(tokens(2, 90), max_tokens=60, seed=2, logprobs=2),
+    ]
+    expected = [alone(model, request) for request in requests]
+    scheduler = scheduler_of(model)
+    restarted, restart = [], type(scheduler._runner)._restart
+    n_calls = [0]
+
+    def failing(lane, group):
+        """All running sequences at once, which fails, every tenth step."""
+        n_calls[0] += 1
+        if n_calls[0] % 10 == 0 and len(restarted) < 4:
+            error = pyllama.DecodeError("decode: llama.cpp returned -3", -3)
+            running = list(lane.slots.running)
+            if len(running) == 2:
+                parts = batch_runner.choose_parts(running, [], room=200, chunk=64)
+                for part in parts:
+                    lane.context.memory.seq_rm(part.slot.seq_id)  # as _forget_halves does
+                scheduler._runner._put_right(lane, parts, error)
+                return
+        compute(lane, group)
+
+    compute = scheduler._runner._compute
+    monkeypatch.setattr(scheduler._runner, "_compute", failing)
+    monkeypatch.setattr(
+        scheduler._runner,
+        "_restart",
+        lambda lane, part: (restarted.append(part), restart(scheduler._runner, lane, part)),
+    )
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(scheduler.generate, requests))
+    assert len(restarted) >= 2
+    assert all(map(same, found, expected))
+    scheduler.close()
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba"])
+def test_batches_that_always_fail_leave_each_request_alone(models, name, monkeypatch):
+    """No sequence is computed anew for ever: after the first time it is computed by itself."""
+    monkeypatch.setattr(exactness, "exact_batch_size", lambda _, ids: len(ids))
+    requests = [request_of(tokens(seed, 40), max_tokens=20, seed=seed) for seed in range(4)]
+    scheduler = scheduler_of(models[name])
+    with monkeypatch.context() as patch, ThreadPoolExecutor(4) as threads:
+        fail_batches(patch, least=2, times=10**6)
+        found = list(threads.map(scheduler.generate, requests))
+    assert all(map(same, found, [alone(models[name], request) for request in requests]))
+    scheduler.close()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_a_poisoned_context_fails_all_its_requests_once(model, count):
+    scheduler = scheduler_of(model)
+    requests = [replace(endless(seed), max_tokens=900) for seed in range(count)]
+    streams = [scheduler.stream(request) for request in requests]
+    for stream in streams:
+        next(stream)
+    (lane,) = scheduler._lanes
+    lane.context._poison = "GGML_ASSERT(mine) failed"
+    for stream in streams:
+        with pytest.raises(InferenceError, match=r"GGML_ASSERT\(mine\)"):
+            list(stream)
+    for stream in streams:
+        assert list(stream) == []
+    request = request_of(tokens(0, 40))
+    assert same(scheduler.generate(request), alone(model, request))
+    assert lane.context.closed
+    assert scheduler.failed is None
+    scheduler.close()
+
+
+def test_a_poisoned_scoring_context_is_replaced(model):
+    scheduler = scheduler_of(model)
+    request = ScoringRequest(tokens(0, 90), ((5,), (6, 7)), (2,))
+    scores = scheduler.score(request).scores
+    scheduler._scoring._context._poison = "GGML_ASSERT(mine) failed"
+    with pytest.raises(InferenceError, match="mine"):
+        scheduler.score(request)
+    assert scheduler.score(request).scores == scores
+    scheduler.close()
+
+
+def test_a_cancelled_computation_is_not_tried_again(model, monkeypatch):
+    scheduler = scheduler_of(model)
+    streams = [scheduler.stream(endless(seed)) for seed in range(3)]
+    for stream in streams:
+        next(stream)
+    calls = []
+    with monkeypatch.context() as patch:
+        cancelled = pyllama.DecodeCancelled("decode: cancelled", 2)
+        patch.setattr(pyllama.Context, "decode", lambda *_: calls.append(1) or raising(cancelled)())
+        for stream in streams:
+            with pytest.raises(InferenceError, match="cancelled"):
+                list(stream)
+    assert len(calls) == 1
+    assert scheduler.generate(request_of(tokens(0, 30))).completion_tokens > 0
+    scheduler.close()
+
+
+@pytest.mark.parametrize("make", [scheduler_of, isolated_of])
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_a_thread_that_cannot_start_fails_the_request_and_the_next_tries_again(
+    model, make, error, monkeypatch
+):
+    scheduler = make(model)
+    scored = ScoringRequest(tokens(0, 20), ((5,),), (2,))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", raising(error))
+        for ask in (
+            lambda: scheduler.generate(request_of(tokens(0, 20))),
+            lambda: scheduler.score(scored),
+        ):
+            with pytest.raises(BackendError, match=r"could not start.*the next request") as caught:
+                ask()
+            assert caught.value.__cause__ is error
+            assert not scheduler.n_queued
+    assert scheduler.generate(request_of(tokens(0, 20))).completion_tokens > 0
+    assert scheduler.score(scored).scores
+    scheduler.close()
+
+
+def test_an_interrupt_while_the_thread_starts_leaves_one_thread(model, monkeypatch):
+    scheduler, start = scheduler_of(model), threading.Thread.start
+
+    def interrupted(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            scheduler.generate(request_of(tokens(0, 20)))
+    assert not scheduler.n_queued
+    request = request_of(tokens(0, 40))
+    assert same(scheduler.generate(request), alone(model, request))
+    mine = [thread for thread in threading.enumerate() if thread._target == scheduler._run]
+    assert mine == [scheduler._thread]
+    scheduler.close()
+
+
+def test_a_trial_that_fails_is_made_again_later(model, monkeypatch):
+    """Sequences are decoded one by one meanwhile, and prompts cut at whole chunks."""
+    monkeypatch.setattr(exactness, "RETRY_SECONDS", 0.2)
+    scheduler = scheduler_of(model)
+    requests = [request_of(tokens(seed, 40), max_tokens=30, seed=seed) for seed in range(4)]
+    with monkeypatch.context() as patch:
+        no_memory = pyllama.NativeMemoryError("no memory")
+        patch.setattr(scheduler._exactness, "_make", raising(no_memory))
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(scheduler.generate, requests))
+        assert scheduler.metrics.snapshot().histograms["batch_size"].mean == 1
+        assert not scheduler._exactness.cuts_anywhere
+    assert all(map(same, found, [alone(model, request) for request in requests]))
+    time.sleep(0.2)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(scheduler.generate, requests))
+    assert scheduler.metrics.snapshot().histograms["batch_size"].mean > 1
+    assert scheduler._exactness.cuts_anywhere
+    scheduler.close()
+
+
+def test_closing_while_a_step_is_long_cancels_it(model, monkeypatch):
+    monkeypatch.setattr(scheduler_module, "GRACE_SECONDS", 0.0)
+    scheduler = scheduler_of(model)
+    stream = scheduler.stream(endless(0))
+    next(stream)
+    scheduler.close()
+    assert not scheduler._thread.is_alive()
+    with pytest.raises(Exception, match="closed"):
+        list(stream)
+
+
+def test_a_request_that_timed_out_or_failed_gave_all_back(model):
+    scheduler = scheduler_of(model, max_sequences=1)
+    with pytest.raises(RequestTimeoutError):
+        scheduler.generate(request_of(tokens(0, 300), max_tokens=1500, timeout=0.01))
+    assert isinstance(scheduler.generate(request_of(tokens(1, 20))), GenerationResult)
+    scheduler.close()
+
+
+NO_IMPORT = """
+import sys
+from schedules import isolated_of, request_of, scheduler_of, tokens
+from adapter.generation.sampling import Constraint
+from adapter.generation.scoring import ScoringRequest
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+import pyllama
+
+model = pyllama.Model(sys.argv[1])
+before = set(sys.modules)
+for make in (scheduler_of, isolated_of):
+    scheduler = make(model)
+    bound = Constraint('root ::= "so: " [a-z]+')
+    with ThreadPoolExecutor(4) as threads:
+        requests = [request_of(tokens(0, 100) + tokens(n, 9), logprobs=2) for n in range(3)]
+        requests.append(request_of(tokens(5, 9), constraint=bound))
+        list(threads.map(scheduler.generate, requests))
+    scheduler.score(ScoringRequest(tokens(0, 90), ((5,), (6, 7)), (2,)))
+    scheduler.close()
+print(sorted(name for name in set(sys.modules) - before if "concurrent" not in name))
+"""
+
+
+def test_nothing_is_imported_while_requests_are_computed(tiny_model_path):
+    """An import takes memory, and one that failed for the want of it is failed for ever."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_IMPORT, tiny_model_path],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]", done.stdout
