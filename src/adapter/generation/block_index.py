@@ -28,18 +28,27 @@ class BlockIndex(Generic[Owner]):
         return self._blocks.get(owner, ())
 
     def put(self, owner: Owner, blocks: BlockHashes) -> None:
-        """Take note of what an owner has now; nothing to forget the owner."""
-        before = self._blocks.pop(owner, ())
+        """Take note of what an owner has now; nothing to forget the owner.
+
+        An error half way leaves an owner known to have no more than what the next call takes away.
+        """
+        before = self._blocks.get(owner, ())
         n_same = n_shared(before, blocks)
         for block in before[n_same:]:
-            owners = self._owners[block]
-            del owners[owner]
+            owners = self._owners.get(block, {})
+            owners.pop(owner, None)
             if not owners:
-                del self._owners[block]
-        for block in blocks[n_same:]:
-            self._owners.setdefault(block, {})[owner] = None
+                self._owners.pop(block, None)
         if blocks:
             self._blocks[owner] = blocks
+        else:
+            self._blocks.pop(owner, None)
+        for block in blocks[n_same:]:
+            known = self._owners.get(block)
+            if known is None:
+                self._owners[block] = {owner: None}
+            else:
+                known[owner] = None
 
     def find(self, wanted: BlockHashes) -> int:
         """How many of these blocks, from the first on, somebody has."""

@@ -60,7 +60,7 @@ class PrefixReuse:
     def begin(self, lane: Lane, sequence: Sequence) -> None:
         """Take note of a prompt that is being computed."""
         if sequence.state == "prefilling":
-            self._lane_of[sequence] = lane
+            self._lane_of[sequence] = lane  # first: what is put is looked up there
             self._computing.put(sequence, sequence.hashes)
 
     def awaited(self, sequence: Sequence) -> Sequence | Reading | None:
@@ -75,8 +75,8 @@ class PrefixReuse:
     def computing(self, sequence: Sequence) -> Sequence | None:
         """Whose prompt is being computed that will soon hold more of this one than is held now."""
         for done in [other for other in self._lane_of if other.state != "prefilling"]:
-            del self._lane_of[done]
             self._computing.put(done, ())
+            del self._lane_of[done]
         wanted = self._wanted(sequence)
         n_found = self._computing.find(wanted)
         if not n_found or n_found <= (n_held := self.n_held(sequence)):

@@ -150,8 +150,9 @@ def test_a_poisoned_context_fails_all_its_requests_once(model, count):
     streams = [scheduler.stream(request) for request in requests]
     for stream in streams:
         next(stream)
-    (lane,) = scheduler._lanes
-    lane.context._poison = "GGML_ASSERT(mine) failed"
+    contexts = [lane.context for lane in scheduler._lanes]
+    for context in contexts:
+        context._poison = "GGML_ASSERT(mine) failed"
     for stream in streams:
         with pytest.raises(InferenceError, match=r"GGML_ASSERT\(mine\)"):
             list(stream)
@@ -159,7 +160,7 @@ def test_a_poisoned_context_fails_all_its_requests_once(model, count):
         assert list(stream) == []
     request = request_of(tokens(0, 40))
     assert same(scheduler.generate(request), alone(model, request))
-    assert lane.context.closed
+    assert all(context.closed for context in contexts)
     assert scheduler.failed is None
     scheduler.close()
 
@@ -177,9 +178,11 @@ def test_a_poisoned_scoring_context_is_replaced(model):
 
 def test_a_cancelled_computation_is_not_tried_again(model, monkeypatch):
     scheduler = scheduler_of(model)
-    streams = [scheduler.stream(endless(seed)) for seed in range(3)]
+    requests = [replace(endless(seed), max_tokens=900) for seed in range(3)]
+    streams = [scheduler.stream(request) for request in requests]
     for stream in streams:
         next(stream)
+    (_,) = scheduler._lanes
     calls = []
     with monkeypatch.context() as patch:
         cancelled = pyllama.DecodeCancelled("decode: cancelled", 2)
