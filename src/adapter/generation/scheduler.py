@@ -43,6 +43,9 @@ from adapter.generation.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
+LOOKED_AT = 32
+"""Requests that wait of which a step finds out what is in memory of them."""
+
 FILE_SECONDS = 0.02
 """How long requests that wait for a file are left alone, unless it is read before."""
 
@@ -398,7 +401,7 @@ class Scheduler:
         may pass it. Otherwise nobody passes: a long request gets its turn.
         """
         self._waiting.unpark()
-        for _ in range(2 * self._max_sequences):  # what waits longer is looked at in later steps
+        for _ in range(min(2 * self._max_sequences, LOOKED_AT)):  # at the others in later steps
             sequence = None if self._lanes.full else self._waiting.first()
             if sequence is None:
                 return

@@ -15,6 +15,7 @@ from adapter.generation.failures import insist, translation
 from adapter.generation.metrics import Metrics
 from adapter.generation.prefill import prompt_steps
 from adapter.generation.scoring import Score, Scorer, ScoringRequest, ScoringResult
+from adapter.generation.waiting import POLLED
 
 SHORTEST = 1024
 """Tokens of the shortest context; it is made anew, twice as long, for a request that needs it."""
@@ -87,6 +88,7 @@ class ScoringQueue:
         self._metrics = metrics
         self._lock = threading.Lock()
         self._waiting: deque[ScoringJob] = deque()
+        self._polled = 0
         self._work: Iterator[ScoringResult | None] | None = None
         self._context: pyllama.Context | None = None
         self._scorer: Scorer | None = None
@@ -112,10 +114,16 @@ class ScoringQueue:
             self._waiting.append(job)
 
     def drop_finished(self) -> None:
-        """End the requests whose callers have gone, and those whose time is over."""
+        """End the requests whose callers have gone, and those whose time is over.
+
+        The first one is asked in each step, and a few of the others in turn.
+        """
         with self._lock:
-            waiting = list(self._waiting)
-        for job in waiting:
+            count = len(self._waiting)
+            indices = {0, *((self._polled + i) % count for i in range(POLLED))} if count else ()
+            asked = [self._waiting[index] for index in indices]
+            self._polled += POLLED
+        for job in asked:
             if job.ended_by_caller_or_clock():
                 self._leave(job)
 

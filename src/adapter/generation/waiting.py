@@ -17,6 +17,9 @@ from adapter.generation.sequence import Sequence
 POLLED = 64
 """Requests that are asked in a step whether their callers have gone: all of them in turn."""
 
+MOST_TAKEN_IN = 256
+"""Requests that are put in order at once, of those that have come."""
+
 _STRIDE = CHUNK // BLOCK
 
 
@@ -33,7 +36,7 @@ class Waiting:
         self._lock = threading.Lock()
         self._arrived: deque[Sequence] = deque()
         self._orders: dict[Sequence, int] = {}
-        self._n_arrived = 0
+        self._n_arrived = self._n_taken_in = 0
         # These may hold requests that have left, which are passed over.
         self._ready: list[tuple[int, Sequence]] = []
         self._parked: dict[Sequence | Reading, list[tuple[int, Sequence]]] = {}
@@ -79,7 +82,8 @@ class Waiting:
 
     def leave(self, sequence: Sequence) -> None:
         """Have one that is admitted, or has ended, wait no longer."""
-        self._take_in()
+        while self._orders.get(sequence, 0) > self._n_taken_in:
+            self._take_in()
         with self._lock:
             if self._orders.pop(sequence, None) is None:
                 return
@@ -128,7 +132,7 @@ class Waiting:
         return self._borders[hashes[n_blocks - 1]] > n_with_more
 
     def _take_in(self) -> None:
-        while self._arrived:
+        for _ in range(min(MOST_TAKEN_IN, len(self._arrived))):
             sequence = self._arrived[0]  # it is taken away last, so that no error can lose it
             order = self._orders[sequence]
             heapq.heappush(self._ready, (order, sequence))
@@ -139,6 +143,7 @@ class Waiting:
             if self._count_borders:
                 self._borders.update(_borders(sequence))
             self._arrived.popleft()
+            self._n_taken_in = order
 
     def _drop_if_finished(self, sequence: Sequence) -> bool:
         if sequence in self._orders and sequence.ended_by_caller_or_clock():

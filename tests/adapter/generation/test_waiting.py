@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from schedules import scheduler_of, tokens
@@ -11,9 +12,12 @@ from schedules import scheduler_of, tokens
 import pyllama
 from adapter.errors import RequestTimeoutError
 from adapter.generation.blocks import BLOCK, CHUNK
+from adapter.generation.metrics import Metrics
 from adapter.generation.prefix_reuse import PrefixReuse
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
+from adapter.generation.scoring import ScoringRequest
+from adapter.generation.scoring_queue import ScoringJob, ScoringQueue
 from adapter.generation.sequence import Sequence
 from adapter.generation.waiting import POLLED, Waiting
 
@@ -108,7 +112,7 @@ def test_callers_that_have_gone_are_noticed_in_turn(waiting, sequence_of):
         waiting.drop_finished()
         assert 0 < before - len(waiting) <= POLLED
         n_steps += 1
-    assert n_steps <= 10
+    assert n_steps <= 12
 
 
 def test_what_is_left_of_those_that_have_left_stays_small(waiting, sequence_of):
@@ -152,6 +156,26 @@ def test_where_prompts_that_wait_part_from_one(waiting, sequence_of):
     assert parted == [2 * PER_CHUNK, 5 * PER_CHUNK]
     in_order(waiting)
     assert not waiting._borders
+
+
+def test_scores_that_nobody_waits_for_are_noticed_in_turn():
+    queue = ScoringQueue(
+        None, stopping=lambda: False, longest=100, chunk=CHUNK, reuses=True, metrics=Metrics()
+    )
+    gone = threading.Event()
+    jobs = [
+        ScoringJob(ScoringRequest((5,), ((6,),), (2,)), gone if index % 3 else threading.Event())
+        for index in range(5 * POLLED)
+    ]
+    for job in jobs:
+        queue.append(job)
+    gone.set()
+    n_left = []
+    for _ in range(12):
+        queue.drop_finished()
+        n_left.append(len(queue))
+    assert all(before - after <= POLLED + 1 for before, after in pairwise([len(jobs), *n_left]))
+    assert n_left[-1] == len(jobs[::3])
 
 
 # In a scheduler
