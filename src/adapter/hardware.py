@@ -339,8 +339,15 @@ class _Planner:
         """What the model and one context of the length that is wanted take."""
         length = self._wanted or DEFAULT_CONTEXT_LENGTH
         use = self._measure(devices, n_gpu_layers, length)
-        if self._wanted is None and use.n_ctx_train < length:
-            use = self._measure(devices, n_gpu_layers, use.n_ctx_train)
+        if use.n_ctx_train >= length:
+            return use
+        if self._wanted is None:
+            return self._measure(devices, n_gpu_layers, use.n_ctx_train)
+        logger.warning(
+            "context_length=%d is more than the %d tokens that %s was trained with: answers may get "
+            "worse beyond those",
+            *(length, use.n_ctx_train, os.path.basename(self._path)),
+        )
         return use
 
     def _measure(

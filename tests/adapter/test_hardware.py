@@ -264,6 +264,15 @@ def test_the_number_of_sequences_does_not_follow_from_their_length(monkeypatch):
         assert given.n_cells >= 32 * length
 
 
+def test_a_context_longer_than_the_training_is_told(write_tiny_model, caplog):
+    path = write_tiny_model(n_ctx_train=256)
+    on_cpu().plan(path, context_length=256)
+    on_cpu().plan(path)
+    assert "trained" not in caplog.text
+    assert on_cpu().plan(path, context_length=512).context_length == 512
+    assert "context_length=512 is more than the 256 tokens" in caplog.text
+
+
 def test_what_others_were_promised_is_left_to_them(monkeypatch):
     Machine(monkeypatch, key_bytes=2**13, free_host=64)
     plan = HardwareManager().plan("model.gguf", room=14 * GIB)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -12,6 +14,7 @@ import synthetic
 from schedules import scheduler_of, tokens
 
 import pyllama
+from adapter import ModelPool
 from adapter.generation.blocks import BLOCK
 from adapter.generation.lanes import FEWEST, GROWTH, SHORTEST, Lanes, lengths
 from adapter.generation.request import GenerationRequest
@@ -266,6 +269,28 @@ def test_a_request_that_waits_for_a_prompt_reuses_it_in_any_context(model, secon
     assert sorted(each.cache_read_tokens for each in found.values()) == [0, 800]
     assert scheduler.metrics.snapshot().prompt_tokens == 816 + 16
     scheduler.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"context_length": 1024}, {"context_length": 2048}])
+def test_a_pool_without_settings_runs_16_requests_at_once(write_tiny_model, options):
+    path = write_tiny_model(n_ctx_train=4096)
+    with ModelPool(path.parent, n_gpu_layers=0, **options) as pool, ExitStack() as streams:
+        generator = pool.load_model(path.stem).generators["batched"]
+        opened = [
+            generator.stream(request_of(tokens(seed, 20), options.get("context_length", 4096) - 30))
+            for seed in range(20)
+        ]
+        for stream in opened:
+            streams.callback(stream.close)
+        with ThreadPoolExecutor(20) as threads:
+            begun = [threads.submit(next, stream) for stream in opened]
+            while sum(each.done() for each in begun) < 16:
+                time.sleep(0.01)
+            snapshot = pool.metrics()[path.stem]
+            for stream, each in zip(opened, begun, strict=True):
+                if each.done():
+                    stream.close()
+        assert (snapshot.running, snapshot.waiting) == (16, 4)
 
 
 def test_a_request_does_not_wait_for_a_prompt_that_it_cannot_reuse(model):
