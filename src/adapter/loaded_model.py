@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
@@ -78,6 +77,9 @@ class LoadedModel:
             {execution: _LeasedGenerator(borrow, execution) for execution in get_args(Execution)}
         )
         self._borrow = borrow
+        # No cached_property: before Python 3.12 those of all handles share a lock, which one that
+        # waits for a load would hold.
+        self._turn_ends: tuple[int, ...] | None = None
 
     def lease(self) -> AbstractContextManager[pyllama.Model]:
         """The model itself, kept in memory for the block.
@@ -128,13 +130,18 @@ class LoadedModel:
                 del tokens[0]  # a space that some tokenizers put before the first special token
             return tuple(tokens)
 
-    @cached_property
+    @property
     def turn_ends(self) -> tuple[int, ...]:
         """The tokens at which an answer of one line ends.
 
         These are the vocabulary's tokens that end generation. A model without a chat template was
         not taught to write one of them: for it a token that begins with a line break ends it too.
         """
+        if self._turn_ends is None:
+            self._turn_ends = self._find_turn_ends()
+        return self._turn_ends
+
+    def _find_turn_ends(self) -> tuple[int, ...]:
         with self._borrow(whole) as resident:
             vocab, taught = resident.model.vocab, resident.has_template
             return tuple(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from adapter.hardware import margin
 from adapter.resident_model import ResidentModel
@@ -19,32 +18,32 @@ class MachineMemory:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a finalizer may run within
-        self._held: Counter[str] = Counter()
-        self._limits: dict[str, int] = {}
+        # No lock, and no sum that is kept: an exception at any point leaves this whole.
+        self._held: dict[int, Mapping[str, int]] = {}
+        self._limits: Mapping[str, int] = {}
 
-    def hold(self, resident: ResidentModel, memory: Mapping[str, int]) -> Callable[[], object]:
-        """Count a model, until the function returned is called or the model is collected."""
-        with self._lock:
-            self._held.update(memory)
-        return weakref.finalize(resident, self._release, memory)
+    def hold(self, resident: ResidentModel, memory: Mapping[str, int]) -> None:
+        """Count a model, until it is released or collected."""
+        weakref.finalize(resident, self._held.pop, id(resident), None)
+        self._held[id(resident)] = memory
+
+    def release(self, resident: ResidentModel) -> None:
+        """Count a model no more. Releasing it again does nothing."""
+        self._held.pop(id(resident), None)
 
     def observe(self, free: Mapping[str, int]) -> None:
         """Take note of how much is free now."""
-        with self._lock:
-            limits = {memory: size - margin(size) for memory, size in free.items()}
-            if +self._held:
-                limits |= self._limits
-            self._limits |= limits
+        limits = {memory: size - margin(size) for memory, size in free.items()}
+        if self._held:
+            limits |= self._limits
+        self._limits = {**self._limits, **limits}
 
     def read(self) -> tuple[Counter[str], dict[str, int]]:
         """What is held, and the limits."""
-        with self._lock:
-            return Counter(self._held), dict(self._limits)
-
-    def _release(self, memory: Mapping[str, int]) -> None:
-        with self._lock:
-            self._held.subtract(memory)
+        held: Counter[str] = Counter()
+        for memory in self._held.copy().values():
+            held.update(memory)
+        return held, dict(self._limits)
 
 
 machine = MachineMemory()

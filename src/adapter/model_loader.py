@@ -99,7 +99,7 @@ class ModelLoader:
 
     def tell_of_a_lease_that_ended(self) -> None:
         """Have the thread look, if it waits for leases; it would look by itself a little later."""
-        if self._thread.awaits_leases:
+        if self._thread.looks_by_itself:
             self._thread.inbox.put(None)
 
     def refuse_in_child(self, name: str) -> None:

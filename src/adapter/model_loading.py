@@ -7,8 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -26,6 +25,7 @@ from adapter.hardware import Placement
 from adapter.machine_memory import machine
 from adapter.model_file import parts
 from adapter.model_slot import ModelSlot, Residency, Verdicts
+from adapter.pool_requests import enter_pool_thread
 from adapter.resident_model import ResidentModel
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# One load at a time, in all pools: each sees the memory that the one before it took. Only threads
-# that work for a pool hold it, which Ctrl-C does not interrupt.
-_one_load = threading.Lock()
+_loads: list[threading.Thread] = []
+"""Those that load a model, of all pools, in their order. One at a time does, so that it sees the
+memory that the one before it took. No lock: what ended in any way is waited for no more."""
 
 _frees: set[threading.Thread] = set()
 """Those that free a model just now, of all pools."""
@@ -46,59 +46,100 @@ class StoppedLoad(ModelNotLoadedError):
     """A load was stopped: nobody waited for it any more, or the process ends."""
 
 
-class Load:
-    """One load of a model.
+class Job:
+    """Something that takes long, on a thread of its own. It tells the pool's thread when it ends.
 
-    thread  decides what is evicted for it, and is told what it came to
-    loader  the pool's settings
-    slot    of the model
-    name    the model, as it was asked for
+    pool    the pool's thread
+    thread  its own
     """
 
-    def __init__(self, thread: PoolThread, loader: ModelLoader, slot: ModelSlot, name: str) -> None:
-        self._thread = thread
+    def __init__(self, pool: PoolThread) -> None:
+        self.pool = pool
+        self.thread = threading.Thread(target=self.run, name="model-pool-job", daemon=True)
+        self._ended = False
+
+    def start(self) -> None:
+        """Begin. Raises RuntimeError where no thread can be had."""
+        self.thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it ended, in whatever way."""
+        return self._ended or not self.thread.is_alive()
+
+    def run(self) -> None:
+        """Do it, and tell the pool's thread."""
+        enter_pool_thread()
+        try:
+            self.work()
+        finally:
+            self._ended = True
+            self.pool.inbox.put(None)
+
+    def work(self) -> None:
+        """What there is to do."""
+        raise NotImplementedError
+
+
+class Load(Job):
+    """One load of a model.
+
+    loader     the pool's settings
+    slot       of the model
+    name       the model, as it was asked for
+    residency  the model, once it is loaded
+    error      why it is not
+    """
+
+    def __init__(self, pool: PoolThread, loader: ModelLoader, slot: ModelSlot, name: str) -> None:
+        super().__init__(pool)
+        self.slot = slot
+        self.residency: Residency | None = None
+        self.error: BaseException | None = None
         self._loader = loader
-        self._slot = slot
         self._name = name
         self._raised: BaseException | None = None
 
-    def run(self) -> None:
-        """Load it, and tell the pool's thread."""
-        residency: Residency | None = None
-        error: BaseException | None = None
+    def work(self) -> None:
+        _loads.append(self.thread)
         try:
-            with _one_load:
-                residency = self._load()
-        except BaseException as caught:
-            error = self._raised or caught
-        self._thread.send(partial(self._thread.loaded, self._slot, residency, error))
-        del error, self._raised  # they refer to this frame, which refers to them
+            loads = _loads.copy()
+            for earlier in loads[: loads.index(self.thread)]:
+                earlier.join()
+                with suppress(ValueError):  # it has removed itself, unless it failed
+                    _loads.remove(earlier)
+            self._load()
+        except BaseException as error:
+            self.error, self._raised = self._raised or error, None
+        finally:
+            _loads.remove(self.thread)
 
-    def _load(self) -> Residency:
-        slot = self._slot
-        with _translated(self._name, slot.path):
-            placement = self._place()
-            before = _stamps(slot.path)
-            resident = ResidentModel(
-                slot.path,
-                placement,
-                self._reporter(),
-                slot.metrics,
-                reproducible=self._loader.reproducible,
-                prefix_folder=self._loader.prefix_folder,
-            )
+    def _load(self) -> None:
+        slot, resident = self.slot, None
         try:
+            with _translated(self._name, slot.path):
+                placement = self._place()
+                before = _stamps(slot.path)
+                resident = ResidentModel(
+                    slot.path,
+                    placement,
+                    self._reporter(),
+                    slot.metrics,
+                    reproducible=self._loader.reproducible,
+                    prefix_folder=self._loader.prefix_folder,
+                )
             if slot.fingerprint not in (None, resident.fingerprint):
                 raise ModelChangedError(self._name, slot.path)
             if _stamps(slot.path) != before:  # the fingerprint may not be that of the weights
                 reason = "the file was changed or replaced while it was read; load it again"
                 raise ModelLoadError(self._name, slot.path, reason)
-            residency = Residency(slot, resident, placement)
+            self.residency = Residency(slot, resident, placement)
         except BaseException:
-            resident.close()
+            if resident is not None:
+                resident.close()
+                machine.release(resident)
             raise
         logger.info("loaded %s from %s", self._name, slot.path)
-        return residency
 
     def _reporter(self) -> Callable[[float], bool]:
         """What the model calls, and refers to for as long as it lives: this load, but weakly."""
@@ -118,14 +159,14 @@ class Load:
             except BaseException as error:
                 self._raised = error  # to be raised as it is, an OSError, too
                 raise
-        return not self._thread.stops(self._slot)
+        return not self.pool.stops(self.slot)
 
     def _place(self) -> Placement:
         """Decide where the model goes, with others evicted until there is room."""
-        placement = None if self._slot.placed_anew else self._slot.placement
+        placement = None if self.slot.placed_anew else self.slot.placement
         planned = placement is None
         while True:
-            if self._thread.stops(self._slot):
+            if self.pool.stops(self.slot):
                 raise StoppedLoad(self._name, "its load was stopped")
             if placement is None:
                 placement = self._plan()
@@ -136,17 +177,17 @@ class Load:
                 placement = None  # more of it may fit now
 
     def _plan(self) -> Placement:
-        before, room = self._slot.placement, self._loader.budget.room()
+        before, room = self.slot.placement, self._loader.budget.room()
         if before is None:
-            return self._loader.plan(self._slot.path, room=room)
+            return self._loader.plan(self.slot.path, room=room)
         # Handles have told how long a request may be.
-        return self._loader.plan(self._slot.path, context_length=before.context_length, room=room)
+        return self._loader.plan(self.slot.path, context_length=before.context_length, room=room)
 
     def _has_room(self, placement: Placement) -> bool:
         """Whether there is room; False when that was made just now. Raises PoolFullError."""
         while True:
             verdicts: Verdicts = SimpleQueue()
-            self._thread.ask_for_room(self._loader, self._name, placement, verdicts)
+            self.pool.ask_for_room(self._loader, self._name, placement, verdicts)
             verdict = verdicts.get()
             if not isinstance(verdict, BaseException):
                 return verdict
@@ -160,17 +201,22 @@ class Load:
                 each.join()
 
 
-def free(residency: Residency, told: Callable[[], object]) -> None:
-    """Free a model, and tell the pool's thread."""
-    thread = threading.current_thread()
-    _frees.add(thread)
-    try:
-        residency.free()
-    except Exception:
-        logger.exception("freeing %s failed", residency.name)
-    finally:
-        _frees.discard(thread)
-        told()
+class Free(Job):
+    """The freeing of a model."""
+
+    def __init__(self, pool: PoolThread, residency: Residency) -> None:
+        super().__init__(pool)
+        self._residency = residency
+
+    def work(self) -> None:
+        thread = threading.current_thread()
+        _frees.add(thread)
+        try:
+            self._residency.free()
+        except MemoryError:
+            logger.warning("%s is freed a little later: there is no memory", self._residency.name)
+        finally:
+            _frees.discard(thread)
 
 
 def _stamps(path: Path) -> list[tuple[int, int, int]]:
@@ -194,11 +240,10 @@ def _translated(name: str, path: Path) -> Iterator[None]:
         raise BackendError(f"no memory for model {name!r}: {error}") from error
 
 
-def _renew_lock() -> None:
-    global _one_load
-    _one_load = threading.Lock()
+def _forget_threads() -> None:
+    _loads.clear()
     _frees.clear()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork()
-    os.register_at_fork(after_in_child=_renew_lock)
+    os.register_at_fork(after_in_child=_forget_threads)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from adapter.errors import ConfigurationError, ModelNotLoadedError
+from adapter.errors import BackendError, ConfigurationError, ModelNotLoadedError
 from adapter.generation.metrics import MetricsSnapshot
 from adapter.generation.prefix_folder import prepare
 from adapter.hardware import HardwareManager, require_integer
@@ -141,7 +141,10 @@ class ModelPool:
                 loop.call_soon_threadsafe(settle)
 
         # Not on the loop's own executor: DSPy uses that one, and long loads would starve it.
-        threading.Thread(target=load, name="model-pool-load", daemon=True).start()
+        try:
+            threading.Thread(target=load, name="model-pool-load", daemon=True).start()
+        except RuntimeError as error:  # the process has as many threads as it may
+            raise BackendError(f"no thread to load model {name!r} on: {error}") from error
         return await loaded
 
     def get_loaded_model(self, name: str | None = None) -> LoadedModel:

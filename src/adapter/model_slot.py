@@ -13,6 +13,7 @@ without being given back is none.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,10 @@ from adapter.resident_model import ResidentModel
 
 if TYPE_CHECKING:
     from adapter.lease import Lease
+    from adapter.model_loading import Free
     from adapter.pool_requests import Request
+
+logger = logging.getLogger(__name__)
 
 Verdicts: TypeAlias = "SimpleQueue[bool | BaseException]"
 """Whether there is room for a model; False where it is to be asked again. Or why there is none."""
@@ -40,7 +44,7 @@ class Residency:
     slot       whose model it is
     leases     weak references to the leases on it
     replaced   it cannot be used any more, and the next request loads the model anew
-    freeing    it is being freed
+    freeing    what frees it, once nobody uses it any more
     freed      who waits until it is
     """
 
@@ -51,9 +55,9 @@ class Residency:
         self.slot = slot
         self.leases: set[weakref.ref[Lease[Any]]] = set()
         self.replaced = False
-        self.freeing = False
+        self.freeing: Free | None = None
         self.freed: list[Verdicts] = []
-        self._uncount = machine.hold(resident, placement.memory)
+        machine.hold(resident, placement.memory)
 
     @property
     def memory(self) -> dict[str, int]:
@@ -95,13 +99,26 @@ class Residency:
         return "pinned" if self.slot.pinned else ""
 
     def free(self) -> None:
-        """Free the memory. It counts as taken until that is done."""
-        resident, self._resident = self._resident, None
+        """Free the memory, which counts as taken until that is done.
+
+        Raises MemoryError where it is to be tried again.
+        """
+        resident = self._resident
+        if resident is None:
+            return
         try:
-            if resident is not None:
-                resident.close()
-        finally:
-            self._uncount()
+            resident.close()
+        except MemoryError:
+            raise
+        except Exception:
+            logger.exception("freeing %s failed", self.name)
+        machine.release(resident)
+        self._resident = None
+
+    @property
+    def is_freed(self) -> bool:
+        """Whether that is done."""
+        return self._resident is None
 
 
 @dataclass(eq=False)
@@ -159,12 +176,23 @@ class ModelSlot:
         residency = self.residency
         if residency is None:
             return None
-        self.residency = None
+        self._take_out(residency)
         if residency.lessees():
             self.residency = residency
+            self.retired.remove(residency)
             return None
-        self.retired.append(residency)
         return residency
+
+    def mend(self) -> None:
+        """Finish what an exception ended in the middle."""
+        if self.residency in self.retired:
+            self.retire()
+
+    def _take_out(self, residency: Residency) -> None:
+        # In this order: at no point is it in neither place.
+        if residency not in self.retired:
+            self.retired.append(residency)
+        self.residency = None
 
     def replace_if_unusable(self) -> None:
         """Take out a model that failed. New requests get another; others may go on to their end."""
@@ -172,5 +200,4 @@ class ModelSlot:
         if residency is not None and not residency.usable:
             residency.replaced = True
             self.placed_anew = self.placed_anew or residency.resident.model.lost
-            self.retired.append(residency)
-            self.residency = None
+            self._take_out(residency)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from adapter.errors import BackendError, ModelInUseError, ModelNotLoadedError
 from adapter.hardware import Placement
-from adapter.model_loading import Load, StoppedLoad, free
+from adapter.model_loading import Free, Load, StoppedLoad
 from adapter.model_slot import ModelSlot, Residency, Verdicts
 from adapter.pool_requests import Request, enter_pool_thread, fail_all
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LEASES_LOOKED_AT = 0.2
-"""Seconds after which it looks for leases that ended without a word."""
+_LOOK = 0.2
+"""Seconds after which it looks for leases and jobs that ended without a word."""
 
 _EXIT = 10.0
 """Seconds that the end of the process waits for a load to stop."""
@@ -52,30 +52,33 @@ class Message(NamedTuple):
 class PoolThread:
     """Keeps the state of a pool's models.
 
-    inbox          what it is asked to do. The end of its owner comes as the dead reference
-    slots          the models that are known, by file; others may read it
-    jobs           the threads that work for it
-    awaits_leases  whether anything waits for a lease to end
-    stopping       the process ends: nothing is loaded any more
-    ended          it looks into its inbox no more: everything is freed, for good
+    inbox            what it is asked to do. The end of its owner comes as the dead reference
+    slots            the models that are known, by file; others may read it
+    looks_by_itself  whether it waits for a lease or a job to end, of which it may not be told
+    stopping         the process ends: nothing is loaded any more
+    ended            it looks into its inbox no more: everything is freed, for good
     """
 
     def __init__(self) -> None:
         self.inbox: SimpleQueue[Message | weakref.ref[ModelLoader] | None] = SimpleQueue()
         self.slots: dict[Path, ModelSlot] = {}
-        self.awaits_leases = False
+        self.looks_by_itself = False
         self.ended = False
         self.stopping = False
         self._owner: weakref.ref[ModelLoader] | None = None
         self._closed = False
         self._closers: list[Request] = []
-        self._loading: ModelSlot | None = None
-        self.jobs: set[threading.Thread] = set()
+        self._gone: list[ModelSlot] = []
+        self._load: Load | None = None
+        self._message: Message | weakref.ref[ModelLoader] | None = None
 
     def start(self, owner: ModelLoader) -> None:
         """Begin. It ends once it was closed, or its owner collected, and all is freed."""
         self._owner = weakref.ref(owner, self.inbox.put)
-        threading.Thread(target=self._run, name="model-pool", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="model-pool", daemon=True).start()
+        except RuntimeError as error:  # the process has as many threads as it may
+            raise BackendError(f"no thread for a model pool: {error}") from error
 
     # What the user's threads ask for
 
@@ -158,38 +161,49 @@ class PoolThread:
     # The thread
 
     def _run(self) -> None:
+        while not self.ended:
+            with suppress(BaseException):  # a lack of memory: it goes on where it was
+                self._work()
+
+    def _work(self) -> None:
+        """Do what comes. What fails for a lack of memory is tried again: nobody waits in vain."""
         enter_pool_thread()
         _running.add(self)
-        while not (self._closed and not self.slots):
-            self._handle(self._next())
-        self.ended = True  # from here on whoever sends a message reads it, too
-        with suppress(Empty):
-            while True:
-                self._handle(self.inbox.get_nowait())
+        while not self._closed or self.slots or self._gone or self._closers:
+            self._look()
         _running.discard(self)
+        self.ended = True  # from here on whoever sends a message reads it, too
+        while not self.inbox.empty():
+            self._look()
+
+    def _look(self) -> None:
+        """Take the next message, or the one that failed, and do what can be done by then."""
+        try:
+            if self._message is None:
+                self._message = self._next()
+            if self._message is not None:
+                self._handle(self._message)
+                self._message = None
+            self._tend()
+        except BaseException:
+            self.looks_by_itself = True
+            time.sleep(_LOOK)
+            logger.exception("the thread of a model pool failed, and goes on")
 
     def _next(self) -> Message | weakref.ref[ModelLoader] | None:
         try:
-            return self.inbox.get(timeout=_LEASES_LOOKED_AT if self.awaits_leases else None)
+            return self.inbox.get(timeout=_LOOK if self.looks_by_itself else None)
         except Empty:
             return None
 
-    def _handle(self, message: Message | weakref.ref[ModelLoader] | None) -> None:
+    def _handle(self, message: Message | weakref.ref[ModelLoader]) -> None:
+        if isinstance(message, weakref.ref):
+            self._close()
+            return
         try:
-            try:
-                if isinstance(message, weakref.ref):
-                    self._close()
-                elif message is not None:
-                    message.work()
-            except Exception as error:  # a lack of memory
-                logger.exception("a thread of a model pool failed, and goes on")
-                if isinstance(message, Message):
-                    message.fail(error)
-            self._tend()
-        except Exception:
-            self.awaits_leases = True  # so that it tries again
-            with suppress(Exception):
-                logger.exception("a thread of a model pool failed, and goes on")
+            message.work()
+        except BaseException as error:
+            message.fail(error)
 
     def _close(self) -> None:
         self._closed = True
@@ -198,30 +212,39 @@ class PoolThread:
 
     def _tend(self) -> None:
         """Do what can be done by now."""
+        if self._load is not None and self._load.is_over:
+            self._end_load(self._load)
         for slot in list(self.slots.values()):
             self._tend_slot(slot)
+        while self._gone:
+            _answer_all(self._gone[-1].unloaders)
+            self._welcome_successors(self._gone[-1])
+            self._gone.pop()
         self._begin_a_load()
-        self.awaits_leases = any(slot.closing or slot.retired for slot in self.slots.values())
+        self.looks_by_itself = self._load is not None or any(
+            slot.closing or slot.retired for slot in self.slots.values()
+        )
         if self._closed and not self.slots:
             _answer_all(self._closers)
 
     def _tend_slot(self, slot: ModelSlot) -> None:
-        loading = self._loading is slot
+        loading = self._load is not None and self._load.slot is slot
         if slot.closing and not self._closed and (loading or slot.residency is not None):
             self._withdraw(slot)
+        slot.mend()
         slot.replace_if_unusable()
         slot.waiters = [each for each in slot.waiters if not each.abandoned]
         if slot.closing:
             slot.retire()
             fail_all(slot.waiters, self._unloaded_error(slot))
-        for residency in slot.retired:
-            if not residency.freeing and not residency.lessees():
+        for residency in slot.retired.copy():
+            if residency.freeing is None and not residency.lessees():
                 self._free(residency)
-                residency.freeing = True
+            if residency.freeing is not None and residency.freeing.is_over:
+                self._end_free(residency)
         if slot.closing and not loading and not slot.residencies:
-            del self.slots[slot.path]
-            _answer_all(slot.unloaders)
-            self._welcome_successors(slot)
+            self._gone.append(slot)
+            self.slots.pop(slot.path, None)
 
     def _withdraw(self, slot: ModelSlot) -> None:
         """Keep a model if nobody waits any more for its unloading."""
@@ -244,14 +267,15 @@ class PoolThread:
 
     def _begin_a_load(self) -> None:
         for slot in list(self.slots.values()):
-            if self._loading is None and slot.waiters and not self.stopping:
+            if self._load is None and slot.waiters and not self.stopping:
                 request = slot.waiters[0]
                 assert request.loader is not None
-                self._loading = slot
+                load = Load(self, request.loader, slot, request.name)
                 try:
-                    self._start(Load(self, request.loader, slot, request.name).run)
+                    self._load = load
+                    load.start()
                 except Exception as error:  # the process has as many threads as it may
-                    self._loading = None
+                    self._load = None
                     fail_all(slot.waiters, BackendError(f"no thread to load a model on: {error}"))
 
     def stops(self, slot: ModelSlot) -> bool:
@@ -259,46 +283,48 @@ class PoolThread:
         waiters = slot.waiters.copy()
         return self.stopping or slot.closing or all(each.abandoned for each in waiters)
 
-    def loaded(
-        self, slot: ModelSlot, residency: Residency | None, error: BaseException | None
-    ) -> None:
+    def _end_load(self, load: Load) -> None:
         """Take note of what a load came to."""
-        self._loading = None
+        slot, residency = load.slot, load.residency
         if residency is not None:
             slot.put(residency)
             while slot.waiters and not slot.closing:
                 slot.waiters[0].grant(residency)
                 del slot.waiters[0]
-        elif error is not None and not isinstance(error, StoppedLoad):
-            fail_all(slot.waiters, error)
+        elif not isinstance(load.error, StoppedLoad):
+            fail_all(slot.waiters, load.error or BackendError("the thread of the load ended"))
         # Who has asked for a model since its load was stopped has it loaded again.
+        load.error = None  # which refers to the load
+        self._load = None
 
     def _free(self, residency: Residency) -> None:
-        work = partial(free, residency, partial(self.send, partial(self._freed, residency)))
+        free = Free(self, residency)
         try:
-            self._start(work)
+            free.start()
         except RuntimeError:  # as above
-            work()
+            free.run()
+        residency.freeing = free
 
-    def _freed(self, residency: Residency) -> None:
-        if residency in residency.slot.retired:
-            residency.slot.retired.remove(residency)
+    def _end_free(self, residency: Residency) -> None:
+        if not residency.is_freed:  # its thread failed before
+            residency.freeing = None
+            return
         while residency.freed:
-            residency.freed.pop().put(False)
+            residency.freed[-1].put(False)
+            residency.freed.pop()
+        residency.slot.retired.remove(residency)
 
-    def send(self, work: Callable[[], object]) -> None:
-        """Have something done that cannot be given up: it is tried until it works."""
+    @property
+    def _jobs(self) -> list[Load | Free]:
+        """What is under way."""
+        retired = [each for slot in self.slots.copy().values() for each in slot.retired]
+        frees = [each.freeing for each in retired if each.freeing is not None]
+        return [*frees, *([] if self._load is None else [self._load])]
 
-        def again(_error: BaseException) -> None:
-            time.sleep(_LEASES_LOOKED_AT)
-            self.send(work)
-
-        self.inbox.put(Message(work, again))
-
-    def _start(self, work: Callable[[], None]) -> None:
-        job = threading.Thread(target=_job, args=(work,), name="model-pool-job", daemon=True)
-        self.jobs = {job, *(each for each in self.jobs if each.is_alive())}
-        job.start()
+    def stop(self) -> list[threading.Thread]:
+        """Load nothing any more; return the threads that work for it."""
+        self.stopping = True
+        return [job.thread for job in self._jobs]
 
 
 _running: set[PoolThread] = set()
@@ -310,19 +336,10 @@ def _stop_loads() -> None:
 
     Who waits for it is not told: only daemon threads are left, which end here, too.
     """
-    threads = list(_running)
-    for thread in threads:
-        thread.stopping = True
     end = time.monotonic() + _EXIT
-    for thread in threads:
-        for job in thread.jobs:
-            if job.is_alive():
-                job.join(max(0.0, end - time.monotonic()))
-
-
-def _job(work: Callable[[], None]) -> None:
-    enter_pool_thread()
-    work()
+    for thread in [each for pool in list(_running) for each in pool.stop()]:
+        if thread.is_alive():
+            thread.join(max(0.0, end - time.monotonic()))
 
 
 def _is_refused(request: Request, slot: ModelSlot) -> bool:
@@ -335,7 +352,8 @@ def _is_refused(request: Request, slot: ModelSlot) -> bool:
 
 def _answer_all(requests: list[Request]) -> None:
     while requests:
-        requests.pop().answer()
+        requests[-1].answer()
+        requests.pop()
 
 
 def _closed_error(name: str) -> ModelNotLoadedError:

@@ -144,8 +144,9 @@ def test_a_failed_scheduler_is_replaced_at_its_next_use(pool):
 
 def test_a_replaced_model_counts_as_long_as_it_is_used(pool):
     path = pool.model_dir / "one.gguf"
-    [needed] = HardwareManager(devices=()).plan(path, context_length=64).memory.values()
-    options = {"context_length": 64, "n_gpu_layers": 0, "max_models": 1}
+    plan = HardwareManager(devices=()).plan(path, context_length=64, n_contexts=2)
+    [needed] = plan.memory.values()
+    options = {"context_length": 64, "max_contexts": 2, "n_gpu_layers": 0, "max_models": 1}
     with ModelPool(pool.model_dir, memory_budget=2 * needed - 1, **options) as small:
         loaded = small.load_model("one")
         with loaded.lease() as model:
@@ -255,7 +256,7 @@ def test_an_interrupted_load_stops_unless_others_wait_for_it(pool):
         with pytest.raises(KeyboardInterrupt):
             other.load_model("one")
         go_on.set()
-        assert wait_until(lambda: other._loader._thread._loading is None)
+        assert wait_until(lambda: other._loader._thread._load is None)
         assert other._loader.slot(pool.model_dir / "one.gguf").residency is None
         assert other.load_model("one").tokenize("hello")
 

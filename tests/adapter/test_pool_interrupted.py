@@ -17,7 +17,8 @@ import pytest
 from fake_resident import FakeResident, machine, pool_of_fakes, wait_until  # noqa: F401
 
 import adapter
-from adapter.errors import ModelNotLoadedError, PoolFullError
+from adapter import pool_thread
+from adapter.errors import BackendError, ModelNotLoadedError, PoolFullError
 from adapter.hardware import HOST
 
 _FOLDER = str(Path(adapter.__file__).parent)
@@ -189,6 +190,55 @@ def test_a_pool_whose_making_is_interrupted_leaves_no_thread(pool_of_fakes):  # 
     gc.collect()
     assert at > 10
     assert wait_until(lambda: threading.active_count() <= before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_lack_of_memory_in_threads_of_the_pool_leaves_nothing(
+    pool_of_fakes,  # noqa: F811
+    machine,  # noqa: F811
+    monkeypatch,
+):
+    """MemoryError at every line that they run, while another thread uses the pool."""
+    monkeypatch.setattr(pool_thread, "_LOOK", 0.001)
+    fault = Fault()
+    threading.settrace(fault.trace)
+    try:
+        for at in range(10_000):
+            fault.left, fault.raised = at, False
+            pool = pool_of_fakes(max_models=1)
+            problems = in_a_thread(use_as_others_do, pool)
+            assert all(isinstance(error, (MemoryError, BackendError)) for error in problems), at
+            assert not problems or fault.raised, (at, problems)
+            raised, fault.raised = fault.raised, True
+            check(pool, machine, closed=False, where=at)
+            del pool
+            FakeResident.made.clear()
+            if not raised:
+                break
+    finally:
+        threading.settrace(None)
+    assert at > 100
+
+
+class Fault:
+    """Raises MemoryError once, at one line of the package's code in a thread of a pool's."""
+
+    def __init__(self):
+        self.left = 0
+        self.raised = True
+
+    def trace(self, frame, event, argument):
+        code = frame.f_code
+        if not threading.current_thread().name.startswith("model-pool"):
+            return None
+        if not code.co_filename.startswith(_FOLDER) or code.co_name == "_run":
+            return None
+        if event == "line" and not self.raised:
+            if self.left == 0:
+                self.raised = True
+                raise MemoryError("out of nothing")
+            self.left -= 1
+        return self.trace
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
