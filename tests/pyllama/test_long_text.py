@@ -43,6 +43,24 @@ UNITS = {
     "special tokens": "<|im_end|>",
 }
 MERGES = (
+    # Across the borders of words: where there is none they show.
+    *(
+        "Ġ 7",
+        "Ġ ä",
+        "Ġ ê",
+        "Ġ ð",
+        "Ġ â",
+        "Ġ Ã",
+        "Ġ ā",
+        "ĉ 7",
+        "ĉ ä",
+        "a Ġ",
+        ". Ġ",
+        "Ń Ġ",
+        "Ģ Ġ",
+        "7 Ġ",
+    ),
+    *("§ Ġ", "ā Ġ", "Ġ .", "Ġ a", "x Ġ", "Ģ ä", "Ģ 7", "7 a", "a 7", "7 ."),
     *(f"{a} {b}" for a in "0123456789" for b in "0123456789"),
     *("Ġ Ġ", *(f"{'Ġ' * 2**n} {'Ġ' * 2**n}" for n in range(1, 10))),
     *("A C", "G T", "AC GT", "a a", "aa aa", ". .", "Ċ Ċ"),
@@ -188,8 +206,39 @@ def test_what_is_too_long_is_refused_with_the_number(gpt4o, write_tiny_model):
     assert gpt4o.tokenize("hello", add_special=False)
     with pyllama.Model(write_tiny_model(pre="deepseek-llm"), vocab_only=True) as model:
         with pytest.raises(pyllama.TokenizationError, match=r"20000 white space.*at most 8,192"):
-            model.vocab.tokenize(" " * 20_000 + "7")
-        assert model.vocab.tokenize(" " * 20_000 + "x")
+            model.vocab.tokenize("7" + " " * 20_000 + "7")
+        for rest in ("x", "7", "中", ""):
+            assert model.vocab.tokenize("a" + " " * 100_000 + rest)
+
+
+def test_cuts_behind_white_space_change_no_tokens(write_tiny_model):
+    path = write_tiny_model(pre="deepseek-llm", merges=MERGES)
+    with pyllama.Model(path, vocab_only=True) as model:
+        vocab = model.vocab
+        ends = [
+            "",
+            "a",
+            ".",
+            "\n",
+            "\r",
+            "7",
+            "é",
+            "中",
+            "\u9fa6",
+            "가",
+            "😀",
+            "Ⅷ",
+            "\x01",
+            "\x7f",
+            "\u3002",
+        ]
+        for space in (" ", "\t", "\u3000"):
+            for n in (64, 90):
+                for before in ends:
+                    for after in ends:
+                        text = f"x中{before}{space * n}{after}中7 {space * n}8"
+                        tokens = vocab.tokenize(text, add_special=False)
+                        assert tokens == llama_tokenize(vocab, text), (before, n, after)
 
 
 LONG_RUN = 4096 + 512

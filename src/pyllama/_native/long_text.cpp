@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <stdexcept>
 
 namespace {
@@ -92,33 +93,58 @@ std::vector<size_t> cuts_of_superbpe(std::string_view text) {
     return cuts;
 }
 
+// A character of three bytes from U+4E00 to U+9FA5 or U+AC00 to U+D7A3.
+bool is_ideograph_or_hangul(std::string_view text, size_t at) {
+    if (at + 2 >= text.size()) {
+        return false;
+    }
+    const auto byte = [&](size_t i) { return static_cast<uint32_t>(static_cast<unsigned char>(text[at + i])); };
+    if (byte(0) >> 4 != 0xE || byte(1) >> 6 != 2 || byte(2) >> 6 != 2) {
+        return false;
+    }
+    const uint32_t c = (byte(0) & 0xF) << 12 | (byte(1) & 0x3F) << 6 | (byte(2) & 0x3F);
+    return (c >= 0x4E00 && c <= 0x9FA5) || (c >= 0xAC00 && c <= 0xD7A3);
+}
+
 // deepseek-llm looks from each white space character of a stretch to its end, unless a letter, a
-// sign or the end follows. No place within such a stretch can be cut.
-void check_deepseek_llm(std::string_view text) {
-    constexpr size_t MOST = size_t(1) << 26; // steps: some seconds
-    size_t           steps   = 0;
-    size_t           longest = 0;
-    size_t           n       = 0;
+// sign or the end follows. A stretch between a letter, sign or line break of ASCII and a digit or
+// ideograph is a word of its own, found at once where it ends the text. Others cannot be cut.
+std::vector<size_t> cuts_of_deepseek_llm(std::string_view text) {
+    constexpr size_t    MOST    = size_t(1) << 26; // steps: some seconds
+    constexpr size_t    SHORT   = 64;              // characters, which are not worth a cut
+    std::vector<size_t> cuts;
+    size_t              steps   = 0;
+    size_t              longest = 0;
+    size_t              n       = 0;
+    bool                begins  = true; // what comes before the stretch ends a word
     for (size_t at = 0; at < text.size();) {
         const size_t length = space_at(text, at);
         const auto   c      = static_cast<unsigned char>(text[at]);
-        if (length == 0) {
-            if (c >= 0x80 || is_digit(c)) {
-                steps += n * n;
-                longest = std::max(longest, n);
-            }
-            n = 0;
-        } else {
-            n = c == '\n' || c == '\r' ? 0 : n + 1;
+        if (length > 0) {
+            const bool line_break = c == '\n' || c == '\r';
+            n                     = line_break ? 0 : n + 1;
+            begins                = begins || line_break;
+            at += length;
+            continue;
         }
-        at += std::max(length, size_t(1));
+        if (n >= SHORT && begins && (is_digit(c) || is_ideograph_or_hangul(text, at))) {
+            cuts.push_back(at);
+        } else if (c >= 0x80 || is_digit(c)) {
+            steps += n * n;
+            longest = std::max(longest, n);
+        }
+        n      = 0;
+        begins = c > ' ' && c < 0x7F && !is_digit(c);
+        at++;
     }
     if (steps > MOST) {
         throw std::length_error(
             "it holds " + std::to_string(longest) +
-            " white space characters in a row before a digit or a character beyond ASCII, for "
-            "which this model's pre-tokenizer takes quadratic time: at most 8,192 in all are taken");
+            " white space characters in a row between characters that are no letters and signs of "
+            "ASCII, for which this model's pre-tokenizer takes quadratic time: at most 8,192 in all "
+            "are taken");
     }
+    return cuts;
 }
 
 } // namespace
@@ -160,7 +186,7 @@ std::vector<size_t> pyllama::splitting_cuts(const std::string & pre, std::string
         return cuts_of_superbpe(text);
     }
     if (pre == "deepseek-llm") {
-        check_deepseek_llm(text);
+        return cuts_of_deepseek_llm(text);
     }
     return {};
 }
