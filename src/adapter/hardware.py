@@ -344,8 +344,8 @@ class _Planner:
         if self._wanted is None:
             return self._measure(devices, n_gpu_layers, use.n_ctx_train)
         logger.warning(
-            "context_length=%d is more than the %d tokens that %s was trained with: answers may get "
-            "worse beyond those",
+            "context_length=%d is more than the %d tokens that %s was trained with: answers may "
+            "get worse beyond those",
             *(length, use.n_ctx_train, os.path.basename(self._path)),
         )
         return use
