@@ -174,7 +174,7 @@ class BoundAnswers:
                     adapter_name=type(self).__name__,
                     signature=signature,
                     lm_response=failed.lm_response,
-                    message=f"{_message(failed)}{tries}",
+                    message=f"{reason if isinstance(reason, Misfit) else _message(failed)}{tries}",
                     parsed_result=failed.parsed_result,
                 ) from reason
 

@@ -17,14 +17,26 @@ from adapter.grammar.schema_merging import SchemaError
 def annotation_schema(annotation: Any, metadata: tuple[Any, ...] = ()) -> dict[str, Any]:
     """The JSON schema of a type, and of the constraints of a field.
 
+    A field's constraints come after the validators of its type, whose schema pydantic does not
+    know. As most validators only look at a value, the schema has the constraints first.
+
     Raises SchemaError for a type that has none.
     """
+    metadata = tuple(sorted(metadata, key=lambda one: isinstance(one, _VALIDATORS)))
     try:
         adapter: Any = pydantic.TypeAdapter(annotated(annotation, metadata))
         schema: dict[str, Any] = adapter.json_schema(schema_generator=_Generator)
         return schema
     except (PydanticUserError, PydanticOmit, RecursionError, TypeError) as error:
         raise SchemaError(f"{annotation!r} has no JSON schema: {error}") from None
+
+
+_VALIDATORS = (
+    pydantic.AfterValidator,
+    pydantic.BeforeValidator,
+    pydantic.PlainValidator,
+    pydantic.WrapValidator,
+)
 
 
 def annotated(annotation: Any, metadata: tuple[Any, ...]) -> Any:

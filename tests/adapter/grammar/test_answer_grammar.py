@@ -6,7 +6,7 @@ import datetime
 import enum
 import json
 from decimal import Decimal
-from typing import Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import dspy
 import pydantic
@@ -216,6 +216,14 @@ def test_constraints_are_in_the_grammar(tiny, kind, constraints, good, bad):
 
 
 MOMENTS = (datetime.date, datetime.datetime, datetime.time, datetime.timedelta)
+
+
+def test_constraints_beside_a_validator_are_in_the_grammar(tiny):
+    kind = Annotated[int, pydantic.AfterValidator(lambda value: value)]
+    fields = {"question": (str, dspy.InputField()), "v": (kind, dspy.OutputField(ge=1, le=9))}
+    gbnf = answer_grammar(dspy.Signature(fields), FIELD_LINES).gbnf
+    for text, fitting in (("1", True), ("9", True), ("0", False), ("22", False)):
+        assert fits(tiny, gbnf, f"v: {text}") == fitting
 
 
 def test_constraints_within_models_are_in_the_grammar(tiny):
