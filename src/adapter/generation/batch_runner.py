@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import pyllama
 from adapter.generation.answer_writer import LONGEST_RUN
@@ -104,20 +104,14 @@ class BatchRunner:
         """
         if self.prefilling and not self._mixed:
             lane, slot = self.prefilling[0]
-            with self._in_lane(lane):
-                self._prefill_one_chunk(lane, slot)
+            self._in_lane(lane, partial(self._prefill_one_chunk, slot=slot))
         for lane in self._lanes:
-            with self._in_lane(lane):
-                if self._mixed:
-                    self._compute_all(lane)
-                else:
-                    self._decode(lane)
+            self._in_lane(lane, self._compute_all if self._mixed else self._decode)
 
-    @contextmanager
-    def _in_lane(self, lane: Lane) -> Iterator[None]:
-        """Drop a lane over whatever was not dealt with in the block."""
+    def _in_lane(self, lane: Lane, compute: Callable[[Lane], None]) -> None:
+        """Compute something of a lane, which is dropped over whatever was not dealt with there."""
         try:
-            yield
+            compute(lane)
         except BaseException as error:
             cancelled = isinstance(error, pyllama.DecodeCancelled)
             if not (cancelled and self._stopping()):
