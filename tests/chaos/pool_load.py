@@ -60,7 +60,7 @@ class Outcomes:
         if not self.exact:
             return
         if found != expected if whole else not expected.startswith(found):
-            self.wrong.append(f"other bytes than alone: {found!r}, not {expected!r}")
+            self.wrong.append(f"other bytes than alone\n{found!r}\nnot\n{expected!r}")
 
 
 class Load:
