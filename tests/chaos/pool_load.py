@@ -17,7 +17,13 @@ from typing import Any
 from dspy.lm15 import Config, LM15Error, Message, Request, StreamDeltaEvent
 from dspy.lm15 import TimeoutError as RequestTimeout
 
-from adapter import AsyncLlamaCppEngine, LlamaCppConfig, LlamaCppEngine, ModelPool
+from adapter import (
+    AsyncLlamaCppEngine,
+    LlamaCppConfig,
+    LlamaCppEngine,
+    LlamaCppError,
+    ModelPool,
+)
 
 N_REQUESTS = 12
 
@@ -101,7 +107,13 @@ class Load:
             self._go.set()
 
     def _engine(self, draw: random.Random, **settings: Any) -> LlamaCppEngine:
-        loaded = self._pool.load_model(draw.choice(sorted({name for name, _ in self._expected})))
+        name = draw.choice(sorted({name for name, _ in self._expected}))
+        try:
+            loaded = self._pool.load_model(name)
+        except (LlamaCppError, MemoryError):
+            raise
+        except Exception as error:
+            raise RuntimeError(f"load_model() raised {error!r}") from error
         execution = draw.choice(["batched", "batched", "batched", "isolated"])
         config = LlamaCppConfig(loaded.name, execution=execution, initial_backoff_ms=0, **settings)
         return LlamaCppEngine(loaded, config)
