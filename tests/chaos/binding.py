@@ -117,7 +117,7 @@ class Fuzzer:
         with tempfile.NamedTemporaryFile(dir=self._asked.folder) as log:
             ended = run_child(
                 command("binding_child.py", self._asked.folder, log.name),
-                60 + 30 * len(cases),
+                60 + 120 * len(cases),
                 stdin="".join(json.dumps(case) + "\n" for case in cases),
                 env=environment(**(checking_allocator() if checked else {}), **env),
             )

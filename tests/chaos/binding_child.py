@@ -37,7 +37,8 @@ import pyllama
 DOCUMENTED = (pyllama.LlamaError, ValueError, TypeError, IndexError, OSError)
 #: Of Python's own RuntimeErrors, and of what a sampler in Python is told that uses its own chain.
 TOLERATED = ("start new thread", "is at work")
-CASE_SECONDS = 30
+#: A case takes a tenth of a second, and a hundred times that on a machine that does much else.
+CASE_SECONDS = 120
 #: Bytes of address space: a case must not take the whole machine's memory.
 MOST_MEMORY = 6 << 30
 

@@ -1,7 +1,7 @@
 """A soak: 10,000 requests on one pool, and 200 pools made and dropped, in one process.
 
-What must hold: after the first 1,000 requests, and the first 20 pools, resident memory stays within
-2 %, and a pool that nobody refers to frees its model.
+What must hold: after the first 1,000 requests, and the first 100 pools, resident memory stays
+within 2 %, and a pool that nobody refers to frees its model.
 """
 
 from __future__ import annotations

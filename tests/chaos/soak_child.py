@@ -37,8 +37,9 @@ from adapter import (
     ModelPool,
 )
 
-#: Requests after which memory stays, and pools; the most that it may grow from there.
-WARM_UP, WARM_UP_DROPS, MOST_GROWN = 1000, 20, 0.02
+#: Requests after which memory stays, and pools, each of which has threads of its own for which
+#: the allocator has memory; the most that it may grow from there.
+WARM_UP, WARM_UP_DROPS, MOST_GROWN = 1000, 100, 0.02
 #: Texts of prompts: what is kept of them is all there after the warm-up.
 N_TEXTS = 40
 N_THREADS = 4
