@@ -34,6 +34,7 @@ from adapter.errors import (
     TextTooLongError,
     TokenBudgetExhaustedError,
     TokenizationError,
+    TransientError,
 )
 from adapter.hardware import HardwareManager, Placement
 from adapter.llama_cpp_adapter import LlamaCppAdapter
@@ -76,4 +77,5 @@ __all__ = [
     "RequestTimeoutError",
     "TokenBudgetExhaustedError",
     "TokenizationError",
+    "TransientError",
 ]

@@ -19,7 +19,8 @@
     ├── TokenizationError       (ValueError)         a text that cannot become tokens
     ├── InferenceError          (RuntimeError)       a computation that failed
     └── BackendError            (RuntimeError)       a device or backend that failed
-        └── PoolFullError           (MemoryError)    no room for a model, and none to be made
+        ├── PoolFullError           (MemoryError)    no room for a model, and none to be made
+        └── TransientError                           a fault of the machine that passes
 
 Each class also inherits the builtin that fits it, and carries its data as attributes.
 """
@@ -309,3 +310,10 @@ class PoolFullError(BackendError, MemoryError):
             f"and holds {held:,}, of which nothing can be evicted ({holders}). Raise the limit, or "
             f"{remedy}"
         )
+
+
+class TransientError(BackendError):
+    """The machine could not do it at that moment; the same may work a little later.
+
+    It lacked file descriptors, threads or processes, or others ended a process that was needed.
+    """

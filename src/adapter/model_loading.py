@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -20,6 +21,7 @@ from adapter.errors import (
     ModelNotFoundError,
     ModelNotLoadedError,
     PoolFullError,
+    TransientError,
 )
 from adapter.hardware import Placement
 from adapter.machine_memory import machine
@@ -40,6 +42,9 @@ memory that the one before it took. No lock: what ended in any way is waited for
 
 _frees: set[threading.Thread] = set()
 """Those that free a model just now, of all pools."""
+
+_PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS))
+"""Errors of the system that say nothing of the file."""
 
 
 class StoppedLoad(ModelNotLoadedError):
@@ -234,7 +239,11 @@ def _translated(name: str, path: Path) -> Iterator[None]:
         raise ModelNotFoundError(name, path) from error
     except pyllama.ModelLoadCancelled as error:
         raise StoppedLoad(name, "its load was stopped") from error
+    except pyllama.ChatProcessError as error:
+        raise TransientError(f"model {name!r} cannot be loaded just now: {error}") from error
     except (pyllama.ModelLoadError, pyllama.ChatTemplateError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise TransientError(f"model {name!r} cannot be loaded just now: {error}") from error
         raise ModelLoadError(name, path, str(error)) from error
     except (pyllama.NativeMemoryError, pyllama.MemoryFitError, pyllama.BackendError) as error:
         raise BackendError(f"no memory for model {name!r}: {error}") from error

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from adapter.errors import BackendError, ConfigurationError, ModelNotLoadedError
+from adapter.errors import ConfigurationError, ModelNotLoadedError, TransientError
 from adapter.generation.metrics import MetricsSnapshot
 from adapter.generation.prefix_folder import prepare
 from adapter.hardware import HardwareManager, require_integer
@@ -118,7 +118,9 @@ class ModelPool:
 
         Raises InvalidModelNameError for a name that is no plain file name, ModelNotFoundError
         when the folder has no such file, ModelLoadError for a file that is no model,
-        PoolFullError when no room can be made, and ModelNotLoadedError when the pool is closed.
+        PoolFullError when no room can be made, TransientError when the process lacks descriptors
+        or threads just now, or others ended the template's process, BackendError when memory or a
+        device fails, and ModelNotLoadedError when the pool is closed.
         """
         path = self._folder.find(name)
         with self._loader.borrow(name, path, None, whole) as resident:
@@ -144,7 +146,7 @@ class ModelPool:
         try:
             threading.Thread(target=load, name="model-pool-load", daemon=True).start()
         except RuntimeError as error:  # the process has as many threads as it may
-            raise BackendError(f"no thread to load model {name!r} on: {error}") from error
+            raise TransientError(f"no thread to load model {name!r} on: {error}") from error
         return await loaded
 
     def get_loaded_model(self, name: str | None = None) -> LoadedModel:

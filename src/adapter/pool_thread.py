@@ -24,7 +24,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
-from adapter.errors import BackendError, ModelInUseError, ModelNotLoadedError
+from adapter.errors import BackendError, ModelInUseError, ModelNotLoadedError, TransientError
 from adapter.hardware import Placement
 from adapter.model_loading import Free, Load, StoppedLoad
 from adapter.model_slot import ModelSlot, Residency, Verdicts
@@ -78,7 +78,7 @@ class PoolThread:
         try:
             threading.Thread(target=self._run, name="model-pool", daemon=True).start()
         except RuntimeError as error:  # the process has as many threads as it may
-            raise BackendError(f"no thread for a model pool: {error}") from error
+            raise TransientError(f"no thread for a model pool: {error}") from error
 
     # What the user's threads ask for
 
@@ -276,7 +276,7 @@ class PoolThread:
                     load.start()
                 except Exception as error:  # the process has as many threads as it may
                     self._load = None
-                    fail_all(slot.waiters, BackendError(f"no thread to load a model on: {error}"))
+                    fail_all(slot.waiters, TransientError(f"no thread to load a model on: {error}"))
 
     def stops(self, slot: ModelSlot) -> bool:
         """Whether a load is to stop: nobody waits for it any more, or the model is unloaded."""

@@ -24,6 +24,7 @@ def main(binding_file: str, cffi_folder: str) -> None:
     # Assertions become errors, and the log has no thread of its own.
     binding.lib.pyllama_install(binding.ffi.NULL, binding.ffi.NULL)
     confine(binding)
+    write(sys.stdout.buffer, {})  # ready: what happens from here on may be the template's doing
     template = None
     while (request := read(sys.stdin.buffer)) is not None:
         _limit_time(request["seconds"])

@@ -80,47 +80,61 @@ class ChatProcess:
             )
         except OSError as error:
             raise ChatProcessError(f"the chat template's process cannot start: {error}") from error
+        self._end = weakref.finalize(self, _end, process, os.getpid())
         self._process, self._pid = process, os.getpid()
-        self._end = weakref.finalize(self, _end, process, self._pid)
+        answer, how = self._exchange(None)
+        if answer is None:  # it has not seen the template yet
+            raise ChatProcessError(f"the chat template's process cannot start: {how}")
         return self._ask("", self._arguments)
 
     def _ask(self, function: str, arguments: list[str]) -> str:
+        request = {"function": function, "arguments": arguments, "seconds": CALL_SECONDS}
+        answer, how = self._exchange(request)
+        if answer is None:
+            raise ChatTemplateError(f"the chat template ended its process: {how}")
+        if "error" in answer:
+            raise ChatTemplateError(f"the chat template failed: {answer['error']}")
+        return answer["result"]
+
+    def _exchange(self, request: object) -> tuple[dict[str, str] | None, str]:
+        """Send a request, if any, and read an answer; or tell how the process ended instead.
+
+        Whatever is raised, the process is not used again: it may be in the middle of something.
+        """
         process = self._process
         assert process is not None
         began = time.monotonic()
-        timer = threading.Timer(CALL_SECONDS, process.kill)
-        timer.daemon = True
+        timer = None
         try:
+            timer = threading.Timer(CALL_SECONDS, process.kill)
+            timer.daemon = True
             timer.start()
-        except RuntimeError as error:  # no more threads
-            raise ChatProcessError(f"the chat template cannot be watched: {error}") from error
-        try:
-            request = {"function": function, "arguments": arguments, "seconds": CALL_SECONDS}
-            _chat_worker.write(cast("BinaryIO", process.stdin), request)
+            if request is not None:
+                _chat_worker.write(cast("BinaryIO", process.stdin), request)
             answer = _chat_worker.read(cast("BinaryIO", process.stdout))
+        except RuntimeError as error:  # no more threads
+            self._stop()
+            raise ChatProcessError(f"the chat template cannot be watched: {error}") from error
         except OSError:
             answer = None  # it ended before it had read the request
         except BaseException:
             self._stop()  # an answer that nobody reads would be taken for the next one
             raise
         finally:
-            timer.cancel()
-        if answer is None:
-            code = self._stop()
-            if time.monotonic() - began >= CALL_SECONDS:
-                how = f"it took longer than {CALL_SECONDS} seconds"
-            elif code >= 0:
-                how = f"exit code {code}"
-            elif _signal_name(-code) in _FROM_OUTSIDE:
-                raise ChatProcessError(
-                    f"the chat template's process was ended from outside, by {_signal_name(-code)}"
-                )
-            else:
-                how = f"signal {-code} ({_signal_name(-code)})"
-            raise ChatTemplateError(f"the chat template ended its process: {how}")
-        if "error" in answer:
-            raise ChatTemplateError(f"the chat template failed: {answer['error']}")
-        return cast("str", answer["result"])
+            if timer is not None:
+                timer.cancel()
+        if answer is not None:
+            return answer, ""
+        code = self._stop()
+        if time.monotonic() - began >= CALL_SECONDS:
+            return None, f"it took longer than {CALL_SECONDS} seconds"
+        if code >= 0:
+            return None, f"exit code {code}"
+        if _signal_name(-code) in _FROM_OUTSIDE:
+            raise ChatProcessError(
+                f"the chat template's process was ended from outside, by {_signal_name(-code)}"
+            )
+        return None, f"signal {-code} ({_signal_name(-code)})"
 
     def _stop(self) -> int:
         """End the process, and tell its exit code, or its signal as a negative number."""

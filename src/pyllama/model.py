@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -92,6 +93,7 @@ class Model(NativeObject):
     :param no_host: keep no weights in memory that the host shares with a device.
     :param progress: called with the fraction loaded, 0.0 to 1.0; returning False cancels.
     :raises FileNotFoundError: there is no such file.
+    :raises OSError: a file cannot be read, or too many files are open.
     :raises ModelLoadError: the file is no model that llama.cpp can load; the message says why.
     :raises ModelLoadCancelled: ``progress`` returned False. What it raises is raised as it is.
     :raises ValueError: an argument out of range.
@@ -411,6 +413,9 @@ def _raise_load_error(what: str, params: ModelParams) -> None:
     try:
         raise_caught(what)
     except NativeError as error:
+        for code in errno.EMFILE, errno.ENFILE:
+            if os.strerror(code) in f"{error} {reasons}":  # nothing is wrong with the file
+                raise OSError(code, f"{what}: {os.strerror(code)}") from None
         raise ModelLoadError(
             f"{error}. The file is damaged, incomplete, or of a kind that this llama.cpp "
             "does not know."

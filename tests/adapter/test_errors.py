@@ -50,6 +50,7 @@ EXAMPLES = [
     (errors.TokenizationError("no tokens"), ValueError, {}),
     (errors.InferenceError("decoding failed"), RuntimeError, {}),
     (errors.BackendError("out of memory"), RuntimeError, {}),
+    (errors.TransientError("no thread"), errors.BackendError, {}),
     (
         errors.PoolFullError(
             "tiny", needed=5, held=3, limit=7, unit="bytes", memory="the pool", holders="none"

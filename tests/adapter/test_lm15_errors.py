@@ -35,6 +35,7 @@ MAPPED = [
     (errors.TokenBudgetExhaustedError(5, 5), lm15.ProviderError),
     (errors.InferenceError("no"), lm15.ProviderError),
     (errors.BackendError("no"), lm15.ProviderError),
+    (errors.TransientError("no"), lm15.ServerError),
     (errors.RateLimitExceededError(1.0, 5), lm15.RateLimitError),
     (errors.QueueFullError(9, 1.0), lm15.RateLimitError),
     (errors.RequestTimeoutError(2.0, 7), lm15.TimeoutError),

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import signal
+import subprocess
 import threading
 from shutil import copyfile
 
@@ -19,6 +20,7 @@ from adapter.errors import (
     ModelLoadError,
     ModelNotLoadedError,
     PoolFullError,
+    TransientError,
 )
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
@@ -280,3 +282,43 @@ def test_a_child_of_fork_is_refused_and_may_close_and_drop(pool):
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert loaded.tokenize("hello")
+
+
+# What passes
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no such limit")
+def test_a_load_that_lacks_descriptors_says_so_and_works_later(pool):
+    import resource
+
+    pool.load_model("two")  # what is opened once is open
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(64)]
+    try:
+        for free in (0, 1):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1] + 1 + free, before[1]))
+            try:
+                with pytest.raises(TransientError, match="Too many open files"):
+                    pool.load_model("one")
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+    assert pool.load_model("one").tokenize("hello")
+
+
+def test_a_load_whose_template_gets_no_process_says_so_and_works_later(
+    tiny_model_path, tmp_path, monkeypatch
+):
+    copyfile(tiny_model_path, tmp_path / "tiny.gguf")
+
+    def refuse(*args, **kwargs):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with ModelPool(tmp_path, context_length=64) as pool:
+        with monkeypatch.context() as patched:
+            patched.setattr(subprocess, "Popen", refuse)
+            with pytest.raises(TransientError, match=r"'tiny'.* cannot start: .*unavailable"):
+                pool.load_model("tiny")
+        assert pool.load_model("tiny").capabilities

@@ -156,6 +156,38 @@ def test_a_process_that_cannot_start_is_not_the_templates_fault(monkeypatch):
     assert template.apply(HELLO).prompt == "Hello"
 
 
+def test_a_process_that_ends_before_it_has_the_template_is_not_the_templates_fault(monkeypatch):
+    template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
+    process_of(template).kill()
+    process_of(template).wait()
+    with monkeypatch.context() as patched:
+        patched.setattr(chat_process._chat_worker, "__file__", "no such program")
+        with pytest.raises(ChatProcessError, match=r"cannot start: exit code 2"):
+            template.apply(HELLO)
+        with pytest.raises(ChatProcessError, match=r"cannot start: exit code 2"):
+            ChatTemplate(source="{{ messages[0].content }}", isolated=True)
+    assert template.apply(HELLO).prompt == "Hello"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
+def test_a_process_that_cannot_be_watched_does_not_go_on_without_the_template(monkeypatch, error):
+    template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
+    process_of(template).kill()
+    process_of(template).wait()
+    start, starts = threading.Timer.start, []
+
+    def start_thread(timer):
+        starts.append(timer)
+        if len(starts) == 2:  # the first finds that the process has ended
+            raise error
+        start(timer)
+
+    monkeypatch.setattr(threading.Timer, "start", start_thread)
+    with pytest.raises((ChatProcessError, KeyboardInterrupt)):
+        template.apply(HELLO)
+    assert template.apply(HELLO).prompt == "Hello"
+
+
 def test_refusals_come_as_they_are(isolated):
     with pytest.raises(ChatTemplateError, match="Unknown statement: nonsense"):
         ChatTemplate(source="{% nonsense %}", isolated=True)
