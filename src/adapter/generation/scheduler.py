@@ -128,7 +128,9 @@ class Scheduler:
         self._prefixes = PrefixReuse(model, saved, self._exactness, self._files, lanes=self._lanes)
         self._waiting = Waiting(count_borders=not self._rolls_back)
         self._contexts: weakref.WeakSet[pyllama.Context] = weakref.WeakSet()
-        self._changed = threading.Condition()
+        # Taken by itself: Ctrl-C inside of a Condition's __enter__ would leave it locked.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._closed = False
         self._failed: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -219,20 +221,22 @@ class Scheduler:
         while thread is not None and thread.is_alive():
             thread.join(patience)
             patience = STOP_SECONDS
-            with self._changed:
+            with self._lock:
                 contexts = list(self._contexts)
             for context in contexts:
                 context.cancel()  # what is being computed is of use to nobody
 
     def stop(self) -> None:
         """Refuse requests from now on, and have the thread end after its step."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
 
     def forget_thread(self) -> None:
         """Refuse further use: in a child of fork() there is no such thread."""
-        self._changed, self._thread, self._closed = threading.Condition(), None, True
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._thread, self._closed = None, True
         self._failed = pyllama.ForkedError("this process was forked from the one with its thread")
 
     def _events(self, sequence: Sequence) -> Iterator[Delta | GenerationResult]:
@@ -251,7 +255,7 @@ class Scheduler:
             sequence.abandoned = True
 
     def _enqueue(self, arrival: Sequence | ScoringJob) -> None:
-        with self._changed:
+        with self._lock:
             if self._failed is not None:
                 raise BackendError(
                     f"the model's scheduler failed ({self._failed!r}); load the model again"
@@ -317,7 +321,7 @@ class Scheduler:
 
     def _claim_thread(self) -> bool:
         """Whether this thread is the one: an interrupt while it was started may leave two."""
-        with self._changed:
+        with self._lock:
             if self._thread is None:
                 self._thread = threading.current_thread()
             return self._thread is threading.current_thread()
@@ -326,7 +330,7 @@ class Scheduler:
         """Wait until there is a request, and return False once there will be none any more."""
         patience = IDLE_SECONDS if self._isolated else None
         while True:
-            with self._changed:
+            with self._lock:
                 if self._closed:
                     return False
                 if self._waiting or self._scoring or self._runner.occupied:
@@ -358,13 +362,13 @@ class Scheduler:
 
     def _wait_for_files(self) -> None:
         """Let a little time pass where there is nothing to do until a file was read."""
-        with self._changed:
+        with self._lock:
             idle = not (self._closed or self._scoring or self._runner.occupied)
             if idle and self._waiting and self._waiting.first() is None:
                 self._changed.wait(FILE_SECONDS)
 
     def _wake(self) -> None:
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
     def _scores_next(self) -> bool:
@@ -453,7 +457,7 @@ class Scheduler:
 
     def _shut_down(self, reason: BaseException) -> None:
         """End all that is left, save what the slots hold, and free the contexts."""
-        with self._changed:
+        with self._lock:
             self._closed = True
         self._runner.end_all(reason)
         self._waiting.fail(reason)
@@ -496,6 +500,6 @@ class Scheduler:
         return self._known(context)
 
     def _known(self, context: pyllama.Context) -> pyllama.Context:
-        with self._changed:
+        with self._lock:
             self._contexts.add(context)
         return context
