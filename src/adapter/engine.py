@@ -67,6 +67,7 @@ from adapter.rollouts import current_rollout
 
 if TYPE_CHECKING:
     import pyllama
+    from adapter.lease import Lease
     from adapter.loaded_model import LoadedModel
 
 PieceIterator: TypeAlias = "collections.abc.Generator[Delta | GenerationResult, None, None]"
@@ -228,21 +229,34 @@ class LlamaCppEngine:
             )
         if _is_set(cancelled):
             return
-        with self._errors(), self._leased(request), self._streamed(request) as call:
-            yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
-            answer = AnswerStream(call.parser, self.loaded.piece)
-            with closing(call.pieces(self._generator, cancelled)) as pieces:
-                for piece in pieces:
-                    if isinstance(piece, GenerationResult):
-                        current_rollout().index += 1
-                        yield from answer.finish(piece)
-                        yield StreamEndEvent(
-                            finish_reason_of(piece, called=answer.called),
-                            usage_of(piece, call.parser, self.loaded.piece),
-                            self._provider_data(call),
-                        )
-                    else:
-                        yield from answer.push(piece)
+        with self._errors():
+            lease = self._leased(request)
+            with (
+                lease,
+                self._streamed(request) as call,
+                closing(self._events(request, call, cancelled)) as events,
+            ):
+                for event in events:
+                    yield event
+                    lease.move_here()
+
+    def _events(
+        self, request: Request, call: _Call, cancelled: threading.Event | None
+    ) -> collections.abc.Generator[StreamEvent, None, None]:
+        yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
+        answer = AnswerStream(call.parser, self.loaded.piece)
+        with closing(call.pieces(self._generator, cancelled)) as pieces:
+            for piece in pieces:
+                if isinstance(piece, GenerationResult):
+                    current_rollout().index += 1
+                    yield from answer.finish(piece)
+                    yield StreamEndEvent(
+                        finish_reason_of(piece, called=answer.called),
+                        usage_of(piece, call.parser, self.loaded.piece),
+                        self._provider_data(call),
+                    )
+                else:
+                    yield from answer.push(piece)
 
     def close(self) -> None:
         """Refuse further calls. The model stays loaded: it belongs to its pool."""
@@ -290,7 +304,7 @@ class LlamaCppEngine:
         _, noted = judgments_to_measure(request, self.loaded, streaming=True)
         return self._admitted(request, noted)
 
-    def _leased(self, request: Request) -> AbstractContextManager[pyllama.Model]:
+    def _leased(self, request: Request) -> Lease[pyllama.Model]:
         """The model that a request names, kept in memory for a block."""
         if self._closed:
             raise closed_error(self.loaded)

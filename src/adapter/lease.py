@@ -64,6 +64,10 @@ class Lease(AbstractContextManager[T], Generic[T]):
     ) -> None:
         self._drop()
 
+    def move_here(self) -> None:
+        """Make it the calling thread's: a generator may go on in another one."""
+        self.thread = this_thread()
+
     def _take(self) -> ResidentModel:
         if self.residency is not None:
             raise RuntimeError("a lease is taken once: call lease() again")

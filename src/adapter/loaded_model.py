@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +20,7 @@ from adapter.generation.request import (
 )
 from adapter.generation.scoring import ScoringRequest, ScoringResult
 from adapter.hardware import Placement
+from adapter.lease import Lease
 from adapter.messages import complaint
 from adapter.resident_model import ResidentModel
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 class Borrow(Protocol):
     """Has the model in memory for a block, loading it if need be, and gives a part of it."""
 
-    def __call__(self, give: Callable[[ResidentModel], T]) -> AbstractContextManager[T]: ...
+    def __call__(self, give: Callable[[ResidentModel], T]) -> Lease[T]: ...
 
 
 class LoadedModel:
@@ -81,7 +81,7 @@ class LoadedModel:
         # waits for a load would hold.
         self._turn_ends: tuple[int, ...] | None = None
 
-    def lease(self) -> AbstractContextManager[pyllama.Model]:
+    def lease(self) -> Lease[pyllama.Model]:
         """The model itself, kept in memory for the block.
 
         Take one around a request that uses the model several times. Neither eviction nor

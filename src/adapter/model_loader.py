@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -71,7 +70,7 @@ class ModelLoader:
         path: Path,
         slot: ModelSlot | None,
         give: Callable[[ResidentModel], T],
-    ) -> AbstractContextManager[T]:
+    ) -> Lease[T]:
         """Have a model in memory for a block, loading it if need be; see Lease."""
         return Lease(self, name, path, slot, give)
 

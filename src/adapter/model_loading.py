@@ -245,7 +245,9 @@ def _translated(name: str, path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _PASSING:
             raise TransientError(f"model {name!r} cannot be loaded just now: {error}") from error
         raise ModelLoadError(name, path, str(error)) from error
-    except (pyllama.NativeMemoryError, pyllama.MemoryFitError, pyllama.BackendError) as error:
+    except (pyllama.MemoryFitError, pyllama.BackendError) as error:
+        raise BackendError(f"model {name!r} cannot be loaded: {error}") from error
+    except pyllama.NativeMemoryError as error:
         raise BackendError(f"no memory for model {name!r}: {error}") from error
 
 

@@ -156,11 +156,12 @@ class ModelPool:
         or several.
         """
         if name is None:
-            slots = dict.fromkeys(slot for slot, _ in self._live_handles())
+            live = self._live_handles()
+            slots = dict.fromkeys(slot for slot, _ in live)
             if len(slots) != 1:
                 names = ", ".join(repr(slot.name) for slot in slots) or "none"
                 raise ModelNotLoadedError("", f"give a name; loaded: {names}")
-            return next(iter(self._live_handles().values()))
+            return next(iter(live.values()))
         slot = self._loaded_slot(name)
         return self._handles.get((slot, name)) or self.load_model(name)  # known by another name
 

@@ -10,7 +10,7 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,6 +86,13 @@ class FakeGenerator:
         return result
 
 
+class FakeLease(nullcontext[None]):
+    """A lease on nothing."""
+
+    def move_here(self) -> None:
+        """It is nobody's."""
+
+
 @dataclass
 class FakeModel:
     """What a LoadedModel shows to the DSPy side."""
@@ -114,8 +121,8 @@ class FakeModel:
         self.capabilities = self.template.capabilities
         self.calls_tools = calls_tools(self.template)
 
-    def lease(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def lease(self) -> FakeLease:
+        return FakeLease()
 
     def render(
         self, messages: Sequence[Mapping[str, object]], **options: object

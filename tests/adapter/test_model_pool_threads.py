@@ -8,7 +8,11 @@ from collections import Counter
 from shutil import copyfile
 
 import pytest
+from dspy import lm15
+from fake_resident import wait_until
 
+from adapter.config import LlamaCppConfig
+from adapter.engine import LlamaCppEngine
 from adapter.errors import LlamaCppError, ModelInUseError, ModelNotLoadedError, PoolFullError
 from adapter.generation.request import GenerationRequest, Sampling
 from adapter.model_pool import ModelPool
@@ -154,3 +158,41 @@ def test_pools_of_one_folder_do_not_disturb_each_other(model_dir):
         for worker in workers:
             worker.start()
         finish(workers)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_stream_that_goes_on_in_other_threads_keeps_its_model(model_dir, steps):
+    with ModelPool(model_dir, context_length=64) as pool:
+        engine = LlamaCppEngine(pool.load_model("one"), LlamaCppConfig("one"))
+        request = lm15.Request(
+            model=engine.model,
+            messages=(lm15.Message.user("hello"),),
+            config=lm15.Config(max_tokens=12, seed=1, temperature=1.0),
+        )
+        whole = engine.complete(request)
+        stream, events = engine.stream(request), []
+
+        def advance():
+            events.extend(next(stream, None) for _ in range(steps))
+
+        def advance_in_a_thread():
+            thread = threading.Thread(target=advance)
+            thread.start()
+            thread.join()
+
+        advance_in_a_thread()
+        unload = threading.Thread(target=pool.unload_model, args=["one"])
+        unload.start()
+        assert wait_until(lambda: closing(pool))
+        while events[-1] is not None:
+            before = len(events)
+            advance_in_a_thread()
+            assert len(events) == before + steps  # nothing was raised
+        unload.join(10)
+        assert not unload.is_alive()
+        text = "".join(event.delta.text for event in events if hasattr(event, "delta"))
+        assert text == whole.message.text
+
+
+def closing(pool):
+    return any(slot.closing for slot in pool._loader.slots())
