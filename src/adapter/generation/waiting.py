@@ -36,7 +36,7 @@ class Waiting:
         self._lock = threading.Lock()
         self._arrived: deque[Sequence] = deque()
         self._orders: dict[Sequence, int] = {}
-        self._n_arrived = self._n_taken_in = 0
+        self._n_taken_in = 0
         # These may hold requests that have left, which are passed over.
         self._ready: list[tuple[int, Sequence]] = []
         self._parked: dict[Sequence | Reading, list[tuple[int, Sequence]]] = {}
@@ -45,14 +45,13 @@ class Waiting:
         self._borders: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
-        return len(self._orders)
+        with self._lock:
+            return len(self._orders) + len(self._arrived)
 
     def append(self, sequence: Sequence) -> None:
         """Have a request wait behind the others."""
         with self._lock:
-            self._n_arrived += 1
-            self._orders[sequence] = self._n_arrived
-            self._arrived.append(sequence)
+            self._arrived.append(sequence)  # and nothing else: it waits, or it does not
 
     def first(self) -> Sequence | None:
         """The one whose turn it is, unless all wait for prompts."""
@@ -82,7 +81,7 @@ class Waiting:
 
     def leave(self, sequence: Sequence) -> None:
         """Have one that is admitted, or has ended, wait no longer."""
-        while self._orders.get(sequence, 0) > self._n_taken_in:
+        while self._arrived and sequence not in self._orders:
             self._take_in()
         with self._lock:
             if self._orders.pop(sequence, None) is None:
@@ -113,8 +112,9 @@ class Waiting:
 
     def fail(self, error: BaseException) -> int:
         """End all of them with an error, and count them."""
-        with self._lock:
-            waiting = list(self._orders)
+        while self._arrived:
+            self._take_in()
+        waiting = list(self._orders)
         for sequence in waiting:
             sequence.fail(error)
             self.leave(sequence)
@@ -134,7 +134,7 @@ class Waiting:
     def _take_in(self) -> None:
         for _ in range(min(MOST_TAKEN_IN, len(self._arrived))):
             sequence = self._arrived[0]  # it is taken away last, so that no error can lose it
-            order = self._orders[sequence]
+            order = self._n_taken_in + 1
             heapq.heappush(self._ready, (order, sequence))
             self._polled.append(sequence)
             timeout = sequence.request.timeout
@@ -142,7 +142,9 @@ class Waiting:
                 heapq.heappush(self._deadlines, (sequence.arrived + timeout, order, sequence))
             if self._count_borders:
                 self._borders.update(_borders(sequence))
-            self._arrived.popleft()
+            with self._lock:
+                self._orders[sequence] = order
+                self._arrived.popleft()
             self._n_taken_in = order
 
     def _drop_if_finished(self, sequence: Sequence) -> bool:

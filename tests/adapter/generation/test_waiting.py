@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from dataclasses import replace
 from itertools import pairwise
 
@@ -140,6 +141,24 @@ def test_all_can_be_failed(waiting, sequence_of):
     assert waiting.fail(ValueError("no")) == 3
     assert all(isinstance(each.events.get_nowait(), ValueError) for each in made)
     assert waiting.first() is None
+
+
+def test_one_for_which_there_is_no_memory_does_not_wait(waiting, sequence_of, monkeypatch):
+    class Full(deque):
+        def append(self, _):
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(waiting, "_arrived", Full())
+        with pytest.raises(MemoryError):
+            waiting.append(sequence_of())
+    assert len(waiting) == 0
+    waiting.append(last := sequence_of())
+    ending = threading.Thread(target=waiting.fail, args=[ValueError("over")], daemon=True)
+    ending.start()
+    ending.join(60)
+    assert not ending.is_alive()
+    assert isinstance(last.events.get(), ValueError)
 
 
 def test_where_prompts_that_wait_part_from_one(waiting, sequence_of):
