@@ -80,8 +80,12 @@ class PrefixCache:
                     self._drop(shorter)  # this one serves for it
             self._saved[hashes[-1]] = SavedPrefix(hashes, state)
             self.n_bytes += len(state)
-            for block in hashes:
-                self._covers.setdefault(block, set()).add(hashes[-1])
+            try:
+                for block in hashes:
+                    self._covers.setdefault(block, set()).add(hashes[-1])
+            except BaseException:
+                self._drop(hashes[-1])  # one that is known by half would fail whoever finds it
+                raise
             while self.n_bytes > self.max_bytes:
                 self._drop(next(iter(self._saved)))
 
@@ -101,7 +105,9 @@ class PrefixCache:
             return
         self.n_bytes -= len(saved.state)
         for block in saved.hashes:
-            covering = self._covers[block]
+            covering = self._covers.get(block)
+            if covering is None:
+                continue  # there was no memory to take note of it
             covering.discard(key)
             if not covering:
                 del self._covers[block]
