@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,39 +15,49 @@ from adapter.generation.token_count import TokenCount
 MINUTE = 60.0
 
 
+class Reservation:
+    """Stands for tokens that one request has reserved, for as long as it lives."""
+
+
 class TokenBudget:
     """Tokens that requests take from one limit, never more than it. Thread-safe.
 
-    A request reserves what it may take, and gives back what it did not.
+    A request reserves what it may take, and is charged for what it took. What it reserved is free
+    again at the latest when its reservation is collected: Ctrl-C may end it at any point.
     """
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self._lock = threading.Lock()
-        self._used = 0
+        self._taken = 0
+        self._reserved: dict[weakref.ref[Reservation], int] = {}
 
     @property
     def used(self) -> int:
         """Tokens taken or reserved."""
-        return self._used
+        return self._taken + sum(self._reserved.copy().values())
 
-    def reserve(self, prompt: int, answer: int) -> int:
+    def reserve(self, reservation: Reservation, prompt: int, answer: int) -> int:
         """Reserve a prompt's tokens and up to so many for its answer; return how many of those.
 
         Raises TokenBudgetExhaustedError when there is no token left for an answer.
         """
         with self._lock:
             if self.limit is not None:
-                answer = min(answer, self.limit - self._used - prompt)
+                used = self.used
+                answer = min(answer, self.limit - used - prompt)
                 if answer < 1:
-                    raise TokenBudgetExhaustedError(self._used, self.limit)
-            self._used += prompt + answer
+                    raise TokenBudgetExhaustedError(used, self.limit)
+            # The callback runs no Python, in which Ctrl-C would be lost.
+            reference = weakref.ref(reservation, self._reserved.pop)
+            self._reserved[reference] = prompt + answer
             return answer
 
-    def give_back(self, tokens: int) -> None:
-        """Return tokens that were reserved and not taken."""
+    def charge(self, reservation: Reservation, tokens: int) -> None:
+        """End a reservation with the tokens that were taken."""
         with self._lock:
-            self._used -= tokens
+            self._taken += tokens
+            self._reserved.pop(weakref.ref(reservation), None)
 
 
 class RequestRate:
@@ -109,13 +120,10 @@ class Quota:
         Raises RateLimitExceededError and TokenBudgetExhaustedError, charging nothing.
         """
         begun = self._rate.begin() if is_first else None
-        reserved = 0
+        reservation = Reservation()
         try:
-            granted = self.budget.reserve(prompt, answer)
-            reserved = prompt + granted
-            yield granted
+            yield self.budget.reserve(reservation, prompt, answer)
         finally:
-            if reserved:
-                self.budget.give_back(reserved - taken.total)
+            self.budget.charge(reservation, taken.total)
             if begun is not None and not taken.total:
                 self._rate.take_back(begun)

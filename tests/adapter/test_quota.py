@@ -1,50 +1,92 @@
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from adapter import quota
 from adapter.errors import RateLimitExceededError, TokenBudgetExhaustedError
-from adapter.quota import RequestRate, TokenBudget
+from adapter.generation.token_count import TokenCount
+from adapter.quota import Quota, RequestRate, Reservation, TokenBudget
 
 
 def test_a_budget_grants_what_is_left_and_no_more():
-    budget = TokenBudget(100)
-    assert budget.reserve(prompt=30, answer=50) == 50
-    assert budget.reserve(prompt=10, answer=50) == 10
+    budget, held = TokenBudget(100), [Reservation() for _ in range(3)]
+    assert budget.reserve(held[0], prompt=30, answer=50) == 50
+    assert budget.reserve(held[1], prompt=10, answer=50) == 10
     with pytest.raises(TokenBudgetExhaustedError) as caught:
-        budget.reserve(prompt=1, answer=1)
+        budget.reserve(held[2], prompt=1, answer=1)
     assert (caught.value.used, caught.value.limit) == (100, 100)
     assert "100 of 100 tokens" in str(caught.value)
 
 
 def test_what_was_not_taken_can_be_taken_again():
-    budget = TokenBudget(100)
-    budget.reserve(prompt=40, answer=60)
-    budget.give_back(55)
+    budget, held, other = TokenBudget(100), Reservation(), Reservation()
+    budget.reserve(held, prompt=40, answer=60)
+    budget.charge(held, 45)
     assert budget.used == 45
-    assert budget.reserve(prompt=5, answer=60) == 50
+    assert budget.reserve(other, prompt=5, answer=60) == 50
+
+
+def test_what_is_reserved_ends_with_its_request():
+    budget, held = TokenBudget(100), Reservation()
+    budget.reserve(held, prompt=40, answer=60)
+    assert budget.used == 100
+    del held
+    assert budget.used == 0
+
+
+def test_ctrl_c_at_no_point_leaves_tokens_reserved():
+    budget = TokenBudget(1000)
+    left = 0
+
+    def interrupt(frame, event, argument):
+        nonlocal left
+        if frame.f_code.co_filename != quota.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if left <= 0 and not budget._lock.locked():  # no signal is taken between lock and block
+            raise KeyboardInterrupt
+        left -= 1
+        return interrupt
+
+    points = 0
+    while True:
+        left = points = points + 1
+        try:
+            sys.settrace(interrupt)
+            with Quota(budget, RequestRate(None)).charged(TokenCount(), 100, 50):
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        if left > 0:
+            break
+        assert budget.used == 0, points
+    assert points > 50
 
 
 def test_a_prompt_alone_can_be_too_much():
     budget = TokenBudget(10)
     with pytest.raises(TokenBudgetExhaustedError):
-        budget.reserve(prompt=10, answer=1)
+        budget.reserve(Reservation(), prompt=10, answer=1)
     assert budget.used == 0
 
 
 def test_without_a_limit_tokens_are_counted_only():
-    budget = TokenBudget(None)
-    assert budget.reserve(10**9, 10**9) == 10**9
+    budget, held = TokenBudget(None), Reservation()
+    assert budget.reserve(held, 10**9, 10**9) == 10**9
     assert budget.used == 2 * 10**9
 
 
 def test_threads_never_take_more_than_the_limit_together():
-    budget = TokenBudget(1000)
+    budget, held = TokenBudget(1000), [Reservation() for _ in range(500)]
 
-    def take(_: int) -> int:
+    def take(index: int) -> int:
         try:
-            return 3 + budget.reserve(3, 10)
+            return 3 + budget.reserve(held[index], 3, 10)
         except TokenBudgetExhaustedError:
             return 0
 
