@@ -122,7 +122,9 @@ class Scorer:
         self._batch = pyllama.Batch(context.n_batch, n_seq_max=max(1, len(self._branches)))
 
     def score(self, request: ScoringRequest, *, room: int) -> Iterator[list[Score]]:
-        """Score the continuations in groups, in their order; each step computes one group.
+        """Score the continuations in groups, in their order; each step is one call of the model.
+
+        One that does not end a group gives no scores.
 
         The context's last output must be that of the prompt's last token.
 
@@ -141,17 +143,19 @@ class Scorer:
             self._read(root, first, request.ends)
             nodes = root.walk()
             if nodes and state is not None:
-                self._compute_chain(nodes, len(request.prompt), request.ends)
+                for _ in self._compute_chain(nodes, len(request.prompt), request.ends):
+                    yield []
                 self._context.memory.seq_rm(0)
                 self._context.state.seq_set_data(state, 0)
             elif nodes:
-                self._compute_tree(nodes, len(group), len(request.prompt), request.ends)
+                for _ in self._compute_tree(nodes, len(group), len(request.prompt), request.ends):
+                    yield []
             request.taken.answer += len(nodes)
             yield [_score(root, continuation) for continuation in group]
 
     def _compute_tree(
         self, nodes: list[_Node], n_branches: int, begin: int, ends: tuple[int, ...]
-    ) -> None:
+    ) -> Iterator[None]:
         memory = self._context.memory
         seq_ids = self._branches[:n_branches]
         try:
@@ -164,14 +168,20 @@ class Scorer:
                     ends,
                     [[seq_ids[branch] for branch in node.branches] for node in nodes[index:]],
                 )
+                if index + self._context.n_batch < len(nodes):
+                    yield
         finally:
             for seq_id in seq_ids:
                 memory.seq_rm(seq_id)
 
-    def _compute_chain(self, nodes: list[_Node], begin: int, ends: tuple[int, ...]) -> None:
+    def _compute_chain(
+        self, nodes: list[_Node], begin: int, ends: tuple[int, ...]
+    ) -> Iterator[None]:
         for index in range(0, len(nodes), self._context.n_batch):
             block = nodes[index : index + self._context.n_batch]
             self._compute(block, begin, ends, [[0]] * len(block))
+            if index + self._context.n_batch < len(nodes):
+                yield
 
     def _compute(
         self, nodes: list[_Node], begin: int, ends: tuple[int, ...], seq_ids: list[list[int]]

@@ -128,7 +128,7 @@ class ScoringQueue:
                 self._leave(job)
 
     def step(self) -> None:
-        """Compute a chunk of the first request's prompt, or a group of its continuations."""
+        """Compute a chunk of the first request's prompt, or one call of its continuations."""
         job = self.first
         if job is None or self._stopping():
             return
@@ -183,6 +183,8 @@ class ScoringQueue:
         n_held = min(n_held, last_border(len(prompt)), last_border(len(self._held) * BLOCK))
         begin = n_held // CHUNK * CHUNK
         if begin:
+            for seq_id in range(1, context.n_seq_max):  # of one that was given up
+                context.memory.seq_rm(seq_id)
             context.memory.seq_rm(0, begin)
         else:
             context.memory.clear(data=False)

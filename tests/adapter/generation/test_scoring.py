@@ -268,3 +268,33 @@ def test_groups_hold_what_fits():
         MAX_BRANCHES,
         1,
     ]
+
+
+@pytest.mark.parametrize("form", ["tree", "chain"])
+def test_one_group_of_long_continuations_can_be_given_up(form, tiny, tiny_mamba, monkeypatch):
+    model = tiny if form == "tree" else tiny_mamba
+    prompt = schedules.tokens(0, 200)
+    long = ScoringRequest(prompt, (schedules.tokens(1, 300),), ENDS)
+    short = ScoringRequest(prompt, (schedules.tokens(2, 5), schedules.tokens(3, 5)), ENDS)
+    scheduler, fresh = scheduler_of(model), scheduler_of(model)
+    scheduler.score(long)
+    with monkeypatch.context() as patch:
+        sizes = schedules.sizes_of_calls(patch)
+        scheduler.score(long)
+        n_calls = len(sizes)
+        sizes.clear()
+        cancelled = threading.Event()
+        decode = pyllama.Context.decode
+
+        def cancelling(context, batch):
+            decode(context, batch)
+            if len(sizes) == n_calls - 2:
+                cancelled.set()
+
+        patch.setattr(pyllama.Context, "decode", cancelling)
+        assert scheduler.score(long, cancelled) is None
+        assert len(sizes) < n_calls
+    assert scheduler.score(short).scores == fresh.score(short).scores
+    assert scheduler.score(long).scores == fresh.score(long).scores
+    scheduler.close()
+    fresh.close()
