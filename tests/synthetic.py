@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import gguf
@@ -80,7 +81,7 @@ def write_model(
     writer.add_embedding_length(n_embd)
     writer.add_block_count(n_layer)
     more = {"CONTROL": control_tokens, "USER_DEFINED": user_defined_tokens}
-    n_vocab = _add_tokenizer(writer, tokenizer, pre, merges, (add_bos, add_eos), extra_tokens, more)
+    n_vocab = add_tokenizer(writer, tokenizer, pre, merges, (add_bos, add_eos), extra_tokens, more)
     if chat_template is not None:
         writer.add_chat_template(chat_template)
 
@@ -173,14 +174,14 @@ _ADD_LAYERS = {
 }
 
 
-def _add_tokenizer(
+def add_tokenizer(
     writer: gguf.GGUFWriter,
     tokenizer: Tokenizer,
-    pre: str,
-    merges: tuple[str, ...],
-    added: tuple[bool, bool],
-    extra_tokens: tuple[str, ...],
-    more: Mapping[str, tuple[str, ...]],
+    pre: str = "gpt-2",
+    merges: tuple[str, ...] = MERGES,
+    added: tuple[bool, bool] = (True, False),
+    extra_tokens: tuple[str, ...] = (),
+    more: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> int:
     """Write a vocabulary, and return its size."""
     if tokenizer == "none":

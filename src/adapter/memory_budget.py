@@ -33,18 +33,19 @@ class MemoryBudget:
         """Whether memory does not matter."""
         return self._memory_budget is None
 
-    def room(self) -> int | None:
+    def room(self, own: Sequence[Residency]) -> int | None:
         """Bytes of the host's memory that nobody has yet; None for what the system says is free.
 
         Models take part of what they were promised when they need it.
+
+        own  what the pool has in memory: a number of bytes is for this alone
         """
         if self.is_unlimited:
             return None
+        if isinstance(self._memory_budget, int):
+            return self._memory_budget - sum(sum(model.memory.values()) for model in own)
         held, limits = machine.read()
-        if self._memory_budget == "auto":
-            return limits[HOST] - held[HOST] if HOST in limits and held[HOST] else None
-        assert self._memory_budget is not None
-        return int(self._memory_budget) - sum(held.values())
+        return limits[HOST] - held[HOST] if HOST in limits and held[HOST] else None
 
     def shortage(
         self, name: str, placement: Placement, own: Sequence[Residency], kept: Sequence[Residency]

@@ -182,7 +182,9 @@ class Load(Job):
                 placement = None  # more of it may fit now
 
     def _plan(self) -> Placement:
-        before, room = self.slot.placement, self._loader.budget.room()
+        slots = self.pool.slots.copy().values()
+        room = self._loader.budget.room([each for slot in slots for each in slot.residencies])
+        before = self.slot.placement
         if before is None:
             return self._loader.plan(self.slot.path, room=room)
         # Handles have told how long a request may be.

@@ -330,6 +330,22 @@ def test_a_budget_of_bytes_is_kept(pool):
         assert caught.value.unit == "bytes"
 
 
+def test_a_budget_of_bytes_is_for_the_models_of_one_pool(pool):
+    plan = HardwareManager(devices=()).plan(
+        pool.model_dir / "one.gguf", context_length=64, n_contexts=1
+    )
+    [needed] = plan.memory.values()
+    options = {"context_length": 64, "max_contexts": 1, "n_gpu_layers": 0}
+    with (
+        ModelPool(pool.model_dir, memory_budget=2 * needed, **options) as other,
+        ModelPool(pool.model_dir, memory_budget=2 * needed, **options) as small,
+    ):
+        for name in ("one", "two"):
+            other.load_model(name)
+            small.load_model(name)
+        assert in_memory(other) == in_memory(small) == {"one", "two"}
+
+
 def test_within_a_small_budget_fewer_requests_run_at_once(pool):
     """They are what is left open; the length of a request is not made shorter."""
     path, options = pool.model_dir / "one.gguf", {"n_gpu_layers": 0}

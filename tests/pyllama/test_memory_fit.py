@@ -103,7 +103,7 @@ def write_huge(path, n_embd=8192, n_layer=32, n_ctx_train=2048):
     writer.add_feed_forward_length(2 * n_embd)
     writer.add_head_count(64)
     writer.add_head_count_kv(8)
-    n_vocab = synthetic._add_tokenizer(writer, "bpe")
+    n_vocab = synthetic.add_tokenizer(writer, "bpe")
     n_kv = n_embd // 8
     shapes = {
         "token_embd": (n_vocab, n_embd),

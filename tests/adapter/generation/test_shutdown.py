@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-EXITS = Path(__file__).with_name("exits.py")
+EXITS = Path(__file__).with_name("ends.py")
 SEED = int(os.environ.get("PYLLAMA_EXIT_SEED", "1"))
 RUNS = int(os.environ.get("PYLLAMA_EXIT_RUNS", "1"))
 """Of every way; more for a long search."""
@@ -18,7 +18,7 @@ RUNS = int(os.environ.get("PYLLAMA_EXIT_RUNS", "1"))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the children are forked")
 def test_a_program_ends_cleanly_whatever_is_computed(write_tiny_model):
-    import exits
+    import ends as ways
 
     path = write_tiny_model(n_embd=256, n_ff=512, n_ctx_train=4096)
     done = subprocess.run(
@@ -31,8 +31,8 @@ def test_a_program_ends_cleanly_whatever_is_computed(write_tiny_model):
     )
     assert done.returncode == 0, done.stderr
     ends = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(ends) == RUNS * len(exits.EXPECTED)
-    expected = {way.__name__: code for way, code in exits.EXPECTED.items()}
+    assert len(ends) == RUNS * len(ways.EXPECTED)
+    expected = {way.__name__: code for way, code in ways.EXPECTED.items()}
     odd = [end for end in ends if end[2] != expected[end[0]]]
     assert not odd, (odd, done.stderr[-2000:])
     written = {name: text for name, _, _, text in ends}

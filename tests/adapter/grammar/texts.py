@@ -18,8 +18,9 @@ def fits(model, gbnf, text):
 
 def expression_fits(model, expression, text, rules=None):
     """Whether an expression takes a text, as a whole."""
-    gbnf = (rules or Rules()).gbnf(expression)
-    return gbnf is not None and fits(model, gbnf, text)
+    # Behind a character, for a grammar of the empty text alone is refused.
+    gbnf = (rules or Rules()).gbnf(Sequence((Text("x"), expression)))
+    return gbnf is not None and fits(model, gbnf, "x" + text)
 
 
 def schema_fits(model, schema, text):

@@ -1,6 +1,6 @@
 """A program that ends in many ways while a scheduler is at work: one child of fork() for each.
 
-    python exits.py MODEL RUNS SEED
+    python ends.py MODEL RUNS SEED
 
 prints what each child's end was, as JSON: the way, its seed, the wait status, and what it wrote.
 The children are made before any model is loaded, which is when a fork is allowed.
