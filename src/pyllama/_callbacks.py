@@ -23,6 +23,9 @@ _raised_while_polling = threading.local()
 
 @ffi.def_extern()  # type: ignore[untyped-decorator]
 def pyllama_on_log(level: int, line: Any) -> None:
+    # While the interpreter ends, a program that set up no logging gets nothing on stderr.
+    if not threading.main_thread().is_alive() and not logger.hasHandlers():
+        return
     logger.log(_LEVELS.get(level, logging.INFO), "%s", to_str(line))
 
 

@@ -146,7 +146,12 @@ def test_a_cpp_exception_of_the_template_engine(tiny):
 def test_what_was_caught_belongs_to_its_thread(tiny):
     assert lib.guarded_vocab_get_attr(tiny.vocab._pointer, 10**9) == CAUGHT
     kinds = []
-    thread = threading.Thread(target=lambda: kinds.append(lib.pyllama_caught()))
+
+    def succeed():
+        assert lib.guarded_vocab_get_attr(tiny.vocab._pointer, 1) != CAUGHT
+        kinds.append(lib.pyllama_caught())
+
+    thread = threading.Thread(target=succeed)
     thread.start()
     thread.join()
     assert kinds == [lib.PYLLAMA_CAUGHT_NOTHING]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 
 import pytest
+from decoding import Decoding, run_python, slow_batch, slow_context
 
 import pyllama
-from pyllama import Batch, Context
+from pyllama import Batch, Context, Model
+from pyllama._guard import last_errors
+from pyllama._native._binding import lib
 
 NAME = "pyllama.llama_cpp"
 
@@ -94,3 +97,104 @@ def test_silenced_logging_still_gives_the_reason(tiny_model_path, tmp_path):
     finally:
         logging.disable(logging.NOTSET)
     assert len(str(caught.value)) > len(str(path)) + 30
+
+
+# By the raw calls, because the methods of a context begin with a wish to stop that is not set.
+def decode(context):
+    batch = Batch.from_tokens([1, 2])
+    return lib.guarded_decode(context._open().pointer, batch._filled(all_outputs=False))
+
+
+def decode_token(context):
+    return lib.guarded_decode_token(context._open().pointer, 1, 0, 0)
+
+
+def encode(context):
+    batch = Batch.from_tokens([1, 2])
+    return lib.guarded_encode(context._open().pointer, batch._filled(all_outputs=True))
+
+
+@pytest.fixture(params=[(decode, "llama"), (decode_token, "llama"), (encode, "t5")])
+def computation(request, write_tiny_model):
+    compute, architecture = request.param
+    with (
+        Model(write_tiny_model(architecture=architecture), devices=[]) as model,
+        Context(model, n_ctx=256, n_threads=1) as context,
+    ):
+        yield context, compute
+
+
+def stop(context, compute):
+    context._interrupt.cancelled = 1
+    assert compute(context) == 2
+    assert "failed to compute graph" in last_errors()
+    context._interrupt.cancelled = 0
+
+
+def test_a_stopped_computation_logs_no_errors(computation, caplog):
+    caplog.clear()
+    stop(*computation)
+    assert not caplog.records
+
+
+def test_a_stopped_computation_is_logged_for_debugging(computation, caplog):
+    caplog.set_level(logging.DEBUG, NAME)
+    lib.pyllama_set_log_level(1)
+    try:
+        stop(*computation)
+    finally:
+        lib.pyllama_set_log_level(3)
+    levels = {record.levelno for record in caplog.records if "failed to" in record.message}
+    assert levels == {logging.DEBUG}
+
+
+def test_a_computation_after_a_stopped_one_logs_its_errors(computation, caplog):
+    stop(*computation)
+    context, _ = computation
+    assert lib.guarded_decode_token(context._open().pointer, 10**6, 0, 0) == -1
+    assert {record.levelno for record in caplog.records} == {logging.ERROR}
+
+
+def test_a_cancelled_context_logs_no_errors(tiny_model_path, caplog):
+    with Model(tiny_model_path, devices=[]) as model, slow_context(model) as context:
+        caplog.clear()
+        decoding = Decoding(context, slow_batch())
+        while decoding.is_alive():
+            context.cancel()
+            decoding.join(0.001)
+        assert isinstance(decoding.raised, pyllama.DecodeCancelled)
+        assert not caplog.records
+
+
+def test_errors_of_a_decode_are_logged(tiny, caplog):
+    with Context(tiny, n_ctx=256) as context, pytest.raises(pyllama.InvalidBatchError):
+        context.decode(Batch.from_tokens([1], pos=99, seq_id=7))
+    assert [record for record in caplog.records if record.levelno == logging.ERROR]
+
+
+def test_an_assertion_ends_the_holding_back(tiny, caplog):
+    with Context(tiny, n_ctx=256, n_batch=32) as context:
+        context.n_batch = 256  # past the check
+        with pytest.raises(pyllama.NativeAssertionError):
+            context.decode(Batch.from_tokens([1] * 33))
+    caplog.clear()
+    test_errors_of_a_decode_are_logged(tiny, caplog)
+
+
+@pytest.mark.parametrize("has_handler", [False, True])
+def test_the_last_resort_gets_nothing_when_the_interpreter_ends(has_handler):
+    """run_python() also requires that stderr is empty."""
+    written = run_python(
+        """
+        import atexit, logging, sys
+        import pyllama
+        from pyllama import _callbacks
+        from pyllama._native._binding import ffi
+
+        if "True" in sys.argv:
+            logging.basicConfig(stream=sys.stdout)
+        atexit.register(_callbacks.pyllama_on_log, 4, ffi.new("char[]", b"late"))
+        """,
+        has_handler,
+    )
+    assert ("late" in written) == has_handler

@@ -2,6 +2,7 @@
 
 #include "no_memory.h"
 #include "own_thread.hpp"
+#include "thread_memory.hpp"
 #include "thread_state.hpp"
 
 #include <atomic>
@@ -137,7 +138,7 @@ void answer(errand & todo, std::unique_lock<std::mutex> & lock) {
 }
 
 [[noreturn]] void on_no_memory() {
-    if (mine && mine->policy == no_memory::strands) {
+    if (is_settled() && mine && mine->policy == no_memory::strands) {
         strand(PYLLAMA_CAUGHT_OUT_OF_MEMORY, "out of memory");
     }
     throw std::bad_alloc();
@@ -145,6 +146,9 @@ void answer(errand & todo, std::unique_lock<std::mutex> & lock) {
 
 // ggml goes on with the null pointer, or asserts with half of what it changes done.
 void on_no_memory_in_ggml(size_t) {
+    if (!is_settled()) { // a thread of OpenMP's, that works for nobody we know
+        return;
+    }
     strand(PYLLAMA_CAUGHT_OUT_OF_MEMORY, "out of memory");
     if (this_thread().depth > 0) {
         throw std::bad_alloc();

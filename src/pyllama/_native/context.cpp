@@ -12,6 +12,9 @@ namespace {
 // had: without it all of that would have to be left.
 constexpr size_t LEAST_OF_A_SCHEDULER = 1024 * 30 * 2 * sizeof(ggml_tensor);
 
+// What llama_encode() and llama_decode() return when the abort callback stopped them.
+constexpr int32_t ABORTED = 2;
+
 } // namespace
 
 extern "C" {
@@ -47,7 +50,7 @@ int32_t guarded_context_shape(const llama_context * ctx, pyllama_context_shape *
 int32_t guarded_encode(llama_context * ctx, const llama_batch * batch) {
     return guarded(PYLLAMA_CAUGHT, [&] {
         pyllama::require_compute_threads(llama_n_threads_batch(ctx));
-        return llama_encode(ctx, *batch);
+        return pyllama::compute(ABORTED, [&] { return llama_encode(ctx, *batch); });
     });
 }
 
@@ -55,7 +58,7 @@ int32_t guarded_decode(llama_context * ctx, const llama_batch * batch) {
     return guarded(PYLLAMA_CAUGHT, [&] {
         pyllama::require_compute_threads(batch->n_tokens > 1 ? llama_n_threads_batch(ctx)
                                                              : llama_n_threads(ctx));
-        return llama_decode(ctx, *batch);
+        return pyllama::compute(ABORTED, [&] { return llama_decode(ctx, *batch); });
     });
 }
 
@@ -66,7 +69,9 @@ int32_t guarded_decode_token(llama_context * ctx, llama_token token, llama_pos p
         int32_t        n_seq_id = 1;
         llama_seq_id * seq_ids  = &seq_id;
         int8_t         output   = 1;
-        return llama_decode(ctx, {1, &token, nullptr, &pos, &n_seq_id, &seq_ids, &output});
+        return pyllama::compute(ABORTED, [&] {
+            return llama_decode(ctx, {1, &token, nullptr, &pos, &n_seq_id, &seq_ids, &output});
+        });
     });
 }
 

@@ -2,8 +2,10 @@
 
 #include "apart.hpp"
 #include "log.h"
+#include "thread_memory.hpp"
 #include "thread_state.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -55,8 +57,8 @@ count & my_count() {
 }
 
 void on_abort(const char * message) {
-    thread_state & state = this_thread();
-    if (state.depth > 0) {
+    if (pyllama::is_settled() && this_thread().depth > 0) {
+        thread_state & state = this_thread();
         pyllama::strand(PYLLAMA_CAUGHT_ASSERTION, message);
         state.asserted = true;
         state.assertion = message;
@@ -67,15 +69,25 @@ void on_abort(const char * message) {
     std::fflush(stderr);
 }
 
+void tell(ggml_log_level level, const std::string & line) {
+    auto handler = is_ending ? nullptr : log_handler.load();
+    if (handler && level >= log_level.load()) {
+        pyllama::call_python([&] { handler(level, line.c_str()); });
+    }
+}
+
 void end_log_line(thread_state & state) {
     if (state.level >= GGML_LOG_LEVEL_ERROR && state.depth > 0 &&
         state.errors.size() + state.line.size() < MAX_KEPT_LOG) {
         state.errors += state.line;
         state.errors += '\n';
     }
-    auto handler = state.listener && state.listener->exclusive ? nullptr : log_handler.load();
-    if (handler && state.level >= log_level.load()) {
-        pyllama::call_python([&] { handler(state.level, state.line.c_str()); });
+    if (!state.listener || !state.listener->exclusive) {
+        if (state.holds_log) {
+            state.held.emplace_back(state.level, state.line);
+        } else {
+            tell(state.level, state.line);
+        }
     }
     const std::string line = std::exchange(state.line, {});
     if (state.listener) {
@@ -85,7 +97,8 @@ void end_log_line(thread_state & state) {
 
 // llama.cpp logs in pieces: a line may come in several calls, the later ones at level CONT.
 void on_log(ggml_log_level level, const char * text, void *) {
-    if (is_ending) { // the state of a thread that is ending may be gone already
+    // The state of a thread that is ending may be gone already.
+    if (is_ending || !pyllama::settle_thread()) {
         return;
     }
     thread_state & state = this_thread();
@@ -144,7 +157,13 @@ void tidy_registers() {}
 
 namespace pyllama {
 
-guard_scope::guard_scope() noexcept : outermost_(this_thread().depth == 0), admitted_(true) {
+guard_scope::guard_scope() noexcept :
+    settled_(settle_thread()),
+    outermost_(settled_ && this_thread().depth == 0),
+    admitted_(settled_) {
+    if (!settled_) {
+        return;
+    }
     thread_state & state = this_thread();
     if (outermost_) {
         state.kind = PYLLAMA_CAUGHT_NOTHING;
@@ -160,6 +179,9 @@ guard_scope::guard_scope() noexcept : outermost_(this_thread().depth == 0), admi
 }
 
 guard_scope::~guard_scope() noexcept {
+    if (!settled_) {
+        return;
+    }
     this_thread().depth--;
     if (outermost_) {
         my_count().value--;
@@ -174,6 +196,12 @@ void keep_caught(pyllama_caught_kind kind, const char * message) noexcept {
         state.message = message;
     } catch (const std::bad_alloc &) {
         state.message.clear();
+    }
+}
+
+void keep_refusal() noexcept {
+    if (is_settled()) { // else there is nowhere to keep it, and pyllama_caught() knows
+        keep_caught(PYLLAMA_CAUGHT_ENDING, "the interpreter is ending, and pyllama is closed");
     }
 }
 
@@ -253,6 +281,31 @@ void log_listener::hear(const std::string & line) {
     this_thread().listener = this;
 }
 
+int32_t compute(int32_t stopped, const std::function<int32_t()> & call) {
+    thread_state & state = this_thread();
+    if (state.holds_log) { // a callback in Python that computes, within a computation
+        return call();
+    }
+    struct held_log {
+        thread_state & state;
+        bool           was_stopped = false;
+
+        explicit held_log(thread_state & state) : state(state) { state.holds_log = true; }
+        ~held_log() noexcept {
+            state.holds_log = false;
+            for (const auto & [level, line] : std::exchange(state.held, {})) {
+                try {
+                    tell(was_stopped ? std::min(level, GGML_LOG_LEVEL_DEBUG) : level, line);
+                } catch (...) { // no memory to tell it with
+                }
+            }
+        }
+    } log(state);
+    const int32_t result = call();
+    log.was_stopped      = result == stopped;
+    return result;
+}
+
 void restore_log() noexcept {
     llama_log_set(on_log, nullptr);
 }
@@ -271,15 +324,17 @@ char * copy_string(const std::string & text) {
 extern "C" {
 
 pyllama_caught_kind pyllama_caught(void) {
-    return this_thread().kind;
+    return pyllama::is_settled() ? this_thread().kind : PYLLAMA_CAUGHT_REFUSED;
 }
 
 const char * pyllama_caught_message(void) {
-    return this_thread().message.c_str();
+    return pyllama::is_settled() ? this_thread().message.c_str()
+                                 : "out of memory: a thread that uses pyllama for the first time "
+                                   "needs about 2 MB";
 }
 
 const char * pyllama_last_errors(void) {
-    return this_thread().errors.c_str();
+    return pyllama::is_settled() ? this_thread().errors.c_str() : "";
 }
 
 void pyllama_free(void * memory) {

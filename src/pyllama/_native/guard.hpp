@@ -38,15 +38,20 @@ class guard_scope {
     guard_scope(const guard_scope &) = delete;
     guard_scope & operator=(const guard_scope &) = delete;
 
-    // Whether the call may go on: false when the interpreter is ending.
+    // Whether the call may go on: false when the interpreter is ending, and where there is no memory
+    // for what a thread keeps.
     bool admitted() const noexcept { return admitted_; }
 
   private:
+    bool settled_;
     bool outermost_;
     bool admitted_;
 };
 
 void keep_caught(pyllama_caught_kind kind, const char * message) noexcept;
+
+// What a call that was not admitted is to report.
+void keep_refusal() noexcept;
 
 // Whether an assertion failed in this guarded call whose exception llama.cpp caught itself. Asking
 // forgets it.
@@ -73,13 +78,18 @@ class log_listener {
     log_listener * previous;
 };
 
+// A computation: what it returns is 0, or says what failed. Its log is held back until then, because
+// llama.cpp logs errors for one that was stopped. Where it was (it returned stopped), those lines are
+// for debugging only.
+int32_t compute(int32_t stopped, const std::function<int32_t()> & call);
+
 // Have the log come to us again, after a function that set a log callback of its own.
 void restore_log() noexcept;
 
 template <class T, class Call> T guarded(T failed, Call && call) noexcept {
     guard_scope scope;
     if (!scope.admitted()) {
-        keep_caught(PYLLAMA_CAUGHT_ENDING, "the interpreter is ending, and pyllama is closed");
+        keep_refusal();
         return failed;
     }
     try {

@@ -4,6 +4,8 @@
 #include "guard.hpp"
 
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace pyllama {
 
@@ -17,6 +19,8 @@ struct thread_state {
     std::string         line;   // of the log, until its line break
     ggml_log_level      level    = GGML_LOG_LEVEL_NONE;
     log_listener *      listener = nullptr;
+    bool                holds_log = false; // until it is known how a computation ends
+    std::vector<std::pair<ggml_log_level, std::string>> held;
     bool                asserted = false; // an assertion failed that nobody has been told of
     std::string         assertion;
 };
