@@ -78,13 +78,12 @@ class BatchRunner:
         """Give a request a slot of a lane that has room, and bring what is held of its prompt."""
         slot = None
         try:
+            self._metrics.admitted(time.monotonic() - sequence.arrived)
+            if not sequence.begin():  # a grammar may be refused: no slot has lost anything by then
+                return
             slot = lane.slots.to_overwrite(sequence.hashes)
             lane.slots.take(slot, sequence)
             sequence.state = "prefilling"
-            self._metrics.admitted(time.monotonic() - sequence.arrived)
-            if not sequence.begin():
-                self.release(lane, slot)
-                return
             sequence.n_past = sequence.n_cached = self._prefixes.bring(lane, slot, sequence)
             if self._mixed:
                 self._prefixes.make_room(lane)

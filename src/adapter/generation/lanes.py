@@ -122,13 +122,17 @@ class Lanes:
         """
         if self.full:
             return None
-        for idle in [lane for lane in self._lanes if lane.drains and not lane.slots.taken]:
-            self._close(idle)
+        self.close_drained()
         lane = self._with_room(sequence) or self._open(sequence, n_waiting)
         if lane is not None:
             self._clock += 1
             lane.last_used = self._clock
         return lane
+
+    def close_drained(self) -> None:
+        """Close the lanes that took no more requests, and whose last one has ended."""
+        for idle in [lane for lane in self._lanes if lane.drains and not lane.slots.taken]:
+            self._close(idle)
 
     def drop(self, lane: Lane) -> None:
         """Close a lane whose context is not to be used any more."""

@@ -352,6 +352,7 @@ class Scheduler:
         if generates:
             self._admit()
             self._runner.step()
+            self._lanes.close_drained()
         if scores:
             self._scoring.step()
         self._wait_for_files()
@@ -415,6 +416,8 @@ class Scheduler:
                     self._waiting.park(sequence, owner)
                     continue
                 lane = self._lanes.lane_for(sequence, len(self._waiting))
+            except pyllama.DecodeCancelled:
+                raise
             except Exception as error:  # no memory for its context
                 sequence.fail(translation(error))
                 self._waiting.leave(sequence)

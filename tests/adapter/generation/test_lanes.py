@@ -306,3 +306,25 @@ def test_a_request_does_not_wait_for_a_prompt_that_it_cannot_reuse(model):
         assert scheduler.generate(short).completion_tokens == 100
         assert long.result().completion_tokens == 8
     scheduler.close()
+
+
+def test_a_context_that_was_replaced_ends_with_its_last_request(model):
+    scheduler = scheduler_of(model, context_length=4096, n_cells=16 * 4096, max_sequences=16)
+    try:
+        long = request_of(tokens(77, 20), max_tokens=600)
+        with ThreadPoolExecutor() as threads:
+            first = threads.submit(scheduler.generate, long)
+            while not scheduler._lanes.n_taken:
+                time.sleep(0.001)
+            rest = [
+                threads.submit(scheduler.generate, request_of(tokens(seed, 1500), max_tokens=4))
+                for seed in range(6)
+            ]
+            for done in (first, *rest):
+                done.result()
+        deadline = time.monotonic() + 10
+        while any(lane.drains for lane in scheduler._lanes) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not any(lane.drains for lane in scheduler._lanes)
+    finally:
+        scheduler.close()

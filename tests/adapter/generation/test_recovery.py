@@ -311,3 +311,16 @@ def test_nothing_is_imported_while_requests_are_computed(tiny_model_path):
         check=True,
     )
     assert done.stdout.strip() == "[]", done.stdout
+
+
+def test_a_grammar_that_is_refused_costs_nothing_that_is_held(model):
+    scheduler, prompt = scheduler_of(model), tokens(5, 400)
+    try:
+        scheduler.generate(request_of(prompt))
+        reused = scheduler.generate(request_of(prompt)).cache_read_tokens
+        assert reused > 300
+        with pytest.raises(Exception, match="nowhere"):
+            scheduler.generate(request_of(prompt, constraint=Constraint("root ::= nowhere")))
+        assert scheduler.generate(request_of(prompt)).cache_read_tokens == reused
+    finally:
+        scheduler.close()
