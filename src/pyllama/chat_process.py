@@ -11,7 +11,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import BinaryIO, TypeVar, cast
+from contextlib import suppress
+from typing import Any, BinaryIO, TypeVar, cast
 
 from pyllama import _chat_worker
 from pyllama._native import _binding
@@ -40,7 +41,7 @@ class ChatProcess:
     def __init__(self, source: str, bos: str, eos: str) -> None:
         self._arguments = [source, bos, eos]
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: _Process | None = None
         self._pid = 0
         self.description = _twice(self._start)
 
@@ -66,7 +67,7 @@ class ChatProcess:
         cffi = importlib.util.find_spec("_cffi_backend")
         cffi_folder = os.path.dirname((cffi and cffi.origin) or "")
         try:
-            process = subprocess.Popen(
+            process = _Process(
                 [
                     *(sys.executable, "-IS", "-X", "utf8"),
                     *map(os.path.abspath, (_chat_worker.__file__, _binding.__file__, cffi_folder)),
@@ -144,6 +145,25 @@ class ChatProcess:
         return cast("int", process.returncode)
 
 
+class _Process(subprocess.Popen[bytes]):
+    """A process that ends with this object, wherever an exception drops it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._owner = os.getpid()
+        super().__init__(*arguments, **options)
+
+    def __del__(self) -> None:
+        started = getattr(self, "pid", None) is not None and self.returncode is None
+        if started and self._owner == os.getpid():  # after a fork it is the parent's
+            self.kill()
+            self.wait()
+            for stream in (self.stdin, self.stdout):
+                with suppress(OSError):  # what was not sent yet goes nowhere
+                    if stream is not None:
+                        stream.close()
+        super().__del__()
+
+
 def _twice(call: Callable[[], _T]) -> _T:
     """Call again if others ended the process."""
     try:
@@ -159,7 +179,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _end(process: subprocess.Popen[bytes], pid: int) -> None:
+def _end(process: _Process, pid: int) -> None:
     if pid != os.getpid():
         return
     process.kill()

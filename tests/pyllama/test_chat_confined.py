@@ -99,13 +99,13 @@ def test_it_has_no_environment(monkeypatch):
     monkeypatch.setenv("PYLLAMA_SECRET", "hidden")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/nowhere")
     given = {}
-    real = subprocess.Popen
+    real = subprocess.Popen.__init__
 
-    def recorded(*args, **kwargs):
+    def recorded(self, *args, **kwargs):
         given.update(kwargs)
-        return real(*args, **kwargs)
+        real(self, *args, **kwargs)
 
-    monkeypatch.setattr(subprocess, "Popen", recorded)
+    monkeypatch.setattr(subprocess.Popen, "__init__", recorded)
     template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
     assert template.apply([{"role": "user", "content": "Hello"}]).prompt == "Hello"
     assert given["env"] == {"LD_LIBRARY_PATH": "/nowhere"}

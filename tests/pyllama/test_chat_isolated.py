@@ -150,7 +150,7 @@ def test_a_process_that_cannot_start_is_not_the_templates_fault(monkeypatch):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     with monkeypatch.context() as patched:
-        patched.setattr(subprocess, "Popen", refuse)
+        patched.setattr(chat_process._Process, "__init__", refuse)
         with pytest.raises(ChatProcessError, match=r"cannot start: .*unavailable"):
             template.apply(HELLO)
     assert template.apply(HELLO).prompt == "Hello"
@@ -205,6 +205,35 @@ def test_the_process_ends_with_the_template():
     del template
     gc.collect()
     assert process.returncode is not None
+
+
+@pytest.mark.parametrize("where", ["weakref.finalize", "communicate"])
+def test_the_process_ends_whatever_line_is_interrupted(monkeypatch, where):
+    pids = []
+    start = subprocess.Popen.__init__
+
+    def noted(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        pids.append(self.pid)
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "__init__", noted)
+    if where == "communicate":
+        template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
+        monkeypatch.setattr(subprocess.Popen, "communicate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            template._engine._template._stop()
+    else:
+        monkeypatch.setattr(chat_process.weakref, "finalize", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            ChatTemplate(source="{{ messages[0].content }}", isolated=True)
+    monkeypatch.undo()
+    gc.collect()
+    (pid,) = pids
+    with pytest.raises(ChildProcessError):  # it has ended, and was waited for
+        os.waitpid(pid, os.WNOHANG)
 
 
 def test_threads_may_share_it(isolated):
