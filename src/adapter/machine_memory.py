@@ -14,7 +14,8 @@ class MachineMemory:
     """What all pools of this process hold of each memory, and what it may become.
 
     Weights mapped from a file do not count as memory in use for the operating system, so what is
-    free is measured while no pool holds anything, and what they take is counted from there on.
+    free of a memory is measured while no pool holds any of it, and what they take is counted from
+    there on.
     """
 
     def __init__(self) -> None:
@@ -34,9 +35,9 @@ class MachineMemory:
     def observe(self, free: Mapping[str, int]) -> None:
         """Take note of how much is free now."""
         limits = {memory: size - margin(size) for memory, size in free.items()}
-        if self._held:
-            limits |= self._limits
-        self._limits = {**self._limits, **limits}
+        held, known = self.read()
+        limits |= {memory: size for memory, size in known.items() if held[memory]}
+        self._limits = {**known, **limits}
 
     def read(self) -> tuple[Counter[str], dict[str, int]]:
         """What is held, and the limits."""

@@ -168,7 +168,9 @@ class Load(Job):
 
     def _place(self) -> Placement:
         """Decide where the model goes, with others evicted until there is room."""
-        placement = None if self.slot.placed_anew else self.slot.placement
+        placement = self.slot.placement
+        if placement is not None and any(each.backend == "RPC" for each in placement.devices):
+            placement = None  # servers come and go, and their devices with them
         planned = placement is None
         while True:
             if self.pool.stops(self.slot):

@@ -129,7 +129,6 @@ class ModelSlot:
     residency    the model in memory that requests use
     retired      what was in memory before, until leases on it have ended and it is freed
     placement    where it ran last, and runs again
-    placed_anew  it cannot run there again: a server was lost
     fingerprint  of what was loaded first
     pinned       it is not evicted
     last_used    counts uses of the pool's models
@@ -145,7 +144,6 @@ class ModelSlot:
     residency: Residency | None = None
     retired: list[Residency] = field(default_factory=list)
     placement: Placement | None = None
-    placed_anew: bool = False
     fingerprint: str | None = None
     pinned: bool = False
     last_used: int = 0
@@ -167,7 +165,7 @@ class ModelSlot:
 
     def put(self, residency: Residency) -> None:
         """Take note of a model that was loaded."""
-        self.placement, self.placed_anew = residency.placement, False
+        self.placement = residency.placement
         self.fingerprint = residency.resident.fingerprint
         self.residency = residency
 
@@ -199,5 +197,4 @@ class ModelSlot:
         residency = self.residency
         if residency is not None and not residency.usable:
             residency.replaced = True
-            self.placed_anew = self.placed_anew or residency.resident.model.lost
             self._take_out(residency)

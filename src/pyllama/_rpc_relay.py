@@ -55,11 +55,18 @@ class Relay:
         self._on_loss = on_loss
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._closed = False
-        #: Why the connection that llama.cpp has open leads nowhere; None while it leads somewhere.
-        self.lost: str | None = None
+        self._lost: dict[_Connection, str] = {}
+        #: How often a connection was lost or could not be made, and why it last was.
+        self.n_failures = 0
+        self.failure = ""
         #: What llama.cpp connects to.
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, name="rpc-relay", daemon=True).start()
+
+    @property
+    def lost(self) -> str | None:
+        """Why a connection that llama.cpp has open leads nowhere; None while all lead somewhere."""
+        return next(iter(self._lost.copy().values()), None)
 
     def close(self) -> None:
         """Listen no more. Connections go on."""
@@ -98,16 +105,31 @@ class Relay:
                 server = socket.create_connection(self._target, timeout=10.0)
             except (OSError, MemoryError) as error:
                 logger.info("no connection to %s:%s: %s", *self._target, error)
+                self._fail(error)
                 return  # the client's greeting fails, which is an exception
             with server:
-                with contextlib.suppress(OSError, MemoryError):  # llama.cpp has closed its side
+                connection = None
+                try:
                     _keep_alive(server)
-                    _Connection(client, server, self._lose).run()
-                self.lost = None
+                    connection = _Connection(client, server, self._lose)
+                    connection.run()
+                except (OSError, MemoryError):
+                    pass  # llama.cpp has closed its side
+                finally:
+                    if connection is not None:
+                        self._lost.pop(connection, None)
 
-    def _lose(self, reason: str) -> None:
-        self.lost = f"the RPC server at {self._target[0]}:{self._target[1]} was lost: {reason}"
-        self._on_loss(self.lost)
+    def _lose(self, connection: _Connection, error: OSError) -> None:
+        reason = self._fail(error)
+        if connection.greeted:
+            self._lost[connection] = reason
+            self._on_loss(reason)
+
+    def _fail(self, error: BaseException) -> str:
+        host, port = self._target
+        self.failure = f"the RPC server at {host}:{port} was lost: {error}"
+        self.n_failures += 1
+        return self.failure
 
 
 def _is_of_this_process(client: socket.socket) -> bool:
@@ -138,11 +160,15 @@ class _Connection:
     """
 
     def __init__(
-        self, client: socket.socket, server: socket.socket, lost: Callable[[str], None]
+        self,
+        client: socket.socket,
+        server: socket.socket,
+        lost: Callable[[_Connection, OSError], None],
     ) -> None:
         self._client, self._server, self._on_loss = client, server, lost
         self._is_lost = False
-        self._greeted = False
+        #: Whether the server has answered.
+        self.greeted = False
         self._buffer = memoryview(bytearray(_CHUNK))
 
     def run(self) -> None:
@@ -162,7 +188,7 @@ class _Connection:
                 (size_of_answer,) = _SIZE.unpack(end)
             if size_of_answer and not self._answer(command, size_of_answer):
                 return
-            self._greeted = True
+            self.greeted = True
 
     def _receive(self, size: int) -> memoryview | None:
         """Exactly so many bytes of the client, at most _CHUNK; None once it has closed its side."""
@@ -195,7 +221,7 @@ class _Connection:
             self._client.sendall(self._buffer[:received])
             sent += received
         if self._is_lost:
-            if not self._greeted:
+            if not self.greeted:
                 return False
             answer = _SIZE.pack(size) + _STAND_INS.get(command, b"")
             self._client.sendall(answer[sent:])
@@ -207,8 +233,7 @@ class _Connection:
 
     def _lose(self, error: OSError) -> None:
         self._is_lost = True
-        if self._greeted:
-            self._on_loss(str(error))
+        self._on_loss(self, error)
         self._server.close()  # if it lives, it takes the next connection only then
 
 

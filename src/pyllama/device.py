@@ -93,9 +93,15 @@ class Device(_Found):
 
     @property
     def memory(self) -> tuple[int, int]:
-        """Free and total memory now, in bytes (``ggml_backend_dev_memory``)."""
+        """Free and total memory now, in bytes (``ggml_backend_dev_memory``).
+
+        :raises ServerLostError: it is an RPC server's, and that does not answer.
+        """
+        from pyllama.rpc import require_answers  # which imports this module
+
         free, total = ffi.new("size_t *"), ffi.new("size_t *")
-        check(lib.guarded_dev_memory(self._pointer, free, total), f"memory of {self.name}")
+        with require_answers([self]):
+            check(lib.guarded_dev_memory(self._pointer, free, total), f"memory of {self.name}")
         return free[0], total[0]
 
     @property

@@ -74,7 +74,7 @@ class BackendError(LlamaError, RuntimeError):
 
 
 class ServerLostError(BackendError):
-    """An RPC server went away that a part of a model is on. The model cannot be used any more."""
+    """An RPC server went away or does not answer. A model with a part there can only be closed."""
 
 
 class ModelLoadError(LlamaError, RuntimeError):

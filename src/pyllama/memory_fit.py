@@ -23,6 +23,7 @@ from pyllama.device import devices as all_devices
 from pyllama.errors import MemoryFitError, NativeError
 from pyllama.model import Model
 from pyllama.model_params import ModelParams, SplitMode, buffer_type
+from pyllama.rpc import require_answers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -127,6 +128,7 @@ def memory_use(
     :param n_ctx: tokens in the context, at most 2**24; 0 for what the model was trained with.
     :raises ModelLoadError: the file is no model that llama.cpp can load.
     :raises MemoryFitError: no such context can be made, for one because n_ctx is too large.
+    :raises ServerLostError: an RPC server of the devices does not answer.
     """
     layout = _Layout(
         path,
@@ -136,7 +138,7 @@ def memory_use(
         tensor_buft_overrides=tensor_buft_overrides,
         **options,
     )
-    with _simulating:
+    with _simulating, require_answers(options.get("devices") or ()):
         return layout.measure()
 
 
@@ -160,13 +162,14 @@ def memory_fit(
     :param margin: bytes to leave free on each device, or of the host's memory.
     :raises ModelLoadError: the file is no model that llama.cpp can load.
     :raises MemoryFitError: nothing fits; the message tells what it would take.
+    :raises ServerLostError: an RPC server of the devices does not answer.
     """
     margin = integer("margin", margin, 0, 2**62)
     n_ctx_min = integer("n_ctx_min", n_ctx_min, 1, _MAX_N_CTX)
     layout = _Layout(
         path, n_ctx, n_gpu_layers=-1, tensor_split=None, tensor_buft_overrides=None, **options
     )
-    with _simulating:
+    with _simulating, require_answers(options.get("devices") or ()):
         use = layout.measure()
         if not use.devices:
             # llama.cpp compares with the host's whole memory; what is in use is no less taken.

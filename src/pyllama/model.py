@@ -21,10 +21,11 @@ from pyllama.errors import (
     ModelLoadError,
     ModelSaveError,
     NativeError,
+    ServerLostError,
 )
 from pyllama.file_type import FileType, file_type
 from pyllama.model_params import ModelOptions, ModelParams, utf8
-from pyllama.rpc import watch
+from pyllama.rpc import require_answers, watch
 from pyllama.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -211,14 +212,17 @@ class Model(NativeObject):
             tensors = check_files(files, offset, options.get("kv_overrides"))
         except DamagedFile as error:
             raise ModelLoadError(f"{what}: {error}") from None
-        watch(self, options.get("devices") or ())
-        pointer = load(ffi.addressof(self._params.struct))
-        if pointer == ffi.NULL:
-            _raise_load_error(what, self._params)
-        self._own(pointer, lib.guarded_model_free)
-        if self._lost is not None:
+        devices = options.get("devices") or ()
+        watch(self, devices)
+        try:
+            with require_answers(devices):
+                pointer = load(ffi.addressof(self._params.struct))
+                if pointer == ffi.NULL:
+                    _raise_load_error(what, self._params)
+                self._own(pointer, lib.guarded_model_free)
+        except ServerLostError:
             self.close()
-            raise ModelLoadError(f"{what}: {self._lost}")
+            raise
 
         #: Whether only vocabulary and metadata were loaded.
         self.vocab_only: bool = self._params.struct.vocab_only

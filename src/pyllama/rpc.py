@@ -19,8 +19,8 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from pyllama._arguments import integer, real
@@ -38,7 +38,13 @@ from pyllama.device import (
     registered,
     supports_rpc,
 )
-from pyllama.errors import BackendError, NativeError
+from pyllama.errors import (
+    BackendError,
+    LlamaError,
+    ModelLoadCancelled,
+    NativeError,
+    ServerLostError,
+)
 from pyllama.threadpool import MAX_THREADS
 
 if TYPE_CHECKING:
@@ -57,6 +63,9 @@ _START += "rpc._serve(*json.loads(sys.argv[2]))"
 # have taken that since it was chosen. Elsewhere it is chosen before the process starts.
 _TELLS_PORT = sys.platform == "linux"
 _LISTENS = "pyllama: listening on port "
+
+# A relay's thread hears of a connection's end a little later than llama.cpp has closed it.
+_CLOSING_SECONDS = 1.0
 
 _servers: dict[str, _Server] = {}
 _replaced: list[_Server] = []
@@ -86,8 +95,8 @@ def rpc_devices(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
         server = _servers.get(endpoint)
         if server is None or not server.in_use or server.lost:
             _greet(endpoint, host, port, timeout)
-        if server is not None and server.in_use and server.lost:
-            # llama.cpp goes on with the lost connection until the last model there is closed.
+        if server is not None and not server.forgets_loss():
+            # llama.cpp goes on with the lost connection until all that is there has been freed.
             _replaced.append(server)
             server = None
         if server is None:
@@ -107,7 +116,11 @@ class _Server:
         from pyllama._rpc_relay import Relay
 
         self._relay = Relay(host, port, self._lose)
-        self._reg = _add_server(self._relay.endpoint, endpoint)
+        try:
+            self._reg = _add_server(self._relay.endpoint, endpoint)
+        except BaseException:
+            self._relay.close()
+            raise
         self.pointers = {device._pointer for device in devices_of(self._reg)}
 
     def devices(self) -> list[Device]:
@@ -123,6 +136,24 @@ class _Server:
     def lost(self) -> bool:
         """Whether what it is connected to went away."""
         return self._relay.lost is not None
+
+    @property
+    def n_failures(self) -> int:
+        """How often it was lost, or could not be reached."""
+        return self._relay.n_failures
+
+    def failure(self, since: int) -> str | None:
+        """Why it is lost, or was after it had failed so many times; None if it was not."""
+        return self._relay.failure if self.lost or self.n_failures != since else None
+
+    def forgets_loss(self) -> bool:
+        """Whether it can be connected to anew, at once or in a moment."""
+        end = time.monotonic() + _CLOSING_SECONDS
+        while self.lost:
+            if self.in_use or time.monotonic() > end:
+                return False
+            time.sleep(0.001)
+        return True
 
     def close(self) -> None:
         """Take no connection any more."""
@@ -140,14 +171,39 @@ class _Server:
 
 def watch(model: NativeObject, devices: Sequence[Device]) -> bool:
     """Have a model told when a server is lost that it has a part on; False if it has none."""
-    servers = [
+    servers = _servers_of(devices)
+    for server in servers:
+        server.watch(model)
+    return bool(servers)
+
+
+@contextmanager
+def require_answers(devices: Sequence[Device]) -> Iterator[None]:
+    """For what is asked of devices: a lost server's answers are zeros to llama.cpp.
+
+    :raises ServerLostError: a server of theirs did not answer.
+    """
+    servers = [(server, server.n_failures) for server in _servers_of(devices)]
+    error: LlamaError | None = None
+    try:
+        yield
+    except ModelLoadCancelled:
+        raise
+    except LlamaError as raised:
+        error = raised
+    reasons = [reason for server, since in servers if (reason := server.failure(since))]
+    if reasons:
+        raise ServerLostError(f"{reasons[0]}. Try again once it is back") from error
+    if error is not None:
+        raise error
+
+
+def _servers_of(devices: Sequence[Device]) -> list[_Server]:
+    return [
         server
         for server in [*_servers.values(), *_replaced]
         if any(device._pointer in server.pointers for device in devices)
     ]
-    for server in servers:
-        server.watch(model)
-    return bool(servers)
 
 
 class RpcServer(NativeObject):

@@ -137,13 +137,13 @@ def test_a_handle_says_what_it_runs_on(pool):
 
 def test_the_process_of_a_template_ends_with_its_model(pool, write_tiny_model, monkeypatch):
     started = []
-    real = subprocess.Popen
+    real = subprocess.Popen.__init__
 
-    def recorded(*args, **kwargs):
-        started.append(real(*args, **kwargs))
-        return started[-1]
+    def recorded(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        started.append(self)
 
-    monkeypatch.setattr(subprocess, "Popen", recorded)
+    monkeypatch.setattr(subprocess.Popen, "__init__", recorded)
     copyfile(write_tiny_model(), pool.model_dir / "chatty.gguf")
     pool.load_model("chatty").render([{"role": "user", "content": "Hello"}])
     [process] = started

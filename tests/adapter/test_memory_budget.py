@@ -44,6 +44,14 @@ def test_what_is_free_is_measured_while_nothing_is_held(machine):
     assert limits == {HOST: 2 * GIB - GIB // 4, "CUDA0": 7 * GIB}
 
 
+def test_what_is_free_of_a_memory_is_measured_while_others_are_held(machine):
+    machine.observe({HOST: 16 * GIB, "RPC0": 0})
+    resident = Resident()
+    machine.hold(resident, {HOST: 4 * GIB, "RPC0": 0})
+    machine.observe({HOST: 2 * GIB, "RPC0": 8 * GIB})
+    assert machine.read()[1] == {HOST: 15 * GIB, "RPC0": 7 * GIB}
+
+
 def test_a_model_that_nobody_freed_is_no_longer_counted_once_it_is_collected(machine):
     resident = Resident()
     machine.hold(resident, {HOST: GIB})

@@ -318,7 +318,7 @@ def test_a_load_whose_template_gets_no_process_says_so_and_works_later(
 
     with ModelPool(tmp_path, context_length=64) as pool:
         with monkeypatch.context() as patched:
-            patched.setattr(subprocess, "Popen", refuse)
+            patched.setattr(subprocess.Popen, "__init__", refuse)
             with pytest.raises(TransientError, match=r"'tiny'.* cannot start: .*unavailable"):
                 pool.load_model("tiny")
         assert pool.load_model("tiny").capabilities

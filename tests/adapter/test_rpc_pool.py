@@ -21,14 +21,15 @@ def request(max_tokens=16):
     return GenerationRequest(PROMPT, max_tokens, Sampling(temperature=0.0), 0)
 
 
-def generate(pool, **changes):
-    return pool.load_model("six").generators["batched"].generate(request(**changes)).token_ids
+def generate(pool, name="six", **changes):
+    return pool.load_model(name).generators["batched"].generate(request(**changes)).token_ids
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, write_tiny_model):
     made = tmp_path_factory.mktemp("models")
-    copyfile(write_tiny_model(n_layer=6), made / "six.gguf")
+    for name in ("six", "other"):
+        copyfile(write_tiny_model(n_layer=6), made / f"{name}.gguf")
     return made
 
 
@@ -64,9 +65,9 @@ if pyllama.supports_rpc():
         for server in made:
             server.close()
 
-    def pool_of(folder, servers):
+    def pool_of(folder, servers, **options):
         endpoints = [server.endpoint for server in servers]
-        return ModelPool(folder, rpc=endpoints, n_gpu_layers=-1, context_length=512)
+        return ModelPool(folder, rpc=endpoints, n_gpu_layers=-1, context_length=512, **options)
 
     def kill(server):
         process = server._open().pointer
@@ -106,6 +107,35 @@ if pyllama.supports_rpc():
             pytest.raises(BackendError, match=r"no RPC server at 127\.0\.0\.1:1"),
         ):
             pool.load_model("six")
+
+    def test_a_server_that_died_is_lost_and_not_full(folder, servers):
+        """Its memory would read as 0 bytes, which must neither be believed nor kept."""
+        with pool_of(folder, servers[:1]) as pool:
+            pool.load_model("six")
+            kill(servers[0])
+            with pytest.raises(BackendError, match="was lost"):
+                pool.load_model("other")
+            port = int(servers[0].endpoint.split(":")[1])
+            with pyllama.RpcServer(port=port, n_threads=1):
+                assert generate(pool, "other")
+                assert generate(pool, "six")
+
+    def test_an_evicted_model_is_planned_anew_when_its_server_was_lost_meanwhile(folder, servers):
+        with pool_of(folder, servers[:1], max_models=1) as pool:
+            assert generate(pool, "six")
+            with pool.load_model("other").lease():  # evicts it
+                kill(servers[0])
+                with pytest.raises(LlamaCppError):
+                    generate(pool, "other")
+                port = int(servers[0].endpoint.split(":")[1])
+                again = pyllama.RpcServer(port=port, n_threads=1)
+                assert generate(pool, "other")
+            with again:
+                slot = pool._loader.slot(folder / "other.gguf")
+                assert wait_until(lambda: len(slot.residencies) == 1)
+                pool.unload_model("other")
+                pyllama.rpc_devices(again.endpoint)  # the way to the lost one is closed
+                assert generate(pool, "six")
 
     def test_a_lost_server_is_had_again_while_its_model_is_leased(folder, servers):
         with ModelPool(folder, context_length=512) as local:

@@ -168,7 +168,7 @@ if pyllama.supports_rpc():
             (device,) = rpc_devices(made.endpoint)
         made.close()
         assert "closed" in repr(made)
-        with pytest.raises(pyllama.NativeError, match="server crashed"):
+        with pytest.raises(pyllama.ServerLostError, match=f"{made.endpoint} was lost: .*refused"):
             device.memory  # noqa: B018
 
     @pytest.mark.parametrize("idle", [False, True])
@@ -209,7 +209,7 @@ if pyllama.supports_rpc():
                 process.kill()
                 process.wait()
 
-            with pytest.raises((pyllama.ModelLoadError, pyllama.ServerLostError)):
+            with pytest.raises(pyllama.ServerLostError, match=f"{made.endpoint} was lost"):
                 Model(tiny_model_path, devices=[device], progress=kill)
 
     def test_a_lost_server_is_had_again_while_a_model_is_left_there(tiny_model_path):
@@ -236,6 +236,45 @@ if pyllama.supports_rpc():
                 lost.close()
                 assert np.isfinite(logits_of(other, PROMPT)).all()
                 assert rpc_devices(again.endpoint) == [new]
+
+    def test_a_lost_server_has_no_memory_of_zero_bytes(tiny_model_path):
+        with RpcServer(port=0, n_threads=1) as made:
+            port = int(made.endpoint.split(":")[1])
+            (device,) = rpc_devices(made.endpoint)
+            model = Model(tiny_model_path, devices=[device])
+            process = made._open().pointer
+            process.kill()
+            process.wait()
+            asked = [
+                lambda: device.memory,
+                lambda: pyllama.memory_use(tiny_model_path, n_ctx=256, devices=[device]),
+                lambda: pyllama.memory_fit(tiny_model_path, n_ctx=256, devices=[device]),
+            ]
+            for ask in asked:
+                with pytest.raises(pyllama.ServerLostError, match=f"{made.endpoint} was lost"):
+                    ask()
+            assert model.lost
+            model.close()
+        with RpcServer(port=port, n_threads=1) as again:
+            (device,) = rpc_devices(again.endpoint)
+            assert device.memory[0] > 0
+
+    def test_a_lost_connection_that_outlives_its_model_is_not_used_again(tiny_model_path):
+        with RpcServer(port=0, n_threads=1) as made:
+            port = int(made.endpoint.split(":")[1])
+            (device,) = rpc_devices(made.endpoint)
+            model = Model(tiny_model_path, devices=[device])
+            process = made._open().pointer
+            process.kill()
+            process.wait()
+            with pytest.raises(pyllama.ServerLostError):
+                device.memory  # noqa: B018
+            within_a_call = model._handle
+            model.close()
+        with RpcServer(port=port, n_threads=1) as again:
+            (new,) = rpc_devices(again.endpoint)
+            assert new.memory[0] > 0
+        assert within_a_call
 
     def test_servers_that_start_at_once_have_ports_of_their_own():
         with ThreadPoolExecutor(4) as threads:
