@@ -250,11 +250,13 @@ if pyllama.supports_rpc():
                 lambda: pyllama.memory_use(tiny_model_path, n_ctx=256, devices=[device]),
                 lambda: pyllama.memory_fit(tiny_model_path, n_ctx=256, devices=[device]),
             ]
-            for ask in asked:
-                with pytest.raises(pyllama.ServerLostError, match=f"{made.endpoint} was lost"):
-                    ask()
-            assert model.lost
-            model.close()
+            for connected in (True, False):
+                for ask in asked:
+                    with pytest.raises(pyllama.ServerLostError, match=f"{made.endpoint} was lost"):
+                        ask()
+                assert model.lost
+                if connected:
+                    model.close()
         with RpcServer(port=port, n_threads=1) as again:
             (device,) = rpc_devices(again.endpoint)
             assert device.memory[0] > 0
