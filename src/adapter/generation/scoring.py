@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,12 +163,9 @@ class Scorer:
             for seq_id in seq_ids:
                 memory.seq_cp(0, seq_id)
             for index in range(0, len(nodes), self._context.n_batch):
-                self._compute(
-                    nodes[index : index + self._context.n_batch],
-                    begin,
-                    ends,
-                    [[seq_ids[branch] for branch in node.branches] for node in nodes[index:]],
-                )
+                block = nodes[index : index + self._context.n_batch]
+                ids = [[seq_ids[branch] for branch in node.branches] for node in block]
+                self._compute(block, begin, ends, ids)
                 if index + self._context.n_batch < len(nodes):
                     yield
         finally:
@@ -188,7 +186,7 @@ class Scorer:
     ) -> None:
         batch = self._batch
         batch.clear()
-        for node, ids in zip(nodes, seq_ids, strict=False):
+        for node, ids in zip(nodes, seq_ids, strict=True):
             batch.add(node.token, begin + node.depth - 1, ids, output=True)
         self._context.decode(batch)
         for index, node in enumerate(nodes):
@@ -236,21 +234,51 @@ def trie_groups(
     :param max_branches: continuations that a trie may have.
     """
     groups: list[list[tuple[int, ...]]] = []
-    known: set[tuple[int, ...]] = set()
+    trie = _Trie()
     for continuation in continuations:
-        paths = {continuation[:end] for end in range(1, len(continuation) + 1)}
-        if groups and len(groups[-1]) < max_branches and len(known | paths) <= room:
+        fits = trie.n_tokens + trie.n_new(continuation) <= room
+        if groups and len(groups[-1]) < max_branches and fits:
             groups[-1].append(continuation)
-            known |= paths
         else:
             groups.append([continuation])
-            known = paths
+            trie = _Trie()
+        trie.add(continuation)
     return groups
 
 
 def n_trie_tokens(continuations: Items[tuple[int, ...]]) -> int:
     """How many tokens the continuations have, those that several begin with counted once."""
-    return len({one[:end] for one in continuations for end in range(1, len(one) + 1)})
+    trie = _Trie()
+    for continuation in continuations:
+        trie.add(continuation)
+    return trie.n_tokens
+
+
+_Branches: TypeAlias = "dict[int, _Branches]"
+
+
+class _Trie:
+    """Counts the tokens of continuations, in time and memory that grow with their number."""
+
+    def __init__(self) -> None:
+        self.n_tokens = 0
+        self._root: _Branches = {}
+
+    def n_new(self, continuation: tuple[int, ...]) -> int:
+        """How many tokens a continuation would add."""
+        node, n_known = self._root, 0
+        for token in continuation:
+            if token not in node:
+                break
+            node, n_known = node[token], n_known + 1
+        return len(continuation) - n_known
+
+    def add(self, continuation: tuple[int, ...]) -> None:
+        """Count a continuation's tokens, but for those that are there already."""
+        self.n_tokens += self.n_new(continuation)
+        node = self._root
+        for token in continuation:
+            node = node.setdefault(token, {})
 
 
 def _trie(continuations: Items[tuple[int, ...]]) -> _Node:

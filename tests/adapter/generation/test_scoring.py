@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import schedules
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pyllama
 from adapter.errors import (
@@ -298,3 +301,23 @@ def test_one_group_of_long_continuations_can_be_given_up(form, tiny, tiny_mamba,
     assert scheduler.score(long).scores == fresh.score(long).scores
     scheduler.close()
     fresh.close()
+
+
+def test_the_memory_of_counting_grows_with_the_tokens_alone():
+    long = tuple(range(10_000))
+    tracemalloc.start()
+    try:
+        assert n_trie_tokens([long, (*long[:500], 1)]) == 10_001
+        assert len(trie_groups([long, long], room=10_000, max_branches=2)) == 1
+        assert tracemalloc.get_traced_memory()[1] < 32 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.lists(st.lists(st.integers(0, 2), max_size=5).map(tuple), min_size=1, max_size=8))
+def test_a_token_that_several_begin_with_is_counted_once(continuations):
+    paths = {one[:end] for one in continuations for end in range(1, len(one) + 1)}
+    assert n_trie_tokens(continuations) == len(paths)
+    groups = trie_groups(continuations, room=6, max_branches=3)
+    assert [one for group in groups for one in group] == continuations
+    assert all(len(group) == 1 or n_trie_tokens(group) <= 6 for group in groups)
