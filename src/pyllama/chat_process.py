@@ -34,14 +34,16 @@ class ChatProcess:
 
     A call that takes longer than 10 seconds, more than 1 GiB of memory (on Linux) or the process
     down is an error, and the next call starts another process. Where others end it, the call is
-    made once more in another. Threads take turns. The process gives up what a template has no use
-    for: see ``_chat_worker.confine``.
+    made once more in another. Where an exception such as Ctrl-C ends a call, at whatever point, the
+    process may be in the middle of something: the next call ends it and starts another. Threads
+    take turns. The process gives up what a template has no use for: see ``_chat_worker.confine``.
     """
 
     def __init__(self, source: str, bos: str, eos: str) -> None:
         self._arguments = [source, bos, eos]
         self._lock = threading.Lock()
         self._process: _Process | None = None
+        self._ready = False  # it has the template, and waits for a request
         self._pid = 0
         self.description = _twice(self._start)
 
@@ -56,6 +58,8 @@ class ChatProcess:
             self._lock, self._process = threading.Lock(), None
 
         def ask() -> str:
+            if self._process is not None and not self._ready:
+                self._stop()
             if self._process is None:
                 self._start()
             return self._ask(function, [inputs])
@@ -82,6 +86,7 @@ class ChatProcess:
         except OSError as error:
             raise ChatProcessError(f"the chat template's process cannot start: {error}") from error
         self._end = weakref.finalize(self, _end, process, os.getpid())
+        self._ready = False
         self._process, self._pid = process, os.getpid()
         answer, how = self._exchange(None)
         if answer is None:  # it has not seen the template yet
@@ -93,7 +98,9 @@ class ChatProcess:
         answer, how = self._exchange(request)
         if answer is None:
             raise ChatTemplateError(f"the chat template ended its process: {how}")
-        if "error" in answer:
+        failed = "error" in answer
+        self._ready = bool(function) or not failed
+        if failed:
             raise ChatTemplateError(f"the chat template failed: {answer['error']}")
         return answer["result"]
 
@@ -104,6 +111,7 @@ class ChatProcess:
         """
         process = self._process
         assert process is not None
+        self._ready = False
         began = time.monotonic()
         timer = None
         try:
@@ -118,9 +126,12 @@ class ChatProcess:
             raise ChatProcessError(f"the chat template cannot be watched: {error}") from error
         except OSError:
             answer = None  # it ended before it had read the request
-        except BaseException:
-            self._stop()  # an answer that nobody reads would be taken for the next one
-            raise
+        except BaseException as error:
+            closed = process.stdin is None or process.stdin.closed
+            if not (isinstance(error, ValueError) and closed):
+                self._stop()  # an answer that nobody reads would be taken for the next one
+                raise
+            answer = None  # the exit handler has ended it
         finally:
             if timer is not None:
                 timer.cancel()
@@ -139,10 +150,13 @@ class ChatProcess:
 
     def _stop(self) -> int:
         """End the process, and tell its exit code, or its signal as a negative number."""
-        process, self._process = self._process, None
-        self._end()
+        process = self._process
         assert process is not None
-        return cast("int", process.returncode)
+        # Not by the finalizer: the exit handler, or an exception in it, may have used that up.
+        _end(process, self._pid)
+        self._end.detach()
+        self._process = None
+        return process.wait()
 
 
 class _Process(subprocess.Popen[bytes]):
@@ -183,4 +197,8 @@ def _end(process: _Process, pid: int) -> None:
     if pid != os.getpid():
         return
     process.kill()
-    process.communicate()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with suppress(OSError):  # what it has not read is lost
+                stream.close()

@@ -6,8 +6,10 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 import threading
 import warnings
+from contextlib import suppress
 
 import pytest
 from chats import CONVERSATION, TOOL, TOOLS_AND_THINKING
@@ -185,6 +187,73 @@ def test_a_process_that_cannot_be_watched_does_not_go_on_without_the_template(mo
     monkeypatch.setattr(threading.Timer, "start", start_thread)
     with pytest.raises((ChatProcessError, KeyboardInterrupt)):
         template.apply(HELLO)
+    assert template.apply(HELLO).prompt == "Hello"
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt in this thread at one line, call or return of the module's."""
+
+    def __init__(self, at):
+        self.left = at
+
+    def __enter__(self):
+        sys.settrace(self.trace)
+
+    def __exit__(self, *exc_info):
+        sys.settrace(None)
+
+    def trace(self, frame, event, argument):
+        files = (chat_process.__file__, chat_process._chat_worker.__file__)
+        # No signal comes between the end of a with block and its lock's release, as it would here.
+        if frame.f_code.co_filename not in files or frame.f_code.co_name == "call":
+            return None
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return self.trace
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_an_interrupted_call_leaves_the_next_one_alone(restarts):
+    template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
+    for at in range(10_000):
+        if restarts:
+            process_of(template).kill()
+            process_of(template).wait()
+        interrupt = Interrupt(at)
+        with suppress(KeyboardInterrupt), interrupt:
+            assert template.apply([{"role": "user", "content": "interrupted"}]).prompt
+        used = process_of(template)
+        assert template.apply(HELLO).prompt == "Hello", at
+        if used is not None and used is not process_of(template):
+            assert used.returncode is not None, at
+        if interrupt.left >= 0:
+            break
+    assert at > 20
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_process_that_the_exit_handler_ends_is_started_again(closed):
+    """The handler has the process's finalizer, and other threads may still make calls."""
+    template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
+    process = process_of(template)
+    template._engine._template._end.detach()
+    process.kill()
+    if closed:
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+    assert template.apply(HELLO).prompt == "Hello"
+
+
+def test_a_template_that_fails_when_it_is_started_again_is_tried_again(monkeypatch):
+    template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
+    process_of(template).kill()
+    process_of(template).wait()
+    with monkeypatch.context() as patched:
+        patched.setattr(template._engine._template, "_arguments", ["{% nonsense %}", "", ""])
+        with pytest.raises(ChatTemplateError, match="nonsense"):
+            template.apply(HELLO)
     assert template.apply(HELLO).prompt == "Hello"
 
 
