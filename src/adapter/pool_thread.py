@@ -13,6 +13,7 @@ wait for its own lease, or for a load that calls it back; both are refused.
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import threading
 import time
@@ -37,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 _LOOK = 0.2
 """Seconds after which it looks for leases and jobs that ended without a word."""
+
+_COLLECT = 3.0
+"""Seconds that it waits for a lease before it has garbage collected, and between collections."""
 
 _EXIT = 10.0
 """Seconds that the end of the process waits for a load to stop."""
@@ -71,6 +75,7 @@ class PoolThread:
         self._gone: list[ModelSlot] = []
         self._load: Load | None = None
         self._message: Message | weakref.ref[ModelLoader] | None = None
+        self._collected: float | None = None  # when, or since when it waits for a lease
 
     def start(self, owner: ModelLoader) -> None:
         """Begin. It ends once it was closed, or its owner collected, and all is freed."""
@@ -226,6 +231,23 @@ class PoolThread:
         )
         if self._closed and not self.slots:
             _answer_all(self._closers)
+        self._collect_leases()
+
+    def _collect_leases(self) -> None:
+        """Have garbage collected now and then while a lease is waited for.
+
+        A lease that was dropped may be in a cycle, such as an exception's and its frames'. Only the
+        collector ends it, and a process that waits for it may never have reason to collect.
+        """
+        models = [each for slot in self.slots.values() for each in slot.residencies]
+        now = time.monotonic()
+        if not any(each.slot.closing and each.lessees() for each in models):
+            self._collected = None
+        elif self._collected is None:
+            self._collected = now
+        elif now - self._collected >= _COLLECT:
+            gc.collect()
+            self._collected = time.monotonic()
 
     def _tend_slot(self, slot: ModelSlot) -> None:
         loading = self._load is not None and self._load.slot is slot

@@ -14,7 +14,7 @@ import dspy
 import pytest
 from fake_resident import FakeResident, machine, pool_of_fakes, wait_until  # noqa: F401
 
-from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool
+from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool, pool_thread
 from adapter.machine_memory import machine as real_machine
 
 
@@ -141,3 +141,30 @@ def test_a_process_ends_in_the_middle_of_a_load(folder):
         [sys.executable, "-c", _LOADS, str(folder)], timeout=120, capture_output=True, text=True
     )
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("end", ["close", "unload_model"])
+def test_a_lease_that_only_the_collector_ends_does_not_hold_up_the_end(
+    pool_of_fakes,  # noqa: F811
+    machine,  # noqa: F811
+    monkeypatch,
+    end,
+):
+    """It was dropped in a cycle, as with an exception that refers to its own frame."""
+    monkeypatch.setattr(pool_thread, "_COLLECT", 0.1)
+    pool = pool_of_fakes()
+    lease = pool.load_model("one").lease()
+    lease.__enter__()
+    cycle = [lease]
+    cycle.append(cycle)
+    gc.disable()
+    try:
+        del lease, cycle
+        arguments = ["one"] if end == "unload_model" else []
+        ending = threading.Thread(target=getattr(pool, end), args=arguments, daemon=True)
+        ending.start()
+        ending.join(20)
+        assert not ending.is_alive()
+    finally:
+        gc.enable()
+    assert all(resident.closed for resident in FakeResident.made)
