@@ -276,9 +276,9 @@ def test_the_process_ends_with_the_template():
     assert process.returncode is not None
 
 
-@pytest.mark.parametrize("where", ["weakref.finalize", "communicate"])
+@pytest.mark.parametrize("where", ["weakref.finalize", "wait"])
 def test_the_process_ends_whatever_line_is_interrupted(monkeypatch, where):
-    pids = []
+    pids, template = [], None
     start = subprocess.Popen.__init__
 
     def noted(self, *args, **kwargs):
@@ -289,9 +289,9 @@ def test_the_process_ends_whatever_line_is_interrupted(monkeypatch, where):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess.Popen, "__init__", noted)
-    if where == "communicate":
+    if where == "wait":
         template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
-        monkeypatch.setattr(subprocess.Popen, "communicate", interrupt)
+        monkeypatch.setattr(subprocess.Popen, "wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
             template._engine._template._stop()
     else:
@@ -299,6 +299,7 @@ def test_the_process_ends_whatever_line_is_interrupted(monkeypatch, where):
         with pytest.raises(KeyboardInterrupt):
             ChatTemplate(source="{{ messages[0].content }}", isolated=True)
     monkeypatch.undo()
+    del template
     gc.collect()
     (pid,) = pids
     with pytest.raises(ChildProcessError):  # it has ended, and was waited for
