@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pyllama
-from adapter.errors import InvalidModelNameError, ModelNotFoundError
+from adapter.errors import InvalidModelNameError, ModelLoadError, ModelNotFoundError
 
 # How llama.cpp names the parts of a model (llama_split_path).
 _PART = re.compile(r"(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
@@ -92,7 +92,7 @@ class ModelFolder:
         """The file of a model; of a split one the first part.
 
         Raises InvalidModelNameError for a name that is not plain, ModelNotFoundError when there
-        is no such file.
+        is no such file, ModelLoadError when a part of it is no regular file.
         """
         _require_plain(name)
         target = self._aliases.get(name, name)
@@ -106,6 +106,9 @@ class ModelFolder:
             known = {one.casefold(): one for one in [*self._files(), *self._aliases]}
             near = get_close_matches(_SUFFIX.sub("", target).casefold(), known, cutoff=0.5)
             raise ModelNotFoundError(name, path, [known[one] for one in near])
+        for part in parts(path):
+            if part.exists() and not part.is_file():  # reading a pipe would wait for ever
+                raise ModelLoadError(name, part, "it is no regular file")
         return path
 
     def _meant(self, name: str) -> Path | None:
