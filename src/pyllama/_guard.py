@@ -36,6 +36,15 @@ def raise_caught(what: str) -> NoReturn:
     raise caught_error(kind, detail, what)
 
 
+def raise_if_caught(what: str) -> None:
+    """Raise if the guarded call that just ended on this thread caught something.
+
+    For calls whose return value for failure is an answer, too.
+    """
+    if lib.pyllama_caught():
+        raise_caught(what)
+
+
 def caught_error(kind: int, detail: str, what: str) -> LlamaError:
     """What a guarded call caught, by its pyllama_caught_kind, as an exception."""
     error = _EXCEPTIONS[kind](f"{what}: {detail or 'llama.cpp gave no reason'}")
@@ -60,6 +69,13 @@ def to_str(text: Any) -> str:
     """A C string as str; bytes that are no UTF-8 are replaced, since files hold anything."""
     raw: bytes = ffi.string(text)
     return raw.decode("utf-8", "replace")
+
+
+def guarded_str(text: Any, what: str) -> str:
+    """A C string of llama.cpp's as str; or raise what the call that gave it caught."""
+    if text == ffi.NULL:
+        raise_caught(what)
+    return to_str(text)
 
 
 def take_str(text: Any, what: str) -> str:

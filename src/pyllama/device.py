@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from pyllama import _callbacks, _process  # noqa: F401  (the log handler, before anything logs)
-from pyllama._guard import check, last_errors, raise_caught, take_str, to_str
+from pyllama._guard import check, last_errors, raise_caught, raise_if_caught, take_str, to_str
 from pyllama._native import _binding
 from pyllama._native._binding import ffi, lib
 from pyllama.errors import BackendError, NativeError
@@ -227,6 +227,7 @@ def backend_features(device: Device | Backend) -> dict[str, str]:
     else:
         raise TypeError(f"device must be a pyllama.Device or Backend, got {device!r}")
     features = lib.guarded_reg_features(reg)
+    raise_if_caught("the features of a backend")
     found: dict[str, str] = {}
     if features != ffi.NULL:
         index = 0

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pyllama import _model_file
 from pyllama import device as _device  # noqa: F401  (installs the log before anything logs)
-from pyllama._guard import raise_caught, to_str
+from pyllama._guard import guarded_str, raise_caught, raise_if_caught
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama.errors import NativeError, QuantizeError
@@ -45,7 +45,9 @@ def read_imatrix(argument: str, path: str | os.PathLike[str]) -> dict[str, NDArr
             raise QuantizeError(str(error)) from None
     with Handle(pointer, lib.guarded_imatrix_free):
         return {
-            to_str(lib.guarded_imatrix_name(pointer, index)): _values(pointer, index)
+            guarded_str(lib.guarded_imatrix_name(pointer, index), "reading an imatrix"): _values(
+                pointer, index
+            )
             for index in range(lib.guarded_imatrix_count(pointer))
         }
 
@@ -74,6 +76,7 @@ def imatrix_array(imatrix: Mapping[str, NDArray[np.float32]] | None) -> tuple[An
 def _values(pointer: Any, index: int) -> NDArray[np.float32]:
     size = ffi.new("size_t *")
     values = lib.guarded_imatrix_values(pointer, index, size)
+    raise_if_caught("reading an imatrix")
     return np.array(np.frombuffer(ffi.buffer(values, 4 * size[0]), dtype=np.float32))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pyllama import _model_file, _process
 from pyllama._gguf_file import DamagedFile
-from pyllama._guard import check, last_errors, raise_caught, to_str
+from pyllama._guard import check, last_errors, raise_caught, raise_if_caught, to_str
 from pyllama._model_check import check_files
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
@@ -277,7 +277,7 @@ class Model(NativeObject):
             # llama.cpp says F32 of a model whose tensors it did not load.
             int(self.metadata.get("general.file_type", -1))
             if self.vocab_only
-            else lib.guarded_model_ftype(pointer)
+            else check(lib.guarded_model_ftype(pointer), "the type of a model")
         )
         #: How the file says to sample, by llama.cpp's names such as ``"top_k"``; often empty.
         self.sampling_metadata: Mapping[str, str] = MappingProxyType(
@@ -306,7 +306,10 @@ class Model(NativeObject):
         text = ffi.NULL if name is None else utf8("name", name)
         with self._open() as pointer:
             source = lib.guarded_model_chat_template(pointer, text)
-            return None if source == ffi.NULL else to_str(source)
+            if source != ffi.NULL:
+                return to_str(source)
+            raise_if_caught("reading the chat template")
+            return None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to a GGUF file (``llama_model_save_to_file``).

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pyllama._arguments import INT32_MAX, integer
 from pyllama._context_params import POOLING_NAMES, Pooling
-from pyllama._guard import raise_caught
+from pyllama._guard import raise_caught, raise_if_caught
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
@@ -150,6 +150,7 @@ class Outputs(NativeObject):
             self._require(self._has_embeddings, "pooled embedding")
             row = lib.guarded_get_embeddings_seq(pointer, seq_id)
             if row == ffi.NULL:
+                raise_if_caught("reading embeddings")
                 raise IndexError(
                     f"seq_id {seq_id} has no embedding: the last batch did not hold it"
                 )
@@ -199,6 +200,7 @@ class Outputs(NativeObject):
         if self._lost is not None:  # meanwhile
             self._open()
         if data == ffi.NULL:
+            raise_if_caught("reading outputs")
             self._raise_no_output(index)
         size = math.prod(shape) * ffi.sizeof("float")
         values: Floats = np.frombuffer(ffi.buffer(data, size), dtype=np.float32)

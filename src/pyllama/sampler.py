@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pyllama import _callbacks, _process  # noqa: F401  (installs the guard before any call)
 from pyllama._arguments import INT32_MAX, UINT32_MAX, integer, real
-from pyllama._guard import raise_caught, to_str
+from pyllama._guard import guarded_str, raise_caught, raise_if_caught
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._sampling import SamplerObject
@@ -56,7 +56,7 @@ class Sampler(SamplerObject):
         self._model = cast("Model", vocab._model) if vocab and reads_vocab else None
         self._own_pointer()
         #: llama.cpp's name for it, such as ``"top-k"``; a ``?`` marks one without effect.
-        self.name = to_str(lib.guarded_sampler_name(pointer))
+        self.name = guarded_str(lib.guarded_sampler_name(pointer), "the name of a sampler")
         if self._model is not None:
             self._model._adopt(self)
 
@@ -332,6 +332,7 @@ class Sampler(SamplerObject):
         """
         with self._held():
             seed: int = lib.guarded_sampler_get_seed(self._pointer)
+            raise_if_caught("the seed of a sampler")
         return None if seed == lib.LLAMA_DEFAULT_SEED else seed
 
     def apply(self, candidates: Candidates) -> Candidates:

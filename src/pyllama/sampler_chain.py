@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 from pyllama._arguments import INT32_MAX, integer
-from pyllama._guard import check, raise_caught
+from pyllama._guard import check, raise_caught, raise_if_caught
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._sampling import SamplerObject
@@ -101,7 +101,8 @@ class SamplerChain(SamplerObject):
             self._require_idle()
             self._require_detached()
             position = range(len(self._steps))[integer("index", index, -INT32_MAX, INT32_MAX)]
-            lib.guarded_chain_remove(handle.pointer, position)
+            if lib.guarded_chain_remove(handle.pointer, position) == ffi.NULL:
+                raise_caught("removing a sampler")
             sampler = self._steps.pop(position)
             self._likeness = object()
             sampler._leave()
@@ -252,6 +253,7 @@ class SamplerChain(SamplerObject):
         """The seed of its last sampler that has one (``llama_sampler_get_seed``), or None."""
         with self._lock, self._open() as pointer:
             seed: int = lib.guarded_chain_get_seed(pointer)
+            raise_if_caught("the seed of a chain")
         return None if seed == lib.LLAMA_DEFAULT_SEED else seed
 
     def perf(self) -> SamplerPerf:

@@ -225,6 +225,67 @@ def test_everything_is_closed_once_the_exit_handlers_have_run(slow_path):
     assert written == "True True True True True\n"
 
 
+def test_what_was_let_in_before_the_end_is_closed_too(slow_path):
+    """The end may come between an object's own look at it and the call of C."""
+    written = run_python(
+        """
+        import logging, sys
+        import pyllama
+        from pyllama import sampler as module
+        from pyllama._native._binding import lib
+
+        class Ending:
+            def __getattr__(self, name):
+                if name == "guarded_sampler_name":  # it was made, and is asked for its name
+                    lib.pyllama_end()
+                return getattr(lib, name)
+
+        logging.disable(logging.CRITICAL)
+        model = pyllama.Model(sys.argv[1])
+        context = pyllama.Context(model, n_ctx=64)
+        context.decode_token(3, 0)
+        pooling = pyllama.Context(model, n_ctx=64, embeddings=True, pooling_type="mean")
+        pooling.decode(pyllama.Batch.from_tokens([3, 4], outputs="all"))
+        dist = pyllama.Sampler.dist(1)
+        chain = pyllama.SamplerChain([pyllama.Sampler.dist(2)])
+        device = pyllama.devices()[0]
+        module.lib = Ending()
+        uses = {
+            "name": pyllama.Sampler.greedy,
+            "make": pyllama.Sampler.greedy,
+            "make from a vocabulary": lambda: pyllama.Sampler.infill(model.vocab),
+            "bias": lambda: pyllama.Sampler.logit_bias(model.vocab, {1: 1.0}),
+            "clone": dist.clone,
+            "seed": lambda: dist.seed,
+            "chain": pyllama.SamplerChain,
+            "clone of a chain": chain.clone,
+            "seed of a chain": lambda: chain.seed,
+            "remove": chain.remove,
+            "logits": context.logits,
+            "all logits": context.all_logits,
+            "pooled": pooling.embeddings_seq,
+            "chat template": model.chat_template,
+            "features": lambda: pyllama.backend_features(device),
+            "text": lambda: model.vocab.get_text(3),
+            "threadpool": lambda: pyllama.Threadpool(2),
+            "grammar": lambda: pyllama.GrammarSampler(model.vocab, "root ::= [a-z]"),
+            "template": lambda: pyllama.ChatTemplate(source="{{ 1 }}"),
+            "model": lambda: pyllama.Model(sys.argv[1]),
+            "context": lambda: pyllama.Context(model, n_ctx=64),
+        }
+        for name, use in uses.items():
+            try:
+                print(name, "gave", use())
+            except pyllama.ClosedError:
+                pass
+            except BaseException as error:
+                print(name, "raised", repr(error))
+        """,
+        slow_path,
+    )
+    assert written == ""
+
+
 def test_a_thread_that_stays_in_c_does_not_hold_up_the_end(slow_path):
     written = run_python(
         """
