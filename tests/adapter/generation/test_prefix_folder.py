@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import synthetic
@@ -85,26 +86,30 @@ def test_what_was_used_longest_ago_makes_room(folder):
 # When the folder does not do what it should
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """Files of no more than 5,000 bytes can be written, as on a disk that is full."""
+    """Files of no more than 5,000 bytes can be written, as on a disk that is full.
+
+    Not beyond the block: what pytest itself writes to may be a longer file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def files_in(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_what_cannot_be_written_leaves_nothing_behind_and_is_told_once(
-    folder, tmp_path, small_files, caplog
-):
-    for name in "abc":
-        folder.add(SavedPrefix(hashes(name), b"x" * 8000))
+def test_what_cannot_be_written_leaves_nothing_behind_and_is_told_once(folder, tmp_path, caplog):
+    with small_files():
+        for name in "abc":
+            folder.add(SavedPrefix(hashes(name), b"x" * 8000))
     assert files_in(tmp_path) == []
     told = [record for record in caplog.records if record.levelname == "WARNING"]
     assert len(told) == 1
