@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import pyllama
-from adapter.errors import BackendError, InferenceError, TokenizationError
+from adapter.errors import BackendError, InferenceError, LlamaCppError, TokenizationError
 
 
 def translation(error: BaseException) -> BaseException:
@@ -25,6 +25,21 @@ def translation(error: BaseException) -> BaseException:
     own = kind(str(error))
     own.__cause__ = error
     return own
+
+
+def for_one_caller(error: BaseException) -> BaseException:
+    """This package's error as an object of its own, for a caller to raise.
+
+    Several callers may be given one error. Each raises it in its own thread, where its traceback
+    would come to hold the frames, and with them the prompts, of all of them.
+    """
+    if not isinstance(error, LlamaCppError):
+        return error
+    own = type(error).__new__(type(error))  # its __init__ has been run once, with other arguments
+    own.args = error.args
+    own.__dict__.update(error.__dict__)
+    own.__cause__ = error.__cause__
+    return own.with_traceback(error.__traceback__)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from adapter.generation.batch_runner import BatchRunner
 from adapter.generation.blocks import CHUNK, longest_call
 from adapter.generation.contexts import warnings_as_info
 from adapter.generation.exactness import Exactness
-from adapter.generation.failures import insist, note, translation
+from adapter.generation.failures import for_one_caller, insist, note, translation
 from adapter.generation.lanes import Lanes
 from adapter.generation.metrics import Metrics
 from adapter.generation.prefix_cache import PrefixCache
@@ -245,7 +245,7 @@ class Scheduler:
             while True:
                 event = sequence.events.get()
                 if isinstance(event, BaseException):
-                    raise event
+                    raise for_one_caller(event)
                 if event is None:
                     return
                 yield event

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pyllama
 from adapter.errors import RequestTimeoutError
 from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes, block_hashes, last_border, n_shared
-from adapter.generation.failures import insist, translation
+from adapter.generation.failures import for_one_caller, insist, translation
 from adapter.generation.metrics import Metrics
 from adapter.generation.prefill import prompt_steps
 from adapter.generation.scoring import Score, Scorer, ScoringRequest, ScoringResult
@@ -52,7 +52,7 @@ class ScoringJob:
         """Wait for the result; None once the request was cancelled."""
         outcome = self._outcome.get()
         if isinstance(outcome, BaseException):
-            raise outcome
+            raise for_one_caller(outcome)
         return outcome
 
 

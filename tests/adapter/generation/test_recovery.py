@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -13,7 +14,12 @@ import pytest
 from schedules import alone, endless, isolated_of, raising, request_of, same, scheduler_of, tokens
 
 import pyllama
-from adapter.errors import BackendError, InferenceError, RequestTimeoutError
+from adapter.errors import (
+    BackendError,
+    InferenceError,
+    ModelNotLoadedError,
+    RequestTimeoutError,
+)
 from adapter.generation import batch_runner, exactness
 from adapter.generation import scheduler as scheduler_module
 from adapter.generation.request import GenerationResult
@@ -324,3 +330,25 @@ def test_a_grammar_that_is_refused_costs_nothing_that_is_held(model):
         assert scheduler.generate(request_of(prompt)).cache_read_tokens == reused
     finally:
         scheduler.close()
+
+
+def test_each_caller_raises_an_error_of_its_own(model):
+    scheduler, errors = scheduler_of(model), []
+
+    def ask(seed):
+        try:
+            scheduler.generate(endless(seed))
+        except ModelNotLoadedError as error:
+            errors.append(error)
+
+    with ThreadPoolExecutor(4) as threads:
+        for seed in range(4):
+            threads.submit(ask, seed)
+        while len(scheduler._runner.occupied) < 4:
+            time.sleep(0.001)
+        scheduler.close()
+    assert len({id(error) for error in errors}) == 4
+    assert len({str(error) for error in errors}) == 1
+    for error in errors:
+        frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        assert frames.count("ask") == 1
