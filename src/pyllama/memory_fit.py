@@ -164,6 +164,9 @@ def memory_fit(
     :raises MemoryFitError: nothing fits; the message tells what it would take.
     :raises ServerLostError: an RPC server of the devices does not answer.
     """
+    own = {"n_gpu_layers", "tensor_split", "tensor_buft_overrides"} & options.keys()
+    if own:
+        raise TypeError(f"memory_fit() finds {', '.join(sorted(own))} itself; leave it out")
     margin = integer("margin", margin, 0, 2**62)
     n_ctx_min = integer("n_ctx_min", n_ctx_min, 1, _MAX_N_CTX)
     layout = _Layout(

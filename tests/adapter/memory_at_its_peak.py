@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+import pyllama
 from adapter import ModelPool
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
@@ -36,6 +37,7 @@ def main(folder: str, name: str, settings: str) -> None:
         endless = Sampling(temperature=1.0, logit_bias=dict.fromkeys(ends, -100.0))
         return GenerationRequest(prompt, max_tokens, endless, 1, logprobs=5)
 
+    pyllama.devices()  # what backends and their drivers take is no part of a model's plan
     before = peak_bytes()
     with ModelPool(folder, n_gpu_layers=0, **json.loads(settings)) as pool:
         loaded = pool.load_model(name)
