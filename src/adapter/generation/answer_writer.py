@@ -27,7 +27,6 @@ class AnswerWriter:
     def __init__(self, vocab: pyllama.Vocab, request: GenerationRequest, max_tokens: int) -> None:
         self._vocab = vocab
         self._request = request
-        self._completion = Completion(vocab, request, max_tokens)
         self._chain = sampler_chain(
             vocab,
             request.sampling,
@@ -36,6 +35,8 @@ class AnswerWriter:
             prompt=request.prompt,
             reasoning_budget=request.reasoning_budget,
         )
+        self._ends = any(token is not None for token in (vocab.eos, vocab.eot))
+        self._completion = Completion(vocab, request, max_tokens, may_end=self._may_end())
         # Shown with the first sampled token: until then nothing is computed.
         self._opening = self._write_forced()
 
@@ -62,7 +63,7 @@ class AnswerWriter:
         logprob = None
         if self._request.logprobs is not None:
             logprob = token_logprob(context.logits(index), token, self._request.logprobs)
-        sampled = self._completion.push(token, logprob)
+        sampled = self._completion.push(token, logprob, may_end=self._may_end())
         deltas = [*self._opening, *([] if sampled is None else [sampled]), *self._write_forced()]
         self._opening = []
         return deltas
@@ -82,10 +83,16 @@ class AnswerWriter:
             if self.finish_reason is not None:
                 break
             self._chain.accept(token)
-            delta = self._completion.push(token)
+            delta = self._completion.push(token, may_end=self._may_end())
             if delta is not None:
                 deltas.append(delta)
         return deltas
+
+    def _may_end(self) -> bool:
+        """Whether the grammar lets the answer end here; where nothing depends on it, True."""
+        grammar = self._chain.grammar
+        # Of a vocabulary without a token that ends an answer no grammar can tell.
+        return grammar is None or not self._request.turn_stops or not self._ends or grammar.complete
 
     def _forced_tokens(self) -> list[int]:
         grammar = self._chain.grammar

@@ -19,14 +19,24 @@ from adapter.generation.stop import StopMatcher
 
 
 class Completion:
-    """The tokens of one request as they are sampled, and the text that can be shown of them."""
+    """The tokens of one request as they are sampled, and the text that can be shown of them.
 
-    def __init__(self, vocab: pyllama.Vocab, request: GenerationRequest, max_tokens: int) -> None:
+    :param may_end: whether nothing at all would be a whole answer.
+    """
+
+    def __init__(
+        self,
+        vocab: pyllama.Vocab,
+        request: GenerationRequest,
+        max_tokens: int,
+        *,
+        may_end: bool = True,
+    ) -> None:
         self._vocab = vocab
         self._request = request
         self._max_tokens = max_tokens
         self._detokenizer = pyllama.Detokenizer(vocab)
-        self._stop = StopMatcher(request.stop)
+        self._stop = StopMatcher(request.stop, request.turn_stops, may_end=may_end)
         self._pieces: list[str] = []
         self._shown = 0  # tokens that an earlier delta covered
         self._n_bytes = 0  # of the text shown so far
@@ -39,8 +49,13 @@ class Completion:
         #: Why it has ended; None while it goes on.
         self.finish_reason: FinishReason | None = None
 
-    def push(self, token: int, logprob: TokenLogprob | None = None) -> Delta | None:
-        """The text that can be shown now that a token was sampled, if there is any."""
+    def push(
+        self, token: int, logprob: TokenLogprob | None = None, *, may_end: bool = True
+    ) -> Delta | None:
+        """The text that can be shown now that a token was sampled, if there is any.
+
+        :param may_end: whether the text is a whole answer with it.
+        """
         if self._vocab.is_eog(token):
             self.finish_reason = "stop"
             return None
@@ -51,7 +66,7 @@ class Completion:
             size = len(self._vocab.token_to_piece(token, special=special))
             self._ends.append(size + (self._ends[-1] if self._ends else 0))
             self._logprobs.append(logprob)
-        text = self._stop.push(self._text(token))
+        text = self._stop.push(self._text(token), may_end=may_end)
         if self._stop.stopped:
             self.finish_reason = "stop"
             self._cut_logprobs(self._n_bytes + len(text.encode()))

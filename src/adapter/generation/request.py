@@ -29,6 +29,7 @@ class GenerationRequest:
     max_tokens        at least 1; how many tokens may be sampled
     seed              0 to 2**32 - 2; the same request with the same seed gives the same bytes
     stop              texts that end the completion; the one found is not part of it
+    turn_stops        texts that end it, too, where no grammar holds, or the grammar lets it end
     constraint        a grammar to follow
     preserved_tokens  special tokens whose text is part of the completion, as others' is not
     logprobs          how many of the likeliest tokens to tell beside each sampled one, and the
@@ -45,6 +46,7 @@ class GenerationRequest:
     sampling: Sampling
     seed: int
     stop: tuple[str, ...] = ()
+    turn_stops: tuple[str, ...] = ()
     constraint: Constraint | None = None
     preserved_tokens: frozenset[int] = frozenset()
     logprobs: int | None = None

@@ -2,39 +2,82 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 
 class StopMatcher:
-    """Passes text through until a stop text appears, holding back what may become one."""
+    """Passes text through until a stop text appears, holding back what may become one.
 
-    def __init__(self, stops: tuple[str, ...]) -> None:
+    :param stops: they end the text wherever they stand.
+    :param turn_stops: they end it only where it may end: what stands before one must be a whole
+        answer.
+    :param may_end: whether the empty text is one.
+    """
+
+    def __init__(
+        self, stops: tuple[str, ...], turn_stops: tuple[str, ...] = (), *, may_end: bool = True
+    ) -> None:
         self._stops = stops
+        self._turn_stops = turn_stops
         self._held = ""
+        self._borders = [0]  # where pieces begin and end in what is held
+        self._may_end = [may_end]  # there
         #: Whether a stop text was found; nothing passes after it.
         self.stopped = False
 
-    def push(self, text: str) -> str:
-        """The text that can be shown now that ``text`` came."""
+    def push(self, text: str, *, may_end: bool = True) -> str:
+        """The text that can be shown now that ``text`` came.
+
+        :param may_end: whether all text so far is a whole answer.
+        """
         if self.stopped:
             return ""
         self._held += text
+        self._borders.append(len(self._held))
+        self._may_end.append(may_end)
         found = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
+        found += [index for stop in self._turn_stops for index in self._found(stop)]
         if found:
             self.stopped = True
             shown, self._held = self._held[: min(found)], ""
             return shown
-        end = len(self._held) - self._beginning_of_stop()
-        shown, self._held = self._held[:end], self._held[end:]
-        return shown
+        return self._show(len(self._held) - self._beginning_of_stop())
 
     def flush(self) -> str:
         """What was held back, once no more text comes."""
         shown, self._held = self._held, ""
         return shown
 
+    def _show(self, size: int) -> str:
+        shown, self._held = self._held[:size], self._held[size:]
+        passed = bisect_left(self._borders, size)
+        self._borders = [border - size for border in self._borders[passed:]]
+        del self._may_end[:passed]
+        return shown
+
+    def _found(self, stop: str) -> list[int]:
+        """Where the first such text stands that ends a turn, if there is one."""
+        index = self._held.find(stop)
+        while index >= 0 and not self._ends_before(index):
+            index = self._held.find(stop, index + 1)
+        return [index] if index >= 0 else []
+
+    def _ends_before(self, index: int) -> bool:
+        """Whether the text may end there, or if that is within a piece, behind the piece."""
+        at = bisect_left(self._borders, index)
+        # A piece that is empty, of a character's first bytes, ends where the one before does.
+        while at + 1 < len(self._borders) and self._borders[at + 1] == index:
+            at += 1
+        return self._may_end[at]
+
     def _beginning_of_stop(self) -> int:
         """The length of the longest end of the held text that begins a stop text."""
-        longest = max(map(len, self._stops), default=1) - 1
+        stops = self._stops + self._turn_stops
+        longest = max(map(len, stops), default=1) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
-                return length
+            end = self._held[-length:]
+            ends_turn = bool(self._turn_stops) and self._ends_before(len(self._held) - length)
+            for stop in stops if ends_turn else self._stops:
+                if stop.startswith(end):
+                    return length
         return 0

@@ -118,3 +118,20 @@ def test_a_long_forced_text_comes_in_several_runs(generator, smollm2, sampled):
     result = generator.generate(marked(smollm2, max_tokens=200, constraint=bound))
     assert result.text == text
     assert len(sampled) <= 2 + result.completion_tokens / LONGEST_RUN
+
+
+def test_a_turns_stop_ends_an_answer_only_where_the_grammar_does(generator, smollm2):
+    name = '"\\nUser: "'
+    constraint = Constraint(f'root ::= "a: x" {name} [a-z] "\\nb: " [0-9] ({name} [a-z]{{9}})?')
+    asked = marked(smollm2, constraint=constraint)
+    whole, turn, stop = (
+        generator.generate(request).text
+        for request in (
+            asked,
+            replace(asked, turn_stops=("\nUser: ",)),
+            replace(asked, stop=("\nUser: ",)),
+        )
+    )
+    assert re.fullmatch(r"a: x\nUser: [a-z]\nb: [0-9]\nUser: [a-z]{9}", whole)
+    assert turn == whole[: whole.rindex("\nUser: ")]
+    assert stop == "a: x"

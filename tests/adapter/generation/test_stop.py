@@ -61,3 +61,28 @@ def test_without_stops_everything_passes_at_once():
     matcher = StopMatcher(())
     assert matcher.push("anything") == "anything"
     assert not matcher.stopped
+
+
+def test_a_turns_stop_ends_nothing_that_is_no_whole_answer():
+    matcher = StopMatcher(("<end>",), ("\n\nUser:",), may_end=False)
+    shown = matcher.push("city: Rome\n\nUser: me\n", may_end=False)
+    shown += matcher.push("mood:", may_end=False)
+    assert shown == "city: Rome\n\nUser: me\nmood:"
+    assert matcher.push(" fine\n\nUs") == " fine"
+    assert matcher.push("er: hello") == ""
+    assert matcher.stopped
+
+
+def test_what_stands_before_a_turns_stop_is_a_whole_answer():
+    matcher = StopMatcher((), ("User:",), may_end=False)
+    assert matcher.push("User:", may_end=False) == "User:"
+    assert matcher.push("1", may_end=True) == "1"
+    assert matcher.push("Us", may_end=False) == ""
+    assert matcher.push("er:", may_end=False) == ""
+    assert matcher.stopped
+
+
+def test_a_stop_of_ones_own_ends_any_text():
+    matcher = StopMatcher(("User:",), ("User:",), may_end=False)
+    assert matcher.push("a User: b", may_end=False) == "a "
+    assert matcher.stopped
