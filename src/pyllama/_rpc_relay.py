@@ -4,7 +4,9 @@ llama.cpp's client ends the process when its server goes away: the assertion fir
 its own, where nothing can catch it. So it is given a relay in this process, which never goes away.
 Once the server is lost, the relay answers in its place with zeros, so that llama.cpp comes to the
 end of what it is doing and frees what it holds; and it tells the models that have a part there,
-which refuse to be used any more. See the protocol in ggml-rpc.cpp.
+which refuse to be used any more. llama.cpp keeps some of those zeros for the rest of the process,
+under the relay's address: so a relay that has lost a server is not used for another connection.
+See the protocol in ggml-rpc.cpp.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import selectors
 import socket
 import struct
 import sys
@@ -32,8 +35,16 @@ _HELLO, _GET_TENSOR = 14, 8
 _ANSWERS = {0: 16, 1: 8, 2: 8, 3: 8, 7: 1, 9: 1, 11: 16, 13: 8, _HELLO: 28, 15: 4}
 _STAND_INS = {1: _SIZE.pack(128), 7: b"\1"}
 
+_GREETING_SECONDS = 10.0
+"""For a server to take a connection, and as many to answer. One that has a client does not."""
+
 _SILENCE = 30
 """Seconds without a sign of life from the server's system, after which it is given up."""
+
+# Neither takes a descriptor.
+_SELECTOR: type[selectors.BaseSelector] = getattr(
+    selectors, "PollSelector", selectors.SelectSelector
+)
 
 _SOCKETS, _DESCRIPTORS = "/proc/self/net/tcp", "/proc/self/fd"
 """Where Linux tells whose sockets there are."""
@@ -55,18 +66,14 @@ class Relay:
         self._on_loss = on_loss
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._closed = False
-        self._lost: dict[_Connection, str] = {}
+        #: Why a connection that llama.cpp had open was lost; None as long as none was.
+        self.lost: str | None = None
         #: How often a connection was lost or could not be made, and why it last was.
         self.n_failures = 0
         self.failure = ""
         #: What llama.cpp connects to.
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, name="rpc-relay", daemon=True).start()
-
-    @property
-    def lost(self) -> str | None:
-        """Why a connection that llama.cpp has open leads nowhere; None while all lead somewhere."""
-        return next(iter(self._lost.copy().values()), None)
 
     def close(self) -> None:
         """Listen no more. Connections go on."""
@@ -102,27 +109,20 @@ class Relay:
                     logger.warning("closed a connection that another process made to the relay")
                     return
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                server = socket.create_connection(self._target, timeout=10.0)
+                server = socket.create_connection(self._target, _GREETING_SECONDS)
             except (OSError, MemoryError) as error:
                 logger.info("no connection to %s:%s: %s", *self._target, error)
                 self._fail(error)
                 return  # the client's greeting fails, which is an exception
-            with server:
-                connection = None
-                try:
-                    _keep_alive(server)
-                    connection = _Connection(client, server, self._lose)
-                    connection.run()
-                except (OSError, MemoryError):
-                    pass  # llama.cpp has closed its side
-                finally:
-                    if connection is not None:
-                        self._lost.pop(connection, None)
+            # When llama.cpp has closed its side, it is an OSError.
+            with server, contextlib.suppress(OSError, MemoryError):
+                _keep_alive(server)
+                _Connection(client, server, self._lose).run()
 
     def _lose(self, connection: _Connection, error: OSError) -> None:
         reason = self._fail(error)
         if connection.greeted:
-            self._lost[connection] = reason
+            self.lost = reason
             self._on_loss(reason)
 
     def _fail(self, error: BaseException) -> str:
@@ -170,9 +170,12 @@ class _Connection:
         #: Whether the server has answered.
         self.greeted = False
         self._buffer = memoryview(bytearray(_CHUNK))
+        self._both = _SELECTOR()
+        self._both.register(client, selectors.EVENT_READ)
+        self._both.register(server, selectors.EVENT_READ)
 
     def run(self) -> None:
-        while (header := self._receive(_HEADER.size)) is not None:
+        while self._is_asked() and (header := self._receive(_HEADER.size)) is not None:
             command, size = _HEADER.unpack(header)
             size_of_answer = _ANSWERS.get(command, 0)
             self._to_server(header)
@@ -188,7 +191,22 @@ class _Connection:
                 (size_of_answer,) = _SIZE.unpack(end)
             if size_of_answer and not self._answer(command, size_of_answer):
                 return
-            self.greeted = True
+            if not self.greeted:
+                self.greeted = True
+                self._server.settimeout(None)  # a computation takes as long as it takes
+
+    def _is_asked(self) -> bool:
+        """Wait for the client. A server that says something meanwhile has gone."""
+        while self.greeted and not self._is_lost:
+            ready = [key.fileobj for key, _ in self._both.select()]
+            if self._client in ready:
+                break
+            try:
+                said = self._server.recv(1)
+                raise ConnectionError("it spoke unasked" if said else "it closed the connection")
+            except OSError as error:
+                self._lose(error)
+        return True
 
     def _receive(self, size: int) -> memoryview | None:
         """Exactly so many bytes of the client, at most _CHUNK; None once it has closed its side."""
@@ -239,7 +257,6 @@ class _Connection:
 
 def _keep_alive(server: socket.socket) -> None:
     """Find out about a machine or a network that is gone, however long a computation takes."""
-    server.settimeout(None)
     server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux

@@ -176,11 +176,12 @@ class Context(Outputs):
         attached = AttachedChains(model, params, samplers)
 
         self._interrupt = ffi.new("pyllama_interrupt *")
-        with model._open() as pointer:
+        handle = model._open()
+        with handle as pointer:
             context = lib.guarded_init_from_model(pointer, ffi.addressof(params), self._interrupt)
             if context == ffi.NULL:
                 _raise_context_error(model)
-            needs = (model._open(), self._interrupt, *attached.handles)
+            needs = (handle, self._interrupt, *attached.handles)
             self._own(context, lib.guarded_context_free, *needs)
             _process.settle_at_exit(self._open())
         attached.attach(self)
@@ -474,6 +475,8 @@ def _yarn(name: str, value: float | None) -> float:
 
 def _raise_context_error(model: Model) -> None:
     reasons = last_errors()
+    if model.lost:
+        model._open()
     try:
         raise_caught(f"making a context for {model.desc}")
     except NativeError as error:

@@ -121,8 +121,11 @@ class Device(_Found):
         return MappingProxyType({name: getattr(caps, name) for name in dir(caps)})
 
     def _props(self) -> Any:
+        from pyllama.rpc import require_answers  # which imports this module
+
         props = ffi.new("struct ggml_backend_dev_props *")
-        check(lib.guarded_dev_get_props(self._pointer, props), f"properties of {self.name}")
+        with require_answers([self]):  # llama.cpp asks for its memory, too
+            check(lib.guarded_dev_get_props(self._pointer, props), f"properties of {self.name}")
         return props
 
 

@@ -43,13 +43,14 @@ class LoraAdapter(NativeObject):
         self.model = model
         architecture = model.metadata.get("general.architecture", "")
         n_expert = int(model.metadata.get(f"{architecture}.expert_count", 0))
-        with _at_rest(model), model._open() as model_pointer:
+        handle = model._open()
+        with _at_rest(model), handle as model_pointer:
             pointer = lib.guarded_adapter_lora_init(model_pointer, os.fsencode(self.path), n_expert)
             if pointer == ffi.NULL:
                 _raise_adapter_error(f"loading the adapter {self.path}")
             # Contexts walk through the model's adapters while they decode: the garbage collector
             # must not free one in between.
-            self._own(pointer, model._retired_adapters.append, model._open())
+            self._own(pointer, model._retired_adapters.append, handle)
         #: The file's metadata, scalar values as strings; arrays are left out.
         self.metadata: Mapping[str, str] = MappingProxyType(_metadata(pointer))
         n_tokens = lib.llama_adapter_get_alora_n_invocation_tokens(pointer)

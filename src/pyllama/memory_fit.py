@@ -233,7 +233,6 @@ class _Layout:
         )
         # The devices of RPC servers are in no list.
         self._known = [*all_devices(), *(devices or ())]
-        self._remote = [device for device in devices or () if device.backend == "RPC"]
         # Says why a file cannot be loaded, and how long a context it would make us simulate.
         with Model(path, vocab_only=True, kv_overrides=kv_overrides) as model:
             key = f"{model.metadata.get('general.architecture')}.context_length"
@@ -249,8 +248,6 @@ class _Layout:
 
     def measure(self) -> MemoryUse:
         what = f"measuring {self.path}"
-        for device in self._remote:
-            _ = device.memory  # the simulation may hang when a server cannot be reached twice
         room = lib.llama_max_devices() + 1
         memory = ffi.new("pyllama_device_memory[]", room)
         n_layer, n_ctx_train = ffi.new("uint32_t *"), ffi.new("uint32_t *")

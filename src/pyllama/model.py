@@ -215,11 +215,12 @@ class Model(NativeObject):
         devices = options.get("devices") or ()
         watch(self, devices)
         try:
-            with require_answers(devices):
+            with require_answers(devices) as connections:
                 pointer = load(ffi.addressof(self._params.struct))
                 if pointer == ffi.NULL:
                     _raise_load_error(what, self._params)
-                self._own(pointer, lib.guarded_model_free)
+                # It stays connected even if no layer is there: its contexts use all its devices.
+                self._own(pointer, lib.guarded_model_free, *connections)
         except ServerLostError:
             self.close()
             raise
@@ -372,10 +373,11 @@ class Model(NativeObject):
         with self._lock:
             if self._handle is not None:
                 self._dependents.add(dependent)
-                if self._lost is not None:
-                    dependent._lose(self._lost)
-                return
+                if self._lost is None:
+                    return
         dependent.close()
+        if self._lost is not None:
+            self._open()  # which raises
         raise ClosedError(
             f"this Model was closed while a {type(dependent).__name__} was made from it: "
             f"{self.path}"

@@ -11,6 +11,7 @@ from pyllama._guard import raise_caught
 from pyllama._native._binding import ffi, lib
 from pyllama.backend_choice import backend_devices
 from pyllama.device import Device, load_backends
+from pyllama.device import devices as all_devices
 
 SplitMode = Literal["none", "layer", "row", "tensor"]
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap_mlock", "direct_io"]
@@ -217,9 +218,10 @@ def _buft_override_array(
         )
     patterns = [pattern("tensor_buft_overrides", key) for key in overrides]
     array = ffi.new("struct llama_model_tensor_buft_override[]", len(overrides) + 1)
+    taken = all_devices() if devices is None else devices
     for entry, text, device in zip(array, patterns, overrides.values(), strict=False):
         _require_device("tensor_buft_overrides", device)
-        if devices is not None and device.type != "cpu" and device not in devices:
+        if device.type != "cpu" and device not in taken:
             raise ValueError(f"tensor_buft_overrides names a device outside devices: {device!r}")
         entry.pattern = text
         entry.buft = buffer_type(device)

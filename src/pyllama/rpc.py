@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from pyllama._arguments import integer, real
 from pyllama._callbacks import logger
 from pyllama._guard import check, raise_caught
+from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
 from pyllama.device import (
@@ -59,13 +60,10 @@ _HELLO_ANSWER = (28).to_bytes(8, "little")
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import pyllama.rpc as rpc; "
 _START += "rpc._serve(*json.loads(sys.argv[2]))"
 
-# On Linux a server's process finds out which port it listens on, and says so: no other process can
-# have taken that since it was chosen. Elsewhere it is chosen before the process starts.
-_TELLS_PORT = sys.platform == "linux"
+# On Linux, with /proc, a server's process finds out which port it listens on, and says so: no other
+# process can have taken that since it was chosen. Elsewhere it is chosen before the process starts.
+_TELLS_PORT = sys.platform == "linux" and os.path.isdir("/proc/self/fd")
 _LISTENS = "pyllama: listening on port "
-
-# A relay's thread hears of a connection's end a little later than llama.cpp has closed it.
-_CLOSING_SECONDS = 1.0
 
 _servers: dict[str, _Server] = {}
 _replaced: list[_Server] = []
@@ -95,9 +93,8 @@ def rpc_devices(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
         server = _servers.get(endpoint)
         if server is None or not server.in_use or server.lost:
             _greet(endpoint, host, port, timeout)
-        if server is not None and not server.forgets_loss():
-            # llama.cpp goes on with the lost connection until all that is there has been freed.
-            _replaced.append(server)
+        if server is not None and server.lost:
+            _replaced.append(server)  # until what is there has been freed
             server = None
         if server is None:
             server = _servers[endpoint] = _Server(endpoint, host, port)
@@ -127,6 +124,19 @@ class _Server:
         found = devices_of(self._reg)
         return [dataclasses.replace(device, description=self._endpoint) for device in found]
 
+    def has(self, device: Device) -> bool:
+        return device._pointer in self.pointers
+
+    def connect(self) -> Handle:
+        """Have llama.cpp be connected for as long as the handle lives."""
+        backend = lib.guarded_dev_init(next(iter(self.pointers)))
+        if backend == ffi.NULL:
+            try:
+                raise_caught(f"connecting to {self._endpoint}")
+            except NativeError as error:
+                raise BackendError(str(error)) from None
+        return Handle(backend, lib.guarded_backend_free)
+
     @property
     def in_use(self) -> bool:
         """Whether a model has a part there, which keeps its one connection busy."""
@@ -134,7 +144,7 @@ class _Server:
 
     @property
     def lost(self) -> bool:
-        """Whether what it is connected to went away."""
+        """Whether what it was connected to went away. It is not connected to again then."""
         return self._relay.lost is not None
 
     @property
@@ -143,17 +153,8 @@ class _Server:
         return self._relay.n_failures
 
     def failure(self, since: int) -> str | None:
-        """Why it is lost, or was after it had failed so many times; None if it was not."""
+        """Why it is lost, or failed after it had so many times; None if it did not."""
         return self._relay.failure if self.lost or self.n_failures != since else None
-
-    def forgets_loss(self) -> bool:
-        """Whether it can be connected to anew, at once or in a moment."""
-        end = time.monotonic() + _CLOSING_SECONDS
-        while self.lost:
-            if self.in_use or time.monotonic() > end:
-                return False
-            time.sleep(0.001)
-        return True
 
     def close(self) -> None:
         """Take no connection any more."""
@@ -178,32 +179,45 @@ def watch(model: NativeObject, devices: Sequence[Device]) -> bool:
 
 
 @contextmanager
-def require_answers(devices: Sequence[Device]) -> Iterator[None]:
+def require_answers(devices: Sequence[Device]) -> Iterator[list[Handle]]:
     """For what is asked of devices: a lost server's answers are zeros to llama.cpp.
+
+    Gives the connections to their servers, which are there already: llama.cpp itself would connect
+    with locks held that an assertion on a thread of its own leaves locked for ever.
 
     :raises ServerLostError: a server of theirs did not answer.
     """
     servers = [(server, server.n_failures) for server in _servers_of(devices)]
+    connections: list[Handle] = []
     error: LlamaError | None = None
     try:
-        yield
+        connections.extend(server.connect() for server, _ in servers)
+        yield connections
     except ModelLoadCancelled:
         raise
     except LlamaError as raised:
         error = raised
+    finally:
+        connections.clear()  # an exception's traceback would keep them
     reasons = [reason for server, since in servers if (reason := server.failure(since))]
     if reasons:
-        raise ServerLostError(f"{reasons[0]}. Try again once it is back") from error
+        raise ServerLostError(
+            f"{reasons[0]}. Once it is back, rpc_devices() gives its devices anew"
+        ) from error
     if error is not None:
         raise error
 
 
 def _servers_of(devices: Sequence[Device]) -> list[_Server]:
-    return [
-        server
-        for server in [*_servers.values(), *_replaced]
-        if any(device._pointer in server.pointers for device in devices)
-    ]
+    known = [*_servers.values(), *_replaced]
+    found = [server for server in known if any(server.has(device) for device in devices)]
+    for device in devices:
+        if device.backend == "RPC" and not any(server.has(device) for server in found):
+            raise ServerLostError(
+                f"{device.name} was on a connection to {device.description} that was lost. Take "
+                "the devices that a new call of rpc_devices() gives"
+            )
+    return found
 
 
 class RpcServer(NativeObject):
@@ -451,9 +465,14 @@ def _serve(
 
 def _tell_port() -> None:
     """Say which port llama.cpp listens on. It may have chosen that itself, and does not say."""
-    while (port := _listening_port()) is None:
-        time.sleep(0.01)
-    os.write(1, f"{_LISTENS}{port}\n".encode())
+    try:
+        while (port := _listening_port()) is None:
+            time.sleep(0.01)
+    except OSError as error:  # nobody would hear of this server
+        os.write(1, f"cannot find out which port it listens on: {error}\n".encode())
+        os._exit(1)
+    else:
+        os.write(1, f"{_LISTENS}{port}\n".encode())
 
 
 def _listening_port() -> int | None:

@@ -113,7 +113,7 @@ if pyllama.supports_rpc():
         with pool_of(folder, servers[:1]) as pool:
             pool.load_model("six")
             kill(servers[0])
-            with pytest.raises(BackendError, match="was lost"):
+            with pytest.raises(BackendError, match=r"was lost|no RPC server"):
                 pool.load_model("other")
             port = int(servers[0].endpoint.split(":")[1])
             with pyllama.RpcServer(port=port, n_threads=1):
@@ -155,7 +155,8 @@ if pyllama.supports_rpc():
                     assert not model.closed
                     assert len(slot.residencies) == 2
                     assert pool.load_model("six") is loaded
-            assert wait_until(lambda: model.closed and len(slot.residencies) == 1)
+            # The second server has ended by now, too.
+            assert wait_until(lambda: model.closed and len(slot.residencies) <= 1)
 
     def test_a_handle_whose_server_was_lost_works_again(folder, servers):
         with pool_of(folder, servers) as pool:

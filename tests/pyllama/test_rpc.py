@@ -6,8 +6,11 @@ built from the same llama.cpp.
 
 from __future__ import annotations
 
+import importlib
+import os
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -117,7 +120,26 @@ def test_a_server_of_another_kind(listener, answer):
     thread.join()
 
 
+def test_a_server_that_cannot_find_out_its_port_ends(monkeypatch):
+    def fail():
+        raise PermissionError("no /proc")
+
+    ended = []
+    monkeypatch.setattr(rpc, "_listening_port", fail)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(os, "write", lambda _, text: ended.append(text))
+    rpc._tell_port()
+    assert b"cannot find out which port it listens on: no /proc" in ended[0]
+    assert ended[1] == 1
+
+
 if pyllama.supports_rpc():
+
+    @pytest.mark.parametrize("tells", [True, False])
+    def test_a_server_on_a_system_without_proc(monkeypatch, tells):
+        monkeypatch.setattr(rpc, "_TELLS_PORT", tells)  # in this process alone
+        with RpcServer(port=0, n_threads=1) as made:
+            assert rpc_devices(made.endpoint)
 
     @pytest.fixture(scope="module")
     def server():
@@ -200,6 +222,17 @@ if pyllama.supports_rpc():
             ):
                 assert np.isfinite(logits_of(context, PROMPT)).all()
 
+    def test_a_server_that_dies_while_nothing_is_asked_of_it(tiny_model_path):
+        with RpcServer(port=0, n_threads=1) as made:
+            (device,) = rpc_devices(made.endpoint)
+            with (
+                Model(tiny_model_path, devices=[device]) as model,
+                Context(model, n_ctx=256, n_threads=1) as context,
+            ):
+                made.close()
+                wait_until(lambda: model.lost)
+                assert not context.usable
+
     def test_a_server_that_dies_while_a_model_is_loaded(tiny_model_path):
         with RpcServer(port=0, n_threads=1) as made:
             (device,) = rpc_devices(made.endpoint)
@@ -277,6 +310,102 @@ if pyllama.supports_rpc():
             (new,) = rpc_devices(again.endpoint)
             assert new.memory[0] > 0
         assert within_a_call
+
+    class Killing:
+        """pyllama's C functions, of which one has a server die before it is called."""
+
+        def __init__(self, module, function, server):
+            self.real = module.lib
+            self.function = function
+            self.endpoint = server.endpoint
+            self.process = server._open().pointer
+
+        def __getattr__(self, name):
+            if name == self.function and self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+                wait_until(lambda: rpc._servers[self.endpoint].lost)
+            return getattr(self.real, name)
+
+    def wait_until(condition):
+        end = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
+    def context_on(device, path, **layers):
+        with Model(path, devices=[device], **layers) as model:
+            Context(model, n_ctx=256, n_threads=1)
+
+    @pytest.mark.parametrize(
+        ("module", "function", "use"),
+        [
+            (
+                "memory_fit",
+                "guarded_device_memory",
+                lambda device, path: pyllama.memory_use(path, n_ctx=256, devices=[device]),
+            ),
+            (
+                "memory_fit",
+                "guarded_fit_params",
+                lambda device, path: pyllama.memory_fit(path, n_ctx=256, devices=[device]),
+            ),
+            (
+                "model",
+                "guarded_model_load_from_file",
+                lambda device, path: Model(path, devices=[device]),
+            ),
+            ("context", "guarded_init_from_model", context_on),
+            (
+                "context",
+                "guarded_init_from_model",
+                lambda device, path: context_on(device, path, n_gpu_layers=0),
+            ),
+        ],
+        ids=["memory_use", "memory_fit", "load", "context", "context of a model elsewhere"],
+    )
+    def test_a_server_that_dies_between_the_question_and_the_work(
+        tiny_model_path, monkeypatch, module, function, use
+    ):
+        module = importlib.import_module(f"pyllama.{module}")
+        with RpcServer(port=0, n_threads=1) as made:
+            (device,) = rpc_devices(made.endpoint)
+            with monkeypatch.context() as patched:
+                patched.setattr(module, "lib", Killing(module, function, made))
+                with pytest.raises(pyllama.ServerLostError, match=f"{made.endpoint} was lost"):
+                    use(device, tiny_model_path)
+            with pytest.raises(pyllama.ServerLostError, match=f"{made.endpoint} was lost"):
+                use(device, tiny_model_path)
+        with RpcServer(port=int(made.endpoint.split(":")[1]), n_threads=1) as again:
+            (device,) = rpc_devices(again.endpoint)
+            assert pyllama.memory_use(tiny_model_path, n_ctx=256, devices=[device]).devices
+            context_on(device, tiny_model_path)
+
+    def test_a_device_of_a_connection_that_was_given_up(tiny_model_path):
+        with RpcServer(port=0, n_threads=1) as made:
+            port = int(made.endpoint.split(":")[1])
+            (old,) = rpc_devices(made.endpoint)
+            lost = Model(tiny_model_path, devices=[old])
+        with RpcServer(port=port, n_threads=1) as again:
+            with pytest.raises(pyllama.ServerLostError):
+                old.memory  # noqa: B018
+            assert rpc_devices(again.endpoint) != [old]
+            lost.close()
+            (new,) = rpc_devices(again.endpoint)  # which closes the old connection
+            for use in (
+                lambda: old.memory,
+                lambda: old.caps,
+                lambda: pyllama.memory_use(tiny_model_path, n_ctx=256, devices=[old]),
+                lambda: Model(tiny_model_path, devices=[old]),
+            ):
+                with pytest.raises(pyllama.ServerLostError, match=r"Take the devices .* gives"):
+                    use()
+            assert new.caps["async"]
+
+    def test_a_part_on_a_server_that_is_no_device_of_the_model(server, tiny_model_path):
+        (device,) = rpc_devices(server.endpoint)
+        with pytest.raises(ValueError, match="outside devices"):
+            Model(tiny_model_path, tensor_buft_overrides={"blk": device})
 
     def test_servers_that_start_at_once_have_ports_of_their_own():
         with ThreadPoolExecutor(4) as threads:

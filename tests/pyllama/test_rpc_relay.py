@@ -112,6 +112,16 @@ def test_a_server_that_is_not_there_ends_the_connection_alone(relay, monkeypatch
     assert greets(relay)
 
 
+def test_a_server_that_takes_a_connection_and_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(_rpc_relay, "_GREETING_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        made = Relay(*busy.getsockname(), lambda _: None)
+        assert not greets(made)
+        assert "timed out" in made.failure
+        assert made.lost is None
+        made.close()
+
+
 def test_a_closed_relay_ends_its_thread(server):
     before = set(threading.enumerate())
     made = Relay(*server, lambda _: None)

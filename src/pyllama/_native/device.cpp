@@ -68,6 +68,15 @@ int32_t guarded_dev_memory(ggml_backend_dev_t device, size_t * free, size_t * to
     return guarded([&] { ggml_backend_dev_memory(device, free, total); });
 }
 
+// NULL when it could not be reached.
+ggml_backend_t guarded_dev_init(ggml_backend_dev_t device) {
+    return guarded<ggml_backend_t>(nullptr, [&] { return ggml_backend_dev_init(device, nullptr); });
+}
+
+int32_t guarded_backend_free(ggml_backend_t backend) {
+    return guarded([&] { ggml_backend_free(backend); });
+}
+
 int32_t guarded_dev_get_props(ggml_backend_dev_t device, ggml_backend_dev_props * props) {
     return guarded([&] { ggml_backend_dev_get_props(device, props); });
 }

@@ -2,6 +2,8 @@ int32_t guarded_backend_init(const char * folder);
 ggml_backend_reg_t guarded_backend_load(const char * path);
 int32_t guarded_backend_unload(ggml_backend_reg_t reg);
 int32_t guarded_dev_memory(ggml_backend_dev_t device, size_t * free, size_t * total);
+ggml_backend_t guarded_dev_init(ggml_backend_dev_t device);
+int32_t guarded_backend_free(ggml_backend_t backend);
 int32_t guarded_dev_get_props(ggml_backend_dev_t device, struct ggml_backend_dev_props * props);
 const struct ggml_backend_feature * guarded_reg_features(ggml_backend_reg_t reg);
 char * guarded_reg_path(ggml_backend_reg_t reg);
