@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import enum
+import ipaddress
 import itertools
 import uuid
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Optional, Union
+from typing import Annotated, Any, Literal, NamedTuple, Optional, Union
 
 import dspy
 import pydantic
 from hypothesis import strategies as st
+from typing_extensions import NotRequired, TypedDict
 
 _count = itertools.count()
 
@@ -79,6 +82,92 @@ class Dog(pydantic.BaseModel):
 
 
 Pet = Annotated[Cat | Dog, pydantic.Field(discriminator="kind")]
+
+
+class Shade(str, enum.Enum):
+    DARK = "dark blue"
+    TRUE = "true"
+
+
+class Reading(TypedDict):
+    at: pydantic.PastDate
+    words: NotRequired[Annotated[list[Color], pydantic.Field(max_length=2)]]
+
+
+@dataclasses.dataclass
+class Point:
+    x: Annotated[int, pydantic.Field(ge=-3, le=3)]
+    y: float | None = None
+
+
+class Pair(NamedTuple):
+    level: Level
+    word: Annotated[str, pydantic.Field(max_length=4)]
+
+
+class Grid(pydantic.BaseModel):
+    rows: Annotated[
+        list[
+            Annotated[
+                list[Annotated[int, pydantic.Field(ge=0, le=5)]],
+                pydantic.Field(min_length=1, max_length=2),
+            ]
+        ],
+        pydantic.Field(min_length=2, max_length=3),
+    ]
+
+
+few = pydantic.Field(max_length=3)
+two = pydantic.Field(min_length=2, max_length=2)
+
+BOUND_KINDS: list[Any] = [
+    pydantic.PastDate,
+    pydantic.FutureDate,
+    Annotated[list[pydantic.FutureDate], few],
+    Annotated[Level, pydantic.Field(ge=2)],
+    Optional[Level],
+    Optional[Shade],
+    Optional[Decimal],
+    Union[Level, Color, None],
+    Union[float, Literal["n/a"]],
+    Shade,
+    Annotated[tuple[int, ...], two],
+    tuple[int, Color, bool],
+    Grid,
+    Reading,
+    Point,
+    Pair,
+    Pet,
+    Annotated[list[Pet], few],
+    Annotated[dict[Level, int], few],
+    Annotated[dict[Annotated[str, pydantic.Field(pattern="^[a-z]{2}$")], int], few],
+    Annotated[dict[datetime.date, int], few],
+    pydantic.HttpUrl,
+    pydantic.AnyUrl,
+    pydantic.PostgresDsn,
+    Optional[pydantic.HttpUrl],
+    ipaddress.IPv4Address,
+    ipaddress.IPv6Address,
+    ipaddress.IPv4Network,
+    ipaddress.IPv6Network,
+    pydantic.IPvAnyNetwork,
+    ipaddress.IPv6Interface,
+    Union[ipaddress.IPv4Address, ipaddress.IPv6Address],
+    pydantic.UUID4,
+    complex,
+    pydantic.AwareDatetime,
+    pydantic.NaiveDatetime,
+    pydantic.NegativeFloat,
+    pydantic.PositiveInt,
+    pydantic.NonNegativeFloat,
+    Annotated[list[Annotated[bytes, pydantic.Field(min_length=2, max_length=4)]], few],
+    Annotated[Decimal, pydantic.Field(max_digits=4, decimal_places=2, ge=Decimal("0.5"), lt=7)],
+    Annotated[
+        datetime.timedelta,
+        pydantic.Field(ge=datetime.timedelta(hours=1), lt=datetime.timedelta(days=2)),
+    ],
+]
+"""Types all of which a grammar says, whatever the form of the answer."""
 
 short_text = st.sampled_from([
     Annotated[str, pydantic.Field(max_length=10)],
@@ -169,7 +258,6 @@ def models(draw, inner):
 
 def nested(inner):
     """One level more."""
-    few = pydantic.Field(max_length=3)
     return st.one_of(
         inner.map(lambda kind: Annotated[list[kind], few]),
         inner.map(
@@ -197,6 +285,8 @@ def signatures(draw, depth=4):
     names = draw(st.permutations(["answer", "answer_kind", "score", "größe"]))
     fields: dict[str, Any] = {"question": (str, dspy.InputField())}
     for name in names[: draw(st.integers(1, 3))]:
-        annotation = draw(st.one_of(types(depth), types(depth), constrained, st.just(str)))
+        annotation = draw(
+            st.one_of(types(depth), constrained, st.sampled_from(BOUND_KINDS), st.just(str))
+        )
         fields[name] = (annotation, dspy.OutputField())
     return dspy.Signature(fields, "Answer.")

@@ -29,6 +29,7 @@ from adapter.field_values import Misfit, constrained_values
 from adapter.grammar.answer_grammar import CHAT, JSON, XML, AnswerGrammar, Form, answer_grammar
 from adapter.grammar.schema_merging import SchemaError
 from adapter.known_tools import calls_schema
+from adapter.typed_values import MISFITS
 
 AnyAdapter = TypeVar("AnyAdapter", bound=Adapter)
 
@@ -220,9 +221,17 @@ class BoundAnswers:
         lm_kwargs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         def read(output: dict[str, Any] | str) -> dict[str, Any]:
-            [answer] = _next(self)._call_postprocess(
-                processed_signature, original_signature, [output], lm, lm_kwargs
-            )
+            try:
+                [answer] = _next(self)._call_postprocess(
+                    processed_signature, original_signature, [output], lm, lm_kwargs
+                )
+            except MISFITS as error:  # of a type that DSPy's own reading stumbles over
+                raise AdapterParseError(
+                    adapter_name=type(self).__name__,
+                    signature=processed_signature,
+                    lm_response=str(output),
+                    message=f"reading the answer failed: {error}",
+                ) from error
             return dict(answer)
 
         watch = _watch.get()
@@ -398,7 +407,7 @@ def _noted(watch: _Watch) -> Iterator[None]:
 
 def _is_misfit(error: AdapterParseError) -> bool:
     """Whether a text had the form of an answer, and a value in it was refused."""
-    return isinstance(error.__cause__ or error.__context__, ValueError)
+    return isinstance(error.__cause__ or error.__context__, MISFITS)
 
 
 def _thoughts(response: Any) -> tuple[Any, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic.errors import PydanticUserError
@@ -12,6 +13,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticOmit
 
 from adapter.grammar.schema_merging import SchemaError
+from adapter.grammar.web_formats import url_format
 
 
 def annotation_schema(annotation: Any, metadata: tuple[Any, ...] = ()) -> dict[str, Any]:
@@ -52,12 +54,36 @@ class _Generator(GenerateJsonSchema):
 
     def dict_schema(self, schema: Any) -> JsonSchemaValue:
         made = super().dict_schema(schema)
-        keys = self.generate_inner(schema["keys_schema"]) if "keys_schema" in schema else {}
+        keys = self._keys(schema["keys_schema"]) if "keys_schema" in schema else {}
         said = {key: keys[key] for key in keys if key != "title"}
         # Keys of a pattern come as patternProperties, which say the same.
         if said not in ({}, {"type": "string"}) and "patternProperties" not in made:
             made["propertyNames"] = keys
         return made
+
+    def _keys(self, schema: Any) -> JsonSchemaValue:
+        """The schema of a dict's keys, which are strings in JSON, also those of an IntEnum."""
+        if schema["type"] != "enum":
+            return self.generate_inner(schema)
+        members = [member.value for member in schema["members"]]
+        return {"enum": [str(one) for one in members if type(one) in (int, str)]}
+
+    def enum_schema(self, schema: Any) -> JsonSchemaValue:
+        return _of_values(super().enum_schema(schema), schema["cls"])
+
+    def literal_schema(self, schema: Any) -> JsonSchemaValue:
+        return _of_values(super().literal_schema(schema), Literal[tuple(schema["expected"])])
+
+    def url_schema(self, schema: Any) -> JsonSchemaValue:
+        made = super().url_schema(schema)
+        return {**made, "format": url_format(schema.get("allowed_schemes"))}
+
+    def multi_host_url_schema(self, schema: Any) -> JsonSchemaValue:
+        return self.url_schema(schema)
+
+    def bytes_schema(self, schema: Any) -> JsonSchemaValue:
+        # Lengths of bytes are those of texts where each character is one byte.
+        return {**super().bytes_schema(schema), "pattern": "^[ -~]*$"}
 
     def set_schema(self, schema: Any) -> JsonSchemaValue:
         return _without_uniqueness(super().set_schema(schema))
@@ -113,6 +139,20 @@ class _Generator(GenerateJsonSchema):
         raise SchemaError(f"no JSON schema says {error_info}")
 
 
+def _of_values(made: dict[str, Any], annotation: Any) -> JsonSchemaValue:
+    """An enumeration without the values that pydantic does not take as JSON has them, as tuples."""
+    values = made["enum"] if "enum" in made else [made["const"]]
+    fits = pydantic.TypeAdapter(annotation)
+    taken = []
+    for value in values:
+        with contextlib.suppress(pydantic.ValidationError, TypeError):
+            fits.validate_python(value)
+            taken.append(value)
+    if len(taken) == len(values):
+        return made
+    return {"enum": taken} if taken else {"x-unchecked": [f"the values of {annotation}"]}
+
+
 def _without_uniqueness(made: dict[str, Any]) -> JsonSchemaValue:
     """A set takes items twice; it only counts them once."""
     made = {key: value for key, value in made.items() if key != "uniqueItems"}
@@ -139,7 +179,10 @@ def _between(made: dict[str, Any], schema: Any, least_step: datetime.timedelta) 
         "formatMinimum": [(schema.get("ge"), 0), (schema.get("gt"), 1)],
         "formatMaximum": [(schema.get("le"), 0), (schema.get("lt"), -1)],
     }
-    unsaid = ["now_op"] if "now_op" in schema else []
+    unsaid = []
+    if "now_op" in schema:
+        others = any(bound is not None for given in ends.values() for bound, _ in given)
+        unsaid = ["now_op"] if others else _bound_to_today(schema, made)
     for keyword, bounds in ends.items():
         given = [(bound, steps) for bound, steps in bounds if bound is not None]
         try:
@@ -149,6 +192,20 @@ def _between(made: dict[str, Any], schema: Any, least_step: datetime.timedelta) 
             if given:
                 unsaid.append(keyword)
     return {**made, "x-unchecked": unsaid} if unsaid else made
+
+
+def _bound_to_today(schema: Any, made: dict[str, Any]) -> list[str]:
+    """Bound what is past or yet to come. Moments are bound by the day; the rest is told."""
+    is_past = schema["now_op"] == "past"
+    keyword = "formatMaximum" if is_past else "formatMinimum"
+    today = datetime.datetime.combine(datetime.date.today(), datetime.time())  # noqa: DTZ011
+    if schema["type"] == "date":
+        made[keyword] = _moment_text(today.date(), datetime.timedelta(days=-1 if is_past else 1))
+        return []
+    if schema.get("tz_constraint") == "aware":
+        today = today.replace(tzinfo=datetime.timezone.utc)
+    made[keyword] = _moment_text(today, datetime.timedelta(days=1 if is_past else 0))
+    return ["now_op"]
 
 
 def _moment_text(bound: Any, by: datetime.timedelta) -> str:

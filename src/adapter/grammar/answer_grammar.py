@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import enum
+import datetime
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Union
 
+import pydantic
 from dspy.adapters.types import Code, Type
 from dspy.adapters.utils import parse_value
 from dspy.signatures import Signature
 
-from adapter.grammar.annotation_schema import annotation_schema
+from adapter.grammar.annotation_schema import annotated, annotation_schema
 from adapter.grammar.characters import PRINTABLE, Characters
 from adapter.grammar.free_text import LINE, Marker, case_spellings, line_without
 from adapter.grammar.json_schema import KEPT, SchemaText
@@ -30,9 +31,9 @@ from adapter.grammar.rules import (
     repeat,
     sequence,
 )
-from adapter.grammar.schema_merging import SchemaError
-from adapter.grammar.values import SPACES, Values, is_dspy_type, values_of
-from adapter.typed_values import typed_value, union_members
+from adapter.grammar.schema_merging import SchemaError, same
+from adapter.grammar.values import SPACES, Values, is_dspy_type, member_names, values_of
+from adapter.typed_values import MISFITS, allowed_values, typed_value, union_members
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,15 @@ def answer_grammar(
     )
     if not fields:
         return None
+    today = datetime.date.today()  # noqa: DTZ011 - as pydantic compares
     try:
-        return _kept(fields, form)
+        return _kept(fields, form, today)
     except TypeError:  # a constraint that has no hash
-        return _made(fields, form)
+        return _made(fields, form, today)
 
 
-def _made(fields: tuple[Field, ...], form: Form) -> AnswerGrammar | None:
+def _made(fields: tuple[Field, ...], form: Form, _today: datetime.date) -> AnswerGrammar | None:
+    """The grammar of today: dates may be bound to be past, or to come."""
     rules = Rules()
     whole, values = form.write(rules, fields)
     gbnf = rules.gbnf(whole)
@@ -201,14 +204,17 @@ def _xml(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, FieldValu
     character = choice([one_of(LINE - special), "&lt;", "&amp;", "&gt;"])
     visible = choice([one_of(LINE - special - SPACES), "&lt;", "&amp;", "&gt;"])
     line = sequence(repeat(one_of(SPACES)), visible, repeat(character))
-    text = optional(sequence(line, repeat(sequence(repeat("\n", 1, 2), line))))
+    some_text = sequence(line, repeat(sequence(repeat("\n", 1, 2), line)))
+    text = optional(some_text)
     json_text = JsonText(rules, PRINTABLE - special)
     whole: list[Expression | str] = []
     values = []
     for field in fields:
         found = _dspy_values(field, json_text, line=LINE - special)
         values.append((field.name, found))
-        value = text if found.expression is None else found.expression
+        # DSPy reads an element without text as an object without fields.
+        free = some_text if is_dspy_type(field.annotation, Type) else text
+        value = free if found.expression is None else found.expression
         begin = "\n\n" if whole else ""
         whole += [f"{begin}<{field.name}>\n", value, f"\n</{field.name}>"]
     return sequence(*whole), values
@@ -270,24 +276,46 @@ def _of_schema(field: Field, json_text: JsonText) -> Values | None:
 
 def _json_values(field: Field, json_text: JsonText) -> Values:
     annotation: Any = field.annotation
-    if isinstance(annotation, enum.EnumMeta) and not field.metadata:
-        members: list[Any] = list(annotation)
-        return Values(any_text(_member_json(one, json_text) for one in members), is_json=True)
+    if allowed_values(annotation):
+        return _json_options(annotation, field.metadata, annotation, json_text)
+    members = union_members(annotation)
+    if any(allowed_values(member) for member in members):
+        # A text in a union is read as JSON of its own where it can be.
+        found = [
+            _json_options(member, field.metadata, annotation, json_text)
+            if allowed_values(member)
+            else _json_values(replace(field, annotation=member), json_text)
+            for member in members
+        ]
+        expressions = [one.expression or json_text.value for one in found]
+        unchecked = tuple(what for one in found for what in one.unchecked)
+        return Values(choice(expressions), is_json=True, unchecked=unchecked)
     try:
         schema = annotation_schema(field.annotation, field.metadata)
         text = SchemaText(json_text, schema)
         return Values(text.root(), is_json=True, unchecked=text.unchecked)
-    except SchemaError:
-        return Values(json_text.value, is_json=True)
+    except SchemaError as reason:
+        return Values(json_text.value, is_json=True, unchecked=(str(reason),))
 
 
-def _member_json(member: enum.Enum, json_text: JsonText) -> str:
-    """A member's value as JSON, or its name, as DSPy reads it. Lists are no tuples again."""
-    with contextlib.suppress(TypeError, ValueError):
-        text = json_text.written(member.value)
-        if parse_value(json.loads(text), type(member)) is member:
-            return text
-    return json_text.written(member.name)
+def _json_options(
+    annotation: Any, metadata: tuple[Any, ...], whole: Any, json_text: JsonText
+) -> Values:
+    """The values of a Literal or Enum as JSON, or the names of members: those that DSPy reads."""
+    fits = pydantic.TypeAdapter(annotated(whole, metadata)).validate_python
+    names = member_names(annotation)
+    texts = []
+    for value in allowed_values(annotation):
+        spellings = [value, *(name for name, one in names.items() if same(one, value))]
+        for spelling in spellings:
+            with contextlib.suppress(*MISFITS):
+                text = json_text.written(spelling)
+                fits(parse_value(json.loads(text), whole))
+                texts.append(text)
+                break
+    if not texts:
+        return Values(json_text.value, is_json=True, unchecked=("its values",))
+    return Values(any_text(texts), is_json=True)
 
 
 # What neither JSON nor Python takes for a value of its own.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adapter.grammar.characters import DIGITS, Characters
 from adapter.grammar.rules import Expression, choice, one_of, optional, repeat, sequence
+from adapter.grammar.web_formats import web_format
 
 _DIGIT = one_of(DIGITS)
 
@@ -80,7 +81,41 @@ _OCTET = choice(
 _IPV4 = sequence(_OCTET, ".", _OCTET, ".", _OCTET, ".", _OCTET)
 _GROUP = repeat(_HEX, 1, 4)
 _IPV6 = sequence(_GROUP, repeat(sequence(":", _GROUP), 7, 7))  # without "::"
+_BASE64 = one_of(DIGITS | Characters.of((0x41, 0x5A), (0x61, 0x7A), "+/"))
+_BASE64_URL = one_of(DIGITS | Characters.of((0x41, 0x5A), (0x61, 0x7A), "-_"))
 _UP_TO_32 = choice([sequence("3", _digit(0, 2)), sequence(_digit(1, 2), _DIGIT), _DIGIT])
+_UP_TO_128 = choice(
+    [
+        sequence("12", _digit(0, 8)),
+        sequence("1", _digit(0, 1), _DIGIT),
+        sequence(_digit(1, 9), _DIGIT),
+        _DIGIT,
+    ]
+)
+_IPV4_NETWORK = choice(
+    [
+        sequence(_IPV4, "/32"),
+        sequence(_OCTET, ".", _OCTET, ".", _OCTET, ".0/24"),
+        sequence(_OCTET, ".", _OCTET, ".0.0/16"),
+        sequence(_OCTET, ".0.0.0/8"),
+    ]
+)
+_GROUPS = sequence(_GROUP, repeat(sequence(":", _GROUP), 2, 2))
+_IPV6_NETWORK = choice(
+    [
+        sequence(_IPV6, "/128"),
+        sequence(_GROUPS, ":", _GROUP, "::/64"),
+        sequence(_GROUPS, "::/48"),
+    ]
+)
+
+
+def _in_base64(sign: Expression) -> Expression:
+    """Whole groups of four; before the padding, bits that stand for nothing are zero."""
+    last = one_of(Characters.of("AQgw")), one_of(Characters.of("AEIMQUYcgkosw048"))
+    padded = choice([sequence(sign, last[0], "=="), sequence(sign, sign, last[1], "=")])
+    return sequence(repeat(repeat(sign, 4, 4)), optional(padded))
+
 
 FORMATS: dict[str, Expression] = {
     "date": DATE,
@@ -99,14 +134,13 @@ FORMATS: dict[str, Expression] = {
     # pydantic's own kinds. The bits behind a network's mask are zero.
     "ipvanyaddress": choice([_IPV4, _IPV6]),
     "ipv4interface": sequence(_IPV4, "/", _UP_TO_32),
-    "ipv4network": choice(
-        [
-            sequence(_IPV4, "/32"),
-            sequence(_OCTET, ".", _OCTET, ".", _OCTET, ".0/24"),
-            sequence(_OCTET, ".", _OCTET, ".0.0/16"),
-            sequence(_OCTET, ".0.0.0/8"),
-        ]
-    ),
+    "ipv6interface": sequence(_IPV6, "/", _UP_TO_128),
+    "ipvanyinterface": choice([sequence(_IPV4, "/", _UP_TO_32), sequence(_IPV6, "/", _UP_TO_128)]),
+    "ipv4network": _IPV4_NETWORK,
+    "ipv6network": _IPV6_NETWORK,
+    "ipvanynetwork": choice([_IPV4_NETWORK, _IPV6_NETWORK]),
+    "base64": _in_base64(_BASE64),
+    "base64url": _in_base64(_BASE64_URL),
     # Python's own kinds, which RFC 3339 has not.
     "naive-time": _CLOCK,
     "any-time": sequence(_CLOCK, optional(_ZONE)),
@@ -114,3 +148,8 @@ FORMATS: dict[str, Expression] = {
     "any-date-time": sequence(DATE, "T", _CLOCK, optional(_ZONE)),
 }
 """What a string of each format looks like."""
+
+
+def format_expression(name: str) -> Expression | None:
+    """What a string of a format looks like; None for a format that is not known."""
+    return FORMATS.get(name) or web_format(name)

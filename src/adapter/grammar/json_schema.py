@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from adapter.grammar import schema_merging
 from adapter.grammar.automata import TooLarge
 from adapter.grammar.digits import digits_of, exact, multiple_integer, special_number
-from adapter.grammar.formats import FORMATS
+from adapter.grammar.formats import format_expression
 from adapter.grammar.json_members import Member, key_other_than, members_in_order
 from adapter.grammar.json_text import JsonText
 from adapter.grammar.numbers import integer, number
@@ -313,7 +313,7 @@ class SchemaText:
         if most is not None and least > most:
             return IMPOSSIBLE
         kind = schema.get("format")
-        if kind is not None and kind not in FORMATS:
+        if kind is not None and format_expression(kind) is None:
             if kind not in schema_merging.FORMATS_OF_ANY_TEXT:
                 self._leave(f"format {kind}")
             kind = None

@@ -62,7 +62,8 @@ def number(
     options = []
     if low is None or low < 0:
         # Mirrored: -5 < x <= -2 is 2 <= -x < 5.
-        least, least_open = (-high, below) if high is not None and high < 0 else (Decimal(0), False)
+        least = Decimal(0) if high is None else max(Decimal(0), -high)
+        least_open = below and high is not None and high <= 0
         most = None if low is None else -low
         options.append(sequence("-", _decimal(least, most, above=least_open, below=above)))
     if high is None or high >= 0:

@@ -11,7 +11,7 @@ from adapter.grammar.automata import (
     lengths,
 )
 from adapter.grammar.characters import Characters
-from adapter.grammar.formats import FORMATS
+from adapter.grammar.formats import FORMATS, format_expression
 from adapter.grammar.moments import UnsupportedBound, bounded_moment
 from adapter.grammar.patterns import Spelling, UnsupportedPattern, pattern_expression
 from adapter.grammar.rules import (
@@ -43,18 +43,22 @@ class StringTexts:
         self._rules = rules
         self._spelled = spelled
         self._demands: dict[str, Expression | Automaton] = {}
-        self._pattern: str | None = None
+        self._is_plain = True  # only of characters that are written as themselves everywhere
         self.unchecked: list[str] = []
 
     def add_format(self, kind: str, least: str | None = None, most: str | None = None) -> None:
-        """Hold the text to one of FORMATS, and to bounds of it."""
-        made: Expression | Automaton = FORMATS[kind]
+        """Hold the text to a format, and to bounds of it. One that is not known is told."""
+        made: Expression | Automaton | None = format_expression(kind)
+        if made is None:
+            self.unchecked.append(f"format {kind}")
+            return
         if least is not None or most is not None:
             try:
                 made = bounded_moment(kind, least, most)
             except (UnsupportedBound, TooLarge) as reason:
                 self.unchecked.append(f"bounds ({reason})")
         self._demands[f"format {kind}"] = made
+        self._is_plain &= kind in FORMATS
 
     def add_pattern(self, pattern: str) -> None:
         """Hold the text to a regular expression."""
@@ -63,7 +67,7 @@ class StringTexts:
         except UnsupportedPattern as reason:
             self.unchecked.append(f"pattern {pattern} ({reason})")
             return
-        self._pattern = pattern
+        self._is_plain = False
 
     def add(self, name: str, expression: Expression) -> None:
         """Hold the text to an expression without rules."""
@@ -74,6 +78,10 @@ class StringTexts:
         if not self._demands:
             return None
         [first, *others] = self._demands.values()
+        if not isinstance(first, Automaton):
+            shortest, longest = _extent(first)
+            least = least if shortest < least else 0
+            most = most if most is not None and (longest is None or longest > most) else None
         if not others and not isinstance(first, Automaton) and (least or most is not None):
             counted = self._counted(first, least, most)
             if counted is not None:
@@ -108,7 +116,7 @@ class StringTexts:
         return made.expression(self._rules, self._spelled, is_minimal=len(made.steps) > _SMALL)
 
     def _written(self, only: Expression) -> Expression:
-        return only if self._pattern is None else self._respelled(only)
+        return only if self._is_plain else self._respelled(only)
 
     def _respelled(self, part: Expression) -> Expression:
         """An expression of the text itself as it is written."""
@@ -152,6 +160,30 @@ class StringTexts:
             self.unchecked.append("maxLength")
         parts[index] = repeat(loop.part, fewest, highest)
         return self._written(sequence(*parts))
+
+
+def _extent(part: Expression) -> tuple[int, int | None]:
+    """The length of the shortest text of an expression, and of the longest if there is one."""
+    if isinstance(part, Text):
+        return len(part.text), len(part.text)
+    if isinstance(part, OneOf):
+        return 1, 1
+    if isinstance(part, Repeat):
+        least, most = _extent(part.part)
+        longest = None if most is None or part.most is None else most * part.most
+        return least * part.least, longest
+    if not isinstance(part, (Sequence, Choice)):
+        return 0, None
+    parts = part.parts if isinstance(part, Sequence) else part.options
+    if not parts:
+        return 0, 0
+    extents = [_extent(one) for one in parts]
+    leasts = [least for least, _ in extents]
+    mosts = [most for _, most in extents if most is not None]
+    is_bounded = len(mosts) == len(parts)
+    if isinstance(part, Sequence):
+        return sum(leasts), sum(mosts) if is_bounded else None
+    return min(leasts), max(mosts) if is_bounded else None
 
 
 _SMALL = 200

@@ -160,7 +160,7 @@ def _options(
 ) -> Values:
     """The words of a Literal or Enum, each as it is shown in the prompt, if it is read so again."""
     texts = []
-    names = _member_names(annotation)
+    names = member_names(annotation)
     fits = pydantic.TypeAdapter(annotated(annotation, metadata)).validate_python
     for value in allowed:
         candidates = [str(value)]
@@ -180,7 +180,7 @@ def _options(
     return Values(any_text(texts)) if texts else Values(None, unchecked=("its values",))
 
 
-def _member_names(annotation: Any) -> dict[str, Any]:
+def member_names(annotation: Any) -> dict[str, Any]:
     """The values of an Enum, or of those in a union, by the names of their members."""
     found: dict[str, Any] = {}
     for kind in union_members(annotation) or (annotation,):
@@ -198,9 +198,13 @@ def _constrained_text(metadata: tuple[Any, ...], line_of: Characters, rules: Rul
         return FREE
     unchecked = list(schema.get("x-unchecked", ()))
     least, most = schema.get("minLength", 0), schema.get("maxLength")
-    if "pattern" in schema:
+    kind = schema.get("format")
+    if "pattern" in schema or kind is not None:
         texts = StringTexts(rules, lambda one: one_of(one & line_of))
-        texts.add_pattern(schema["pattern"])
+        if kind is not None:
+            texts.add_format(kind)
+        if "pattern" in schema:
+            texts.add_pattern(schema["pattern"])
         visible = one_of(~SPACES)
         texts.add("no space around it", optional(sequence(visible, optional(_ENDING_VISIBLY))))
         try:
