@@ -86,10 +86,10 @@ class _Generator(GenerateJsonSchema):
         return {**super().bytes_schema(schema), "pattern": "^[ -~]*$"}
 
     def set_schema(self, schema: Any) -> JsonSchemaValue:
-        return _without_uniqueness(super().set_schema(schema))
+        return _as_set(super().set_schema(schema))
 
     def frozenset_schema(self, schema: Any) -> JsonSchemaValue:
-        return _without_uniqueness(super().frozenset_schema(schema))
+        return _as_set(super().frozenset_schema(schema))
 
     def date_schema(self, schema: Any) -> JsonSchemaValue:
         return _between(super().date_schema(schema), schema, datetime.timedelta(days=1))
@@ -153,10 +153,9 @@ def _of_values(made: dict[str, Any], annotation: Any) -> JsonSchemaValue:
     return {"enum": taken} if taken else {"x-unchecked": [f"the values of {annotation}"]}
 
 
-def _without_uniqueness(made: dict[str, Any]) -> JsonSchemaValue:
+def _as_set(made: dict[str, Any]) -> JsonSchemaValue:
     """A set takes items twice; it only counts them once."""
-    made = {key: value for key, value in made.items() if key != "uniqueItems"}
-    return {**made, "x-unchecked": ["minItems of a set"]} if made.get("minItems", 0) > 1 else made
+    return {**{key: value for key, value in made.items() if key != "uniqueItems"}, "x-set": True}
 
 
 _MICROSECOND = datetime.timedelta(microseconds=1)

@@ -23,6 +23,7 @@ from adapter.grammar.formats import format_expression
 from adapter.grammar.json_members import Member, key_other_than, members_in_order
 from adapter.grammar.json_text import JsonText
 from adapter.grammar.numbers import integer, number
+from adapter.grammar.once_each import once_each
 from adapter.grammar.pattern_search import InvalidPattern, is_found
 from adapter.grammar.patterns import UnsupportedPattern
 from adapter.grammar.rules import (
@@ -362,8 +363,16 @@ class SchemaText:
             least = len(prefix) if most is None else min(most, len(prefix))
         if most is not None and least > most:
             return IMPOSSIBLE
-        if schema.get("uniqueItems") is True and (most is None or most > 1):
-            self._leave("uniqueItems")
+        if schema.get("uniqueItems") is True or schema.get("x-set"):
+            listed = None if prefix or rest is False else self._listed(rest)
+            texts = [sequence(text) for text in listed or ()]
+            once = once_each(self._json.rules, hint, texts, self._json.comma, least, most)
+            if listed is not None and once is not None:
+                return self._json.array(once)
+            if schema.get("uniqueItems") is True and (most is None or most > 1):
+                self._leave("uniqueItems")
+            elif least > 1:
+                self._leave("minItems of a set")
         if most is not None and most > MAX_REPEAT:
             self._leave("maxItems")
             most = None
@@ -388,6 +397,19 @@ class SchemaText:
             items = items if index < least else optional(items)
         return self._json.array(items)
 
+    def _listed(self, schema: Any) -> list[str] | None:
+        """The texts of all values of a schema, where these are few; None where they are not."""
+        found: dict[str, None] = {}
+        for plain in self._plain([schema]):
+            values = schema_merging.few_values(plain)
+            if values is None:
+                return None
+            try:
+                found |= dict.fromkeys(map(self._json.written, values))
+            except ValueError:
+                return None  # no JSON text stands for one of them
+        return [*found]
+
     def _object(self, hint: str, schema: Schema) -> Expression:
         declared: dict[str, Any] = schema.get("properties", {})
         required: list[str] = schema.get("required", [])
@@ -395,6 +417,13 @@ class SchemaText:
         others = schema.get("additionalProperties", True)
         names = schema.get("propertyNames", True)
         least, most = _counts(schema, "minProperties", "maxProperties")
+        keys = None if declared or required or by_pattern else self._listed(names)
+        if keys is not None and others is not False:
+            other = self.rule(f"{hint}-value", others)
+            texts = [self._json.member(sequence(key), other) for key in keys if key[0] == '"']
+            once = once_each(self._json.rules, hint, texts, self._json.comma, least, most)
+            if once is not None:
+                return self._json.object(once)
 
         self._effort.spend((200 + 20 * len(by_pattern)) * len(declared))
         members: list[Member] = []

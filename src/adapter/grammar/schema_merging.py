@@ -20,7 +20,7 @@ KEYWORDS_OF_TYPE: dict[str, tuple[str, ...]] = {
     ),
     "array": (
         "items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems",
-        "contains", "minContains", "maxContains", "unevaluatedItems",
+        "contains", "minContains", "maxContains", "unevaluatedItems", "x-set",
     ),
     "string": (
         "minLength", "maxLength", "pattern", "format", "formatMinimum", "formatMaximum",
@@ -153,6 +153,29 @@ def scalar_fits(value: Any, schema: Any) -> bool | None:
         asked -= {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
     unknown = asked or plain.keys() & {"$ref", "allOf", "anyOf", "oneOf"}
     return None if unknown else True
+
+
+def few_values(schema: Schema) -> list[Any] | None:
+    """All values of a schema without references and unions, where it is plain that they are few."""
+    if "enum" in schema:
+        others = {keyword: schema[keyword] for keyword in schema if keyword != "enum"}
+        fitting = [(value, scalar_fits(value, others)) for value in schema["enum"]]
+        if "x-unchecked" in schema or any(fits is None for _, fits in fitting):
+            return None
+        return [value for value, fits in fitting if fits]
+    if len(schema.get("type", ())) != 1:
+        return None
+    [kind] = schema["type"]
+    if kind in _FEW and set(schema) == {"type"}:
+        return _FEW[kind]
+    if kind == "integer" and set(schema) == {"type", "minimum", "maximum"}:
+        low, high = math.ceil(schema["minimum"]), math.floor(schema["maximum"])
+        return [*range(low, high + 1)] if high - low < _MANY else None
+    return None
+
+
+_FEW: dict[str, list[Any]] = {"boolean": [False, True], "null": [None]}
+_MANY = 256
 
 
 def exclusive(one: Any, other: Any) -> bool:
@@ -296,7 +319,7 @@ _MERGERS: dict[str, Any] = {
     "items": _both,
     "additionalProperties": _both,
     "propertyNames": _both,
-    "uniqueItems": lambda one, other: one or other,
+    **dict.fromkeys(("uniqueItems", "x-set"), lambda one, other: one or other),
     "multipleOf": _common_multiple,
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"), max),
     **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"), min),
@@ -376,6 +399,6 @@ _FORMS: dict[str, Any] = {
     **dict.fromkeys(("type", "required", "pattern"), _are_texts),
     "prefixItems": lambda value: isinstance(value, list),
     **dict.fromkeys(("format", "formatMinimum", "formatMaximum"), _is_text),
-    "uniqueItems": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("uniqueItems", "x-set"), lambda value: isinstance(value, bool)),
     "x-unchecked": _are_texts,
 }

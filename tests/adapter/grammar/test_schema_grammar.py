@@ -210,3 +210,39 @@ def test_whatever_is_let_through_is_valid(tiny, schema, instances):
     for instance in instances:
         if fits(tiny, grammar.gbnf, json.dumps(instance, ensure_ascii=False)):
             assert grammar.unchecked or valid.is_valid(instance), (schema, instance)
+
+
+@pytest.mark.parametrize(
+    ("items", "good", "bad"),
+    [
+        ({"enum": ["a", "b", 1]}, ['["a", "b"]', '[1, "a", "b"]'], ['["a"]', '["a", "a"]']),
+        ({"type": "boolean"}, ["[true, false]"], ["[true]", "[true, true]"]),
+        ({"type": "integer", "minimum": 1, "maximum": 3}, ["[3, 1]"], ["[1, 1]", "[1, 4]"]),
+        ({"anyOf": [{"const": 1}, {"const": 2}, {"type": "null"}]}, ["[null, 1]"], ["[1, 1]"]),
+    ],
+)
+def test_few_items_come_once_each(tiny, items, good, bad):
+    schema = {"type": "array", "items": items, "uniqueItems": True, "minItems": 2}
+    assert not json_schema_grammar(json.dumps(schema)).unchecked
+    assert all(schema_fits(tiny, schema, text) for text in good)
+    assert not any(schema_fits(tiny, schema, text) for text in bad)
+
+
+def test_few_keys_come_once_each(tiny):
+    schema = {
+        "propertyNames": {"enum": ["a", "b", "c"]},
+        "additionalProperties": {"type": "null"},
+        "minProperties": 2,
+    }
+    assert not json_schema_grammar(json.dumps(schema)).unchecked
+    assert schema_fits(tiny, schema, '{"c": null, "a": null}')
+    for text in ('{"a": null}', '{"a": null, "a": null}', '{"a": null, "d": null}'):
+        assert not schema_fits(tiny, schema, text)
+
+
+def test_many_items_that_differ_are_told_and_cost_little():
+    values = {"enum": [f"value {number}" for number in range(300)]}
+    schema = {"type": "array", "items": values, "uniqueItems": True, "maxItems": 3}
+    grammar = json_schema_grammar(json.dumps(schema))
+    assert grammar.unchecked == ("uniqueItems",)
+    assert grammar.gbnf.count("::=") < 50
