@@ -18,6 +18,7 @@ from adapter.config import MAX_SEED, LlamaCppConfig, is_integer, is_number
 from adapter.errors import InvalidParameterError
 from adapter.generation.sampling import Sampling
 from adapter.rollouts import current_rollout
+from adapter.template_variables import ALLOWED, SETTING, are_template_variables
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def call_settings(request: Request, defaults: LlamaCppConfig, n_vocab: int) -> C
     llamacpp = _llamacpp_settings(config)
     grammar = llamacpp.pop("grammar", None)
     llamacpp.pop("reasoning_budget_tokens", None)  # adapter.reasoning sees to it
+    llamacpp.pop(SETTING, None)  # adapter.template_options does
     for name in ("min_p", "repeat_penalty"):
         if name in llamacpp:
             asked[name] = llamacpp.pop(name)
@@ -197,6 +199,7 @@ LLAMACPP_SETTINGS: dict[str, _Range] = {
     "dry_penalty_last_n": _COUNT,
     "dry_sequence_breakers": (_are_breakers, "a list of texts of 1 to 40 bytes"),
     "reasoning_budget_tokens": _COUNT,
+    SETTING: (are_template_variables, ALLOWED),
     "grammar": (lambda v: isinstance(v, str) and v != "", "a grammar in GBNF"),
 }
 """What metadata={"llamacpp": {...}} may hold: what llama.cpp's server has and lm15 has not."""
@@ -222,9 +225,12 @@ def _refuse_unsupported(request: Request) -> None:
     }
     for feature, asked in unsupported.items():
         if asked:
+            name = feature.rpartition(".")[2]
+            instead = "leave it out"
+            if name in LLAMACPP_SETTINGS:
+                instead = f'give it as metadata={{"llamacpp": {{{name!r}: …}}}}'
             raise UnsupportedFeatureError(
-                f"{feature} is not supported by the llama.cpp engine yet; leave it out",
-                feature=feature,
+                f"{feature} is not supported by the llama.cpp engine; {instead}", feature=feature
             )
 
 

@@ -6,13 +6,14 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
 from adapter.errors import ConfigurationError, InvalidParameterError
 from adapter.generation.request import Execution
+from adapter.template_variables import ALLOWED, SETTING, are_template_variables, copied
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,6 +42,8 @@ class LlamaCppConfig:
                         call, and the rollouts of BestOfN and Refine, each have one that follows
                         from it
     stop                texts that end an answer
+    chat_template_kwargs  variables for the model's chat template, such as {"enable_thinking":
+                        False} or {"reasoning_effort": "low"}; those of a request come before them
     token_budget_limit  at least 1; tokens that all requests together may take, prompts and
                         answers, None = any number. A request that fails, or is given up, is
                         charged for what was computed of it
@@ -70,6 +73,7 @@ class LlamaCppConfig:
     context_length: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     token_budget_limit: int | None = None
     requests_per_minute: int | None = None
     timeout_secs: float | None = None
@@ -85,11 +89,11 @@ class LlamaCppConfig:
         for name, meant in _MINUS_ONE.items():
             if is_integer(getattr(self, name)) and getattr(self, name) == -1:
                 object.__setattr__(self, name, meant)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            fits, allowed = _RANGES[field.name]
+        for each in fields(self):
+            value = getattr(self, each.name)
+            fits, allowed = _RANGES[each.name]
             if not fits(value):
-                raise InvalidParameterError(field.name, value, allowed)
+                raise InvalidParameterError(each.name, value, allowed)
         if self.max_backoff_ms < self.initial_backoff_ms:
             raise InvalidParameterError(
                 "max_backoff_ms",
@@ -97,6 +101,7 @@ class LlamaCppConfig:
                 f"at least initial_backoff_ms, {self.initial_backoff_ms}",
             )
         object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, SETTING, copied(self.chat_template_kwargs))
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> LlamaCppConfig:
@@ -105,7 +110,7 @@ class LlamaCppConfig:
         Raises InvalidParameterError for a key that is no field or a value outside its range, and
         ConfigurationError when there is no model_name.
         """
-        names = [field.name for field in fields(cls)]
+        names = [each.name for each in fields(cls)]
         for name, value in settings.items():
             if name not in names:
                 near = get_close_matches(str(name), names, 1)
@@ -181,6 +186,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: isinstance(v, (tuple, list)) and all(map(_is_text, v)),
         "a tuple of non-empty strings",
     ),
+    SETTING: (are_template_variables, ALLOWED),
     "token_budget_limit": (
         lambda v: v is None or (is_integer(v) and v >= 1),
         "an integer of at least 1, or None",

@@ -64,6 +64,7 @@ from adapter.model_names import engine_name, portable_name, require_known
 from adapter.prompt import build_prompt, refuse_grammar
 from adapter.quota import Quota, RequestRate, TokenBudget
 from adapter.rollouts import current_rollout
+from adapter.template_options import template_options
 
 if TYPE_CHECKING:
     import pyllama
@@ -119,7 +120,7 @@ class LlamaCppEngine:
                 f"at most {loaded.context_length}, what {loaded.name!r} was loaded with",
             )
         self.loaded = loaded
-        self.config = config
+        self.config = replace(config)  # with template variables that nobody else can change
         self.context_length = config.context_length or loaded.context_length
         self.model = engine_name(loaded, config)
         self._portable = portable_name(loaded, config)
@@ -176,7 +177,9 @@ class LlamaCppEngine:
         written = None if rest is None else self._generate(cancelled, rest, ())
         if rest is not None and (written is None or written.finish_reason != "stop"):
             return written
-        placement = place(request, self.loaded, judgments)
+        bare = replace(request.config, reasoning=None)  # unused_settings() sees to it
+        options, told = template_options(bare, self.config.chat_template_kwargs, self.loaded)
+        placement = place(request, self.loaded, judgments, options)
         n_longest = len(placement.request.prompt) + longest_continuation(placement.request)
         if n_longest > self.context_length:
             raise ContextTooLongError(n_longest, self.context_length)
@@ -188,7 +191,7 @@ class LlamaCppEngine:
                 return None
             taken.prompt, taken.answer = result.prompt_tokens, result.n_computed
         provider_data = {"device": self.loaded.device}
-        adaptations = settings.adaptations + unused_settings(request)
+        adaptations = settings.adaptations + told + unused_settings(request)
         if written is not None:
             provider_data, adaptations = dict(written.provider_data or {}), written.adaptations
         return judged_response(
@@ -318,7 +321,9 @@ class LlamaCppEngine:
         It is charged for the tokens that it took by the end of the block.
         """
         settings = call_settings(request, self.config, self.loaded.n_vocab)
-        prompt = build_prompt(request, self.loaded, settings.grammar)
+        prompt = build_prompt(
+            request, self.loaded, settings.grammar, self.config.chat_template_kwargs
+        )
         room = self.context_length - len(prompt.tokens)
         if room < 1:
             raise ContextTooLongError(len(prompt.tokens), self.context_length)

@@ -198,11 +198,16 @@ class Placement:
     begins: tuple[int, ...]
 
 
-def place(request: Request, loaded: LoadedModel, judgments: Mapping[str, Judgment]) -> Placement:
+def place(
+    request: Request,
+    loaded: LoadedModel,
+    judgments: Mapping[str, Judgment],
+    options: Mapping[str, Any],
+) -> Placement:
     """Place the keys of judgments in the answer to a conversation.
 
     A conversation that ends with an assistant's message is continued: the keys come on a line after
-    it. To any other the question is added first.
+    it. To any other the question is added first. `options` are the chat template's.
     """
     messages = template_messages(request)
     begun: dict[str, Any] | None = None
@@ -211,7 +216,7 @@ def place(request: Request, loaded: LoadedModel, judgments: Mapping[str, Judgmen
     stems: list[list[int]] = []
     paths: list[list[list[int]]] = []
     for judgment in judgments.values():
-        stem = _stem(messages, begun, judgment, loaded)
+        stem = _stem(messages, begun, judgment, loaded, options)
         stems.append(loaded.tokenize(stem))
         paths.append([loaded.tokenize(_with_text(stem, f" {key}")) for key in judgment.values])
     # What several of them begin with is the prompt. A key may change the token before it.
@@ -230,6 +235,7 @@ def _stem(
     begun: dict[str, Any] | None,
     judgment: Judgment,
     loaded: LoadedModel,
+    options: Mapping[str, Any],
 ) -> pyllama.RenderedChat:
     """The prompt up to a judgment's key, without the space before it."""
     if begun is None:
@@ -243,7 +249,7 @@ def _stem(
         loaded,
         [*messages, last],
         continue_final_message="content",
-        **({"enable_thinking": False} if thinks else {}),
+        **{**options, **({"enable_thinking": False} if thinks else {})},
     )
     before = rendered.prompt.removesuffix(last["content"])
     if not before.endswith(":"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dspy import LM
@@ -39,10 +40,10 @@ def language_model(loaded: LoadedModel, config: LlamaCppConfig) -> LM:
 class LlamaCppLM(LM):
     """A language model that takes llama.cpp's settings as it takes DSPy's own.
 
-    So ``min_p``, ``repeat_penalty``, ``grammar`` and the like may be given to a call, to a
-    dspy.Predict or to :meth:`copy`, ``logit_bias`` may have integers for keys, and -1 means what it
-    does in llama.cpp. Each candidate of a call, and each rollout, has a seed of its own, which
-    follows from the seed given.
+    So ``min_p``, ``repeat_penalty``, ``grammar``, ``chat_template_kwargs`` and the like may be
+    given to a call, to a dspy.Predict or to :meth:`copy`, by themselves or in ``extra_body``;
+    ``logit_bias`` may have integers for keys, and -1 means what it does in llama.cpp. Each
+    candidate of a call, and each rollout, has a seed of its own, which follows from the seed given.
     """
 
     def _get_initial_kwargs(self, **kwargs: Any) -> dict[str, Any]:
@@ -76,6 +77,8 @@ class LlamaCppLM(LM):
     def _as_dspy(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Write settings as DSPy lets them through to the engine."""
         settings = dict(settings)
+        if isinstance(settings.get("extra_body"), Mapping):  # how clients of servers send them
+            settings = {**settings.pop("extra_body"), **settings}
         own = {name: settings.pop(name) for name in LLAMACPP_SETTINGS if name in settings}
         if own:
             before = settings.get("metadata", getattr(self, "kwargs", {}).get("metadata")) or {}

@@ -51,6 +51,7 @@ class LoadedModel:
     n_ctx_train     tokens of context it was trained with
     context_length  tokens of context that a request and its answer may have
     capabilities    what its chat template can express
+    template_variables  names in the chat template, its variables among them
     calls_tools     whether it can be given tools, and its calls be read
     n_vocab         tokens that it knows
     turn_stops      texts at which a turn ends beside the vocabulary's own tokens
@@ -68,6 +69,7 @@ class LoadedModel:
         self.n_ctx_train = resident.model.n_ctx_train
         self.context_length = placement.context_length
         self.capabilities = resident.template.capabilities
+        self.template_variables = resident.template_variables
         self.calls_tools = resident.calls_tools
         self.n_vocab = resident.model.vocab.n_tokens
         self.turn_stops = () if resident.has_template else ("\n\nUser:", "\n\nSystem:")
@@ -103,6 +105,11 @@ class LoadedModel:
                 return resident.template.apply(messages, **options)
             except pyllama.ChatTemplateError as error:
                 raise TokenizationError(complaint(error, messages)) from error
+
+    def reads(self, variable: str) -> bool:
+        """Whether a variable has an effect on the chat template, by itself or through llama.cpp."""
+        through = self.capabilities.get(f"supports_{variable}")
+        return variable in self.template_variables or bool(through)
 
     def tokenize(self, prompt: pyllama.RenderedChat | str) -> list[int]:
         """The tokens of a rendered prompt, with BOS once as the model wants it.

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from adapter.chat_templates import ChatTemplates
 from adapter.errors import ModelInUseError, ModelNotLoadedError
 from adapter.hardware import Placement
 from adapter.lease import Lease
@@ -42,6 +43,7 @@ class ModelLoader:
     budget         how much the pool may hold
     reproducible   whether requests give the same bytes whatever runs beside them
     prefix_folder  where beginnings of prompts are kept
+    templates      chat templates in place of the models' own
     progress       called with a model's name and the fraction loaded
     """
 
@@ -49,6 +51,7 @@ class ModelLoader:
     budget: MemoryBudget
     reproducible: bool
     prefix_folder: Path | None
+    templates: ChatTemplates
     progress: Callable[[str, float], None] | None
 
     def __post_init__(self) -> None:

@@ -132,6 +132,7 @@ class Load(Job):
                     slot.metrics,
                     reproducible=self._loader.reproducible,
                     prefix_folder=self._loader.prefix_folder,
+                    chat_template=self._loader.templates.source_for(slot.path),
                 )
             if slot.fingerprint not in (None, resident.fingerprint):
                 raise ModelChangedError(self._name, slot.path)

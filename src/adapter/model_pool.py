@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from adapter.chat_templates import ChatTemplates, Template
 from adapter.errors import ConfigurationError, ModelNotLoadedError, TransientError
 from adapter.generation.metrics import MetricsSnapshot
 from adapter.generation.prefix_folder import prepare
@@ -57,6 +58,9 @@ class ModelPool:
     prefix_folder   a folder, made if missing, where beginnings of prompts are kept for the next
                     process, up to 1 GiB for each model; None to keep them in memory only. Its
                     files are states of llama.cpp: use a folder that nobody else can write
+    chat_template   a template in Jinja in place of the models' own: its text, or the path of a file
+                    that holds it. One for all models of the pool, or a mapping from their names.
+                    What a model can do is found by trying it, and it is part of the lm's name
     progress        called with a model's name and the fraction loaded, 0.0 to 1.0, whenever the
                     model is loaded or reloaded, in a thread of the pool's. What it raises stops the
                     load, and is raised by whoever waits for it. It may unload models and close the
@@ -66,7 +70,8 @@ class ModelPool:
     OSErrors for a prefix_folder that is not to be trusted or cannot be written,
     InvalidParameterError for a number out of range or an rpc that is no "host:port",
     InvalidModelNameError for an alias that is no plain name or leads out of the folder,
-    ConfigurationError for both hardware and rpc.
+    ConfigurationError for both hardware and rpc, and for a chat_template that cannot be read or
+    does not parse, ModelNotFoundError where it names a model that the folder does not have.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class ModelPool:
         max_contexts: int | None = None,
         reproducible: bool = True,
         prefix_folder: str | os.PathLike[str] | None = None,
+        chat_template: Template | Mapping[str, Template] | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> None:
         require_integer("context_length", context_length, least=1)
@@ -105,6 +111,7 @@ class ModelPool:
             MemoryBudget(memory_budget, max_models),
             reproducible=reproducible,
             prefix_folder=_made(prefix_folder),
+            templates=ChatTemplates(chat_template, self._folder.find),
             progress=progress,
         )
 

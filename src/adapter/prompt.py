@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from dspy.lm15 import Adaptation, Config, FunctionTool, Request, UnsupportedFeatureError
@@ -18,7 +19,8 @@ from adapter.grammar.json_schema import json_schema_grammar
 from adapter.grammar.schema_merging import SchemaError
 from adapter.grammar.thinking import ANSWER_SCHEMA, after_thinking
 from adapter.messages import is_begun, rendered_by, template_messages
-from adapter.reasoning import reasoning_budget, thinking_options
+from adapter.reasoning import reasoning_budget
+from adapter.template_options import template_options
 from adapter.tool_arguments import BoundCalls
 
 if TYPE_CHECKING:
@@ -41,10 +43,16 @@ class Prompt:
     adaptations: tuple[Adaptation, ...]
 
 
-def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> Prompt:
+def build_prompt(
+    request: Request,
+    loaded: LoadedModel,
+    grammar: str | None,
+    variables: Mapping[str, Any] = MappingProxyType({}),
+) -> Prompt:
     """Render a request with the model's chat template, by llama.cpp's own engine.
 
-    `grammar` is GBNF that the answer must follow.
+    `grammar` is GBNF that the answer must follow, `variables` what the template is given where the
+    request says nothing else.
 
     Raises InvalidParameterError for a schema or grammar that cannot be used, TokenizationError
     for messages that the template refuses, and lm15's UnsupportedFeatureError for what this model
@@ -62,12 +70,11 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
         options = {"tools": tools, "tool_choice": choice.mode if choice else "auto"}
         if choice is not None and choice.parallel is not None:
             options["parallel_tool_calls"] = choice.parallel
-    thinks = loaded.capabilities["supports_thinking"]
     if schema is not None and not tools:
         grammar = schema_grammar
-    thinking, adaptations = thinking_options(request.config, loaded)
+    given, adaptations = template_options(request.config, variables, loaded)
     messages = template_messages(request)
-    render = BoundCalls(partial(rendered_by, loaded, messages, **thinking))
+    render = BoundCalls(partial(rendered_by, loaded, messages, **given))
     begun = is_begun(messages) and not tools
     if begun:
         options["continue_final_message"] = "content"
@@ -77,6 +84,7 @@ def build_prompt(request: Request, loaded: LoadedModel, grammar: str | None) -> 
         rendered = render_call_or_answer(render, options, schema)
     else:
         rendered = render(**options)
+    thinks = rendered.supports_thinking or loaded.capabilities["supports_thinking"]
     budget, unspent = reasoning_budget(request.config, rendered, loaded)
     if grammar is not None:
         constraint: Constraint | None = Constraint(grammar)

@@ -21,7 +21,7 @@ def thinking_options(
     if asked is None:
         return {}, ()
     capabilities = loaded.capabilities
-    if not capabilities["supports_thinking"]:
+    if not (capabilities["supports_thinking"] or capabilities["supports_reasoning_effort"]):
         if asked.is_off:
             reason = f"{loaded.name!r} does not reason before it answers"
             return {}, (Adaptation("config.reasoning", "satisfied", reason, asked="off"),)
@@ -29,7 +29,11 @@ def thinking_options(
         return {}, (Adaptation("config.reasoning", "dropped", reason, asked=asked.effort),)
     options: dict[str, Any] = {"enable_thinking": not asked.is_off}
     adaptations = []
-    if not asked.is_off:
+    if asked.is_off:
+        if not loaded.reads("enable_thinking"):
+            reason = f"the chat template of {loaded.name!r} has no switch for reasoning"
+            adaptations.append(Adaptation("config.reasoning", "dropped", reason, asked="off"))
+    else:
         if capabilities["supports_reasoning_effort"]:
             options["chat_template_kwargs"] = {"reasoning_effort": asked.effort}
         else:

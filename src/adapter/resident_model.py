@@ -17,6 +17,7 @@ from adapter.generation.request import Execution, Generator
 from adapter.generation.scheduler import Scheduler
 from adapter.hardware import Placement
 from adapter.model_file import parts
+from adapter.template_variables import variables_in
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -37,8 +38,9 @@ class ResidentModel:
     """What memory a model takes, from loading it until close().
 
     model         the weights
-    has_template  whether it has a chat template of its own
+    has_template  whether it has a chat template, of its own or of the user's
     template      that in a process of its own, or else PLAIN_TEMPLATE
+    template_variables  names in the template
     calls_tools   whether it can be given tools, and its calls be read
     generators    compute completions: together, or each in a context of its own
     fingerprint   hex digest of the file, its chat template and llama.cpp's version
@@ -55,6 +57,7 @@ class ResidentModel:
         *,
         reproducible: bool = True,
         prefix_folder: Path | None = None,
+        chat_template: str | None = None,
     ) -> None:
         # GPUs choose kernels by the size of a batch: bytes do not stay there whatever is done.
         self._reproducible = reproducible and not placement.devices
@@ -69,8 +72,9 @@ class ResidentModel:
             progress=progress,
         )
         try:
-            self.has_template = self.model.chat_template() is not None
-            self.template = _chat_template(self.model)
+            self.has_template = (chat_template or self.model.chat_template()) is not None
+            self.template = _chat_template(self.model, chat_template)
+            self.template_variables = _variables(self.model, self.template, chat_template)
             self.calls_tools = calls_tools(self.template)
             self.fingerprint = _fingerprint(parts(path), self.template)
             self._scheduler = self._make_scheduler(placement, metrics, prefix_folder)
@@ -136,11 +140,19 @@ class ResidentModel:
         )
 
 
-def _chat_template(model: pyllama.Model) -> pyllama.ChatTemplate:
-    """The model's template, in a process of its own: it is a program that came with a file."""
-    if model.chat_template() is None:
+def _chat_template(model: pyllama.Model, source: str | None) -> pyllama.ChatTemplate:
+    """The user's template, or the model's, in a process of its own: it is a program from a file."""
+    if source is None and model.chat_template() is None:
         return pyllama.ChatTemplate(source=PLAIN_TEMPLATE)
-    return pyllama.ChatTemplate(model, isolated=True)
+    return pyllama.ChatTemplate(model, source, isolated=True)
+
+
+def _variables(
+    model: pyllama.Model, template: pyllama.ChatTemplate, source: str | None
+) -> frozenset[str]:
+    """The names in its template, and in the one that the model has for tools."""
+    for_tools = model.chat_template("tool_use") if source is None else None
+    return variables_in(template.source) | variables_in(for_tools or "")
 
 
 def _computation(placement: Placement, reproducible: bool) -> tuple[str, ...]:

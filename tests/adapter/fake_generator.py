@@ -22,6 +22,7 @@ from adapter.generation.request import Delta, GenerationRequest, GenerationResul
 from adapter.generation.scoring import Score, ScoringRequest, ScoringResult
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.messages import complaint
+from adapter.template_variables import variables_in
 
 Script = Callable[[str, GenerationRequest], str]
 
@@ -115,7 +116,12 @@ class FakeModel:
     rendered: list[list[dict[str, object]]] = field(default_factory=list)
     options: list[dict[str, object]] = field(default_factory=list)
 
+    def reads(self, variable: str) -> bool:
+        through = self.capabilities.get(f"supports_{variable}")
+        return variable in self.template_variables or bool(through)
+
     def __post_init__(self) -> None:
+        self.template_variables = variables_in(self.source)
         self.generators = {"batched": self.generator, "isolated": self.generator}
         self.template = pyllama.ChatTemplate(source=self.source)
         self.capabilities = self.template.capabilities

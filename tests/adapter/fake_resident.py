@@ -22,6 +22,7 @@ class FakeResident:
 
     made: ClassVar[list[FakeResident]] = []
     has_template = calls_tools = False
+    template_variables = frozenset()
     fingerprint = "0" * 64
     computation = ()
 

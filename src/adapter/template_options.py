@@ -1,0 +1,61 @@
+"""What a chat template is given beside the conversation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from dspy.lm15 import Adaptation, Config
+
+from adapter.reasoning import thinking_options
+from adapter.template_variables import SETTING
+
+if TYPE_CHECKING:
+    from adapter.loaded_model import LoadedModel
+
+
+def template_options(
+    config: Config, defaults: Mapping[str, Any], loaded: LoadedModel
+) -> tuple[dict[str, Any], tuple[Adaptation, ...]]:
+    """The options of a template, and what of that was asked for has no effect on it.
+
+    The request's own variables come before what it says of reasoning, and both before the
+    defaults.
+
+    :param defaults: the variables that the lm's config has.
+    """
+    own = template_kwargs(config)
+    thinking, adaptations = thinking_options(config, loaded)
+    said = dict(thinking.pop(SETTING, {})) | thinking
+    for name in said.keys() & own.keys():
+        if own[name] != said[name]:
+            reason = f"{SETTING} of the request has {name}={own[name]!r}, which comes first"
+            adaptations += (
+                Adaptation(
+                    "config.reasoning", "substituted", reason, asked=said[name], applied=own[name]
+                ),
+            )
+    variables = {**defaults, **said, **own}
+    for name, value in {**defaults, **own}.items():
+        if not loaded.reads(name):
+            adaptations += (_unread(name, value, loaded),)
+    options: dict[str, Any] = {}
+    if "enable_thinking" in variables:
+        options["enable_thinking"] = variables.pop("enable_thinking")
+    if variables:
+        options[SETTING] = variables
+    return options, adaptations
+
+
+def template_kwargs(config: Config) -> dict[str, Any]:
+    """The variables in a request's metadata."""
+    metadata = (config.extensions or {}).get("metadata") or {}
+    return dict((metadata.get("llamacpp") or {}).get(SETTING) or {})
+
+
+def _unread(name: str, value: Any, loaded: LoadedModel) -> Adaptation:
+    near = get_close_matches(name, loaded.template_variables, 1, cutoff=0.8)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    reason = f"the chat template of {loaded.name!r} has no variable {name!r}{hint}"
+    return Adaptation(f"{SETTING}.{name}", "dropped", reason, asked=value)
