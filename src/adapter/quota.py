@@ -30,12 +30,14 @@ class TokenBudget:
         self.limit = limit
         self._lock = threading.Lock()
         self._taken = 0
+        self._unsettled: list[TokenCount] = []
         self._reserved: dict[weakref.ref[Reservation], int] = {}
 
     @property
     def used(self) -> int:
         """Tokens taken or reserved."""
-        return self._taken + sum(self._reserved.copy().values())
+        unsettled = sum(taken.total for taken in self._unsettled)
+        return self._taken + unsettled + sum(self._reserved.copy().values())
 
     def reserve(self, reservation: Reservation, prompt: int, answer: int) -> int:
         """Reserve a prompt's tokens and up to so many for its answer; return how many of those.
@@ -43,6 +45,7 @@ class TokenBudget:
         Raises TokenBudgetExhaustedError when there is no token left for an answer.
         """
         with self._lock:
+            self._settle()
             if self.limit is not None:
                 used = self.used
                 answer = min(answer, self.limit - used - prompt)
@@ -53,11 +56,22 @@ class TokenBudget:
             self._reserved[reference] = prompt + answer
             return answer
 
-    def charge(self, reservation: Reservation, tokens: int) -> None:
-        """End a reservation with the tokens that were taken."""
+    def charge(self, reservation: Reservation, taken: TokenCount) -> None:
+        """End a reservation with the tokens that were taken, and those that still are."""
         with self._lock:
-            self._taken += tokens
+            self._unsettled.append(taken)
             self._reserved.pop(weakref.ref(reservation), None)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Add up what is known for good."""
+        pending, settled = [], self._taken
+        for taken in self._unsettled:
+            if taken.pending:
+                pending.append(taken)
+            else:
+                settled += taken.total
+        self._taken, self._unsettled = settled, pending  # together: Ctrl-C may come anywhere
 
 
 class RequestRate:
@@ -115,7 +129,8 @@ class Quota:
         """Grant a request its prompt's tokens and up to so many for its answer, for a block.
 
         The block gets the number granted for the answer. At its end the request is charged for
-        what `taken` counts by then. `is_first` is False for the second part of a request.
+        what `taken` counts by then, and after that in a step that is under way. `is_first` is False
+        for the second part of a request.
 
         Raises RateLimitExceededError and TokenBudgetExhaustedError, charging nothing.
         """
@@ -124,6 +139,6 @@ class Quota:
         try:
             yield self.budget.reserve(reservation, prompt, answer)
         finally:
-            self.budget.charge(reservation, taken.total)
+            self.budget.charge(reservation, taken)
             if begun is not None and not taken.total:
                 self._rate.take_back(begun)

@@ -24,7 +24,7 @@ def test_a_budget_grants_what_is_left_and_no_more():
 def test_what_was_not_taken_can_be_taken_again():
     budget, held, other = TokenBudget(100), Reservation(), Reservation()
     budget.reserve(held, prompt=40, answer=60)
-    budget.charge(held, 45)
+    budget.charge(held, TokenCount(40, 5))
     assert budget.used == 45
     assert budget.reserve(other, prompt=5, answer=60) == 50
 
@@ -35,6 +35,21 @@ def test_what_is_reserved_ends_with_its_request():
     assert budget.used == 100
     del held
     assert budget.used == 0
+
+
+def test_what_a_step_under_way_takes_is_charged_when_it_has_ended():
+    budget = TokenBudget(100)
+    taken = TokenCount(pending=True)
+    with Quota(budget, RequestRate(None)).charged(taken, 30, 20):
+        taken.prompt = 8
+    assert budget.used == 8  # its caller has gone
+    taken.prompt, taken.answer = 30, 1
+    assert budget.used == 31
+    taken.pending = False
+    with Quota(budget, RequestRate(None)).charged(TokenCount(), 30, 100) as granted:
+        assert granted == 100 - 31 - 30
+    assert budget.used == 31
+    assert budget._unsettled == []
 
 
 def test_ctrl_c_at_no_point_leaves_tokens_reserved():

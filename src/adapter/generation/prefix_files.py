@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,11 +21,28 @@ MOST_UNWRITTEN = 4
 """States that wait to be written. More are not kept: each takes memory."""
 
 
+READ_SECONDS = 10.0
+"""How long a prompt waits for its file, before it is computed: the disk may hang."""
+
+WRITE_SECONDS = 30.0
+"""How long closing waits for a file to be written, or read; each has as long."""
+
+
 class Reading:
     """A file that is being read; what waits for it, waits as for a prompt that is computed."""
 
     def __init__(self) -> None:
-        self.state: Literal["prefilling", "ended"] = "prefilling"
+        self._until = time.monotonic() + READ_SECONDS
+        self._ended = False
+
+    @property
+    def state(self) -> Literal["prefilling", "ended"]:
+        """Whether to wait for it."""
+        return "ended" if self._ended or time.monotonic() > self._until else "prefilling"
+
+    def end(self) -> None:
+        """Have nobody wait for it any more."""
+        self._ended = True
 
 
 class PrefixFiles:
@@ -45,9 +63,14 @@ class PrefixFiles:
         self._thread: threading.Thread | None = None
         self._readings: dict[Path, Reading] = {}
         self._unwritten = threading.Semaphore(MOST_UNWRITTEN)
+        self._n_done = 0
+        self._busy_since: float | None = None
+        self._closing = self._given_up = False
 
     def fetch(self, wanted: BlockHashes, *, more_than: int, whole: bool) -> Reading | None:
         """Begin to read the file with most of these blocks, if one has more than so many."""
+        if self._hangs:
+            return None
         if self._folder.is_to_be_looked_at:
             self._do(self._folder.look)
         path = self._folder.best(
@@ -65,9 +88,15 @@ class PrefixFiles:
     def add(self, prefix: SavedPrefix, *, wait: bool = False) -> None:
         """Have a state written, unless too many wait for that.
 
-        :param wait: wait until no more than a few do.
+        :param wait: wait until no more than a few do, or the disk hangs.
         """
-        if self._unwritten.acquire(blocking=wait) and not self._do(lambda: self._write(prefix)):
+        if not self._unwritten.acquire(blocking=False):
+            if not wait or self._given_up:
+                return
+            if not self._unwritten.acquire(timeout=WRITE_SECONDS):
+                self._give_up()
+                return
+        if not self._do(lambda: self._write(prefix)):
             self._unwritten.release()
 
     def refuse(self, prefix: SavedPrefix) -> None:
@@ -75,11 +104,17 @@ class PrefixFiles:
         self._do(lambda: self._folder.remove(self._folder.path(prefix.hashes)))
 
     def close(self) -> None:
-        """Write what waits for that, and end the thread."""
+        """Write what waits for that, and end the thread. One whose disk hangs is left behind."""
         thread, self._thread = self._thread, None
-        if thread is not None:
-            self._jobs.put(None)
-            thread.join()
+        if thread is None:
+            return
+        self._closing = True
+        self._jobs.put(None)
+        while thread.is_alive() and not self._given_up:
+            n_done = self._n_done
+            thread.join(WRITE_SECONDS)
+            if thread.is_alive() and self._n_done == n_done:
+                self._give_up()
 
     def _do(self, job: Callable[[], object]) -> bool:
         """Have something done on the thread, and say whether there is one."""
@@ -96,11 +131,29 @@ class PrefixFiles:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
+            self._busy_since = time.monotonic()
             _do_safely(job)
+            self._n_done += 1
+            self._busy_since = None
+
+    @property
+    def _hangs(self) -> bool:
+        """Whether the thread has been at one file for too long."""
+        since = self._busy_since
+        return since is not None and time.monotonic() - since > READ_SECONDS
+
+    def _give_up(self) -> None:
+        self._given_up = True
+        note(
+            *(logger, logging.WARNING),
+            "no file of saved prompts was written in %s seconds: prompts that wait for that are "
+            "not kept. Is the disk of prefix_folder too slow, or its server gone?",
+            WRITE_SECONDS,
+        )
 
     def _read(self, path: Path, reading: Reading) -> None:
         try:
-            found = self._folder.read(path)
+            found = None if self._closing else self._folder.read(path)
             if found is not None:
                 self._saved.add(found.hashes, found.state)
         finally:
@@ -114,7 +167,7 @@ class PrefixFiles:
             self._unwritten.release()
 
     def _end(self, path: Path, reading: Reading) -> None:
-        reading.state = "ended"
+        reading.end()
         self._readings.pop(path, None)
 
 

@@ -62,6 +62,7 @@ class PrefixFolder:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._known: BlockIndex[Path] = BlockIndex()
+        self._sizes: dict[Path, int] = {}
         self._unusable: set[Path] = set()
         self._scan_at = 0.0
         self._told = False
@@ -72,7 +73,7 @@ class PrefixFolder:
     ) -> Path | None:
         """The file with most of these blocks, from the first on, if it has more than so many.
 
-        No file is read for this.
+        Nothing is asked of the disk for this.
 
         :param whole: take states only that hold none but these blocks.
         :param most_bytes: take smaller files only.
@@ -81,7 +82,7 @@ class PrefixFolder:
             for count in range(self._known.find(wanted), more_than, -1):
                 for path in self._known.owners(wanted[count - 1]):
                     is_whole = self._known.blocks(path)[-1] == wanted[count - 1]
-                    if (is_whole or not whole) and _size(path) <= most_bytes:
+                    if (is_whole or not whole) and self._sizes.get(path, 0) <= most_bytes:
                         return path
                 if not whole:
                     return None
@@ -119,6 +120,7 @@ class PrefixFolder:
                 file.write(prefix.state)
             os.replace(partial, path)  # whole or not at all, whoever else writes it
             with self._lock:
+                self._sizes[path] = n_bytes
                 self._known.put(path, prefix.hashes)
         except (OSError, MemoryError) as error:
             self._tell(error)
@@ -154,12 +156,14 @@ class PrefixFolder:
     def look(self) -> None:
         """Take note of files that came and went."""
         self._scan_at = time.monotonic() + RESCAN_SECONDS
-        found = {path for path, _ in self._files() if path.suffix == SUFFIX}
+        files = self._files()
+        found = {path: status.st_size for path, status in files if path.suffix == SUFFIX}
         with self._lock:
             known = set(self._known)
-        new = {path: _hashes(path) for path in found - known - self._unusable}
+        new = {path: _hashes(path) for path in found.keys() - known - self._unusable}
         with self._lock:
-            for path in known - found:
+            self._sizes = found
+            for path in known - found.keys():
                 self._known.put(path, ())
             for path, hashes in new.items():
                 self._known.put(path, hashes)
@@ -268,13 +272,6 @@ def _is_stale(path: Path, status: os.stat_result) -> bool:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def _hashes(path: Path) -> BlockHashes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import weakref
@@ -211,15 +212,23 @@ class Scheduler:
         """What ended its thread, or None. It refuses all requests then, and is to be replaced."""
         return self._failed
 
-    def close(self) -> None:
-        """Fail the requests that are left, end the thread and free the contexts."""
+    def close(self, timeout: float | None = None) -> None:
+        """Fail the requests that are left, end the thread and free the contexts.
+
+        :param timeout: seconds after which to leave the thread alone; None to wait for its end.
+        """
         self.stop()
         thread = self._thread
         if thread is threading.current_thread():
             return  # it ends after this step
+        until = math.inf if timeout is None else time.monotonic() + timeout
         patience = GRACE_SECONDS
         while thread is not None and thread.is_alive():
-            thread.join(patience)
+            left = until - time.monotonic()
+            if left <= 0:
+                note(logger, logging.WARNING, "a computation hangs, and is left alone")
+                return
+            thread.join(min(patience, left))
             patience = STOP_SECONDS
             with self._lock:
                 contexts = list(self._contexts)
@@ -243,7 +252,10 @@ class Scheduler:
         try:
             self._enqueue(sequence)
             while True:
-                event = sequence.events.get()
+                try:
+                    event = sequence.events.get()
+                except TimeoutError:
+                    raise sequence.out_of_time() from None
                 if isinstance(event, BaseException):
                     raise for_one_caller(event)
                 if event is None:
@@ -265,6 +277,7 @@ class Scheduler:
             if self.n_queued >= self._max_queued:
                 raise QueueFullError(self.n_queued, self.metrics.seconds_per_request())
             self._start_thread()
+            arrival.request.taken.pending = True
             if isinstance(arrival, ScoringJob):
                 self._scoring.append(arrival)
             else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from adapter.errors import RequestTimeoutError
 from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes, block_hashes, last_border, n_shared
 from adapter.generation.failures import for_one_caller, insist, translation
 from adapter.generation.metrics import Metrics
+from adapter.generation.outcomes import Outcomes
 from adapter.generation.prefill import prompt_steps
 from adapter.generation.scoring import Score, Scorer, ScoringRequest, ScoringResult
 from adapter.generation.waiting import POLLED
@@ -28,32 +28,40 @@ class ScoringJob:
         self.request = request
         self.arrived = time.monotonic()
         self._cancelled = cancelled
-        self._outcome: queue.SimpleQueue[ScoringResult | BaseException | None] = queue.SimpleQueue()
+        timeout = request.timeout
+        self._deadline = None if timeout is None else self.arrived + timeout
+        self._outcome: Outcomes[ScoringResult | BaseException] = Outcomes(self._deadline, cancelled)
         #: Set by a caller's thread that does not wait for the result any more.
         self.abandoned = False
         self._ended = False
 
     def ended_by_caller_or_clock(self) -> bool:
         """End it if its caller has gone or its time is over, and say whether."""
-        timeout = self.request.timeout
         if self.abandoned or self._cancelled.is_set():
             self.end(None)
-        elif timeout is not None and time.monotonic() - self.arrived > timeout:
-            self.end(RequestTimeoutError(timeout, 0))
+        elif self._deadline is not None and time.monotonic() > self._deadline:
+            self.end(self._out_of_time())
         return self._ended
 
     def end(self, outcome: ScoringResult | BaseException | None) -> None:
         """Give the caller its result, or an error to raise; None where it gave up. Just once."""
         if not self._ended:
             insist(lambda: self._outcome.put(outcome))
+            self.request.taken.pending = False
             self._ended = True
 
     def wait(self) -> ScoringResult | None:
         """Wait for the result; None once the request was cancelled."""
-        outcome = self._outcome.get()
+        try:
+            outcome = self._outcome.get()
+        except TimeoutError:
+            raise self._out_of_time() from None
         if isinstance(outcome, BaseException):
             raise for_one_caller(outcome)
         return outcome
+
+    def _out_of_time(self) -> RequestTimeoutError:
+        return RequestTimeoutError(self.request.timeout or 0.0, 0)
 
 
 class ScoringQueue:

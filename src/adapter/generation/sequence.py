@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from bisect import bisect_right
@@ -14,11 +13,12 @@ from adapter.errors import RequestTimeoutError
 from adapter.generation.answer_writer import AnswerWriter
 from adapter.generation.blocks import BLOCK, block_hashes, call_end, last_border, n_reusable
 from adapter.generation.failures import insist, note, translation
+from adapter.generation.outcomes import Outcomes
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult, joined
 
 logger = logging.getLogger(__name__)
 
-Event: TypeAlias = "Delta | GenerationResult | BaseException | None"
+Event: TypeAlias = Delta | GenerationResult | BaseException
 
 
 class Sequence:
@@ -45,7 +45,7 @@ class Sequence:
         self.n_cached = 0
         self.arrived = time.monotonic()
         #: What the caller is to be given; None says that it gave up.
-        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.events: Outcomes[Event] = Outcomes(self.deadline, cancelled)
         #: Set by a caller's thread that does not wait for the result any more.
         self.abandoned = False
         #: Whether an error undid what was computed of it. It is computed alone from then on.
@@ -56,6 +56,12 @@ class Sequence:
         self._writer: AnswerWriter | None = None
         self._held: list[Delta] = []  # of an answer that is given whole
         self._ends: list[int] = []  # of its calls, from the first with an output on
+
+    @property
+    def deadline(self) -> float | None:
+        """When its time is over, if it has an end."""
+        timeout = self.request.timeout
+        return None if timeout is None else self.arrived + timeout
 
     @property
     def n_past(self) -> int:
@@ -156,12 +162,15 @@ class Sequence:
 
     def ended_by_caller_or_clock(self) -> bool:
         """End it if its caller has gone or its time is over, and say whether."""
-        timeout = self.request.timeout
         if self._is_abandoned:
             self._end(None)
-        elif timeout is not None and time.monotonic() - self.arrived > timeout:
-            self._end(RequestTimeoutError(timeout, self.n_written))
+        elif self.deadline is not None and time.monotonic() > self.deadline:
+            self._end(self.out_of_time())
         return self.state == "ended"
+
+    def out_of_time(self) -> RequestTimeoutError:
+        """The error of a request whose time is over."""
+        return RequestTimeoutError(self.request.timeout or 0.0, self.n_written)
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, which its caller gets."""
@@ -179,7 +188,7 @@ class Sequence:
         for delta in deltas:
             self.events.put(delta)
 
-    def _end(self, last: Event) -> None:
+    def _end(self, last: Event | None) -> None:
         """Give the caller its last event. That happens once, and cannot fail."""
         if self.state == "ended":
             return
@@ -200,4 +209,5 @@ class Sequence:
             *(self.n_cached, self.n_written, time.monotonic() - self.arrived),
         )
         insist(lambda: self.events.put(last))
+        self.request.taken.pending = False
         self.state = "ended"  # last: until then the caller may still have to be told

@@ -10,10 +10,14 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 import weakref
 from typing import Protocol
 
 from adapter.errors import ModelNotLoadedError
+
+EXIT_SECONDS = 10.0
+"""How long the end of the interpreter waits for threads: what they compute on may hang."""
 
 
 class Stoppable(Protocol):
@@ -22,8 +26,8 @@ class Stoppable(Protocol):
     def stop(self) -> None:
         """Have the thread end soon."""
 
-    def close(self) -> None:
-        """Have the thread end, and wait until it has."""
+    def close(self, timeout: float | None = None) -> None:
+        """Have the thread end, and wait until it has, or for so many seconds."""
 
     def forget_thread(self) -> None:
         """Refuse further use: in a child of fork() there is no such thread."""
@@ -53,8 +57,9 @@ class _Threads:
             owners = list(self._owners)
         for owner in owners:
             owner.stop()
+        until = time.monotonic() + EXIT_SECONDS
         for owner in owners:
-            owner.close()
+            owner.close(max(0.0, until - time.monotonic()))
 
     def _forget(self) -> None:
         self._lock = threading.Lock()

@@ -11,13 +11,15 @@ class TokenCount:
 
     A request that is refused, or given up while it waits, takes none.
 
-    prompt  tokens of the prompt that are in memory for it, those from a cache included
-    answer  tokens that were sampled, or that a grammar forced; or those of continuations that were
-            computed to score them
+    prompt   tokens of the prompt that are in memory for it, those from a cache included
+    answer   tokens that were sampled, or that a grammar forced; or those of continuations that were
+             computed to score them
+    pending  it may still take more: its caller can be gone while a step of it is under way
     """
 
     prompt: int = 0
     answer: int = 0
+    pending: bool = False
 
     @property
     def total(self) -> int:

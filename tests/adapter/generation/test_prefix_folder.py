@@ -21,6 +21,7 @@ from schedules import CONTEXT_LENGTH, request_of, same, tokens
 
 import pyllama
 from adapter import ModelPool
+from adapter.generation import prefix_files
 from adapter.generation.blocks import BLOCK, LEAST_LEFT, block_hashes
 from adapter.generation.prefix_cache import SavedPrefix
 from adapter.generation.prefix_folder import MAGIC, PrefixFolder, prepare
@@ -287,6 +288,64 @@ def test_others_go_on_while_a_file_is_read(tmp_path, tiny, monkeypatch):
         may_read.set()
         assert waits.result().cache_read_tokens > 280
     later.close()
+
+
+@pytest.fixture
+def hung(monkeypatch):
+    """A disk that hangs while the event is not set, and is given up at once."""
+    goes_on = threading.Event()
+    read, add = PrefixFolder.read, PrefixFolder.add
+
+    def wait_first(call):
+        def called(*args, **kwargs):
+            if threading.current_thread().name == "prefix-files":
+                assert goes_on.wait(60)
+            return call(*args, **kwargs)
+
+        return called
+
+    monkeypatch.setattr(PrefixFolder, "read", wait_first(read))
+    monkeypatch.setattr(PrefixFolder, "add", wait_first(add))
+    monkeypatch.setattr(prefix_files, "READ_SECONDS", 0.05)
+    monkeypatch.setattr(prefix_files, "WRITE_SECONDS", 0.05)
+    yield goes_on
+    goes_on.set()
+
+
+def test_a_disk_that_hangs_keeps_no_request_and_no_close_waiting(tmp_path, tiny, hung, caplog):
+    prompt = tokens(0, 300)
+    hung.set()
+    first = prefix_scheduler(tiny, tmp_path)
+    expected = first.generate(request_of(prompt))
+    first.close()
+    assert len(files_in(tmp_path)) == 1
+    hung.clear()
+    later = prefix_scheduler(tiny, tmp_path)
+    result = later.generate(request_of(prompt))
+    assert same(result, expected)
+    assert result.cache_read_tokens == 0
+    for seed in range(1, 8):  # more than may wait to be written
+        later.generate(request_of(tokens(seed, 300)))
+    later.close()  # which would save what the slots hold
+    assert not later._thread.is_alive()
+    assert caplog.text.count("no file of saved prompts was written") == 1
+    hung.set()
+
+
+def test_whoever_looks_for_a_file_asks_nothing_of_the_disk(folder, tmp_path, monkeypatch):
+    """That is the thread that computes."""
+    folder.add(SavedPrefix(hashes("a"), b"state" * 20))
+    other = PrefixFolder(tmp_path, "a model", max_bytes=10_000)
+
+    def fail(*_args, **_options):
+        raise AssertionError("the disk was asked")
+
+    with monkeypatch.context() as patched:
+        for name in ("stat", "scandir", "open"):
+            patched.setattr(os, name, fail)
+        for known in (folder, other):
+            assert known.best(hashes("a"), more_than=0, whole=False, most_bytes=100) is None
+            assert known.best(hashes("a"), more_than=0, whole=False, most_bytes=1000) is not None
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mamba"])

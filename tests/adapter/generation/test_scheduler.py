@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +33,12 @@ from adapter.errors import (
     QueueFullError,
     RequestTimeoutError,
 )
-from adapter.generation import exactness
+from adapter.generation import exactness, outcomes, shutdown
 from adapter.generation.blocks import BLOCK, CHUNK, DEVICE_CHUNK, last_border
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.sampling import Constraint, Sampling
+from adapter.generation.scoring import ScoringRequest
+from adapter.generation.token_count import TokenCount
 
 GRAMMARS = [
     Constraint('root ::= "answer: " [a-z]+ "\\nsure: " ("yes" | "no") "."'),
@@ -284,7 +287,7 @@ def test_a_request_ends_when_its_time_is_over(model, execution):
     never = replace(endless(1), timeout=0.05)
     with pytest.raises(RequestTimeoutError, match=r"within timeout_secs=0\.05") as raised:
         generator.generate(never)
-    assert 0 < raised.value.n_tokens < 1900
+    assert raised.value.n_tokens < 1900
     assert generator.generate(replace(never, timeout=60.0, max_tokens=3)).completion_tokens == 3
     generator.close()
 
@@ -298,6 +301,88 @@ def test_a_request_that_waits_has_its_time_too(model):
     assert raised.value.n_tokens == 0
     running.close()
     scheduler.close()
+
+
+@pytest.fixture
+def hanging(monkeypatch):
+    """Computations hang, as on a device that does not answer, once the first event is set."""
+    hangs, is_hanging, goes_on = (threading.Event() for _ in range(3))
+    decode = pyllama.Context.decode
+
+    def hang(self, batch):
+        if hangs.is_set():
+            is_hanging.set()
+            assert goes_on.wait(60)
+        decode(self, batch)
+
+    monkeypatch.setattr(pyllama.Context, "decode", hang)
+    monkeypatch.setattr(outcomes, "LATE_SECONDS", 0.05)
+    monkeypatch.setattr(outcomes, "LOOK_SECONDS", 0.01)
+    yield hangs, is_hanging, goes_on
+    goes_on.set()
+
+
+@pytest.mark.parametrize("execution", [scheduler_of, isolated_of])
+def test_a_caller_does_not_wait_for_a_computation_that_hangs(model, execution, hanging):
+    hangs, is_hanging, goes_on = hanging
+    scheduler = execution(model)
+    stream = scheduler.stream(endless(1))
+    next(stream)
+    hangs.set()
+    assert is_hanging.wait(60)
+    brief = replace(request_of(tokens(1, 10)), timeout=0.02)
+    with pytest.raises(RequestTimeoutError, match=r"within timeout_secs=0\.02"):
+        scheduler.generate(brief)
+    scoring = ScoringRequest(tokens(1, 10), ((7,), (8,)), ends=(), timeout=0.02)
+    with pytest.raises(RequestTimeoutError, match=r"within timeout_secs=0\.02"):
+        scheduler.score(scoring)
+    cancelled = threading.Event()
+    cancelled.set()
+    assert list(scheduler.stream(endless(2), cancelled)) == []
+    assert scheduler.score(replace(scoring, timeout=None), cancelled) is None
+    stream.close()
+    goes_on.set()
+    assert scheduler.generate(request_of(tokens(1, 10))).completion_tokens > 0
+    scheduler.close()
+
+
+def test_a_running_request_has_its_time_where_its_computation_hangs(model, hanging):
+    hangs, _, goes_on = hanging
+    scheduler = scheduler_of(model)
+    taken = TokenCount()
+    hangs.set()
+    with pytest.raises(RequestTimeoutError):
+        scheduler.generate(replace(request_of(tokens(1, 10)), timeout=0.02, taken=taken))
+    assert taken.pending
+    goes_on.set()
+    assert scheduler.generate(request_of(tokens(1, 10))).completion_tokens > 0
+    assert not taken.pending
+    assert taken.prompt == 10
+    scheduler.close()
+
+
+def test_the_end_of_the_program_does_not_wait_for_a_computation_that_hangs(
+    model, hanging, monkeypatch, caplog
+):
+    hangs, is_hanging, goes_on = hanging
+    monkeypatch.setattr(shutdown, "EXIT_SECONDS", 0.05)
+    threads = shutdown._Threads()
+    schedulers = [scheduler_of(model) for _ in range(2)]
+    hangs.set()
+    with ThreadPoolExecutor(2) as callers:
+        calls = [callers.submit(scheduler.generate, endless(1)) for scheduler in schedulers]
+        for scheduler in schedulers:
+            threads.add(scheduler)
+        assert is_hanging.wait(60)
+        threads._end()
+        atexit.unregister(threads._end)
+        assert "a computation hangs" in caplog.text
+        goes_on.set()
+        for call in calls:
+            with pytest.raises(ModelNotLoadedError):
+                call.result()
+    for scheduler in schedulers:
+        scheduler.close()
 
 
 @pytest.mark.parametrize("logprobs", [None, 2])

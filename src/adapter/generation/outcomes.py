@@ -1,0 +1,53 @@
+"""How a caller's thread waits for what the scheduler's thread gives it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+LATE_SECONDS = 1.0
+"""How long after its deadline a caller waits for the scheduler's thread to end its request."""
+
+LOOK_SECONDS = 2.0
+"""How often a caller looks whether its request was cancelled, while it is given nothing."""
+
+
+class Outcomes(Generic[T]):
+    """What one request's caller is given, in order.
+
+    As a rule the scheduler's thread ends a request within one step of its deadline, or of being
+    cancelled. A step takes longer where a device or a server hangs: the caller does not wait for
+    that.
+
+    :param deadline: when the request's time is over, as :func:`time.monotonic` counts; or None.
+    """
+
+    def __init__(self, deadline: float | None, cancelled: threading.Event) -> None:
+        self._deadline = deadline
+        self._cancelled = cancelled
+        self._given: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+
+    def put(self, outcome: T | None) -> None:
+        """Give the caller something; None where it gave up."""
+        self._given.put(outcome)
+
+    def get(self) -> T | None:
+        """Wait for the next; None once the request was cancelled.
+
+        :raises TimeoutError: its time is over, and the scheduler's thread has not said so.
+        """
+        while True:
+            patience = LOOK_SECONDS
+            if self._deadline is not None:
+                patience = min(patience, self._deadline + LATE_SECONDS - time.monotonic())
+            try:
+                return self._given.get(timeout=max(0.0, patience))
+            except queue.Empty:
+                if self._cancelled.is_set():
+                    return None
+                if patience <= 0:
+                    raise TimeoutError from None
