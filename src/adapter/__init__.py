@@ -31,6 +31,7 @@ from adapter.errors import (
     PoolFullError,
     RateLimitExceededError,
     RequestTimeoutError,
+    TemplateAbortedError,
     TextTooLongError,
     TokenBudgetExhaustedError,
     TokenizationError,
@@ -76,6 +77,7 @@ __all__ = [
     "RateLimitExceededError",
     "RequestTimeoutError",
     "TokenBudgetExhaustedError",
+    "TemplateAbortedError",
     "TokenizationError",
     "TransientError",
 ]

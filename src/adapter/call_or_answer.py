@@ -44,13 +44,16 @@ _PROBE = {
 def calls_tools(template: pyllama.ChatTemplate) -> bool:
     """Whether tools are shown to a model with this template, and its calls can be read.
 
-    There are templates that show tools, of whose calls llama.cpp knows no form.
+    There are templates that show tools, of whose calls llama.cpp knows no form. Raises
+    ChatTemplateAborted and ChatProcessError, which do not tell.
     """
     if not template.capabilities["supports_tools"]:
         return False
     question = {"role": "user", "content": "?"}
     try:
         asked = template.apply([question], tools=[_PROBE], tool_choice="required")
+    except pyllama.ChatTemplateAborted:
+        raise
     except pyllama.ChatTemplateError:
         return False
     return bool(asked.grammar)

@@ -17,6 +17,7 @@
     ├── RequestTimeoutError     (TimeoutError)       a request that took too long
     ├── QueueFullError          (RuntimeError)       too many requests that wait
     ├── TokenizationError       (ValueError)         a text that cannot become tokens
+    │   └── TemplateAbortedError                     a chat template that ended its process
     ├── InferenceError          (RuntimeError)       a computation that failed
     └── BackendError            (RuntimeError)       a device or backend that failed
         ├── PoolFullError           (MemoryError)    no room for a model, and none to be made
@@ -275,6 +276,10 @@ class QueueFullError(LlamaCppError, RuntimeError):
 
 class TokenizationError(LlamaCppError, ValueError):
     """A text could not be turned into tokens, or a conversation into a prompt."""
+
+
+class TemplateAbortedError(TokenizationError):
+    """A chat template took its process down with a conversation, or took too long over it."""
 
 
 class InferenceError(LlamaCppError, RuntimeError):

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, get_args
 
 import pyllama
-from adapter.errors import TokenizationError
+from adapter.errors import TemplateAbortedError, TokenizationError
 from adapter.generation.request import (
     Delta,
     Execution,
@@ -97,12 +97,14 @@ class LoadedModel:
         The model's chat template is applied by llama.cpp's own engine, with the options of
         ``pyllama.ChatTemplate.apply``; a model without one gets ``System: … / User: …``.
 
-        Raises TokenizationError for messages that the template refuses, and for a template that
-        does not end, or ends its process.
+        Raises TokenizationError for messages that the template refuses, and TemplateAbortedError
+        for a template that does not end, or ends its process.
         """
         with self._borrow(whole) as resident:
             try:
                 return resident.template.apply(messages, **options)
+            except pyllama.ChatTemplateAborted as error:
+                raise TemplateAbortedError(str(error)) from error
             except pyllama.ChatTemplateError as error:
                 raise TokenizationError(complaint(error, messages)) from error
 

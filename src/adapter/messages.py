@@ -22,7 +22,7 @@ from dspy.lm15 import (
 )
 
 import pyllama
-from adapter.errors import TokenizationError
+from adapter.errors import TemplateAbortedError, TokenizationError
 
 if TYPE_CHECKING:
     from adapter.loaded_model import LoadedModel
@@ -48,16 +48,21 @@ def rendered_by(
 ) -> pyllama.RenderedChat:
     """Render a conversation as it is, or where the template refuses that, in strict turns.
 
-    Raises TokenizationError where it refuses both.
+    Raises TokenizationError where it refuses both, and TemplateAbortedError where it ends its
+    process.
     """
     try:
         return loaded.render(messages, **options)
+    except TemplateAbortedError:
+        raise
     except TokenizationError as complaint:
         turns = in_turns(messages)
         if turns == messages:
             raise
         try:
             return loaded.render(turns, **options)
+        except TemplateAbortedError:
+            raise
         except TokenizationError:
             raise complaint from None
 

@@ -20,7 +20,7 @@ from dspy.lm15 import Adaptation
 
 import pyllama
 from adapter.call_or_answer import renamed_rules
-from adapter.errors import TokenizationError
+from adapter.errors import TemplateAbortedError, TokenizationError
 from adapter.grammar.json_schema import KEPT, json_schema_grammar
 from adapter.grammar.schema_merging import SchemaError
 from adapter.grammar.tagged_arguments import Argument, TaggedArguments, tagged_arguments
@@ -70,6 +70,8 @@ class BoundCalls:
         """The conversation with other functions, where it can be rendered so."""
         try:
             return self._render(**{**options, "tools": list(tools)})
+        except (pyllama.ChatTemplateAborted, TemplateAbortedError):
+            raise  # what it would have been must not be kept as what it cannot be
         except (pyllama.ChatTemplateError, TokenizationError):
             return None
 

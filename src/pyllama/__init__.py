@@ -13,7 +13,7 @@
 from pyllama.backend_choice import BackendBuild, BackendName, backend_devices, build_info
 from pyllama.batch import Batch
 from pyllama.candidates import Candidates
-from pyllama.chat import ChatCapabilities, ChatTemplate, GrammarTrigger, RenderedChat
+from pyllama.chat import ChatTemplate
 from pyllama.chat_parser import ChatMessage, ChatMessageDiff, ChatParser, ChatToolCall
 from pyllama.context import Context
 from pyllama.device import (
@@ -40,6 +40,7 @@ from pyllama.errors import (
     BackendError,
     ChatParseError,
     ChatProcessError,
+    ChatTemplateAborted,
     ChatTemplateError,
     ClosedError,
     ContextError,
@@ -82,6 +83,7 @@ from pyllama.performance import Performance
 from pyllama.python_sampler import PythonSampler
 from pyllama.quantize import Quantization, quantize
 from pyllama.reasoning_budget import ReasoningBudgetSampler
+from pyllama.rendered_chat import ChatCapabilities, GrammarTrigger, RenderedChat
 from pyllama.rpc import RpcServer, rpc_devices
 from pyllama.sampler import Sampler
 from pyllama.sampler_chain import SamplerChain, SamplerPerf
@@ -161,6 +163,7 @@ __all__ = [
     "BackendError",
     "ChatParseError",
     "ChatProcessError",
+    "ChatTemplateAborted",
     "ChatTemplateError",
     "ClosedError",
     "ContextError",

@@ -48,9 +48,13 @@ def read(stream: BinaryIO) -> Any:
 
 
 def write(stream: BinaryIO, message: object) -> None:
-    data = json.dumps(message).encode()
+    data = to_bytes(message)
     stream.write(struct.pack("<I", len(data)) + data)
     stream.flush()
+
+
+def to_bytes(message: object) -> bytes:
+    return json.dumps(message).encode()
 
 
 def load(path: str) -> Any:
@@ -104,7 +108,7 @@ def _limit(kind: int, amount: int) -> None:
 
 
 def _limit_time(seconds: int) -> None:
-    """End this process when the call takes longer, even if nobody is left who waits for it."""
+    """End this process when the call computes for longer, even if nobody waits for it any more."""
     if sys.platform != "win32":
         import resource
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+from pyllama import _chat_answers
 from pyllama._arguments import choice
 from pyllama._guard import raise_caught, take_str
 from pyllama._handle import Handle
@@ -22,8 +23,9 @@ from pyllama._native._binding import ffi, lib
 from pyllama._text_marks import TextMarker
 from pyllama._uncopyable import Uncopyable
 from pyllama.chat_parser import ChatParser
-from pyllama.errors import ChatTemplateError, NativeError
+from pyllama.errors import ChatTemplateAborted, ChatTemplateError, NativeError
 from pyllama.model import Model
+from pyllama.rendered_chat import ChatCapabilities, GrammarTrigger, RenderedChat
 from pyllama.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -31,91 +33,12 @@ if TYPE_CHECKING:
 
 ToolChoice = Literal["auto", "required", "none"]
 ReasoningFormat = Literal["none", "auto", "deepseek", "deepseek-legacy"]
-GrammarTriggerType = Literal["token", "word", "pattern", "pattern_full"]
 
 _TOOL_CHOICES = dict.fromkeys(("auto", "required", "none"))
 _REASONING_FORMATS = dict.fromkeys(("none", "auto", "deepseek", "deepseek-legacy"))
 _CONTINUATIONS = dict.fromkeys(("content", "reasoning_content"))
 
-_ECMASCRIPT_SYNTAX = re.compile(r"[.^$|()*+?\[\]{}\\]")
-
 MAX_KEPT_FORMATS = 64  # of one template: a format for each set of tools and schema in use
-
-
-class ChatCapabilities(TypedDict):
-    """What a template can express, as llama.cpp found by trying it."""
-
-    supports_string_content: bool
-    supports_typed_content: bool
-    supports_system_role: bool
-    #: Tools are described to the model.
-    supports_tools: bool
-    #: Earlier tool calls are shown to it.
-    supports_tool_calls: bool
-    supports_parallel_tool_calls: bool
-    #: The arguments of a call are an object to the template, instead of its JSON.
-    supports_object_arguments: bool
-    #: The model may reason before it answers.
-    supports_thinking: bool
-    #: ``chat_template_kwargs={"preserve_reasoning": True}`` keeps the reasoning of all turns.
-    supports_preserve_reasoning: bool
-    #: ``chat_template_kwargs={"reasoning_effort": "low"}`` has an effect.
-    supports_reasoning_effort: bool
-
-
-@dataclass(frozen=True)
-class GrammarTrigger:
-    """What makes a lazy grammar begin to apply (``common_grammar_trigger``).
-
-    ``value`` is a text for ``"word"``, a regular expression for ``"pattern"`` (found anywhere) and
-    ``"pattern_full"`` (fits all that was generated); ``token`` is set for ``"token"`` only.
-    """
-
-    type: GrammarTriggerType
-    value: str
-    token: int | None = None
-
-    @property
-    def pattern(self) -> str | None:
-        """The regular expression that :class:`GrammarSampler` takes; None for a ``"token"``."""
-        if self.type == "token":
-            return None
-        if self.type == "word":
-            return _ECMASCRIPT_SYNTAX.sub(r"\\\g<0>", self.value)
-        if self.type == "pattern":
-            return self.value
-        return "^" + self.value.removeprefix("^").removesuffix("$") + "$"
-
-
-@dataclass(frozen=True)
-class RenderedChat:
-    """A conversation as the model wants it, and how to read what it answers."""
-
-    #: It holds special tokens as text: tokenize it with :meth:`Vocab.tokenize_prompt` and
-    #: ``literal``.
-    prompt: str
-    #: Its end, where the assistant's turn begins: text that belongs to the answer.
-    generation_prompt: str = ""
-    #: GBNF that the answer must follow, for tools or a schema; empty for none.
-    grammar: str = ""
-    #: The grammar begins to apply at one of the triggers, instead of at once.
-    grammar_lazy: bool = False
-    grammar_triggers: tuple[GrammarTrigger, ...] = ()
-    #: Special tokens that the parser must see as text in what was generated.
-    preserved_tokens: tuple[str, ...] = ()
-    #: Texts at which the format ends a turn, beside the vocabulary's own tokens.
-    stops: tuple[str, ...] = ()
-    #: llama.cpp's name for the format, such as ``"peg-native"``.
-    format: str = ""
-    supports_thinking: bool = False
-    thinking_start_tag: str = ""
-    thinking_end_tags: tuple[str, ...] = ()
-    #: Ranges of characters of the prompt that came from messages, tools, a schema or
-    #: chat_template_kwargs and could name a control token: text for the model. Known for a template
-    #: with a model.
-    literal: tuple[tuple[int, int], ...] = ()
-    #: Takes the generated text apart.
-    parser: ChatParser = field(kw_only=True, repr=False, compare=False)
 
 
 class ChatTemplate(Uncopyable):
@@ -131,9 +54,12 @@ class ChatTemplate(Uncopyable):
     :param bos: the text of the token that begins a sequence, for a source without a model.
     :param eos: the text of the token that ends one.
     :param isolated: run the template in a child process, for files that are not trusted. A call
-        that takes longer than 10 seconds or more than 1 GiB (on Linux), or that the child does
-        not survive, is an error then. It costs a process, and a fraction of a millisecond a call.
+        that computes for more than 5 seconds, takes more than 1 GiB (on Linux), or that the child
+        does not survive, is an error then. It costs a process, and a fraction of a millisecond a
+        call.
     :raises ChatTemplateError: the template does not parse, or the model has none.
+    :raises ChatTemplateAborted: an isolated template took its process down, or too long.
+    :raises ChatProcessError: its process was ended from outside, stalled, or could not start.
     """
 
     _instead_of_copying = "Any number of threads may use it; or make another from its source"
@@ -179,9 +105,16 @@ class ChatTemplate(Uncopyable):
 
     @cached_property
     def capabilities(self) -> ChatCapabilities:
-        """What the template can express (``common_chat_templates_get_caps``)."""
+        """What the template can express (``common_chat_templates_get_caps``).
+
+        :raises ChatTemplateAborted: an isolated template took its process down, or too long; asking
+            again tries again.
+        :raises ChatProcessError: its process was ended from outside, stalled, or could not start.
+        """
         try:
             thinking = self.apply([{"role": "user", "content": "Hello"}]).supports_thinking
+        except ChatTemplateAborted:  # which says nothing of the template's abilities
+            raise
         except ChatTemplateError:
             thinking = False
         return cast(
@@ -226,6 +159,8 @@ class ChatTemplate(Uncopyable):
             for the local time.
         :raises ChatTemplateError: messages or tools of another form, nested deeper than 100, or
             that the template refuses.
+        :raises ChatTemplateAborted: an isolated template took its process down, or too long.
+        :raises ChatProcessError: its process was ended from outside, stalled, or could not start.
         :raises ValueError: arguments that exclude one another.
         """
         choice("tool_choice", tool_choice, _TOOL_CHOICES)
@@ -290,7 +225,8 @@ class _Engine:
         self._template = template
         self._bos = bos
         self._tokenizer = tokenizer
-        about = json.loads(template.description)
+        capabilities = ChatCapabilities.__annotations__.keys() - {"supports_thinking"}
+        about = _chat_answers.description(template.description, capabilities)
         self.source: str = about["source"]
         self.capabilities: dict[str, bool] = about["capabilities"]
         # llama.cpp finds most formats by rendering dozens of trial conversations, at each call.
@@ -360,13 +296,13 @@ class _Engine:
             else:
                 marker = None
         if self._finds_format and not prompt_inputs["continue_final_message"]:
-            result = self._call("guarded_chat_render", *marked, marker)
+            result = self._call("guarded_chat_render", _chat_answers.prompt, *marked, marker)
             rendered = self._with_kept_format(shape, prompt, result["generation_prompt"])
         else:
             rendered = self._apply(shape, prompt)
             if marker is None:
                 return rendered
-            result = self._call("guarded_chat_apply", *marked, marker)
+            result = self._call("guarded_chat_apply", _chat_answers.chat, *marked, marker)
         return replace(rendered, prompt=result["prompt"], literal=result["literal"])
 
     def _with_kept_format(self, shape: str, prompt: str, generation_prompt: str) -> RenderedChat:
@@ -380,7 +316,13 @@ class _Engine:
         return kept
 
     def _apply(self, shape: str, prompt: str) -> RenderedChat:
-        result = self._call("guarded_chat_apply", shape, prompt)
+        result = self._call("guarded_chat_apply", _chat_answers.chat, shape, prompt)
+        try:
+            parser = ChatParser(json.dumps(result["parser"]))
+        except NativeError as error:
+            raise ChatTemplateAborted(
+                f"the chat template's format has no parser: {error}"
+            ) from None
         return RenderedChat(
             prompt=result["prompt"],
             generation_prompt=result["generation_prompt"],
@@ -393,14 +335,19 @@ class _Engine:
             supports_thinking=result["supports_thinking"],
             thinking_start_tag=result["thinking_start_tag"],
             thinking_end_tags=tuple(result["thinking_end_tags"]),
-            parser=ChatParser(json.dumps(result["parser"])),
+            parser=parser,
         )
 
     def _call(
-        self, function: str, shape: str, prompt: str, marker: TextMarker | None = None
+        self,
+        function: str,
+        read: Callable[[str], dict[str, Any]],
+        shape: str,
+        prompt: str,
+        marker: TextMarker | None = None,
     ) -> dict[str, Any]:
         inputs = f"{shape[:-1]},{prompt[1:]}"  # two JSON objects as one
-        result: dict[str, Any] = json.loads(self._template.call(function, inputs))
+        result = read(self._template.call(function, inputs))
         result["prompt"] = result["prompt"].removeprefix(self._bos)
         result["literal"] = ()
         if marker is not None:

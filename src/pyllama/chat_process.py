@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from pyllama import _chat_worker
+from pyllama import _chat_worker, _pipes
 from pyllama._native import _binding
-from pyllama.errors import ChatProcessError, ChatTemplateError
+from pyllama.errors import ChatProcessError, ChatTemplateAborted, ChatTemplateError
 
-CALL_SECONDS = 10  # a call takes milliseconds, or a fifth of a second on a busy machine
+# A call takes milliseconds, or a fifth of a second on a busy machine.
+CALL_SECONDS = 10  # of a clock
+PROCESSOR_SECONDS = 5
 
 # What the interpreter may need to start; the template's process has nothing else.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
@@ -32,11 +33,15 @@ _T = TypeVar("_T")
 class ChatProcess:
     """One template in a child process, which ends with it.
 
-    A call that takes longer than 10 seconds, more than 1 GiB of memory (on Linux) or the process
-    down is an error, and the next call starts another process. Where others end it, the call is
-    made once more in another. Where an exception such as Ctrl-C ends a call, at whatever point, the
-    process may be in the middle of something: the next call ends it and starts another. Threads
-    take turns. The process gives up what a template has no use for: see ``_chat_worker.confine``.
+    A call that takes more than 5 seconds of a processor, more than 1 GiB of memory (on Linux) or
+    the process down is an error, and the next call starts another process. Where others end it, or
+    it has no answer after 10 seconds without having computed for 5, the call is made once more in
+    another. Where an exception such as Ctrl-C ends a call, at whatever point, the process may be in
+    the middle of something: the next call ends it and starts another. Threads take turns. The
+    process gives up what a template has no use for: see ``_chat_worker.confine``.
+
+    A template might take its process over, by a fault of the engine, so that what the process sends
+    is checked: its length, its form, and by ``ChatTemplate`` what it tells.
     """
 
     def __init__(self, source: str, bos: str, eos: str) -> None:
@@ -50,8 +55,10 @@ class ChatProcess:
     def call(self, function: str, inputs: str) -> str:
         """What a guarded call of the shim returns.
 
-        :raises ChatTemplateError: it failed, or it took the process down.
-        :raises ChatProcessError: the process was ended from outside twice, or cannot start.
+        :raises ChatTemplateError: it failed.
+        :raises ChatTemplateAborted: it took the process down, or too long.
+        :raises ChatProcessError: the process was ended from outside or stalled, twice, or cannot
+            start.
         """
         if self._pid != os.getpid():
             # After a fork the process is the parent's, and a thread that is gone may hold the lock.
@@ -79,6 +86,7 @@ class ChatProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                bufsize=0,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
                 cwd=os.path.abspath(os.sep),
                 start_new_session=True,  # Ctrl-C is for the parent
@@ -88,23 +96,35 @@ class ChatProcess:
         self._end = weakref.finalize(self, _end, process, os.getpid())
         self._ready = False
         self._process, self._pid = process, os.getpid()
+        _pipes.make_ready(process)
         answer, how = self._exchange(None)
         if answer is None:  # it has not seen the template yet
             raise ChatProcessError(f"the chat template's process cannot start: {how}")
         return self._ask("", self._arguments)
 
     def _ask(self, function: str, arguments: list[str]) -> str:
-        request = {"function": function, "arguments": arguments, "seconds": CALL_SECONDS}
+        request = _chat_worker.to_bytes(
+            {"function": function, "arguments": arguments, "seconds": PROCESSOR_SECONDS}
+        )
+        if len(request) > _pipes.MAX_BYTES:
+            raise ChatTemplateError(
+                f"the chat takes {len(request):,} bytes as JSON; an isolated template gets at most "
+                f"{_pipes.MAX_BYTES:,}"
+            )
         answer, how = self._exchange(request)
         if answer is None:
-            raise ChatTemplateError(f"the chat template ended its process: {how}")
+            raise ChatTemplateAborted(f"the chat template ended its process: {how}")
         failed = "error" in answer
+        text = answer.get("error" if failed else "result")
+        if not isinstance(text, str):
+            self._stop()
+            raise ChatTemplateAborted("the chat template's process answered with something else")
         self._ready = bool(function) or not failed
         if failed:
-            raise ChatTemplateError(f"the chat template failed: {answer['error']}")
-        return answer["result"]
+            raise ChatTemplateError(f"the chat template failed: {text}")
+        return text
 
-    def _exchange(self, request: object) -> tuple[dict[str, str] | None, str]:
+    def _exchange(self, request: bytes | None) -> tuple[dict[str, Any] | None, str]:
         """Send a request, if any, and read an answer; or tell how the process ended instead.
 
         Whatever is raised, the process is not used again: it may be in the middle of something.
@@ -112,41 +132,52 @@ class ChatProcess:
         process = self._process
         assert process is not None
         self._ready = False
-        began = time.monotonic()
-        timer = None
+        late = False
+        answer: dict[str, Any] | None = None
         try:
-            timer = threading.Timer(CALL_SECONDS, process.kill)
-            timer.daemon = True
-            timer.start()
-            if request is not None:
-                _chat_worker.write(cast("BinaryIO", process.stdin), request)
-            answer = _chat_worker.read(cast("BinaryIO", process.stdout))
-        except RuntimeError as error:  # no more threads
+            data = _pipes.exchange(process, request, CALL_SECONDS)
+            answer = None if data is None else _parsed(data)
+        except TimeoutError:
+            late = True
+        except _pipes.AnswerError as error:
             self._stop()
-            raise ChatProcessError(f"the chat template cannot be watched: {error}") from error
-        except OSError:
-            answer = None  # it ended before it had read the request
+            raise ChatTemplateAborted(f"the chat template's process sent {error}") from None
         except BaseException as error:
-            closed = process.stdin is None or process.stdin.closed
-            if not (isinstance(error, ValueError) and closed):
+            if process.stdin is None or not process.stdin.closed:
                 self._stop()  # an answer that nobody reads would be taken for the next one
+                if isinstance(
+                    error, (OSError, _pipes.NotWatched)
+                ):  # the system's, not the template's
+                    message = f"the chat template's process cannot be asked: {error}"
+                    raise ChatProcessError(message) from error
                 raise
-            answer = None  # the exit handler has ended it
-        finally:
-            if timer is not None:
-                timer.cancel()
+            if not isinstance(error, (ValueError, OSError)):
+                raise
+            # The exit handler has ended it.
         if answer is not None:
             return answer, ""
         code = self._stop()
-        if time.monotonic() - began >= CALL_SECONDS:
-            return None, f"it took longer than {CALL_SECONDS} seconds"
+        if late:
+            return None, self._explain_delay()
         if code >= 0:
             return None, f"exit code {code}"
-        if _signal_name(-code) in _FROM_OUTSIDE:
-            raise ChatProcessError(
-                f"the chat template's process was ended from outside, by {_signal_name(-code)}"
-            )
-        return None, f"signal {-code} ({_signal_name(-code)})"
+        name = _signal_name(-code)
+        if name in _FROM_OUTSIDE:
+            raise ChatProcessError(f"the chat template's process was ended from outside, by {name}")
+        if name == "SIGXCPU":
+            return None, f"it took more than {PROCESSOR_SECONDS} seconds of a processor"
+        return None, f"signal {-code} ({name})"
+
+    @staticmethod
+    def _explain_delay() -> str:
+        """Say that it took too long, or raise that it is not the template's fault."""
+        if sys.platform == "win32":  # which does not tell how long it computed
+            return f"it took longer than {CALL_SECONDS} seconds"
+        raise ChatProcessError(
+            f"the chat template's process did not answer within {CALL_SECONDS} seconds, and had no "
+            f"{PROCESSOR_SECONDS} seconds of a processor in them: it was stopped, or the machine "
+            "is overloaded"
+        )
 
     def _stop(self) -> int:
         """End the process, and tell its exit code, or its signal as a negative number."""
@@ -172,10 +203,19 @@ class _Process(subprocess.Popen[bytes]):
             self.kill()
             self.wait()
             for stream in (self.stdin, self.stdout):
-                with suppress(OSError):  # what was not sent yet goes nowhere
-                    if stream is not None:
-                        stream.close()
+                if stream is not None:
+                    stream.close()
         super().__del__()
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _pipes.AnswerError(f"an answer that is no JSON: {error}") from None
+    if not isinstance(answer, dict):
+        raise _pipes.AnswerError("an answer that is no object")
+    return cast("dict[str, Any]", answer)
 
 
 def _twice(call: Callable[[], _T]) -> _T:
@@ -200,5 +240,4 @@ def _end(process: _Process, pid: int) -> None:
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
-            with suppress(OSError):  # what it has not read is lost
-                stream.close()
+            stream.close()

@@ -27,7 +27,8 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     ├── StateError(ValueError)              bytes or a file that are no state of this context
     ├── TokenizationError(ValueError)       text or tokens that cannot be converted
     ├── ChatTemplateError(ValueError)       a template that does not parse or apply
-    ├── ChatProcessError(RuntimeError)      the process of a template was ended by others
+    │   └── ChatTemplateAborted             it took its process down, or too long
+    ├── ChatProcessError(RuntimeError)      the process of a template was ended, or stalled
     ├── GrammarError(ValueError)            a grammar that does not parse, a token it refuses
     ├── SamplingError(RuntimeError)         nothing that could be sampled
     └── ChatParseError(ValueError)          generated text that its chat format does not fit
@@ -145,8 +146,15 @@ class ChatTemplateError(LlamaError, ValueError):
     """A chat template that does not parse, or messages that it refuses."""
 
 
+class ChatTemplateAborted(ChatTemplateError):
+    """An isolated chat template took its process down, or took too long; nobody knows its answer.
+
+    What a template can express is not told by that: ``ChatTemplate.capabilities`` raises it.
+    """
+
+
 class ChatProcessError(LlamaError, RuntimeError):
-    """The process that an isolated chat template runs in was ended from outside, or did not start.
+    """The process of an isolated chat template was ended from outside, stalled, or did not start.
 
     The template is not to blame, and the next call starts another process.
     """

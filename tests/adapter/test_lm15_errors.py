@@ -42,6 +42,7 @@ MAPPED = [
     (pyllama.ContextError("no"), lm15.ProviderError),
     (RecursionError("no"), lm15.InvalidRequestError),
     (pyllama.ChatProcessError("killed"), lm15.ServerError),
+    (errors.TemplateAbortedError("it took too long"), lm15.InvalidRequestError),
     (MemoryError("no"), lm15.ServerError),
     (KeyError("mine"), lm15.ProviderError),
 ]

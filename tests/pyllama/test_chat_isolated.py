@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,14 @@ import pytest
 from chats import CONVERSATION, TOOL, TOOLS_AND_THINKING
 
 import pyllama
-from pyllama import ChatProcessError, ChatTemplate, ChatTemplateError, chat_process
+from pyllama import (
+    ChatProcessError,
+    ChatTemplate,
+    ChatTemplateAborted,
+    ChatTemplateError,
+    _pipes,
+    chat_process,
+)
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -80,16 +88,18 @@ DEADLY = [
 
 @pytest.mark.parametrize("source", [*FOREVER, *MUCH, *DEADLY])
 def test_a_hostile_template_is_an_error(monkeypatch, source):
-    monkeypatch.setattr(chat_process, "CALL_SECONDS", 2)
+    monkeypatch.setattr(chat_process, "PROCESSOR_SECONDS", 1)
+    monkeypatch.setattr(chat_process, "CALL_SECONDS", 60)
     with pytest.raises(ChatTemplateError):
         ChatTemplate(source=source, isolated=True).apply(HELLO)
 
 
 def test_what_a_template_did_is_told(monkeypatch):
-    with pytest.raises(ChatTemplateError, match="ended its process: signal"):
+    with pytest.raises(ChatTemplateAborted, match="ended its process: signal"):
         ChatTemplate(source=DEADLY[0], isolated=True)
-    monkeypatch.setattr(chat_process, "CALL_SECONDS", 1)
-    with pytest.raises(ChatTemplateError, match="longer than 1 seconds"):
+    monkeypatch.setattr(chat_process, "PROCESSOR_SECONDS", 1)
+    monkeypatch.setattr(chat_process, "CALL_SECONDS", 60)
+    with pytest.raises(ChatTemplateAborted, match="more than 1 seconds of a processor"):
         ChatTemplate(source=FOREVER[0], isolated=True)
 
 
@@ -173,6 +183,8 @@ def test_a_process_that_ends_before_it_has_the_template_is_not_the_templates_fau
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), KeyboardInterrupt()])
 def test_a_process_that_cannot_be_watched_does_not_go_on_without_the_template(monkeypatch, error):
+    """Where pipes cannot be polled, a thread watches it."""
+    monkeypatch.setattr(_pipes, "POLLS", False)
     template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
     process_of(template).kill()
     process_of(template).wait()
@@ -190,11 +202,76 @@ def test_a_process_that_cannot_be_watched_does_not_go_on_without_the_template(mo
     assert template.apply(HELLO).prompt == "Hello"
 
 
-class Interrupt:
-    """Raises KeyboardInterrupt in this thread at one line, call or return of the module's."""
+@pytest.fixture
+def stall(monkeypatch):
+    """Stop the process at the next calls of a function, which gets no answer then."""
+    exchange, stalls = _pipes.exchange, []
 
-    def __init__(self, at):
+    def stalling(process, request, seconds):
+        if request is not None and stalls and json.loads(request)["function"] == stalls[0]:
+            stalls.pop()
+            process.send_signal(signal.SIGSTOP)
+            seconds = 0.01
+        return exchange(process, request, seconds)
+
+    monkeypatch.setattr(_pipes, "exchange", stalling)
+
+    def begin(function, times):
+        stalls.extend([function] * times)
+        return stalls
+
+    return begin
+
+
+@pytest.mark.parametrize("polls", [False, True])
+def test_a_process_that_stalls_once_is_started_again(stall, monkeypatch, polls):
+    monkeypatch.setattr(_pipes, "POLLS", polls)
+    template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
+    left = stall("guarded_chat_render", 1)
+    assert template.apply(HELLO).prompt == "Hello"
+    assert not left
+
+
+def test_a_process_that_stalls_tells_nothing_of_the_template(stall):
+    template = ChatTemplate(source=TOOLS_AND_THINKING, isolated=True)
+    left = stall("guarded_chat_render", 2)
+    with pytest.raises(ChatProcessError, match="did not answer within 10 seconds"):
+        _ = template.capabilities
+    assert not left
+    assert template.capabilities["supports_thinking"]
+
+
+def test_a_template_that_ends_its_process_does_not_tell_what_it_can():
+    source = (
+        "{% macro bomb() %}{{ bomb() }}{% endmacro %}"
+        "{% if messages[0].content == 'Hello' %}{{ bomb() }}{% endif %}{{ messages[0].content }}"
+    )
+    template = ChatTemplate(source=source, isolated=True)
+    with pytest.raises(ChatTemplateAborted):
+        _ = template.capabilities
+    assert template.apply([{"role": "user", "content": "Good day"}]).prompt == "Good day"
+
+
+def test_a_chat_that_is_too_long_is_refused_before_it_is_sent(isolated, monkeypatch):
+    process = process_of(isolated)
+    monkeypatch.setattr(_pipes, "MAX_BYTES", 5000)
+    with pytest.raises(ChatTemplateError, match=r"takes \d,\d+ bytes .* at most 5,000"):
+        isolated.apply([{"role": "user", "content": "x" * 6000}])
+    assert isolated.apply(HELLO).prompt
+    assert process_of(isolated) is process
+
+
+def test_long_chats_pass_through_the_pipes(isolated):
+    text = "Long \N{SNOWMAN}" * 500_000
+    assert text in isolated.apply([{"role": "user", "content": text}]).prompt
+
+
+class Interrupt:
+    """Raises KeyboardInterrupt in this thread at one line, call or return of the modules'."""
+
+    def __init__(self, at, *modules):
         self.left = at
+        self.files = [module.__file__ for module in modules]
 
     def __enter__(self):
         sys.settrace(self.trace)
@@ -203,9 +280,8 @@ class Interrupt:
         sys.settrace(None)
 
     def trace(self, frame, event, argument):
-        files = (chat_process.__file__, chat_process._chat_worker.__file__)
         # No signal comes between the end of a with block and its lock's release, as it would here.
-        if frame.f_code.co_filename not in files or frame.f_code.co_name == "call":
+        if frame.f_code.co_filename not in self.files or frame.f_code.co_name == "call":
             return None
         self.left -= 1
         if self.left < 0:
@@ -213,14 +289,16 @@ class Interrupt:
         return self.trace
 
 
-@pytest.mark.parametrize("restarts", [False, True])
-def test_an_interrupted_call_leaves_the_next_one_alone(restarts):
+@pytest.mark.parametrize(("restarts", "polls"), [(False, False), (False, True), (True, True)])
+def test_an_interrupted_call_leaves_the_next_one_alone(monkeypatch, restarts, polls):
+    monkeypatch.setattr(_pipes, "POLLS", polls)
+    modules = [chat_process] if restarts else [chat_process, _pipes]
     template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
     for at in range(10_000):
         if restarts:
             process_of(template).kill()
             process_of(template).wait()
-        interrupt = Interrupt(at)
+        interrupt = Interrupt(at, *modules)
         with suppress(KeyboardInterrupt), interrupt:
             assert template.apply([{"role": "user", "content": "interrupted"}]).prompt
         used = process_of(template)

@@ -1,0 +1,132 @@
+"""Messages to a child process and back, over its pipes and within a time.
+
+Where pipes can be polled no thread is needed for that: starting one while memory is short can hang
+for ever, as CPython waits for the new thread to say that it runs. On Windows a thread ends the
+process when the time is over.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import struct
+import subprocess
+import threading
+import time
+from io import RawIOBase
+from typing import cast
+
+MAX_BYTES = 1 << 28
+"""Bytes that a message may have; many times what the largest chats take."""
+
+POLLS = hasattr(select, "poll")
+"""Whether pipes can be waited for within a time."""
+
+
+class AnswerError(Exception):
+    """What a process sent is no message."""
+
+
+class NotWatched(Exception):
+    """There is no thread that would end a process that takes too long."""
+
+
+def make_ready(process: subprocess.Popen[bytes]) -> None:
+    """Prepare the pipes of a process, which has no buffers for them (``bufsize=0``)."""
+    if POLLS:
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            os.set_blocking(stream.fileno(), False)
+
+
+def exchange(
+    process: subprocess.Popen[bytes], request: bytes | None, seconds: float
+) -> bytes | None:
+    """Send a request, if any, and return the answer; None if the process ended instead.
+
+    An exception leaves the pipes in the middle of a message.
+
+    :raises TimeoutError: there is no answer after these seconds.
+    :raises AnswerError: what came is no message, or one of more than ``MAX_BYTES``.
+    :raises NotWatched: no thread can be started to watch it, where one is needed.
+    :raises ValueError: the pipes were closed meanwhile.
+    """
+    if POLLS:
+        return _Polled(time.monotonic() + seconds).exchange(process, request)
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    try:
+        timer.start()
+    except RuntimeError as error:
+        raise NotWatched(f"it cannot be watched: {error}") from error
+    try:
+        answer = _Blocking().exchange(process, request)
+    finally:
+        timer.cancel()
+    if answer is None and late.is_set():
+        raise TimeoutError
+    return answer
+
+
+class _Blocking:
+    """Sends and receives, waiting for as long as it takes."""
+
+    def exchange(self, process: subprocess.Popen[bytes], request: bytes | None) -> bytes | None:
+        stdin, stdout = cast("RawIOBase", process.stdin), cast("RawIOBase", process.stdout)
+        try:
+            if request is not None:
+                self._send(stdin, struct.pack("<I", len(request)) + request)
+            size = self._receive(stdout, 4)
+            if size is None:
+                return None
+            (length,) = struct.unpack("<I", size)
+            if length > MAX_BYTES:
+                raise AnswerError(f"an answer of {length:,} bytes")
+            return self._receive(stdout, length)
+        except (BrokenPipeError, ConnectionResetError):
+            return None  # it ended before it had read the request
+
+    def _send(self, stream: RawIOBase, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            sent = stream.write(rest)
+            if sent is None:
+                self._wait(stream, reading=False)
+            else:
+                rest = rest[sent:]
+
+    def _receive(self, stream: RawIOBase, length: int) -> bytes | None:
+        data = bytearray()  # it grows by what has come, not by what was announced
+        while len(data) < length:
+            self._wait(stream, reading=True)
+            part = stream.read(min(length - len(data), 1 << 16))
+            if part is None:  # woken for nothing
+                continue
+            if not part:
+                return None
+            data += part
+        return bytes(data)
+
+    def _wait(self, stream: RawIOBase, *, reading: bool) -> None:
+        """Return when there may be something to read, or room to write."""
+
+
+class _Polled(_Blocking):
+    """The same, up to a time of the monotonic clock."""
+
+    def __init__(self, end: float) -> None:
+        self._end = end
+
+    def _wait(self, stream: RawIOBase, *, reading: bool) -> None:
+        left = self._end - time.monotonic()
+        poll = select.poll()
+        poll.register(stream, select.POLLIN if reading else select.POLLOUT)
+        if left <= 0 or not poll.poll(math.ceil(left * 1000)):
+            raise TimeoutError
