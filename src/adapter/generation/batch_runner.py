@@ -66,6 +66,7 @@ class BatchRunner:
         self._reproducible = reproducible
         self._rolls_back = rolls_back
         self._reuses = reuses
+        self._n_calls = 0
         #: Requests whose prompts are being computed, in turn.
         self.prefilling: deque[tuple[Lane, Slot]] = deque()
 
@@ -163,7 +164,9 @@ class BatchRunner:
         except Exception as error:
             self._put_right(lane, parts, error)
             return
+        self._n_calls += 1
         for part in parts:
+            part.sequence.step = self._n_calls
             part.sequence.computed(part.end)
         if n_running:
             self._metrics.stepped(n_running)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyllama
-from adapter.generation.blocks import CHUNK
+from adapter.generation.blocks import CHUNK, longest_call
 from adapter.generation.sequence import Sequence
 from adapter.generation.slots import Slot
 
@@ -42,22 +42,39 @@ class Part:
 def choose_parts(
     running: Iterable[Slot], prompts: Iterable[Slot], *, room: int, chunk: int
 ) -> list[Part]:
-    """What of these goes into a batch of so many tokens: answers first, then prompts in turn.
+    """What of these goes into a batch of so many tokens.
 
-    :param chunk: the most tokens of one prompt. One that may end anywhere is cut to the room.
+    First answers that go on by one token, then those by a text that was forced, then prompts. Of
+    the forced texts those come first that were passed over longest, and where prompts wait they
+    leave room for a call of one: so neither keeps the others from going on.
+
+    :param prompts: in turn. One that may end anywhere is cut to the room.
+    :param chunk: the most tokens of one prompt.
     """
+    going_on = [_part(slot, chunk) for slot in running if slot.sequence is not None]
+    going_on.sort(key=lambda part: (part.n_tokens > 1, part.n_tokens > 1 and part.sequence.step))
+    waiting = [_part(slot, chunk) for slot in prompts if slot.sequence is not None]
+    kept = longest_call(CHUNK) if waiting else 0
     parts = []
-    for slot in [*running, *prompts]:
-        sequence = slot.sequence
-        if sequence is None:
-            continue
-        size = sequence.next_end(chunk) - sequence.n_past
-        if size > room and sequence.state == "prefilling" and chunk > CHUNK:
+    for part in going_on:
+        if 0 < part.n_tokens <= (room if part.n_tokens == 1 else room - kept):
+            parts.append(part)
+            room -= part.n_tokens
+    for part in waiting:
+        size = part.n_tokens
+        if size > room and chunk > CHUNK:
             size = room if room >= LEAST_PIECE else 0
         if 0 < size <= room:
-            parts.append(Part(slot, sequence, sequence.n_past, sequence.n_past + size))
+            parts.append(replace(part, end=part.begin + size))
             room -= size
     return parts
+
+
+def _part(slot: Slot, chunk: int) -> Part:
+    """What comes next of a request."""
+    sequence = slot.sequence
+    assert sequence is not None
+    return Part(slot, sequence, sequence.n_past, sequence.next_end(chunk))
 
 
 def fill(batch: pyllama.Batch, parts: Iterable[Part]) -> dict[int, Part]:

@@ -495,7 +495,8 @@ class Scheduler:
                 self._model,
                 n_ctx=n_cells,
                 n_seq_max=count,
-                n_batch=max(longest_call(self._chunk), count),
+                # Where all goes into one batch: a token of each answer, and a call of a prompt.
+                n_batch=longest_call(self._chunk) + (count if self._mixed else 0),
                 n_outputs_max=count,
                 n_threads=self._n_threads,
                 kv_unified=self._mixed,

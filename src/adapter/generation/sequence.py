@@ -48,6 +48,8 @@ class Sequence:
         self.events: Outcomes[Event] = Outcomes(self.deadline, cancelled)
         #: Set by a caller's thread that does not wait for the result any more.
         self.abandoned = False
+        #: The last call that computed something of it, as its runner counts them.
+        self.step = 0
         #: Whether an error undid what was computed of it. It is computed alone from then on.
         self.restarted = False
         self._cancelled = cancelled

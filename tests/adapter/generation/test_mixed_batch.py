@@ -18,7 +18,7 @@ from synthetic import EOS, IM_END
 
 import pyllama
 from adapter.errors import InferenceError
-from adapter.generation.blocks import BLOCK, CHUNK, DEVICE_CHUNK
+from adapter.generation.blocks import BLOCK, CHUNK, DEVICE_CHUNK, longest_call
 from adapter.generation.mixed_batch import LEAST_PIECE, choose_parts, fill
 from adapter.generation.prefix_reuse import MAX_IDLE
 from adapter.generation.request import GenerationRequest
@@ -76,12 +76,25 @@ def gap(model, prompt, one, other):
     return abs(logits[one[n_same]] - logits[other[n_same]])
 
 
-def prefilling(vocab, length):
+def prefilling(vocab, length, **changes):
     """A slot whose prompt of so many tokens is being computed."""
-    sequence = Sequence(vocab, request_of(tokens(0, length)), 12, threading.Event())
+    request = request_of(tokens(0, length), max_tokens=100, **changes)
+    sequence = Sequence(vocab, request, 100, threading.Event())
     sequence.state = "prefilling"
     sequence.begin()
     return Slot(0, sequence=sequence)
+
+
+def running(vocab, text):
+    """A slot whose grammar forces a text; none for an answer that goes on by one token."""
+    constraint = Constraint(f'root ::= "{text}" [a-z]') if text else None
+    slot = prefilling(vocab, 10, constraint=constraint)
+    sequence = slot.sequence
+    if not text:
+        sequence._writer._completion.push(5, may_end=True)
+    sequence.state = "running"
+    sequence.n_past = 10
+    return slot
 
 
 @pytest.mark.parametrize(
@@ -109,6 +122,39 @@ def test_what_goes_into_a_batch(tiny, lengths, room, chunk, expected):
     whole = [part for part in parts if part.end == len(part.sequence.request.prompt)]
     assert list(outputs.values()) == whole
     assert all(size >= LEAST_PIECE or size in lengths for size in expected)
+
+
+def test_forced_texts_take_turns_and_leave_room_for_others(tiny):
+    """Ever more text may be forced, and there may be room for a few of those who have one."""
+    forced = [running(tiny.vocab, "x" * 31) for _ in range(7)]
+    single = [running(tiny.vocab, "") for _ in range(20)]
+    prompt = prefilling(tiny.vocab, 90)
+    size = forced[0].sequence.n_tokens - 10
+    assert size > 20
+    room = len(single) + longest_call(CHUNK) + 3 * size
+    served = []
+    for step in range(1, 8):
+        parts = choose_parts([*forced, *single], [prompt], room=room, chunk=CHUNK)
+        chosen = [part.slot for part in parts]
+        assert all(slot in chosen for slot in [*single, prompt])
+        served += [forced.index(slot) for slot in chosen if slot in forced]
+        for part in parts:
+            part.sequence.step = step
+    assert all(7 // 3 <= served.count(index) <= 4 for index in range(7))
+    parts = choose_parts([*forced, *single], [], room=room, chunk=CHUNK)
+    assert sum(part.slot in forced for part in parts) > 3  # nobody else is there
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba"])
+def test_a_batch_has_room_for_a_prompt_beside_all_answers(models, name):
+    """A state has to be saved at a border: such a prompt is computed in whole calls alone."""
+    scheduler = scheduler_of(models[name])
+    single = [running(models[name].vocab, "") for _ in range(63)]
+    prompt = prefilling(models[name].vocab, 96)
+    with scheduler._make_context(64 * 64, 64) as context:
+        parts = choose_parts(single, [prompt], room=context.n_batch, chunk=scheduler._chunk)
+    assert len(parts) == 64
+    scheduler.close()
 
 
 @pytest.mark.parametrize("name", ["llama", "mamba", "jamba", "gemma2"])
