@@ -92,7 +92,11 @@ class Fuzzer:
             if left:
                 case = left.pop(0)
                 what = f"{_how(ended)} in {ended.doing}"
-                failures.append(self._failure(case, what, ended.ended.err[-4000:], checked))
+                said = f"{ended.strays[-3000:]}\n{ended.ended.err[-4000:]}"
+                failures.append(self._failure(case, what, said, checked))
+            elif ended.strays:
+                what = "something wrote to stdout"
+                failures.append(Failure(numbers[0], what, ended.strays[-3000:]))
         return failures
 
     def _failure(self, case: Case, what: str, detail: str, checked: bool) -> Failure:
@@ -121,16 +125,28 @@ class Fuzzer:
                 stdin="".join(json.dumps(case) + "\n" for case in cases),
                 env=environment(**(checking_allocator() if checked else {}), **env),
             )
-            lines = ended.out.splitlines()
-            return [json.loads(line) for line in lines], Death(ended, _last_calls(log.name))
+            answers, strays = _answers(ended.out)
+            return answers, Death(ended, _last_calls(log.name), strays)
 
 
 class Death:
-    """How a child ended, and the calls that its threads were in."""
+    """How a child ended, the calls that its threads were in, and what else it wrote to stdout."""
 
-    def __init__(self, ended: Ended, doing: str) -> None:
+    def __init__(self, ended: Ended, doing: str, strays: str) -> None:
         self.ended = ended
         self.doing = doing
+        self.strays = strays
+
+
+def _answers(out: str) -> tuple[list[Any], str]:
+    """What a child said of its cases, and the lines that something else wrote to its stdout."""
+    answers, strays = [], []
+    for line in out.splitlines():
+        try:
+            answers.append(json.loads(line))
+        except json.JSONDecodeError:
+            strays.append(line)
+    return answers, "\n".join(strays)
 
 
 def _how(death: Death) -> str:
