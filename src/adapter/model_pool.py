@@ -189,7 +189,11 @@ class ModelPool:
     # Keeping and letting go
 
     def metrics(self) -> dict[str, MetricsSnapshot]:
-        """What the schedulers of the models have done since each was first loaded, by name."""
+        """What the schedulers of the models have done since each was first loaded, by name.
+
+        Raises ModelNotLoadedError in a child of fork().
+        """
+        self._loader.refuse_in_child("")
         slots = dict.fromkeys(slot for slot, _ in self._live_handles())
         return {slot.name: slot.metrics.snapshot() for slot in slots}
 

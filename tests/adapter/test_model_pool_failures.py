@@ -271,7 +271,8 @@ def test_a_child_of_fork_is_refused_and_may_close_and_drop(pool):
     if child == 0:
         code = 1
         try:
-            for use in (lambda: loaded.tokenize("hello"), lambda: pool.load_model("two")):
+            uses = (lambda: loaded.tokenize("hello"), lambda: pool.load_model("two"), pool.metrics)
+            for use in uses:
                 with pytest.raises(ModelNotLoadedError, match="fork"):
                     use()
             pool.close()

@@ -83,7 +83,7 @@ class Metrics:
     """Counts while a scheduler works. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may ask, too
         self._counts = dict.fromkeys(("prompt", "cached", "output", "requests"), 0)
         self._levels = dict.fromkeys(("running", "waiting", "kv_tokens", "kv_cells"), 0)
         self._histograms = {

@@ -246,12 +246,17 @@ class Scheduler:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._thread, self._closed = None, True
-        self._failed = pyllama.ForkedError("this process was forked from the one with its thread")
+        self._failed = pyllama.ForkedError(
+            "this process was forked from the one that computes the model's requests; start "
+            "processes with multiprocessing's 'spawn' or 'forkserver' method"
+        )
 
     def _events(self, sequence: Sequence) -> Iterator[Delta | GenerationResult]:
         try:
             self._enqueue(sequence)
             while True:
+                if isinstance(self._failed, pyllama.ForkedError):
+                    self._refuse_if_failed()  # it began in the parent, whose thread goes on with it
                 try:
                     event = sequence.events.get()
                 except TimeoutError:
@@ -268,10 +273,9 @@ class Scheduler:
 
     def _enqueue(self, arrival: Sequence | ScoringJob) -> None:
         with self._lock:
-            if self._failed is not None:
-                raise BackendError(
-                    f"the model's scheduler failed ({self._failed!r}); load the model again"
-                ) from self._failed
+            # First: Ctrl-C after this leaves nothing in the queue that the thread does not see.
+            self._changed.notify_all()
+            self._refuse_if_failed()
             if self._closed:
                 raise ModelNotLoadedError("", "it was closed; load it again")
             if self.n_queued >= self._max_queued:
@@ -282,7 +286,14 @@ class Scheduler:
                 self._scoring.append(arrival)
             else:
                 self._waiting.append(arrival)
-            self._changed.notify_all()
+
+    def _refuse_if_failed(self) -> None:
+        if isinstance(self._failed, pyllama.ForkedError):
+            raise ModelNotLoadedError("", str(self._failed)) from self._failed
+        if self._failed is not None:
+            raise BackendError(
+                f"the model's scheduler failed ({self._failed!r}); load the model again"
+            ) from self._failed
 
     def _start_thread(self) -> None:
         if self._thread is not None:
@@ -475,10 +486,10 @@ class Scheduler:
         """End all that is left, save what the slots hold, and free the contexts."""
         with self._lock:
             self._closed = True
-        self._runner.end_all(reason)
-        self._waiting.fail(reason)
-        while self._fail_oldest(reason):
-            pass
+        with ExitStack() as ends:  # whatever one of them raises, nobody waits in vain
+            ends.callback(self._scoring.fail, reason)
+            ends.callback(self._waiting.fail, reason)
+            self._runner.end_all(reason)
         try:
             with ExitStack() as last:
                 last.callback(self._scoring.close)

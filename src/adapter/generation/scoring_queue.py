@@ -164,6 +164,15 @@ class ScoringQueue:
             self._leave(job)
             self.close()  # who knows what is in there
 
+    def fail(self, error: BaseException) -> None:
+        """End all of them with an error."""
+        with self._lock:
+            jobs = list(self._waiting)
+        for job in jobs:
+            job.end(error)
+        with self._lock:
+            self._waiting.clear()
+
     def close(self) -> None:
         """Free the context. The next request makes another."""
         self._work = None

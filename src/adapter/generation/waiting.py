@@ -112,12 +112,18 @@ class Waiting:
 
     def fail(self, error: BaseException) -> int:
         """End all of them with an error, and count them."""
-        while self._arrived:
-            self._take_in()
-        waiting = list(self._orders)
+        with self._lock:
+            waiting = dict.fromkeys([*self._orders, *self._arrived])
         for sequence in waiting:
             sequence.fail(error)
-            self.leave(sequence)
+        with self._lock:
+            self._orders.clear()
+            self._arrived.clear()
+        self._ready.clear()
+        self._parked.clear()
+        self._deadlines.clear()
+        self._polled.clear()
+        self._borders.clear()
         return len(waiting)
 
     def parts_after(self, hashes: BlockHashes, n_blocks: int, n_most: int) -> bool:
@@ -134,7 +140,7 @@ class Waiting:
     def _take_in(self) -> None:
         for _ in range(min(MOST_TAKEN_IN, len(self._arrived))):
             sequence = self._arrived[0]  # it is taken away last, so that no error can lose it
-            order = self._n_taken_in + 1
+            self._n_taken_in = order = self._n_taken_in + 1  # never the same for two of them
             heapq.heappush(self._ready, (order, sequence))
             self._polled.append(sequence)
             timeout = sequence.request.timeout
@@ -145,7 +151,6 @@ class Waiting:
             with self._lock:
                 self._orders[sequence] = order
                 self._arrived.popleft()
-            self._n_taken_in = order
 
     def _drop_if_finished(self, sequence: Sequence) -> bool:
         if sequence in self._orders and sequence.ended_by_caller_or_clock():

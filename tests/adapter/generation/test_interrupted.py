@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import sys
 import threading
+import time
 from itertools import count
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from schedules import request_of, scheduler_of, tokens
 
 from adapter import generation
+from adapter.generation.metrics import Metrics
 from adapter.generation.scoring import ScoringRequest
 
 _FOLDER = str(Path(generation.__file__).parent)
@@ -75,6 +77,11 @@ def test_ctrl_c_at_any_point_leaves_a_scheduler_that_answers(tiny, ask):
             pass
         else:
             break
+        # By itself: what nobody waits for any more must not fill the queue until the next request.
+        end = time.monotonic() + 60
+        while scheduler.n_queued and time.monotonic() < end:
+            time.sleep(0.0005)
+        assert not scheduler.n_queued, f"a request is forgotten after an interrupt at event {at}"
         other = threading.Thread(target=lambda: answers.append(ask(scheduler)), daemon=True)
         other.start()
         other.join(30)
@@ -83,3 +90,23 @@ def test_ctrl_c_at_any_point_leaves_a_scheduler_that_answers(tiny, ask):
         assert scheduler.failed is None
     assert at > 30
     scheduler.close()
+
+
+def test_a_signal_handler_may_read_the_metrics():
+    metrics, read = Metrics(), []
+
+    def handle(frame, event, _):
+        if frame.f_code is Metrics.snapshot.__code__ and event == "line":
+            read.append(metrics.snapshot())  # as a handler would that runs here
+        return handle
+
+    def read_it():
+        sys.settrace(handle)
+        metrics.snapshot()
+        sys.settrace(None)
+
+    reader = threading.Thread(target=read_it, daemon=True)
+    reader.start()
+    reader.join(60)
+    assert not reader.is_alive()
+    assert len(read) > 3

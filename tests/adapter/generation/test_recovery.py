@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -330,6 +332,32 @@ def test_a_grammar_that_is_refused_costs_nothing_that_is_held(model):
         assert scheduler.generate(request_of(prompt)).cache_read_tokens == reused
     finally:
         scheduler.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_stream_that_began_before_fork_is_refused_in_the_child(model):
+    scheduler = scheduler_of(model)
+    stream = scheduler.stream(endless(1))
+    next(stream)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with pytest.raises(ModelNotLoadedError, match="fork"):
+                list(stream)
+            code = 0
+        finally:
+            os._exit(code)
+    end = time.monotonic() + 60
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < end:
+        time.sleep(0.01)
+    if not ended[0]:
+        os.kill(child, signal.SIGKILL)
+        ended = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
+    assert next(stream)  # here it goes on
+    scheduler.close()
 
 
 def test_each_caller_raises_an_error_of_its_own(model):

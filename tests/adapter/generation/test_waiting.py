@@ -161,6 +161,24 @@ def test_one_for_which_there_is_no_memory_does_not_wait(waiting, sequence_of, mo
     assert isinstance(last.events.get(), ValueError)
 
 
+def test_an_error_right_after_one_was_put_in_order_loses_no_order(waiting, sequence_of):
+    class Failing(deque):
+        def popleft(self):
+            super().popleft()
+            raise MemoryError
+
+    made = [sequence_of() for _ in range(3)]
+    waiting._arrived = Failing(made)
+    for _ in made:
+        with pytest.raises(MemoryError):
+            waiting.first()
+    waiting._arrived = deque([last := sequence_of()])
+    assert waiting.first() is made[0]
+    waiting._ready[:] = []  # whatever has become of it
+    assert waiting.fail(ValueError("over")) == 4
+    assert isinstance(last.events.get_nowait(), ValueError)
+
+
 def test_where_prompts_that_wait_part_from_one(waiting, sequence_of):
     shared = tokens(0, 10 * CHUNK)
     prompt = sequence_of(shared + tokens(1, 300))
