@@ -84,7 +84,7 @@ def test_one_that_ends_while_it_is_passed_is_gone(waiting, sequence_of):
     waiting.park(waiting.first(), owner)
     cancelled.set()
     waiting.drop_finished()
-    assert one.events.get_nowait() is None
+    assert one.events._given.get_nowait() is None
     owner.state = "running"
     waiting.unpark()
     assert waiting.first() is None
@@ -95,8 +95,8 @@ def test_time_runs_for_those_that_wait(waiting, sequence_of):
     for sequence in [*(sequence_of() for _ in range(2 * POLLED)), late, early]:
         waiting.append(sequence)
     waiting.drop_finished()
-    assert isinstance(early.events.get_nowait(), RequestTimeoutError)
-    assert late.events.empty()
+    assert isinstance(early.events._given.get_nowait(), RequestTimeoutError)
+    assert late.events._given.empty()
     assert len(waiting) == 2 * POLLED + 1
 
 
@@ -139,7 +139,7 @@ def test_all_can_be_failed(waiting, sequence_of):
         waiting.append(sequence)
     waiting.park(waiting.first(), owner)
     assert waiting.fail(ValueError("no")) == 3
-    assert all(isinstance(each.events.get_nowait(), ValueError) for each in made)
+    assert all(isinstance(each.events._given.get_nowait(), ValueError) for each in made)
     assert waiting.first() is None
 
 
@@ -176,7 +176,7 @@ def test_an_error_right_after_one_was_put_in_order_loses_no_order(waiting, seque
     assert waiting.first() is made[0]
     waiting._ready[:] = []  # whatever has become of it
     assert waiting.fail(ValueError("over")) == 4
-    assert isinstance(last.events.get_nowait(), ValueError)
+    assert isinstance(last.events._given.get_nowait(), ValueError)
 
 
 def test_where_prompts_that_wait_part_from_one(waiting, sequence_of):
