@@ -19,6 +19,7 @@ from typing import Any
 from dspy.lm15 import Adaptation
 
 import pyllama
+from adapter.call_ids import with_call_ids
 from adapter.call_or_answer import renamed_rules
 from adapter.errors import TemplateAbortedError, TokenizationError
 from adapter.grammar.json_schema import KEPT, json_schema_grammar
@@ -60,11 +61,12 @@ class BoundCalls:
             bound = self._as_json(options) or self._as_tags(options, rendered) or _unbound(tools)
             _bound.put(key, bound)
         self.adaptations = bound.told
-        return replace(
+        made = replace(
             rendered,
             grammar=bound.grammar or rendered.grammar,
             parser=bound.parser or rendered.parser,
         )
+        return with_call_ids(made, [tool["function"]["name"] for tool in tools])
 
     def _probed(self, options: Mapping[str, Any], tools: Tools) -> pyllama.RenderedChat | None:
         """The conversation with other functions, where it can be rendered so."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import jsonschema
@@ -13,7 +14,10 @@ from fake_generator import fake_model
 from grammars import matches
 from templated import templates
 
+import pyllama
+from adapter.call_or_answer import render_call
 from adapter.prompt import build_prompt
+from adapter.tool_arguments import BoundCalls
 
 FIND = {
     "type": "object",
@@ -89,6 +93,26 @@ def test_arguments_as_json_fit_their_schema(tiny, source):
         arguments = {f"k{n}": n for n in range(count)}
         assert allows(tiny, prompt, as_json(arguments, "find_2")) == (count <= 2)
     assert not allows(tiny, prompt, as_json(GOOD[0], "find_1"))
+
+
+@pytest.mark.parametrize("end", ["", "</s>", "<|im_end|>"])
+def test_calls_with_an_id_are_as_their_template_shows_them(tiny, templates, end):
+    source = templates["Mistral-Small-3.2-24B-Instruct-2506"]
+    template = pyllama.ChatTemplate(source=source, bos="", eos=end)
+    tool = {"type": "function", "function": {"name": "find_0", "parameters": FIND}}
+    render = BoundCalls(partial(template.apply, [{"role": "user", "content": "Hi"}]))
+    rendered = render_call(render, {"tools": [tool]})
+    text = "[TOOL_CALLS]find_0[CALL_ID]c36714dab[ARGS]" + json.dumps(GOOD[0])
+    begun = rendered.generation_prompt
+    assert matches(tiny.vocab, rendered.grammar, begun + text)
+    for other in (("find_0", "find_0[ARGS]"), ("dab", "dab[CALLS]"), ("[CALL_ID]c36714dab", "")):
+        assert not matches(tiny.vocab, rendered.grammar, begun + text.replace(*other))
+    [call] = rendered.parser.parse(text).tool_calls
+    assert (call.name, call.id, json.loads(call.arguments)) == ("find_0", "c36714dab", GOOD[0])
+    for size in range(len(text)):
+        for call in rendered.parser.parse(text[:size], partial=True).tool_calls:
+            assert call.name == "find_0"
+            assert not call.id or "c36714dab".startswith(call.id)
 
 
 def as_tags(arguments, name="find_0"):

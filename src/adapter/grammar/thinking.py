@@ -20,6 +20,9 @@ _IN_FORMAT = f'"\\"{_PLACE}\\""'
 # Some formats allow or demand a fence around JSON, which the text of an answer must not have.
 _OR_FENCED = '"```json" space response-format space "```" | '
 _FENCED = re.compile(r'"```json" space (response-format(?:-schema)?) space "```"')
+# gpt-oss says that JSON follows, and may think again and again.
+_SAYS_JSON = '(space "<|constrain|>"? [A-Za-z0-9_-]+)? '
+_THINKS_AGAIN = "root ::= (start analysis)* start response-format"
 _ANSWER = "answer-itself"
 
 
@@ -37,6 +40,8 @@ def after_thinking(
     renamed = _with_names(gbnf)
     if shaped.grammar.count(_IN_FORMAT) == 1 and not shaped.grammar_lazy:
         template = _FENCED.sub(r"\1", shaped.grammar.replace(_OR_FENCED, ""))
+        template = template.replace(_SAYS_JSON, "")
+        template = template.replace(_THINKS_AGAIN, _THINKS_AGAIN.replace("*", "?"))
         template = template.replace(_IN_FORMAT, _ANSWER)
         return Constraint(f"{template}\n{renamed}", begun=answer_tokens(shaped.generation_prompt))
     start, ends = shaped.thinking_start_tag, shaped.thinking_end_tags

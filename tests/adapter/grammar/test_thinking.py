@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from chats import TOOLS_AND_THINKING
+from templated import templates
 from texts import fits
 
 import pyllama
@@ -35,6 +36,16 @@ def test_thoughts_are_free_and_the_answer_is_bound(tiny):
 def test_thoughts_that_are_switched_off(tiny):
     gbnf, begun = bound(TOOLS_AND_THINKING, enable_thinking=False)
     assert fits(tiny, gbnf, f"{begun}score: 3")
+
+
+def test_gpt_oss_thinks_once_and_announces_no_json(tiny):
+    gbnf, begun = bound(templates()["openai-gpt-oss-120b"])
+    thought = "<|channel|>analysis<|message|>so<|end|><|start|>assistant"
+    final = "<|channel|>final"
+    assert fits(tiny, gbnf, f"{begun}{final}<|message|>score: 1")
+    assert fits(tiny, gbnf, f"{begun}{thought}{final}<|message|>score: 1")
+    assert not fits(tiny, gbnf, f"{begun}{thought}{thought}{final}<|message|>score: 1")
+    assert not fits(tiny, gbnf, f"{begun}{final} <|constrain|>json<|message|>score: 1")
 
 
 class Shaped:
