@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -59,7 +60,12 @@ class Characters:
 
     def gbnf(self) -> str:
         """The set as GBNF writes it."""
-        return f"[{''.join(map(_range_gbnf, self.ranges))}]"
+        return _gbnf(self.ranges)
+
+
+@lru_cache(1024)
+def _gbnf(ranges: Ranges) -> str:
+    return f"[{''.join(map(_range_gbnf, ranges))}]"
 
 
 def _range_gbnf(ends: tuple[int, int]) -> str:

@@ -38,8 +38,12 @@ class JsonText:
     @property
     def space(self) -> Rule:
         """White space: none, or as much as a line break with its indentation takes."""
-        indented = sequence(repeat("\n", 1, 2), repeat(one_of(Characters.of(" \t")), 0, 20))
-        return self.rules.add("space", "space", lambda: choice([EMPTY, " ", indented]))
+
+        def body() -> Expression:
+            indented = sequence(repeat("\n", 1, 2), repeat(one_of(Characters.of(" \t")), 0, 20))
+            return choice([EMPTY, " ", indented])
+
+        return self.rules.add("space", "space", body)
 
     def spelled(self, characters: Characters) -> Expression:
         """One character of a set, as a string has it."""

@@ -16,48 +16,74 @@ MAX_REPEAT = 1000
 _MAX_NESTED = 20  # parentheses within each other
 
 
+class _Hashed:
+    """Keeps its hash: expressions are compared again and again, and each is a tree of others."""
+
+    _hash: int
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            made = hash((type(self), *vars(self).values()))
+            object.__setattr__(self, "_hash", made)
+            return made
+
+
 @dataclass(frozen=True)
-class Text:
+class Text(_Hashed):
     """This very text."""
 
     text: str
 
+    __hash__ = _Hashed.__hash__
+
 
 @dataclass(frozen=True)
-class OneOf:
+class OneOf(_Hashed):
     """One character of a set."""
 
     characters: Characters
 
+    __hash__ = _Hashed.__hash__
+
 
 @dataclass(frozen=True)
-class Sequence:
+class Sequence(_Hashed):
     """One expression after the other; none is the empty text."""
 
     parts: tuple[Expression, ...]
 
+    __hash__ = _Hashed.__hash__
+
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(_Hashed):
     """Any one of several expressions; of none, nothing fits."""
 
     options: tuple[Expression, ...]
 
+    __hash__ = _Hashed.__hash__
+
 
 @dataclass(frozen=True)
-class Repeat:
+class Repeat(_Hashed):
     """An expression `least` to `most` times; None is any number."""
 
     part: Expression
     least: int
     most: int | None
 
+    __hash__ = _Hashed.__hash__
+
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(_Hashed):
     """Whatever the rule of this name describes."""
 
     name: str
+
+    __hash__ = _Hashed.__hash__
 
 
 Expression: TypeAlias = "Text | OneOf | Sequence | Choice | Repeat | Rule"
@@ -70,9 +96,12 @@ def sequence(*parts: Expression | str) -> Expression:
     """Expressions one after the other; texts stand for themselves."""
     flat: list[Expression] = []
     for part in parts:
-        one = Text(part) if isinstance(part, str) else part
-        flat += one.parts if isinstance(one, Sequence) else (one,)
-    flat = [part for part in flat if part != Text("")]
+        if isinstance(part, str):
+            part = Text(part)
+        if isinstance(part, Sequence):
+            flat += part.parts
+        elif not isinstance(part, Text) or part.text:
+            flat.append(part)
     return flat[0] if len(flat) == 1 else Sequence(tuple(flat))
 
 
@@ -171,20 +200,21 @@ class Rules:
         Rules that nothing fits are left out, and what would lead there; `known` ones are defined
         elsewhere.
         """
-        possible = self._possible(known)
+        possible, whole = self._possible(known)
         body = _pruned(root, possible)
         if body is None:
             return None
         kept: dict[str, Expression] = {"root": body}
         todo = [body]
         while todo:
-            part = todo.pop()
-            if isinstance(part, Rule) and part.name not in kept and part.name not in known:
-                rule = _pruned(self._rules[part.name], possible)
-                assert rule is not None  # it is possible, or would not be referred to
-                kept[part.name] = rule
-                todo.append(rule)
-            todo += _children(part)
+            for name in _rules_in(todo.pop()):
+                if name not in kept and name not in known:
+                    rule: Expression | None = self._rules[name]
+                    if name not in whole:
+                        rule = _pruned(self._rules[name], possible)
+                    assert rule is not None  # it is possible, or would not be referred to
+                    kept[name] = rule
+                    todo.append(rule)
         return "".join(f"{name} ::= {_gbnf(rule)}\n" for name, rule in kept.items())
 
     def _new_name(self, hint: str) -> str:
@@ -196,34 +226,72 @@ class Rules:
         self._counts[base] = count
         return name
 
-    def _possible(self, known: frozenset[str]) -> set[str]:
-        """The rules that some finite text fits."""
-        possible = set(known)
-        users: dict[str, list[str]] = {}
-        for name, rule in self._rules.items():
-            for used in _rules_in(rule):
-                users.setdefault(used, []).append(name)
-        todo = [*self._rules]
-        while todo:
-            name = todo.pop()
-            if name not in possible and _pruned(self._rules[name], possible) is not None:
+    def _possible(self, known: frozenset[str]) -> tuple[set[str], set[str]]:
+        """The rules that some finite text fits, and those that have no part that none fits."""
+        possible, whole = set(known), set[str]()
+        undecided: list[str] = []
+
+        def decide(name: str) -> bool:
+            found = _fit(self._rules[name], possible)
+            if found is not _NONE:
                 possible.add(name)
-                todo += users.get(name, ())
-        return possible
+                if found is _ALL:
+                    whole.add(name)
+            return found is not _NONE
+
+        # A rule refers to those that were made after it, nearly always.
+        undecided = [name for name in reversed(self._rules) if not decide(name)]
+        users: dict[str, list[str]] = {}
+        for name in undecided:
+            for used in _rules_in(self._rules[name]):
+                users.setdefault(used, []).append(name)
+        while undecided:
+            name = undecided.pop()
+            if name not in possible and decide(name):
+                undecided += users.get(name, ())
+        return possible, whole
 
 
-def _rules_in(part: Expression) -> set[str]:
+def _rules_in(part: Expression) -> dict[str, None]:
+    """The rules that an expression refers to."""
+    found: dict[str, None] = {}
+    todo: list[Expression] = [part]
+    while todo:
+        one = todo.pop()
+        kind = type(one)
+        if kind is Rule:
+            found[one.name] = None  # type: ignore[union-attr]
+        elif kind is Sequence:
+            todo += one.parts  # type: ignore[union-attr]
+        elif kind is Choice:
+            todo += one.options  # type: ignore[union-attr]
+        elif kind is Repeat:
+            todo.append(one.part)  # type: ignore[union-attr]
+    return found
+
+
+_NONE, _SOME, _ALL = range(3)
+
+
+def _fit(part: Expression, possible: set[str]) -> int:
+    """Whether texts fit none of an expression, some part of it, or all of its parts."""
     if isinstance(part, Rule):
-        return {part.name}
-    return set[str]().union(*map(_rules_in, _children(part)))
-
-
-def _children(part: Expression) -> tuple[Expression, ...]:
+        return _ALL if part.name in possible else _NONE
     if isinstance(part, Sequence):
-        return part.parts
+        found = _ALL
+        for one in part.parts:
+            if type(one) is not Text:
+                found = min(found, _fit(one, possible))
+        return found
     if isinstance(part, Choice):
-        return part.options
-    return (part.part,) if isinstance(part, Repeat) else ()
+        fits = [_ALL if type(one) is Text else _fit(one, possible) for one in part.options]
+        if not fits or max(fits) == _NONE:
+            return _NONE
+        return _ALL if min(fits) == _ALL else _SOME
+    if isinstance(part, Repeat):
+        found = _fit(part.part, possible)
+        return _SOME if found == _NONE and part.least == 0 else found
+    return _ALL
 
 
 def _pruned(part: Expression, possible: set[str]) -> Expression | None:
@@ -234,8 +302,9 @@ def _pruned(part: Expression, possible: set[str]) -> Expression | None:
         parts = [_pruned(one, possible) for one in part.parts]
         return None if None in parts else sequence(*(one for one in parts if one is not None))
     if isinstance(part, Choice):
-        options = [one for one in (_pruned(o, possible) for o in part.options) if one is not None]
-        return choice(options) if options else None
+        options = [_pruned(one, possible) for one in part.options]
+        left = [one for one in options if one is not None]
+        return choice(left) if left else None
     if isinstance(part, Repeat):
         inner = _pruned(part.part, possible)
         if inner is None:
@@ -248,15 +317,19 @@ def _gbnf(part: Expression, *, nested: bool = False) -> str:
     if isinstance(part, Rule):
         return part.name
     if isinstance(part, Text):
-        return f'"{"".join(map(_escaped, part.text))}"'
+        return f'"{_UNUSUAL(_escaped, part.text)}"'
     if isinstance(part, OneOf):
         return part.characters.gbnf()
     if isinstance(part, Repeat):
         return _gbnf(part.part, nested=True) + _count(part.least, part.most)
     if isinstance(part, Sequence):
-        text = " ".join(_gbnf(one, nested=isinstance(one, Choice)) for one in part.parts) or '""'
-        return f"({text})" if nested and len(part.parts) != 1 else text
-    text = " | ".join(_gbnf(one) for one in part.options)
+        written = [
+            one.name if type(one) is Rule else _gbnf(one, nested=type(one) is Choice)
+            for one in part.parts
+        ]
+        text = " ".join(written) or '""'
+        return f"({text})" if nested and len(written) != 1 else text
+    text = " | ".join([one.name if type(one) is Rule else _gbnf(one) for one in part.options])
     return f"({text})" if nested else text
 
 
@@ -267,7 +340,11 @@ def _count(least: int, most: int | None) -> str:
     return f"{{{least}}}" if least == most else f"{{{least},{'' if most is None else most}}}"
 
 
-def _escaped(character: str) -> str:
+_UNUSUAL = re.compile(r"[^\x20!\x23-\x5B\x5D-\x7E]").sub
+
+
+def _escaped(match: re.Match[str]) -> str:
+    character = match[0]
     if character in '"\\':
         return "\\" + character
     if character.isprintable():
