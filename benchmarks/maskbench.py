@@ -210,13 +210,15 @@ def column(outcomes: list[Outcome]) -> dict[str, str]:
     compiled = [one.compile_ms for one in outcomes if not one.failure]
     checks = np.concatenate([one.checks for one in outcomes])
     masks = np.concatenate([one.masks for one in outcomes])
-    ends = ("timeout", "crash")
+    halves = {half: [one for one in outcomes if one.half == half] for half in HALVES}
+    failures = [one.failure for one in outcomes if one.failure]
+    n_ended = sum(failure.startswith(("timeout", "crash")) for failure in failures)
     rows = {
         "schemas": str(n_files),
         "passed": share(outcomes),
-        **{f"passed, {half} half": share([o for o in outcomes if o.half == half]) for half in HALVES},
-        "compile error": str(sum(bool(o.failure) and not o.failure.startswith(ends) for o in outcomes)),
-        "timeout or crash": str(sum(o.failure.startswith(ends) for o in outcomes)),
+        **{f"passed, {half} half": share(halves[half]) for half in HALVES},
+        "compile error": str(len(failures) - n_ended),
+        "timeout or crash": str(n_ended),
         "valid refused": str(sum(bool(one.refused) for one in outcomes)),
         "invalid taken, untold": str(len(untold)),
         "invalid taken, told": str(len(told)),

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,15 +40,16 @@ class Engine(Protocol):
 
 
 class Pyllama:
-    """This project's grammars."""
+    """This project's grammars, with keys in the schema's order or in any."""
 
-    def __init__(self, vocab: pyllama.Vocab) -> None:
+    def __init__(self, vocab: pyllama.Vocab, *, any_order: bool = False) -> None:
+        self._any_order = any_order
         self._vocab = vocab
         self._all = np.arange(vocab.n_tokens, dtype=np.int32)
         self.told: tuple[str, ...] = ()
 
     def compile(self, schema: Any) -> None:
-        made = json_schema_grammar(json.dumps(schema))
+        made = json_schema_grammar(json.dumps(schema), any_order=self._any_order)
         json_schema_grammar.cache_clear()
         self.told = made.unchecked
         self._compiled = pyllama.GrammarSampler(self._vocab, pyllama.Grammar(made.gbnf))
@@ -154,6 +156,7 @@ def _special(vocab: pyllama.Vocab) -> list[int]:
 
 ENGINES: dict[str, Callable[[pyllama.Vocab], Engine]] = {
     "pyllama": Pyllama,
+    "pyllama-any-order": partial(Pyllama, any_order=True),
     "llguidance": LLGuidance,
     "xgrammar": XGrammar,
 }
@@ -161,9 +164,9 @@ ENGINES: dict[str, Callable[[pyllama.Vocab], Engine]] = {
 
 def installed() -> list[str]:
     """The engines that can be imported here."""
-    return [name for name in ENGINES if importlib.util.find_spec(name) is not None]
+    return [name for name in ENGINES if importlib.util.find_spec(name.partition("-")[0])]
 
 
 def version(name: str) -> str:
     """The version of an engine's package."""
-    return importlib.metadata.version(name)
+    return importlib.metadata.version(name.partition("-")[0])

@@ -131,6 +131,27 @@ def both(one: Automaton, other: Automaton) -> Automaton:
     )
 
 
+def without(one: Automaton, other: Automaton) -> Automaton:
+    """The texts that one takes and the other does not. Raises TooLarge."""
+
+    def following(pair: tuple[int, int | None]) -> Iterable[tuple[Characters, object]]:
+        for characters, to in one.steps[pair[0]]:
+            rest = characters
+            for others, other_to in () if pair[1] is None else other.steps[pair[1]]:
+                common = rest & others
+                if common:
+                    yield common, (to, other_to)
+                    rest = rest - others
+            if rest:
+                yield rest, (to, None)
+
+    return explored(
+        (0, 0),
+        following,
+        lambda pair: pair[0] in one.accepting and pair[1] not in other.accepting,
+    )
+
+
 def _numbered(automaton: Automaton) -> list[list[tuple[int, Characters, int]]]:
     """The steps of each state, each set of characters with a number of its own."""
     numbers: dict[Characters, int] = {}

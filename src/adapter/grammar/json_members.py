@@ -84,7 +84,9 @@ def key_other_than(json: JsonText, declared: list[str]) -> Expression:
             node = node.following.setdefault(character, _Names())
         else:
             node.ends = True
-    any_more = repeat(json.spelled(json.raw))
+    any_more = json.rules.add(
+        "key-rest", ("key-rest", json.raw), lambda: repeat(json.spelled(json.raw))
+    )
     for node in root.deepest_first():
         others = json.raw - Characters.of(*node.following)
         options: list[Expression] = [] if node.ends else [EMPTY]

@@ -20,12 +20,10 @@ from adapter.grammar import schema_merging
 from adapter.grammar.automata import TooLarge
 from adapter.grammar.digits import digits_of, exact, multiple_integer, special_number
 from adapter.grammar.formats import format_expression
-from adapter.grammar.json_members import Member, key_other_than, members_in_order
+from adapter.grammar.json_objects import ObjectText
 from adapter.grammar.json_text import JsonText
 from adapter.grammar.numbers import integer, number
 from adapter.grammar.once_each import once_each
-from adapter.grammar.pattern_search import InvalidPattern, is_found
-from adapter.grammar.patterns import UnsupportedPattern
 from adapter.grammar.rules import (
     EMPTY,
     IMPOSSIBLE,
@@ -73,9 +71,13 @@ class SchemaText:
     """The JSON texts that a schema describes, within the rules of a grammar.
 
     unchecked   the keywords that the grammar leaves out: what they demand must be checked after
+    any_order   the keys of objects come in any order, as where the schema has
+                "x-key-order": "any"; else in the schema's
     """
 
-    def __init__(self, json_text: JsonText, document: Mapping[str, Any]) -> None:
+    def __init__(
+        self, json_text: JsonText, document: Mapping[str, Any], *, any_order: bool = False
+    ) -> None:
         self._json = json_text
         self._document = document
         self._identity = object()  # what "$ref" means is another thing in another document
@@ -84,6 +86,18 @@ class SchemaText:
         self._unchecked: dict[str, None] = {}
         schema_merging.assertions(document)
         schema_merging.require_no_other_base(document)
+        order = document.get("x-key-order", "any" if any_order else "schema")
+        if order not in ("any", "schema"):
+            raise SchemaError(f'x-key-order is "any" or "schema", not {order!r}')
+        self._objects = ObjectText(
+            json_text,
+            self._effort,
+            rule=self.rule,
+            key_of=self._key_of,
+            listed=self._listed,
+            leave=self._leave,
+            any_order=order == "any",
+        )
 
     @property
     def unchecked(self) -> tuple[str, ...]:
@@ -411,82 +425,7 @@ class SchemaText:
         return [*found]
 
     def _object(self, hint: str, schema: Schema) -> Expression:
-        declared: dict[str, Any] = schema.get("properties", {})
-        required: list[str] = schema.get("required", [])
-        by_pattern: dict[str, Any] = schema.get("patternProperties", {})
-        others = schema.get("additionalProperties", True)
-        names = schema.get("propertyNames", True)
-        least, most = _counts(schema, "minProperties", "maxProperties")
-        keys = None if declared or required or by_pattern else self._listed(names)
-        if keys is not None and others is not False:
-            other = self.rule(f"{hint}-value", others)
-            texts = [self._json.member(sequence(key), other) for key in keys if key[0] == '"']
-            once = once_each(self._json.rules, hint, texts, self._json.comma, least, most)
-            if once is not None:
-                return self._json.object(once)
-
-        self._effort.spend((200 + 20 * len(by_pattern)) * len(declared))
-        members: list[Member] = []
-        for name in dict.fromkeys([*declared, *required]):
-            schemas = [declared[name]] if name in declared else []
-            schemas += [by_pattern[one] for one in by_pattern if self._applies(one, name)]
-            schemas = schemas or [others]
-            allowed = True if names is True else schema_merging.scalar_fits(name, names)
-            if allowed is None:
-                self._leave("propertyNames")
-            value = IMPOSSIBLE if allowed is False else self.rule(f"{hint}-{name}", *schemas)
-            try:
-                text = self._json.member(sequence(self._json.written(name)), value)
-            except ValueError:
-                text = IMPOSSIBLE  # no JSON text stands for the name
-            members.append(Member(name in required, name, text))
-        if most is not None and len(members) > most:
-            # Only as many as there is room for, those that must be there first.
-            kept = sorted(members, key=lambda member: not member.required)[:most]
-            if sum(1 for member in members if member.required) > most:
-                return IMPOSSIBLE
-            members = [member for member in members if member in kept]
-        missing = max(0, least - sum(1 for member in members if member.required))
-        for index, member in enumerate(members):
-            if missing and not member.required:
-                members[index] = member._replace(required=True)
-                missing -= 1
-
-        extra: Expression | None = None
-        room = None if most is None else most - len(members)
-        if room != 0 and (missing or not declared or "additionalProperties" in schema):
-            extra = self._other_member(hint, schema, [*dict.fromkeys([*declared, *required])])
-        if missing > 1 and extra is not None:
-            self._leave("minProperties")  # the same key could be given twice
-        if missing and extra is None:
-            return IMPOSSIBLE
-        if room is not None and room > MAX_REPEAT:
-            self._leave("maxProperties")
-            room = None
-        return self._json.object(members_in_order(self._json, hint, members, extra, missing, room))
-
-    def _other_member(self, hint: str, schema: Schema, declared: list[str]) -> Expression | None:
-        """A member that no property declares."""
-        by_pattern: dict[str, Any] = schema.get("patternProperties", {})
-        names = schema.get("propertyNames", True)
-        value: Any = schema.get("additionalProperties", True)
-        if by_pattern:
-            # Keys of one pattern, where no other can be meant.
-            if len(by_pattern) > 1 or declared or names is not True:
-                return None
-            [(pattern, value)] = by_pattern.items()
-            names = {"type": "string", "pattern": pattern}
-        if value is False:
-            return None
-        self._effort.spend(30 * sum(map(len, declared)))
-        member_value = self.rule(f"{hint}-value", value)
-        if names is True:
-            key = key_other_than(self._json, declared) if declared else self._json.string()
-        elif not declared:
-            key = self._key_of(hint, names)
-        else:
-            return None
-        return self._json.member(key, member_value)
+        return self._objects.expression(hint, schema)
 
     def _key_of(self, hint: str, names: Any) -> Expression:
         """A key that a schema describes; a number or the like is put in quotes."""
@@ -501,16 +440,6 @@ class SchemaText:
                 self._leave("propertyNames")
                 found.append(self._json.string())
         return choice(found)
-
-    def _applies(self, pattern: str, name: str) -> bool:
-        """Whether a pattern of patternProperties is about a key."""
-        try:
-            return is_found(pattern, name)
-        except InvalidPattern as error:
-            raise SchemaError(f"patternProperties has {pattern!r}, {error}") from None
-        except UnsupportedPattern as reason:
-            self._leave(f"patternProperties {pattern} ({reason})")
-            return False
 
     def _leave_given(self, schema: Schema, *keywords: str) -> None:
         for keyword in keywords:
@@ -529,8 +458,10 @@ def _repeated(keyword: str, count: int) -> int:
 
 
 @lru_cache(KEPT)
-def json_schema_grammar(schema: str) -> SchemaGrammar:
+def json_schema_grammar(schema: str, *, any_order: bool = False) -> SchemaGrammar:
     """The grammar of the JSON texts that a schema, given as JSON, describes.
+
+    :param any_order: keys may come in any order; else in the schema's.
 
     Raises SchemaError for what is no schema, cannot be a grammar, or that no text fits.
     """
@@ -540,7 +471,9 @@ def json_schema_grammar(schema: str) -> SchemaGrammar:
         if document is False:
             raise SchemaError("no text can ever fit it")
         rules = Rules()
-        text = SchemaText(JsonText(rules), {} if document is True else document)
+        text = SchemaText(
+            JsonText(rules), {} if document is True else document, any_order=any_order
+        )
         gbnf = rules.gbnf(text.root())
     except RecursionError:
         raise too_deep() from None

@@ -124,7 +124,7 @@ def any_text(texts: Iterable[str], depth: int = 0) -> Expression:
         by_first.setdefault(text[:1], []).append(text)
     options: list[Expression] = []
     for same in by_first.values():
-        begin = _common_beginning(min(same), max(same))
+        begin = common_beginning(min(same), max(same))
         if len(same) == 1 or depth == _MAX_NESTED:
             options += map(Text, same)
         else:
@@ -133,7 +133,8 @@ def any_text(texts: Iterable[str], depth: int = 0) -> Expression:
     return choice(sequence() if option == Text("") else option for option in options)
 
 
-def _common_beginning(one: str, other: str) -> str:
+def common_beginning(one: str, other: str) -> str:
+    """What two texts both begin with."""
     pairs = enumerate(zip(one, other, strict=False))
     return one[: next((index for index, (a, b) in pairs if a != b), len(one))]
 
