@@ -9,8 +9,11 @@ from adapter.grammar.characters import Characters
 from adapter.grammar.json_text import JsonText
 from adapter.grammar.rules import (
     EMPTY,
+    Choice,
     Expression,
+    Rule,
     Sequence,
+    Text,
     choice,
     optional,
     repeat,
@@ -88,10 +91,10 @@ def key_other_than(json: JsonText, declared: list[str]) -> Expression:
         "key-rest", ("key-rest", json.raw), lambda: repeat(json.spelled(json.raw))
     )
     for node in root.deepest_first():
-        others = json.raw - Characters.of(*node.following)
         options: list[Expression] = [] if node.ends else [EMPTY]
-        options += [sequence(one, child.others) for one, child in node.following.items()]
-        node.others = choice([*options, sequence(json.spelled(others), any_more)])
+        options += [Sequence((Text(one), child.others)) for one, child in node.following.items()]
+        others = _others(json, "".join(sorted(node.following)))
+        node.others = Choice((*options, Sequence((others, any_more))))
         node.depth = 1 + max((child.depth for child in node.following.values()), default=0)
         if node.depth == _MAX_NESTED:
             # A name may be as long as it likes, and expressions are walked by recursion.
@@ -104,6 +107,15 @@ def key_other_than(json: JsonText, declared: list[str]) -> Expression:
         whole
         if len(declared) <= _MAX_NESTED
         else json.rules.add("other-key", object(), lambda: whole)
+    )
+
+
+def _others(json: JsonText, characters: str) -> Rule:
+    """A character of a key that is none of these."""
+    return json.rules.add(
+        "key-other",
+        ("key-other", json.raw, characters),
+        lambda: json.spelled(json.raw - Characters.of(characters)),
     )
 
 

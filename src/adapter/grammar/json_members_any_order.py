@@ -75,7 +75,7 @@ def _in_any_order(
         if not any(group[at].required for at in to_come):
             more = optional(more)
         following[left] = more
-        options = [sequence(others, more)]
+        options = [] if others == IMPOSSIBLE else [sequence(others, more)]
         options += [sequence(group[at].text, following[left & ~(1 << at)]) for at in to_come]
         json.rules.define(rule, choice(options))
     return rule, more

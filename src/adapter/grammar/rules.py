@@ -211,7 +211,7 @@ class Rules:
             for name in _rules_in(todo.pop()):
                 if name not in kept and name not in known:
                     rule: Expression | None = self._rules[name]
-                    if name not in whole:
+                    if name not in whole and _fit(self._rules[name], possible) != _ALL:
                         rule = _pruned(self._rules[name], possible)
                     assert rule is not None  # it is possible, or would not be referred to
                     kept[name] = rule
@@ -228,9 +228,8 @@ class Rules:
         return name
 
     def _possible(self, known: frozenset[str]) -> tuple[set[str], set[str]]:
-        """The rules that some finite text fits, and those that have no part that none fits."""
+        """The rules that some finite text fits, and such as have no part that none fits."""
         possible, whole = set(known), set[str]()
-        undecided: list[str] = []
 
         def decide(name: str) -> bool:
             found = _fit(self._rules[name], possible)
@@ -240,8 +239,9 @@ class Rules:
                     whole.add(name)
             return found is not _NONE
 
-        # A rule refers to those that were made after it, nearly always.
-        undecided = [name for name in reversed(self._rules) if not decide(name)]
+        # A rule refers to some that were made before all others, or that were made after it.
+        first = [name for name in self._rules if not decide(name)]
+        undecided = [name for name in reversed(first) if not decide(name)]
         users: dict[str, list[str]] = {}
         for name in undecided:
             for used in _rules_in(self._rules[name]):
