@@ -1,11 +1,12 @@
 """MaskBench: how many public JSON schemas a grammar holds to, and how fast.
 
-    python benchmarks/maskbench.py DATA --vocab GGUF [--engines pyllama,llguidance,xgrammar]
+    python benchmarks/maskbench.py DATA [--vocab GGUF] [--engines pyllama,pyllama-any-order,…]
         [--every N] [--masks] [--processes N] [--timeout SECONDS] [--details FILE]
 
 DATA is the folder `maskbench/data` of the repository guidance-ai/jsonschemabench: one schema a
-file, with instances that fit it and instances that do not. GGUF is any model or vocabulary; all
-engines have the same. Those that are installed beside pyllama run too.
+file, with instances that fit it and instances that do not. GGUF is any model or vocabulary,
+the embedded model if it is left out; all engines have the same. llguidance and xgrammar run where
+they are installed beside pyllama.
 
 An instance is written as `json.dumps` writes it, tokenized, and taken token by token until one is
 refused; at its end the text must be complete. As in MaskBench itself, a schema passes if it can be
@@ -13,10 +14,10 @@ compiled, all of its valid instances are taken, and none of its invalid ones. An
 that is taken is counted as "told" where the engine itself said which keywords it leaves out, and
 such a schema does not pass either.
 
-Times are those of one thread. "compile" goes from the schema to a grammar that is ready; "token
-check" is the check of one token and its acceptance, which is what sampling does for nearly every
-token here; with --masks, "mask" is finding all tokens that may come next, before each. For times
-that mean something, leave --processes at 1 on a quiet core.
+Times are processor time of one process. "compile" goes from the schema to a grammar that is ready;
+"token check" is the check of one token and its acceptance, which is what sampling does for nearly
+every token here; with --masks, "mask" is finding all tokens that may come next, before each. For
+times that mean something, leave --processes at 1 on a quiet machine.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ import numpy as np
 from maskbench_engines import ENGINES, Engine, installed, version
 
 import pyllama
+from adapter import embedded_model
 
 HALVES = ("even", "odd")
 """Of the files, by a checksum of their names: what was learned from one is tried on the other."""
@@ -258,7 +260,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path)
-    parser.add_argument("--vocab", type=Path, required=True)
+    parser.add_argument("--vocab", type=Path, default=None)
     parser.add_argument("--engines", default=",".join(installed()))
     parser.add_argument("--every", type=int, default=1, help="of the files, in order of checksums")
     parser.add_argument("--half", choices=HALVES)
@@ -268,6 +270,8 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=4, help="GiB for a process")
     parser.add_argument("--details", type=Path, help="a file for one line of JSON a schema")
     options = parser.parse_args()
+    if options.vocab is None:
+        options.vocab = Path(embedded_model())
     paths = sorted(
         options.data.glob("*.json"), key=lambda path: (zlib.crc32(path.name.encode()), path.name)
     )[:: options.every]

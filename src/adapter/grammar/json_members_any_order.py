@@ -54,8 +54,8 @@ def members_in_any_order(
         first = sequence(others, after)
         return first if is_filled else optional(first)
     begin: Expression = IMPOSSIBLE
-    for end in range(len(tracked), 0, -MAX_TRACKED):
-        group = tracked[max(0, end - MAX_TRACKED) : end]
+    for start in reversed(range(0, len(tracked), MAX_TRACKED)):
+        group = tracked[start : start + MAX_TRACKED]
         effort.spend(20 * 2 ** len(group))
         begin, after = _in_any_order(json, hint, group, others, after)
     if is_filled or any(member.required for member in tracked):

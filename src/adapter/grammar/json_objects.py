@@ -34,6 +34,8 @@ _MAX_PATTERNS = 3
 _MAX_KEY_STATES = 300
 """Of the automaton of such keys."""
 
+_NAMING = ("properties", "required", "patternProperties")
+
 
 class ObjectText:
     """The JSON objects that a schema without references and unions describes.
@@ -42,7 +44,7 @@ class ObjectText:
     key_of     the keys that a schema of propertyNames describes
     listed     the texts of all keys that such a schema describes, where these are few
     leave      is told what the grammar leaves out
-    any_order  declared keys come in any order, and others among them
+    any_order  declared keys come in any order, and others among them, unless a schema says itself
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class ObjectText:
         if most is not None and n_required > most:
             return IMPOSSIBLE
         # Keys may come again where they come in any order, so that they cannot be counted.
-        if self._any_order and most is None and least <= max(1, n_required):
+        if self._is_any_order(schema) and most is None and least <= max(1, n_required):
             extra = self._other_members(hint, schema, [member.name for member in members])
             found = members_in_any_order(
                 self._json, hint, members, extra, is_filled=least > 0, effort=self._effort
@@ -111,7 +113,9 @@ class ObjectText:
     ) -> Expression | None:
         """Members whose keys are a few that propertyNames lists; None where they are not."""
         value = schema.get("additionalProperties", True)
-        names_others = any(schema.get(one) for one in ("properties", "required", "patternProperties"))
+        names_others = any(
+            schema.get(one) for one in ("properties", "required", "patternProperties")
+        )
         if names_others or value is False:
             return None
         keys = self._listed(schema.get("propertyNames", True))
@@ -155,7 +159,7 @@ class ObjectText:
             return self._of_patterns(hint, schema, declared) if names is True else None
         if by_pattern:
             # Keys of one pattern, where no other can be meant.
-            if self._any_order and value is not False:
+            if self._is_any_order(schema) and value is not False:
                 return self._of_patterns(hint, schema, declared)
             [(pattern, value)] = by_pattern.items()
             names = {"type": "string", "pattern": pattern}
@@ -200,6 +204,10 @@ class ObjectText:
         except (TooLarge, UnsupportedPattern):
             return None
         return choice(options) if options else None
+
+    def _is_any_order(self, schema: Schema) -> bool:
+        own = schema.get("x-key-order")
+        return self._any_order if own is None else own == "any"
 
     def _applies(self, pattern: str, name: str) -> bool:
         """Whether a pattern of patternProperties is about a key."""

@@ -71,8 +71,8 @@ class SchemaText:
     """The JSON texts that a schema describes, within the rules of a grammar.
 
     unchecked   the keywords that the grammar leaves out: what they demand must be checked after
-    any_order   the keys of objects come in any order, as where the schema has
-                "x-key-order": "any"; else in the schema's
+    any_order   the keys of objects come in any order, unless their schema has
+                "x-key-order": "schema"
     """
 
     def __init__(
@@ -86,9 +86,8 @@ class SchemaText:
         self._unchecked: dict[str, None] = {}
         schema_merging.assertions(document)
         schema_merging.require_no_other_base(document)
-        order = document.get("x-key-order", "any" if any_order else "schema")
-        if order not in ("any", "schema"):
-            raise SchemaError(f'x-key-order is "any" or "schema", not {order!r}')
+        if document.get("x-key-order") is not None:
+            any_order = document["x-key-order"] == "any"
         self._objects = ObjectText(
             json_text,
             self._effort,
@@ -96,7 +95,7 @@ class SchemaText:
             key_of=self._key_of,
             listed=self._listed,
             leave=self._leave,
-            any_order=order == "any",
+            any_order=any_order,
         )
 
     @property
@@ -461,7 +460,9 @@ def _repeated(keyword: str, count: int) -> int:
 def json_schema_grammar(schema: str, *, any_order: bool = False) -> SchemaGrammar:
     """The grammar of the JSON texts that a schema, given as JSON, describes.
 
-    :param any_order: keys may come in any order; else in the schema's.
+    :param any_order: the keys of objects may come in any order, with others among them; else in the
+        schema's. What a schema says by "x-key-order", "any" or "schema", holds for all objects in
+        it where it is the whole document, and else for its own.
 
     Raises SchemaError for what is no schema, cannot be a grammar, or that no text fits.
     """

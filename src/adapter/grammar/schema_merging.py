@@ -32,7 +32,8 @@ KEYWORDS_OF_TYPE: dict[str, tuple[str, ...]] = {
 _TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 _ASSERTIONS = {
     "type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else",
-    "x-unchecked", *(keyword for keywords in KEYWORDS_OF_TYPE.values() for keyword in keywords),
+    "x-unchecked", "x-key-order",
+    *(keyword for keywords in KEYWORDS_OF_TYPE.values() for keyword in keywords),
 }  # fmt: skip
 
 FORMATS_OF_ANY_TEXT = ("binary", "password", "path", "file-path", "directory-path", "text")
@@ -316,6 +317,7 @@ _MERGERS: dict[str, Any] = {
     "required": _united,
     "pattern": _united,
     "x-unchecked": _united,
+    "x-key-order": lambda one, other: one if one == other else "schema",
     "items": _both,
     "additionalProperties": _both,
     "propertyNames": _both,
@@ -401,4 +403,5 @@ _FORMS: dict[str, Any] = {
     **dict.fromkeys(("format", "formatMinimum", "formatMaximum"), _is_text),
     **dict.fromkeys(("uniqueItems", "x-set"), lambda value: isinstance(value, bool)),
     "x-unchecked": _are_texts,
+    "x-key-order": lambda value: value in ("any", "schema"),
 }
