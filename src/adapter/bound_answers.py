@@ -29,6 +29,7 @@ from adapter.field_values import Misfit, constrained_values
 from adapter.grammar.answer_grammar import CHAT, JSON, XML, AnswerGrammar, Form, answer_grammar
 from adapter.grammar.schema_merging import SchemaError
 from adapter.known_tools import calls_schema
+from adapter.long_lists import ShortenedLists
 from adapter.typed_values import MISFITS
 
 AnyAdapter = TypeVar("AnyAdapter", bound=Adapter)
@@ -342,7 +343,7 @@ def _bound_class(kind: type[Adapter]) -> type[Adapter]:
         )
     # DSPy knows its adapters by the names of their classes.
     made: type[Adapter] = type(
-        kind.__name__, (BoundAnswers, kind), {"form": form, "__doc__": kind.__doc__}
+        kind.__name__, (ShortenedLists, BoundAnswers, kind), {"form": form, "__doc__": kind.__doc__}
     )
     return made
 

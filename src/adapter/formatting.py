@@ -60,6 +60,11 @@ def shortened_lists() -> Iterator[None]:
         _shortened.reset(token)
 
 
+def is_shortened() -> bool:
+    """Whether this is within such a block."""
+    return _shortened.get()
+
+
 def _most_values(annotation: Any) -> int:
     """How many values of one kind a type's description would list."""
     parts = [*(union_members(annotation) or ()), *get_args(annotation)]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -29,20 +26,14 @@ from adapter.decisions import DecisionPlan, decisions_in
 from adapter.errors import ConfigurationError
 from adapter.field_lines import input_lines, output_lines
 from adapter.field_markers import FieldMarkers
-from adapter.formatting import (
-    MAX_LISTED,
-    long_lists,
-    shortened_lists,
-    system_message,
-)
+from adapter.formatting import system_message
 from adapter.grammar.answer_grammar import FIELD_LINES, AnswerGrammar
 from adapter.language_model import language_model
+from adapter.long_lists import shortened
 from adapter.parsing import parse_completion
 
 if TYPE_CHECKING:
     from adapter.loaded_model import LoadedModel
-
-logger = logging.getLogger(__name__)
 
 GENERATION_SETTINGS = (
     "temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed", "frequency_penalty",
@@ -188,7 +179,7 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         try:
             return self._generate_once(lm, lm_kwargs, signature, demos, inputs)
         except ContextWindowExceededError as error:
-            with _shortened(signature, error):
+            with shortened(signature, error):
                 return self._generate_once(lm, lm_kwargs, signature, demos, inputs)
 
     def _generate_once(
@@ -245,7 +236,7 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         try:
             return await self._agenerate_once(lm, lm_kwargs, signature, demos, inputs)
         except ContextWindowExceededError as error:
-            with _shortened(signature, error):
+            with shortened(signature, error):
                 return await self._agenerate_once(lm, lm_kwargs, signature, demos, inputs)
 
     async def _agenerate_once(
@@ -347,24 +338,6 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         markers = FieldMarkers(signature, is_bound=True)
         markers.push(text)
         return grammar.last_text is not None and [*signature.output_fields][-1] in markers.values()
-
-
-@contextmanager
-def _shortened(signature: type[Signature], error: ContextWindowExceededError) -> Iterator[None]:
-    """Name some of the values of long lists only, and say so; raise the error where there are none.
-
-    The grammar lets all of them through.
-    """
-    fields = long_lists(signature)
-    if not fields:
-        raise error
-    logger.warning(
-        "the prompt names %d values of each of the outputs %s only, and the grammar all of them: "
-        "with all in the prompt, %s",
-        *(MAX_LISTED, ", ".join(map(repr, fields)), error),
-    )
-    with shortened_lists():
-        yield
 
 
 def _is_copy(lm: BaseLM, original: BaseLM) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import enum
+import json
 import logging
 import re
 from typing import Literal
@@ -11,9 +13,10 @@ import dspy
 import pytest
 from dspy import lm15
 from dspy.lm15 import Config, Message, Request
-from fake_generator import fake_model
+from fake_generator import adapter_of, fake_model
 
 import pyllama
+from adapter.bound_answers import constrained
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
 from adapter.messages import in_turns
@@ -199,6 +202,48 @@ def test_labels_that_do_not_all_fit_into_the_prompt_are_bound_by_the_grammar(
             assert tiny.vocab.eos in sampler.allowed_tokens()
     [record] = caplog.records
     assert "names 50 values of each of the outputs 'label' only" in record.getMessage()
+
+
+class Tagged(dspy.Signature):
+    text: str = dspy.InputField()
+    tags: list[Literal[LABELS]] = dspy.OutputField(max_length=2)
+
+
+Color = enum.Enum("Color", {f"c{number}": f"shade-{number:04}" for number in range(1000)})
+
+
+class Colored(dspy.Signature):
+    text: str = dspy.InputField()
+    color: Color = dspy.OutputField()
+
+
+@pytest.mark.parametrize(
+    ("signature", "call"), [(Labelled, "call"), (Tagged, "call"), (Colored, "acall")]
+)
+@pytest.mark.parametrize("kind", [dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter])
+def test_labels_in_the_prompts_of_dspys_own_adapters(caplog, kind, signature, call):
+    value = {Labelled: "label-0777", Tagged: ["label-0777"], Colored: "shade-0777"}[signature]
+    [name] = signature.output_fields
+    text = value if isinstance(value, str) else json.dumps(value)
+    answer = {
+        dspy.ChatAdapter: f"[[ ## {name} ## ]]\n{text}\n\n[[ ## completed ## ]]",
+        dspy.JSONAdapter: json.dumps({name: value}),
+        dspy.XMLAdapter: f"<{name}>\n{text}\n</{name}>",
+    }[kind]
+    model = fake_model(answer, context_length=6000)
+    lm = adapter_of(model, max_tokens=200).lm
+    with (
+        caplog.at_level(logging.WARNING, "adapter"),
+        dspy.context(lm=lm, adapter=constrained(kind())),
+    ):
+        program = dspy.Predict(signature)
+        made = program(text="?") if call == "call" else asyncio.run(program.acall(text="?"))
+    assert made[name] == (Color(value) if signature is Colored else value)
+    [asked] = model.generator.requests
+    prompt = "".join(map(chr, asked.prompt))
+    assert "… (1000 in all)" in prompt
+    assert "-0777" not in prompt
+    assert [f"outputs {name!r} only" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_labels_that_fit_are_all_in_the_prompt(configured, caplog):

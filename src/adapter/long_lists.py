@@ -1,0 +1,136 @@
+"""Prompts that name some of a type's many values, where all of them leave no room for an answer.
+
+The grammar lets all of them through, so a model need not read each.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+from dspy.adapters.utils import get_annotation_name
+from dspy.clients.base_lm import BaseLM
+from dspy.signatures import Signature
+from dspy.utils.exceptions import ContextWindowExceededError
+
+from adapter.formatting import MAX_LISTED, is_shortened, long_lists, shortened_lists
+from adapter.typed_values import allowed_values
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def shortened(signature: type[Signature], error: ContextWindowExceededError) -> Iterator[None]:
+    """Name some of the values of long lists only, and say so; raise the error where there are none.
+
+    The grammar lets all of them through.
+    """
+    fields = long_lists(signature)
+    if not fields:
+        raise error
+    logger.warning(
+        "the prompt names %d values of each of the outputs %s only, and the grammar all of them: "
+        "with all in the prompt, %s",
+        *(MAX_LISTED, ", ".join(map(repr, fields)), str(error).partition("\n")[0]),
+    )
+    with shortened_lists():
+        yield
+
+
+class ShortenedLists:
+    """Put before a class of DSPy's whose answers are bound: too long a prompt lists less."""
+
+    def __call__(
+        self,
+        lm: BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: type[Signature],
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Have the adapter do its work, again with fewer values in the prompt if need be."""
+        call = (signature, demos, inputs)
+        try:
+            answers: list[dict[str, Any]] = _next(self).__call__(lm, dict(lm_kwargs), *call)
+        except ContextWindowExceededError as error:
+            with shortened(signature, error):
+                answers = _next(self).__call__(lm, lm_kwargs, *call)
+        return answers
+
+    async def acall(
+        self,
+        lm: BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: type[Signature],
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Do the same without blocking the event loop."""
+        call = (signature, demos, inputs)
+        try:
+            answers: list[dict[str, Any]] = await _next(self).acall(lm, dict(lm_kwargs), *call)
+        except ContextWindowExceededError as error:
+            with shortened(signature, error):
+                answers = await _next(self).acall(lm, lm_kwargs, *call)
+        return answers
+
+    def format(
+        self,
+        signature: type[Signature],
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Return the messages, with fewer values in the first and the last while lists are short.
+
+        These two say what the answer must be; the others are demonstrations.
+        """
+        messages: list[dict[str, Any]] = _next(self).format(signature, demos, inputs)
+        if is_shortened():
+            for message in {id(each): each for each in (messages[0], messages[-1])}.values():
+                if isinstance(message["content"], str):
+                    message["content"] = _shorter(message["content"], signature)
+        return messages
+
+
+def _shorter(text: str, signature: type[Signature]) -> str:
+    """A text of DSPy's with long lists of an output's values cut to MAX_LISTED."""
+    for field in signature.output_fields.values():
+        for values in _lists(field.annotation):
+            few = [values[index * len(values) // MAX_LISTED] for index in range(MAX_LISTED)]
+            rest = f"… ({len(values)} in all)"
+            for write, separator in _LISTINGS:
+                text = text.replace(write(values), f"{write(few)}{separator}{rest}")
+    return text
+
+
+def _lists(annotation: Any) -> Iterator[list[Any]]:
+    values = allowed_values(annotation)
+    if len(values) > MAX_LISTED:
+        yield values
+    for part in () if values else get_args(annotation):
+        yield from _lists(part)
+
+
+def _as_annotation(values: list[Any]) -> str:
+    return str(get_annotation_name(Literal[tuple(values)])).partition("[")[2].removesuffix("]")
+
+
+def _as_json(values: list[Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, default=str)[1:-1]
+
+
+_LISTINGS: list[tuple[Callable[[list[Any]], str], str]] = [
+    (lambda values: "; ".join(map(str, values)), "; "),
+    (_as_annotation, ", "),
+    (_as_json, ", "),
+    (lambda values: json.dumps(_as_json(values), ensure_ascii=False)[1:-1], ", "),
+]
+"""How DSPy writes the values of a type: in a note, as a Python type, in a JSON schema, and in one
+that is a string of JSON itself."""
+
+
+def _next(adapter: ShortenedLists) -> Any:
+    return super(ShortenedLists, adapter)
