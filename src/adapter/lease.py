@@ -48,6 +48,8 @@ class Lease(AbstractContextManager[T], Generic[T]):
         self._give = give
         #: What it is on while it is held.
         self.residency: Residency | None = None
+        #: It was given back, or will never be taken.
+        self.over = False
 
     def __enter__(self) -> T:
         try:
@@ -69,7 +71,7 @@ class Lease(AbstractContextManager[T], Generic[T]):
         self.thread = this_thread()
 
     def _take(self) -> ResidentModel:
-        if self.residency is not None:
+        if self.residency is not None or self.over:
             raise RuntimeError("a lease is taken once: call lease() again")
         self.loader.refuse_in_child(self.name)
         slot = self.slot or self.loader.slot(self.path)
@@ -98,6 +100,7 @@ class Lease(AbstractContextManager[T], Generic[T]):
 
     def _drop(self) -> None:
         # Perhaps in another thread: a generator may be closed anywhere.
+        self.over = True  # first: whoever grants it just now looks at this last
         residency = self.residency
         if residency is not None:
             residency.leases.discard(self.reference)

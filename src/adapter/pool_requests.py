@@ -93,8 +93,9 @@ class Request:
         if lease is not None:
             lease.residency = residency
             residency.leases.add(lease.reference)
-            # Looked at last: whoever stops waiting says so before it gives the lease back.
-            if self.abandoned:
+            # Looked at last: whoever stops waiting says so before it gives the lease back. One that
+            # is interrupted again while it does may only come to say the second.
+            if self.abandoned or lease.over:
                 residency.leases.discard(lease.reference)
         self.answer()
 

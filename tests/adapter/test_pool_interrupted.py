@@ -20,6 +20,7 @@ import adapter
 from adapter import pool_thread
 from adapter.errors import BackendError, ModelNotLoadedError, PoolFullError
 from adapter.hardware import HOST
+from adapter.pool_requests import Request
 
 _FOLDER = str(Path(adapter.__file__).parent)
 
@@ -34,6 +35,7 @@ class Interrupt:
     def __init__(self, at):
         self.left = at
         self.raised = False
+        self.where = ""
 
     def __enter__(self):
         sys.settrace(self.trace)
@@ -46,7 +48,7 @@ class Interrupt:
             return None
         frame.f_trace_opcodes = True
         if self.left == 0:
-            self.raised = True
+            self.raised, self.where = True, frame.f_code.co_name
             raise KeyboardInterrupt
         self.left -= 1
         return self.trace
@@ -143,6 +145,40 @@ def test_an_interrupted_pool_works_and_keeps_nothing(pool_of_fakes, machine, pro
             break
     assert at > 10
     assert wait_until(lambda: threading.active_count() <= before)
+
+
+GIVING_BACK = {"_drop", "tell_of_a_lease_that_ended"}
+
+
+def test_a_lease_that_is_interrupted_twice_is_not_held(pool_of_fakes, monkeypatch):  # noqa: F811
+    """While it is waited for, and at any point after that; somebody keeps the lease."""
+    pool, tried = pool_of_fakes(max_models=1), set()
+    loaded = pool.load_model("one")
+    waits = []
+
+    def interrupted(request):
+        waits.append(request)
+        raise KeyboardInterrupt
+
+    for at in range(100_000):
+        in_a_thread(pool.load_model, "two")  # which evicts the other: the lease is waited for
+        lease, interrupt = loaded.lease(), Interrupt(at)
+        waits.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(Request, "wait", interrupted)
+            with suppress(KeyboardInterrupt), interrupt, lease:
+                pass
+        if waits and interrupt.where not in GIVING_BACK:  # else it is one for as long as it is kept
+            tried.add(interrupt.where)
+            assert in_a_thread(pool.load_model, "one") == []
+            assert not held(pool), (at, interrupt.where)
+        if not interrupt.raised:
+            break
+    assert tried == {"_ask", "lease", "_take", "__enter__", ""}
+
+
+def held(pool):
+    return [lease for slot in pool._loader.slots() for lease in slot.lessees()]
 
 
 def check(pool, machine, *, closed, where):  # noqa: F811
