@@ -177,6 +177,39 @@ BOUND_KINDS: list[Any] = [
 ]
 """Types all of which a grammar says, whatever the form of the answer."""
 
+
+def _no_vowel(word: str) -> str:
+    if set(word) & set("aeiou"):
+        raise ValueError("a vowel")
+    return word
+
+
+class Even(pydantic.BaseModel):
+    number: int
+
+    @pydantic.field_validator("number")
+    @classmethod
+    def is_even(cls, number: int) -> int:
+        if number % 2:
+            raise ValueError("odd")
+        return number
+
+
+class Corner(enum.Enum):
+    LEFT = (0, 0)
+    RIGHT = (1, 0)
+
+
+CHECKED_KINDS: list[Any] = [
+    pydantic.PastDatetime,
+    pydantic.FutureDatetime,
+    Even,
+    Annotated[list[Corner], pydantic.Field(max_length=2)],
+    Annotated[set[int], pydantic.Field(min_length=2, max_length=2)],
+    Annotated[str, pydantic.Field(pattern="^[a-z]{4}$"), pydantic.AfterValidator(_no_vowel)],
+]
+"""Types of which a grammar leaves something to be checked after."""
+
 short_text = st.sampled_from([
     Annotated[str, pydantic.Field(max_length=10)],
     Annotated[str, pydantic.Field(min_length=2, max_length=6)],
@@ -287,14 +320,15 @@ def types(depth: int):
     return kinds
 
 
+told_or_not = st.sampled_from([*BOUND_KINDS, *CHECKED_KINDS])
+
+
 @st.composite
 def signatures(draw, depth=4):
     """Signatures of one to three output fields; some of them free text."""
     names = draw(st.permutations(["answer", "answer_kind", "score", "größe"]))
     fields: dict[str, Any] = {"question": (str, dspy.InputField())}
     for name in names[: draw(st.integers(1, 3))]:
-        annotation = draw(
-            st.one_of(types(depth), constrained, st.sampled_from(BOUND_KINDS), st.just(str))
-        )
+        annotation = draw(st.one_of(types(depth), constrained, told_or_not, st.just(str)))
         fields[name] = (annotation, dspy.OutputField())
     return dspy.Signature(fields, "Answer.")

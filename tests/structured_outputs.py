@@ -1,13 +1,16 @@
 """Have SmolLM2 answer random signatures and schemas hot, and count what parses.
 
     python tests/structured_outputs.py --cases 2000
+    python tests/structured_outputs.py --cases 2000 --tiny
 
 Each case is a signature of random types (tests/answer_types.py) in one of the forms of answer,
 LlamaCppAdapter's or that of a constrained() ChatAdapter, JSONAdapter, BAMLAdapter or XMLAdapter; or
 a random JSON schema (tests/answer_schemas.py) as a response_format, and as the argument of a
 function in the forms of calls of other families' templates (--templates). An answer that was
-completed must parse, and be of its types; one that max_tokens cut off must be told as such. It ends
-with status 1 when one was not, and shows it. Another --seed has other cases.
+completed must parse, and be of its types; one that max_tokens cut off must be told as such, and so
+must a value that breaks what no grammar says. It ends with status 1 when one was not, and shows it.
+Another --seed has other cases. --tiny has a model of random weights answer, which is faster, and
+likes no answer better than another.
 """
 
 from __future__ import annotations
@@ -29,16 +32,18 @@ import dspy
 import jsonschema
 import pydantic
 from answer_schemas import schemas
-from answer_types import signatures
+from answer_types import CHECKED_KINDS, signatures
 from dspy.adapters.baml_adapter import BAMLAdapter
 from dspy.lm15 import Config, FunctionTool, Message, Request, ToolCallPart, ToolChoice
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from synthetic import write_model
 from templated import templates, with_template
 
 from adapter import (
     CutAnswerError,
+    InvalidValueError,
     LlamaCppAdapter,
     LlamaCppConfig,
     LoadedModel,
@@ -100,9 +105,13 @@ class Trial:
             [answer] = self.adapters[form](lm, {}, signature, [], {"question": f"No. {number}?"})
         except CutAnswerError:
             outcome = "cut, and told"
+        except InvalidValueError as error:
+            outcome = "invalid, asked for again, and told"
+            if not any(map(is_checked_after, signature.output_fields.values())):
+                raise AssertionError(f"{form}: {signature}\n{error}") from error
         except AdapterParseError as error:
             raise AssertionError(f"{form} did not parse: {signature}\n{error}") from error
-        [entry] = lm.history
+        entry = lm.history[-1]
         assert "grammar" in entry["kwargs"]["metadata"]["llamacpp"], f"not bound: {signature}"
         if outcome == "completed":
             if entry["response"].finish_reason == "length":
@@ -163,6 +172,13 @@ class Trial:
         return "unbound, and told" if told else "completed"
 
 
+def is_checked_after(field: Any) -> bool:
+    """Whether a field's type is one of those that a grammar does not say whole."""
+    kinds = [pydantic.fields.FieldInfo.from_annotation(kind) for kind in CHECKED_KINDS]
+    asked = (field.annotation, field.metadata)
+    return any((kind.annotation, kind.metadata) == asked for kind in kinds)
+
+
 def brief_prompt(signature: Any, demos: Any, inputs: Any) -> list[dict[str, str]]:
     """A question, and the names of what is asked for."""
     names = ", ".join(signature.output_fields)
@@ -191,13 +207,18 @@ def main() -> int:
     parser.add_argument(
         "--templates", nargs="*", default=["Qwen-Qwen2.5-7B-Instruct", "Qwen3-Coder"]
     )
+    parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    path = embedded_model.fetch()
     started = time.monotonic()
-    with TemporaryDirectory() as folder, ModelPool(folder, context_length=1024) as pool:
-        shutil.copy(path, folder)
+    # A token of the tiny model's is a byte.
+    context = 4096 if arguments.tiny else 1024
+    with TemporaryDirectory() as folder, ModelPool(folder, context_length=context) as pool:
+        if arguments.tiny:
+            path = write_model(Path(folder) / "tiny.gguf", n_ctx_train=context)
+        else:
+            path = Path(shutil.copy(embedded_model.fetch(), folder))
         sources = templates()
         for name in arguments.templates:
             with_template(path, sources[name], Path(folder) / f"{name}.gguf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,10 +36,16 @@ def input_lines(signature: type[Signature], values: Mapping[str, Any]) -> str:
         else:
             text = str(format_field_value(field, value))
             parts = text.splitlines()
-            if len(parts) > 1 and any(is_marker(line, names) for line in parts):
+            if len(parts) > 1 and any(is_marker(_as_seen(line), names) for line in parts):
                 text = _LINE_BEGIN.sub(_BAR, text)
         lines.append(_field(name, text))
     return "\n".join(lines)
+
+
+def _as_seen(line: str) -> str:
+    """A line without signs that are not seen, and with each letter and space in its plain form."""
+    plain = unicodedata.normalize("NFKC", line)
+    return "".join(one for one in plain if unicodedata.category(one) != "Cf")
 
 
 def output_lines(
