@@ -135,9 +135,15 @@ class _Bound:
 
 
 def _unbound(tools: Tools) -> _Bound:
-    described = [index for index, tool in enumerate(tools) if _schema_of(tool).get("properties")]
+    described = [index for index, tool in enumerate(tools) if _demands(_schema_of(tool))]
     told = tuple(_dropped(index, ("parameters",), _NO_PLACE) for index in described)
     return _Bound(None, None, told)
+
+
+def _demands(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema says more of arguments than that they are an object."""
+    said = {key for key, value in schema.items() if value not in ({}, [])}
+    return bool(said - {"type", "title", "description", "$schema", "additionalProperties"})
 
 
 class _Kept:

@@ -188,6 +188,11 @@ def test_every_template_binds_arguments_or_tells(templates):
     assert unbound == WITHOUT_A_PLACE
 
 
+def test_a_format_without_a_place_tells_whatever_is_demanded(templates):
+    [told] = prompt_of(templates["LFM2.5-Instruct"], ONE_OF, {"type": "object"}).adaptations
+    assert told.field == "tools[0].parameters"
+
+
 def test_what_no_grammar_says_is_told(templates):
     iri = {"type": "object", "properties": {"to": {"type": "string", "format": "iri"}}}
     dynamic = {"type": "object", "properties": {"to": {"$dynamicRef": "#to"}}}

@@ -7,11 +7,13 @@ import random
 import dspy
 import pydantic
 import pytest
-from answer_types import BOUND_KINDS
+from answer_types import BOUND_KINDS, signatures
+from dspy.utils.exceptions import AdapterParseError
+from hypothesis import HealthCheck, Phase, given, settings
 from texts import random_text
 
 from adapter import LlamaCppAdapter, constrained
-from adapter.field_values import constrained_values
+from adapter.field_values import Misfit, constrained_values
 from adapter.grammar.annotation_schema import annotated
 from adapter.grammar.answer_grammar import CHAT, FIELD_LINES, JSON, XML, Field
 from adapter.grammar.rules import Rules
@@ -58,3 +60,27 @@ def test_every_answer_is_of_its_types(kind, form):
         value = read(signature, form, text)["value"]
         if "Json" not in str(kind):  # which is read already
             takes.validate_python(value)
+
+
+@settings(
+    deadline=None,
+    max_examples=15,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(signatures(depth=3))
+def test_every_answer_of_any_signature_is_read_or_was_told(signature):
+    for form in FORMS:
+        try:
+            unchecked, texts = drawn_answers(signature, form)
+            drawn = [text for _, text in zip(range(3), texts, strict=False)]
+        except RecursionError:
+            continue  # of a type that goes on in itself
+        for text in drawn:
+            try:
+                values = read(signature, form, text)
+            except (AdapterParseError, Misfit):
+                assert any(unchecked.values()), text
+                continue
+            for name, field in signature.output_fields.items():
+                constrained_values({name: field}, values)
