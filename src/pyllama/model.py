@@ -227,8 +227,13 @@ class Model(NativeObject):
 
         #: Whether only vocabulary and metadata were loaded.
         self.vocab_only: bool = self._params.struct.vocab_only
+        pre = (options.get("kv_overrides") or {}).get("tokenizer.ggml.pre")
         #: The vocabulary; it lives as long as the model.
-        self.vocab = Vocab(self, lib.llama_model_get_vocab(pointer))
+        self.vocab = Vocab(
+            self,
+            lib.llama_model_get_vocab(pointer),
+            pre=pre if isinstance(pre, str) else None,  # llama.cpp takes no other
+        )
         #: Context length the model was trained with, in tokens.
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(pointer)
         #: Whether it has a head that classifies or ranks: what ``pooling_type="rank"`` scores by.

@@ -72,9 +72,13 @@ class Vocab(Uncopyable):
 
     _instead_of_copying = "Any number of threads may use it; another process opens the model's file"
 
-    def __init__(self, model: NativeObject, pointer: Any) -> None:
+    def __init__(self, model: NativeObject, pointer: Any, *, pre: str | None = None) -> None:
+        """
+        :param pre: the pre-tokenizer that the model was given in place of its file's.
+        """
         self._model = model
         self._pointer = pointer
+        self._pre = pre
         #: The kind of tokenizer.
         self.type: VocabType = _TYPES.get(lib.llama_vocab_type(pointer), "none")
         #: Number of tokens; ids are 0 to n_tokens - 1.
@@ -200,7 +204,8 @@ class Vocab(Uncopyable):
     def _tokenizer(self) -> Handle:
         """Its special tokens, as tokenizing and chat templates look for them."""
         with self._model._open() as model:
-            tokenizer = lib.guarded_tokenizer_init(model)
+            pre = ffi.NULL if self._pre is None else self._pre.encode()
+            tokenizer = lib.guarded_tokenizer_init(model, pre)
             if tokenizer == ffi.NULL:
                 _raise_tokenization_error("reading the vocabulary")
         return Handle(tokenizer, lib.guarded_tokenizer_free)

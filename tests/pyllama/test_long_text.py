@@ -178,6 +178,25 @@ def test_digits_by_three_from_the_right(write_tiny_model):
             assert len(tokens) == n_digits // 3 * 2 + 1
 
 
+OVERRIDDEN = {
+    "superbpe": "7" * 200_001,
+    "jais-2": "a" + " " * 200_000 + "b",
+    "gpt-4o": "7" * 1_000 + "a" + " " * 5_000,
+}
+
+
+@pytest.mark.parametrize("own", ["gpt-2", "superbpe", "jais-2"])
+@pytest.mark.parametrize("pre", OVERRIDDEN)
+def test_the_pre_tokenizer_that_replaces_the_files_counts(write_tiny_model, pre, own):
+    text = OVERRIDDEN[pre]
+    overrides = {"tokenizer.ggml.pre": pre}
+    with pyllama.Model(write_tiny_model(pre=pre, merges=MERGES), vocab_only=True) as model:
+        expected = model.vocab.tokenize(text)
+    path = write_tiny_model(pre=own, merges=MERGES)
+    with pyllama.Model(path, vocab_only=True, kv_overrides=overrides) as model:
+        assert model.vocab.tokenize(text) == expected
+
+
 @pytest.fixture
 def gpt4o(write_tiny_model):
     with pyllama.Model(write_tiny_model(pre="gpt-4o"), vocab_only=True) as model:

@@ -119,15 +119,17 @@ void check_rwkv(const llama_vocab * vocab) {
 
 extern "C" {
 
-pyllama_tokenizer * guarded_tokenizer_init(const llama_model * model) {
+// pre: the name of the pre-tokenizer that replaces the file's, or NULL: the metadata that llama.cpp
+// keeps of a model are those of its file, whatever was put in their place when it was loaded.
+pyllama_tokenizer * guarded_tokenizer_init(const llama_model * model, const char * pre) {
     return guarded<pyllama_tokenizer *>(nullptr, [&] {
         const llama_vocab * vocab = llama_model_get_vocab(model);
         if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_RWKV) {
             check_rwkv(vocab);
         }
-        char pre[64] = ""; // the longest that means something here is shorter
-        llama_model_meta_val_str(model, "tokenizer.ggml.pre", pre, sizeof(pre));
-        return new pyllama_tokenizer{pyllama::special_tokens(vocab), pre,
+        char own[64] = ""; // the longest that means something here is shorter
+        llama_model_meta_val_str(model, "tokenizer.ggml.pre", own, sizeof(own));
+        return new pyllama_tokenizer{pyllama::special_tokens(vocab), pre == nullptr ? own : pre,
                                      llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_BPE};
     });
 }

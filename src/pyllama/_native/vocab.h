@@ -1,4 +1,4 @@
-pyllama_tokenizer * guarded_tokenizer_init(const struct llama_model * model);
+pyllama_tokenizer * guarded_tokenizer_init(const struct llama_model * model, const char * pre);
 int32_t guarded_tokenizer_free(pyllama_tokenizer * tokenizer);
 int32_t guarded_tokenize(const struct llama_vocab * vocab, const pyllama_tokenizer * tokenizer, const char * text, size_t length, const size_t * literal, size_t n_literal, bool add_before, bool add_after, bool parse_special, llama_token ** result);
 int32_t guarded_tokenizer_breaks(const pyllama_tokenizer * tokenizer, const char * text, size_t length, bool edges, size_t * places, size_t n_places);
