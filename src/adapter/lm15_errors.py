@@ -36,8 +36,8 @@ def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> I
 
     DSPy retries after too many requests, waiting as long as the error says, within the two
     bounds, in seconds; where other requests use the models that could make room for this one; where
-    the process of a chat template was killed, or the machine lacked threads or descriptors; and
-    where Python itself was out of memory. Any other request would fail again.
+    the process of a chat template was killed, or the machine lacked threads, descriptors or memory.
+    Any other request would fail again.
     """
     try:
         yield
@@ -65,7 +65,7 @@ def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> I
         fails_again = error.needed > error.limit
         kind = lm15.ProviderError if fails_again else lm15.ServerError
         raise kind(str(error), provider=PROVIDER) from error
-    except (pyllama.ChatProcessError, TransientError) as error:
+    except (pyllama.ChatProcessError, pyllama.NativeMemoryError, TransientError) as error:
         raise lm15.ServerError(str(error), provider=PROVIDER) from error
     except (LlamaCppError, pyllama.LlamaError) as error:
         raise lm15.ProviderError(str(error), provider=PROVIDER) from error

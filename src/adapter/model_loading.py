@@ -23,6 +23,7 @@ from adapter.errors import (
     PoolFullError,
     TransientError,
 )
+from adapter.generation.thread_start import start_thread
 from adapter.hardware import Placement
 from adapter.machine_memory import machine
 from adapter.model_file import parts
@@ -64,8 +65,8 @@ class Job:
         self._ended = False
 
     def start(self) -> None:
-        """Begin. Raises RuntimeError where no thread can be had."""
-        self.thread.start()
+        """Begin. Raises RuntimeError or MemoryError where no thread can be had."""
+        start_thread(self.thread)
 
     @property
     def is_over(self) -> bool:
@@ -253,7 +254,7 @@ def _translated(name: str, path: Path) -> Iterator[None]:
     except (pyllama.MemoryFitError, pyllama.BackendError) as error:
         raise BackendError(f"model {name!r} cannot be loaded: {error}") from error
     except pyllama.NativeMemoryError as error:
-        raise BackendError(f"no memory for model {name!r}: {error}") from error
+        raise TransientError(f"no memory for model {name!r} just now: {error}") from error
 
 
 def _forget_threads() -> None:

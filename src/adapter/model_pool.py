@@ -16,6 +16,7 @@ from adapter.chat_templates import ChatTemplates, Template
 from adapter.errors import ConfigurationError, ModelNotLoadedError, TransientError
 from adapter.generation.metrics import MetricsSnapshot
 from adapter.generation.prefix_folder import prepare
+from adapter.generation.thread_start import start_thread
 from adapter.hardware import HardwareManager, require_integer
 from adapter.loaded_model import LoadedModel, whole
 from adapter.memory_budget import MemoryBudget
@@ -151,8 +152,8 @@ class ModelPool:
 
         # Not on the loop's own executor: DSPy uses that one, and long loads would starve it.
         try:
-            threading.Thread(target=load, name="model-pool-load", daemon=True).start()
-        except RuntimeError as error:  # the process has as many threads as it may
+            start_thread(threading.Thread(target=load, name="model-pool-load", daemon=True))
+        except (RuntimeError, MemoryError) as error:  # the process has as many as it may
             raise TransientError(f"no thread to load model {name!r} on: {error}") from error
         return await loaded
 

@@ -26,6 +26,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from adapter.errors import BackendError, ModelInUseError, ModelNotLoadedError, TransientError
+from adapter.generation.thread_start import start_thread
 from adapter.hardware import Placement
 from adapter.model_loading import Free, Load, StoppedLoad
 from adapter.model_slot import ModelSlot, Residency, Verdicts
@@ -81,8 +82,8 @@ class PoolThread:
         """Begin. It ends once it was closed, or its owner collected, and all is freed."""
         self._owner = weakref.ref(owner, self.inbox.put)
         try:
-            threading.Thread(target=self._run, name="model-pool", daemon=True).start()
-        except RuntimeError as error:  # the process has as many threads as it may
+            start_thread(threading.Thread(target=self._run, name="model-pool", daemon=True))
+        except (RuntimeError, MemoryError) as error:  # the process has as many as it may
             raise TransientError(f"no thread for a model pool: {error}") from error
 
     # What the user's threads ask for
@@ -323,7 +324,7 @@ class PoolThread:
         free = Free(self, residency)
         try:
             free.start()
-        except RuntimeError:  # as above
+        except (RuntimeError, MemoryError):  # as above
             free.run()
         residency.freeing = free
 

@@ -43,6 +43,7 @@ MAPPED = [
     (RecursionError("no"), lm15.InvalidRequestError),
     (pyllama.ChatProcessError("killed"), lm15.ServerError),
     (errors.TemplateAbortedError("it took too long"), lm15.InvalidRequestError),
+    (pyllama.NativeMemoryError("no"), lm15.ServerError),
     (MemoryError("no"), lm15.ServerError),
     (KeyError("mine"), lm15.ProviderError),
 ]

@@ -8,7 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import pyllama
-from adapter.errors import BackendError, InferenceError, LlamaCppError, TokenizationError
+from adapter.errors import (
+    BackendError,
+    InferenceError,
+    LlamaCppError,
+    TokenizationError,
+    TransientError,
+)
 
 
 def translation(error: BaseException) -> BaseException:
@@ -16,7 +22,9 @@ def translation(error: BaseException) -> BaseException:
     kind: type[Exception]
     if isinstance(error, pyllama.TokenizationError):
         kind = TokenizationError
-    elif isinstance(error, (pyllama.ContextError, pyllama.BackendError, pyllama.NativeMemoryError)):
+    elif isinstance(error, pyllama.NativeMemoryError):
+        kind = TransientError
+    elif isinstance(error, (pyllama.ContextError, pyllama.BackendError)):
         kind = BackendError
     elif isinstance(error, pyllama.LlamaError):
         kind = InferenceError

@@ -14,6 +14,7 @@ from adapter.generation.blocks import BlockHashes
 from adapter.generation.failures import note
 from adapter.generation.prefix_cache import PrefixCache, SavedPrefix
 from adapter.generation.prefix_folder import PrefixFolder
+from adapter.generation.thread_start import start_thread
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class PrefixFiles:
         if self._thread is None:
             thread = threading.Thread(target=self._run, name="prefix-files", daemon=True)
             try:
-                thread.start()
+                start_thread(thread)
             except (RuntimeError, MemoryError) as error:
                 note(logger, logging.DEBUG, "no thread for files: %s", error)
                 return False

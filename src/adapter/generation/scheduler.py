@@ -18,6 +18,7 @@ from adapter.errors import (
     ContextTooLongError,
     ModelNotLoadedError,
     QueueFullError,
+    TransientError,
 )
 from adapter.generation.batch_runner import BatchRunner
 from adapter.generation.blocks import CHUNK, longest_call
@@ -40,6 +41,7 @@ from adapter.generation.scoring import (
 from adapter.generation.scoring_queue import ScoringJob, ScoringQueue
 from adapter.generation.sequence import Sequence
 from adapter.generation.shutdown import end_at_exit
+from adapter.generation.thread_start import start_thread
 from adapter.generation.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -303,9 +305,9 @@ class Scheduler:
             target=self._run, name=f"llamacpp-{self._model.desc}", daemon=True
         )
         try:
-            thread.start()
+            start_thread(thread)
         except (RuntimeError, MemoryError) as error:
-            raise BackendError(
+            raise TransientError(
                 f"the thread that computes the model's requests could not start: {error}. This "
                 "process has too many threads, or too little memory; the next request tries again"
             ) from error

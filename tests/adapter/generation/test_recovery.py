@@ -17,10 +17,10 @@ from schedules import alone, endless, isolated_of, raising, request_of, same, sc
 
 import pyllama
 from adapter.errors import (
-    BackendError,
     InferenceError,
     ModelNotLoadedError,
     RequestTimeoutError,
+    TransientError,
 )
 from adapter.generation import batch_runner, exactness
 from adapter.generation import scheduler as scheduler_module
@@ -216,7 +216,9 @@ def test_a_thread_that_cannot_start_fails_the_request_and_the_next_tries_again(
             lambda: scheduler.generate(request_of(tokens(0, 20))),
             lambda: scheduler.score(scored),
         ):
-            with pytest.raises(BackendError, match=r"could not start.*the next request") as caught:
+            with pytest.raises(
+                TransientError, match=r"could not start.*the next request"
+            ) as caught:
                 ask()
             assert caught.value.__cause__ is error
             assert not scheduler.n_queued

@@ -1,0 +1,42 @@
+"""Starting a thread where memory may be short, and where Ctrl-C may come."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+import threading
+
+_ROOM = 12 << 20
+"""Bytes for a thread's stack, and for what it needs before it says that it runs."""
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread, or raise why there is none.
+
+    CPython waits until the new thread says that it runs: for ever, if that one finds no memory to
+    say it. So there must be room for it first. And an interrupt of that wait may arrive as the
+    RuntimeError of a lock; it is raised as what it is. The thread may then run nevertheless.
+
+    Raises RuntimeError where the process has as many threads as it may, and MemoryError.
+    """
+    _find_room()
+    outer = sys.exc_info()[1]
+    try:
+        thread.start()
+    except RuntimeError as error:
+        cause = error.__context__
+        while cause is not None and cause is not outer:
+            if not isinstance(cause, Exception):
+                raise cause from None
+            cause = cause.__context__
+        raise
+
+
+def _find_room() -> None:
+    try:
+        if sys.platform == "win32":
+            mmap.mmap(-1, _ROOM).close()
+        else:
+            mmap.mmap(-1, _ROOM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError as error:
+        raise MemoryError(f"there is no room for another thread: {error}") from error
