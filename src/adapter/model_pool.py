@@ -262,7 +262,10 @@ class ModelPool:
         raise ModelNotLoadedError(name, f"call load_model({name!r}) first")
 
     def _handle(self, name: str, path: Path, resident: ResidentModel) -> LoadedModel:
-        """The one handle of a name on a model, which this thread holds a lease on."""
+        """The one handle of a name on a model, which this thread holds a lease on.
+
+        It is another one where the model computes otherwise by now, as after the loss of a server.
+        """
         slot = self._loader.slot(path)
         assert slot is not None
         assert slot.placement is not None
@@ -270,7 +273,11 @@ class ModelPool:
             self._handles.pop(key, None)
         borrow = partial(self._loader.borrow, name, path, slot)
         made = LoadedModel(name, path, resident, slot.placement, borrow)
-        return self._handles.setdefault((slot, name), made)
+        known = self._handles.setdefault((slot, name), made)
+        if known.computation == made.computation:
+            return known
+        self._handles[slot, name] = made
+        return made
 
 
 def _made(prefix_folder: str | os.PathLike[str] | None) -> Path | None:

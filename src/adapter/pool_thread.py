@@ -169,7 +169,11 @@ class PoolThread:
     def _run(self) -> None:
         while not self.ended:
             with suppress(BaseException):  # a lack of memory: it goes on where it was
-                self._work()
+                try:
+                    self._work()
+                except BaseException:
+                    time.sleep(_LOOK)  # it may last
+                    raise
 
     def _work(self) -> None:
         """Do what comes. What fails for a lack of memory is tried again: nobody waits in vain."""

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_resident import FakeResident, machine, pool_of_fakes, wait_until  # noqa: F401
@@ -254,6 +255,31 @@ def test_a_lack_of_memory_in_threads_of_the_pool_leaves_nothing(
     finally:
         threading.settrace(None)
     assert at > 100
+
+
+def test_a_lack_of_memory_that_lasts_does_not_keep_a_processor_busy(pool_of_fakes, monkeypatch):  # noqa: F811
+    """The pool's thread waits before it tries again."""
+    calls, came = [], threading.Event()
+
+    class Running(set):
+        def add(self, pool):
+            calls.append("add")
+            if len(calls) > 10:
+                came.set()
+                super().add(pool)
+            else:
+                raise MemoryError
+
+    def sleep(seconds):
+        calls.append("sleep")
+
+    monkeypatch.setattr(pool_thread, "_running", Running())
+    fake_time = SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+    monkeypatch.setattr(pool_thread, "time", fake_time)
+    pool = pool_of_fakes()
+    assert came.wait(60)
+    assert calls[:11] == ["add", "sleep"] * 5 + ["add"]
+    assert in_a_thread(type(pool).close, pool) == []
 
 
 class Fault:
