@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dspy import LM
+from dspy.utils.exceptions import LMUnsupportedFeatureError
 
 from adapter.async_engine import AsyncLlamaCppEngine
 from adapter.call_settings import LLAMACPP_SETTINGS
@@ -69,6 +70,17 @@ class LlamaCppLM(LM):
         """Do the same without blocking the event loop."""
         with rollout(kwargs.get("rollout_id", self.kwargs.get("rollout_id"))):
             return await super().acall(prompt, messages=messages, **self._as_dspy(kwargs))
+
+    def finetune(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: this package trains no models."""
+        raise LMUnsupportedFeatureError(
+            f"{self.engine.loaded.name!r} cannot be fine-tuned here: llama.cpp computes answers, "
+            "and DSPy's BootstrapFinetune needs a provider that trains. Train a student lm that "
+            "has one, convert the result to GGUF, and load that file; or use an optimizer of "
+            "prompts and demonstrations, such as BootstrapFewShot",
+            model=self.model,
+            features=["finetuning"],
+        )
 
     def __repr__(self) -> str:
         settings = "".join(f" {name}={value!r}" for name, value in self.kwargs.items())

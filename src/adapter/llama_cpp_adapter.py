@@ -270,6 +270,7 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
 
     def _route(self, lm: BaseLM | None) -> BaseLM:
         """Return the language model that answers a call made with `lm`."""
+        _require_own_listener()
         if lm is None:
             return self.lm
         if self._lm is None or getattr(lm, "engine", None) is self._lm.engine:
@@ -338,6 +339,19 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         markers = FieldMarkers(signature, is_bound=True)
         markers.push(text)
         return grammar.last_text is not None and [*signature.output_fields][-1] in markers.values()
+
+
+def _require_own_listener() -> None:
+    """Refuse a call that one of DSPy's listeners waits for: it knows DSPy's own adapters only."""
+    predict = dspy.settings.caller_predict
+    if dspy.settings.send_stream is None or predict is None:
+        return
+    for listener in dspy.settings.stream_listeners or []:
+        if listener.predict is predict and not hasattr(listener, "reads_field_lines"):
+            raise ConfigurationError(
+                f"{type(listener).__name__} does not know the form of LlamaCppAdapter's answers; "
+                f"use adapter.LlamaCppStreamListener({listener.signature_field_name!r}) instead"
+            )
 
 
 def _is_copy(lm: BaseLM, original: BaseLM) -> bool:

@@ -31,6 +31,7 @@ class LlamaCppStreamListener(StreamListener):
     complete. Under another adapter it does what DSPy's listener does.
     """
 
+    reads_field_lines = True  # looked for by the adapter
     stream_start: bool
     stream_end: bool
     _markers: FieldMarkers | None = None

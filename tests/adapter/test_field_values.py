@@ -196,3 +196,14 @@ def test_an_error_names_field_value_and_constraint():
     with pytest.raises(Misfit) as caught:
         constrained_value("v", "x" * 5000, asked(str, max_length=3).output_fields["v"])
     assert len(str(caught.value)) < 400
+
+
+def test_json_of_pydantics_is_bound_as_what_it_holds_and_read_once():
+    kind = pydantic.Json[Annotated[list[int], pydantic.Field(max_length=3)]]
+    signature = dspy.Signature({"q": (str, dspy.InputField()), "v": (kind, dspy.OutputField())})
+    model = fake_model("v: [1, 2]")
+    adapter = adapter_of(model)
+    with dspy.context(lm=adapter.lm, adapter=adapter):
+        assert dspy.Predict(signature)(q="?").v == [1, 2]
+    [asked] = model.generator.requests
+    assert '"["' in asked.constraint.gbnf

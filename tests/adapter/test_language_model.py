@@ -154,3 +154,9 @@ def test_streaming_can_be_switched_off():
     assert caught.value.feature == "stream"
     assert model.generator.requests == []
     assert engine.complete(request).text == "x"
+
+
+def test_fine_tuning_is_refused_with_what_it_would_take():
+    lm = language_model(fake_model("x"), LlamaCppConfig("fake"))
+    with pytest.raises(public.LMUnsupportedFeatureError, match="convert the result to GGUF"):
+        lm.finetune([], None)

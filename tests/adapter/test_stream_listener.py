@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter import CutAnswerError
+from adapter.errors import ConfigurationError
 from adapter.field_markers import FieldMarkers
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.stream_listener import LlamaCppStreamListener
@@ -299,3 +300,22 @@ def test_what_is_settled_never_changes(parts, size, is_bound):
     for name, settled in certain.items():
         assert values[name].startswith(settled.text)
         assert not settled.complete or settled.text == values[name]
+
+
+def test_dspys_listener_is_refused_before_work_starts_and_ours_named():
+    model = fake_model("answer: a")
+    adapter = adapter_of(model)
+    program = dspy.streamify(
+        dspy.Predict("question -> answer"), stream_listeners=[StreamListener("answer")]
+    )
+
+    async def main():
+        async for _ in program(question="?"):
+            pass
+
+    with (
+        dspy.context(lm=adapter.lm, adapter=adapter),
+        pytest.raises(ConfigurationError, match=r"LlamaCppStreamListener\('answer'\)"),
+    ):
+        asyncio.run(main())
+    assert model.generator.requests == []

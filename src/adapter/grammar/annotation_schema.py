@@ -42,10 +42,14 @@ _VALIDATORS = (
 
 
 def annotated(annotation: Any, metadata: tuple[Any, ...]) -> Any:
-    """A type together with a field's constraints."""
+    """A type together with a field's constraints.
+
+    That of pydantic.Json is left out: an answer is JSON as it is, and read once.
+    """
     made: Any = annotation
     for constraint in metadata:
-        made = Annotated[made, constraint]
+        if constraint is not pydantic.Json and not isinstance(constraint, pydantic.Json):
+            made = Annotated[made, constraint]
     return made
 
 
