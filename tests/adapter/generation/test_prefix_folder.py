@@ -291,35 +291,37 @@ def test_others_go_on_while_a_file_is_read(tmp_path, tiny, monkeypatch):
 
 
 @pytest.fixture
-def hung(monkeypatch):
-    """A disk that hangs while the event is not set, and is given up at once."""
-    goes_on = threading.Event()
+def hang(monkeypatch):
+    """Has the disk hang from its call to the end of the test, and be given up at once."""
+    hangs, goes_on = threading.Event(), threading.Event()
     read, add = PrefixFolder.read, PrefixFolder.add
 
     def wait_first(call):
         def called(*args, **kwargs):
-            if threading.current_thread().name == "prefix-files":
-                assert goes_on.wait(60)
+            assert not hangs.is_set() or goes_on.wait(60)
             return call(*args, **kwargs)
 
         return called
 
     monkeypatch.setattr(PrefixFolder, "read", wait_first(read))
     monkeypatch.setattr(PrefixFolder, "add", wait_first(add))
-    monkeypatch.setattr(prefix_files, "READ_SECONDS", 0.05)
-    monkeypatch.setattr(prefix_files, "WRITE_SECONDS", 0.05)
-    yield goes_on
+
+    def begin():
+        monkeypatch.setattr(prefix_files, "READ_SECONDS", 0.05)
+        monkeypatch.setattr(prefix_files, "WRITE_SECONDS", 0.05)
+        hangs.set()
+
+    yield begin
     goes_on.set()
 
 
-def test_a_disk_that_hangs_keeps_no_request_and_no_close_waiting(tmp_path, tiny, hung, caplog):
+def test_a_disk_that_hangs_keeps_no_request_and_no_close_waiting(tmp_path, tiny, hang, caplog):
     prompt = tokens(0, 300)
-    hung.set()
     first = prefix_scheduler(tiny, tmp_path)
     expected = first.generate(request_of(prompt))
     first.close()
     assert len(files_in(tmp_path)) == 1
-    hung.clear()
+    hang()
     later = prefix_scheduler(tiny, tmp_path)
     result = later.generate(request_of(prompt))
     assert same(result, expected)
@@ -329,7 +331,6 @@ def test_a_disk_that_hangs_keeps_no_request_and_no_close_waiting(tmp_path, tiny,
     later.close()  # which would save what the slots hold
     assert not later._thread.is_alive()
     assert caplog.text.count("no file of saved prompts was written") == 1
-    hung.set()
 
 
 def test_whoever_looks_for_a_file_asks_nothing_of_the_disk(folder, tmp_path, monkeypatch):

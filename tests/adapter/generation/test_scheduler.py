@@ -346,14 +346,19 @@ def test_a_caller_does_not_wait_for_a_computation_that_hangs(model, execution, h
     scheduler.close()
 
 
-def test_a_running_request_has_its_time_where_its_computation_hangs(model, hanging):
-    hangs, _, goes_on = hanging
+def test_what_a_step_takes_whose_caller_has_gone_is_counted(model, hanging):
+    hangs, is_hanging, goes_on = hanging
     scheduler = scheduler_of(model)
-    taken = TokenCount()
+    taken, cancelled = TokenCount(), threading.Event()
     hangs.set()
-    with pytest.raises(RequestTimeoutError):
-        scheduler.generate(replace(request_of(tokens(1, 10)), timeout=0.02, taken=taken))
+    with ThreadPoolExecutor(1) as callers:
+        request = replace(request_of(tokens(1, 10)), taken=taken)
+        call = callers.submit(lambda: list(scheduler.stream(request, cancelled)))
+        assert is_hanging.wait(60)
+        cancelled.set()
+        assert call.result() == []
     assert taken.pending
+    assert taken.total == 0
     goes_on.set()
     assert scheduler.generate(request_of(tokens(1, 10))).completion_tokens > 0
     assert not taken.pending
