@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from pyllama import _chat_worker, _pipes
+from pyllama._child_process import ChildProcess, start
 from pyllama._native import _binding
 from pyllama.errors import ChatProcessError, ChatTemplateAborted, ChatTemplateError
 
@@ -47,7 +48,7 @@ class ChatProcess:
     def __init__(self, source: str, bos: str, eos: str) -> None:
         self._arguments = [source, bos, eos]
         self._lock = threading.Lock()
-        self._process: _Process | None = None
+        self._process: ChildProcess | None = None
         self._ready = False  # it has the template, and waits for a request
         self._pid = 0
         self.description = _twice(self._start)
@@ -78,7 +79,7 @@ class ChatProcess:
         cffi = importlib.util.find_spec("_cffi_backend")
         cffi_folder = os.path.dirname((cffi and cffi.origin) or "")
         try:
-            process = _Process(
+            process = start(
                 [
                     *(sys.executable, "-IS", "-X", "utf8"),
                     *map(os.path.abspath, (_chat_worker.__file__, _binding.__file__, cffi_folder)),
@@ -91,7 +92,7 @@ class ChatProcess:
                 cwd=os.path.abspath(os.sep),
                 start_new_session=True,  # Ctrl-C is for the parent
             )
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise ChatProcessError(f"the chat template's process cannot start: {error}") from error
         self._end = weakref.finalize(self, _end, process, os.getpid())
         self._ready = False
@@ -190,24 +191,6 @@ class ChatProcess:
         return process.wait()
 
 
-class _Process(subprocess.Popen[bytes]):
-    """A process that ends with this object, wherever an exception drops it."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._owner = os.getpid()
-        super().__init__(*arguments, **options)
-
-    def __del__(self) -> None:
-        started = getattr(self, "pid", None) is not None and self.returncode is None
-        if started and self._owner == os.getpid():  # after a fork it is the parent's
-            self.kill()
-            self.wait()
-            for stream in (self.stdin, self.stdout):
-                if stream is not None:
-                    stream.close()
-        super().__del__()
-
-
 def _parsed(data: bytes) -> dict[str, Any]:
     try:
         answer = json.loads(data)
@@ -233,7 +216,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _end(process: _Process, pid: int) -> None:
+def _end(process: ChildProcess, pid: int) -> None:
     if pid != os.getpid():
         return
     process.kill()

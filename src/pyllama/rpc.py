@@ -250,6 +250,8 @@ class RpcServer(NativeObject):
         super().__init__()
         import subprocess
 
+        from pyllama._child_process import start
+
         if not isinstance(host, str):
             raise TypeError(f"host must be a str, got {host!r}")
         if not (host.isascii() and host.isprintable()):
@@ -265,7 +267,7 @@ class RpcServer(NativeObject):
         cache = _cache_path(cache_dir)
         modules = [backend.path for backend in backends() if backend.path]
         settings = [self.endpoint, cache, threads, names, modules]
-        process = subprocess.Popen(
+        process = start(
             [sys.executable, "-c", _START, json.dumps(sys.path), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -162,7 +162,7 @@ def test_a_process_that_cannot_start_is_not_the_templates_fault(monkeypatch):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     with monkeypatch.context() as patched:
-        patched.setattr(chat_process._Process, "__init__", refuse)
+        patched.setattr(chat_process.ChildProcess, "__init__", refuse)
         with pytest.raises(ChatProcessError, match=r"cannot start: .*unavailable"):
             template.apply(HELLO)
     assert template.apply(HELLO).prompt == "Hello"
