@@ -1,0 +1,169 @@
+"""How good the answers of small models are: each adapter, on tasks whose answers are known.
+
+    python benchmarks/quality.py [--models FOLDER] [--data FOLDER] [--out quality.json]
+
+Every task is answered greedily, one call after the other and with DSPy's cache off, by each
+adapter with 0, 1 and 5 demonstrations. quality_tasks.py says what the tasks are; `--data` is a
+folder with GSM8K's `test.jsonl` and banking77's `test.csv`, which add two. `--models` is a folder
+of GGUF files; without it, the embedded model answers.
+
+    right     outputs that are right, of all that are wanted
+    answered  questions that came back with all outputs
+    cut       questions with a response that max_tokens ended
+    tokens    of the prompts, and of the responses
+    s         the seconds that all questions took
+
+With `--rounds` the seconds are medians. The JSON file has every row, and each answer with `--keep`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy.adapters import Adapter
+from quality_tasks import Task, from_folder, made_here
+
+from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool, constrained, embedded_model
+
+ADAPTERS: dict[str, Callable[[dspy.LM], Adapter]] = {
+    "LlamaCppAdapter": LlamaCppAdapter,
+    "constrained Chat": lambda lm: constrained(dspy.ChatAdapter()),
+    "ChatAdapter": lambda lm: dspy.ChatAdapter(),
+    "constrained JSON": lambda lm: constrained(dspy.JSONAdapter()),
+}
+MAX_TOKENS = 256
+HEAD = "| task | demos | adapter | right | answered | cut | tokens in, out | s | t/s |"
+RULE = "| --- | --: | --- | --: | --: | --: | --: | --: | --: |"
+
+
+@dataclass
+class Row:
+    """What became of one task, with one adapter and number of demonstrations."""
+
+    model: str
+    task: str
+    demos: int
+    adapter: str
+    questions: int = 0
+    answered: int = 0
+    right: int = 0
+    wanted: int = 0
+    cut: int = 0
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: list[float] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+
+    def line(self) -> str:
+        """The row of the table."""
+        seconds = statistics.median(self.seconds)
+        return (
+            f"| {self.task} | {self.demos} | {self.adapter} | {self.right}/{self.wanted} "
+            f"| {self.answered}/{self.questions} | {self.cut} "
+            f"| {self.prompt_tokens}, {self.completion_tokens} | {seconds:.1f} "
+            f"| {self.completion_tokens / seconds:.0f} |"
+        )
+
+
+def measure(lm: dspy.LM, task: Task, row: Row, questions: list[dict[str, Any]]) -> None:
+    """Ask all questions once. What is counted is that of the last round."""
+    module = task.module(row.demos)
+    row.questions, row.answers = len(questions), []
+    row.answered = row.right = row.wanted = row.cut = row.calls = 0
+    row.prompt_tokens = row.completion_tokens = 0
+    seconds = 0.0
+    for question in questions:
+        lm.history.clear()
+        start = time.perf_counter()
+        try:
+            prediction: Any = module(**task.inputs(question))
+        except Exception as error:  # noqa: BLE001  # counted as unanswered, whatever it is
+            prediction, told = None, f"{type(error).__name__}: {error}"
+        else:
+            told = {name: str(prediction[name]) for name in task.signature.output_fields}
+            row.answered += 1
+        seconds += time.perf_counter() - start
+        right, wanted = task.right(question, prediction)
+        row.right += right
+        row.wanted += wanted
+        row.calls += len(lm.history)
+        texts = []
+        for entry in lm.history:
+            texts.append([str(output) for output in entry["outputs"]])
+            row.prompt_tokens += entry["usage"]["prompt_tokens"]
+            row.completion_tokens += entry["usage"]["completion_tokens"]
+        ends = [getattr(entry["response"], "finish_reason", None) for entry in lm.history]
+        row.cut += "length" in ends
+        row.answers.append({"right": right, "answer": told, "texts": texts})
+    row.seconds.append(round(seconds, 3))
+
+
+def main() -> None:
+    """Measure, and print a table for each model."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", type=Path, help="folder of GGUF files")
+    parser.add_argument("--only", help="a part of the names of the models to measure", default="")
+    parser.add_argument("--data", type=Path, help="folder of public data")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--tasks", nargs="+", help="names of tasks")
+    parser.add_argument("--adapters", nargs="+", choices=ADAPTERS, default=[*ADAPTERS])
+    parser.add_argument("--demos", nargs="+", type=int, choices=range(6), default=[0, 1, 5])
+    parser.add_argument("--questions", type=int, default=12, help="of each task")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--keep", action="store_true", help="write the answers to the JSON file")
+    arguments = parser.parse_args()
+    tasks = made_here()
+    if arguments.data:
+        tasks += from_folder(arguments.data, arguments.questions)
+    if arguments.tasks:
+        unknown = {*arguments.tasks} - {task.name for task in tasks}
+        if unknown:
+            parser.error(f"no such tasks: {', '.join(sorted(unknown))}")
+        tasks = [task for task in tasks if task.name in arguments.tasks]
+    folder = arguments.models or embedded_model.fetch().parent
+    logging.getLogger("dspy").setLevel(logging.ERROR)  # what is cut is counted
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
+    rows: list[Row] = []
+    for path in sorted(folder.glob("*.gguf")):
+        if arguments.only not in path.stem:
+            continue
+        with ModelPool(folder, context_length=4096) as pool:
+            loaded = pool.load_model(path.stem)
+            print(f"\n**{path.stem}** on {loaded.device}\n\n{HEAD}\n{RULE}", flush=True)
+            config = LlamaCppConfig(loaded.name, max_tokens=MAX_TOKENS, temperature=0.0, seed=0)
+            lm = LlamaCppAdapter.from_loaded_model(loaded, config).lm
+            for task in tasks:
+                for demos in arguments.demos if task.takes_demos else [0]:
+                    for name in arguments.adapters:
+                        row = Row(path.stem, task.name, demos, name)
+                        with dspy.context(lm=lm, adapter=ADAPTERS[name](lm)):
+                            questions = task.asked()[: arguments.questions]
+                            for _ in range(arguments.rounds):
+                                measure(lm, task, row, questions)
+                        print(row.line(), flush=True)
+                        rows.append(row)
+                        if arguments.out:
+                            write(arguments.out, rows, keep=arguments.keep)
+
+
+def write(path: Path, rows: list[Row], *, keep: bool) -> None:
+    """All rows so far as JSON."""
+    made = [asdict(row) for row in rows]
+    for row in made:
+        if not keep:
+            del row["answers"]
+    path.write_text(json.dumps(made, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
