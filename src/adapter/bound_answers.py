@@ -60,6 +60,7 @@ _TEMPERATURE_AGAIN = 0.7
 class _Watch:
     """One call of an adapter: what its answers are bound by, and what became of each of them."""
 
+    demos: list[dict[str, Any]]
     grammar: AnswerGrammar | None = None
     responses: list[Any] = field(default_factory=list)
     misfits: dict[int, AdapterParseError] = field(default_factory=dict)
@@ -116,7 +117,7 @@ class BoundAnswers:
         call = (signature, demos, inputs)
         if not _is_ours(lm):
             return self._checked(signature, _next(self).__call__(lm, lm_kwargs, *call))
-        with _watched(lm) as (watched, watch), adapter_fallback_scope() as progress:
+        with _watched(lm, demos) as (watched, watch), adapter_fallback_scope() as progress:
             # Not what DSPy's subclasses add to it: a schema, or another try without the form.
             answers: list[dict[str, Any]] = Adapter.__call__(self, watched, dict(lm_kwargs), *call)
             for index, asked in self._again(watch, lm, lm_kwargs, signature, progress):
@@ -136,7 +137,7 @@ class BoundAnswers:
         call = (signature, demos, inputs)
         if not _is_ours(lm):
             return self._checked(signature, await _next(self).acall(lm, lm_kwargs, *call))
-        with _watched(lm) as (watched, watch), adapter_fallback_scope() as progress:
+        with _watched(lm, demos) as (watched, watch), adapter_fallback_scope() as progress:
             answers: list[dict[str, Any]] = await Adapter.acall(
                 self, watched, dict(lm_kwargs), *call
             )
@@ -206,7 +207,7 @@ class BoundAnswers:
         processed: type[Signature] = _next(self)._call_preprocess(lm, lm_kwargs, signature, inputs)
         watch = _watch.get()
         if watch is not None:
-            watch.grammar = self._bind(lm, lm_kwargs, processed, inputs)
+            watch.grammar = self._bind(lm, lm_kwargs, processed, inputs, watch.demos)
         predict = dspy.settings.caller_predict
         if predict is not None:
             is_bound = watch is not None and watch.grammar is not None
@@ -292,12 +293,19 @@ class BoundAnswers:
             begin is not None and re.search(f"^{re.escape(begin)}", text, re.MULTILINE) is not None
         )
 
+    def _known_of_fields(
+        self, signature: type[Signature], demos: list[dict[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
+        """Attributes of the grammar's fields of which more is known than their types say."""
+        return {}
+
     def _bind(
         self,
         lm: BaseLM,
         lm_kwargs: dict[str, Any],
         signature: type[Signature],
         inputs: Mapping[str, Any],
+        demos: list[dict[str, Any]],
     ) -> AnswerGrammar | None:
         """Ask for answers in the adapter's form, where nothing else says what they must be."""
         asked = {**lm.kwargs, **lm_kwargs}
@@ -309,7 +317,9 @@ class BoundAnswers:
             return None
         if not isinstance(settings, Mapping) or "grammar" in settings:
             return None
-        grammar = _answer_grammar(signature, self.form, inputs)
+        grammar = _answer_grammar(
+            signature, self.form, inputs, self._known_of_fields(signature, demos)
+        )
         if grammar is not None:
             bound = {**settings, "grammar": grammar.gbnf}
             lm_kwargs["metadata"] = {**metadata, "llamacpp": bound}
@@ -358,25 +368,32 @@ def _is_ours(lm: BaseLM) -> bool:
 
 
 def _answer_grammar(
-    signature: type[Signature], form: Form, inputs: Mapping[str, Any]
+    signature: type[Signature],
+    form: Form,
+    inputs: Mapping[str, Any],
+    known: dict[str, dict[str, Any]],
 ) -> AnswerGrammar | None:
     """The grammar of a call's answers. Calls that are written as a field are of the known tools."""
     calls = calls_schema(inputs)
-    fields = [
-        name for name, field in signature.output_fields.items() if field.annotation is ToolCalls
-    ]
-    if calls is not None and fields:
+    of_tools = {
+        name: {**known.get(name, {}), "schema": calls}
+        for name, field in signature.output_fields.items()
+        if field.annotation is ToolCalls and calls is not None
+    }
+    for more in ({**known, **of_tools}, known):
         try:
-            return answer_grammar(signature, form, dict.fromkeys(fields, calls))
+            return answer_grammar(signature, form, more)
         except SchemaError:
             pass  # of a tool whose schema no grammar can follow
     return answer_grammar(signature, form)
 
 
 @contextmanager
-def _watched(lm: BaseLM) -> Iterator[tuple[BaseLM, _Watch]]:
+def _watched(
+    lm: BaseLM, demos: list[dict[str, Any]]
+) -> Iterator[tuple[BaseLM, _Watch]]:
     """A copy of an lm that notes its responses, which DSPy tells in histories only."""
-    watch = _Watch()
+    watch = _Watch(demos)
     unrecorded = dspy.settings.disable_history
 
     def update_history(entry: dict[str, Any]) -> None:

@@ -89,7 +89,7 @@ def system_message(signature: type[Signature]) -> str:
     described = [
         f"{name}: {description}"
         for name, field in signature.input_fields.items()
-        if (description := _description(name, field))
+        if (description := description_of(name, field))
     ]
     if described:
         paragraphs.append("You are given:\n" + "\n".join(described))
@@ -134,13 +134,13 @@ def _has_phrase(annotation: Any) -> bool:
 
 def _output_form(name: str, field: FieldInfo) -> str:
     form = describe_form(field.annotation)
-    description = _description(name, field)
+    description = description_of(name, field)
     if not description:
         return form
     return description if form == "text" else f"{description}; {form}"
 
 
-def _description(name: str, field: FieldInfo) -> str:
+def description_of(name: str, field: FieldInfo) -> str:
     """Return what the signature's author wrote about a field, and its constraints."""
     extra = field.json_schema_extra
     assert isinstance(extra, dict)  # dspy's fields always keep their description there

@@ -1,13 +1,16 @@
-"""Calls of tools that a model writes as a field, because its template has no form for them."""
+"""Calls of tools that a model writes as fields, because its template has no form for them."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import dspy
 from dspy.adapters.types import Tool
+from dspy.signatures import Signature
 
 from adapter.tool_arguments import closed_schema
 
@@ -36,6 +39,24 @@ def calls_schema(inputs: Mapping[str, Any]) -> str | None:
         "additionalProperties": False,
     }
     return json.dumps(schema, default=str)
+
+
+def step_schemas(signature: type[Signature]) -> tuple[tuple[str, str], ...]:
+    """The schema of `next_tool_args`, as JSON, by `next_tool_name`, in a step of a dspy.ReAct.
+
+    Empty where the call is none of such a step.
+    """
+    if [*signature.output_fields][-2:] != ["next_tool_name", "next_tool_args"]:
+        return ()
+    for module in reversed(dspy.settings.caller_modules or []):
+        if isinstance(module, dspy.ReAct):
+            tools: dict[str, Tool] = module.tools
+            if not all(re.fullmatch(r"\w[\w.-]*", name) for name in tools):
+                return ()
+            return tuple(
+                (name, json.dumps(_arguments(tool), default=str)) for name, tool in tools.items()
+            )
+    return ()
 
 
 def _tools_in(value: Any) -> Iterator[Tool]:

@@ -28,8 +28,10 @@ from adapter.field_lines import input_lines, output_lines
 from adapter.field_markers import FieldMarkers
 from adapter.formatting import system_message
 from adapter.grammar.answer_grammar import FIELD_LINES, AnswerGrammar
+from adapter.known_tools import step_schemas
 from adapter.language_model import language_model
 from adapter.long_lists import shortened
+from adapter.paragraphs import single_paragraphs
 from adapter.parsing import parse_completion
 
 if TYPE_CHECKING:
@@ -78,6 +80,11 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
     `use_native_function_calling` gives an input of dspy.Tool and an output of dspy.ToolCalls to
     the model's own format for functions, where its chat template has one; a grammar sees to it
     that calls are valid. Otherwise they are fields like any other.
+
+    `end_texts_at_blank_line` has the text of an output that is not the last one end at a blank
+    line, for a small model seldom finds another end. It may have blank lines all the same where
+    its name or description asks for something long (an essay, paragraphs, steps …), and where a
+    demonstration has one.
     """
 
     form = FIELD_LINES
@@ -91,6 +98,7 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         use_json_adapter_fallback: bool = True,
         pick_by_likelihood: bool = False,
         use_native_function_calling: bool = True,
+        end_texts_at_blank_line: bool = True,
         callbacks: list[BaseCallback] | None = None,
     ) -> None:
         super().__init__(
@@ -100,6 +108,7 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         self.route_other_lms = route_other_lms
         self.use_json_adapter_fallback = use_json_adapter_fallback
         self.pick_by_likelihood = pick_by_likelihood
+        self.end_texts_at_blank_line = end_texts_at_blank_line
 
     @classmethod
     def from_loaded_model(
@@ -111,6 +120,7 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         use_json_adapter_fallback: bool = True,
         pick_by_likelihood: bool = False,
         use_native_function_calling: bool = True,
+        end_texts_at_blank_line: bool = True,
         callbacks: list[BaseCallback] | None = None,
     ) -> LlamaCppAdapter:
         """Build the adapter of a model that is already in memory.
@@ -124,6 +134,7 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
             use_json_adapter_fallback=use_json_adapter_fallback,
             pick_by_likelihood=pick_by_likelihood,
             use_native_function_calling=use_native_function_calling,
+            end_texts_at_blank_line=end_texts_at_blank_line,
             callbacks=callbacks,
         )
 
@@ -332,6 +343,17 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         Raises AdapterParseError where no strategy finds them all.
         """
         return parse_completion(signature, completion, is_bound=is_being_bound(signature))
+
+    def _known_of_fields(
+        self, signature: type[Signature], demos: list[dict[str, Any]]
+    ) -> dict[str, dict[str, Any]]:
+        known: dict[str, dict[str, Any]] = {name: {} for name in signature.output_fields}
+        if self.end_texts_at_blank_line:
+            for name in single_paragraphs(signature, demos):
+                known[name]["paragraph"] = True
+        if steps := step_schemas(signature):
+            known["next_tool_args"]["by_value"] = steps
+        return known
 
     def _is_in_last_text(
         self, text: str, grammar: AnswerGrammar, signature: type[Signature]

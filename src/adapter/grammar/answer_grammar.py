@@ -40,13 +40,19 @@ from adapter.typed_values import MISFITS, allowed_values, typed_value, union_mem
 class Field:
     """An output field: its name, its type, and its constraints as pydantic keeps them.
 
-    schema   the JSON schema of its values, as JSON, where more is known than the type says
+    schema      the JSON schema of its values, as JSON, where more is known than the type says
+    paragraph   whether its text, where it is free, ends at a blank line
+    unwritten   texts that no free text begins with, such as what stands for a value in the prompt
+    by_value    JSON schemas of its values, as JSON, by the value of the field before it
     """
 
     name: str
     annotation: Any
     metadata: tuple[Any, ...]
     schema: str | None = None
+    paragraph: bool = False
+    unwritten: tuple[str, ...] = ()
+    by_value: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,16 +87,16 @@ class Form:
 
 
 def answer_grammar(
-    signature: type[Signature], form: Form, schemas: Mapping[str, str] | None = None
+    signature: type[Signature], form: Form, known: Mapping[str, Mapping[str, Any]] | None = None
 ) -> AnswerGrammar | None:
     """The grammar of a signature's answers; None where there is nothing to answer.
 
     It is kept: the same fields in the same form are looked up the next time.
 
-    :param schemas: JSON schemas, as JSON, of fields of which more is known than their types say.
+    :param known: attributes of Field for fields of which more is known than their types say.
     """
     fields = tuple(
-        Field(name, field.annotation, tuple(field.metadata), (schemas or {}).get(name))
+        Field(name, field.annotation, tuple(field.metadata), **(known or {}).get(name, {}))
         for name, field in signature.output_fields.items()
     )
     if not fields:
@@ -131,12 +137,23 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
     fence_line = sequence(repeat(one_of(_INDENTATION)), "```", repeat(one_of(LINE)))
     block = sequence(fence_line, repeat(sequence("\n", in_block)), "\n", fence_line)
     plain = line_without(rules, (*markers, fence), may_be_empty=False)
-    next_line = sequence(repeat("\n", 1, 2), choice([plain, block]))
-    text = rules.add(
-        "text",
-        "text",
-        lambda: sequence(optional(sequence(" ", repeat(one_of(LINE)))), repeat(next_line)),
-    )
+
+    def text(field: Field, *, is_last: bool) -> Expression:
+        paragraph = field.paragraph and not is_last
+        return rules.add(
+            "text", ("text", paragraph, field.unwritten), lambda: text_body(field, paragraph)
+        )
+
+    def text_body(field: Field, paragraph: bool) -> Expression:
+        unwritten = tuple(Marker(_INDENTATION, one) for one in field.unwritten)
+        first: Expression = repeat(one_of(LINE))
+        first_below: Expression = plain
+        if unwritten:
+            first = line_without(rules, unwritten, may_be_empty=True)
+            first_below = line_without(rules, (*markers, fence, *unwritten), may_be_empty=False)
+        next_line = sequence(repeat("\n", 1, 1 if paragraph else 2), choice([plain, block]))
+        below = sequence(repeat("\n", 1, 2), choice([first_below, block]))
+        return optional(sequence(choice([sequence(" ", first), below]), repeat(next_line)))
 
     def code(kind: type[Code]) -> Expression:
         # On a line of its own, where FieldMarkers sees that a block begins.
@@ -146,18 +163,28 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
     json_text = JsonText(rules)
     whole: list[Expression | str] = []
     values = []
+    space = one_of(Characters.of(" \n"))
     for field in fields:
         found = _of_schema(field, json_text) or values_of(
             field.annotation, field.metadata, json_text, typed_value, code=code
         )
         values.append((field.name, found))
-        value: Expression = text
-        if is_dspy_type(field.annotation, Code) and found.expression is not None:
+        value: Expression
+        if found.expression is None:
+            value = text(field, is_last=field is fields[-1])
+        elif is_dspy_type(field.annotation, Code):
             value = found.expression
-        elif found.expression is not None:
-            space = one_of(Characters.of(" \n")) if found.is_json else sequence(" ")
-            value = sequence(space, found.expression)
-        whole += [repeat("\n", 1, 2) if whole else EMPTY, f"{field.name}:", value]
+        else:
+            value = sequence(space if found.is_json else sequence(" "), found.expression)
+        begin = sequence(repeat("\n", 1, 2) if whole else EMPTY, f"{field.name}:")
+        if field.by_value:
+            # The field before it is written together with this one.
+            whole[-1] = choice(
+                sequence(f" {one}", begin, space, SchemaText(json_text, json.loads(schema)).root())
+                for one, schema in field.by_value
+            )
+        else:
+            whole += [begin, value]
     return sequence(*whole), values
 
 

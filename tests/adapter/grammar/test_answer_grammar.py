@@ -117,6 +117,40 @@ def test_what_was_written_under_a_marker_is_what_is_read(tiny, first, last):
         assert read == {"answer": one.strip(), "score": 3, "answer_kind": other.strip()}
 
 
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [(" a", True), (" a\nb", True), ("\na\nb", True), ("\n\na", True), ("", True),
+     ("\n```\nx\n\ny\n```\nz", True), (" a\n\nb", False), ("\na\n\nb", False)],
+)  # fmt: skip
+def test_a_paragraph_ends_at_a_blank_line(tiny, text, is_one):
+    signature = asked(answer=str, why=str)
+    known = {name: {"paragraph": True} for name in signature.output_fields}
+    gbnf = answer_grammar(signature, FIELD_LINES, known).gbnf
+    assert takes(tiny, f"answer:{text}\n\nwhy: x", answer=str, why=str)
+    assert fits(tiny, gbnf, f"answer:{text}\n\nwhy: x") == is_one
+    assert fits(tiny, gbnf, f"answer: x\nwhy:{text}")  # the last one ends with the answer
+
+
+def test_a_text_does_not_begin_with_what_stands_for_it_in_the_prompt(tiny):
+    known = {"answer": {"unwritten": ("(text)", "...")}}
+    gbnf = answer_grammar(asked(answer=str), FIELD_LINES, known).gbnf
+    for text in (" (texts)", " (tex", "\n\n(a) b", " ..", "", " a\n(text)"):
+        assert fits(tiny, gbnf, f"answer:{text}"), text
+    for text in (" (text)", "  (text) and more", "\n(text)", " ...", "\n\n... a"):
+        assert not fits(tiny, gbnf, f"answer:{text}"), text
+
+
+def test_values_that_depend_on_the_field_before(tiny):
+    number = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"],
+              "additionalProperties": False}  # fmt: skip
+    by_value = (("add", json.dumps(number)), ("finish", '{"type": "object", "maxProperties": 0}'))
+    signature = asked(thought=str, name=Literal["add", "finish"], arguments=dict[str, Any])
+    gbnf = answer_grammar(signature, FIELD_LINES, {"arguments": {"by_value": by_value}}).gbnf
+    for name, good, bad in (("add", '{"n": 1}', "{}"), ("finish", "{}", '{"n": 1}')):
+        assert fits(tiny, gbnf, f"thought: x\nname: {name}\narguments: {good}")
+        assert not fits(tiny, gbnf, f"thought: x\nname: {name}\narguments: {bad}")
+
+
 def test_fields_come_in_their_order(tiny):
     outputs = {"reasoning": Reasoning, "score": int, "answer": str}
     assert takes(tiny, "reasoning: x\n\nscore: 1\nanswer: y", **outputs)

@@ -1,0 +1,37 @@
+"""Which texts may have blank lines: a small model that may go on after one often never ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dspy.signatures import Signature
+
+from adapter.formatting import description_of
+
+_LONG = re.compile(
+    r"(?<![a-z])(paragraphs?|lines|multi-?line|newlines?|sections?|chapters?|stanzas?|verses?|"
+    r"essays?|e-?mails?|letters?|poems?|lyrics|songs?|story|stories|articles?|reports?|documents?|"
+    r"drafts?|scripts?|dialogues?|recipes?|blog|posts?|markdown|html|yaml|code|program|lists?|"
+    r"outline|steps|detailed|long|plan)(?![a-z])",
+    re.IGNORECASE,
+)
+_BLANK_LINE = re.compile(r"\n[ \t]*\n")
+
+
+def single_paragraphs(
+    signature: type[Signature], demos: Iterable[Mapping[str, Any]]
+) -> frozenset[str]:
+    """The outputs before the last whose text ends at a blank line.
+
+    They are those whose name and description ask for nothing longer, and that have no blank line
+    in a demonstration either.
+    """
+    names = [*signature.output_fields][:-1]
+    return frozenset(
+        name
+        for name in names
+        if not _LONG.search(f"{name} {description_of(name, signature.output_fields[name])}")
+        and not any(_BLANK_LINE.search(str(demo.get(name, ""))) for demo in demos)
+    )
