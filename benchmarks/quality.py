@@ -36,9 +36,9 @@ from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool, constrained, emb
 
 ADAPTERS: dict[str, Callable[[dspy.LM], Adapter]] = {
     "LlamaCppAdapter": LlamaCppAdapter,
-    "constrained Chat": lambda lm: constrained(dspy.ChatAdapter()),
-    "ChatAdapter": lambda lm: dspy.ChatAdapter(),
-    "constrained JSON": lambda lm: constrained(dspy.JSONAdapter()),
+    "constrained Chat": lambda _: constrained(dspy.ChatAdapter()),
+    "ChatAdapter": lambda _: dspy.ChatAdapter(),
+    "constrained JSON": lambda _: constrained(dspy.JSONAdapter()),
 }
 MAX_TOKENS = 256
 HEAD = "| task | demos | adapter | right | answered | cut | tokens in, out | s | t/s |"
@@ -87,7 +87,7 @@ def measure(lm: dspy.LM, task: Task, row: Row, questions: list[dict[str, Any]]) 
         start = time.perf_counter()
         try:
             prediction: Any = module(**task.inputs(question))
-        except Exception as error:  # noqa: BLE001  # counted as unanswered, whatever it is
+        except Exception as error:  # counted as unanswered, whatever it is
             prediction, told = None, f"{type(error).__name__}: {error}"
         else:
             told = {name: str(prediction[name]) for name in task.signature.output_fields}

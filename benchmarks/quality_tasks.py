@@ -237,7 +237,11 @@ Question = dspy.Signature("question -> answer", "Answer the question with one wo
 
 QUESTIONS = [
     ("How many legs do two dogs have?", "A dog has 4 legs, and 2 times 4 is 8.", "8"),
-    ("What is the opposite of hot?", "Hot means high in temperature. The opposite is cold.", "cold"),
+    (
+        "What is the opposite of hot?",
+        "Hot means high in temperature. The opposite is cold.",
+        "cold",
+    ),
     ("What is 9 minus 4?", "Taking 4 from 9 leaves 5.", "5"),
     ("What is the capital of Spain?", "Spain's seat of government is in Madrid.", "Madrid"),
     ("Which is larger, a mouse or a horse?", "A mouse is tiny; a horse is large.", "horse"),

@@ -380,18 +380,18 @@ def _answer_grammar(
         for name, field in signature.output_fields.items()
         if field.annotation is ToolCalls and calls is not None
     }
-    for more in ({**known, **of_tools}, known):
-        try:
-            return answer_grammar(signature, form, more)
-        except SchemaError:
-            pass  # of a tool whose schema no grammar can follow
-    return answer_grammar(signature, form)
+    try:
+        return answer_grammar(signature, form, {**known, **of_tools})
+    except SchemaError:  # of a tool whose schema no grammar can follow
+        by_type = {
+            name: {key: value for key, value in more.items() if key != "by_value"}
+            for name, more in known.items()
+        }
+        return answer_grammar(signature, form, by_type)
 
 
 @contextmanager
-def _watched(
-    lm: BaseLM, demos: list[dict[str, Any]]
-) -> Iterator[tuple[BaseLM, _Watch]]:
+def _watched(lm: BaseLM, demos: list[dict[str, Any]]) -> Iterator[tuple[BaseLM, _Watch]]:
     """A copy of an lm that notes its responses, which DSPy tells in histories only."""
     watch = _Watch(demos)
     unrecorded = dspy.settings.disable_history

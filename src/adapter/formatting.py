@@ -10,7 +10,8 @@ from __future__ import annotations
 import datetime
 import inspect
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, get_args, get_origin
@@ -39,6 +40,7 @@ MAX_LISTED = 50
 """Values of a type that are listed where all of them leave no room for an answer."""
 
 _shortened: ContextVar[bool] = ContextVar("shortened", default=False)
+_demonstrated: ContextVar[bool] = ContextVar("demonstrated", default=False)
 
 
 def long_lists(signature: type[Signature]) -> list[str]:
@@ -94,10 +96,53 @@ def system_message(signature: type[Signature]) -> str:
     if described:
         paragraphs.append("You are given:\n" + "\n".join(described))
     answer = [
-        f"{name}: ({_output_form(name, field)})" for name, field in signature.output_fields.items()
+        f"{name}: {placeholder(name, field)}" for name, field in signature.output_fields.items()
     ]
     paragraphs.append("Answer in this form:\n" + "\n".join(answer))
     return "\n\n".join(paragraphs)
+
+
+@contextmanager
+def demonstrated(by_demos: bool) -> Iterator[None]:
+    """Say, within a block, whether demonstrations show the form of the answer."""
+    token = _demonstrated.set(by_demos)
+    try:
+        yield
+    finally:
+        _demonstrated.reset(token)
+
+
+def placeholder(name: str, field: FieldInfo) -> str:
+    """What stands for an output's value in the form of the answer.
+
+    Where no demonstration shows the form, small models follow `<name>` better than `(text)`.
+    """
+    form = _output_form(name, field)
+    if _demonstrated.get():
+        return f"({form})"
+    return f"<{name if form == 'text' else form}>"
+
+
+_FIRST_LETTERS = 3
+
+
+def beginnings_of_placeholders(
+    signature: type[Signature], demos: Sequence[Mapping[str, Any]]
+) -> tuple[str, ...]:
+    """What a text begins with that repeats a placeholder, whole or in other words.
+
+    A model varies what it copies: `<reason>` for `<reasoning>`. What a demonstration's text begins
+    with is none.
+    """
+    found: dict[str, None] = {}
+    with demonstrated(bool(demos)):
+        for name, field in signature.output_fields.items():
+            text = placeholder(name, field)
+            word = re.match(r".\w*", text, re.DOTALL)
+            is_long = word is not None and len(word[0]) > _FIRST_LETTERS
+            found[text[: _FIRST_LETTERS + 1] if is_long else text] = None
+    shown = [str(demo[name]).strip() for demo in demos for name in demo]
+    return tuple(text for text in found if not any(one.startswith(text) for one in shown))
 
 
 def describe_form(annotation: Any) -> str:

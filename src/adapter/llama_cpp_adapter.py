@@ -26,12 +26,12 @@ from adapter.decisions import DecisionPlan, decisions_in
 from adapter.errors import ConfigurationError
 from adapter.field_lines import input_lines, output_lines
 from adapter.field_markers import FieldMarkers
-from adapter.formatting import system_message
+from adapter.formatting import beginnings_of_placeholders, demonstrated, system_message
 from adapter.grammar.answer_grammar import FIELD_LINES, AnswerGrammar
 from adapter.known_tools import step_schemas
 from adapter.language_model import language_model
 from adapter.long_lists import shortened
-from adapter.paragraphs import single_paragraphs
+from adapter.paragraphs import has_line_breaks, may_be_empty, single_paragraphs
 from adapter.parsing import parse_completion
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ GENERATION_SETTINGS = (
     "reasoning_effort", "metadata", "rollout_id",
 )  # fmt: skip
 """What a call takes over from the settings of the dspy.LM it was meant for."""
+
+
+MAX_THOUGHT = 600
+"""Characters of the thought in a step of a dspy.ReAct, unless a demonstration's has more lines."""
 
 
 class LlamaCppAdapter(BoundAnswers, Adapter):
@@ -308,6 +312,17 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         configured = contextvars.Context().run(lambda: dspy.settings.lm)
         return configured is None or _is_copy(lm, configured)
 
+    def format(
+        self,
+        signature: type[Signature],
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Return the messages of a call."""
+        with demonstrated(bool(demos)):
+            messages: list[dict[str, Any]] = super().format(signature, demos, inputs)
+        return messages
+
     def format_system_message(self, signature: type[Signature]) -> str:
         """Return the instructions and the form of the answer."""
         return system_message(signature)
@@ -347,12 +362,21 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
     def _known_of_fields(
         self, signature: type[Signature], demos: list[dict[str, Any]]
     ) -> dict[str, dict[str, Any]]:
-        known: dict[str, dict[str, Any]] = {name: {} for name in signature.output_fields}
+        unwritten = beginnings_of_placeholders(signature, demos)
+        known: dict[str, dict[str, Any]] = {
+            name: {
+                "unwritten": unwritten,
+                "required": not may_be_empty(name, field, demos),
+            }
+            for name, field in signature.output_fields.items()
+        }
         if self.end_texts_at_blank_line:
             for name in single_paragraphs(signature, demos):
                 known[name]["paragraph"] = True
         if steps := step_schemas(signature):
             known["next_tool_args"]["by_value"] = steps
+            if "next_thought" in known and not has_line_breaks("next_thought", demos):
+                known["next_thought"]["characters"] = MAX_THOUGHT
         return known
 
     def _is_in_last_text(

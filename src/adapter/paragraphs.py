@@ -1,4 +1,4 @@
-"""Which texts may have blank lines: a small model that may go on after one often never ends."""
+"""Which texts may have blank lines, or be empty: a small model that may do so often does."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dspy.signatures import Signature
+from pydantic.fields import FieldInfo
 
 from adapter.formatting import description_of
 
@@ -16,6 +17,9 @@ _LONG = re.compile(
     r"drafts?|scripts?|dialogues?|recipes?|blog|posts?|markdown|html|yaml|code|program|lists?|"
     r"outline|steps|detailed|long|plan)(?![a-z])",
     re.IGNORECASE,
+)
+_NOTHING = re.compile(
+    r"(?<![a-z])(empty|blank|nothing|none|optional|omit|leave|left|if)(?![a-z])", re.IGNORECASE
 )
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
@@ -34,4 +38,18 @@ def single_paragraphs(
         for name in names
         if not _LONG.search(f"{name} {description_of(name, signature.output_fields[name])}")
         and not any(_BLANK_LINE.search(str(demo.get(name, ""))) for demo in demos)
+    )
+
+
+def has_line_breaks(name: str, demos: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a field's text has several lines in a demonstration."""
+    return any("\n" in str(demo.get(name, "")).strip() for demo in demos)
+
+
+def may_be_empty(name: str, field: FieldInfo, demos: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a text's default or description, or a demonstration, has it that it may be empty."""
+    return (
+        field.default == ""
+        or bool(_NOTHING.search(description_of(name, field)))
+        or any(name in demo and not str(demo[name]).strip() for demo in demos)
     )

@@ -77,10 +77,10 @@ def test_the_model_is_shown_questions_and_criteria_and_no_numbers(configured):
     dspy.Predict(Triage)(ticket="It burns")
     [system, user, _] = model.rendered[-1]
     assert (
-        "kind: (What it is about (bill: about money; bug: about a fault); one of: bill, bug)"
+        "kind: <What it is about (bill: about money; bug: about a fault); one of: bill, bug>"
         in (system["content"])
     )
-    assert "urgent: (Must it be done today?; True or False)" in system["content"]
+    assert "urgent: <Must it be done today?; True or False>" in system["content"]
     assert "(0: calm; 1: cross; 2: furious); one of: 0, 1, 2)" in system["content"]
     assert "robabilit" not in system["content"]
     assert user["content"] == "ticket: It burns"
@@ -126,7 +126,7 @@ def test_a_native_type_with_criteria_is_decided_too(configured):
     configured(model)
     found = dspy.Predict(Native)(ticket="It burns")
     assert (found.kind, found.urgent) == ("bug", False)
-    assert "urgent: (Today? (True: burning); True or False)" in model.rendered[-1][0]["content"]
+    assert "urgent: <Today? (True: burning); True or False>" in model.rendered[-1][0]["content"]
 
 
 def test_examples_are_turns_of_the_conversation(configured):

@@ -11,7 +11,7 @@ from fake_generator import fake_model
 
 from adapter.config import LlamaCppConfig
 from adapter.field_markers import is_marker
-from adapter.formatting import describe_form
+from adapter.formatting import beginnings_of_placeholders, describe_form
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.parsing import parse_completion
 
@@ -65,6 +65,24 @@ def test_a_whole_conversation():
         {"role": "assistant", "content": "mood: happy\nwhy: It says so.\nscore: 1.0"},
         {"role": "user", "content": "review:\nMeh.\nNever again.\nstars: 1"},
     ]
+
+
+def test_without_a_demonstration_names_stand_for_texts():
+    """Small models copy `(text)` into their answers, or write no line of the form at all."""
+    signature = dspy.Signature("question -> reasoning, answer: int, title: Literal['a', 'b']")
+    fields = signature.with_updated_fields("title", desc="what it is called")
+    assert messages_of(fields, {"question": "q"})[0]["content"].partition("form:\n")[2] == (
+        "reasoning: <reasoning>\nanswer: <a whole number>\ntitle: <what it is called; one of: a, b>"
+    )
+
+
+def test_what_repeats_a_placeholder():
+    signature = dspy.Signature("question -> reasoning, a, of: int")
+    assert beginnings_of_placeholders(signature, []) == ("<rea", "<a>", "<a whole number>")
+    described = signature.with_updated_fields("a", desc="the title")
+    assert beginnings_of_placeholders(described, [])[1] == "<the"
+    assert beginnings_of_placeholders(signature, [{"a": "x"}]) == ("(tex", "(a whole number)")
+    assert beginnings_of_placeholders(signature, [{"a": "(texts)"}]) == ("(a whole number)",)
 
 
 def test_it_is_compact():

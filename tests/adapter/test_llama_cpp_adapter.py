@@ -304,7 +304,7 @@ def test_react_calls_tools_by_what_the_model_writes(configured):
     prediction = dspy.ReAct("question -> answer: int", tools=[add])(question="2+3?")
     assert prediction.answer == 5
     assert prediction.trajectory["observation_0"] == 5
-    assert "next_tool_args: (a JSON object)" in model.rendered[0][0]["content"]
+    assert "next_tool_args: <a JSON object>" in model.rendered[0][0]["content"]
 
 
 def test_the_adapter_never_loads_a_model():

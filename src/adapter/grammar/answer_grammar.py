@@ -16,7 +16,7 @@ from dspy.adapters.utils import parse_value
 from dspy.signatures import Signature
 
 from adapter.grammar.annotation_schema import annotated, annotation_schema
-from adapter.grammar.characters import PRINTABLE, Characters
+from adapter.grammar.characters import NONE, PRINTABLE, Characters
 from adapter.grammar.free_text import LINE, Marker, case_spellings, line_without
 from adapter.grammar.json_schema import KEPT, SchemaText
 from adapter.grammar.json_text import JsonText
@@ -42,6 +42,8 @@ class Field:
 
     schema      the JSON schema of its values, as JSON, where more is known than the type says
     paragraph   whether its text, where it is free, ends at a blank line
+    characters  how many its text has at most, where it is free and one line; None where it need not
+    required    whether its text, where it is free, has something visible
     unwritten   texts that no free text begins with, such as what stands for a value in the prompt
     by_value    JSON schemas of its values, as JSON, by the value of the field before it
     """
@@ -51,6 +53,8 @@ class Field:
     metadata: tuple[Any, ...]
     schema: str | None = None
     paragraph: bool = False
+    characters: int | None = None
+    required: bool = False
     unwritten: tuple[str, ...] = ()
     by_value: tuple[tuple[str, str], ...] = ()
 
@@ -140,20 +144,19 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
 
     def text(field: Field, *, is_last: bool) -> Expression:
         paragraph = field.paragraph and not is_last
-        return rules.add(
-            "text", ("text", paragraph, field.unwritten), lambda: text_body(field, paragraph)
-        )
+        key = ("text", paragraph, field.required, field.unwritten)
+        return rules.add("text", key, lambda: text_body(field, paragraph))
 
     def text_body(field: Field, paragraph: bool) -> Expression:
-        unwritten = tuple(Marker(_INDENTATION, one) for one in field.unwritten)
-        first: Expression = repeat(one_of(LINE))
-        first_below: Expression = plain
-        if unwritten:
-            first = line_without(rules, unwritten, may_be_empty=True)
-            first_below = line_without(rules, (*markers, fence, *unwritten), may_be_empty=False)
+        never = [Marker(_INDENTATION, one) for one in field.unwritten]
+        if field.required:
+            never += [Marker(NONE, " "), Marker(NONE, "\t")]
+        first = line_without(rules, tuple(never), may_be_empty=not field.required)
+        first_below = line_without(rules, (*markers, fence, *never), may_be_empty=False)
         next_line = sequence(repeat("\n", 1, 1 if paragraph else 2), choice([plain, block]))
         below = sequence(repeat("\n", 1, 2), choice([first_below, block]))
-        return optional(sequence(choice([sequence(" ", first), below]), repeat(next_line)))
+        whole = sequence(choice([sequence(" ", first), below]), repeat(next_line))
+        return whole if field.required else optional(whole)
 
     def code(kind: type[Code]) -> Expression:
         # On a line of its own, where FieldMarkers sees that a block begins.
@@ -170,7 +173,10 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
         )
         values.append((field.name, found))
         value: Expression
-        if found.expression is None:
+        if found.expression is None and field.characters is not None:
+            visible = one_of(LINE - _INDENTATION)
+            value = sequence(" ", visible, repeat(one_of(LINE), 0, field.characters - 1))
+        elif found.expression is None:
             value = text(field, is_last=field is fields[-1])
         elif is_dspy_type(field.annotation, Code):
             value = found.expression

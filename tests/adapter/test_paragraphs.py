@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import dspy
+import pytest
+from fake_generator import adapter_of, fake_model
+from grammars import matches
+
+import pyllama
+from adapter import LlamaCppAdapter
+from adapter.paragraphs import single_paragraphs
+
+
+def test_all_but_the_last_end_at_a_blank_line():
+    signature = dspy.Signature("question -> reasoning, title, answer")
+    assert single_paragraphs(signature, []) == {"reasoning", "title"}
+
+
+@pytest.mark.parametrize(
+    ("name", "desc"),
+    [("email", None), ("cover_letter", None), ("why", "two paragraphs"), ("why", "an e-mail"),
+     ("why", "Several lines."), ("why", "think in steps"), ("why", "a long answer")],
+)  # fmt: skip
+def test_a_field_may_ask_for_more(name, desc):
+    described = dspy.OutputField(**({"desc": desc} if desc else {}))
+    signature = dspy.Signature(
+        {"question": (str, dspy.InputField()), name: (str, described),
+         "answer": (str, dspy.OutputField())}
+    )  # fmt: skip
+    assert single_paragraphs(signature, []) == set()
+
+
+def test_only_whole_words_ask_for_more():
+    signature = dspy.Signature("question -> storyteller, decoded, answer")
+    assert single_paragraphs(signature, []) == {"storyteller", "decoded"}
+
+
+def test_a_demonstration_shows_more():
+    signature = dspy.Signature("question -> why, answer")
+    for why, expected in (("a\n\nb", set()), ("a\n \t\nb", set()), ("a\nb", {"why"})):
+        assert single_paragraphs(signature, [{"why": "x"}, {"why": why}]) == expected
+    assert single_paragraphs(signature, [{"answer": "a\n\nb"}, {}]) == {"why"}
+
+
+@pytest.mark.parametrize(("setting", "is_taken"), [(True, False), (False, True)])
+def test_the_setting(tiny, setting, is_taken):
+    model = fake_model("why: x\nanswer: y")
+    adapter = LlamaCppAdapter(adapter_of(model).lm, end_texts_at_blank_line=setting)
+    with dspy.context(lm=adapter.lm, adapter=adapter):
+        dspy.Predict("question -> why, answer")(question="q")
+    [request] = model.generator.requests
+    grammar = pyllama.Grammar(request.constraint.gbnf)
+    assert matches(tiny.vocab, grammar, "why: a\n\nb\nanswer: y") == is_taken
