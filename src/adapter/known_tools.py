@@ -41,22 +41,25 @@ def calls_schema(inputs: Mapping[str, Any]) -> str | None:
     return json.dumps(schema, default=str)
 
 
-def step_schemas(signature: type[Signature]) -> tuple[tuple[str, str], ...]:
-    """The schema of `next_tool_args`, as JSON, by `next_tool_name`, in a step of a dspy.ReAct.
+def calling_agent(signature: type[Signature]) -> dspy.ReAct | None:
+    """The dspy.ReAct that makes a call: of one of its steps, or of the answer at their end."""
+    if "trajectory" not in signature.input_fields:
+        return None
+    modules = reversed(dspy.settings.caller_modules or [])
+    return next((module for module in modules if isinstance(module, dspy.ReAct)), None)
 
-    Empty where the call is none of such a step.
+
+def step_schemas(agent: dspy.ReAct, signature: type[Signature]) -> tuple[tuple[str, str], ...]:
+    """The schema of `next_tool_args`, as JSON, by `next_tool_name`, in a step of an agent.
+
+    Empty where the call is none of its steps.
     """
     if [*signature.output_fields][-2:] != ["next_tool_name", "next_tool_args"]:
         return ()
-    for module in reversed(dspy.settings.caller_modules or []):
-        if isinstance(module, dspy.ReAct):
-            tools: dict[str, Tool] = module.tools
-            if not all(re.fullmatch(r"\w[\w.-]*", name) for name in tools):
-                return ()
-            return tuple(
-                (name, json.dumps(_arguments(tool), default=str)) for name, tool in tools.items()
-            )
-    return ()
+    tools: dict[str, Tool] = agent.tools
+    if not all(re.fullmatch(r"\w[\w.-]*", name) for name in tools):
+        return ()
+    return tuple((name, json.dumps(_arguments(tool), default=str)) for name, tool in tools.items())
 
 
 def _tools_in(value: Any) -> Iterator[Tool]:

@@ -28,7 +28,7 @@ from adapter.field_lines import input_lines, output_lines
 from adapter.field_markers import FieldMarkers
 from adapter.formatting import beginnings_of_placeholders, demonstrated, system_message
 from adapter.grammar.answer_grammar import FIELD_LINES, AnswerGrammar
-from adapter.known_tools import step_schemas
+from adapter.known_tools import calling_agent, step_schemas
 from adapter.language_model import language_model
 from adapter.long_lists import shortened
 from adapter.paragraphs import has_line_breaks, may_be_empty, single_paragraphs
@@ -46,7 +46,7 @@ GENERATION_SETTINGS = (
 
 
 MAX_THOUGHT = 600
-"""Characters of the thought in a step of a dspy.ReAct, unless a demonstration's has more lines."""
+"""Characters of a dspy.ReAct's thoughts, which are one line unless a demonstration has more."""
 
 
 class LlamaCppAdapter(BoundAnswers, Adapter):
@@ -373,10 +373,13 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         if self.end_texts_at_blank_line:
             for name in single_paragraphs(signature, demos):
                 known[name]["paragraph"] = True
-        if steps := step_schemas(signature):
-            known["next_tool_args"]["by_value"] = steps
-            if "next_thought" in known and not has_line_breaks("next_thought", demos):
-                known["next_thought"]["characters"] = MAX_THOUGHT
+        agent = calling_agent(signature)
+        if agent is not None:
+            for name in ("next_thought", "reasoning"):
+                if name in known and not has_line_breaks(name, demos):
+                    known[name]["characters"] = MAX_THOUGHT
+            if steps := step_schemas(agent, signature):
+                known["next_tool_args"]["by_value"] = steps
         return known
 
     def _is_in_last_text(

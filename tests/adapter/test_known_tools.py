@@ -51,6 +51,9 @@ def test_a_steps_arguments_are_those_of_its_tool(tiny, configured):
     for thought in ("I think.\nAnd I think.", "x" * (MAX_THOUGHT + 1)):
         assert not takes(step("finish", {}, thought=thought))
     assert "next_tool" not in last
+    for reasoning, is_taken in [("It is 5.", True), ("It is 5.\nthought_2: It is 5.", False)]:
+        text = f"reasoning: {reasoning}\nanswer: 5"
+        assert matches(tiny.vocab, pyllama.Grammar(last), text) == is_taken
 
 
 def test_a_thought_has_more_lines_where_a_demonstration_shows_them(tiny, configured):
