@@ -11,6 +11,7 @@ import datetime
 import inspect
 import json
 import re
+import string
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -129,20 +130,33 @@ _FIRST_LETTERS = 3
 def beginnings_of_placeholders(
     signature: type[Signature], demos: Sequence[Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """What a text begins with that repeats a placeholder, whole or in other words.
+    """What a text begins with that repeats a placeholder, or makes one up like it.
 
-    A model varies what it copies: `<reason>` for `<reasoning>`. What a demonstration's text begins
-    with is none.
+    Without a demonstration that is `<` and a letter, unless the signature speaks of markup. What a
+    demonstration's text begins with is none.
     """
     found: dict[str, None] = {}
+    if not demos and not _MARKUP.search(_words_of(signature)):
+        found = {f"<{letter}": None for letter in string.ascii_lowercase}
     with demonstrated(bool(demos)):
         for name, field in signature.output_fields.items():
             text = placeholder(name, field)
             word = re.match(r".\w*", text, re.DOTALL)
             is_long = word is not None and len(word[0]) > _FIRST_LETTERS
-            found[text[: _FIRST_LETTERS + 1] if is_long else text] = None
+            beginning = text[: _FIRST_LETTERS + 1] if is_long else text
+            if not any(beginning.startswith(one) for one in found):
+                found[beginning] = None
     shown = [str(demo[name]).strip() for demo in demos for name in demo]
     return tuple(text for text in found if not any(one.startswith(text) for one in shown))
+
+
+_MARKUP = re.compile(r"(?<![a-z])(html|xml|svg|jsx|tags?|markup|markdown|code)", re.IGNORECASE)
+
+
+def _words_of(signature: type[Signature]) -> str:
+    fields = signature.output_fields.items()
+    described = [f"{name} {description_of(name, field)}" for name, field in fields]
+    return " ".join([signature.instructions, *described])
 
 
 def describe_form(annotation: Any) -> str:

@@ -81,7 +81,7 @@ def test_the_model_is_shown_questions_and_criteria_and_no_numbers(configured):
         in (system["content"])
     )
     assert "urgent: <Must it be done today?; True or False>" in system["content"]
-    assert "(0: calm; 1: cross; 2: furious); one of: 0, 1, 2)" in system["content"]
+    assert "(0: calm; 1: cross; 2: furious); one of: 0, 1, 2>" in system["content"]
     assert "robabilit" not in system["content"]
     assert user["content"] == "ticket: It burns"
 
