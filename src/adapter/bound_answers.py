@@ -223,6 +223,8 @@ class BoundAnswers:
         lm_kwargs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         def read(output: dict[str, Any] | str) -> dict[str, Any]:
+            if not processed_signature.output_fields:
+                output = _with_text(output)  # where calls are all there may be, there may be none
             try:
                 [answer] = _next(self)._call_postprocess(
                     processed_signature, original_signature, [output], lm, lm_kwargs
@@ -250,6 +252,13 @@ class BoundAnswers:
                 watch.misfits[index], answer = error, {}
             answers.append(answer)
         return answers
+
+    def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
+        """Return the output fields in a model's answer; a signature without fields has none."""
+        if not signature.output_fields:
+            return {}
+        parsed: dict[str, Any] = _next(self).parse(signature, completion)
+        return parsed
 
     def _require_whole(
         self,
@@ -356,6 +365,13 @@ def _bound_class(kind: type[Adapter]) -> type[Adapter]:
         kind.__name__, (ShortenedLists, BoundAnswers, kind), {"form": form, "__doc__": kind.__doc__}
     )
     return made
+
+
+def _with_text(output: dict[str, Any] | str) -> dict[str, Any] | str:
+    """An answer that DSPy does not take for none."""
+    if isinstance(output, str):
+        return output or "(no text)"
+    return {**output, "text": output.get("text") or "(no text)"}
 
 
 def _next(adapter: BoundAnswers) -> Any:

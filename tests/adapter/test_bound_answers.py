@@ -230,15 +230,19 @@ def test_an_answer_that_was_all_thoughts_is_told_as_that(configured):
             dspy.Predict(RATED, **settings)(question="q")
 
 
-def test_text_where_calls_alone_were_asked_for_is_no_call_and_no_error(configured):
+@pytest.mark.parametrize("answer", ["I would rather talk.", "<think>\nI think.\n</think>\n\n", ""])
+@pytest.mark.parametrize("kind", [None, dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter])
+def test_text_where_calls_alone_were_asked_for_is_no_call_and_no_error(kind, answer):
     class Act(dspy.Signature):
         question: str = dspy.InputField()
         tools: list[dspy.Tool] = dspy.InputField()
         calls: dspy.ToolCalls = dspy.OutputField()
 
-    model = fake_model("I would rather talk.", source=TOOLS_AND_THINKING)
-    configured(model)
-    assert dspy.Predict(Act)(question="q", tools=[dspy.Tool(add)]).calls is None
+    model = fake_model(answer, source=TOOLS_AND_THINKING)
+    ours = adapter_of(model)
+    adapter = constrained(kind(use_native_function_calling=True)) if kind else ours
+    with dspy.context(lm=ours.lm, adapter=adapter):
+        assert dspy.Predict(Act)(question="q", tools=[dspy.Tool(add)]).calls is None
     assert len(model.generator.requests) == 1
 
 
