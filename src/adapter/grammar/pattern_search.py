@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from adapter.grammar.characters import Characters
-from adapter.grammar.patterns import MAX_PATTERN, UnsupportedPattern
+from adapter.grammar.patterns import MAX_PATTERN, UnsupportedPattern, characters_of
 
 if sys.version_info >= (3, 11):
     from re import _constants as constants
@@ -236,20 +236,4 @@ def _holds(condition: _Condition, text: str, place: int, reached: set[int]) -> b
 
 
 def _characters(kind: Any, value: Any) -> Characters:
-    if kind is constants.ANY:
-        return _ANY
-    if kind is constants.LITERAL:
-        return Characters.of((value, value))
-    if kind is constants.NOT_LITERAL:
-        return ~Characters.of((value, value))
-    negated = bool(value) and value[0][0] is constants.NEGATE
-    ranges: list[tuple[int, int]] = []
-    for item, argument in value[negated:]:
-        if item is constants.LITERAL:
-            ranges.append((argument, argument))
-        elif item is constants.RANGE:
-            ranges.append(tuple(argument))
-        else:
-            ranges += _CATEGORIES[argument].ranges
-    included = Characters.of(*ranges)
-    return ~included if negated else included
+    return characters_of(kind, value, _ANY, lambda name, _: _CATEGORIES[name])

@@ -131,8 +131,23 @@ def _endless(part: Expression, least: int) -> Expression:
 
 
 def _characters(kind: Any, value: Any) -> Characters:
+    def category(name: Any, negated: bool) -> Characters:
+        # Where it is left out, what any one dialect has in it must be.
+        return ~_complement(name) if negated else _CATEGORIES[name]
+
+    return characters_of(kind, value, PRINTABLE, category)
+
+
+def characters_of(
+    kind: Any, value: Any, any_one: Characters, category: Callable[[Any, bool], Characters]
+) -> Characters:
+    """The characters that one item of a parsed pattern stands for.
+
+    :param any_one: what a dot stands for.
+    :param category: the characters of a category such as digits, for a class or a negated one.
+    """
     if kind is constants.ANY:
-        return PRINTABLE
+        return any_one
     if kind in (constants.LITERAL, constants.NOT_LITERAL):
         one = Characters.of((value, value))
         return one if kind is constants.LITERAL else ~one
@@ -143,11 +158,8 @@ def _characters(kind: Any, value: Any) -> Characters:
             ranges.append((argument, argument))
         elif item is constants.RANGE:
             ranges.append(tuple(argument))
-        elif negated:
-            # What one dialect has in the category must be left out.
-            ranges += (~_complement(argument)).ranges
         else:
-            ranges += _CATEGORIES[argument].ranges
+            ranges += category(argument, negated).ranges
     included = Characters.of(*ranges)
     return ~included if negated else included
 
