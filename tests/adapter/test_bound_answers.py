@@ -289,16 +289,15 @@ def test_chain_of_thought_without_an_example(smollm2_adapter):
 
 @pytest.mark.model
 def test_whatever_smollm2_completes_parses(smollm2_loaded):
-    """A hundred random cases at temperature 1.5; structured_outputs.py runs thousands."""
+    """Two random cases in each form, at temperature 1.5; structured_outputs.py runs thousands."""
     from structured_outputs import Trial, cases
 
     trial = Trial(smollm2_loaded, max_tokens=48)
 
-    @cases(100)
+    @cases(2 * len(trial.forms))
     def run(signature, schema, number):
         trial.run(signature, schema, number)
 
     run()
-    completed = sum(count for kind, count in trial.counts.items() if "completed" in kind)
-    assert trial.done >= 100
-    assert completed > 30
+    assert trial.done >= 2 * len(trial.forms)
+    assert any("completed" in kind for kind in trial.counts)
