@@ -40,8 +40,8 @@ def least_bytes(model: Model, params: Any) -> int:
     An estimate from below, so that nothing is refused that could fit: parts whose size llama.cpp
     does not tell (recurrent states, layers of a sliding window, scratch space) count as nothing.
     """
-    prefix = model.metadata.get("general.architecture", "")
-    causal = model.metadata.get(f"{prefix}.attention.causal") != "false"
+    prefix = model._metadata_in_use.get("general.architecture", "")
+    causal = model._metadata_in_use.get(f"{prefix}.attention.causal") != "false"
     n_ctx = params.n_ctx
     n_batch = min(params.n_batch, n_ctx) if causal else params.n_batch
     needed = n_batch * _FLOAT  # which output belongs to which token
@@ -64,7 +64,7 @@ def _cell_bytes(model: Model, prefix: str, params: Any) -> int:
     """Bytes of the keys and values of one token, in all layers."""
 
     def size(name: str) -> int:
-        return int(model.metadata.get(f"{prefix}.attention.{name}", 0))
+        return model._number_in_use(f"{prefix}.attention.{name}", 0)
 
     n_head_kv = size("head_count_kv")
     if not n_head_kv and model.n_head_kv == size("head_count"):

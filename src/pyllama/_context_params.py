@@ -66,10 +66,10 @@ def require_consistent(model: Model, params: Any) -> None:
             f"n_outputs_max must be at least n_seq_max ({params.n_seq_max}), got "
             f"{params.n_outputs_max}: each sequence gives one output at a time"
         )
-    prefix = model.metadata.get("general.architecture", "")
+    prefix = model._metadata_in_use.get("general.architecture", "")
     pooling = params.pooling_type
     if pooling == lib.LLAMA_POOLING_TYPE_UNSPECIFIED:
-        pooling = int(model.metadata.get(f"{prefix}.pooling_type", pooling))
+        pooling = model._number_in_use(f"{prefix}.pooling_type", pooling)
     n_ubatch = min(params.n_ubatch, n_batch)
     if pooling == lib.LLAMA_POOLING_TYPE_MEAN and n_ubatch % params.n_seq_max:
         raise ValueError(
@@ -111,14 +111,13 @@ def reason_not_to_shift(model: Model, params: Any) -> str | None:
 
 def _rotates_quantized_keys(model: Model) -> bool:
     """Whether the shift finds the matrix that it undoes the keys' own rotation with."""
-    prefix = model.metadata.get("general.architecture", "")
+    prefix = model._metadata_in_use.get("general.architecture", "")
 
     def size(name: str, default: int) -> int:
-        value = model.metadata.get(f"{prefix}.{name}", "")
-        return int(value) if value.isdecimal() else default
+        return model._number_in_use(f"{prefix}.{name}", default)
 
     if any(
-        f"{prefix}.{name}" in model.metadata
+        f"{prefix}.{name}" in model._metadata_in_use
         for name in (
             "attention.key_length_swa",
             "attention.key_length_mla",

@@ -278,6 +278,10 @@ class Model(NativeObject):
         self.desc = read_string(lib.guarded_model_desc, pointer)
         #: The file's metadata, scalar values as strings; arrays are left out.
         self.metadata: Mapping[str, str] = MappingProxyType(_metadata(pointer))
+        # What holds of it: llama.cpp keeps the file's, whatever was given in its place.
+        self._metadata_in_use: Mapping[str, str] = MappingProxyType(
+            {**self.metadata, **_as_metadata(options.get("kv_overrides") or {})}
+        )
         #: How its tensors are quantized, as far as this llama.cpp has a name for it.
         self.ftype: FileType | None = file_type(
             # llama.cpp says F32 of a model whose tensors it did not load.
@@ -368,6 +372,13 @@ class Model(NativeObject):
         """Whether an RPC server went away that a part of it is on; it can only be closed then."""
         return self._lost is not None
 
+    def _number_in_use(self, key: str, default: int) -> int:
+        """A number of the metadata in use; llama.cpp ignores what is given for one and is none."""
+        for metadata in (self._metadata_in_use, self.metadata):
+            if (value := metadata.get(key, "")).isdecimal():
+                return int(value)
+        return default
+
     def _lose(self, reason: str) -> None:
         super()._lose(reason)
         for dependent in list(self._dependents):
@@ -406,6 +417,14 @@ def _metadata(pointer: Any) -> dict[str, str]:
             lib.guarded_model_meta_val, pointer, index
         )
         for index in range(lib.llama_model_meta_count(pointer))
+    }
+
+
+def _as_metadata(overrides: Mapping[str, bool | int | float | str]) -> dict[str, str]:
+    """Values as llama.cpp writes those of a file."""
+    return {
+        key: str(value).lower() if isinstance(value, bool) else str(value)
+        for key, value in overrides.items()
     }
 
 

@@ -307,6 +307,23 @@ def test_numbers_of_threads_are_checked(context, value, error):
         context.set_n_threads(1, value)
 
 
+def test_what_replaces_the_metadata_counts(tiny_model_path):
+    with pyllama.Model(tiny_model_path, kv_overrides={"llama.pooling_type": 1}) as model:
+        with pytest.raises(ValueError, match="n_ubatch must be a multiple of n_seq_max"):
+            Context(model, n_ctx=768, n_batch=256, n_ubatch=256, n_seq_max=3, embeddings=True)
+        with Context(model, n_ctx=64) as context:
+            assert context.pooling_type == "mean"
+
+
+@pytest.mark.parametrize("value", ["mean", True, 1.0])
+def test_what_is_no_number_replaces_none(tiny_model_path, value):
+    with (
+        pyllama.Model(tiny_model_path, kv_overrides={"llama.pooling_type": value}) as model,
+        Context(model, n_ctx=64) as context,
+    ):
+        assert context.pooling_type == "none"
+
+
 def test_a_closed_context_refuses_everything(tiny):
     context = Context(tiny, n_ctx=256)
     context.close()

@@ -46,6 +46,19 @@ def test_the_state_of_another_context_is_refused_before_anything_changes(memory_
         assert context.state.get_data() == before
 
 
+def test_the_state_of_a_model_with_other_metadata_is_refused(write_tiny_model):
+    path = write_tiny_model()
+    with (
+        pyllama.Model(path, kv_overrides={"llama.rope.freq_base": 500.0}) as other,
+        pyllama.Model(path) as model,
+        make(other) as source,
+        make(model) as context,
+    ):
+        source.decode(Batch.from_tokens(PROMPT))
+        with pytest.raises(StateError, match="another model"):
+            context.state.set_data(source.state.get_data())
+
+
 def test_the_state_of_another_model_is_refused(memory_models, write_tiny_model, tmp_path):
     with (
         pyllama.Model(write_tiny_model(n_layer=3)) as other,
