@@ -117,6 +117,13 @@ def _gcc_file(session: nox.Session, name: str) -> str:
 
 
 @nox.session
+def finished(session: nox.Session) -> None:
+    """Answers for every budget: ``nox -s finished -- --seed 3 --cases 10000``."""
+    session.run("pip", "install", ".[test]")
+    session.run("python", "tests/finished_answers.py", *session.posargs)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Damaged files of every kind: ``nox -s fuzz -- --seed 3 --count 10000 state``."""
     session.run("pip", "install", ".[test]")

@@ -35,6 +35,7 @@ class CallSettings:
     stop: tuple[str, ...]
     grammar: str | None
     logprobs: int | None
+    complete_answers: bool
     adaptations: tuple[Adaptation, ...]
 
 
@@ -62,7 +63,7 @@ def call_settings(request: Request, defaults: LlamaCppConfig, n_vocab: int) -> C
     grammar = llamacpp.pop("grammar", None)
     llamacpp.pop("reasoning_budget_tokens", None)  # adapter.reasoning sees to it
     llamacpp.pop(SETTING, None)  # adapter.template_options does
-    for name in ("min_p", "repeat_penalty"):
+    for name in ("min_p", "repeat_penalty", "complete_answers"):
         if name in llamacpp:
             asked[name] = llamacpp.pop(name)
     settings = replace(defaults, **asked)
@@ -88,6 +89,7 @@ def call_settings(request: Request, defaults: LlamaCppConfig, n_vocab: int) -> C
         stop=settings.stop,
         grammar=grammar,
         logprobs=config.logprobs,
+        complete_answers=settings.complete_answers,
         adaptations=tuple(_adaptations(request)),
     )
 
@@ -200,6 +202,7 @@ LLAMACPP_SETTINGS: dict[str, _Range] = {
     "dry_sequence_breakers": (_are_breakers, "a list of texts of 1 to 40 bytes"),
     "reasoning_budget_tokens": _COUNT,
     SETTING: (are_template_variables, ALLOWED),
+    "complete_answers": (lambda v: isinstance(v, bool), "True or False"),
     "grammar": (lambda v: isinstance(v, str) and v != "", "a grammar in GBNF"),
 }
 """What metadata={"llamacpp": {...}} may hold: what llama.cpp's server has and lm15 has not."""

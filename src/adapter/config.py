@@ -42,6 +42,9 @@ class LlamaCppConfig:
                         call, and the rollouts of BestOfN and Refine, each have one that follows
                         from it
     stop                texts that end an answer
+    complete_answers    complete an answer that has a form within max_tokens, by ending its texts
+                        and lists in time, and refuse max_tokens that hold no answer; False lets
+                        max_tokens cut it off
     chat_template_kwargs  variables for the model's chat template, such as {"enable_thinking":
                         False} or {"reasoning_effort": "low"}; those of a request come before them
     token_budget_limit  at least 1; tokens that all requests together may take, prompts and
@@ -73,6 +76,7 @@ class LlamaCppConfig:
     context_length: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    complete_answers: bool = True
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     token_budget_limit: int | None = None
     requests_per_minute: int | None = None
@@ -202,6 +206,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_retries": (lambda v: is_integer(v) and v >= 0, "an integer of at least 0"),
     "initial_backoff_ms": (lambda v: is_integer(v) and v >= 0, "an integer of at least 0"),
     "max_backoff_ms": (lambda v: is_integer(v) and v >= 0, "an integer of at least 0"),
+    "complete_answers": (lambda v: isinstance(v, bool), "True or False"),
     "enable_cache": (lambda v: isinstance(v, bool), "True or False"),
     "cache_ttl_secs": (
         lambda v: v is None or (is_number(v) and v > 0),

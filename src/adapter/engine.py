@@ -42,6 +42,7 @@ from adapter.errors import (
     InvalidParameterError,
     ModelNotLoadedError,
     RequestTimeoutError,
+    TokenBudgetExhaustedError,
 )
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult, Generator
 from adapter.generation.scoring import (
@@ -64,6 +65,7 @@ from adapter.model_names import engine_name, portable_name, require_known
 from adapter.prompt import build_prompt, refuse_grammar
 from adapter.quota import Quota, RequestRate, TokenBudget
 from adapter.rollouts import current_rollout
+from adapter.shortened_answers import shortened, too_few
 from adapter.template_options import template_options
 
 if TYPE_CHECKING:
@@ -256,7 +258,7 @@ class LlamaCppEngine:
                     yield StreamEndEvent(
                         finish_reason_of(piece, called=answer.called),
                         usage_of(piece, call.parser, self.loaded.piece),
-                        self._provider_data(call),
+                        self._provider_data(call, piece),
                     )
                 else:
                     yield from answer.push(piece)
@@ -344,15 +346,25 @@ class LlamaCppEngine:
             stop=settings.stop,
             turn_stops=prompt.stops,
             constraint=prompt.constraint,
+            completes=settings.complete_answers,
             preserved_tokens=prompt.preserved_tokens,
             logprobs=settings.logprobs,
             reasoning_budget=prompt.reasoning_budget,
             timeout=self.config.timeout_secs,
         )
+        fewest = 0
+        if settings.complete_answers and prompt.constraint is not None:
+            fewest = self.loaded.fewest_tokens(prompt.constraint)
+            if settings.max_tokens is not None and settings.max_tokens < fewest:
+                raise too_few(settings.max_tokens, fewest)
+            if room < fewest:
+                raise ContextTooLongError(len(prompt.tokens), self.context_length, fewest)
         with self._quota.charged(asked.taken, len(prompt.tokens), max_tokens) as granted:
             if granted < max_tokens:
                 reason = f"the token budget of {self.budget.limit} leaves that many"
                 adaptations += (_clamped(reason, max_tokens, granted),)
+            if granted < fewest and self.budget.limit is not None:
+                raise TokenBudgetExhaustedError(self.budget.limit - granted, self.budget.limit)
             yield _Call(replace(asked, max_tokens=granted), prompt.parser, adaptations)
 
     def _errors(self) -> AbstractContextManager[None]:
@@ -372,13 +384,14 @@ class LlamaCppEngine:
             usage=usage_of(result, call.parser, self.loaded.piece),
             logprobs=logprobs_of(result.logprobs, self.loaded.piece) if told else None,
             logprobs_complete=result.logprobs_complete,
-            provider_data=self._provider_data(call),
-            adaptations=call.adaptations,
+            provider_data=self._provider_data(call, result),
+            adaptations=call.adaptations + shortened(call.request, result).adaptations,
         )
 
-    def _provider_data(self, call: _Call) -> dict[str, Any]:
+    def _provider_data(self, call: _Call, result: GenerationResult) -> dict[str, Any]:
         # The seed, drawn or given, is what repeats this very answer.
-        return {"seed": call.request.seed, "device": self.loaded.device}
+        told = {"seed": call.request.seed, "device": self.loaded.device}
+        return told | (shortened(call.request, result).provider_data or {})
 
 
 @dataclass

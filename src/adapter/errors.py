@@ -186,14 +186,22 @@ class ModelInUseError(LlamaCppError, RuntimeError):
 class ContextTooLongError(LlamaCppError, ValueError):
     """A prompt leaves no room for an answer in the context.
 
-    `actual` is the prompt's length and `max` the context's, both in tokens.
+    `actual` is the prompt's length, `max` the context's, and `answer` that of the shortest answer,
+    where its form sets one, all in tokens.
     """
 
-    def __init__(self, actual: int, max: int) -> None:  # noqa: A002 - the attribute's own name
+    def __init__(
+        self,
+        actual: int,
+        max: int,  # noqa: A002 - the attribute's own name
+        answer: int = 1,
+    ) -> None:
         self.actual = actual
         self.max = max
+        self.answer = answer
+        included = f"of at least {answer} tokens included" if answer > 1 else "included"
         super().__init__(
-            f"the prompt has {actual} tokens and the context holds {max}, the answer included; "
+            f"the prompt has {actual} tokens and the context holds {max}, the answer {included}; "
             "shorten the prompt or load the model with a larger context_length"
         )
 

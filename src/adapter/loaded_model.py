@@ -18,6 +18,7 @@ from adapter.generation.request import (
     GenerationResult,
     Generator,
 )
+from adapter.generation.sampling import Constraint, fewest_tokens
 from adapter.generation.scoring import ScoringRequest, ScoringResult
 from adapter.hardware import Placement
 from adapter.lease import Lease
@@ -138,6 +139,17 @@ class LoadedModel:
             if tokens and not text[:1].isspace() and vocab.token_to_piece(tokens[0])[:1].isspace():
                 del tokens[0]  # a space that some tokenizers put before the first special token
             return tuple(tokens)
+
+    def fewest_tokens(self, constraint: Constraint) -> int:
+        """How many tokens the shortest answer has that follows a constraint.
+
+        0 where that is not known, and for a grammar that cannot be used, which answering tells.
+        """
+        with self._borrow(whole) as resident:
+            try:
+                return fewest_tokens(resident.model.vocab, constraint) or 0
+            except pyllama.LlamaError:
+                return 0
 
     @property
     def turn_ends(self) -> tuple[int, ...]:

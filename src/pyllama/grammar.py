@@ -7,7 +7,7 @@ import re
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +30,8 @@ MAX_PATTERN_GROUPS = 50
 # Bytes of stack that std::regex takes at most for a byte of text and an item of its pattern.
 _STACK_PER_ITEM = 192
 _ITEM = re.compile(rb"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+Ending = Literal["goes on", "may end", "ends"]
+_ENDINGS: tuple[Ending, ...] = ("goes on", "may end", "ends")
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
@@ -184,6 +186,76 @@ class GrammarSampler(Sampler):
         """
         with self._held():
             return take_str(lib.guarded_grammar_forced_text(self._pointer), "asking a grammar")
+
+    def complete_within(self, n_tokens: int | None) -> None:
+        """Have a chain choose no token after which the text could not be completed in time.
+
+        The fewest tokens that complete it are kept in reserve. Before they are needed, values that
+        are still to come are given room, and a text that runs on is ended with a sentence, a line
+        or a word, where one ends in time. So what may follow depends on the text so far. That
+        holds for what a :class:`SamplerChain` samples under this grammar; :meth:`accept` and
+        :meth:`allows` do not ask for it. Where it takes more tokens than these to complete the
+        text, and where :attr:`fewest_tokens` is not known, nothing is ruled out.
+
+        :param n_tokens: how many more tokens there are, at least 1, the one that ends the text not
+            counted; a lazy grammar counts them while it waits, too. None for any number.
+        """
+        n = 0 if n_tokens is None else integer("n_tokens", n_tokens, 1, INT32_MAX)
+        with self._held() as owner:
+            owner._run("bounding a grammar", lib.guarded_grammar_complete_within, self._pointer, n)
+
+    @property
+    def fewest_tokens(self) -> int | None:
+        """How many tokens complete the text from here on, by the shortest way.
+
+        0 where it may end. None where that is not known: for a grammar that names tokens or whose
+        shortest text has more than 16 KiB, and while a lazy grammar waits.
+        """
+        found = ffi.new("int64_t *")
+        with self._held() as owner:
+            owner._run("asking a grammar", lib.guarded_grammar_fewest_tokens, self._pointer, found)
+        return None if found[0] < 0 else int(found[0])
+
+    def fits(self, tokens: ArrayLike) -> bool:
+        """Whether these tokens may follow and the text can still be completed in time.
+
+        Without :meth:`complete_within` any tokens fit.
+
+        :param tokens: integers of shape (n,); none that ends the text.
+        :raises ValueError: a token outside the vocabulary.
+        """
+        ids = np.ascontiguousarray(token_array(tokens))
+        if ids.size and int(ids.max()) >= self._n_vocab:
+            raise ValueError(f"tokens must be between 0 and {self._n_vocab - 1}, got {ids.max()}")
+        with self._held():
+            fits = lib.guarded_grammar_fits(
+                self._pointer, ffi.from_buffer("llama_token[]", ids), len(ids)
+            )
+            if fits == lib.PYLLAMA_CAUGHT:
+                raise_caught("asking a grammar")
+            return bool(fits)
+
+    def shortened(self, *, here: bool = False) -> list[frozenset[str]]:
+        """Where a token was not chosen because of :meth:`complete_within`.
+
+        :param here: count the present place among them.
+        :returns: for each place the names of the rules that it is in or, if a rule is the last
+            part of another, not all of them.
+        """
+        with self._held():
+            text = take_str(
+                lib.guarded_grammar_shortened(self._pointer, bool(here)), "asking a grammar"
+            )
+        return [frozenset(line.split()) for line in text.split("\n")[:-1]]
+
+    @property
+    def ending(self) -> Ending:
+        """Whether the text may end here, and whether it has to because nothing may follow."""
+        with self._held():
+            ending: int = lib.guarded_grammar_ending(self._pointer)
+            if ending == lib.PYLLAMA_CAUGHT:
+                raise_caught("asking a grammar")
+        return _ENDINGS[ending]
 
     @property
     def _n_vocab(self) -> int:

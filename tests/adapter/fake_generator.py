@@ -109,6 +109,7 @@ class FakeModel:
     device: str = "CPU"
     n_vocab: int = 0x110000
     turn_ends: tuple[int, ...] = (0,)
+    fewest: int = 0
     source: str = (
         "{% for message in messages %}{{ message.role | title }}: {{ message.content }}\n"
         "{% endfor %}Assistant:"
@@ -145,6 +146,9 @@ class FakeModel:
 
     def answer_tokens(self, text: str) -> tuple[int, ...]:
         return tuple(map(ord, text))
+
+    def fewest_tokens(self, constraint: object) -> int:
+        return self.fewest
 
     def piece(self, token: int) -> bytes:
         return chr(token).encode()

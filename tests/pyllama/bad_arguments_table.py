@@ -165,6 +165,9 @@ ROWS: dict[str, Row] = {
     "GrammarSampler.allows": lambda w: (w.grammar.allows, {"tokens": PROMPT}),
     "GrammarSampler.allowed_tokens": lambda w: (w.grammar.allowed_tokens, {}),
     "GrammarSampler.forced_text": lambda w: (w.grammar.forced_text, {}),
+    "GrammarSampler.complete_within": lambda w: (w.grammar.complete_within, {"n_tokens": 9}),
+    "GrammarSampler.fits": lambda w: (w.grammar.fits, {"tokens": PROMPT}),
+    "GrammarSampler.shortened": lambda w: (w.grammar.shortened, {}),
     "SamplerChain": lambda w: (pyllama.SamplerChain, {"samplers": [Sampler.greedy()]}),
     "SamplerChain.sample": lambda w: (w.chain.sample, {"context": w.context}),
     "sample_each": lambda w: (

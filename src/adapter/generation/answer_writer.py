@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyllama
 from adapter.generation.completion import Completion, token_logprob
-from adapter.generation.request import Delta, FinishReason, GenerationRequest, GenerationResult
+from adapter.generation.request import (
+    Delta,
+    FinishReason,
+    GenerationRequest,
+    GenerationResult,
+    TokenLogprob,
+)
 from adapter.generation.sampling import sampler_chain
 
 SHORTEST_RUN, LONGEST_RUN = 2, 32
@@ -34,9 +42,11 @@ class AnswerWriter:
             request.constraint,
             prompt=request.prompt,
             reasoning_budget=request.reasoning_budget,
+            complete_within=max_tokens if request.completes else None,
         )
         self._ends = any(token is not None for token in (vocab.eos, vocab.eot))
         self._completion = Completion(vocab, request, max_tokens, may_end=self._may_end())
+        self._stopped_here = False  # at max_tokens, where more might have followed
         # Shown with the first sampled token: until then nothing is computed.
         self._opening = self._write_forced()
 
@@ -63,7 +73,7 @@ class AnswerWriter:
         logprob = None
         if self._request.logprobs is not None:
             logprob = token_logprob(context.logits(index), token, self._request.logprobs)
-        sampled = self._completion.push(token, logprob, may_end=self._may_end())
+        sampled = self._push(token, logprob)
         deltas = [*self._opening, *([] if sampled is None else [sampled]), *self._write_forced()]
         self._opening = []
         return deltas
@@ -71,11 +81,29 @@ class AnswerWriter:
     def finish(self, *, cache_read_tokens: int = 0) -> tuple[list[Delta], GenerationResult]:
         """What was still held back, and the whole."""
         rest, result = self._completion.finish(cache_read_tokens=cache_read_tokens)
-        return [*self._opening, *([] if rest is None else [rest])], result
+        deltas = [*self._opening, *([] if rest is None else [rest])]
+        return deltas, replace(result, shortened=self._shortened())
 
     def close(self) -> None:
         """Free the samplers."""
         self._chain.close()
+
+    def _push(self, token: int, logprob: TokenLogprob | None = None) -> Delta | None:
+        delta = self._completion.push(token, logprob, may_end=self._may_end())
+        if self._completion.finish_reason == "length" and self._ending() != "goes on":
+            self._completion.finish_reason = "stop"
+            self._stopped_here = self._ending() == "may end"
+        return delta
+
+    def _ending(self) -> str:
+        grammar = self._chain.grammar
+        return "goes on" if grammar is None or not self._request.completes else grammar.ending
+
+    def _shortened(self) -> tuple[frozenset[str], ...]:
+        grammar = self._chain.grammar
+        if grammar is None or not self._request.completes:
+            return ()
+        return tuple(grammar.shortened(here=self._stopped_here))
 
     def _write_forced(self) -> list[Delta]:
         deltas = []
@@ -83,7 +111,7 @@ class AnswerWriter:
             if self.finish_reason is not None:
                 break
             self._chain.accept(token)
-            delta = self._completion.push(token, may_end=self._may_end())
+            delta = self._push(token)
             if delta is not None:
                 deltas.append(delta)
         return deltas
@@ -109,4 +137,6 @@ class AnswerWriter:
             return []
         if self._vocab.tokenize(text, add_special=False, parse_special=True) != tokens:
             return []
-        return [] if self._request.sampling.logit_bias.keys() & set(forced) else forced
+        if self._request.sampling.logit_bias.keys() & set(forced):
+            return []
+        return forced if grammar.fits(forced) else []

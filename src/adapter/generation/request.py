@@ -31,6 +31,8 @@ class GenerationRequest:
     stop              texts that end the completion; the one found is not part of it
     turn_stops        texts that end it, too, where no grammar holds, or the grammar lets it end
     constraint        a grammar to follow
+    completes         whether an answer that follows a grammar is completed within max_tokens, by
+                      ending its texts and lists in time, rather than cut off
     preserved_tokens  special tokens whose text is part of the completion, as others' is not
     logprobs          how many of the likeliest tokens to tell beside each sampled one, and the
                       log-probabilities of all; None for none
@@ -48,6 +50,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     turn_stops: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    completes: bool = False
     preserved_tokens: frozenset[int] = frozenset()
     logprobs: int | None = None
     reasoning_budget: ReasoningBudget | None = None
@@ -115,10 +118,12 @@ def joined(deltas: Sequence[Delta]) -> Delta:
 class GenerationResult:
     """A whole completion.
 
-    finish_reason is "stop" at the model's end of turn or a stop text, "length" at max_tokens or
-    the end of the context. cache_read_tokens counts the prompt tokens that were not computed
-    anew, out of prompt_tokens. token_ids are all that were sampled, a stop text's too; logprobs
-    are those of the text's tokens.
+    finish_reason is "stop" at the model's end of turn, a stop text or the end of a grammar that was
+    to be completed, "length" at max_tokens or the end of the context. cache_read_tokens counts the
+    prompt tokens that were not computed anew, out of prompt_tokens. token_ids are all that were
+    sampled, a stop text's too; logprobs are those of the text's tokens. shortened names the rules
+    of the grammar, place by place, in which max_tokens kept the answer from going on as it would
+    have.
     """
 
     text: str
@@ -129,6 +134,7 @@ class GenerationResult:
     cache_read_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     logprobs_complete: bool = True
+    shortened: tuple[frozenset[str], ...] = ()
 
 
 class Generator(Protocol):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
+from weakref import ref
 
 import pyllama
 
@@ -114,9 +115,12 @@ def sampler_chain(
     *,
     prompt: Sequence[int] = (),
     reasoning_budget: ReasoningBudget | None = None,
+    complete_within: int | None = None,
 ) -> pyllama.SamplerChain:
     """The samplers of a request, in llama.cpp's own order, told of the prompt's last tokens.
 
+    :param complete_within: how many tokens there are to complete the grammar's text in; None where
+        it may be cut off.
     :raises pyllama.GrammarError: a grammar that this vocabulary cannot follow.
     """
     steps = _reweighting(vocab, sampling)
@@ -130,6 +134,8 @@ def sampler_chain(
     grammar = None
     if constraint is not None:
         grammar = grammar_sampler(vocab, constraint)
+        if complete_within is not None:
+            grammar.complete_within(complete_within)
         if not (constraint.trigger_patterns or constraint.trigger_tokens):
             steps = [_without_silent_tokens(vocab, constraint.gbnf), *steps]
     return pyllama.SamplerChain(steps, grammar=grammar)
@@ -169,6 +175,31 @@ def checked_grammar(gbnf: str) -> pyllama.Grammar:
     :raises pyllama.GrammarError: it is none.
     """
     return pyllama.Grammar(gbnf)
+
+
+def fewest_tokens(vocab: pyllama.Vocab, constraint: Constraint) -> int | None:
+    """How many tokens the shortest completion has that follows a constraint, or None.
+
+    None where that is not known, or where a completion need not follow it. It is kept.
+
+    :raises pyllama.GrammarError: a grammar that this vocabulary cannot follow.
+    """
+    if constraint.trigger_patterns or constraint.trigger_tokens:
+        return None
+    kept = _fewest_tokens.setdefault(vocab, lru_cache(KEPT_GRAMMARS)(partial(_fewest, ref(vocab))))
+    return kept(constraint)
+
+
+def _fewest(vocab: weakref.ref[pyllama.Vocab], constraint: Constraint) -> int | None:
+    alive = vocab()
+    assert alive is not None  # it was asked for
+    with grammar_sampler(alive, constraint) as sampler:
+        return sampler.fewest_tokens
+
+
+_fewest_tokens: weakref.WeakKeyDictionary[pyllama.Vocab, Callable[[Constraint], int | None]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _without_silent_tokens(vocab: pyllama.Vocab, gbnf: str) -> pyllama.Sampler:

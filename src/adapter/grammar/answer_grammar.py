@@ -17,6 +17,7 @@ from dspy.signatures import Signature
 
 from adapter.grammar.annotation_schema import annotated, annotation_schema
 from adapter.grammar.characters import NONE, PRINTABLE, Characters
+from adapter.grammar.field_places import place_of_field, with_field_names
 from adapter.grammar.free_text import LINE, Marker, case_spellings, line_without
 from adapter.grammar.json_schema import KEPT, SchemaText
 from adapter.grammar.json_text import JsonText
@@ -123,6 +124,7 @@ def _made(fields: tuple[Field, ...], form: Form, _today: datetime.date) -> Answe
     last, value = values[-1]
     ends_in_text = form.opening is not None and value.expression is None
     names = tuple(field.name for field in fields)
+    gbnf = with_field_names(gbnf, names)
     return AnswerGrammar(gbnf, names, unchecked, form.opening(last) if ends_in_text else None)  # type: ignore[misc]
 
 
@@ -185,12 +187,13 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
         begin = sequence(repeat("\n", 1, 2) if whole else EMPTY, f"{field.name}:")
         if field.by_value:
             # The field before it is written together with this one.
-            whole[-1] = choice(
+            both = choice(
                 sequence(f" {one}", begin, space, SchemaText(json_text, json.loads(schema)).root())
                 for one, schema in field.by_value
             )
+            whole[-1] = place_of_field(rules, len(values), both)
         else:
-            whole += [begin, value]
+            whole += [begin, place_of_field(rules, len(values), value)]
     return sequence(*whole), values
 
 
@@ -227,6 +230,7 @@ def _chat(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, FieldVal
         found = _dspy_values(field, json_text)
         values.append((field.name, found))
         value = text if found.expression is None else found.expression
+        value = place_of_field(rules, len(values), value)
         whole += [f"[[ ## {field.name} ## ]]\n", value, repeat("\n", 1, 2)]
     return sequence(*whole, "[[ ## completed ## ]]"), values
 
@@ -248,6 +252,7 @@ def _xml(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, FieldValu
         # DSPy reads an element without text as an object without fields.
         free = some_text if is_dspy_type(field.annotation, Type) else text
         value = free if found.expression is None else found.expression
+        value = place_of_field(rules, len(values), value)
         begin = "\n\n" if whole else ""
         whole += [f"{begin}<{field.name}>\n", value, f"\n</{field.name}>"]
     return sequence(*whole), values
@@ -262,6 +267,7 @@ def _json(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, FieldVal
         found = _dspy_values(field, json_text, in_json=True)
         values.append((field.name, found))
         value = json_text.string() if found.expression is None else found.expression
+        value = place_of_field(rules, len(values), value)
         key = sequence(json_text.written(field.name))
         members += [json_text.comma if members else EMPTY, json_text.member(key, value)]
     return json_text.object(sequence(*members)), values

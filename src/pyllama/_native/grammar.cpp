@@ -94,6 +94,31 @@ char * guarded_grammar_forced_text(const llama_sampler * grammar) {
                            [&] { return pyllama::copy_string(pyllama::forced_text(grammar)); });
 }
 
+int32_t guarded_grammar_complete_within(llama_sampler * grammar, uint32_t n_tokens) {
+    return guarded([&] { pyllama::complete_within(grammar, n_tokens); });
+}
+
+// 1 or 0.
+int32_t guarded_grammar_fits(llama_sampler * grammar, const llama_token * tokens, size_t n_tokens) {
+    return guarded(PYLLAMA_CAUGHT, [&]() -> int32_t {
+        return pyllama::budget_fits(grammar, {tokens, tokens + n_tokens});
+    });
+}
+
+int32_t guarded_grammar_fewest_tokens(llama_sampler * grammar, int64_t * n_tokens) {
+    return guarded([&] { *n_tokens = pyllama::fewest_tokens(grammar); });
+}
+
+char * guarded_grammar_shortened(llama_sampler * grammar, bool here) {
+    return guarded<char *>(
+        nullptr, [&] { return pyllama::copy_string(pyllama::shortened_places(grammar, here)); });
+}
+
+// Whether the text may end: 0 for no, 1 for yes, 2 where nothing may follow.
+int32_t guarded_grammar_ending(const llama_sampler * grammar) {
+    return guarded(PYLLAMA_CAUGHT, [&] { return static_cast<int32_t>(pyllama::end_of(grammar)); });
+}
+
 // A token that ends generation, or LLAMA_TOKEN_NULL.
 int32_t guarded_grammar_eog(const llama_vocab * vocab) {
     return guarded(PYLLAMA_CAUGHT, [&]() -> int32_t {

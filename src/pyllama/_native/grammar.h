@@ -3,6 +3,11 @@ int32_t guarded_grammar_allowed(struct llama_sampler * grammar, const llama_toke
 char * guarded_grammar_check_pattern(const char * pattern);
 struct llama_sampler * guarded_sampler_init_grammar(const struct llama_vocab * vocab, const pyllama_tokens * all, const char * source, const char * root, const char ** patterns, size_t n_patterns, const llama_token * tokens, size_t n_tokens, size_t stack_per_byte);
 char * guarded_grammar_forced_text(const struct llama_sampler * grammar);
+int32_t guarded_grammar_complete_within(struct llama_sampler * grammar, uint32_t n_tokens);
+int32_t guarded_grammar_fits(struct llama_sampler * grammar, const llama_token * tokens, size_t n_tokens);
+int32_t guarded_grammar_fewest_tokens(struct llama_sampler * grammar, int64_t * n_tokens);
+char * guarded_grammar_shortened(struct llama_sampler * grammar, bool here);
+int32_t guarded_grammar_ending(const struct llama_sampler * grammar);
 int32_t guarded_grammar_eog(const struct llama_vocab * vocab);
 pyllama_tokens * guarded_tokens_init(const struct llama_vocab * vocab);
 int32_t guarded_tokens_free(pyllama_tokens * tokens);

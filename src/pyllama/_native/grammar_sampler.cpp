@@ -6,8 +6,10 @@
 
 #include "deep_stack.hpp"
 #include "gbnf.hpp"
+#include "grammar_budget.hpp"
 #include "grammar_states.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 
@@ -29,6 +31,8 @@ struct grammar_sampler {
     grammar_ptr                                grammar;
     size_t                                     n_bytes = 0; // accepted so far, if it is lazy
     std::unique_ptr<pyllama::grammar_states>   states{};    // once they are asked for
+    uint32_t                                   n_tokens = 0; // to complete it in; 0 without bounds
+    std::unique_ptr<pyllama::grammar_budget>   budget{};
 };
 
 grammar_sampler & self(const llama_sampler * sampler) {
@@ -70,19 +74,31 @@ void accept(llama_sampler * sampler, llama_token token) {
         throw std::runtime_error("after " + std::to_string(own.n_bytes) +
                                  " bytes the text is too long for these trigger patterns");
     }
+    if (own.budget) {
+        own.budget->accepts(token);
+    }
     pyllama::run_with_stack(stack, [&] { llama_grammar_accept_impl(*own.grammar, token); });
 }
 
-const std::vector<bool> * allowed(grammar_sampler & own) {
+pyllama::grammar_states & states(grammar_sampler & own) {
     if (!own.states) {
         own.states = std::make_unique<pyllama::grammar_states>(own.tokens, *own.grammar);
     }
-    return own.states->allowed();
+    return *own.states;
+}
+
+std::unique_ptr<pyllama::grammar_budget> make_budget(const grammar_sampler & own, uint32_t n_tokens) {
+    std::unique_ptr<pyllama::grammar_budget> budget;
+    pyllama::run_with_stack(4 * pyllama::GRAMMAR_STACK, [&] {
+        budget = std::make_unique<pyllama::grammar_budget>(own.vocab, own.tokens, *own.grammar,
+                                                           own.source.gbnf, n_tokens);
+    });
+    return budget;
 }
 
 void apply_here(grammar_sampler & own, llama_token_data_array * candidates) {
     const bool        many = candidates->size > FEW && !own.grammar->awaiting_trigger;
-    const auto *      may  = many ? allowed(own) : nullptr;
+    const auto *      may  = many ? states(own).allowed() : nullptr;
     if (!may) {
         llama_grammar_apply_impl(*own.grammar, candidates);
         return;
@@ -101,16 +117,28 @@ void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
 void reset(llama_sampler * sampler) {
     grammar_sampler & own = self(sampler);
     own.states.reset();
+    own.budget.reset();
     own.grammar = begin(own.vocab, own.source);
     own.n_bytes = 0;
+    if (own.n_tokens > 0) {
+        own.budget = make_budget(own, own.n_tokens);
+    }
 }
 
 llama_sampler * make(grammar_sampler state);
 
 llama_sampler * clone(const llama_sampler * sampler) {
     const grammar_sampler & own = self(sampler);
-    return make({own.vocab, own.tokens, own.source,
-                 grammar_ptr(llama_grammar_clone_impl(*own.grammar)), own.n_bytes});
+    grammar_sampler copy = {own.vocab, own.tokens, own.source,
+                            grammar_ptr(llama_grammar_clone_impl(*own.grammar)), own.n_bytes};
+    copy.n_tokens        = own.n_tokens;
+    if (own.budget) {
+        pyllama::run_with_stack(4 * pyllama::GRAMMAR_STACK, [&] {
+            copy.budget = std::make_unique<pyllama::grammar_budget>(*own.budget, *copy.grammar,
+                                                                    own.source.gbnf);
+        });
+    }
+    return make(std::move(copy));
 }
 
 void free(llama_sampler * sampler) {
@@ -192,6 +220,76 @@ sampler_ptr make_grammar_sampler(const llama_vocab * vocab, std::shared_ptr<cons
     grammar_ptr grammar = begin(vocab, source);
     return sampler_ptr(grammar ? make({vocab, std::move(tokens), std::move(source), std::move(grammar)})
                                : nullptr);
+}
+
+void complete_within(llama_sampler * sampler, uint32_t n_tokens) {
+    grammar_sampler & own = self(sampler);
+    own.budget.reset();
+    own.n_tokens = n_tokens;
+    if (n_tokens > 0) {
+        own.budget = make_budget(own, n_tokens);
+    }
+}
+
+bool budget_allows(llama_sampler * sampler, llama_token token) {
+    if (!is_grammar(sampler)) {
+        return true;
+    }
+    grammar_sampler & own = self(sampler);
+    return !own.budget || own.budget->allows(token);
+}
+
+void restrict_to_budget(llama_sampler * sampler, llama_token_data_array * candidates) {
+    grammar_sampler & own = self(sampler);
+    own.budget->restrict(candidates, states(own));
+}
+
+bool budget_fits(llama_sampler * sampler, const std::vector<llama_token> & tokens) {
+    grammar_sampler & own = self(sampler);
+    return !own.budget || own.budget->fits(tokens);
+}
+
+int64_t fewest_tokens(llama_sampler * sampler) {
+    grammar_sampler & own    = self(sampler);
+    const auto        budget = own.budget ? nullptr : make_budget(own, 0);
+    const uint32_t    fewest = (own.budget ? own.budget : budget)->fewest();
+    return fewest == grammar_budget::ENDLESS ? -1 : static_cast<int64_t>(fewest);
+}
+
+std::string shortened_places(llama_sampler * sampler, bool here) {
+    grammar_sampler & own = self(sampler);
+    if (!own.budget) {
+        return "";
+    }
+    std::set<std::set<uint32_t>> places = own.budget->places();
+    if (here) {
+        places.insert(own.budget->here());
+    }
+    llama_grammar_parser parser(own.vocab);
+    std::string          text;
+    run_with_stack(GRAMMAR_STACK, [&] { parser.parse(own.source.gbnf.c_str()); });
+    for (const std::set<uint32_t> & place : places) {
+        for (const auto & [name, rule] : parser.symbol_ids) {
+            if (place.count(rule) > 0) {
+                text += name + " ";
+            }
+        }
+        text += "\n";
+    }
+    return text;
+}
+
+text_end end_of(const llama_sampler * sampler) {
+    const llama_grammar & grammar = *self(sampler).grammar;
+    if (grammar.awaiting_trigger || grammar.partial_utf8.n_remain > 0) {
+        return text_end::GOES_ON;
+    }
+    const auto & stacks = grammar.stacks;
+    const auto   empty  = [](const llama_grammar_stack & stack) { return stack.empty(); };
+    if (std::all_of(stacks.begin(), stacks.end(), empty)) {
+        return text_end::ENDS;
+    }
+    return std::any_of(stacks.begin(), stacks.end(), empty) ? text_end::MAY_END : text_end::GOES_ON;
 }
 
 std::string forced_text(const llama_sampler * sampler) {

@@ -26,4 +26,21 @@ sampler_ptr make_grammar_sampler(const llama_vocab * vocab, std::shared_ptr<cons
 // Text that any way to go on begins with; empty where there are several, or the text may end.
 std::string forced_text(const llama_sampler * grammar);
 
+// Completing a grammar within so many tokens from here on; 0 takes the bounds away.
+void complete_within(llama_sampler * grammar, uint32_t n_tokens);
+
+// Whether it can be completed within its bounds after tokens that the grammar allows.
+bool budget_fits(llama_sampler * grammar, const std::vector<llama_token> & tokens);
+
+// Tokens that complete it from here on, by the shortest way; -1 where that is not known.
+int64_t fewest_tokens(llama_sampler * grammar);
+
+// Where its bounds ruled a token out, and where it is now if asked: for each place a line with the
+// names of the rules that it is in.
+std::string shortened_places(llama_sampler * grammar, bool here);
+
+enum class text_end { GOES_ON, MAY_END, ENDS }; // the last where nothing may follow
+
+text_end end_of(const llama_sampler * grammar);
+
 } // namespace pyllama

@@ -1,5 +1,7 @@
 #include "grammar_states.hpp"
 
+#include "grammar_lengths.hpp"
+
 #include <algorithm>
 #include <array>
 #include <stdexcept>
@@ -21,25 +23,6 @@ bool takes_tokens(const llama_grammar & grammar) {
             return element.type == LLAMA_GRETYPE_TOKEN || element.type == LLAMA_GRETYPE_TOKEN_NOT;
         });
     });
-}
-
-// Whether the characters of a place hold this one.
-bool holds(const llama_grammar_element * place, uint32_t character) {
-    const bool inverse = place->type == LLAMA_GRETYPE_CHAR_NOT;
-    if (place->type == LLAMA_GRETYPE_CHAR_ANY) {
-        return true;
-    }
-    for (const llama_grammar_element * next = place;;) {
-        const bool     range = next[1].type == LLAMA_GRETYPE_CHAR_RNG_UPPER;
-        const uint32_t last  = range ? next[1].value : next->value;
-        if (next->value <= character && character <= last) {
-            return !inverse;
-        }
-        next += range ? 2 : 1;
-        if (next->type != LLAMA_GRETYPE_CHAR_ALT) {
-            return inverse;
-        }
-    }
 }
 
 bool any_ends(const llama_grammar_stacks & stacks) {
@@ -122,22 +105,19 @@ grammar_states::state * grammar_states::step(state & from,
     return from.ascii[character];
 }
 
-std::vector<bool> grammar_states::walk(state & from) {
+void grammar_states::walk(state & from, const visitor & visit) {
     struct place {
         uint32_t end; // of what is below it
         state *  reached;
     };
-    std::vector<bool> allowed(static_cast<size_t>(tokens_->n_tokens()));
-    const auto        take = [&](uint32_t node, const state & reached) {
+    const auto take = [&](uint32_t node, const state & reached) {
         for (const auto * token = tokens_->begin_of(node); token != tokens_->end_of(node); token++) {
-            allowed[static_cast<size_t>(token->id)] =
-                token->rest.n_remain == 0 || any_allows(grammar_, reached.stacks, token->rest);
+            if (token->rest.n_remain == 0 || any_allows(grammar_, reached.stacks, token->rest)) {
+                visit(token->id, reached.stacks, token->rest);
+            }
         }
     };
     const auto & nodes = tokens_->nodes();
-    for (const llama_token token : tokens_->end_tokens()) {
-        allowed[static_cast<size_t>(token)] = any_ends(from.stacks);
-    }
     take(0, from);
     std::vector<place> path = {{nodes[0].end, &from}};
     for (uint32_t node = 1; node < nodes.size();) {
@@ -153,27 +133,50 @@ std::vector<bool> grammar_states::walk(state & from) {
         path.push_back({nodes[node].end, reached});
         node++;
     }
+}
+
+std::vector<bool> grammar_states::tokens_of(state & from) {
+    std::vector<bool> allowed(static_cast<size_t>(tokens_->n_tokens()));
+    for (const llama_token token : tokens_->end_tokens()) {
+        allowed[static_cast<size_t>(token)] = any_ends(from.stacks);
+    }
+    walk(from, [&](llama_token token, const llama_grammar_stacks &, llama_partial_utf8) {
+        allowed[static_cast<size_t>(token)] = true;
+    });
     return allowed;
 }
 
 const std::vector<bool> * grammar_states::allowed() {
+    const std::vector<bool> * found = nullptr;
+    at_present([&](state & here) {
+        if (here.allowed.empty()) {
+            here.allowed = tokens_of(here);
+            n_kept_++;
+        }
+        found = &here.allowed;
+    });
+    return found;
+}
+
+bool grammar_states::each(const visitor & visit) {
+    return at_present([&](state & here) { walk(here, visit); });
+}
+
+// Whether it could be done; half of it may have been.
+bool grammar_states::at_present(const std::function<void(state &)> & what) {
     if (grammar_.partial_utf8.n_remain != 0 || takes_tokens_) {
-        return nullptr;
+        return false;
     }
     if (states_.size() > MAX_STATES / 2 || n_kept_ >= MAX_KEPT) {
         clear();
     }
     const restored_stacks restored(grammar_);
     try {
-        state & here = *at(grammar_.stacks);
-        if (here.allowed.empty()) {
-            here.allowed = walk(here);
-            n_kept_++;
-        }
-        return &here.allowed;
+        what(*at(grammar_.stacks));
+        return true;
     } catch (const too_many_states &) {
         clear();
-        return nullptr;
+        return false;
     } catch (...) {
         clear(); // of states whose next ones were not found
         throw;

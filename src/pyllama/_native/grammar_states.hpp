@@ -7,6 +7,7 @@
 
 #include "token_tree.hpp"
 
+#include <functional>
 #include <map>
 #include <memory>
 
@@ -25,6 +26,13 @@ class grammar_states {
     // that branch too much. What it returns is good until the next call.
     const std::vector<bool> * allowed();
 
+    // Visits each token that may come next, but those that end generation, with the stacks behind
+    // its last whole character and what it begins of another. The stacks stay where they are until
+    // the next call. False where that is not known, after no or some of them.
+    using visitor =
+        std::function<void(llama_token, const llama_grammar_stacks &, llama_partial_utf8)>;
+    bool each(const visitor & visit);
+
   private:
     struct state;
 
@@ -34,7 +42,9 @@ class grammar_states {
     state *           at(const llama_grammar_stacks & stacks);
     state *           step(state & from, uint32_t character);
     state *           behind(state & from, uint32_t character);
-    std::vector<bool> walk(state & from);
+    void              walk(state & from, const visitor & visit);
+    std::vector<bool> tokens_of(state & from);
+    bool              at_present(const std::function<void(state &)> & what);
 
     std::shared_ptr<const token_tree> tokens_;
     llama_grammar &                   grammar_;

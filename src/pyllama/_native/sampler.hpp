@@ -25,6 +25,12 @@ bool is_grammar(const llama_sampler * sampler);
 // Whether a grammar lets the token come next. It changes nothing.
 bool grammar_allows(llama_sampler * grammar, llama_token token);
 
+// Whether a token that a grammar allows leaves room to complete it, if it has bounds.
+bool budget_allows(llama_sampler * grammar, llama_token token);
+
+// Rules out what does not, of candidates that the grammar has been applied to.
+void restrict_to_budget(llama_sampler * grammar, llama_token_data_array * candidates);
+
 // A copy that is safe to use, whatever state the original is in.
 sampler_ptr clone_sampler(const llama_sampler * sampler);
 

@@ -163,18 +163,8 @@ bool any_possible(const llama_token_data_array & candidates) {
     return false;
 }
 
-// Asking a grammar about a whole vocabulary takes longer than about one token, so the choice is made
-// without it, and made again under it only if it refuses.
-int32_t draw_under_grammar(pyllama_chain & chain, const float * logits, llama_token n_vocab) {
-    std::vector<float> copy;
-    if (chain.grammar && calls_python(chain)) { // which may do to the context what it likes
-        copy.assign(logits, logits + n_vocab);
-        logits = copy.data();
-    }
-    const int32_t token = draw_freely(chain, logits, n_vocab);
-    if (!chain.grammar || token < 0 || pyllama::grammar_allows(chain.grammar.get(), token)) {
-        return token;
-    }
+// What a chain draws of the tokens that its grammar allows, and its bounds if asked.
+int32_t draw_allowed(pyllama_chain & chain, const float * logits, llama_token n_vocab, bool bounded) {
     chain.n_resampled++;
     scratch                memory(static_cast<size_t>(n_vocab));
     llama_token_data_array candidates = memory.all();
@@ -183,12 +173,38 @@ int32_t draw_under_grammar(pyllama_chain & chain, const float * logits, llama_to
     if (!any_possible(candidates)) {
         return PYLLAMA_GRAMMAR_STUCK;
     }
-    const int32_t again = draw(chain, candidates);
+    if (bounded) {
+        pyllama::restrict_to_budget(chain.grammar.get(), &candidates);
+    }
+    const int32_t token = draw(chain, candidates);
     // A member written in Python may have brought back what the grammar had ruled out.
-    if (again >= 0 && !pyllama::grammar_allows(chain.grammar.get(), again)) {
+    if (token >= 0 && !pyllama::grammar_allows(chain.grammar.get(), token)) {
         return PYLLAMA_TOKEN_REFUSED;
     }
-    return again;
+    return token;
+}
+
+// Asking a grammar about a whole vocabulary takes longer than about one token, so the choice is made
+// without it, and made again under it only if it refuses. So it is with the grammar's bounds.
+int32_t draw_under_grammar(pyllama_chain & chain, const float * logits, llama_token n_vocab) {
+    std::vector<float> copy;
+    if (chain.grammar && calls_python(chain)) { // which may do to the context what it likes
+        copy.assign(logits, logits + n_vocab);
+        logits = copy.data();
+    }
+    int32_t token = draw_freely(chain, logits, n_vocab);
+    if (!chain.grammar || token < 0) {
+        return token;
+    }
+    if (!pyllama::grammar_allows(chain.grammar.get(), token)) {
+        token = draw_allowed(chain, logits, n_vocab, false);
+    }
+    if (token < 0 || pyllama::budget_allows(chain.grammar.get(), token)) {
+        return token;
+    }
+    const int32_t bounded = draw_allowed(chain, logits, n_vocab, true);
+    // Another sampler may allow none of those: then it is cut off rather than not answered.
+    return bounded == PYLLAMA_NO_CANDIDATE ? token : bounded;
 }
 
 bool members_allow(const pyllama_chain & chain, llama_token token) {

@@ -55,9 +55,13 @@ std::string piece_of(const llama_vocab * vocab, llama_token token) {
 
 token_tree::token_tree(const llama_vocab * vocab) : n_tokens_(llama_vocab_n_tokens(vocab)) {
     std::vector<spelling> spellings;
+    std::vector<bool>     bytes(256);
     for (llama_token id = 0; id < n_tokens_; id++) {
         const std::string piece = piece_of(vocab, id);
         longest_piece_          = std::max(longest_piece_, piece.size());
+        if (piece.size() == 1) {
+            bytes[static_cast<uint8_t>(piece[0])] = true;
+        }
         if (llama_vocab_is_eog(vocab, id)) {
             end_tokens_.push_back(id);
         } else if (!piece.empty() && piece[0] != '\0') {
@@ -78,6 +82,25 @@ token_tree::token_tree(const llama_vocab * vocab) : n_tokens_(llama_vocab_n_toke
         nodes_[node].end = static_cast<uint32_t>(nodes_.size());
     }
     open_ = {};
+    for (uint32_t node = 1; node < nodes_.size(); node = nodes_[node].end) {
+        first_.emplace(nodes_[node].character, node);
+    }
+    // From 0xC2 to 0xF4 they begin a character, and those before go on with one.
+    spells_bytes_ = std::all_of(bytes.begin() + 0x80, bytes.begin() + 0xC0, [](bool b) { return b; }) &&
+                    std::all_of(bytes.begin() + 0xC2, bytes.begin() + 0xF5, [](bool b) { return b; });
+}
+
+uint32_t token_tree::child(uint32_t node, uint32_t character) const {
+    if (node == 0) {
+        const auto found = first_.find(character);
+        return found == first_.end() ? 0 : found->second;
+    }
+    for (uint32_t next = node + 1; next < nodes_[node].end; next = nodes_[next].end) {
+        if (nodes_[next].character == character) {
+            return next;
+        }
+    }
+    return 0;
 }
 
 // Each comes behind all that sort before it, so its node is on the path to the last one, or new.

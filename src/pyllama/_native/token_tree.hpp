@@ -5,6 +5,7 @@
 
 #include "src/llama-grammar.h"
 
+#include <unordered_map>
 #include <vector>
 
 namespace pyllama {
@@ -31,6 +32,10 @@ class token_tree {
     const token * end_of(uint32_t node) const {
         return node + 1 < nodes_.size() ? begin_of(node + 1) : tokens_.data() + tokens_.size();
     }
+    // The node below one whose character this is; 0 if there is none.
+    uint32_t child(uint32_t node, uint32_t character) const;
+    // Whether each byte of a character that is not ASCII has a token of its own.
+    bool spells_bytes() const { return spells_bytes_; }
     // Those that end generation, whatever their text.
     const std::vector<llama_token> & end_tokens() const { return end_tokens_; }
     llama_token                      n_tokens() const { return n_tokens_; }
@@ -43,6 +48,8 @@ class token_tree {
     std::vector<node>        nodes_;
     std::vector<token>       tokens_;
     std::vector<llama_token> end_tokens_;
+    std::unordered_map<uint32_t, uint32_t> first_; // nodes by the characters that tokens begin with
+    bool                     spells_bytes_ = false;
     std::vector<uint32_t>    open_; // while it is made: the path to the last node
     llama_token              n_tokens_;
     size_t                   longest_piece_ = 0;

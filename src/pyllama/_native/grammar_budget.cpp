@@ -1,0 +1,415 @@
+#include "grammar_budget.hpp"
+
+#include "deep_stack.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <tuple>
+
+namespace pyllama {
+
+namespace {
+
+constexpr size_t   KEPT_TEXTS  = 4096;
+constexpr size_t   KEPT_PLACES = 64;
+constexpr size_t   LOOKED_BACK = 64; // bytes of the text
+constexpr uint32_t MOST_SHARED   = 256;
+constexpr uint32_t SHORTEST_TEXT = 4; // tokens
+
+// Puts a grammar back to where it was, within a character too.
+class restored_place {
+  public:
+    explicit restored_place(llama_grammar & grammar)
+        : grammar_(grammar), stacks_(grammar), rest_(grammar.partial_utf8) {}
+    ~restored_place() { grammar_.partial_utf8 = rest_; }
+    restored_place(const restored_place &) = delete;
+    restored_place & operator=(const restored_place &) = delete;
+
+  private:
+    llama_grammar &    grammar_;
+    restored_stacks    stacks_;
+    llama_partial_utf8 rest_;
+};
+
+uint32_t sum(uint32_t a, uint32_t b) {
+    return a == grammar_budget::ENDLESS || b == grammar_budget::ENDLESS ? grammar_budget::ENDLESS
+                                                                        : a + b;
+}
+
+std::u32string characters_of(const std::string & text) {
+    std::u32string characters;
+    for (size_t i = 0; i < text.size();) {
+        const auto byte   = static_cast<uint8_t>(text[i++]);
+        const int  n_more = byte < 0x80 ? 0 : byte < 0xE0 ? 1 : byte < 0xF0 ? 2 : 3;
+        uint32_t   value  = n_more == 0 ? byte : byte & ((1U << (6 - n_more)) - 1);
+        for (int k = 0; k < n_more && i < text.size(); k++) {
+            value = value << 6 | (static_cast<uint8_t>(text[i++]) & 0x3FU);
+        }
+        characters += static_cast<char32_t>(value);
+    }
+    return characters;
+}
+
+bool ends_with(const std::string & text, const std::string & end) {
+    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+bool is_space(char c) {
+    return c == ' ' || c == '\n' || c == '\t';
+}
+
+// Whether a text ends with a line or a sentence. The full stop of a number, of a letter that stands
+// for a word, or of an item's number ends none.
+bool ends_sentence(std::string text) {
+    if (ends_with(text, "\n")) {
+        return true;
+    }
+    while (!text.empty() && (is_space(text.back()) || text.back() == '"' || text.back() == '\'' ||
+                             text.back() == ')' || text.back() == '*')) {
+        text.pop_back();
+    }
+    for (const char * end : {"!", "?", "\u3002", "\uFF01", "\uFF1F", "\u2026"}) {
+        if (ends_with(text, end)) {
+            return true;
+        }
+    }
+    if (!ends_with(text, ".")) {
+        return false;
+    }
+    size_t n_letters = 0;
+    for (size_t i = text.size() - 1; i > 0 && !is_space(text[i - 1]); i--) {
+        n_letters += text[i - 1] < '0' || text[i - 1] > '9';
+    }
+    return n_letters > 1;
+}
+
+} // namespace
+
+grammar_budget::grammar_budget(const llama_vocab * vocab, std::shared_ptr<const token_tree> tokens,
+                               llama_grammar & grammar, const std::string & gbnf, uint32_t n_tokens)
+    : vocab_(vocab), tokens_(std::move(tokens)), grammar_(grammar), lengths_(grammar.rules),
+      gbnf_(gbnf), n_left_(n_tokens), unbound_(!lengths_.known()) {}
+
+grammar_budget::grammar_budget(const grammar_budget & from, llama_grammar & grammar,
+                               const std::string & gbnf)
+    : vocab_(from.vocab_), tokens_(from.tokens_), grammar_(grammar), lengths_(grammar.rules),
+      gbnf_(gbnf), n_left_(from.n_left_), begun_(from.begun_), unbound_(from.unbound_),
+      share_(from.share_), window_(from.window_), word_(from.word_), opening_(from.opening_),
+      n_written_(from.n_written_), last_(from.last_), places_(from.places_) {}
+
+uint32_t grammar_budget::fewest() {
+    if (!lengths_.known() || waits()) {
+        return ENDLESS;
+    }
+    return needed(grammar_.stacks, grammar_.partial_utf8).tokens;
+}
+
+bool grammar_budget::fits(const std::vector<llama_token> & tokens) {
+    if (!begins()) {
+        return true;
+    }
+    const restored_place restored(grammar_);
+    bool                 follow = true;
+    run_with_stack(GRAMMAR_STACK, [&] {
+        for (size_t i = 0; i < tokens.size() && follow; i++) {
+            llama_token_data       only       = {tokens[i], 0.0f, 0.0f};
+            llama_token_data_array candidates = {&only, 1, -1, false};
+            llama_grammar_apply_impl(grammar_, &candidates);
+            follow = only.logit != -INFINITY && !llama_vocab_is_eog(vocab_, tokens[i]);
+            if (follow) {
+                llama_grammar_accept_impl(grammar_, tokens[i]);
+            }
+        }
+    });
+    if (!follow) {
+        return false;
+    }
+    const uint32_t fewest = needed(grammar_.stacks, grammar_.partial_utf8).tokens;
+    return tokens.size() <= n_left_ && fewest <= n_left_ - tokens.size();
+}
+
+bool grammar_budget::allows(llama_token token) {
+    if (!begins() || llama_vocab_is_eog(vocab_, token) || is_far(piece(token).size())) {
+        return true;
+    }
+    const need now = needed(grammar_.stacks, grammar_.partial_utf8);
+    if (now.tokens > n_left_) { // it was begun with too few
+        unbound_ = true;
+        return true;
+    }
+    if (may_follow(now, needed_after(token), token)) {
+        return true;
+    }
+    note(token);
+    return false;
+}
+
+void grammar_budget::restrict(llama_token_data_array * candidates, grammar_states & states) {
+    const need        now = needed(grammar_.stacks, grammar_.partial_utf8);
+    std::vector<bool> may(static_cast<size_t>(tokens_->n_tokens()));
+    for (const llama_token token : tokens_->end_tokens()) {
+        may[static_cast<size_t>(token)] = true;
+    }
+    std::map<std::tuple<const llama_grammar_stacks *, uint32_t, int>, need> known;
+    const bool walked = states.each([&](llama_token token, const llama_grammar_stacks & stacks,
+                                        llama_partial_utf8 rest) {
+        const auto begun           = std::tuple(&stacks, rest.value, rest.n_remain);
+        const auto [entry, is_new] = known.try_emplace(begun);
+        if (is_new) {
+            entry->second = needed(stacks, rest);
+        }
+        may[static_cast<size_t>(token)] = may_follow(now, entry->second, token);
+    });
+    if (!walked && grammar_.partial_utf8.n_remain > 0) { // few tokens go on with a character
+        for (size_t i = 0; i < candidates->size; i++) {
+            const llama_token token = candidates->data[i].id;
+            if (candidates->data[i].logit != -INFINITY && !llama_vocab_is_eog(vocab_, token)) {
+                may[static_cast<size_t>(token)] = may_follow(now, needed_after(token), token);
+            }
+        }
+    } else if (!walked) { // the shortest way is one at any rate
+        const std::string text = lengths_.shortest(grammar_.stacks).text;
+        for (size_t i = 0; i < candidates->size; i++) {
+            const llama_token token = candidates->data[i].id;
+            if (candidates->data[i].logit != -INFINITY && !llama_vocab_is_eog(vocab_, token)) {
+                const std::string begin         = piece(token);
+                may[static_cast<size_t>(token)] = !begin.empty() &&
+                                                  text.compare(0, begin.size(), begin) == 0 &&
+                                                  may_follow(now, needed_after(token), token);
+            }
+        }
+    }
+    const auto is_left = [&](const llama_token_data & one) {
+        return one.logit != -INFINITY && may[static_cast<size_t>(one.id)];
+    };
+    if (std::none_of(candidates->data, candidates->data + candidates->size, is_left)) {
+        unbound_ = true;
+        return;
+    }
+    for (size_t i = 0; i < candidates->size; i++) {
+        if (!may[static_cast<size_t>(candidates->data[i].id)]) {
+            candidates->data[i].logit = -INFINITY;
+        }
+    }
+}
+
+void grammar_budget::accepts(llama_token token) {
+    n_written_ = !waits() && is_text() ? n_written_ + 1 : 0;
+    n_left_ -= n_left_ > 0;
+    last_ += piece(token);
+    if (last_.size() > LOOKED_BACK) {
+        last_.erase(0, last_.size() - LOOKED_BACK);
+    }
+}
+
+// Whether there are bounds. What is shared out is known when the grammar holds.
+bool grammar_budget::begins() {
+    if (unbound_ || waits()) {
+        return false;
+    }
+    if (begun_) {
+        return true;
+    }
+    begun_         = true;
+    const need all = needed(grammar_.stacks, grammar_.partial_utf8);
+    if (all.tokens > n_left_) {
+        unbound_ = true;
+        return false;
+    }
+    const uint32_t slack = n_left_ - all.tokens;
+    share_   = all.extra == 0 ? MOST_SHARED
+                              : static_cast<uint32_t>(std::min<uint64_t>(
+                                    MOST_SHARED, uint64_t(slack) * MOST_SHARED / (2 * all.extra)));
+    window_  = std::min(24U, slack / 6);
+    word_    = std::min(4U, slack / 8);
+    opening_ = std::min(8U, slack / 8);
+    return true;
+}
+
+// Whether a token of so many bytes cannot lead to where anything is ruled out.
+bool grammar_budget::is_far(size_t n_bytes) const {
+    const uint64_t more = uint64_t(n_bytes + 1) * (lengths_.growth() + 1) + window_ + opening_ + 8;
+    return std::any_of(grammar_.stacks.begin(), grammar_.stacks.end(), [&](const auto & stack) {
+        const auto need = lengths_.of(stack);
+        return need.least != ENDLESS && more + need.least + need.extra < n_left_;
+    });
+}
+
+bool grammar_budget::may_follow(const need & now, const need & after, llama_token token) const {
+    const uint32_t left = n_left_ > 0 ? n_left_ - 1 : 0;
+    if (n_left_ == 0 || after.tokens > left) {
+        return false;
+    }
+    if (after.bytes < now.bytes || grammar_.partial_utf8.n_remain > 0) { // a step to the end
+        return true;
+    }
+    uint32_t kept = after.tokens + after.extra * share_ / MOST_SHARED;
+    if (after.bytes > now.bytes) {
+        kept += opening_;
+    }
+    if (left < kept) {
+        return false;
+    }
+    if (left >= kept + window_ + word_ || !is_text()) {
+        return true;
+    }
+    if (n_written_ >= SHORTEST_TEXT && ends_sentence(last_)) {
+        return false;
+    }
+    const std::string text = piece(token);
+    return left >= kept + word_ || text.empty() || !is_space(text[0]);
+}
+
+grammar_budget::need grammar_budget::needed(const llama_grammar_stacks & stacks,
+                                            llama_partial_utf8           rest) {
+    if (rest.n_remain == 0) {
+        if (!lengths_.ends(stacks)) {
+            return {ENDLESS, ENDLESS, 0};
+        }
+        const auto found = lengths_.shortest(stacks);
+        return {spelled(found.text), static_cast<uint32_t>(found.text.size()), found.extra};
+    }
+    if (rest.n_remain < 0 || !tokens_->spells_bytes()) {
+        return {ENDLESS, ENDLESS, 0};
+    }
+    // The best of the characters that begin so: one of each range that leads elsewhere. Its bytes
+    // are then chosen one by one.
+    const int          n_bits = 6 * rest.n_remain;
+    const uint32_t     least  = rest.n_remain == 3 ? 0x10000 : rest.n_remain == 2 ? 0x800 : 0x80;
+    const uint32_t     last   = (rest.value << n_bits) | ((1U << n_bits) - 1);
+    const uint32_t     first  = std::min(std::max(rest.value << n_bits, least), last);
+    std::set<uint32_t> tried  = {first};
+    const auto         offer  = [&](uint32_t c) {
+        if (first <= c && c <= last) {
+            tried.insert(c);
+        }
+    };
+    for (const llama_grammar_stack & stack : stacks) {
+        if (stack.empty()) {
+            continue;
+        }
+        const llama_grammar_element * element = stack.back();
+        do {
+            offer(element->value);
+            offer(element->value + 1);
+            element++;
+        } while (element->type == LLAMA_GRETYPE_CHAR_ALT ||
+                 element->type == LLAMA_GRETYPE_CHAR_RNG_UPPER);
+    }
+    need                       best = {ENDLESS, ENDLESS, 0};
+    const llama_grammar_stacks from = stacks; // which may be the grammar's own
+    const restored_place       restored(grammar_);
+    for (const uint32_t c : tried) {
+        grammar_.stacks       = from;
+        grammar_.partial_utf8 = {0, 0};
+        run_with_stack(GRAMMAR_STACK, [&] { llama_grammar_accept(&grammar_, c); });
+        if (grammar_.stacks.empty()) {
+            continue;
+        }
+        const need one = needed(grammar_.stacks, {0, 0});
+        if (one.tokens < best.tokens) {
+            best = one;
+        }
+    }
+    const auto n_more = static_cast<uint32_t>(rest.n_remain);
+    return {sum(best.tokens, n_more), sum(best.bytes, n_more), best.extra};
+}
+
+grammar_budget::need grammar_budget::needed_after(llama_token token) {
+    const restored_place restored(grammar_);
+    run_with_stack(GRAMMAR_STACK, [&] { llama_grammar_accept_impl(grammar_, token); });
+    return needed(grammar_.stacks, grammar_.partial_utf8);
+}
+
+// The fewest tokens that spell a text, or ENDLESS.
+uint32_t grammar_budget::spelled(const std::string & text) {
+    const auto known = spelled_.find(text);
+    if (known != spelled_.end()) {
+        return known->second;
+    }
+    const std::u32string  characters = characters_of(text);
+    std::vector<uint32_t> fewest(characters.size() + 1, ENDLESS);
+    fewest.back() = 0;
+    for (size_t i = characters.size(); i-- > 0;) {
+        const uint32_t c = characters[i];
+        if (c >= 0x80 && tokens_->spells_bytes()) {
+            fewest[i] = sum(fewest[i + 1], c < 0x800 ? 2 : c < 0x10000 ? 3 : 4);
+        }
+        uint32_t node = 0;
+        for (size_t end = i; end < characters.size();) {
+            node = tokens_->child(node, characters[end++]);
+            if (node == 0) {
+                break;
+            }
+            const bool spells = std::any_of(
+                tokens_->begin_of(node), tokens_->end_of(node), [&](const token_tree::token & one) {
+                    return one.rest.n_remain == 0 && is_usable(one.id);
+                });
+            if (spells) {
+                fewest[i] = std::min(fewest[i], sum(fewest[end], 1));
+            }
+        }
+    }
+    if (spelled_.size() >= KEPT_TEXTS) {
+        spelled_.clear();
+    }
+    return spelled_[text] = fewest[0];
+}
+
+// Control tokens are ruled out while an answer is sampled, but those that its grammar spells.
+bool grammar_budget::is_usable(llama_token token) const {
+    return !llama_vocab_is_control(vocab_, token) ||
+           gbnf_.find(piece(token)) != std::string::npos;
+}
+
+// Whether a word, and a space, may come next.
+bool grammar_budget::is_text() const {
+    return std::any_of(grammar_.stacks.begin(), grammar_.stacks.end(), [](const auto & stack) {
+        return !stack.empty() && holds(stack.back(), 'e') && holds(stack.back(), ' ');
+    });
+}
+
+void grammar_budget::note(llama_token token) {
+    if (places_.size() >= KEPT_PLACES) {
+        return;
+    }
+    const std::u32string begin = characters_of(piece(token).substr(0, 4));
+    std::set<uint32_t>   rules;
+    for (const llama_grammar_stack & stack : grammar_.stacks) {
+        const bool taking = grammar_.partial_utf8.n_remain > 0 ||
+                            (!stack.empty() && !begin.empty() && holds(stack.back(), begin[0]));
+        if (taking) {
+            add_rules(rules, stack);
+        }
+    }
+    places_.insert(std::move(rules));
+}
+
+std::set<uint32_t> grammar_budget::here() const {
+    std::set<uint32_t> rules;
+    for (const llama_grammar_stack & stack : grammar_.stacks) {
+        add_rules(rules, stack);
+    }
+    return rules;
+}
+
+// A rule at the end of its sequence leaves no place there, but one behind it in the one around it.
+void grammar_budget::add_rules(std::set<uint32_t> & rules, const llama_grammar_stack & stack) const {
+    for (const llama_grammar_element * place : stack) {
+        const uint32_t rule = lengths_.rule_of(place);
+        rules.insert(rule);
+        if (place != grammar_.rules[rule].data() && place[-1].type == LLAMA_GRETYPE_RULE_REF) {
+            rules.insert(place[-1].value);
+        }
+    }
+}
+
+std::string grammar_budget::piece(llama_token token) const {
+    const int32_t size = -llama_token_to_piece(vocab_, token, nullptr, 0, 0, true);
+    std::string   text(static_cast<size_t>(std::max(size, 0)), '\0');
+    llama_token_to_piece(vocab_, token, text.data(), size, 0, true);
+    return text;
+}
+
+} // namespace pyllama

@@ -1,0 +1,197 @@
+"""Answer random signatures with random budgets, and fail on the first that was not completed.
+
+    python tests/finished_answers.py --cases 10000
+
+Each case is a signature of random types (tests/answer_types.py) in one of the forms of answer, a
+temperature from 0 to 1.5 and a max_tokens from the fewest that complete an answer on. A tiny model
+with random weights answers: nothing but the grammar ends its texts. The answer must have been
+completed, must be parsed, and every value must be of its type. Requests are computed together, and
+the first of each batch once more alone: the bytes must be the same. Another --seed has other cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import random
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pydantic
+import synthetic
+from answer_types import signatures
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+import pyllama
+from adapter import LlamaCppAdapter
+from adapter.bound_answers import constrained
+from adapter.field_values import constrained_values
+from adapter.generation.request import GenerationRequest, GenerationResult
+from adapter.generation.sampling import Constraint, Sampling, fewest_tokens
+from adapter.generation.scheduler import Scheduler
+from adapter.grammar.annotation_schema import annotated
+from adapter.grammar.answer_grammar import CHAT, FIELD_LINES, JSON, XML, Form, answer_grammar
+from adapter.parsing import parse_completion
+
+FORMS: dict[str, tuple[Form, Any]] = {
+    "LlamaCppAdapter": (FIELD_LINES, LlamaCppAdapter()),
+    "ChatAdapter": (CHAT, constrained(dspy.ChatAdapter())),
+    "JSONAdapter": (JSON, constrained(dspy.JSONAdapter())),
+    "XMLAdapter": (XML, constrained(dspy.XMLAdapter())),
+}
+TEMPERATURES = (0.0, 0.4, 0.7, 1.0, 1.5)
+LONGEST_ANSWER = 1000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request, and what its answer must be."""
+
+    form: str
+    signature: Any
+    request: GenerationRequest
+    fewest: int
+    is_checked: bool
+    """Whether values were bound whole, so that none can be invalid."""
+
+
+def case_of(vocab: pyllama.Vocab, signature: Any, number: int) -> Case | None:
+    """A case; None for a signature whose shortest answer is too long."""
+    chosen = random.Random(number)
+    name = chosen.choice([*FORMS])
+    grammar = answer_grammar(signature, FORMS[name][0])
+    assert grammar is not None
+    constraint = Constraint(grammar.gbnf)
+    fewest = fewest_tokens(vocab, constraint)
+    assert fewest is not None, grammar.gbnf
+    if fewest > LONGEST_ANSWER:
+        return None
+    more = chosen.choice((0, 0, 1, 2, 3, chosen.randrange(20), chosen.randrange(150)))
+    request = GenerationRequest(
+        prompt=tuple(chosen.randrange(5, 260) for _ in range(chosen.randrange(1, 40))),
+        max_tokens=max(1, fewest + more),
+        sampling=Sampling(temperature=chosen.choice(TEMPERATURES), top_k=chosen.choice((0, 40))),
+        seed=number % 2**32,
+        constraint=constraint,
+        completes=True,
+        logprobs=chosen.choice((None, None, None, 0)),
+    )
+    return Case(name, signature, request, fewest, not grammar.unchecked)
+
+
+def check(case: Case, result: GenerationResult) -> None:
+    """Raise AssertionError for an answer that is not whole, or not what its fields allow."""
+    told = f"{case.form}, {case.request.max_tokens} tokens, at least {case.fewest}: {result.text!r}"
+    assert result.finish_reason == "stop", f"cut: {told}\n{case.request.constraint}"
+    assert result.completion_tokens <= case.request.max_tokens, told
+    if case.form == "LlamaCppAdapter":
+        answer = parse_completion(case.signature, result.text, is_bound=True)
+    else:
+        answer = FORMS[case.form][1].parse(case.signature, result.text)
+    if not case.is_checked:
+        return
+    constrained_values(case.signature.output_fields, answer)
+    for name, field in case.signature.output_fields.items():
+        kind = annotated(field.annotation, tuple(field.metadata))
+        pydantic.TypeAdapter(kind).validate_python(answer[name])
+
+
+def scheduler_of(model: pyllama.Model, context_length: int, sequences: int) -> Scheduler:
+    """One that computes so many requests together."""
+    return Scheduler(
+        model,
+        context_length=context_length,
+        n_threads=1,
+        n_cells=context_length * sequences,
+        max_sequences=sequences,
+        max_queued=1000,
+        cache_bytes=0,
+        reproducible=True,
+    )
+
+
+class Trial:
+    """A model, and what came of the cases so far."""
+
+    def __init__(self, model: pyllama.Model, *, together: int = 8) -> None:
+        self.vocab = model.vocab
+        self.together = together
+        self._scheduler = scheduler_of(model, 2048, together)
+        self._alone = scheduler_of(model, 2048, 1)
+        self._callers = ThreadPoolExecutor(together)
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def run(self, cases: list[Case]) -> None:
+        """Answer cases together, and the first one alone, too."""
+        requests = [case.request for case in cases]
+        results = list(self._callers.map(self._scheduler.generate, requests))
+        for case, result in zip(cases, results, strict=True):
+            check(case, result)
+            self.counts[f"{case.form}: {'shortened' if result.shortened else 'whole'}"] += 1
+        if self.counts.total() % 400 == 0:
+            print(self.counts.total(), dict(sorted(self.counts.items())), flush=True)
+        again = self._alone.generate(requests[0])
+        assert again.token_ids == results[0].token_ids, (cases[0], again, results[0])
+
+    def close(self) -> None:
+        """End the threads."""
+        self._callers.shutdown()
+        self._scheduler.close()
+        self._alone.close()
+
+
+def run(trial: Trial, count: int, first: int = 0) -> None:
+    """Run so many cases, the same ones for a seed, or until one fails."""
+    found: list[Case] = []
+
+    def draw(signature: Any, number: int) -> None:
+        case = case_of(trial.vocab, signature, number)
+        if case is not None:
+            found.append(case)
+        if len(found) == trial.together:
+            trial.run(found)
+            found.clear()
+
+    made = settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    drawn = given(signatures(depth=2), st.integers(0, 2**31))
+    seed(first)(made(drawn(draw)))()
+
+
+def main() -> int:
+    """Run the cases, and tell what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        path = synthetic.write_model(Path(folder) / "tiny.gguf")
+        with pyllama.Model(path) as model:
+            trial = Trial(model)
+            try:
+                run(trial, arguments.cases, arguments.seed)
+            except AssertionError as error:
+                print(error)
+                return 1
+            finally:
+                trial.close()
+                seconds = time.monotonic() - started
+                print(trial.counts.total(), dict(sorted(trial.counts.items())), f"{seconds:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
