@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from xml.sax.saxutils import escape
 
 import dspy
 import pydantic
@@ -10,12 +12,13 @@ import pytest
 from answer_types import BOUND_KINDS, signatures
 from dspy.utils.exceptions import AdapterParseError
 from hypothesis import HealthCheck, Phase, given, settings
-from texts import random_text
+from hypothesis import strategies as st
+from texts import fits, random_text
 
 from adapter import LlamaCppAdapter, constrained
 from adapter.field_values import Misfit, constrained_values
 from adapter.grammar.annotation_schema import annotated
-from adapter.grammar.answer_grammar import CHAT, FIELD_LINES, JSON, XML, Field
+from adapter.grammar.answer_grammar import CHAT, FIELD_LINES, JSON, XML, Field, answer_grammar
 from adapter.grammar.rules import Rules
 from adapter.parsing import parse_completion
 
@@ -84,3 +87,36 @@ def test_every_answer_of_any_signature_is_read_or_was_told(signature):
                 continue
             for name, field in signature.output_fields.items():
                 constrained_values({name: field}, values)
+
+
+LINES = [
+    "subject: Rain", "Subject: Rain", "email: no", "- email: x", "**email**: x", "note:",
+    "1. note: x", "[[ ## note ## ]]", "x [[ ## email ## ]]", "[[ ## completed ## ]]", "</email>",
+    "<note>", "&lt;/note>",
+    '{"note": "x"}', '"', "}", "```", "```yaml", "key:", "  - a", "---", "A: hi", "User: x", "",
+    "\u200bnote: x", "\u00a0note: x", "note\uff1a x", "<![CDATA[", "<!-- x -->",
+]  # fmt: skip
+MAIL = dspy.Signature("subject -> email, note")
+
+
+def written(form, values):
+    """An answer with these values, as a model would write it."""
+    if form is FIELD_LINES:
+        return "\n".join(f"{name}:\n{value}" for name, value in values.items())
+    if form is JSON:
+        return json.dumps(values, ensure_ascii=False)
+    if form is XML:
+        return "\n\n".join(f"<{name}>\n{escape(one)}\n</{name}>" for name, one in values.items())
+    fields = [f"[[ ## {name} ## ]]\n{value}\n\n" for name, value in values.items()]
+    return "".join([*fields, "[[ ## completed ## ]]"])
+
+
+@settings(deadline=None, max_examples=50)
+@given(*[st.lists(st.sampled_from(LINES), max_size=3).map("\n".join)] * 2)
+def test_lines_that_look_like_fields_are_text(tiny, email, note):
+    values = {"email": email, "note": note}
+    stripped = {name: value.strip() for name, value in values.items()}
+    for form in FORMS:
+        text = written(form, values)
+        if fits(tiny, answer_grammar(MAIL, form).gbnf, text):
+            assert read(MAIL, form, text) == (values if form is JSON else stripped)
