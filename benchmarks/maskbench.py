@@ -271,7 +271,7 @@ def main() -> None:
     parser.add_argument("--details", type=Path, help="a file for one line of JSON a schema")
     options = parser.parse_args()
     if options.vocab is None:
-        options.vocab = Path(embedded_model())
+        options.vocab = embedded_model.fetch()
     paths = sorted(
         options.data.glob("*.json"), key=lambda path: (zlib.crc32(path.name.encode()), path.name)
     )[:: options.every]

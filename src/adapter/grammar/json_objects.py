@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -183,7 +184,7 @@ class ObjectText:
             return None
         options = []
         try:
-            automata = [automaton_of(pattern_expression(one, one_of)) for one in by_pattern]
+            automata = [_automaton(one) for one in by_pattern]
             free = automaton_of(repeat(one_of(self._json.raw)))
             if declared:
                 free = without(free, automaton_of(any_text(declared)))
@@ -218,6 +219,11 @@ class ObjectText:
         except UnsupportedPattern as reason:
             self._leave(f"patternProperties {pattern} ({reason})")
             return False
+
+
+@lru_cache(256)
+def _automaton(pattern: str) -> Automaton:
+    return automaton_of(pattern_expression(pattern, one_of))
 
 
 def _subsets(count: int) -> Iterator[frozenset[int]]:

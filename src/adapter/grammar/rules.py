@@ -279,19 +279,22 @@ def _fit(part: Expression, possible: set[str]) -> int:
     if isinstance(part, Rule):
         return _ALL if part.name in possible else _NONE
     if isinstance(part, Sequence):
-        found = _ALL
+        fits = _ALL
         for one in part.parts:
             if type(one) is not Text:
-                found = min(found, _fit(one, possible))
-        return found
+                fit = _fit(one, possible)
+                if fit == _NONE:
+                    return _NONE
+                fits = min(fits, fit)
+        return fits
     if isinstance(part, Choice):
-        fits = [_ALL if type(one) is Text else _fit(one, possible) for one in part.options]
-        if not fits or max(fits) == _NONE:
+        found = {_ALL if type(one) is Text else _fit(one, possible) for one in part.options}
+        if found <= {_NONE}:
             return _NONE
-        return _ALL if min(fits) == _ALL else _SOME
+        return _ALL if found == {_ALL} else _SOME
     if isinstance(part, Repeat):
-        found = _fit(part.part, possible)
-        return _SOME if found == _NONE and part.least == 0 else found
+        fit = _fit(part.part, possible)
+        return _SOME if fit == _NONE and part.least == 0 else fit
     return _ALL
 
 
