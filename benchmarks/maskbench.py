@@ -23,6 +23,7 @@ times that mean something, leave --processes at 1 on a quiet machine.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import multiprocessing
 import resource
@@ -81,6 +82,7 @@ def examine(engine: Engine, vocab: pyllama.Vocab, path: Path, masks: bool) -> Ou
     given = json.loads(path.read_text())
     tests = given["tests"]
     outcome = Outcome(path.name, half_of(path), len(tests))
+    gc.collect()  # what the last schema left is not this one's to pay for
     began = time.process_time()
     try:
         engine.compile(given["schema"])
@@ -112,6 +114,7 @@ def examine(engine: Engine, vocab: pyllama.Vocab, path: Path, masks: bool) -> Ou
             outcome.taken.append(index)
         if test["valid"] and not fits:
             outcome.refused.append((index, vocab.detokenize(tokens[n_taken:])[:120]))
+    engine.finish()
     outcome.checks = np.array(checks, np.float32) / 1000
     outcome.masks = np.array(mask_times, np.float32) / 1000
     return outcome

@@ -38,6 +38,9 @@ class Engine(Protocol):
     def complete(self) -> bool:
         """Whether the text may end here."""
 
+    def finish(self) -> None:
+        """Let go of the schema."""
+
 
 class Pyllama:
     """This project's grammars, with keys in the schema's order or in any."""
@@ -71,6 +74,10 @@ class Pyllama:
 
     def complete(self) -> bool:
         return self._now.complete
+
+    def finish(self) -> None:
+        self._now.close()
+        self._compiled.close()
 
 
 class LLGuidance:
@@ -113,6 +120,9 @@ class LLGuidance:
     def complete(self) -> bool:
         return bool(self._now.is_accepting())
 
+    def finish(self) -> None:
+        self._now = self._compiled = None
+
 
 class XGrammar:
     """The xgrammar package, with any white space and other keys where the schema lets them be."""
@@ -144,6 +154,9 @@ class XGrammar:
 
     def complete(self) -> bool:
         return bool(self._now.accept_token(self._eos))
+
+    def finish(self) -> None:
+        self._now = self._compiled = None
 
 
 def _pieces(vocab: pyllama.Vocab) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from decimal import Decimal
 
 from adapter.grammar.automata import (
@@ -22,6 +23,8 @@ _POINT = Characters.of(".")
 _ZERO = Characters.of("0")
 _LISTED = 500
 """Multiples between bounds that are written out."""
+
+_LARGEST = 10**15
 
 _LIMITS = (10**9, 10**6)
 """The largest number where there is no bound; the next one where that takes too many rules."""
@@ -92,12 +95,35 @@ def special_number(
     Raises TooLarge where too many rules would be needed.
     """
     above, below = are_open
+    if step is not None and total is None and places is None:
+        listed = _listed(bounds, are_open, step)
+        if listed is not None:
+            return any_text(listed)
     made = automaton_of(number(*bounds, above=above, below=below))
     if step is not None:
         made = both(made, minimal(multiples(step)))
     if total is not None or places is not None:
         made = both(made, so_many_digits(total, places))
     return made.expression(rules, characters_only)
+
+
+def _listed(
+    bounds: tuple[Decimal | None, Decimal | None], are_open: tuple[bool, bool], step: Decimal
+) -> list[str] | None:
+    """The multiples between two bounds, in the shortest form; None where they are not few."""
+    low, high = bounds
+    if low is None or high is None or (high - low) / step > _LISTED:
+        return None
+    if max(abs(low), abs(high)) / step > _LARGEST:
+        return None  # more digits than are computed with
+    first, last = math.ceil(low / step), math.floor(high / step)
+    first += are_open[0] and first * step == low
+    last -= are_open[1] and last * step == high
+    texts = []
+    for count in range(first, last + 1):
+        text = f"{count * step:f}"
+        texts.append(text.rstrip("0").rstrip(".") if "." in text else text)
+    return texts
 
 
 def multiples(step: Decimal) -> Automaton:
