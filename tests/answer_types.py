@@ -127,6 +127,8 @@ BOUND_KINDS: list[Any] = [
     Annotated[Level, pydantic.Field(ge=2)],
     Optional[Level],
     Optional[Shade],
+    Optional[Annotated[str, pydantic.Field(pattern="^[0-9]{2}$")]],
+    Annotated[bytes, pydantic.Field(max_length=3)],
     Optional[Decimal],
     Union[Level, Color, None],
     Union[float, Literal["n/a"]],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from weakref import WeakKeyDictionary
 
 import dspy
+import pydantic
 from dspy.adapters import Adapter, ChatAdapter, JSONAdapter, XMLAdapter
 from dspy.adapters.types import ToolCalls
 from dspy.clients.base_lm import BaseLM
@@ -335,6 +337,29 @@ class BoundAnswers:
         return grammar
 
 
+class _ExactStrings:
+    """Put before JSONAdapter's class: it reads strings in JSON once more, as JSON of their own.
+
+    Where that makes another value of one, as the number 9 of "9", the string is taken as it is.
+    """
+
+    def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
+        parent: Any = super()
+        try:
+            read: dict[str, Any] = parent.parse(signature, completion)
+        except AdapterParseError:
+            try:
+                values = json.loads(completion)
+                return {
+                    name: pydantic.TypeAdapter(field.annotation).validate_python(values[name])
+                    for name, field in signature.output_fields.items()
+                }
+            except (*MISFITS, KeyError):
+                pass  # the first error is what counts
+            raise
+        return read
+
+
 def constrained(adapter: AnyAdapter) -> AnyAdapter:
     """One of DSPy's adapters, whose answers cannot fail to parse with a model of this package.
 
@@ -361,9 +386,9 @@ def _bound_class(kind: type[Adapter]) -> type[Adapter]:
             "constrained() a ChatAdapter, JSONAdapter, BAMLAdapter or XMLAdapter"
         )
     # DSPy knows its adapters by the names of their classes.
-    made: type[Adapter] = type(
-        kind.__name__, (ShortenedLists, BoundAnswers, kind), {"form": form, "__doc__": kind.__doc__}
-    )
+    reading = (_ExactStrings,) if form is JSON else ()
+    bases = (ShortenedLists, BoundAnswers, *reading, kind)
+    made: type[Adapter] = type(kind.__name__, bases, {"form": form, "__doc__": kind.__doc__})
     return made
 
 
