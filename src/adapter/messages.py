@@ -46,25 +46,30 @@ def template_messages(request: Request) -> list[dict[str, Any]]:
 def rendered_by(
     loaded: LoadedModel, messages: list[dict[str, Any]], **options: Any
 ) -> pyllama.RenderedChat:
-    """Render a conversation as it is, or where the template refuses that, in strict turns.
+    """Render a conversation as it is, or in the first stricter form that the template takes.
 
-    Raises TokenizationError where it refuses both, and TemplateAbortedError where it ends its
+    Raises TokenizationError where it takes none, and TemplateAbortedError where it ends its
     process.
     """
-    try:
-        return loaded.render(messages, **options)
-    except TemplateAbortedError:
-        raise
-    except TokenizationError as complaint:
-        turns = in_turns(messages)
-        if turns == messages:
-            raise
+    if not loaded.capabilities["supports_tool_calls"] and any(
+        _calls(one) or one["role"] == "tool" for one in messages
+    ):
+        messages = in_words(messages)  # such a template leaves them out
+    first: TokenizationError | None = None
+    tried: list[Any] = []
+    for form in (None, list, one_call_each, in_words):
+        turns = messages if form is None else in_turns(form(messages))
+        if turns in tried:
+            continue
+        tried.append(turns)
         try:
             return loaded.render(turns, **options)
         except TemplateAbortedError:
             raise
-        except TokenizationError:
-            raise complaint from None
+        except TokenizationError as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def complaint(error: pyllama.ChatTemplateError, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -84,14 +89,16 @@ _MAX_ROLES = 24
 def in_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the same conversation in the form that the strictest templates take.
 
-    Messages of one role in a row are one message, the user comes first, and ids of calls have nine
-    letters and digits.
+    Messages of one role in a row are one message, the user comes first, the assistant says
+    something between a tool's result and the user, and ids of calls have nine letters and digits.
     """
     turns: list[dict[str, Any]] = []
     for message in map(_with_short_ids, messages):
         last = turns[-1] if turns else {"role": ""}
         if message["role"] == "assistant" and last["role"] in ("", "system"):
             turns.append({"role": "user", "content": _LEFT_OUT})
+        if message["role"] == "user" and last["role"] == "tool":
+            turns.append({"role": "assistant", "content": _RESULTS_SEEN})
         if message["role"] == last["role"] != "tool" and not _calls(message) and not _calls(last):
             both = [one["content"] for one in (last, message) if one["content"]]
             turns[-1] = {**last, **message, "content": "\n\n".join(both)}
@@ -100,8 +107,53 @@ def in_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return turns
 
 
+def in_words(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the same conversation with calls and results as text, for templates without tools."""
+    made = []
+    names = {
+        call["id"]: call["function"]["name"]
+        for message in messages
+        for call in _calls(message) or ()
+    }
+    for message in messages:
+        told = {name: message[name] for name in ("role", "content")}
+        if message["role"] == "tool":
+            name = message.get("name") or names.get(message["tool_call_id"], "a tool")
+            told = {"role": "user", "content": f"Result of {name}: {told['content']}"}
+        functions = [call["function"] for call in _calls(message) or ()]
+        calls = [f"Call of {one['name']}: {one['arguments']}" for one in functions]
+        told["content"] = "\n".join([*filter(None, [told["content"]]), *calls])
+        made.append(told)
+    return made
+
+
 _LEFT_OUT = "(The conversation began before this.)"
 """What the user is made to say where a conversation begins with an answer."""
+
+_RESULTS_SEEN = "(I have the results.)"
+"""What the assistant is made to say where the user goes on after results of tools."""
+
+
+def one_call_each(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the same conversation with one call a message, each before its own result."""
+    results = [message for message in messages if message["role"] == "tool"]
+    made: list[dict[str, Any]] = []
+    moved: list[int] = []
+    for message in messages:
+        calls = _calls(message) or ()
+        if len(calls) < 2:
+            if id(message) not in moved:
+                made.append(dict(message))
+            continue
+        for index, call in enumerate(calls):
+            whole = message if index == 0 else {"role": message["role"], "content": ""}
+            made.append({**whole, "tool_calls": [call]})
+            for result in results:
+                if result["tool_call_id"] == call["id"] and id(result) not in moved:
+                    made.append(dict(result))
+                    moved.append(id(result))
+                    break
+    return made
 
 
 def is_begun(messages: Sequence[Mapping[str, Any]]) -> bool:

@@ -85,6 +85,53 @@ def test_ids_of_calls_have_nine_letters_and_digits_where_a_template_wants_them()
     assert "[call aB3dE6gH9]" in prompt_of(Message.user("2?"), own, Message.tool("aB3dE6gH9", "4"))
 
 
+def called(*ids):
+    return Message.assistant([lm15.ToolCallPart(one, "add", {"a": 2}) for one in ids])
+
+
+def test_a_user_may_go_on_after_a_result():
+    found = prompt_of(
+        Message.user("2?"), called("c1"), Message.tool("c1", "4"), Message.user("More?")
+    )
+    assert re.search(r"4</><assistant>\([^<]+\)</><user>More\?</><assistant>$", found)
+
+
+def test_calls_at_once_come_one_by_one_where_a_template_wants_them_so():
+    source = STRICT.replace(
+        "{% for call", "{% if message.tool_calls and message.tool_calls | length > 1 %}"
+        "{{ raise_exception('one at a time') }}{% endif %}{% for call", 1
+    )  # fmt: skip
+    results = Message(
+        "tool",
+        tuple(
+            lm15.ToolResultPart(one, (lm15.TextPart(text),))
+            for one, text in (("c2", "b"), ("c1", "a"))
+        ),
+    )
+    found = prompt_of(Message.user("?"), called("c1", "c2"), results, source=source)
+    parts = re.findall(r"\[(call|result) (\S+)\]|<tool>(\w)", found)
+    calls = [name for kind, name, _ in parts if kind == "call"]
+    assert [(kind, name) for kind, name, _ in parts if kind] == [
+        (kind, name) for name in calls for kind in ("call", "result")
+    ]
+    assert [text for *_, text in parts if text] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for m in messages %}{% if m.role == 'user' %}<user>{{ m.content }}"
+        "{% elif m.role == 'assistant' %}<assistant>{{ m.content }}{% endif %}{% endfor %}",
+        "{% for m in messages %}"
+        "{% if m.role == 'tool' %}{{ raise_exception('No tools') }}{% endif %}"
+        "<{{ m.role }}>{{ m.content }}{% endfor %}",
+    ],
+)
+def test_a_template_without_tools_is_shown_calls_and_results_in_words(source):
+    found = prompt_of(Message.user("2?"), called("c1"), Message.tool("c1", "4"), source=source)
+    assert '<assistant>Call of add: {"a": 2}<user>Result of add: 4' in found
+
+
 def test_calls_in_a_row_keep_their_results():
     messages = [
         {"role": "user", "content": "?"},

@@ -5,6 +5,7 @@ test_engine_contract.py.
 from __future__ import annotations
 
 import pytest
+from chats import TOOLS
 from dspy import lm15
 from dspy.clients.engines.stream_guard import checked_stream
 from dspy.lm15 import Config, Message, Request
@@ -291,7 +292,7 @@ def test_roles_and_parts_reach_the_template_as_text():
 
 
 def test_calls_and_results_of_functions_reach_the_template():
-    model = fake_model("x")
+    model = fake_model("x", source=TOOLS)
     engine = engine_of(model)
     messages = (
         Message.user("2 + 2?"),

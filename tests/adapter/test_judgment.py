@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from chats import TOOLS
 from dspy import lm15
 from dspy.lm15 import (
     Config,
@@ -133,7 +134,7 @@ def test_an_answer_that_has_begun_is_continued():
 
 
 def test_after_a_tools_result_the_question_is_a_turn_of_its_own():
-    model = fake_model("x")
+    model = fake_model("x", source=TOOLS)
     call = lm15.ToolCallPart("1", "look", {})
     messages = (
         Message.user("Look."),
