@@ -11,7 +11,6 @@ import datetime
 import inspect
 import json
 import re
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -132,12 +131,12 @@ def beginnings_of_placeholders(
 ) -> tuple[str, ...]:
     """What a text begins with that repeats a placeholder, or makes one up like it.
 
-    Without a demonstration that is `<` and a letter, unless the signature speaks of markup. What a
+    Without a demonstration that is `<`, unless the signature speaks of markup. What a
     demonstration's text begins with is none.
     """
     found: dict[str, None] = {}
     if not demos and not _MARKUP.search(_words_of(signature)):
-        found = {f"<{letter}": None for letter in string.ascii_lowercase}
+        found = {"<": None}
     with demonstrated(bool(demos)):
         for name, field in signature.output_fields.items():
             text = placeholder(name, field)

@@ -78,10 +78,7 @@ def test_without_a_demonstration_names_stand_for_texts():
 
 def test_what_repeats_a_placeholder():
     signature = dspy.Signature("question -> reasoning, a, Of: int")
-    letters = tuple(f"<{letter}" for letter in "abcdefghijklmnopqrstuvwxyz")
-    assert beginnings_of_placeholders(signature, []) == letters
-    described = signature.with_updated_fields("a", desc="The title")
-    assert beginnings_of_placeholders(described, []) == (*letters, "<The")
+    assert beginnings_of_placeholders(signature, []) == ("<",)
     markup = signature.with_instructions("Write HTML.")
     assert beginnings_of_placeholders(markup, []) == ("<rea", "<a>", "<a whole number>")
     assert beginnings_of_placeholders(signature, [{"a": "x"}]) == ("(tex", "(a whole number)")

@@ -157,7 +157,10 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
         first_below = line_without(rules, (*markers, fence, *never), may_be_empty=False)
         next_line = sequence(repeat("\n", 1, 1 if paragraph else 2), choice([plain, block]))
         below = sequence(repeat("\n", 1, 2), choice([first_below, block]))
-        whole = sequence(choice([sequence(" ", first), below]), repeat(next_line))
+        begin = sequence(" ", first)
+        if not (paragraph and field.required):  # such a one begins on the line of its marker
+            begin = choice([begin, below])
+        whole = sequence(begin, repeat(next_line))
         return whole if field.required else optional(whole)
 
     def code(kind: type[Code]) -> Expression:

@@ -131,6 +131,15 @@ def test_a_paragraph_ends_at_a_blank_line(tiny, text, is_one):
     assert fits(tiny, gbnf, f"answer: x\nwhy:{text}")  # the last one ends with the answer
 
 
+def test_a_paragraph_that_must_be_there_begins_at_its_marker(tiny):
+    known = {"why": {"paragraph": True, "required": True}, "answer": {"required": True}}
+    gbnf = answer_grammar(asked(why=str, answer=str), FIELD_LINES, known).gbnf
+    for why, answer in ((" a\nb", " c"), (" a", "\nc"), (" a\n```\n\n```", " c\n\nd")):
+        assert fits(tiny, gbnf, f"why:{why}\nanswer:{answer}")
+    for why, answer in (("\na", " c"), ("", " c"), ("  ", " c"), (" a", ""), (" a", " ")):
+        assert not fits(tiny, gbnf, f"why:{why}\nanswer:{answer}")
+
+
 def test_a_text_does_not_begin_with_what_stands_for_it_in_the_prompt(tiny):
     known = {"answer": {"unwritten": ("(text)", "...")}}
     gbnf = answer_grammar(asked(answer=str), FIELD_LINES, known).gbnf
