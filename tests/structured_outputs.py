@@ -35,7 +35,11 @@ from answer_schemas import schemas
 from answer_types import CHECKED_KINDS, signatures
 from dspy.adapters.baml_adapter import BAMLAdapter
 from dspy.lm15 import Config, FunctionTool, Message, Request, ToolCallPart, ToolChoice
-from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
+from dspy.utils.exceptions import (
+    AdapterParseError,
+    ContextWindowExceededError,
+    LMInvalidRequestError,
+)
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from synthetic import write_model
@@ -90,12 +94,17 @@ class Trial:
         """Try one case, in the next form. Raises AssertionError where a promise was broken."""
         form = self.forms[self.done % len(self.forms)]
         self.done += 1
-        if form == "response_format":
-            outcome = self._fill(schema, number)
-        elif form in self.calling:
-            outcome = self._call(self.calling[form], schema, number)
-        else:
-            outcome = self._answer(form, signature, number)
+        try:
+            if form == "response_format":
+                outcome = self._fill(schema, number)
+            elif form in self.calling:
+                outcome = self._call(self.calling[form], schema, number)
+            else:
+                outcome = self._answer(form, signature, number)
+        except LMInvalidRequestError as error:
+            if f"max_tokens={self.max_tokens} is not allowed" not in str(error):
+                raise
+            outcome = "too few tokens for any answer, and told"
         self.counts[f"{form}: {outcome}"] += 1
 
     def _answer(self, form: str, signature: Any, number: int) -> str:
@@ -131,7 +140,8 @@ class Trial:
             seed=number,
         )
         response = self.lm(Request(self.lm.model, (Message.user(f"No. {number}?"),), config=config))
-        assert not response.adaptations, f"not bound: {schema} {response.adaptations}"
+        told = [one for one in response.adaptations if one.field != "config.max_tokens"]
+        assert not told, f"not bound: {schema} {told}"
         if response.finish_reason == "length":
             return "cut, and told"
         try:
