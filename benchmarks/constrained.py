@@ -20,11 +20,12 @@ from typing import Any, Literal, Optional
 import dspy
 import pydantic
 
-from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool, embedded_model
+from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool
 from adapter.generation.request import GenerationRequest, GenerationResult
 from adapter.generation.sampling import Constraint, Sampling, grammar_sampler
 from adapter.grammar import answer_grammar as grammars
 from adapter.grammar.answer_grammar import FIELD_LINES, answer_grammar
+from adapter.models import embedded_model
 
 
 class Item(pydantic.BaseModel):

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 import pyllama
-from adapter import embedded_model
 from adapter.generation.exactness import exact_batch_size, exact_cuts
+from adapter.models import embedded_model
 
 FILE_TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_1", "Q4_0", "Q3_K_M",

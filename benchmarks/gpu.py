@@ -373,7 +373,7 @@ def ask(path: str, backend: str) -> dict[str, object]:
     import dspy
 
     from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool
-    from adapter.hardware import HardwareManager
+    from adapter.models.hardware import HardwareManager
 
     file = Path(path)
     with ModelPool(file.parent, hardware=HardwareManager(backend=backend)) as pool:

@@ -40,7 +40,7 @@ import numpy as np
 from maskbench_engines import ENGINES, Engine, installed, version
 
 import pyllama
-from adapter import embedded_model
+from adapter.models import embedded_model
 
 HALVES = ("even", "odd")
 """Of the files, by a checksum of their names: what was learned from one is tried on the other."""

@@ -106,7 +106,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     if arguments.model is None:
-        from adapter import embedded_model
+        from adapter.models import embedded_model
 
         arguments.model = embedded_model.fetch()
     return arguments

@@ -32,7 +32,8 @@ import dspy
 from dspy.adapters import Adapter
 from quality_tasks import Task, from_folder, made_here
 
-from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool, constrained, embedded_model
+from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool, constrained
+from adapter.models import embedded_model
 
 ADAPTERS: dict[str, Callable[[dspy.LM], Adapter]] = {
     "LlamaCppAdapter": LlamaCppAdapter,

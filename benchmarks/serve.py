@@ -102,7 +102,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="a PNG file")
     given = parser.parse_args()
     if given.model is None:
-        from adapter import embedded_model
+        from adapter.models import embedded_model
 
         given.model = embedded_model.fetch()
     return given

@@ -14,7 +14,7 @@ import pyllama
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The file of SmolLM2-135M-Instruct Q4_1; tests that ask for it carry the model marker."""
-    from adapter import embedded_model
+    from adapter.models import embedded_model
 
     return embedded_model.fetch()
 

@@ -53,10 +53,10 @@ from adapter import (
     LoadedModel,
     ModelPool,
     constrained,
-    embedded_model,
 )
 from adapter.grammar.annotation_schema import annotated
 from adapter.language_model import language_model
+from adapter.models import embedded_model
 
 TEMPERATURE = 1.5
 

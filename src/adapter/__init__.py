@@ -37,11 +37,11 @@ from adapter.errors import (
     TokenizationError,
     TransientError,
 )
-from adapter.hardware import HardwareManager, Placement
 from adapter.llama_cpp_adapter import LlamaCppAdapter
-from adapter.loaded_model import LoadedModel
-from adapter.model_file import ModelInfo
-from adapter.model_pool import ModelPool
+from adapter.models.files import ModelInfo
+from adapter.models.hardware import HardwareManager, Placement
+from adapter.models.loaded import LoadedModel
+from adapter.models.pool import ModelPool
 from adapter.stream_listener import LlamaCppStreamListener
 
 __all__ = [

@@ -17,8 +17,8 @@ from dspy.lm15 import Adaptation, Config, Request, UnsupportedFeatureError
 from adapter.config import MAX_SEED, LlamaCppConfig, is_integer, is_number
 from adapter.errors import InvalidParameterError
 from adapter.generation.sampling import Sampling
+from adapter.models.template_variables import ALLOWED, SETTING, are_template_variables
 from adapter.rollouts import current_rollout
-from adapter.template_variables import ALLOWED, SETTING, are_template_variables
 
 
 @dataclass(frozen=True)

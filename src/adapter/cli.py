@@ -33,8 +33,9 @@ def demo(
     # Heavy packages are imported where they are used, so that --help answers at once.
     import dspy
 
-    from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool, embedded_model
+    from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool
     from adapter.errors import LlamaCppError
+    from adapter.models import embedded_model
 
     if not question.strip():
         _fail("the question is empty; ask something, such as: pyllama demo 'What is DSPy?'")
@@ -78,7 +79,7 @@ def devices(
 
     import pyllama
     from adapter.errors import LlamaCppError
-    from adapter.hardware import HardwareManager, cpu_threads
+    from adapter.models.hardware import HardwareManager, cpu_threads
 
     if build:
         table = Table("backend", "built", "note")
@@ -146,7 +147,8 @@ def models(
     """List the models of a folder, by what their files say, without loading them."""
     from rich.table import Column, Table
 
-    from adapter import ModelPool, embedded_model
+    from adapter import ModelPool
+    from adapter.models import embedded_model
 
     folder = folder or embedded_model.model_dir()
     try:

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from adapter.errors import ConfigurationError, InvalidParameterError
 from adapter.generation.request import Execution
-from adapter.template_variables import ALLOWED, SETTING, are_template_variables, copied
+from adapter.models.template_variables import ALLOWED, SETTING, are_template_variables, copied
 
 if sys.version_info >= (3, 11):
     import tomllib

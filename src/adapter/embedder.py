@@ -18,8 +18,8 @@ from adapter.errors import (
 )
 from adapter.generation.contexts import warnings_as_info
 from adapter.generation.failures import translated
-from adapter.hardware import cpu_threads
-from adapter.loaded_model import LoadedModel
+from adapter.models.hardware import cpu_threads
+from adapter.models.loaded import LoadedModel
 
 Floats = NDArray[np.float32]
 Pooling = Literal["mean", "cls", "last", "rank"]

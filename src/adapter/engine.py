@@ -70,8 +70,8 @@ from adapter.template_options import template_options
 
 if TYPE_CHECKING:
     import pyllama
-    from adapter.lease import Lease
-    from adapter.loaded_model import LoadedModel
+    from adapter.models.lease import Lease
+    from adapter.models.loaded import LoadedModel
 
 PieceIterator: TypeAlias = "collections.abc.Generator[Delta | GenerationResult, None, None]"
 StreamEvent: TypeAlias = StreamStartEvent | StreamDeltaEvent | StreamEndEvent

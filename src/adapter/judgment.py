@@ -33,7 +33,7 @@ from adapter.messages import rendered_by, template_messages
 
 if TYPE_CHECKING:
     import pyllama
-    from adapter.loaded_model import LoadedModel
+    from adapter.models.loaded import LoadedModel
 
 METHOD = "candidate_sequence_likelihood"
 """lm15's name for how the probabilities are measured."""

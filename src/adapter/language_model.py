@@ -16,7 +16,7 @@ from adapter.engine import LlamaCppEngine
 from adapter.rollouts import rollout
 
 if TYPE_CHECKING:
-    from adapter.loaded_model import LoadedModel
+    from adapter.models.loaded import LoadedModel
 
 
 def language_model(loaded: LoadedModel, config: LlamaCppConfig) -> LM:

@@ -35,7 +35,7 @@ from adapter.paragraphs import has_line_breaks, may_be_empty, single_paragraphs
 from adapter.parsing import parse_completion
 
 if TYPE_CHECKING:
-    from adapter.loaded_model import LoadedModel
+    from adapter.models.loaded import LoadedModel
 
 GENERATION_SETTINGS = (
     "temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed", "frequency_penalty",

@@ -25,7 +25,7 @@ import pyllama
 from adapter.errors import TemplateAbortedError, TokenizationError
 
 if TYPE_CHECKING:
-    from adapter.loaded_model import LoadedModel
+    from adapter.models.loaded import LoadedModel
 
 
 def template_messages(request: Request) -> list[dict[str, Any]]:

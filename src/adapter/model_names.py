@@ -16,7 +16,7 @@ from adapter.config import LlamaCppConfig
 from adapter.errors import UnknownModelError
 
 if TYPE_CHECKING:
-    from adapter.loaded_model import LoadedModel
+    from adapter.models.loaded import LoadedModel
 
 INDIFFERENT = frozenset(
     {

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
     from adapter.generation.metrics import Histogram
-    from adapter.model_pool import ModelPool
+    from adapter.models.pool import ModelPool
 
 COUNTERS = {
     "prompt_tokens": "Tokens of prompts that were computed",

@@ -24,7 +24,7 @@ from adapter.template_options import template_options
 from adapter.tool_arguments import BoundCalls
 
 if TYPE_CHECKING:
-    from adapter.loaded_model import LoadedModel
+    from adapter.models.loaded import LoadedModel
 
 
 @dataclass(frozen=True)

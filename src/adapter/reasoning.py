@@ -10,7 +10,7 @@ import pyllama
 from adapter.generation.sampling import ReasoningBudget
 
 if TYPE_CHECKING:
-    from adapter.loaded_model import LoadedModel
+    from adapter.models.loaded import LoadedModel
 
 
 def thinking_options(

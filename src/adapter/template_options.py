@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.lm15 import Adaptation, Config
 
+from adapter.models.template_variables import SETTING
 from adapter.reasoning import thinking_options
-from adapter.template_variables import SETTING
 
 if TYPE_CHECKING:
-    from adapter.loaded_model import LoadedModel
+    from adapter.models.loaded import LoadedModel
 
 
 def template_options(

@@ -22,7 +22,7 @@ from adapter.generation.request import Delta, GenerationRequest, GenerationResul
 from adapter.generation.scoring import Score, ScoringRequest, ScoringResult
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.messages import complaint
-from adapter.template_variables import variables_in
+from adapter.models.template_variables import variables_in
 
 Script = Callable[[str, GenerationRequest], str]
 

@@ -8,10 +8,12 @@ from typing import ClassVar
 
 import pytest
 
-from adapter import machine_memory, memory_budget, model_loading, model_slot
-from adapter.hardware import HOST, Placement
-from adapter.machine_memory import MachineMemory
-from adapter.model_pool import ModelPool
+from adapter.models import loading as model_loading
+from adapter.models import machine_memory, memory_budget
+from adapter.models import slot as model_slot
+from adapter.models.hardware import HOST, Placement
+from adapter.models.machine_memory import MachineMemory
+from adapter.models.pool import ModelPool
 
 BYTES = 1000
 """What each takes of the host's memory."""

@@ -16,9 +16,9 @@ from dspy.lm15 import Config, FunctionTool, Message, Request, ToolCallPart, Tool
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
 from adapter.generation.blocks import CHUNK
-from adapter.hardware import HardwareManager
 from adapter.llama_cpp_adapter import LlamaCppAdapter
-from adapter.model_pool import ModelPool
+from adapter.models.hardware import HardwareManager
+from adapter.models.pool import ModelPool
 
 pytestmark = pytest.mark.model
 

@@ -17,7 +17,7 @@ from adapter import errors
 from adapter.async_engine import AsyncLlamaCppEngine
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
-from adapter.model_pool import ModelPool
+from adapter.models.pool import ModelPool
 
 PROMPT = len("User: Hello\nAssistant:")
 MOOD = {

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 import pyllama
-from adapter import embedded_model
 from adapter.cli import app
-from adapter.model_pool import ModelPool
+from adapter.models import embedded_model
+from adapter.models.pool import ModelPool
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import dspy
 import pytest
 
 from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool
-from adapter.hardware import HardwareManager
+from adapter.models.hardware import HardwareManager
 
 pytestmark = pytest.mark.model
 

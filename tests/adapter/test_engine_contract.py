@@ -29,7 +29,7 @@ from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
 from adapter.language_model import language_model
 from adapter.llama_cpp_adapter import LlamaCppAdapter
-from adapter.model_pool import ModelPool
+from adapter.models.pool import ModelPool
 
 
 def engine_of(model, **settings):

@@ -16,8 +16,8 @@ from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
-from adapter.hardware import HardwareManager
-from adapter.model_pool import ModelPool
+from adapter.models.hardware import HardwareManager
+from adapter.models.pool import ModelPool
 
 pytestmark = pytest.mark.model
 

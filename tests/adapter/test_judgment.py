@@ -26,9 +26,9 @@ import pyllama
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
 from adapter.errors import RequestTimeoutError
-from adapter.hardware import HardwareManager
 from adapter.judgment import judgments_in
-from adapter.model_pool import ModelPool
+from adapter.models.hardware import HardwareManager
+from adapter.models.pool import ModelPool
 
 COLOUR = {"type": "string", "enum": ["red", "dark red", "blue"]}
 LEVEL = {

@@ -10,7 +10,7 @@ from dspy.lm15 import Config, Message, Reasoning, Request, TextPart, ThinkingPar
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
 from adapter.llama_cpp_adapter import LlamaCppAdapter
-from adapter.model_pool import ModelPool
+from adapter.models.pool import ModelPool
 
 BEGIN = "{{- '<|im_start|>assistant\n' }}"
 THINK = "{%- if enable_thinking is not defined or enable_thinking %}<think>{%- endif %}"

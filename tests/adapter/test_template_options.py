@@ -11,7 +11,7 @@ from fake_generator import adapter_of, fake_model
 from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
 from adapter.errors import InvalidParameterError
-from adapter.template_variables import variables_in
+from adapter.models.template_variables import variables_in
 
 SWITCHES = """
 {%- for message in messages %}{{ message.role }}: {{ message.content }}

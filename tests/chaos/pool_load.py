@@ -17,13 +17,7 @@ from typing import Any
 from dspy.lm15 import Config, LM15Error, Message, Request, StreamDeltaEvent
 from dspy.lm15 import TimeoutError as RequestTimeout
 
-from adapter import (
-    AsyncLlamaCppEngine,
-    LlamaCppConfig,
-    LlamaCppEngine,
-    LlamaCppError,
-    ModelPool,
-)
+from adapter import AsyncLlamaCppEngine, LlamaCppConfig, LlamaCppEngine, LlamaCppError, ModelPool
 
 N_REQUESTS = 12
 

@@ -29,13 +29,7 @@ from dspy.lm15 import TimeoutError as RequestTimeout
 from memory import resident_bytes
 
 import pyllama
-from adapter import (
-    AsyncLlamaCppEngine,
-    LlamaCppAdapter,
-    LlamaCppConfig,
-    LlamaCppEngine,
-    ModelPool,
-)
+from adapter import AsyncLlamaCppEngine, LlamaCppAdapter, LlamaCppConfig, LlamaCppEngine, ModelPool
 
 #: Requests after which memory stays, and pools, each of which has threads of its own for which
 #: the allocator has memory; the most that it may grow from there.

@@ -24,16 +24,16 @@ from adapter.errors import (
     TransientError,
 )
 from adapter.generation.thread_start import start_thread
-from adapter.hardware import Placement
-from adapter.machine_memory import machine
-from adapter.model_file import parts
-from adapter.model_slot import ModelSlot, Residency, Verdicts
-from adapter.pool_requests import enter_pool_thread
-from adapter.resident_model import ResidentModel
+from adapter.models.files import parts
+from adapter.models.hardware import Placement
+from adapter.models.machine_memory import machine
+from adapter.models.pool_requests import enter_pool_thread
+from adapter.models.resident import ResidentModel
+from adapter.models.slot import ModelSlot, Residency, Verdicts
 
 if TYPE_CHECKING:
-    from adapter.model_loader import ModelLoader
-    from adapter.pool_thread import PoolThread
+    from adapter.models.loader import ModelLoader
+    from adapter.models.pool_thread import PoolThread
 
 logger = logging.getLogger(__name__)
 

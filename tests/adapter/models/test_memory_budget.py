@@ -7,11 +7,13 @@ from shutil import copyfile
 import pytest
 from fake_device import GIB
 
-from adapter import machine_memory, memory_budget, model_loading, model_slot
 from adapter.errors import PoolFullError
-from adapter.hardware import HOST, HardwareManager
-from adapter.machine_memory import MachineMemory
-from adapter.model_pool import ModelPool
+from adapter.models import loading as model_loading
+from adapter.models import machine_memory, memory_budget
+from adapter.models import slot as model_slot
+from adapter.models.hardware import HOST, HardwareManager
+from adapter.models.machine_memory import MachineMemory
+from adapter.models.pool import ModelPool
 
 
 class Resident:

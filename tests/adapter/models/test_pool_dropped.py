@@ -14,8 +14,9 @@ import dspy
 import pytest
 from fake_resident import FakeResident, machine, pool_of_fakes, wait_until  # noqa: F401
 
-from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool, pool_thread
-from adapter.machine_memory import machine as real_machine
+from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool
+from adapter.models import pool_thread
+from adapter.models.machine_memory import machine as real_machine
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from adapter.chat_templates import ChatTemplates
 from adapter.errors import ModelInUseError, ModelNotLoadedError
-from adapter.hardware import Placement
-from adapter.lease import Lease
-from adapter.memory_budget import MemoryBudget
-from adapter.model_slot import ModelSlot
-from adapter.pool_requests import Request, in_pool_thread
-from adapter.pool_thread import Message, PoolThread
-from adapter.resident_model import ResidentModel
+from adapter.models.chat_templates import ChatTemplates
+from adapter.models.hardware import Placement
+from adapter.models.lease import Lease
+from adapter.models.memory_budget import MemoryBudget
+from adapter.models.pool_requests import Request, in_pool_thread
+from adapter.models.pool_thread import Message, PoolThread
+from adapter.models.resident import ResidentModel
+from adapter.models.slot import ModelSlot
 
 T = TypeVar("T")
 

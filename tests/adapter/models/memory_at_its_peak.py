@@ -18,7 +18,7 @@ from adapter import ModelPool
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
 from adapter.generation.scoring import ScoringRequest
-from adapter.hardware import HOST
+from adapter.models.hardware import HOST
 
 
 def peak_bytes() -> int:

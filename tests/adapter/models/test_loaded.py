@@ -5,12 +5,12 @@ from shutil import copyfile
 
 import pytest
 
-from adapter import hardware
 from adapter.config import LlamaCppConfig
 from adapter.errors import TokenizationError
 from adapter.generation.request import GenerationRequest, Sampling
 from adapter.model_names import engine_name
-from adapter.model_pool import ModelPool
+from adapter.models import hardware
+from adapter.models.pool import ModelPool
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import get_args
 
 import pyllama
-from adapter.cpu_memory import MAX_KEPT_BYTES, MAX_SEQUENCES, CpuMemory, longest_within
-from adapter.device_choice import DeviceChoice, choose_devices
 from adapter.errors import BackendError, ConfigurationError, InvalidParameterError
 from adapter.generation.blocks import CHUNK, longest_call
 from adapter.generation.contexts import padded
+from adapter.models.cpu_memory import MAX_KEPT_BYTES, MAX_SEQUENCES, CpuMemory, longest_within
+from adapter.models.device_choice import DeviceChoice, choose_devices
 
 logger = logging.getLogger(__name__)
 

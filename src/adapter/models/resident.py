@@ -15,9 +15,9 @@ from adapter.generation.metrics import Metrics
 from adapter.generation.prefix_folder import PrefixFolder
 from adapter.generation.request import Execution, Generator
 from adapter.generation.scheduler import Scheduler
-from adapter.hardware import Placement
-from adapter.model_file import parts
-from adapter.template_variables import variables_in
+from adapter.models.files import parts
+from adapter.models.hardware import Placement
+from adapter.models.template_variables import variables_in
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"

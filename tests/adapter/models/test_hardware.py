@@ -6,10 +6,10 @@ import pytest
 from fake_device import CPU, GIB, FakeDevice, gpu
 
 import pyllama
-from adapter import hardware
-from adapter.cpu_memory import MAX_KEPT_BYTES as KEPT
 from adapter.errors import BackendError, ConfigurationError, InvalidParameterError
-from adapter.hardware import HOST, HardwareManager, margin
+from adapter.models import hardware
+from adapter.models.cpu_memory import MAX_KEPT_BYTES as KEPT
+from adapter.models.hardware import HOST, HardwareManager, margin
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def on_cpu():
 
 
 def test_a_plan_for_the_cpu_says_what_the_model_takes(tiny_model_path, caplog):
-    with caplog.at_level(logging.INFO, logger="adapter.hardware"):
+    with caplog.at_level(logging.INFO, logger="adapter.models.hardware"):
         plan = on_cpu().plan(tiny_model_path, context_length=128, n_contexts=2)
     use = pyllama.memory_use(tiny_model_path, n_ctx=128, n_batch=96, devices=())
     assert plan.devices == ()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adapter import embedded_model
-from adapter.embedded_model import EmbeddedModelError, fetch
+from adapter.models import embedded_model
+from adapter.models.embedded_model import EmbeddedModelError, fetch
 
 CONTENT = b"GGUF and the weights"
 

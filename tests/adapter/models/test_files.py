@@ -11,7 +11,7 @@ import pytest
 
 import pyllama
 from adapter.errors import InvalidModelNameError, ModelLoadError, ModelNotFoundError
-from adapter.model_file import ModelFolder, _misnamed, _require_inside, _unlogged, parts
+from adapter.models.files import ModelFolder, _misnamed, _require_inside, _unlogged, parts
 
 
 @pytest.fixture

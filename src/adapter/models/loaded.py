@@ -20,10 +20,10 @@ from adapter.generation.request import (
 )
 from adapter.generation.sampling import Constraint, fewest_tokens
 from adapter.generation.scoring import ScoringRequest, ScoringResult
-from adapter.hardware import Placement
-from adapter.lease import Lease
 from adapter.messages import complaint
-from adapter.resident_model import ResidentModel
+from adapter.models.hardware import Placement
+from adapter.models.lease import Lease
+from adapter.models.resident import ResidentModel
 
 T = TypeVar("T")
 

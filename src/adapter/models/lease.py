@@ -9,12 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from adapter.pool_requests import this_thread
-from adapter.resident_model import ResidentModel
+from adapter.models.pool_requests import this_thread
+from adapter.models.resident import ResidentModel
 
 if TYPE_CHECKING:
-    from adapter.model_loader import ModelLoader
-    from adapter.model_slot import ModelSlot, Residency
+    from adapter.models.loader import ModelLoader
+    from adapter.models.slot import ModelSlot, Residency
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ import pytest
 from adapter.config import LlamaCppConfig
 from adapter.errors import ConfigurationError, ModelNotFoundError
 from adapter.llama_cpp_adapter import LlamaCppAdapter
-from adapter.model_pool import ModelPool
+from adapter.models.pool import ModelPool
 
 BRIEF = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 CONVERSATION = [{"role": "user", "content": "Hi"}]

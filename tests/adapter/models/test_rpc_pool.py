@@ -12,7 +12,7 @@ from adapter import ModelPool
 from adapter.errors import BackendError, ConfigurationError, InvalidParameterError, LlamaCppError
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
-from adapter.hardware import HardwareManager
+from adapter.models.hardware import HardwareManager
 
 PROMPT = (1, 70, 80, 90)
 

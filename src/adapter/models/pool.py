@@ -12,18 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from adapter.chat_templates import ChatTemplates, Template
 from adapter.errors import ConfigurationError, ModelNotLoadedError, TransientError
 from adapter.generation.metrics import MetricsSnapshot
 from adapter.generation.prefix_folder import prepare
 from adapter.generation.thread_start import start_thread
-from adapter.hardware import HardwareManager, require_integer
-from adapter.loaded_model import LoadedModel, whole
-from adapter.memory_budget import MemoryBudget
-from adapter.model_file import ModelFolder, ModelInfo
-from adapter.model_loader import ModelLoader
-from adapter.model_slot import ModelSlot
-from adapter.resident_model import ResidentModel
+from adapter.models.chat_templates import ChatTemplates, Template
+from adapter.models.files import ModelFolder, ModelInfo
+from adapter.models.hardware import HardwareManager, require_integer
+from adapter.models.loaded import LoadedModel, whole
+from adapter.models.loader import ModelLoader
+from adapter.models.memory_budget import MemoryBudget
+from adapter.models.resident import ResidentModel
+from adapter.models.slot import ModelSlot
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from adapter.errors import PoolFullError
-from adapter.hardware import HOST, Placement, require_integer
-from adapter.machine_memory import machine
-from adapter.model_slot import Residency
+from adapter.models.hardware import HOST, Placement, require_integer
+from adapter.models.machine_memory import machine
+from adapter.models.slot import Residency
 
 
 class MemoryBudget:

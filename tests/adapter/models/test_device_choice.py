@@ -4,7 +4,7 @@ import pytest
 from fake_device import CPU, FakeDevice, gpu
 
 import pyllama
-from adapter.device_choice import choose_devices
+from adapter.models.device_choice import choose_devices
 
 AMD, NVIDIA = "AMD Radeon RX 7900 XTX", "NVIDIA GeForce RTX 4090"
 

@@ -14,7 +14,7 @@ import pyllama
 from adapter.call_or_answer import calls_tools
 from adapter.errors import ModelLoadError, TemplateAbortedError, TransientError
 from adapter.messages import rendered_by
-from adapter.model_pool import ModelPool
+from adapter.models.pool import ModelPool
 from adapter.tool_arguments import BoundCalls
 from pyllama import _pipes
 

@@ -24,10 +24,10 @@ from adapter.errors import (
 )
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
-from adapter.hardware import HardwareManager
-from adapter.machine_memory import machine
-from adapter.model_pool import ModelPool
-from adapter.resident_model import ResidentModel
+from adapter.models.hardware import HardwareManager
+from adapter.models.machine_memory import machine
+from adapter.models.pool import ModelPool
+from adapter.models.resident import ResidentModel
 
 
 @pytest.fixture

@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from adapter.errors import BackendError, ModelInUseError, ModelNotLoadedError, TransientError
 from adapter.generation.thread_start import start_thread
-from adapter.hardware import Placement
-from adapter.model_loading import Free, Load, StoppedLoad
-from adapter.model_slot import ModelSlot, Residency, Verdicts
-from adapter.pool_requests import Request, enter_pool_thread, fail_all
+from adapter.models.hardware import Placement
+from adapter.models.loading import Free, Load, StoppedLoad
+from adapter.models.pool_requests import Request, enter_pool_thread, fail_all
+from adapter.models.slot import ModelSlot, Residency, Verdicts
 
 if TYPE_CHECKING:
-    from adapter.model_loader import ModelLoader
+    from adapter.models.loader import ModelLoader
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from adapter.config import LlamaCppConfig
 from adapter.engine import LlamaCppEngine
 from adapter.errors import LlamaCppError, ModelInUseError, ModelNotLoadedError, PoolFullError
 from adapter.generation.request import GenerationRequest, Sampling
-from adapter.model_pool import ModelPool
+from adapter.models.pool import ModelPool
 
 NAMES = ("one", "two", "three", "four")
 N_THREADS, N_ROUNDS = 16, 30

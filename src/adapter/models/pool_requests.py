@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from adapter.errors import LlamaCppError
 
 if TYPE_CHECKING:
-    from adapter.lease import Lease
-    from adapter.model_loader import ModelLoader
-    from adapter.model_slot import Residency
+    from adapter.models.lease import Lease
+    from adapter.models.loader import ModelLoader
+    from adapter.models.slot import Residency
 
 
 _INTERRUPTED = 0.5

@@ -6,8 +6,8 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping
 
-from adapter.hardware import margin
-from adapter.resident_model import ResidentModel
+from adapter.models.hardware import margin
+from adapter.models.resident import ResidentModel
 
 
 class MachineMemory:

@@ -28,9 +28,9 @@ from adapter.errors import (
 )
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
-from adapter.hardware import HardwareManager
-from adapter.model_file import parts
-from adapter.model_pool import ModelPool
+from adapter.models.files import parts
+from adapter.models.hardware import HardwareManager
+from adapter.models.pool import ModelPool
 
 
 @pytest.fixture

@@ -21,14 +21,14 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from adapter.generation.metrics import Metrics
-from adapter.hardware import Placement
-from adapter.machine_memory import machine
-from adapter.resident_model import ResidentModel
+from adapter.models.hardware import Placement
+from adapter.models.machine_memory import machine
+from adapter.models.resident import ResidentModel
 
 if TYPE_CHECKING:
-    from adapter.lease import Lease
-    from adapter.model_loading import Free
-    from adapter.pool_requests import Request
+    from adapter.models.lease import Lease
+    from adapter.models.loading import Free
+    from adapter.models.pool_requests import Request
 
 logger = logging.getLogger(__name__)
 

@@ -18,10 +18,10 @@ import pytest
 from fake_resident import FakeResident, machine, pool_of_fakes, wait_until  # noqa: F401
 
 import adapter
-from adapter import pool_thread
 from adapter.errors import BackendError, ModelNotLoadedError, PoolFullError
-from adapter.hardware import HOST
-from adapter.pool_requests import Request
+from adapter.models import pool_thread
+from adapter.models.hardware import HOST
+from adapter.models.pool_requests import Request
 
 _FOLDER = str(Path(adapter.__file__).parent)
 
