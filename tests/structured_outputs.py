@@ -54,8 +54,8 @@ from adapter import (
     ModelPool,
     constrained,
 )
+from adapter.engine.language_model import language_model
 from adapter.grammar.annotation_schema import annotated
-from adapter.language_model import language_model
 from adapter.models import embedded_model
 
 TEMPERATURE = 1.5

@@ -10,11 +10,11 @@
     dspy.configure(lm=adapter.lm, adapter=adapter)
 """
 
-from adapter.async_engine import AsyncLlamaCppEngine
 from adapter.bound_answers import CutAnswerError, InvalidValueError, constrained
-from adapter.config import LlamaCppConfig
 from adapter.embedder import LlamaCppEmbedder
-from adapter.engine import LlamaCppEngine
+from adapter.engine.async_engine import AsyncLlamaCppEngine
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
 from adapter.errors import (
     BackendError,
     ConfigurationError,

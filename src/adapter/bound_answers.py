@@ -24,8 +24,8 @@ from dspy.lm15 import ThinkingPart
 from dspy.signatures import Signature
 from dspy.utils.exceptions import AdapterParseError
 
-from adapter.config import MAX_SEED
-from adapter.engine import LlamaCppEngine
+from adapter.engine.config import MAX_SEED
+from adapter.engine.engine import LlamaCppEngine
 from adapter.errors import ConfigurationError
 from adapter.field_values import Misfit, constrained_values
 from adapter.grammar.answer_grammar import CHAT, JSON, XML, AnswerGrammar, Form, answer_grammar

@@ -12,7 +12,7 @@ import dspy
 from dspy.adapters.types import Tool
 from dspy.signatures import Signature
 
-from adapter.tool_arguments import closed_schema
+from adapter.engine.tool_arguments import closed_schema
 
 
 def calls_schema(inputs: Mapping[str, Any]) -> str | None:

@@ -21,15 +21,15 @@ from adapter.bound_answers import (
     constrained,
     is_being_bound,
 )
-from adapter.config import LlamaCppConfig
 from adapter.decisions import DecisionPlan, decisions_in
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.language_model import language_model
 from adapter.errors import ConfigurationError
 from adapter.field_lines import input_lines, output_lines
 from adapter.field_markers import FieldMarkers
 from adapter.formatting import beginnings_of_placeholders, demonstrated, system_message
 from adapter.grammar.answer_grammar import FIELD_LINES, AnswerGrammar
 from adapter.known_tools import calling_agent, step_schemas
-from adapter.language_model import language_model
 from adapter.long_lists import shortened
 from adapter.paragraphs import has_line_breaks, may_be_empty, single_paragraphs
 from adapter.parsing import parse_completion

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyllama
-from adapter.call_or_answer import calls_tools
-from adapter.config import LlamaCppConfig
+from adapter.engine.call_or_answer import calls_tools
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.messages import complaint
 from adapter.errors import TokenizationError
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import Score, ScoringRequest, ScoringResult
 from adapter.llama_cpp_adapter import LlamaCppAdapter
-from adapter.messages import complaint
 from adapter.models.template_variables import variables_in
 
 Script = Callable[[str, GenerationRequest], str]

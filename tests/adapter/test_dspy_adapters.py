@@ -10,7 +10,7 @@ from dspy.adapters.baml_adapter import BAMLAdapter
 from fake_generator import fake_model
 
 from adapter.bound_answers import CutAnswerError
-from adapter.config import LlamaCppConfig
+from adapter.engine.config import LlamaCppConfig
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 
 pytestmark = pytest.mark.model

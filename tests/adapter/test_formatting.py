@@ -9,7 +9,7 @@ import pydantic
 import pytest
 from fake_generator import fake_model
 
-from adapter.config import LlamaCppConfig
+from adapter.engine.config import LlamaCppConfig
 from adapter.field_markers import is_marker
 from adapter.formatting import beginnings_of_placeholders, describe_form
 from adapter.llama_cpp_adapter import LlamaCppAdapter

@@ -9,7 +9,7 @@ from dspy.utils.dummies import DummyLM
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 from fake_generator import adapter_of, echo, fake_model
 
-from adapter.engine import LlamaCppEngine
+from adapter.engine.engine import LlamaCppEngine
 
 QA = "question -> answer"
 

@@ -189,7 +189,7 @@ class Load:
 
 def _as_engines_tell(error: Exception) -> BaseException:
     """What an engine makes of the error of a load: an lm15 error, or the error itself."""
-    from adapter.lm15_errors import lm15_errors
+    from adapter.engine.lm15_errors import lm15_errors
 
     try:
         with lm15_errors():

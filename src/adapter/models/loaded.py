@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, get_args
 
 import pyllama
+from adapter.engine.messages import complaint
 from adapter.errors import TemplateAbortedError, TokenizationError
 from adapter.generation.request import (
     Delta,
@@ -20,7 +21,6 @@ from adapter.generation.request import (
 )
 from adapter.generation.sampling import Constraint, fewest_tokens
 from adapter.generation.scoring import ScoringRequest, ScoringResult
-from adapter.messages import complaint
 from adapter.models.hardware import Placement
 from adapter.models.lease import Lease
 from adapter.models.resident import ResidentModel

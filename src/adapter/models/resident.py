@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pyllama
-from adapter.call_or_answer import calls_tools
+from adapter.engine.call_or_answer import calls_tools
 from adapter.generation.blocks import CHUNK, DEVICE_CHUNK
 from adapter.generation.metrics import Metrics
 from adapter.generation.prefix_folder import PrefixFolder

@@ -27,7 +27,7 @@ from schedules import endless, isolated_of, request_of, scheduler_of, tokens
 
 import pyllama
 from adapter import LlamaCppConfig, LlamaCppEngine, ModelPool
-from adapter.async_engine import AsyncLlamaCppEngine
+from adapter.engine.async_engine import AsyncLlamaCppEngine
 from adapter.errors import LlamaCppError
 from adapter.generation import scheduler as scheduler_module
 from adapter.generation.prefix_folder import PrefixFolder

@@ -5,10 +5,10 @@ from shutil import copyfile
 
 import pytest
 
-from adapter.config import LlamaCppConfig
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.model_names import engine_name
 from adapter.errors import TokenizationError
 from adapter.generation.request import GenerationRequest, Sampling
-from adapter.model_names import engine_name
 from adapter.models import hardware
 from adapter.models.pool import ModelPool
 

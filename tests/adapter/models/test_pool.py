@@ -13,8 +13,8 @@ from dspy import lm15
 from dspy.lm15 import Message, Request
 
 import pyllama
-from adapter.config import LlamaCppConfig
-from adapter.engine import LlamaCppEngine
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
 from adapter.errors import (
     BackendError,
     InvalidModelNameError,

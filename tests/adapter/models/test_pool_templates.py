@@ -5,7 +5,7 @@ from __future__ import annotations
 import dspy
 import pytest
 
-from adapter.config import LlamaCppConfig
+from adapter.engine.config import LlamaCppConfig
 from adapter.errors import ConfigurationError, ModelNotFoundError
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.models.pool import ModelPool

@@ -11,8 +11,8 @@ import pytest
 from dspy import lm15
 from fake_resident import wait_until
 
-from adapter.config import LlamaCppConfig
-from adapter.engine import LlamaCppEngine
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
 from adapter.errors import LlamaCppError, ModelInUseError, ModelNotLoadedError, PoolFullError
 from adapter.generation.request import GenerationRequest, Sampling
 from adapter.models.pool import ModelPool

@@ -14,10 +14,10 @@ from fake_generator import fake_model
 from grammars import matches
 
 import pyllama
-from adapter.call_or_answer import either
-from adapter.config import LlamaCppConfig
-from adapter.engine import LlamaCppEngine
-from adapter.prompt import build_prompt
+from adapter.engine.call_or_answer import either
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
+from adapter.engine.prompt import build_prompt
 
 ADD = FunctionTool("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}}})
 EMPTY = {"type": "object", "properties": {}, "required": [], "additionalProperties": False}
@@ -55,7 +55,7 @@ WITHOUT_TOOLS = {
 
 
 def test_an_engine_supports_function_calling_where_its_template_does():
-    vendor = Path(__file__).parents[2] / "vendor"
+    vendor = Path(__file__).parents[3] / "vendor"
     script = vendor / "fetch_llama_cpp.py"
     subprocess.run([sys.executable, str(script), "--test-data"], check=True)
     paths = list((vendor / "test-data" / "models" / "templates").glob("*.jinja"))

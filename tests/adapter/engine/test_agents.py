@@ -13,8 +13,8 @@ from chats import TOOLS
 from dspy.adapters.types.tool import ToolCallResults
 from dspy.lm15 import Config, FunctionTool, Message, Request, ToolCallPart, ToolChoice
 
-from adapter.config import LlamaCppConfig
-from adapter.engine import LlamaCppEngine
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
 from adapter.generation.blocks import CHUNK
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.models.hardware import HardwareManager

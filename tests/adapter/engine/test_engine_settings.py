@@ -12,8 +12,8 @@ from dspy import lm15
 from dspy.lm15 import Config, Message, Request
 
 import pyllama
-from adapter.config import LlamaCppConfig
-from adapter.engine import LlamaCppEngine
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
 from adapter.models.hardware import HardwareManager

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from adapter.config import MAX_SEED, LlamaCppConfig
+from adapter.engine.config import MAX_SEED, LlamaCppConfig
 from adapter.errors import ConfigurationError, InvalidParameterError
 from adapter.generation.sampling import Sampling
 

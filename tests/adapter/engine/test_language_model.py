@@ -14,8 +14,8 @@ from dspy.lm15 import Message, Request, UnsupportedFeatureError
 from dspy.utils import exceptions as public
 from fake_generator import fake_model
 
-from adapter.config import MAX_TOP_K, LlamaCppConfig
-from adapter.language_model import ExpiringLM, language_model
+from adapter.engine.config import MAX_TOP_K, LlamaCppConfig
+from adapter.engine.language_model import ExpiringLM, language_model
 
 
 def lm_of(model, **settings):

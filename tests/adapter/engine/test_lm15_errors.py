@@ -8,7 +8,7 @@ from dspy import lm15
 
 import pyllama
 from adapter import errors
-from adapter.lm15_errors import lm15_errors
+from adapter.engine.lm15_errors import lm15_errors
 
 
 def pool_full(*, needed):

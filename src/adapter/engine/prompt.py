@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 from dspy.lm15 import Adaptation, Config, FunctionTool, Request, UnsupportedFeatureError
 
 import pyllama
-from adapter.call_or_answer import render_call, render_call_or_answer
+from adapter.engine.call_or_answer import render_call, render_call_or_answer
+from adapter.engine.messages import is_begun, rendered_by, template_messages
+from adapter.engine.template_options import template_options
+from adapter.engine.thinking import reasoning_budget
+from adapter.engine.thinking_grammar import ANSWER_SCHEMA, after_thinking
+from adapter.engine.tool_arguments import BoundCalls
 from adapter.errors import InvalidParameterError
 from adapter.generation.sampling import Constraint, ReasoningBudget, checked_grammar
 from adapter.grammar.json_schema import json_schema_grammar
 from adapter.grammar.schema_merging import SchemaError
-from adapter.grammar.thinking import ANSWER_SCHEMA, after_thinking
-from adapter.messages import is_begun, rendered_by, template_messages
-from adapter.reasoning import reasoning_budget
-from adapter.template_options import template_options
-from adapter.tool_arguments import BoundCalls
 
 if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel

@@ -7,8 +7,8 @@ import pytest
 from chats import TOOLS_AND_THINKING
 from dspy.lm15 import Config, Message, Reasoning, Request, TextPart, ThinkingPart
 
-from adapter.config import LlamaCppConfig
-from adapter.engine import LlamaCppEngine
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.models.pool import ModelPool
 

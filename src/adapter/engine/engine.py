@@ -26,15 +26,31 @@ from dspy.lm15 import (
     UnsupportedFeatureError,
 )
 
-from adapter.answer import (
+from adapter.engine.answer import (
     AnswerStream,
     finish_reason_of,
     logprobs_of,
     message_of,
     usage_of,
 )
-from adapter.call_settings import call_settings, require_tellable
-from adapter.config import LlamaCppConfig
+from adapter.engine.call_settings import call_settings, require_tellable
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.judgment import (
+    Judgment,
+    judged_response,
+    judgments_to_measure,
+    measured,
+    place,
+    unmeasured,
+    unused_settings,
+)
+from adapter.engine.lm15_errors import PROVIDER, lm15_errors
+from adapter.engine.model_names import engine_name, portable_name, require_known
+from adapter.engine.prompt import build_prompt, refuse_grammar
+from adapter.engine.quota import Quota, RequestRate, TokenBudget
+from adapter.engine.rollouts import current_rollout
+from adapter.engine.shortened_answers import shortened, too_few
+from adapter.engine.template_options import template_options
 from adapter.errors import (
     ConfigurationError,
     ContextTooLongError,
@@ -51,22 +67,6 @@ from adapter.generation.scoring import (
     longest_continuation,
     n_trie_tokens,
 )
-from adapter.judgment import (
-    Judgment,
-    judged_response,
-    judgments_to_measure,
-    measured,
-    place,
-    unmeasured,
-    unused_settings,
-)
-from adapter.lm15_errors import PROVIDER, lm15_errors
-from adapter.model_names import engine_name, portable_name, require_known
-from adapter.prompt import build_prompt, refuse_grammar
-from adapter.quota import Quota, RequestRate, TokenBudget
-from adapter.rollouts import current_rollout
-from adapter.shortened_answers import shortened, too_few
-from adapter.template_options import template_options
 
 if TYPE_CHECKING:
     import pyllama

@@ -8,8 +8,8 @@ from chats import TOOLS_AND_THINKING
 from dspy.lm15 import Config, Message, Reasoning, Request
 from fake_generator import adapter_of, fake_model
 
-from adapter.config import LlamaCppConfig
-from adapter.engine import LlamaCppEngine
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
 from adapter.errors import InvalidParameterError
 from adapter.models.template_variables import variables_in
 

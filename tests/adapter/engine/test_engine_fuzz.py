@@ -11,9 +11,9 @@ from fake_generator import fake_model
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from adapter.async_engine import AsyncLlamaCppEngine
-from adapter.config import LlamaCppConfig
-from adapter.engine import LlamaCppEngine
+from adapter.engine.async_engine import AsyncLlamaCppEngine
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
 
 TOOLS_TEMPLATE = (
     "{% if tools %}{% for tool in tools %}{{ tool.function | tojson }}\n{% endfor %}{% endif %}"
@@ -276,6 +276,6 @@ def test_numbers_beyond_any_range_are_refused_by_name(name, value):
 
 
 def test_the_names_of_settings_are_those_of_the_engine():
-    from adapter.call_settings import LLAMACPP_SETTINGS
+    from adapter.engine.call_settings import LLAMACPP_SETTINGS
 
     assert set(LLAMACPP) - {"nonsense"} == set(LLAMACPP_SETTINGS)

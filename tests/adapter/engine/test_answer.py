@@ -8,8 +8,8 @@ from dspy.clients.engines.stream_guard import checked_stream
 from dspy.lm15 import Config, FunctionTool, Message, Request, TextPart, ThinkingPart, ToolCallPart
 from fake_generator import fake_model
 
-from adapter.config import LlamaCppConfig
-from adapter.engine import LlamaCppEngine
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
 
 ADD = FunctionTool(
     "add",

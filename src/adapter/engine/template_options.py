@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.lm15 import Adaptation, Config
 
+from adapter.engine.thinking import thinking_options
 from adapter.models.template_variables import SETTING
-from adapter.reasoning import thinking_options
 
 if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 from dspy.lm15 import Request, Response
 
-from adapter.engine import LlamaCppEngine, StreamEvent, closed_error
-from adapter.lm15_errors import lm15_errors
-from adapter.rollouts import current_rollout
+from adapter.engine.engine import LlamaCppEngine, StreamEvent, closed_error
+from adapter.engine.lm15_errors import lm15_errors
+from adapter.engine.rollouts import current_rollout
 
 MAX_ASYNC_CALLS = 64
 """Async calls in progress at once; more wait. Each holds a thread that mostly sleeps."""

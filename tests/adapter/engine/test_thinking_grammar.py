@@ -8,7 +8,7 @@ from templated import templates
 from texts import fits
 
 import pyllama
-from adapter.grammar.thinking import ANSWER_SCHEMA, after_thinking
+from adapter.engine.thinking_grammar import ANSWER_SCHEMA, after_thinking
 
 ANSWER = 'root ::= "score: " number\nnumber ::= [0-9]+ "\\"root\\""?\n'
 HELLO = [{"role": "user", "content": "Hi"}]

@@ -14,9 +14,9 @@ from dspy.lm15 import Config, Message, Request
 from fake_generator import fake_model
 
 from adapter import errors
-from adapter.async_engine import AsyncLlamaCppEngine
-from adapter.config import LlamaCppConfig
-from adapter.engine import LlamaCppEngine
+from adapter.engine.async_engine import AsyncLlamaCppEngine
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
 from adapter.models.pool import ModelPool
 
 PROMPT = len("User: Hello\nAssistant:")

@@ -18,9 +18,9 @@ from dspy.lm15 import (
 )
 from fake_generator import fake_model
 
+from adapter.engine.prompt import build_prompt
 from adapter.errors import InvalidParameterError
 from adapter.generation.sampling import ReasoningBudget
-from adapter.prompt import build_prompt
 
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 ADD = FunctionTool("add", "Adds.", {"type": "object", "properties": {"a": {"type": "integer"}}})

@@ -26,10 +26,10 @@ from dspy.lm15 import (
     Usage,
 )
 
+from adapter.engine.lm15_errors import PROVIDER
+from adapter.engine.messages import rendered_by, template_messages
 from adapter.errors import InferenceError
 from adapter.generation.scoring import ScoringRequest, ScoringResult
-from adapter.lm15_errors import PROVIDER
-from adapter.messages import rendered_by, template_messages
 
 if TYPE_CHECKING:
     import pyllama

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from adapter import quota
+from adapter.engine import quota
+from adapter.engine.quota import Quota, RequestRate, Reservation, TokenBudget
 from adapter.errors import RateLimitExceededError, TokenBudgetExhaustedError
 from adapter.generation.token_count import TokenCount
-from adapter.quota import Quota, RequestRate, Reservation, TokenBudget
 
 
 def test_a_budget_grants_what_is_left_and_no_more():

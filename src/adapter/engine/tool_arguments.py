@@ -19,8 +19,8 @@ from typing import Any
 from dspy.lm15 import Adaptation
 
 import pyllama
-from adapter.call_ids import with_call_ids
-from adapter.call_or_answer import renamed_rules
+from adapter.engine.call_ids import with_call_ids
+from adapter.engine.call_or_answer import renamed_rules
 from adapter.errors import TemplateAbortedError, TokenizationError
 from adapter.grammar.json_schema import KEPT, json_schema_grammar
 from adapter.grammar.schema_merging import SchemaError
@@ -49,7 +49,7 @@ class BoundCalls:
         """Render with the options of ``pyllama.ChatTemplate.apply``."""
         rendered = self._render(**options)
         tools: Tools = options.get("tools") or ()
-        # Beside a JSON schema a format forbids calls, or leaves them to adapter.call_or_answer.
+        # Beside a JSON schema a format forbids calls, or leaves them to call_or_answer.
         if not tools or "json_schema" in options or options.get("tool_choice") == "none":
             return rendered
         if not rendered.grammar:

@@ -15,9 +15,9 @@ from grammars import matches
 from templated import templates
 
 import pyllama
-from adapter.call_or_answer import render_call
-from adapter.prompt import build_prompt
-from adapter.tool_arguments import BoundCalls
+from adapter.engine.call_or_answer import render_call
+from adapter.engine.prompt import build_prompt
+from adapter.engine.tool_arguments import BoundCalls
 
 FIND = {
     "type": "object",

@@ -17,9 +17,9 @@ from fake_generator import adapter_of, fake_model
 
 import pyllama
 from adapter.bound_answers import constrained
-from adapter.config import LlamaCppConfig
-from adapter.engine import LlamaCppEngine
-from adapter.messages import in_turns
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
+from adapter.engine.messages import in_turns
 
 STRICT = (
     "{% set turns = messages | rejectattr('role', 'equalto', 'tool') | list %}"

@@ -12,8 +12,8 @@ from dspy.lm15 import Config, Message, Request
 from fake_generator import fake_model
 
 from adapter import errors
-from adapter.config import MAX_SEED, LlamaCppConfig
-from adapter.engine import LlamaCppEngine
+from adapter.engine.config import MAX_SEED, LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
 
 
 def engine_of(model, **settings):

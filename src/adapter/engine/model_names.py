@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from adapter.config import LlamaCppConfig
+from adapter.engine.config import LlamaCppConfig
 from adapter.errors import UnknownModelError
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ from dspy.lm15 import (
 from fake_generator import fake_model
 
 import pyllama
-from adapter.config import LlamaCppConfig
-from adapter.engine import LlamaCppEngine
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
+from adapter.engine.judgment import judgments_in
 from adapter.errors import RequestTimeoutError
-from adapter.judgment import judgments_in
 from adapter.models.hardware import HardwareManager
 from adapter.models.pool import ModelPool
 

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from adapter.config import MAX_SEED
+from adapter.engine.config import MAX_SEED
 
 
 @dataclass

@@ -24,10 +24,10 @@ from dspy.utils import exceptions as public
 from fake_generator import fake_model
 
 from adapter import errors
-from adapter.async_engine import AsyncLlamaCppEngine
-from adapter.config import LlamaCppConfig
-from adapter.engine import LlamaCppEngine
-from adapter.language_model import language_model
+from adapter.engine.async_engine import AsyncLlamaCppEngine
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
+from adapter.engine.language_model import language_model
 from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.models.pool import ModelPool
 

@@ -14,11 +14,11 @@ from typing import Any, TypeAlias
 
 from dspy.lm15 import Adaptation, Config, Request, UnsupportedFeatureError
 
-from adapter.config import MAX_SEED, LlamaCppConfig, is_integer, is_number
+from adapter.engine.config import MAX_SEED, LlamaCppConfig, is_integer, is_number
+from adapter.engine.rollouts import current_rollout
 from adapter.errors import InvalidParameterError
 from adapter.generation.sampling import Sampling
 from adapter.models.template_variables import ALLOWED, SETTING, are_template_variables
-from adapter.rollouts import current_rollout
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def call_settings(request: Request, defaults: LlamaCppConfig, n_vocab: int) -> C
         asked["stop"] = config.stop
     llamacpp = _llamacpp_settings(config)
     grammar = llamacpp.pop("grammar", None)
-    llamacpp.pop("reasoning_budget_tokens", None)  # adapter.reasoning sees to it
-    llamacpp.pop(SETTING, None)  # adapter.template_options does
+    llamacpp.pop("reasoning_budget_tokens", None)  # adapter.engine.thinking sees to it
+    llamacpp.pop(SETTING, None)  # adapter.engine.template_options does
     for name in ("min_p", "repeat_penalty", "complete_answers"):
         if name in llamacpp:
             asked[name] = llamacpp.pop(name)

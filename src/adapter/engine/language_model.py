@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from dspy import LM
 from dspy.utils.exceptions import LMUnsupportedFeatureError
 
-from adapter.async_engine import AsyncLlamaCppEngine
-from adapter.call_settings import LLAMACPP_SETTINGS
-from adapter.config import MAX_TOP_K, LlamaCppConfig, is_integer
-from adapter.engine import LlamaCppEngine
-from adapter.rollouts import rollout
+from adapter.engine.async_engine import AsyncLlamaCppEngine
+from adapter.engine.call_settings import LLAMACPP_SETTINGS
+from adapter.engine.config import MAX_TOP_K, LlamaCppConfig, is_integer
+from adapter.engine.engine import LlamaCppEngine
+from adapter.engine.rollouts import rollout
 
 if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel
