@@ -23,9 +23,9 @@ import pydantic
 from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool
 from adapter.generation.request import GenerationRequest, GenerationResult
 from adapter.generation.sampling import Constraint, Sampling, grammar_sampler
-from adapter.grammar import answer_grammar as grammars
-from adapter.grammar.answer_grammar import FIELD_LINES, answer_grammar
 from adapter.models import embedded_model
+from adapter.signatures import answer_grammar as grammars
+from adapter.signatures.answer_grammar import FIELD_LINES, answer_grammar
 
 
 class Item(pydantic.BaseModel):

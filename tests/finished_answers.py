@@ -31,14 +31,14 @@ from hypothesis import strategies as st
 
 import pyllama
 from adapter import LlamaCppAdapter
-from adapter.bound_answers import constrained
-from adapter.field_values import constrained_values
 from adapter.generation.request import GenerationRequest, GenerationResult
 from adapter.generation.sampling import Constraint, Sampling, fewest_tokens
 from adapter.generation.scheduler import Scheduler
 from adapter.grammar.annotation_schema import annotated
-from adapter.grammar.answer_grammar import CHAT, FIELD_LINES, JSON, XML, Form, answer_grammar
-from adapter.parsing import parse_completion
+from adapter.signatures.answer_grammar import CHAT, FIELD_LINES, JSON, XML, Form, answer_grammar
+from adapter.signatures.bound_answers import constrained
+from adapter.signatures.field_values import constrained_values
+from adapter.signatures.parsing import parse_completion
 
 FORMS: dict[str, tuple[Form, Any]] = {
     "LlamaCppAdapter": (FIELD_LINES, LlamaCppAdapter()),

@@ -10,7 +10,6 @@
     dspy.configure(lm=adapter.lm, adapter=adapter)
 """
 
-from adapter.bound_answers import CutAnswerError, InvalidValueError, constrained
 from adapter.embedder import LlamaCppEmbedder
 from adapter.engine.async_engine import AsyncLlamaCppEngine
 from adapter.engine.config import LlamaCppConfig
@@ -37,12 +36,13 @@ from adapter.errors import (
     TokenizationError,
     TransientError,
 )
-from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.models.files import ModelInfo
 from adapter.models.hardware import HardwareManager, Placement
 from adapter.models.loaded import LoadedModel
 from adapter.models.pool import ModelPool
-from adapter.stream_listener import LlamaCppStreamListener
+from adapter.signatures.bound_answers import CutAnswerError, InvalidValueError, constrained
+from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
+from adapter.signatures.stream_listener import LlamaCppStreamListener
 
 __all__ = [
     "ModelPool",

@@ -21,8 +21,8 @@ from adapter.engine.messages import complaint
 from adapter.errors import TokenizationError
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import Score, ScoringRequest, ScoringResult
-from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.models.template_variables import variables_in
+from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
 
 Script = Callable[[str, GenerationRequest], str]
 

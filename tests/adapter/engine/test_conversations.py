@@ -16,10 +16,10 @@ from dspy.lm15 import Config, Message, Request
 from fake_generator import adapter_of, fake_model
 
 import pyllama
-from adapter.bound_answers import constrained
 from adapter.engine.config import LlamaCppConfig
 from adapter.engine.engine import LlamaCppEngine
 from adapter.engine.messages import in_turns
+from adapter.signatures.bound_answers import constrained
 
 STRICT = (
     "{% set turns = messages | rejectattr('role', 'equalto', 'tool') | list %}"

@@ -28,8 +28,8 @@ from adapter.engine.async_engine import AsyncLlamaCppEngine
 from adapter.engine.config import LlamaCppConfig
 from adapter.engine.engine import LlamaCppEngine
 from adapter.engine.language_model import language_model
-from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.models.pool import ModelPool
+from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
 
 
 def engine_of(model, **settings):

@@ -11,7 +11,7 @@ from dspy_programs import run_configured
 from fake_generator import adapter_of, echo, fake_model
 
 from adapter.errors import ConfigurationError
-from adapter.llama_cpp_adapter import LlamaCppAdapter
+from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
 
 QA = "question -> answer"
 

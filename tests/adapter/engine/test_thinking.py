@@ -9,8 +9,8 @@ from dspy.lm15 import Config, Message, Reasoning, Request, TextPart, ThinkingPar
 
 from adapter.engine.config import LlamaCppConfig
 from adapter.engine.engine import LlamaCppEngine
-from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.models.pool import ModelPool
+from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
 
 BEGIN = "{{- '<|im_start|>assistant\n' }}"
 THINK = "{%- if enable_thinking is not defined or enable_thinking %}<think>{%- endif %}"

@@ -7,8 +7,8 @@ import pytest
 
 from adapter.engine.config import LlamaCppConfig
 from adapter.errors import ConfigurationError, ModelNotFoundError
-from adapter.llama_cpp_adapter import LlamaCppAdapter
 from adapter.models.pool import ModelPool
+from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
 
 BRIEF = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 CONVERSATION = [{"role": "user", "content": "Hi"}]

@@ -9,8 +9,8 @@ import pydantic
 import pytest
 from dspy.utils.exceptions import AdapterParseError
 
-from adapter.parsing import parse_completion
-from adapter.typed_values import typed_value
+from adapter.signatures.parsing import parse_completion
+from adapter.signatures.typed_values import typed_value
 
 
 class Person(pydantic.BaseModel):

@@ -4,7 +4,7 @@ An answer that followed the grammar of its signature has its fields where the gr
 markers. For any other text there are three strategies, in this order; the first whose values all
 fit their types wins:
 
-1. field markers: `name: value` at the start of a line (adapter.field_markers)
+1. field markers: `name: value` at the start of a line (field_markers.py)
 2. a JSON object anywhere in the text
 3. the whole text, when there is one output field
 """
@@ -20,9 +20,9 @@ from dspy.signatures import Signature
 from dspy.utils.exceptions import AdapterParseError
 from pydantic.fields import FieldInfo
 
-from adapter.field_markers import FieldMarkers, field_named
-from adapter.field_values import Misfit, constrained_value
-from adapter.typed_values import MISFITS, typed_value
+from adapter.signatures.field_markers import FieldMarkers, field_named
+from adapter.signatures.field_values import Misfit, constrained_value
+from adapter.signatures.typed_values import MISFITS, typed_value
 
 
 def parse_completion(

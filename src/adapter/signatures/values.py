@@ -31,7 +31,7 @@ from adapter.grammar.rules import (
 )
 from adapter.grammar.schema_merging import SchemaError, same
 from adapter.grammar.string_texts import StringTexts
-from adapter.typed_values import MISFITS, allowed_values, union_members
+from adapter.signatures.typed_values import MISFITS, allowed_values, union_members
 
 Reader = Callable[[str, Any], Any]
 """Reads a text as a value of a type, or raises one of MISFITS."""

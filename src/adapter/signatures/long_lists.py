@@ -16,8 +16,8 @@ from dspy.clients.base_lm import BaseLM
 from dspy.signatures import Signature
 from dspy.utils.exceptions import ContextWindowExceededError
 
-from adapter.formatting import MAX_LISTED, is_shortened, long_lists, shortened_lists
-from adapter.typed_values import allowed_values
+from adapter.signatures.formatting import MAX_LISTED, is_shortened, long_lists, shortened_lists
+from adapter.signatures.typed_values import allowed_values
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from grammars import matches
 
 import pyllama
 from adapter import LlamaCppAdapter
-from adapter.paragraphs import single_paragraphs
+from adapter.signatures.paragraphs import single_paragraphs
 
 
 def test_all_but_the_last_end_at_a_blank_line():

@@ -12,8 +12,8 @@ from dspy.adapters.utils import format_field_value
 from dspy.signatures import Signature
 from pydantic.fields import FieldInfo
 
-from adapter.field_markers import is_marker
-from adapter.grammar.values import is_dspy_type
+from adapter.signatures.field_markers import is_marker
+from adapter.signatures.values import is_dspy_type
 
 _BAR = "| "
 _LINE_BEGIN = re.compile("(?:^|(?<=[\n\v\f\x1c-\x1e\x85\u2028\u2029])|(?<=\r)(?!\n))(?!\\Z)")

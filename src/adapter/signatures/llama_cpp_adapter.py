@@ -14,25 +14,25 @@ from dspy.signatures import Signature
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
-from adapter.bound_answers import (
+from adapter.engine.config import LlamaCppConfig
+from adapter.engine.language_model import language_model
+from adapter.errors import ConfigurationError
+from adapter.signatures.answer_grammar import FIELD_LINES, AnswerGrammar
+from adapter.signatures.bound_answers import (
     BoundAnswers,
     CutAnswerError,
     InvalidValueError,
     constrained,
     is_being_bound,
 )
-from adapter.decisions import DecisionPlan, decisions_in
-from adapter.engine.config import LlamaCppConfig
-from adapter.engine.language_model import language_model
-from adapter.errors import ConfigurationError
-from adapter.field_lines import input_lines, output_lines
-from adapter.field_markers import FieldMarkers
-from adapter.formatting import beginnings_of_placeholders, demonstrated, system_message
-from adapter.grammar.answer_grammar import FIELD_LINES, AnswerGrammar
-from adapter.known_tools import calling_agent, step_schemas
-from adapter.long_lists import shortened
-from adapter.paragraphs import has_line_breaks, may_be_empty, single_paragraphs
-from adapter.parsing import parse_completion
+from adapter.signatures.decisions import DecisionPlan, decisions_in
+from adapter.signatures.field_lines import input_lines, output_lines
+from adapter.signatures.field_markers import FieldMarkers
+from adapter.signatures.formatting import beginnings_of_placeholders, demonstrated, system_message
+from adapter.signatures.known_tools import calling_agent, step_schemas
+from adapter.signatures.long_lists import shortened
+from adapter.signatures.paragraphs import has_line_breaks, may_be_empty, single_paragraphs
+from adapter.signatures.parsing import parse_completion
 
 if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel
@@ -353,7 +353,7 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         return output_lines(signature.output_fields, outputs, missing_field_message)
 
     def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
-        """Return the output fields in a model's answer; see adapter.parsing.
+        """Return the output fields in a model's answer; see adapter.signatures.parsing.
 
         Raises AdapterParseError where no strategy finds them all.
         """

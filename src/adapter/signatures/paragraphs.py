@@ -9,7 +9,7 @@ from typing import Any
 from dspy.signatures import Signature
 from pydantic.fields import FieldInfo
 
-from adapter.formatting import description_of
+from adapter.signatures.formatting import description_of
 
 _LONG = re.compile(
     r"(?<![a-z])(paragraphs?|lines|multi-?line|newlines?|sections?|chapters?|stanzas?|verses?|"

@@ -10,7 +10,7 @@ from fake_generator import fake_model
 from grammars import matches
 
 import pyllama
-from adapter.llama_cpp_adapter import MAX_THOUGHT
+from adapter.signatures.llama_cpp_adapter import MAX_THOUGHT
 
 
 def add(a: int, b: int) -> int:

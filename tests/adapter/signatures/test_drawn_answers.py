@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from texts import fits, random_text
 
 from adapter import LlamaCppAdapter, constrained
-from adapter.field_values import Misfit, constrained_values
 from adapter.grammar.annotation_schema import annotated
-from adapter.grammar.answer_grammar import CHAT, FIELD_LINES, JSON, XML, Field, answer_grammar
 from adapter.grammar.rules import Rules
-from adapter.parsing import parse_completion
+from adapter.signatures.answer_grammar import CHAT, FIELD_LINES, JSON, XML, Field, answer_grammar
+from adapter.signatures.field_values import Misfit, constrained_values
+from adapter.signatures.parsing import parse_completion
 
 DRAWN = 6
 FORMS = {

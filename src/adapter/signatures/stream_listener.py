@@ -14,10 +14,10 @@ from dspy.adapters.utils import format_field_value
 from dspy.streaming import StreamListener, StreamResponse
 from dspy.utils.exceptions import AdapterParseError
 
-from adapter.bound_answers import bound_signature
-from adapter.field_markers import FieldMarkers
-from adapter.llama_cpp_adapter import LlamaCppAdapter
-from adapter.parsing import parse_completion
+from adapter.signatures.bound_answers import bound_signature
+from adapter.signatures.field_markers import FieldMarkers
+from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
+from adapter.signatures.parsing import parse_completion
 
 
 class LlamaCppStreamListener(StreamListener):

@@ -21,9 +21,9 @@ from dspy.signatures import Signature
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from adapter.field_lines import output_lines
-from adapter.field_values import Misfit, constrained_value
-from adapter.typed_values import allowed_values
+from adapter.signatures.field_lines import output_lines
+from adapter.signatures.field_values import Misfit, constrained_value
+from adapter.signatures.typed_values import allowed_values
 
 Distribution = Mapping[str, float]
 

@@ -15,9 +15,9 @@ from dspy.utils.exceptions import AdapterParseError
 from fake_generator import adapter_of, fake_model
 
 from adapter import InvalidValueError, constrained
-from adapter.bound_answers import ATTEMPTS
-from adapter.field_values import Misfit, constrained_value
-from adapter.parsing import parse_completion
+from adapter.signatures.bound_answers import ATTEMPTS
+from adapter.signatures.field_values import Misfit, constrained_value
+from adapter.signatures.parsing import parse_completion
 
 
 def asked(annotation: Any, **constraints: Any) -> Any:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from adapter import CutAnswerError
 from adapter.errors import ConfigurationError
-from adapter.field_markers import FieldMarkers
-from adapter.llama_cpp_adapter import LlamaCppAdapter
-from adapter.stream_listener import LlamaCppStreamListener
+from adapter.signatures.field_markers import FieldMarkers
+from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
+from adapter.signatures.stream_listener import LlamaCppStreamListener
 
 
 class Colour(enum.Enum):

@@ -10,10 +10,10 @@ import pytest
 from fake_generator import fake_model
 
 from adapter.engine.config import LlamaCppConfig
-from adapter.field_markers import is_marker
-from adapter.formatting import beginnings_of_placeholders, describe_form
-from adapter.llama_cpp_adapter import LlamaCppAdapter
-from adapter.parsing import parse_completion
+from adapter.signatures.field_markers import is_marker
+from adapter.signatures.formatting import beginnings_of_placeholders, describe_form
+from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
+from adapter.signatures.parsing import parse_completion
 
 
 class Person(pydantic.BaseModel):

@@ -27,12 +27,12 @@ from dspy.utils.exceptions import AdapterParseError
 from adapter.engine.config import MAX_SEED
 from adapter.engine.engine import LlamaCppEngine
 from adapter.errors import ConfigurationError
-from adapter.field_values import Misfit, constrained_values
-from adapter.grammar.answer_grammar import CHAT, JSON, XML, AnswerGrammar, Form, answer_grammar
 from adapter.grammar.schema_merging import SchemaError
-from adapter.known_tools import calls_schema
-from adapter.long_lists import ShortenedLists
-from adapter.typed_values import MISFITS
+from adapter.signatures.answer_grammar import CHAT, JSON, XML, AnswerGrammar, Form, answer_grammar
+from adapter.signatures.field_values import Misfit, constrained_values
+from adapter.signatures.known_tools import calls_schema
+from adapter.signatures.long_lists import ShortenedLists
+from adapter.signatures.typed_values import MISFITS
 
 AnyAdapter = TypeVar("AnyAdapter", bound=Adapter)
 

@@ -9,9 +9,9 @@ import pytest
 from dspy.adapters.baml_adapter import BAMLAdapter
 from fake_generator import fake_model
 
-from adapter.bound_answers import CutAnswerError
 from adapter.engine.config import LlamaCppConfig
-from adapter.llama_cpp_adapter import LlamaCppAdapter
+from adapter.signatures.bound_answers import CutAnswerError
+from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
 
 pytestmark = pytest.mark.model
 

@@ -33,8 +33,8 @@ from adapter.grammar.rules import (
     sequence,
 )
 from adapter.grammar.schema_merging import SchemaError, same
-from adapter.grammar.values import SPACES, Values, is_dspy_type, member_names, values_of
-from adapter.typed_values import MISFITS, allowed_values, typed_value, union_members
+from adapter.signatures.typed_values import MISFITS, allowed_values, typed_value, union_members
+from adapter.signatures.values import SPACES, Values, is_dspy_type, member_names, values_of
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ _kept = lru_cache(KEPT)(_made)
 
 
 def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, FieldValues]:
-    """`field: value` at the start of a line, as adapter.field_markers reads it."""
+    """`field: value` at the start of a line, as adapter.signatures.field_markers reads it."""
     fence = Marker(_INDENTATION, "```")
     markers = [_field_marker(field.name) for field in fields]
     # A block of code is closed: what is in it is no marker, and what comes after it may be.

@@ -11,7 +11,7 @@ import pytest
 from dspy.experimental import Choice, Noul, Score
 from fake_generator import adapter_of, fake_model
 
-from adapter.decisions import confidence
+from adapter.signatures.decisions import confidence
 
 Kind = Choice[("bill", "about money"), ("bug", "about a fault")]
 Anger = Score["calm", "cross", "furious"]

@@ -19,8 +19,8 @@ from texts import fits
 
 import pyllama
 from adapter import LlamaCppAdapter, constrained
-from adapter.grammar.answer_grammar import CHAT, FIELD_LINES, JSON, XML, answer_grammar
-from adapter.parsing import parse_completion
+from adapter.signatures.answer_grammar import CHAT, FIELD_LINES, JSON, XML, answer_grammar
+from adapter.signatures.parsing import parse_completion
 
 
 class Node(pydantic.BaseModel):

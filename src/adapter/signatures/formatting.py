@@ -1,7 +1,7 @@
 """A signature and its values as short chat messages, made for small models.
 
 The system message holds the instructions and the form of the answer. Values, those of the
-demonstrations too, are lines of `field: value` (adapter.field_lines): every token spent on form is
+demonstrations too, are lines of `field: value` (field_lines.py): every token spent on form is
 one that a small model must read and imitate.
 """
 
@@ -21,8 +21,8 @@ from dspy.adapters.types import Code, Reasoning, Type
 from dspy.signatures import Signature
 from pydantic.fields import FieldInfo
 
-from adapter.grammar.values import is_dspy_type
-from adapter.typed_values import allowed_values, union_members
+from adapter.signatures.typed_values import allowed_values, union_members
+from adapter.signatures.values import is_dspy_type
 
 _PLAIN_FORMS: dict[object, str] = {
     str: "text",
