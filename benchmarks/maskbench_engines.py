@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import pyllama
-from adapter.grammar.json_schema import json_schema_grammar
+from adapter.grammar.schema.json_schema import json_schema_grammar
 
 
 class Engine(Protocol):

@@ -34,7 +34,7 @@ from adapter import LlamaCppAdapter
 from adapter.generation.request import GenerationRequest, GenerationResult
 from adapter.generation.sampling import Constraint, Sampling, fewest_tokens
 from adapter.generation.scheduler import Scheduler
-from adapter.grammar.annotation_schema import annotated
+from adapter.grammar.schema.annotations import annotated
 from adapter.signatures.answer_grammar import CHAT, FIELD_LINES, JSON, XML, Form, answer_grammar
 from adapter.signatures.bound_answers import constrained
 from adapter.signatures.field_values import constrained_values

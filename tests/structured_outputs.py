@@ -55,7 +55,7 @@ from adapter import (
     constrained,
 )
 from adapter.engine.language_model import language_model
-from adapter.grammar.annotation_schema import annotated
+from adapter.grammar.schema.annotations import annotated
 from adapter.models import embedded_model
 
 TEMPERATURE = 1.5

@@ -7,8 +7,8 @@ import json
 from grammars import matches
 
 import pyllama
-from adapter.grammar.json_schema import json_schema_grammar
-from adapter.grammar.rules import OneOf, Repeat, Rule, Rules, Sequence, Text
+from adapter.grammar.gbnf.rules import OneOf, Repeat, Rule, Rules, Sequence, Text
+from adapter.grammar.schema.json_schema import json_schema_grammar
 
 
 def fits(model, gbnf, text):

@@ -20,8 +20,8 @@ from adapter.engine.thinking_grammar import ANSWER_SCHEMA, after_thinking
 from adapter.engine.tool_arguments import BoundCalls
 from adapter.errors import InvalidParameterError
 from adapter.generation.sampling import Constraint, ReasoningBudget, checked_grammar
-from adapter.grammar.json_schema import json_schema_grammar
-from adapter.grammar.schema_merging import SchemaError
+from adapter.grammar.schema.json_schema import json_schema_grammar
+from adapter.grammar.schema.merging import SchemaError
 
 if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel

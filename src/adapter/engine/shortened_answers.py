@@ -9,7 +9,7 @@ from dspy.lm15 import Adaptation
 
 from adapter.errors import InvalidParameterError
 from adapter.generation.request import GenerationRequest, GenerationResult
-from adapter.grammar.field_places import fields_at
+from adapter.grammar.gbnf.field_places import fields_at
 
 
 @dataclass(frozen=True)

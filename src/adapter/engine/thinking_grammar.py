@@ -8,8 +8,8 @@ from typing import Any
 
 import pyllama
 from adapter.generation.sampling import Constraint
-from adapter.grammar.characters import Characters
-from adapter.grammar.rules import Rule, Rules, Text, choice, one_of, optional, repeat, sequence
+from adapter.grammar.gbnf.characters import Characters
+from adapter.grammar.gbnf.rules import Rule, Rules, Text, choice, one_of, optional, repeat, sequence
 
 _PLACE = "the answer stands here"
 

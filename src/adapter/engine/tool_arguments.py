@@ -22,9 +22,9 @@ import pyllama
 from adapter.engine.call_ids import with_call_ids
 from adapter.engine.call_or_answer import renamed_rules
 from adapter.errors import TemplateAbortedError, TokenizationError
-from adapter.grammar.json_schema import KEPT, json_schema_grammar
-from adapter.grammar.schema_merging import SchemaError
-from adapter.grammar.tagged_arguments import Argument, TaggedArguments, tagged_arguments
+from adapter.grammar.schema.json_schema import KEPT, json_schema_grammar
+from adapter.grammar.schema.merging import SchemaError
+from adapter.grammar.schema.tagged_arguments import Argument, TaggedArguments, tagged_arguments
 
 Render = Callable[..., pyllama.RenderedChat]
 Tools = Sequence[Mapping[str, Any]]

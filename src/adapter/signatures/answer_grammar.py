@@ -15,13 +15,10 @@ from dspy.adapters.types import Code, Type
 from dspy.adapters.utils import parse_value
 from dspy.signatures import Signature
 
-from adapter.grammar.annotation_schema import annotated, annotation_schema
-from adapter.grammar.characters import NONE, PRINTABLE, Characters
-from adapter.grammar.field_places import place_of_field, with_field_names
-from adapter.grammar.free_text import LINE, Marker, case_spellings, line_without
-from adapter.grammar.json_schema import KEPT, SchemaText
-from adapter.grammar.json_text import JsonText
-from adapter.grammar.rules import (
+from adapter.grammar.gbnf.characters import NONE, PRINTABLE, Characters
+from adapter.grammar.gbnf.field_places import place_of_field, with_field_names
+from adapter.grammar.gbnf.free_text import LINE, Marker, case_spellings, line_without
+from adapter.grammar.gbnf.rules import (
     EMPTY,
     Expression,
     Rules,
@@ -32,7 +29,10 @@ from adapter.grammar.rules import (
     repeat,
     sequence,
 )
-from adapter.grammar.schema_merging import SchemaError, same
+from adapter.grammar.schema.annotations import annotated, annotation_schema
+from adapter.grammar.schema.json_schema import KEPT, SchemaText
+from adapter.grammar.schema.json_text import JsonText
+from adapter.grammar.schema.merging import SchemaError, same
 from adapter.signatures.typed_values import MISFITS, allowed_values, typed_value, union_members
 from adapter.signatures.values import SPACES, Values, is_dspy_type, member_names, values_of
 

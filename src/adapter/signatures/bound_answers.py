@@ -27,7 +27,7 @@ from dspy.utils.exceptions import AdapterParseError
 from adapter.engine.config import MAX_SEED
 from adapter.engine.engine import LlamaCppEngine
 from adapter.errors import ConfigurationError
-from adapter.grammar.schema_merging import SchemaError
+from adapter.grammar.schema.merging import SchemaError
 from adapter.signatures.answer_grammar import CHAT, JSON, XML, AnswerGrammar, Form, answer_grammar
 from adapter.signatures.field_values import Misfit, constrained_values
 from adapter.signatures.known_tools import calls_schema

@@ -14,7 +14,7 @@ import pydantic
 from dspy.adapters.utils import annotation_allows_none
 from pydantic.fields import FieldInfo
 
-from adapter.grammar.annotation_schema import annotated
+from adapter.grammar.schema.annotations import annotated
 from adapter.signatures.typed_values import MISFITS
 
 _SHOWN = 200  # characters of a value in an error

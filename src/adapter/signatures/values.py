@@ -12,13 +12,10 @@ from typing import Any, get_origin
 import pydantic
 from dspy.adapters.types import Code, Reasoning, ToolCalls, Type
 
-from adapter.grammar.annotation_schema import annotated, annotation_schema
-from adapter.grammar.automata import TooLarge
-from adapter.grammar.characters import NONE, Characters
-from adapter.grammar.free_text import LINE
-from adapter.grammar.json_schema import SchemaText
-from adapter.grammar.json_text import JsonText
-from adapter.grammar.rules import (
+from adapter.grammar.gbnf.automata import TooLarge
+from adapter.grammar.gbnf.characters import NONE, Characters
+from adapter.grammar.gbnf.free_text import LINE
+from adapter.grammar.gbnf.rules import (
     MAX_REPEAT,
     Expression,
     Rules,
@@ -29,8 +26,11 @@ from adapter.grammar.rules import (
     repeat,
     sequence,
 )
-from adapter.grammar.schema_merging import SchemaError, same
-from adapter.grammar.string_texts import StringTexts
+from adapter.grammar.schema.annotations import annotated, annotation_schema
+from adapter.grammar.schema.json_schema import SchemaText
+from adapter.grammar.schema.json_text import JsonText
+from adapter.grammar.schema.merging import SchemaError, same
+from adapter.grammar.schema.string_texts import StringTexts
 from adapter.signatures.typed_values import MISFITS, allowed_values, union_members
 
 Reader = Callable[[str, Any], Any]

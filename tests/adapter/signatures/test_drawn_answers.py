@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from texts import fits, random_text
 
 from adapter import LlamaCppAdapter, constrained
-from adapter.grammar.annotation_schema import annotated
-from adapter.grammar.rules import Rules
+from adapter.grammar.gbnf.rules import Rules
+from adapter.grammar.schema.annotations import annotated
 from adapter.signatures.answer_grammar import CHAT, FIELD_LINES, JSON, XML, Field, answer_grammar
 from adapter.signatures.field_values import Misfit, constrained_values
 from adapter.signatures.parsing import parse_completion

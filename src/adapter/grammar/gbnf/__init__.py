@@ -1,0 +1,1 @@
+"""Expressions of a grammar, and their text in GBNF."""

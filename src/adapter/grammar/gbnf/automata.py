@@ -1,0 +1,403 @@
+"""Deterministic automata: several demands on one text, as one expression.
+
+A grammar has alternatives and no "and". Two expressions are both held to by the product of their
+automata, which is written back as rules, one for a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from adapter.grammar.gbnf.characters import Characters
+from adapter.grammar.gbnf.rules import (
+    EMPTY,
+    IMPOSSIBLE,
+    Choice,
+    Expression,
+    OneOf,
+    Repeat,
+    Rule,
+    Rules,
+    Sequence,
+    Text,
+    choice,
+    one_of,
+    sequence,
+)
+
+MAX_STATES = 6000
+"""Of any automaton on the way; a large one takes a tenth of a second."""
+
+MAX_RULES = 2000
+"""States of what is written into a grammar."""
+
+_SHORT = 4
+"""Ranges of a set of characters that is written out each time."""
+
+_MAX_INLINED = 12  # parentheses within each other
+
+_REFINED = 60_000  # states looked at, to find those that are the same
+
+Steps: TypeAlias = tuple[tuple[Characters, int], ...]
+
+
+class TooLarge(ValueError):
+    """An automaton of more states than a grammar should have."""
+
+
+@dataclass(frozen=True)
+class Automaton:
+    """Reads a text character by character. State 0 is the first; no character leads on twice.
+
+    steps      for each state, the characters that lead on, and where to
+    accepting  the states in which the text may end
+    """
+
+    steps: tuple[Steps, ...]
+    accepting: frozenset[int]
+
+    def takes(self, text: str) -> bool:
+        """Whether a text may end where this one does."""
+        state = 0
+        for character in text:
+            following = (to for characters, to in self.steps[state] if character in characters)
+            state = next(following, -1)
+            if state < 0:
+                return False
+        return state in self.accepting
+
+    def expression(
+        self,
+        rules: Rules,
+        spelled: Callable[[Characters], Expression],
+        *,
+        is_minimal: bool = False,
+    ) -> Expression:
+        """The same texts as an expression, with each character as `spelled` writes it.
+
+        :param is_minimal: no two states are the same, or it does not pay to look for such.
+
+        Raises TooLarge.
+        """
+        least = self if is_minimal else minimal(self)
+        if not least.accepting:
+            return IMPOSSIBLE
+        if len(least.steps) > MAX_RULES:
+            raise TooLarge(f"more than {MAX_RULES} states")
+        return _Writer(least, rules, spelled).whole()
+
+
+def automaton_of(expression: Expression) -> Automaton:
+    """The automaton of an expression without rules. Raises TooLarge, ValueError for a rule."""
+    made = _Nondeterministic()
+    end = made.state()
+    begin = made.add(expression, end)
+    classes = _classes(made.characters())
+    # Which class of characters leads from a state where.
+    leads: list[list[tuple[int, int]]] = [
+        [(index, to) for sets, to in steps for index, one in enumerate(classes) if one & sets]
+        for steps in made.steps
+    ]
+
+    def following(states: frozenset[int]) -> Iterable[tuple[Characters, frozenset[int]]]:
+        found: dict[int, set[int]] = {}
+        for state in states:
+            for index, to in leads[state]:
+                found.setdefault(index, set()).add(to)
+        for index, reached in found.items():
+            yield classes[index], made.closure(reached)
+
+    return explored(made.closure({begin}), following, lambda states: end in states)
+
+
+def both(one: Automaton, other: Automaton) -> Automaton:
+    """The texts that both take. Raises TooLarge."""
+    common: dict[tuple[int, int], Characters] = {}
+    ours, theirs = _numbered(one), _numbered(other)
+
+    def following(pair: tuple[int, int]) -> Iterable[tuple[Characters, tuple[int, int]]]:
+        for index, characters, to in ours[pair[0]]:
+            for other_index, others, other_to in theirs[pair[1]]:
+                key = (index, other_index)
+                if key not in common:
+                    common[key] = characters & others
+                if common[key].ranges:
+                    yield common[key], (to, other_to)
+
+    return explored(
+        (0, 0), following, lambda pair: pair[0] in one.accepting and pair[1] in other.accepting
+    )
+
+
+def without(one: Automaton, other: Automaton) -> Automaton:
+    """The texts that one takes and the other does not. Raises TooLarge."""
+
+    def following(pair: tuple[int, int | None]) -> Iterable[tuple[Characters, object]]:
+        for characters, to in one.steps[pair[0]]:
+            rest = characters
+            for others, other_to in () if pair[1] is None else other.steps[pair[1]]:
+                common = rest & others
+                if common:
+                    yield common, (to, other_to)
+                    rest = rest - others
+            if rest:
+                yield rest, (to, None)
+
+    return explored(
+        (0, 0),
+        following,
+        lambda pair: pair[0] in one.accepting and pair[1] not in other.accepting,
+    )
+
+
+def _numbered(automaton: Automaton) -> list[list[tuple[int, Characters, int]]]:
+    """The steps of each state, each set of characters with a number of its own."""
+    numbers: dict[Characters, int] = {}
+    return [
+        [(numbers.setdefault(characters, len(numbers)), characters, to) for characters, to in steps]
+        for steps in automaton.steps
+    ]
+
+
+def explored(
+    begin: object,
+    following: Callable[..., Iterable[tuple[Characters, object]]],
+    accepts: Callable[..., bool],
+) -> Automaton:
+    """The automaton that is reached from one state, whatever its states are.
+
+    Those from which no text can end are left out. Raises TooLarge.
+    """
+    numbers: dict[object, int] = {begin: 0}
+    todo = [begin]
+    steps: list[list[tuple[Characters, int]]] = []
+    for state in todo:
+        by_target: dict[int, Characters] = {}
+        for characters, to in following(state):
+            if to not in numbers:
+                if len(numbers) == MAX_STATES:
+                    raise TooLarge(f"more than {MAX_STATES} states")
+                numbers[to] = len(numbers)
+                todo.append(to)
+            number = numbers[to]
+            known = by_target.get(number)
+            by_target[number] = characters if known is None else known | characters
+        steps.append([(characters, to) for to, characters in by_target.items()])
+    accepting = frozenset(numbers[state] for state in todo if accepts(state))
+    return _pruned(steps, accepting)
+
+
+def lengths(least: int, most: int | None) -> Automaton:
+    """Texts of so many characters."""
+    last = least if most is None else most
+    anything = ~Characters.of()
+
+    def following(count: int) -> list[tuple[Characters, int]]:
+        if count < last:
+            return [(anything, count + 1)]
+        return [(anything, count)] if most is None else []
+
+    return explored(0, following, lambda count: count >= least)
+
+
+def _pruned(steps: list[list[tuple[Characters, int]]], accepting: frozenset[int]) -> Automaton:
+    """Without the states from which none that accepts is reached, but for the first."""
+    before: list[list[int]] = [[] for _ in steps]
+    for state, leaving in enumerate(steps):
+        for _, to in leaving:
+            before[to].append(state)
+    alive, todo = set(accepting), list(accepting)
+    while todo:
+        for state in before[todo.pop()]:
+            if state not in alive:
+                alive.add(state)
+                todo.append(state)
+    kept = {state: index for index, state in enumerate(sorted(alive | {0}))}
+    made = tuple(
+        tuple((characters, kept[to]) for characters, to in steps[state] if to in alive)
+        for state in kept
+    )
+    return Automaton(made, frozenset(kept[state] for state in accepting))
+
+
+def minimal(automaton: Automaton) -> Automaton:
+    """The least automaton that takes the same texts, by refining which states are the same.
+
+    Where that takes long, as with states that only count, it is the automaton itself.
+    """
+    sets = list(dict.fromkeys(one for steps in automaton.steps for one, _ in steps))
+    classes = _classes(sets)
+    masks = {
+        one: sum(1 << index for index, part in enumerate(classes) if part & one) for one in sets
+    }
+    steps = [[(masks[one], to) for one, to in leaving] for leaving in automaton.steps]
+
+    def refined() -> list[int]:
+        known: dict[object, int] = {}
+        found = []
+        for state, leaving in enumerate(steps):
+            targets: dict[int, int] = {}
+            for mask, to in leaving:
+                targets[blocks[to]] = targets.get(blocks[to], 0) | mask
+            signature = (blocks[state], frozenset(targets.items()))
+            found.append(known.setdefault(signature, len(known)))
+        return found
+
+    blocks = [int(state in automaton.accepting) for state in range(len(steps))]
+    count, looked_at = 0, 0
+    while count != len(set(blocks)):
+        count = len(set(blocks))
+        looked_at += len(blocks)
+        if looked_at > _REFINED:
+            return automaton
+        blocks = refined()
+    firsts: dict[int, int] = {}
+    for state, block in enumerate(blocks):
+        firsts.setdefault(block, state)
+    merged: list[list[tuple[Characters, int]]] = []
+    for state in firsts.values():
+        by_target: dict[int, int] = {}
+        for mask, to in steps[state]:
+            by_target[blocks[to]] = by_target.get(blocks[to], 0) | mask
+        merged.append([(_union(classes, mask), to) for to, mask in by_target.items()])
+    return _pruned(merged, frozenset(blocks[state] for state in automaton.accepting))
+
+
+def _union(classes: list[Characters], mask: int) -> Characters:
+    parts = [part for index, part in enumerate(classes) if mask >> index & 1]
+    return Characters.of(*(ends for part in parts for ends in part.ranges))
+
+
+def _classes(sets: Iterable[Characters]) -> list[Characters]:
+    """Disjoint sets of which each of the given ones is made."""
+    classes: list[Characters] = []
+    for one in sets:
+        rest, parts = one, []
+        for known in classes:
+            parts += [part for part in (known & one, known - one) if part]
+            rest -= known
+        classes = [*parts, rest] if rest else parts
+    return classes
+
+
+class _Nondeterministic:
+    """States with steps, and with ways on that read nothing."""
+
+    def __init__(self) -> None:
+        self.steps: list[list[tuple[Characters, int]]] = []
+        self._free: list[list[int]] = []
+
+    def state(self) -> int:
+        if len(self.steps) == 4 * MAX_STATES:
+            raise TooLarge(f"more than {4 * MAX_STATES} states")
+        self.steps.append([])
+        self._free.append([])
+        return len(self.steps) - 1
+
+    def characters(self) -> Iterable[Characters]:
+        return dict.fromkeys(characters for steps in self.steps for characters, _ in steps)
+
+    def closure(self, states: Iterable[int]) -> frozenset[int]:
+        found = set(states)
+        todo = list(found)
+        while todo:
+            for to in self._free[todo.pop()]:
+                if to not in found:
+                    found.add(to)
+                    todo.append(to)
+        return frozenset(found)
+
+    def add(self, part: Expression, end: int) -> int:
+        """The state from which `part` leads to `end`."""
+        if isinstance(part, Text):
+            for character in reversed(part.text):
+                end = self._reading(Characters.of(character), end)
+            return end
+        if isinstance(part, OneOf):
+            return self._reading(part.characters, end)
+        if isinstance(part, Sequence):
+            for one in reversed(part.parts):
+                end = self.add(one, end)
+            return end
+        if isinstance(part, Choice):
+            begin = self.state()
+            self._free[begin] = [self.add(option, end) for option in part.options]
+            return begin
+        if isinstance(part, Repeat):
+            return self._repeated(part, end)
+        raise ValueError(f"{part} is no expression without rules")
+
+    def _reading(self, characters: Characters, end: int) -> int:
+        begin = self.state()
+        self.steps[begin] = [(characters, end)]
+        return begin
+
+    def _repeated(self, part: Repeat, end: int) -> int:
+        if part.most is None:
+            begin = self.state()
+            self._free[begin] = [end, self.add(part.part, begin)]
+        else:
+            begin = end
+            for _ in range(part.most - part.least):
+                following, begin = begin, self.state()
+                self._free[begin] = [end, self.add(part.part, following)]
+        for _ in range(part.least):
+            begin = self.add(part.part, begin)
+        return begin
+
+
+class _Writer:
+    """Writes an automaton as rules. A state that one step leads to stands where that step is."""
+
+    def __init__(
+        self, automaton: Automaton, rules: Rules, spelled: Callable[[Characters], Expression]
+    ) -> None:
+        self._automaton = automaton
+        self._rules = rules
+        self._spelled = spelled
+        self._arrivals = [0] * len(automaton.steps)
+        for leaving in automaton.steps:
+            for _, to in leaving:
+                self._arrivals[to] += 1
+        self._spellings: dict[Characters, Expression] = {}
+        self._names: dict[int, Rule] = {}
+        self._todo: list[int] = []
+
+    def whole(self) -> Expression:
+        begin = self._rule(0)
+        for state in self._todo:
+            self._rules.define(self._names[state], self._body(state, 0))
+        return begin
+
+    def _rule(self, state: int) -> Rule:
+        if state not in self._names:
+            self._names[state] = self._rules.reserve("state")
+            self._todo.append(state)
+        return self._names[state]
+
+    def _body(self, state: int, depth: int) -> Expression:
+        options: list[Expression] = [EMPTY] if state in self._automaton.accepting else []
+        for characters, to in self._automaton.steps[state]:
+            if self._arrivals[to] == 1 and to != 0 and to != state and depth < _MAX_INLINED:
+                rest = self._body(to, depth + 1)
+            else:
+                rest = self._rule(to)
+            options.append(sequence(self._written(characters), rest))
+        return choice(options)
+
+    def _written(self, characters: Characters) -> Expression:
+        """One character of a set, which has a rule of its own where it takes long to write."""
+        if characters not in self._spellings:
+            spelling = self._spelled(characters)
+            if len(characters.ranges) > _SHORT:
+                key = ("one of", characters, spelling)
+                spelling = self._rules.add("one-of", key, lambda: self._spelled(characters))
+            self._spellings[characters] = spelling
+        return self._spellings[characters]
+
+
+def characters_only(characters: Characters) -> Expression:
+    """Characters that stand for themselves."""
+    return one_of(characters)

@@ -1,0 +1,46 @@
+"""Which fields of an answer the places in its grammar are in."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+
+from adapter.grammar.gbnf.rules import Expression, Rules
+
+
+def place_of_field(rules: Rules, number: int, value: Expression) -> Expression:
+    """A field's value as a rule of its own, by which its place is known. Fields count from 1."""
+    return rules.add(f"{_RULE}{number}", (_RULE, number), lambda: value)
+
+
+def with_field_names(gbnf: str, names: Iterable[str]) -> str:
+    """A grammar that says in a comment how its fields are called."""
+    return f"{gbnf}{_COMMENT}{json.dumps([*names])}\n"
+
+
+def fields_at(gbnf: str, places: Iterable[frozenset[str]]) -> list[str] | None:
+    """The fields that some places of a grammar are in, in their order.
+
+    :param places: for each the names of its rules, as ``pyllama.GrammarSampler.shortened`` has
+        them.
+    :returns: None where the grammar does not tell its fields.
+    """
+    told = re.search(f"^{_COMMENT}(.*)$", gbnf, re.MULTILINE)
+    if told is None:
+        return None
+    names = json.loads(told[1])
+    found: set[int] = set()
+    for place in places:
+        numbers = {int(rule[1]) for rule in map(_IN_FIELD.fullmatch, place) if rule is not None}
+        if not numbers and not any(_IS_ROOT.fullmatch(rule) for rule in place):
+            numbers = {len(names)}  # nothing comes after it that the place would remember
+        found |= numbers
+    return [name for number, name in enumerate(names, 1) if number in found]
+
+
+_RULE = "value-of-field-"
+_COMMENT = "# fields: "
+# What comes after a model's thoughts has names of its own.
+_IN_FIELD = re.compile(f"(?:answer-itself-)?{_RULE}([0-9]+)")
+_IS_ROOT = re.compile("root|answer-itself")

@@ -1,0 +1,357 @@
+"""Grammars while they are made: expressions, the rules they are in, and their GBNF."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from adapter.grammar.gbnf.characters import Characters
+
+MAX_REPEAT = 1000
+"""The largest count in a repetition. llama.cpp writes each one out as a rule of its own."""
+
+
+_MAX_NESTED = 20  # parentheses within each other
+
+
+class _Hashed:
+    """Keeps its hash: expressions are compared again and again, and each is a tree of others."""
+
+    _hash: int
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            made = hash((type(self), *vars(self).values()))
+            object.__setattr__(self, "_hash", made)
+            return made
+
+
+@dataclass(frozen=True)
+class Text(_Hashed):
+    """This very text."""
+
+    text: str
+
+    __hash__ = _Hashed.__hash__
+
+
+@dataclass(frozen=True)
+class OneOf(_Hashed):
+    """One character of a set."""
+
+    characters: Characters
+
+    __hash__ = _Hashed.__hash__
+
+
+@dataclass(frozen=True)
+class Sequence(_Hashed):
+    """One expression after the other; none is the empty text."""
+
+    parts: tuple[Expression, ...]
+
+    __hash__ = _Hashed.__hash__
+
+
+@dataclass(frozen=True)
+class Choice(_Hashed):
+    """Any one of several expressions; of none, nothing fits."""
+
+    options: tuple[Expression, ...]
+
+    __hash__ = _Hashed.__hash__
+
+
+@dataclass(frozen=True)
+class Repeat(_Hashed):
+    """An expression `least` to `most` times; None is any number."""
+
+    part: Expression
+    least: int
+    most: int | None
+
+    __hash__ = _Hashed.__hash__
+
+
+@dataclass(frozen=True)
+class Rule(_Hashed):
+    """Whatever the rule of this name describes."""
+
+    name: str
+
+    __hash__ = _Hashed.__hash__
+
+
+Expression: TypeAlias = "Text | OneOf | Sequence | Choice | Repeat | Rule"
+
+EMPTY = Sequence(())
+IMPOSSIBLE = Choice(())
+
+
+def sequence(*parts: Expression | str) -> Expression:
+    """Expressions one after the other; texts stand for themselves."""
+    flat: list[Expression] = []
+    for part in parts:
+        if isinstance(part, str):
+            part = Text(part)
+        if isinstance(part, Sequence):
+            flat += part.parts
+        elif not isinstance(part, Text) or part.text:
+            flat.append(part)
+    return flat[0] if len(flat) == 1 else Sequence(tuple(flat))
+
+
+def choice(options: Iterable[Expression | str]) -> Expression:
+    """Any one of several expressions."""
+    flat: dict[Expression, None] = {}
+    for option in options:
+        one = Text(option) if isinstance(option, str) else option
+        flat |= dict.fromkeys(one.options if isinstance(one, Choice) else (one,))
+    return next(iter(flat)) if len(flat) == 1 else Choice(tuple(flat))
+
+
+def any_text(texts: Iterable[str], depth: int = 0) -> Expression:
+    """Any one of several texts, what they begin with in common written once.
+
+    A sampler follows every option that still fits: hundreds of them, at each character.
+    """
+    by_first: dict[str, list[str]] = {}
+    for text in dict.fromkeys(texts):
+        by_first.setdefault(text[:1], []).append(text)
+    options: list[Expression] = []
+    for same in by_first.values():
+        begin = common_beginning(min(same), max(same))
+        if len(same) == 1 or depth == _MAX_NESTED:
+            options += map(Text, same)
+        else:
+            rest = any_text((text[len(begin) :] for text in same), depth + 1)
+            options.append(sequence(begin, rest))
+    return choice(sequence() if option == Text("") else option for option in options)
+
+
+def common_beginning(one: str, other: str) -> str:
+    """What two texts both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return one[: next((index for index, (a, b) in pairs if a != b), len(one))]
+
+
+def repeat(part: Expression | str, least: int = 0, most: int | None = None) -> Expression:
+    """An expression several times."""
+    one = Text(part) if isinstance(part, str) else part
+    if most == 0:
+        return EMPTY
+    return one if least == most == 1 else Repeat(one, least, most)
+
+
+def optional(part: Expression | str) -> Expression:
+    """An expression, or the empty text."""
+    return repeat(part, 0, 1)
+
+
+def one_of(characters: Characters) -> Expression:
+    """One character of a set."""
+    return OneOf(characters) if characters else IMPOSSIBLE
+
+
+def may_be_empty(part: Expression) -> bool:
+    """Whether the empty text fits an expression without rules."""
+    if isinstance(part, Sequence):
+        return all(map(may_be_empty, part.parts))
+    if isinstance(part, Choice):
+        return any(map(may_be_empty, part.options))
+    if isinstance(part, Repeat):
+        return part.least == 0 or may_be_empty(part.part)
+    return part == Text("")
+
+
+class Rules:
+    """The rules of one grammar, by name."""
+
+    def __init__(self) -> None:
+        self._rules: dict[str, Expression] = {}
+        self._names: dict[Hashable, str] = {}
+        self._counts: dict[str, int] = {}  # the last of each name's numbers
+
+    def add(self, hint: str, key: Hashable, body: Callable[[], Expression]) -> Rule:
+        """The rule that stands for `key`; made by `body`, which may refer to it, if it is new."""
+        if key not in self._names:
+            name = self._new_name(hint)
+            self._names[key] = name
+            self._rules[name] = IMPOSSIBLE  # holds the name while the body is made
+            self._rules[name] = body()
+        return Rule(self._names[key])
+
+    def reserve(self, hint: str) -> Rule:
+        """A new rule, to be defined later."""
+        name = self._new_name(hint)
+        self._rules[name] = IMPOSSIBLE
+        return Rule(name)
+
+    def define(self, rule: Rule, body: Expression) -> None:
+        """Say what a reserved rule describes."""
+        self._rules[rule.name] = body
+
+    def gbnf(self, root: Expression, known: frozenset[str] = frozenset()) -> str | None:
+        """The grammar whose root is `root`, or None where no text can ever fit it.
+
+        Rules that nothing fits are left out, and what would lead there; `known` ones are defined
+        elsewhere.
+        """
+        possible, whole = self._possible(known)
+        body = _pruned(root, possible)
+        if body is None:
+            return None
+        kept: dict[str, Expression] = {"root": body}
+        todo = [body]
+        while todo:
+            for name in _rules_in(todo.pop()):
+                if name not in kept and name not in known:
+                    rule: Expression | None = self._rules[name]
+                    if name not in whole and _fit(self._rules[name], possible) != _ALL:
+                        rule = _pruned(self._rules[name], possible)
+                    assert rule is not None  # it is possible, or would not be referred to
+                    kept[name] = rule
+                    todo.append(rule)
+        return "".join(f"{name} ::= {_gbnf(rule)}\n" for name, rule in kept.items())
+
+    def _new_name(self, hint: str) -> str:
+        base = re.sub("[^a-zA-Z0-9]+", "-", hint).strip("-").lower()[:40] or "rule"
+        name, count = base, self._counts.get(base, 1)
+        while name in self._rules or name == "root":
+            count += 1
+            name = f"{base}-{count}"
+        self._counts[base] = count
+        return name
+
+    def _possible(self, known: frozenset[str]) -> tuple[set[str], set[str]]:
+        """The rules that some finite text fits, and such as have no part that none fits."""
+        possible, whole = set(known), set[str]()
+
+        def decide(name: str) -> bool:
+            found = _fit(self._rules[name], possible)
+            if found is not _NONE:
+                possible.add(name)
+                if found is _ALL:
+                    whole.add(name)
+            return found is not _NONE
+
+        # A rule refers to some that were made before all others, or that were made after it.
+        first = [name for name in self._rules if not decide(name)]
+        undecided = [name for name in reversed(first) if not decide(name)]
+        users: dict[str, list[str]] = {}
+        for name in undecided:
+            for used in _rules_in(self._rules[name]):
+                users.setdefault(used, []).append(name)
+        while undecided:
+            name = undecided.pop()
+            if name not in possible and decide(name):
+                undecided += users.get(name, ())
+        return possible, whole
+
+
+def _rules_in(part: Expression) -> dict[str, None]:
+    """The rules that an expression refers to."""
+    found: dict[str, None] = {}
+    todo: list[Expression] = [part]
+    while todo:
+        one = todo.pop()
+        kind = type(one)
+        if kind is Rule:
+            found[one.name] = None  # type: ignore[union-attr]
+        elif kind is Sequence:
+            todo += one.parts  # type: ignore[union-attr]
+        elif kind is Choice:
+            todo += one.options  # type: ignore[union-attr]
+        elif kind is Repeat:
+            todo.append(one.part)  # type: ignore[union-attr]
+    return found
+
+
+_NONE, _SOME, _ALL = range(3)
+
+
+def _fit(part: Expression, possible: set[str]) -> int:
+    """Whether texts fit none of an expression, some part of it, or all of its parts."""
+    if isinstance(part, Rule):
+        return _ALL if part.name in possible else _NONE
+    if isinstance(part, Sequence):
+        fits = _ALL
+        for one in part.parts:
+            if type(one) is not Text:
+                fit = _fit(one, possible)
+                if fit == _NONE:
+                    return _NONE
+                fits = min(fits, fit)
+        return fits
+    if isinstance(part, Choice):
+        found = {_ALL if type(one) is Text else _fit(one, possible) for one in part.options}
+        if found <= {_NONE}:
+            return _NONE
+        return _ALL if found == {_ALL} else _SOME
+    if isinstance(part, Repeat):
+        fit = _fit(part.part, possible)
+        return _SOME if fit == _NONE and part.least == 0 else fit
+    return _ALL
+
+
+def _pruned(part: Expression, possible: set[str]) -> Expression | None:
+    """The expression without what can never be completed; None if that is all of it."""
+    if isinstance(part, Rule):
+        return part if part.name in possible else None
+    if isinstance(part, Sequence):
+        parts = [_pruned(one, possible) for one in part.parts]
+        return None if None in parts else sequence(*(one for one in parts if one is not None))
+    if isinstance(part, Choice):
+        options = [_pruned(one, possible) for one in part.options]
+        left = [one for one in options if one is not None]
+        return choice(left) if left else None
+    if isinstance(part, Repeat):
+        inner = _pruned(part.part, possible)
+        if inner is None:
+            return EMPTY if part.least == 0 else None
+        return Repeat(inner, part.least, part.most)
+    return part
+
+
+def _gbnf(part: Expression, *, nested: bool = False) -> str:
+    if isinstance(part, Rule):
+        return part.name
+    if isinstance(part, Text):
+        return f'"{_UNUSUAL(_escaped, part.text)}"'
+    if isinstance(part, OneOf):
+        return part.characters.gbnf()
+    if isinstance(part, Repeat):
+        return _gbnf(part.part, nested=True) + _count(part.least, part.most)
+    if isinstance(part, Sequence):
+        written = [
+            one.name if type(one) is Rule else _gbnf(one, nested=type(one) is Choice)
+            for one in part.parts
+        ]
+        text = " ".join(written) or '""'
+        return f"({text})" if nested and len(written) != 1 else text
+    text = " | ".join([one.name if type(one) is Rule else _gbnf(one) for one in part.options])
+    return f"({text})" if nested else text
+
+
+def _count(least: int, most: int | None) -> str:
+    signs = {(0, None): "*", (1, None): "+", (0, 1): "?"}
+    if (least, most) in signs:
+        return signs[least, most]
+    return f"{{{least}}}" if least == most else f"{{{least},{'' if most is None else most}}}"
+
+
+_UNUSUAL = re.compile(r"[^\x20!\x23-\x5B\x5D-\x7E]").sub
+
+
+def _escaped(match: re.Match[str]) -> str:
+    character = match[0]
+    if character in '"\\':
+        return "\\" + character
+    if character.isprintable():
+        return character
+    code = ord(character)
+    return f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}"

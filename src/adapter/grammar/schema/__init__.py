@@ -1,0 +1,1 @@
+"""JSON Schemas and Python types as expressions of a grammar."""

@@ -1,0 +1,229 @@
+"""Python types as JSON schemas that say all that pydantic checks, as far as it can be said."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic.errors import PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticOmit
+
+from adapter.grammar.schema.merging import SchemaError
+from adapter.grammar.schema.web_formats import url_format
+
+
+def annotation_schema(annotation: Any, metadata: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """The JSON schema of a type, and of the constraints of a field.
+
+    A field's constraints come after the validators of its type, whose schema pydantic does not
+    know. As most validators only look at a value, the schema has the constraints first.
+
+    Raises SchemaError for a type that has none.
+    """
+    metadata = tuple(sorted(metadata, key=lambda one: isinstance(one, _VALIDATORS)))
+    try:
+        adapter: Any = pydantic.TypeAdapter(annotated(annotation, metadata))
+        schema: dict[str, Any] = adapter.json_schema(schema_generator=_Generator)
+        return schema
+    except (PydanticUserError, PydanticOmit, RecursionError, TypeError) as error:
+        raise SchemaError(f"{annotation!r} has no JSON schema: {error}") from None
+
+
+_VALIDATORS = (
+    pydantic.AfterValidator,
+    pydantic.BeforeValidator,
+    pydantic.PlainValidator,
+    pydantic.WrapValidator,
+)
+
+
+def annotated(annotation: Any, metadata: tuple[Any, ...]) -> Any:
+    """A type together with a field's constraints.
+
+    That of pydantic.Json is left out: an answer is JSON as it is, and read once.
+    """
+    made: Any = annotation
+    for constraint in metadata:
+        if constraint is not pydantic.Json and not isinstance(constraint, pydantic.Json):
+            made = Annotated[made, constraint]
+    return made
+
+
+class _Generator(GenerateJsonSchema):
+    """Adds what pydantic's own schemas leave out, and what no schema says as x-unchecked."""
+
+    def dict_schema(self, schema: Any) -> JsonSchemaValue:
+        made = super().dict_schema(schema)
+        keys = self._keys(schema["keys_schema"]) if "keys_schema" in schema else {}
+        said = {key: keys[key] for key in keys if key != "title"}
+        # Keys of a pattern come as patternProperties, which say the same.
+        if said not in ({}, {"type": "string"}) and "patternProperties" not in made:
+            made["propertyNames"] = keys
+        return made
+
+    def _keys(self, schema: Any) -> JsonSchemaValue:
+        """The schema of a dict's keys, which are strings in JSON, also those of an IntEnum."""
+        if schema["type"] != "enum":
+            return self.generate_inner(schema)
+        members = [member.value for member in schema["members"]]
+        return {"enum": [str(one) for one in members if type(one) in (int, str)]}
+
+    def enum_schema(self, schema: Any) -> JsonSchemaValue:
+        return _of_values(super().enum_schema(schema), schema["cls"])
+
+    def literal_schema(self, schema: Any) -> JsonSchemaValue:
+        return _of_values(super().literal_schema(schema), Literal[tuple(schema["expected"])])
+
+    def url_schema(self, schema: Any) -> JsonSchemaValue:
+        made = super().url_schema(schema)
+        return {**made, "format": url_format(schema.get("allowed_schemes"))}
+
+    def multi_host_url_schema(self, schema: Any) -> JsonSchemaValue:
+        return self.url_schema(schema)
+
+    def bytes_schema(self, schema: Any) -> JsonSchemaValue:
+        # Lengths of bytes are those of texts where each character is one byte.
+        return {**super().bytes_schema(schema), "pattern": "^[ -~]*$"}
+
+    def set_schema(self, schema: Any) -> JsonSchemaValue:
+        return _as_set(super().set_schema(schema))
+
+    def frozenset_schema(self, schema: Any) -> JsonSchemaValue:
+        return _as_set(super().frozenset_schema(schema))
+
+    def date_schema(self, schema: Any) -> JsonSchemaValue:
+        return _between(super().date_schema(schema), schema, datetime.timedelta(days=1))
+
+    def time_schema(self, schema: Any) -> JsonSchemaValue:
+        made = {**super().time_schema(schema), "format": _zoned("time", schema)}
+        return _between(made, schema, _MICROSECOND)
+
+    def datetime_schema(self, schema: Any) -> JsonSchemaValue:
+        made = {**super().datetime_schema(schema), "format": _zoned("date-time", schema)}
+        return _between(made, schema, _MICROSECOND)
+
+    def timedelta_schema(self, schema: Any) -> JsonSchemaValue:
+        return _between({"type": "string", "format": "duration"}, schema, _MICROSECOND)
+
+    def decimal_schema(self, schema: Any) -> JsonSchemaValue:
+        made: dict[str, Any] = {"type": "number"}
+        for name, keyword in _OF_DECIMALS.items():
+            if name in schema:
+                made[keyword] = float(schema[name])
+        unsaid = [
+            name
+            for name, keyword in _OF_DECIMALS.items()
+            if keyword in made and Decimal(repr(made[keyword])) != Decimal(schema[name])
+        ]
+        digits = {name: schema[name] for name in ("max_digits", "decimal_places") if name in schema}
+        if digits:
+            made["x-digits"] = digits
+        return {**made, "x-unchecked": unsaid} if unsaid else made
+
+    def str_schema(self, schema: Any) -> JsonSchemaValue:
+        made = super().str_schema(schema)
+        if schema.get("strip_whitespace") and (set(made) & {"minLength", "pattern"}):
+            made["x-unchecked"] = ["strip_whitespace"]
+        return made
+
+    def complex_schema(self, schema: Any) -> JsonSchemaValue:
+        number = r"\d{1,15}(\.\d{1,15})?"
+        return {"type": "string", "pattern": f"^-?{number}([+-]{number}j)?$"}
+
+    def json_schema(self, schema: Any) -> JsonSchemaValue:
+        return {"type": "string", "x-unchecked": ["JSON in a string"]}
+
+    def handle_invalid_for_json_schema(
+        self, schema: CoreSchema, error_info: str
+    ) -> JsonSchemaValue:
+        raise SchemaError(f"no JSON schema says {error_info}")
+
+
+def _of_values(made: dict[str, Any], annotation: Any) -> JsonSchemaValue:
+    """An enumeration without the values that pydantic does not take as JSON has them, as tuples."""
+    values = made["enum"] if "enum" in made else [made["const"]]
+    fits = pydantic.TypeAdapter(annotation)
+    taken = []
+    for value in values:
+        with contextlib.suppress(pydantic.ValidationError, TypeError):
+            fits.validate_python(value)
+            taken.append(value)
+    if len(taken) == len(values):
+        return made
+    return {"enum": taken} if taken else {"x-unchecked": [f"the values of {annotation}"]}
+
+
+def _as_set(made: dict[str, Any]) -> JsonSchemaValue:
+    """A set takes items twice; it only counts them once."""
+    return {**{key: value for key, value in made.items() if key != "uniqueItems"}, "x-set": True}
+
+
+_MICROSECOND = datetime.timedelta(microseconds=1)
+_OF_DECIMALS = {
+    "ge": "minimum",
+    "gt": "exclusiveMinimum",
+    "le": "maximum",
+    "lt": "exclusiveMaximum",
+    "multiple_of": "multipleOf",
+}
+
+
+def _between(made: dict[str, Any], schema: Any, least_step: datetime.timedelta) -> JsonSchemaValue:
+    """A schema with the bounds of moments, those that are left out moved by the least step.
+
+    formatMinimum and formatMaximum are keywords of public validators.
+    """
+    made = dict(made)
+    ends = {
+        "formatMinimum": [(schema.get("ge"), 0), (schema.get("gt"), 1)],
+        "formatMaximum": [(schema.get("le"), 0), (schema.get("lt"), -1)],
+    }
+    unsaid = []
+    if "now_op" in schema:
+        others = any(bound is not None for given in ends.values() for bound, _ in given)
+        unsaid = ["now_op"] if others else _bound_to_today(schema, made)
+    for keyword, bounds in ends.items():
+        given = [(bound, steps) for bound, steps in bounds if bound is not None]
+        try:
+            [(bound, steps)] = given
+            made[keyword] = _moment_text(bound, steps * least_step)
+        except (ValueError, OverflowError, TypeError):
+            if given:
+                unsaid.append(keyword)
+    return {**made, "x-unchecked": unsaid} if unsaid else made
+
+
+def _bound_to_today(schema: Any, made: dict[str, Any]) -> list[str]:
+    """Bound what is past or yet to come. Moments are bound by the day; the rest is told."""
+    is_past = schema["now_op"] == "past"
+    keyword = "formatMaximum" if is_past else "formatMinimum"
+    today = datetime.datetime.combine(datetime.date.today(), datetime.time())  # noqa: DTZ011
+    if schema["type"] == "date":
+        made[keyword] = _moment_text(today.date(), datetime.timedelta(days=-1 if is_past else 1))
+        return []
+    if schema.get("tz_constraint") == "aware":
+        today = today.replace(tzinfo=datetime.timezone.utc)
+    made[keyword] = _moment_text(today, datetime.timedelta(days=1 if is_past else 0))
+    return ["now_op"]
+
+
+def _moment_text(bound: Any, by: datetime.timedelta) -> str:
+    if isinstance(bound, datetime.timedelta):
+        return f"PT{(bound + by).total_seconds():.6f}S".replace("PT-", "-PT")
+    if isinstance(bound, datetime.time):
+        day = datetime.datetime.combine(datetime.date(2000, 1, 1), bound)
+        moved = day + by
+        if moved.date() != day.date():
+            raise OverflowError
+        return moved.timetz().isoformat()
+    moved_day: datetime.date = bound + by
+    return moved_day.isoformat()
+
+
+def _zoned(kind: str, schema: Any) -> str:
+    zone = schema.get("tz_constraint")
+    return kind if zone == "aware" else f"naive-{kind}" if zone == "naive" else f"any-{kind}"

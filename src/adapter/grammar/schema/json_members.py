@@ -1,0 +1,144 @@
+"""The members of JSON objects: which may follow which, and the keys that are left for others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from adapter.grammar.gbnf.characters import Characters
+from adapter.grammar.gbnf.rules import (
+    EMPTY,
+    Choice,
+    Expression,
+    Rule,
+    Sequence,
+    Text,
+    choice,
+    optional,
+    repeat,
+    sequence,
+)
+from adapter.grammar.schema.json_text import JsonText
+
+_MAX_PARTS = 60  # of a sequence: each further member would copy it
+
+
+class Member(NamedTuple):
+    """A declared key, and its text together with that of its value."""
+
+    required: bool
+    name: str
+    text: Expression
+
+
+def members_in_order(
+    json: JsonText,
+    hint: str,
+    members: list[Member],
+    extra: Expression | None,
+    missing: int,
+    room: int | None,
+) -> Expression:
+    """Members in their order, each that is not required left out or not.
+
+    extra    any other member; these come last
+    missing  how many of them there are at least: one is counted
+    room     how many of them there are at most
+    """
+    first: Expression = EMPTY
+    after: Expression = EMPTY
+    if extra is not None:
+        more = sequence(json.comma, extra)
+        after = repeat(more, min(missing, 1), room)
+        first = sequence(extra, repeat(more, 0, None if room is None else room - 1))
+        first = first if missing else optional(first)
+    for must, name, member in reversed(members):
+        with_it, following = sequence(member, after), sequence(json.comma, member, after)
+        if must:
+            if isinstance(following, Sequence) and len(following.parts) > _MAX_PARTS:
+                body = following
+                following = json.rules.add(f"{hint}-{name}-on", ("on", body), lambda b=body: b)  # type: ignore[misc]
+            first, after = with_it, following
+            continue
+        key = (member, after)
+        without, skipped = first, after
+        rest = json.rules.add(
+            f"{hint}-{name}-on",
+            ("on", key),
+            lambda f=following, s=skipped: choice([f, s]),  # type: ignore[misc]
+        )
+        begin = json.rules.add(
+            f"{hint}-{name}-first",
+            ("first", key, first),
+            lambda w=with_it, o=without: choice([w, o]),  # type: ignore[misc]
+        )
+        first, after = begin, rest
+    return first
+
+
+def key_other_than(json: JsonText, declared: list[str]) -> Expression:
+    """A string that is none of these, without escapes, so that it cannot be one in disguise."""
+    root = _Names()
+    for name in declared:
+        node = root
+        for character in name:
+            if character not in json.raw:
+                break  # only an escape would write it
+            node = node.following.setdefault(character, _Names())
+        else:
+            node.ends = True
+    any_more = json.rules.add(
+        "key-rest", ("key-rest", json.raw), lambda: repeat(json.spelled(json.raw))
+    )
+    for node in root.deepest_first():
+        options: list[Expression] = [] if node.ends else [EMPTY]
+        options += [Sequence((Text(one), child.others)) for one, child in node.following.items()]
+        others = _others(json, "".join(sorted(node.following)))
+        node.others = Choice((*options, Sequence((others, any_more))))
+        node.depth = 1 + max((child.depth for child in node.following.values()), default=0)
+        if node.depth == _MAX_NESTED:
+            # A name may be as long as it likes, and expressions are walked by recursion.
+            body = node.others
+            node.others = json.rules.add("other-key", object(), lambda body=body: body)  # type: ignore[misc]
+            node.depth = 0
+    whole = json.quoted(root.others)
+    # llama.cpp bounds what stands within a repetition, as other members do.
+    return (
+        whole
+        if len(declared) <= _MAX_NESTED
+        else json.rules.add("other-key", object(), lambda: whole)
+    )
+
+
+def _others(json: JsonText, characters: str) -> Rule:
+    """A character of a key that is none of these."""
+    return json.rules.add(
+        "key-other",
+        ("key-other", json.raw, characters),
+        lambda: json.spelled(json.raw - Characters.of(characters)),
+    )
+
+
+_MAX_NESTED = 16  # characters of names, within one rule
+
+
+class _Names:
+    """Names with a common beginning, by what follows it.
+
+    ends    whether the beginning itself is a name
+    others  what may follow it to make another name
+    depth   how deep that nests within its rule
+    """
+
+    def __init__(self) -> None:
+        self.following: dict[str, _Names] = {}
+        self.ends = False
+        self.others: Expression = EMPTY
+        self.depth = 0
+
+    def deepest_first(self) -> Iterator[_Names]:
+        """Return this one and all that follow, each after those that follow it."""
+        nodes = [self]
+        for node in nodes:
+            nodes += node.following.values()
+        return reversed(nodes)

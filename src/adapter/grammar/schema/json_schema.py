@@ -1,0 +1,483 @@
+"""JSON schemas as expressions of a grammar.
+
+llama.cpp's own converter is made for schemas that a model is to be guided by. It leaves out
+keywords that it does not know, writes patterns into strings as they stand, and lets keys through
+that are spelled otherwise. Here whatever fits the expression is valid, and what cannot be said is
+told (see `SchemaText.unchecked`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote
+
+from adapter.grammar.gbnf.automata import TooLarge
+from adapter.grammar.gbnf.digits import digits_of, exact, multiple_integer, special_number
+from adapter.grammar.gbnf.numbers import integer, number
+from adapter.grammar.gbnf.rules import (
+    EMPTY,
+    IMPOSSIBLE,
+    MAX_REPEAT,
+    Expression,
+    Rule,
+    Rules,
+    any_text,
+    choice,
+    optional,
+    repeat,
+    sequence,
+)
+from adapter.grammar.schema import merging
+from adapter.grammar.schema.bounds import bounds
+from adapter.grammar.schema.formats import format_expression
+from adapter.grammar.schema.json_objects import ObjectText
+from adapter.grammar.schema.json_text import JsonText
+from adapter.grammar.schema.limits import MAX_COMPARED, Effort, require_short, too_deep
+from adapter.grammar.schema.merging import Schema, SchemaError
+from adapter.grammar.schema.once_each import once_each
+from adapter.grammar.schema.string_texts import StringTexts
+
+MAX_ALTERNATIVES = 5000
+"""Of all unions in a schema, written out."""
+
+_HINT = 40
+"""Characters of a rule's name."""
+
+_NOT_EXPRESSED = {
+    "object": ("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties"),
+    "array": ("contains", "unevaluatedItems"),
+}
+_EVERYWHERE = ("not", "if", "x-unchecked")
+
+
+KEPT = 256
+"""Grammars that stay made: a program asks for the same few again and again."""
+
+
+@dataclass(frozen=True)
+class SchemaGrammar:
+    """A schema's grammar in GBNF, and the keywords that must be checked after."""
+
+    gbnf: str
+    unchecked: tuple[str, ...]
+
+
+class SchemaText:
+    """The JSON texts that a schema describes, within the rules of a grammar.
+
+    unchecked   the keywords that the grammar leaves out: what they demand must be checked after
+    any_order   the keys of objects come in any order, unless their schema has
+                "x-key-order": "schema"
+    """
+
+    def __init__(
+        self, json_text: JsonText, document: Mapping[str, Any], *, any_order: bool = False
+    ) -> None:
+        self._json = json_text
+        self._document = document
+        self._identity = object()  # what "$ref" means is another thing in another document
+        self._alternatives = 0
+        self._effort = Effort()
+        self._unchecked: dict[str, None] = {}
+        merging.assertions(document)
+        merging.require_no_other_base(document)
+        if document.get("x-key-order") is not None:
+            any_order = document["x-key-order"] == "any"
+        self._objects = ObjectText(
+            json_text,
+            self._effort,
+            rule=self.rule,
+            key_of=self._key_of,
+            listed=self._listed,
+            leave=self._leave,
+            any_order=any_order,
+        )
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """What the grammar leaves out."""
+        return tuple(self._unchecked)
+
+    def root(self) -> Rule:
+        """Texts that the whole document describes.
+
+        Raises SchemaError for what is no schema, or cannot be a grammar.
+        """
+        try:
+            return self.rule("answer", dict(self._document))
+        except RecursionError:
+            raise too_deep() from None
+
+    def alternatives(self, *schemas: Any) -> list[Schema]:
+        """Schemas without references and unions: any one describes what all of these do."""
+        with self._effort:
+            return self._plain(schemas)
+
+    def rule(self, hint: str, *schemas: Any) -> Rule:
+        """Texts that all of the schemas describe."""
+        texts = sorted({json.dumps(schema, sort_keys=True) for schema in schemas})
+        self._effort.spend(20 + sum(map(len, texts)) // 50)
+        key = ("schema", self._identity, *texts)
+        with self._effort:
+            return self._json.rules.add(
+                hint[:_HINT], key, lambda: self._body(hint[:_HINT], schemas)
+            )
+
+    def _body(self, hint: str, schemas: tuple[Any, ...]) -> Expression:
+        if len(schemas) == 1 and isinstance(schemas[0], dict):
+            keywords = merging.assertions(schemas[0])
+            [first, *others] = keywords or [""]
+            if first == "$ref" and not others:
+                return self.rule(hint, self._resolved(keywords["$ref"]))
+            if first in ("anyOf", "oneOf") and not others:
+                options = merging.schemas_in(keywords, first)
+                if first == "oneOf":
+                    self._require_exclusive(options)
+                return choice(
+                    self._preferred([(f"{hint}-{i}", option) for i, option in enumerate(options)])
+                )
+        return choice(self._typed(hint, plain) for plain in self._plain(schemas))
+
+    def _preferred(self, options: list[tuple[str, Any]]) -> list[Expression]:
+        """The options that a grammar says whole, where there are some; else all."""
+        found = []
+        before = self._unchecked
+        for hint, option in options:
+            self._unchecked = {}
+            found.append((self.rule(hint, option), self._unchecked))
+        self._unchecked = before
+        whole = [rule for rule, unchecked in found if not unchecked]
+        if whole:
+            return [*whole]
+        for _, unchecked in found:
+            self._unchecked |= unchecked
+        return [rule for rule, _ in found]
+
+    def _plain(self, schemas: Iterable[Any]) -> list[Schema]:
+        """Schemas without references and unions: any one describes what all of these do."""
+        self._alternatives += 1
+        if self._alternatives > MAX_ALTERNATIVES:
+            raise SchemaError(f"its unions have more than {MAX_ALTERNATIVES} combinations")
+        merged: Schema = {}
+        unions: list[list[Any]] = []
+        todo = list(schemas)
+        followed: set[str] = set()
+        while todo:
+            schema = todo.pop(0)
+            self._effort.spend(50 + len(todo) // 10 + len(merged.get("properties", ())))
+            if schema is False:
+                return []
+            if schema is True:
+                continue
+            rest = merging.assertions(schema)
+            if "$ref" in rest:
+                reference = rest.pop("$ref")
+                if reference in followed:
+                    continue  # it has been taken in already
+                followed.add(reference)
+                todo.insert(0, self._resolved(reference))
+            if "allOf" in rest:
+                todo += merging.schemas_in(rest, "allOf")
+                del rest["allOf"]
+            for keyword in ("anyOf", "oneOf"):
+                if keyword in rest:
+                    options = merging.schemas_in(rest, keyword)
+                    if keyword == "oneOf":
+                        self._require_exclusive(options)
+                    unions.append(options)
+                    del rest[keyword]
+            merged = merging.merged(merged, rest)
+        if not unions:
+            return [merged]
+        others = [{"anyOf": union} for union in unions[1:]]
+        return [plain for option in unions[0] for plain in self._plain([merged, option, *others])]
+
+    def _resolved(self, reference: Any) -> Any:
+        if not isinstance(reference, str) or not (reference + "/").startswith("#/"):
+            raise SchemaError(f"$ref {reference!r} does not refer into the same schema")
+        found: Any = self._document
+        for step in filter(None, reference[1:].split("/")[1:]):
+            key = unquote(step).replace("~1", "/").replace("~0", "~")
+            if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
+                found = found[int(key)]
+            elif isinstance(found, Mapping) and key in found:
+                found = found[key]
+            else:
+                raise SchemaError(f"$ref {reference!r} refers to nothing: {key!r} is not there")
+        return found
+
+    def _require_exclusive(self, options: list[Any]) -> None:
+        """Tell where a text may fit several options of a oneOf."""
+        kinds = [self._meant(option) for option in options]
+        n_pairs = len(kinds) * (len(kinds) - 1) // 2
+        if n_pairs > MAX_COMPARED:
+            self._leave(f"oneOf (more than {MAX_COMPARED} pairs of options)")
+            return
+        self._effort.spend(5 * n_pairs)
+        for index, one in enumerate(kinds):
+            if not all(merging.exclusive(one, other) for other in kinds[:index]):
+                self._leave("oneOf")
+                return
+
+    def _meant(self, option: Any) -> Any:
+        """The schema that an option refers to, through any number of references."""
+        followed: set[str] = set()
+        while isinstance(option, dict) and "$ref" in option:
+            reference = option["$ref"]
+            found = self._resolved(reference)
+            if reference in followed:
+                return True  # it refers to itself: anything would do
+            followed.add(reference)
+            option = found
+        return option
+
+    def _leave(self, what: str) -> None:
+        self._unchecked[what] = None
+
+    # One schema without references and unions.
+
+    def _typed(self, hint: str, schema: Schema) -> Expression:
+        for keyword in _EVERYWHERE:
+            if keyword in schema:
+                if keyword == "not" and schema["not"] is True:
+                    return IMPOSSIBLE
+                if keyword == "if" and not ("then" in schema or "else" in schema):
+                    continue
+                for what in schema[keyword] if keyword == "x-unchecked" else (keyword,):
+                    self._leave(what)
+        if "enum" in schema:
+            return self._enumerated(schema)
+        types = merging.types_of(schema)
+        if types is None:
+            return self._json.value
+        options = []
+        for kind in types:
+            for keyword in _NOT_EXPRESSED.get(kind, ()):
+                if keyword in schema:
+                    self._leave(keyword)
+            options.append(getattr(self, f"_{kind}")(hint, schema))
+        return choice(options)
+
+    def _enumerated(self, schema: Schema) -> Expression:
+        values = []
+        others = {keyword: schema[keyword] for keyword in schema if keyword != "enum"}
+        self._effort.spend(5 * len(schema["enum"]))
+        for value in schema["enum"]:
+            fits = merging.scalar_fits(value, others)
+            if fits is None:
+                self._leave("enum beside " + ", ".join(sorted(set(others) - {"type"})))
+            if fits is not False:
+                try:
+                    values.append(self._json.written(value))
+                except ValueError:
+                    continue  # no JSON text stands for it
+        return any_text(values)
+
+    def _null(self, hint: str, schema: Schema) -> Expression:
+        return sequence("null")
+
+    def _boolean(self, hint: str, schema: Schema) -> Expression:
+        return choice(["true", "false"])
+
+    def _integer(self, hint: str, schema: Schema) -> Expression:
+        low, above, high, below = bounds(schema)
+        least = None if low is None else math.floor(low) + 1 if above else math.ceil(low)
+        most = None if high is None else math.ceil(high) - 1 if below else math.floor(high)
+        if least is not None and most is not None and least > most:
+            return IMPOSSIBLE
+        if "multipleOf" in schema:
+            try:
+                return multiple_integer(self._json.rules, least, most, exact(schema["multipleOf"]))
+            except TooLarge:
+                self._leave("multipleOf")
+        return integer(least, most)
+
+    def _number(self, hint: str, schema: Schema) -> Expression:
+        low, above, high, below = bounds(schema)
+        if (
+            low is not None
+            and high is not None
+            and (low > high or (low == high and (above or below)))
+        ):
+            return IMPOSSIBLE
+        step = exact(schema["multipleOf"]) if "multipleOf" in schema else None
+        digits = schema.get("x-digits")
+        total, places = digits_of(digits)
+        if step is not None or total is not None or places is not None:
+            try:
+                return special_number(
+                    self._json.rules,
+                    (low, high),
+                    (above, below),
+                    step=step,
+                    total=total,
+                    places=places,
+                )
+            except TooLarge:
+                self._leave_given(schema, "multipleOf", "x-digits")
+        return number(low, high, above=above, below=below)
+
+    def _string(self, hint: str, schema: Schema) -> Expression:
+        least, most = _counts(schema, "minLength", "maxLength")
+        if most is not None and least > most:
+            return IMPOSSIBLE
+        kind = schema.get("format")
+        if kind is not None and format_expression(kind) is None:
+            if kind not in merging.FORMATS_OF_ANY_TEXT:
+                self._leave(f"format {kind}")
+            kind = None
+        patterns = schema.get("pattern", [])
+        if patterns or (kind is not None):
+            content = self._content(schema, kind, patterns, least, most)
+            if content is not None:
+                return self._json.quoted(content)
+        if most is not None and most > MAX_REPEAT:
+            self._leave("maxLength")
+            most = None
+        return self._json.string(_repeated("minLength", least), most)
+
+    def _content(
+        self,
+        schema: Schema,
+        kind: str | None,
+        patterns: list[str],
+        least: int,
+        most: int | None,
+    ) -> Expression | None:
+        """The text of a string of a format and of patterns; None where neither can be said."""
+        texts = StringTexts(self._json.rules, self._json.spelled)
+        if kind is not None:
+            ends = [schema.get(end) for end in ("formatMinimum", "formatMaximum")]
+            texts.add_format(kind, *(one if isinstance(one, str) else None for one in ends))
+        for pattern in patterns:
+            texts.add_pattern(pattern)
+        try:
+            found = texts.expression(least, most)
+        except TooLarge:
+            raise SchemaError(
+                f"minLength of {least} is more than the {MAX_REPEAT} a grammar can count"
+            ) from None
+        for what in texts.unchecked:
+            self._leave(what)
+        return found
+
+    def _array(self, hint: str, schema: Schema) -> Expression:
+        least, most = _counts(schema, "minItems", "maxItems")
+        prefix = schema.get("prefixItems", [])
+        rest = schema.get("items", not prefix or least > len(prefix))
+        if rest is False:
+            most = len(prefix) if most is None else min(most, len(prefix))
+        if "minItems" not in schema and prefix:
+            least = len(prefix) if most is None else min(most, len(prefix))
+        if most is not None and least > most:
+            return IMPOSSIBLE
+        if schema.get("uniqueItems") is True or schema.get("x-set"):
+            listed = None if prefix or rest is False else self._listed(rest)
+            texts = [sequence(text) for text in listed or ()]
+            once = once_each(self._json.rules, hint, texts, self._json.comma, least, most)
+            if listed is not None and once is not None:
+                return self._json.array(once)
+            if schema.get("uniqueItems") is True and (most is None or most > 1):
+                self._leave("uniqueItems")
+            elif least > 1:
+                self._leave("minItems of a set")
+        if most is not None and most > MAX_REPEAT:
+            self._leave("maxItems")
+            most = None
+        _repeated("minItems", least)
+        first = [self.rule(f"{hint}-{i}", schema) for i, schema in enumerate(prefix[:most])]
+        items: Expression = EMPTY
+        if rest is not False and (most is None or most > len(first)):
+            item = self.rule(f"{hint}-item", rest)
+            room = None if most is None else most - len(first)
+            if first:
+                items = repeat(sequence(self._json.comma, item), max(0, least - len(first)), room)
+            else:
+                more = repeat(
+                    sequence(self._json.comma, item),
+                    max(0, least - 1),
+                    None if room is None else room - 1,
+                )
+                items = sequence(item, more)
+                items = items if least else optional(items)
+        for index in reversed(range(len(first))):
+            items = sequence(self._json.comma if index else EMPTY, first[index], items)
+            items = items if index < least else optional(items)
+        return self._json.array(items)
+
+    def _listed(self, schema: Any) -> list[str] | None:
+        """The texts of all values of a schema, where these are few; None where they are not."""
+        found: dict[str, None] = {}
+        for plain in self._plain([schema]):
+            values = merging.few_values(plain)
+            if values is None:
+                return None
+            try:
+                found |= dict.fromkeys(map(self._json.written, values))
+            except ValueError:
+                return None  # no JSON text stands for one of them
+        return [*found]
+
+    def _object(self, hint: str, schema: Schema) -> Expression:
+        return self._objects.expression(hint, schema)
+
+    def _key_of(self, hint: str, names: Any) -> Expression:
+        """A key that a schema describes; a number or the like is put in quotes."""
+        found = []
+        for plain in self._plain([names]):
+            kinds = merging.types_of(plain) or ["string"]
+            if "enum" in plain or kinds == ["string"]:
+                found.append(self._typed(hint, {**plain, "type": ["string"]}))
+            elif set(kinds) <= {"integer", "number", "boolean"}:
+                found.append(self._json.quoted(self._typed(hint, plain)))
+            else:
+                self._leave("propertyNames")
+                found.append(self._json.string())
+        return choice(found)
+
+    def _leave_given(self, schema: Schema, *keywords: str) -> None:
+        for keyword in keywords:
+            if schema.get(keyword):
+                self._leave(keyword)
+
+
+def _counts(schema: Schema, least: str, most: str) -> tuple[int, int | None]:
+    return schema.get(least, 0), schema.get(most)
+
+
+def _repeated(keyword: str, count: int) -> int:
+    if count > MAX_REPEAT:
+        raise SchemaError(f"{keyword} of {count} is more than the {MAX_REPEAT} a grammar can count")
+    return count
+
+
+@lru_cache(KEPT)
+def json_schema_grammar(schema: str, *, any_order: bool = False) -> SchemaGrammar:
+    """The grammar of the JSON texts that a schema, given as JSON, describes.
+
+    :param any_order: the keys of objects may come in any order, with others among them; else in the
+        schema's. What a schema says by "x-key-order", "any" or "schema", holds for all objects in
+        it where it is the whole document, and else for its own.
+
+    Raises SchemaError for what is no schema, cannot be a grammar, or that no text fits.
+    """
+    require_short(schema)
+    try:
+        document = json.loads(schema)
+        if document is False:
+            raise SchemaError("no text can ever fit it")
+        rules = Rules()
+        text = SchemaText(
+            JsonText(rules), {} if document is True else document, any_order=any_order
+        )
+        gbnf = rules.gbnf(text.root())
+    except RecursionError:
+        raise too_deep() from None
+    if gbnf is None:
+        raise SchemaError("no text can ever fit it")
+    return SchemaGrammar(gbnf, text.unchecked)

@@ -1,0 +1,127 @@
+"""The parts of JSON that every schema needs, as expressions."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from adapter.grammar.gbnf.characters import PRINTABLE, Characters
+from adapter.grammar.gbnf.numbers import NUMBER
+from adapter.grammar.gbnf.rules import (
+    EMPTY,
+    Expression,
+    Rule,
+    Rules,
+    choice,
+    one_of,
+    optional,
+    repeat,
+    sequence,
+)
+
+_SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b",
+                  "\f": "\\f"}  # fmt: skip
+_HEX = Characters.of((0x30, 0x39), (0x41, 0x46), (0x61, 0x66))
+
+
+class JsonText:
+    """JSON within the rules of a grammar.
+
+    raw     what may stand in a string as itself
+    """
+
+    def __init__(self, rules: Rules, raw: Characters = PRINTABLE) -> None:
+        self.rules = rules
+        self.raw = raw - Characters.of('"\\')
+
+    @property
+    def space(self) -> Rule:
+        """White space: none, or as much as a line break with its indentation takes."""
+
+        def body() -> Expression:
+            indented = sequence(repeat("\n", 1, 2), repeat(one_of(Characters.of(" \t")), 0, 20))
+            return choice([EMPTY, " ", indented])
+
+        return self.rules.add("space", "space", body)
+
+    def spelled(self, characters: Characters) -> Expression:
+        """One character of a set, as a string has it."""
+        escapes = [written for one, written in _SHORT_ESCAPES.items() if one in characters]
+        return choice([one_of(characters & self.raw), *escapes])
+
+    @property
+    def character(self) -> Rule:
+        """Any character of a string. Escapes of surrogates alone are none."""
+
+        def body() -> Expression:
+            digit = one_of(_HEX)
+            other = one_of(_HEX - Characters.of("dD"))
+            below = one_of(Characters.of((0x30, 0x37)))
+            code = choice(
+                [
+                    sequence(other, repeat(digit, 3, 3)),
+                    sequence(one_of(Characters.of("dD")), below, repeat(digit, 2, 2)),
+                ]
+            )
+            escape = sequence(
+                "\\", choice([one_of(Characters.of('"\\bfnrt')), sequence("u", code)])
+            )
+            return choice([one_of(self.raw), escape])
+
+        return self.rules.add("char", ("char", self.raw), body)
+
+    def string(self, least: int = 0, most: int | None = None) -> Expression:
+        """A string of so many characters."""
+        return self.quoted(repeat(self.character, least, most))
+
+    def quoted(self, content: Expression) -> Expression:
+        """A string with this content."""
+        return sequence('"', content, '"')
+
+    def array(self, items: Expression) -> Expression:
+        """An array with this between its brackets."""
+        return sequence("[", self.space, items, self.space, "]")
+
+    def object(self, members: Expression) -> Expression:
+        """An object with this between its braces."""
+        return sequence("{", self.space, members, self.space, "}")
+
+    @property
+    def comma(self) -> Expression:
+        """Between two items or members."""
+        return sequence(",", self.space)
+
+    def member(self, key: Expression, value: Expression) -> Expression:
+        """A key with its value."""
+        return sequence(key, ":", self.space, value)
+
+    @property
+    def value(self) -> Rule:
+        """Any value."""
+        return self.rules.add("value", "value", self._value)
+
+    def written(self, value: Any) -> str:
+        """A value as JSON, in characters that may stand here.
+
+        Raises ValueError for a value that JSON has not.
+        """
+        text = json.dumps(value, ensure_ascii=False, separators=(", ", ": "), allow_nan=False)
+        # Quotes and backslashes are those of JSON itself.
+        allowed = self.raw | Characters.of('"\\')
+
+        def escaped(match: re.Match[str]) -> str:
+            code = ord(match[0])
+            if 0xD800 <= code < 0xE000:
+                raise ValueError("a surrogate alone")
+            return match[0] if match[0] in allowed else json.dumps(match[0])[1:-1]
+
+        return re.sub(r"[^\x20-\x25\x27-\x3B\x3D\x3F-\x7E]", escaped, text)
+
+    def _value(self) -> Expression:
+        comma, value = self.comma, self.value
+        items = sequence(value, repeat(sequence(comma, value)))
+        member = self.member(self.string(), value)
+        members = sequence(member, repeat(sequence(comma, member)))
+        scalars = [NUMBER, "true", "false", "null", self.string()]
+        return choice([self.object(optional(members)), self.array(optional(items)), *scalars])

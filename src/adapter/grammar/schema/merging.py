@@ -1,0 +1,407 @@
+"""JSON schemas as data: what they demand, and two of them as one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from fractions import Fraction
+from typing import Any
+
+from adapter.grammar.gbnf.pattern_search import is_found
+from adapter.grammar.gbnf.patterns import UnsupportedPattern
+
+Schema = dict[str, Any]
+
+KEYWORDS_OF_TYPE: dict[str, tuple[str, ...]] = {
+    "object": (
+        "properties", "required", "additionalProperties", "patternProperties", "propertyNames",
+        "minProperties", "maxProperties", "dependentRequired", "dependentSchemas", "dependencies",
+        "unevaluatedProperties",
+    ),
+    "array": (
+        "items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems",
+        "contains", "minContains", "maxContains", "unevaluatedItems", "x-set",
+    ),
+    "string": (
+        "minLength", "maxLength", "pattern", "format", "formatMinimum", "formatMaximum",
+    ),
+    "number": (
+        "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "x-digits",
+    ),
+}  # fmt: skip
+_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
+_ASSERTIONS = {
+    "type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else",
+    "x-unchecked", "x-key-order",
+    *(keyword for keywords in KEYWORDS_OF_TYPE.values() for keyword in keywords),
+}  # fmt: skip
+
+FORMATS_OF_ANY_TEXT = ("binary", "password", "path", "file-path", "directory-path", "text")
+"""Formats that any string has."""
+
+
+class SchemaError(ValueError):
+    """What is no JSON schema, or none that a grammar can follow."""
+
+
+def assertions(schema: Any) -> Schema:
+    """What a schema demands, without what it only says; two spellings made one.
+
+    Raises SchemaError for a keyword's value of another form.
+    """
+    if not isinstance(schema, Mapping):
+        raise SchemaError(f"a schema is an object, true or false, not {schema!r}")
+    if "$dynamicRef" in schema or "$recursiveRef" in schema:
+        raise SchemaError("dynamic references are not supported; use $ref")
+    found = {key: value for key, value in schema.items() if key in _ASSERTIONS}
+    kinds = found.get("type")
+    if isinstance(kinds, str):
+        found["type"] = [kinds]
+    if "enum" in found and not isinstance(found["enum"], list):
+        raise SchemaError(f"enum has a value that it cannot have: {found['enum']!r}")
+    if "const" in found:
+        const = [found.pop("const")]
+        found["enum"] = _common_values(found["enum"], const) if "enum" in found else const
+    if isinstance(found.get("pattern"), str):
+        found["pattern"] = [found["pattern"]]
+    if isinstance(found.get("items"), list):  # as until 2019
+        found["prefixItems"] = found.pop("items")
+        if "additionalItems" in found:
+            found["items"] = found["additionalItems"]
+    found.pop("additionalItems", None)
+    for keyword, form in _FORMS.items():
+        if keyword in found and not form(found[keyword]):
+            raise SchemaError(f"{keyword} has a value that it cannot have: {found[keyword]!r}")
+    for kind in found.get("type", []):
+        if kind not in _TYPES:
+            raise SchemaError(f"type {kind!r} is none of {', '.join(_TYPES)}")
+    for keyword in _COUNTS:
+        if keyword in found:
+            found[keyword] = int(found[keyword])
+    return found
+
+
+def schemas_in(schema: Schema, keyword: str) -> list[Any]:
+    """The schemas of an allOf, anyOf or oneOf."""
+    schemas = schema[keyword]
+    if not isinstance(schemas, list) or not schemas:
+        raise SchemaError(f"{keyword} must be a list of schemas, and must not be empty")
+    return schemas
+
+
+def merged(one: Schema, other: Schema) -> Schema:
+    """One schema that describes what both do."""
+    both = {**one, **other}
+    for keyword in one.keys() & other.keys():
+        both[keyword] = _MERGERS.get(keyword, _unmerged)(one[keyword], other[keyword])
+    if "properties" in both or "patternProperties" in both:
+        _merge_members(one, other, both)
+    if "prefixItems" in both:
+        both["prefixItems"] = _merged_prefix(one, other)
+    unmerged = [keyword for keyword in one.keys() & other.keys() if both[keyword] is _UNMERGED]
+    for keyword in unmerged:
+        both[keyword] = one[keyword]
+        if one[keyword] != other[keyword]:
+            both["x-unchecked"] = [*both.get("x-unchecked", ()), f"{keyword} beside another"]
+    return both
+
+
+def types_of(schema: Schema) -> list[str] | None:
+    """The types that a value may have; None for any.
+
+    Without a type, that which the other keywords are for: whatever they leave open is not needed.
+    """
+    if "type" in schema:
+        kinds = list(schema["type"])
+        return [kind for kind in kinds if not (kind == "integer" and "number" in kinds)]
+    implied = [
+        kind
+        for kind, keywords in KEYWORDS_OF_TYPE.items()
+        if any(keyword in schema for keyword in keywords)
+    ]
+    return implied or None
+
+
+def scalar_fits(value: Any, schema: Any) -> bool | None:
+    """Whether a value fits a schema; None where more than its scalar keywords would tell."""
+    if isinstance(schema, bool):
+        return schema
+    plain = assertions(schema)
+    if "type" in plain and not any(_is_of(value, kind) for kind in plain["type"]):
+        return False
+    if "enum" in plain and not any(same(value, one) for one in plain["enum"]):
+        return False
+    kind = type_of(value)
+    family = "number" if kind == "integer" else kind
+    asked = set(KEYWORDS_OF_TYPE.get(family, ())) & plain.keys()
+    if kind == "string":
+        length = len(value)
+        if not plain.get("minLength", 0) <= length <= plain.get("maxLength", length):
+            return False
+        try:
+            if not all(is_found(pattern, value) for pattern in plain.get("pattern", [])):
+                return False
+        except UnsupportedPattern:
+            return None
+        asked -= {"minLength", "maxLength", "pattern"}
+    if family == "number":
+        if not plain.get("minimum", value) <= value <= plain.get("maximum", value):
+            return False
+        if "exclusiveMinimum" in plain and value <= plain["exclusiveMinimum"]:
+            return False
+        if "exclusiveMaximum" in plain and value >= plain["exclusiveMaximum"]:
+            return False
+        asked -= {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+    unknown = asked or plain.keys() & {"$ref", "allOf", "anyOf", "oneOf"}
+    return None if unknown else True
+
+
+def few_values(schema: Schema) -> list[Any] | None:
+    """All values of a schema without references and unions, where it is plain that they are few."""
+    if "enum" in schema:
+        others = {keyword: schema[keyword] for keyword in schema if keyword != "enum"}
+        fitting = [(value, scalar_fits(value, others)) for value in schema["enum"]]
+        if "x-unchecked" in schema or any(fits is None for _, fits in fitting):
+            return None
+        return [value for value, fits in fitting if fits]
+    if len(schema.get("type", ())) != 1:
+        return None
+    [kind] = schema["type"]
+    if kind in _FEW and set(schema) == {"type"}:
+        return _FEW[kind]
+    if kind == "integer" and set(schema) == {"type", "minimum", "maximum"}:
+        low, high = math.ceil(schema["minimum"]), math.floor(schema["maximum"])
+        return [*range(low, high + 1)] if high - low < _MANY else None
+    return None
+
+
+_FEW: dict[str, list[Any]] = {"boolean": [False, True], "null": [None]}
+_MANY = 256
+
+
+def exclusive(one: Any, other: Any) -> bool:
+    """Whether it is plain that no value fits both schemas."""
+    if one is False or other is False:
+        return True
+    if not isinstance(one, Mapping) or not isinstance(other, Mapping):
+        return False
+    first, second = assertions(one), assertions(other)
+    if "enum" in first and "enum" in second:
+        return not _common_values(first["enum"], second["enum"])
+    kinds = [_kinds(first), _kinds(second)]
+    if None not in kinds and not _common_types(*kinds):
+        return True
+    if _requires_what_lacks(first, second) or _requires_what_lacks(second, first):
+        return True
+    shared = set(first.get("required", ())) & set(second.get("required", ()))
+    return any(
+        exclusive(first.get("properties", {}).get(name), second.get("properties", {}).get(name))
+        for name in shared
+    )
+
+
+def _requires_what_lacks(one: Schema, other: Schema) -> bool:
+    """Whether one schema requires a key that the other one has no place for."""
+    if other.get("additionalProperties") is not False or "patternProperties" in other:
+        return False
+    if _kinds(one) != ["object"] or _kinds(other) != ["object"]:
+        return False
+    return not set(one.get("required", ())) <= set(other.get("properties", {}))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are the same in JSON: True is not 1, and 1.0 is."""
+    return _identity(one) == _identity(other)
+
+
+def type_of(value: Any) -> str:
+    """The JSON type of a value."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, (int, float)):
+        return "integer" if isinstance(value, int) or value.is_integer() else "number"
+    if isinstance(value, str):
+        return "string"
+    return "array" if isinstance(value, (list, tuple)) else "object"
+
+
+def require_no_other_base(document: Mapping[str, Any]) -> None:
+    """Refuse a schema whose references may not be meant from its beginning."""
+    todo: list[tuple[Any, bool]] = [(document, True)]
+    refers = rebased = False
+    while todo:
+        value, is_root = todo.pop()
+        if isinstance(value, Mapping):
+            refers |= isinstance(value.get("$ref"), str)
+            rebased |= not is_root and isinstance(value.get("$id"), str)
+            todo += [(v, False) for k, v in value.items() if k not in ("enum", "const")]
+        elif isinstance(value, list):
+            todo += [(item, False) for item in value]
+    if refers and rebased:
+        raise SchemaError("schemas with an $id of their own inside another are not supported")
+
+
+def _is_of(value: Any, kind: str) -> bool:
+    own = type_of(value)
+    return own == kind or (own, kind) == ("integer", "number")
+
+
+def _kinds(schema: Schema) -> list[str] | None:
+    if "enum" in schema:
+        return [type_of(value) for value in schema["enum"]]
+    kinds: list[str] | None = schema.get("type")
+    return kinds
+
+
+def _common_types(one: Any, other: Any) -> list[str]:
+    common = [kind for kind in one if kind in other]
+    mixed = ("integer" in one and "number" in other) or ("number" in one and "integer" in other)
+    if mixed and "integer" not in common:
+        common.append("integer")
+    return common
+
+
+def _common_values(one: list[Any], other: list[Any]) -> list[Any]:
+    options = set(map(_identity, other))
+    return [value for value in one if _identity(value) in options]
+
+
+def _identity(value: Any) -> Hashable:
+    """What two values have in common if, and only if, they are the same in JSON."""
+    if isinstance(value, list):
+        return "array", tuple(map(_identity, value))
+    if isinstance(value, Mapping):
+        return "object", frozenset((key, _identity(value[key])) for key in value)
+    return isinstance(value, bool), value
+
+
+def _both(one: Any, other: Any) -> Any:
+    is_same = one == other and _identity(one) == _identity(other)
+    return one if is_same else {"allOf": [one, other]}
+
+
+def _common_multiple(one: float, other: float) -> float:
+    first, second = Fraction(repr(one)), Fraction(repr(other))
+    both = math.lcm(first.numerator, second.numerator)
+    common = Fraction(both, math.gcd(first.denominator, second.denominator))
+    if common > _LARGEST:
+        raise SchemaError(
+            f"no common multiple of {one} and {other} is a number that is ever written"
+        )
+    return float(common)
+
+
+_LARGEST = 10**300
+
+
+class _Unmerged:
+    pass
+
+
+_UNMERGED = _Unmerged()
+
+
+def _unmerged(*_: Any) -> Any:
+    return _UNMERGED
+
+
+def _united(one: list[Any], other: list[Any]) -> list[Any]:
+    return list(dict.fromkeys([*one, *other]))
+
+
+_MERGERS: dict[str, Any] = {
+    "type": _common_types,
+    "enum": _common_values,
+    "required": _united,
+    "pattern": _united,
+    "x-unchecked": _united,
+    "x-key-order": lambda one, other: one if one == other else "schema",
+    "items": _both,
+    "additionalProperties": _both,
+    "propertyNames": _both,
+    **dict.fromkeys(("uniqueItems", "x-set"), lambda one, other: one or other),
+    "multipleOf": _common_multiple,
+    **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"), max),
+    **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"), min),
+    "properties": lambda one, other: {**one, **other},
+    "patternProperties": lambda one, other: {
+        key: _both(one[key], other[key]) if key in one and key in other else {**one, **other}[key]
+        for key in {**one, **other}
+    },
+    "prefixItems": lambda one, _: one,  # put together below, with the items after them
+}
+
+
+def _merge_members(one: Schema, other: Schema, both: Schema) -> None:
+    """Hold each property to what the other schema says of those that it does not declare."""
+    properties: dict[str, Any] = {}
+    for name in both.get("properties", {}):
+        try:
+            schemas = [_member(name, schema) for schema in (one, other)]
+        except UnsupportedPattern:
+            both["x-unchecked"] = [*both.get("x-unchecked", ()), "patternProperties"]
+            schemas = [schema.get("properties", {}).get(name, True) for schema in (one, other)]
+        properties[name] = _both(*schemas)
+    both["properties"] = properties
+    for first, second in ((one, other), (other, one)):
+        # A key of a pattern in one is an additional property to the other.
+        patterns = first.get("patternProperties")
+        is_bound = second.get("additionalProperties", True) is not True
+        if patterns and is_bound and patterns != second.get("patternProperties"):
+            both["x-unchecked"] = [*both.get("x-unchecked", ()), "patternProperties"]
+
+
+def _member(name: str, schema: Schema) -> Any:
+    if name in schema.get("properties", {}):
+        return schema["properties"][name]
+    if any(is_found(pattern, name) for pattern in schema.get("patternProperties", {})):
+        return True  # its own schema is added where the patterns are
+    return schema.get("additionalProperties", True)
+
+
+def _merged_prefix(one: Schema, other: Schema) -> list[Any]:
+    length = max(len(one.get("prefixItems", [])), len(other.get("prefixItems", [])))
+
+    def at(schema: Schema, index: int) -> Any:
+        prefix = schema.get("prefixItems", [])
+        return prefix[index] if index < len(prefix) else schema.get("items", True)
+
+    return [_both(at(one, index), at(other, index)) for index in range(length)]
+
+
+def _is_count(value: Any) -> bool:
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return is_whole and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_FORMS: dict[str, Any] = {
+    **dict.fromkeys(_COUNTS, _is_count),
+    **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _is_number),
+    "multipleOf": lambda value: _is_number(value) and value > 0,
+    **dict.fromkeys(("properties", "patternProperties"), _is_object),
+    **dict.fromkeys(("type", "required", "pattern"), _are_texts),
+    "prefixItems": lambda value: isinstance(value, list),
+    **dict.fromkeys(("format", "formatMinimum", "formatMaximum"), _is_text),
+    **dict.fromkeys(("uniqueItems", "x-set"), lambda value: isinstance(value, bool)),
+    "x-unchecked": _are_texts,
+    "x-key-order": lambda value: value in ("any", "schema"),
+}

@@ -1,0 +1,148 @@
+"""Dates, times and durations between bounds."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import re
+from functools import lru_cache
+
+from adapter.grammar.gbnf.automata import (
+    Automaton,
+    automaton_of,
+    both,
+    explored,
+    minimal,
+)
+from adapter.grammar.gbnf.characters import Characters
+from adapter.grammar.gbnf.numbers import integer
+from adapter.grammar.gbnf.rules import IMPOSSIBLE, Expression, choice, sequence
+from adapter.grammar.schema.formats import FORMATS
+
+_UNITS = (("PT", 1, "S"), ("PT", 60, "M"), ("PT", 3600, "H"), ("P", 86400, "D"))
+_SECOND = datetime.timedelta(seconds=1)
+_MOST_OF_A_UNIT = 9999
+_BASES = ("date", "time", "date-time")
+_LAST = 0x10FFFF
+
+
+class UnsupportedBound(ValueError):
+    """A bound that no expression says."""
+
+
+def bounded_moment(kind: str, least: str | None, most: str | None) -> Automaton:
+    """Texts of a format from one of them to another; None is no bound.
+
+    Where a bound names a zone, all texts are in UTC; where it names none, they name none. Raises
+    UnsupportedBound, and TooLarge.
+    """
+    base = kind.removeprefix("naive-").removeprefix("any-")
+    if base == "duration":
+        return automaton_of(_duration(least, most))
+    if base not in _BASES:
+        raise UnsupportedBound(f"bounds of {kind}")
+    low, low_zoned = _read(base, least)
+    high, high_zoned = _read(base, most)
+    zones = {zoned for zoned in (low_zoned, high_zoned) if zoned is not None}
+    if len(zones) > 1:
+        raise UnsupportedBound("bounds with a zone and without one")
+    zoned = zones.pop()
+    if base != "date" and kind.startswith("naive-" if zoned else base):
+        raise UnsupportedBound(f"{least or most} beside {kind}")
+    made = _unbounded(base, "Z" if zoned else "")
+    try:
+        if low is not None:
+            made = both(made, _from(_text(base, low, up=True)))
+        if high is not None:
+            made = both(made, _to(_text(base, high, up=False)))
+    except OverflowError:
+        return automaton_of(IMPOSSIBLE)
+    return made
+
+
+@lru_cache
+def _unbounded(base: str, zone: str) -> Automaton:
+    plain = FORMATS[base if base == "date" else f"naive-{base}"]
+    return minimal(automaton_of(sequence(plain, zone)))
+
+
+def _read(base: str, bound: str | None) -> tuple[datetime.datetime | None, bool | None]:
+    """A bound as a moment, in UTC if it names a zone, and whether it names one."""
+    if bound is None:
+        return None, None
+    text = re.sub("[zZ]$", "+00:00", bound)
+    try:
+        if base == "time":
+            text = f"{_DAY}T{text}"
+        found = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise UnsupportedBound(f"{bound!r}, which is no {base}") from None
+    if found.tzinfo is None:
+        return found, False
+    if base != "date-time" and found.utcoffset():
+        raise UnsupportedBound(f"{bound!r}, which is not in UTC")
+    return found.astimezone(datetime.timezone.utc).replace(tzinfo=None), True
+
+
+_DAY = "2000-01-01"
+
+
+def _text(base: str, moment: datetime.datetime, *, up: bool) -> str:
+    """A moment in whole seconds, on the inner side."""
+    whole = moment.replace(microsecond=0)
+    if up and whole != moment:
+        whole += _SECOND
+    if base == "time" and whole.date().isoformat() != _DAY:
+        raise OverflowError
+    text = whole.isoformat()
+    return text[:10] if base == "date" else text[11:] if base == "time" else text
+
+
+def _from(text: str) -> Automaton:
+    """Texts that come after one in order, or begin with it."""
+
+    def following(read: int) -> list[tuple[Characters, int]]:
+        if read == len(text):
+            return [(~Characters.of(), read)]
+        code = ord(text[read])
+        return [
+            (Characters.of((code + 1, _LAST)), len(text)),
+            (Characters.of(text[read]), read + 1),
+        ]
+
+    return explored(0, following, lambda read: read == len(text))
+
+
+def _to(text: str) -> Automaton:
+    """Texts that come before one in order, or are it."""
+    free = len(text) + 1
+
+    def following(read: int) -> list[tuple[Characters, int]]:
+        if read == free:
+            return [(~Characters.of(), free)]
+        if read == len(text):
+            return [(~Characters.of("."), free)]  # a fraction of a second would be more
+        code = ord(text[read])
+        return [(Characters.of((0, code - 1)), free), (Characters.of(text[read]), read + 1)]
+
+    return explored(0, following, lambda read: read >= len(text))
+
+
+def _duration(least: str | None, most: str | None) -> Expression:
+    """Durations of one unit, which are few enough to count."""
+    low, high = (None if one is None else _seconds(one) for one in (least, most))
+    first = max(0, math.ceil(low or 0))
+    options = []
+    for begin, unit, sign in _UNITS:
+        start = -(-first // unit)
+        last = max(_MOST_OF_A_UNIT, start) if high is None else math.floor(high / unit)
+        if start <= last:
+            options.append(sequence(begin, integer(start, last), sign))
+    return choice(options)
+
+
+def _seconds(bound: str) -> float:
+    found = re.fullmatch(r"(-?)PT(\d+(?:\.\d+)?)S", bound)
+    if found is None:
+        raise UnsupportedBound(f"{bound!r}, which is not a number of seconds such as PT90S")
+    return float(found[1] + found[2])

@@ -1,0 +1,94 @@
+"""E-mail addresses, host names and URLs as expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from adapter.grammar.gbnf.characters import DIGITS, Characters
+from adapter.grammar.gbnf.rules import EMPTY, Expression, choice, one_of, optional, repeat, sequence
+
+_LETTERS = Characters.of((0x41, 0x5A), (0x61, 0x7A))
+_WORD = _LETTERS | DIGITS
+_UNRESERVED = _WORD | Characters.of("-._~")
+_HEX = one_of(DIGITS | Characters.of((0x41, 0x46), (0x61, 0x66)))
+
+
+def _dotted(part: Expression, least: int, most: int) -> Expression:
+    """So many parts, with dots between them."""
+    return sequence(part, repeat(sequence(".", part), least - 1, most - 1))
+
+
+# Single hyphens: two may begin an encoded label, which must decode.
+_MORE_OF_LABEL = sequence(
+    repeat(one_of(_WORD), 0, 19), repeat(sequence("-", repeat(one_of(_WORD), 1, 12)), 0, 2)
+)
+_LABEL = sequence(one_of(_WORD), _MORE_OF_LABEL)
+_NAMED_LABEL = sequence(one_of(_LETTERS), _MORE_OF_LABEL)
+_ATOM = repeat(one_of(_WORD | Characters.of("!#$%&'*+/=?^_`{|}~-")), 1, 20)
+_TOP_LABEL = repeat(one_of(_LETTERS), 2, 24)
+
+HOST_NAME = _dotted(_LABEL, 1, 5)
+EMAIL = sequence(_dotted(_ATOM, 1, 3), "@", _dotted(_LABEL, 1, 3), ".", _TOP_LABEL)
+
+
+def _signs(characters: Characters, most: int) -> Expression:
+    encoded = sequence("%", _HEX, _HEX)
+    return repeat(choice([one_of(characters), encoded]), 0, most)
+
+
+_PATH_SIGNS = _UNRESERVED | Characters.of("!$&'()*+,;=:@")
+_PATH = _signs(_PATH_SIGNS | Characters.of("/"), 200)
+_QUERY = optional(sequence("?", _signs(_PATH_SIGNS | Characters.of("/?"), 200)))
+_FRAGMENT = optional(sequence("#", _signs(_PATH_SIGNS | Characters.of("/?"), 64)))
+_PORT = sequence(":", one_of(Characters.of((0x31, 0x39))), repeat(one_of(DIGITS), 0, 3))
+_USER = sequence(
+    repeat(one_of(_UNRESERVED), 1, 32),
+    optional(sequence(":", repeat(one_of(_UNRESERVED), 0, 32))),
+    "@",
+)
+_AFTER_HOST = sequence(optional(_PORT), optional(sequence("/", _PATH)), _QUERY, _FRAGMENT)
+
+URI = sequence(
+    one_of(_LETTERS),
+    repeat(one_of(_WORD | Characters.of("+.-")), 0, 30),
+    ":",
+    choice(
+        [
+            sequence("//", optional(_USER), HOST_NAME, _AFTER_HOST),
+            sequence("///", _PATH, _QUERY, _FRAGMENT),
+            sequence(one_of(_PATH_SIGNS), _PATH, _QUERY, _FRAGMENT),
+        ]
+    ),
+)
+
+_ANY_SCHEMES = ("http", "https", "ftp", "ws", "wss")
+
+
+def url(schemes: Iterable[str] | None) -> Expression:
+    """URLs of some schemes, as pydantic's types read them: the last label of a host has letters."""
+    options = []
+    for scheme in schemes or _ANY_SCHEMES:
+        if scheme == "file":
+            options.append(sequence("file:///", _PATH))
+            continue
+        host = sequence(repeat(sequence(_NAMED_LABEL, "."), 0, 4), _NAMED_LABEL)
+        user = EMPTY if scheme.startswith(("http", "ws")) else optional(_USER)
+        options.append(sequence(f"{scheme}://", user, host, _AFTER_HOST))
+    return choice(options)
+
+
+_URL = "x-url"
+
+
+def url_format(schemes: Iterable[str] | None) -> str:
+    """The name of the format of URLs of some schemes; None for any."""
+    return " ".join([_URL, *(schemes or ())])
+
+
+def web_format(name: str) -> Expression | None:
+    """What a string of a format looks like; None for a format of another kind."""
+    kind, *schemes = name.split(" ")
+    return url(schemes) if kind == _URL else _NAMED.get(name)
+
+
+_NAMED = {"email": EMAIL, "hostname": HOST_NAME, "uri": URI}

@@ -1,0 +1,90 @@
+"""Types whose values are strings of one form: what the grammar lets through, pydantic takes."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from typing import Annotated
+
+import pydantic
+import pytest
+from texts import schema_fits
+
+from adapter.grammar.schema.annotations import annotation_schema
+from adapter.grammar.schema.json_schema import json_schema_grammar
+
+
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad"),
+    [
+        (
+            ipaddress.IPv4Address,
+            ["127.0.0.1", "255.249.199.99", "0.0.0.0"],
+            ["256.1.1.1", "1.2.3", "01.2.3.4", "1.2.3.4.5", ""],
+        ),
+        (
+            ipaddress.IPv6Address,
+            ["2001:db8:0:0:0:0:0:1", "ABCD:ef01:2345:6789:abcd:ef01:2345:6789"],
+            ["2001:db8", "12345:0:0:0:0:0:0:1", "g:0:0:0:0:0:0:1"],
+        ),
+        (pydantic.IPvAnyAddress, ["10.0.0.1", "1:2:3:4:5:6:7:8"], ["10.0.0", "1:2"]),
+        (ipaddress.IPv4Interface, ["10.1.2.3/8", "10.1.2.3/32"], ["10.1.2.3/33", "10.1.2.3/"]),
+        (
+            ipaddress.IPv4Network,
+            ["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32"],
+            ["10.1.2.3/8", "10.1.2.3/24", "10.0.0.0/7x"],
+        ),
+        (
+            ipaddress.IPv6Network,
+            ["1:2:3:4:5:6:7:8/128", "2001:db8:0:1::/64", "2001:db8:0::/48"],
+            ["1:2:3:4:5:6:7:8/64", "2001:db8/32"],
+        ),
+        (ipaddress.IPv6Interface, ["1:2:3:4:5:6:7:8/64"], ["1:2:3:4:5:6:7:8/129"]),
+        (
+            pydantic.HttpUrl,
+            ["https://example.org", "http://a.b-c.de:8080/x/%20y?q=1&r=2#top"],
+            ["example.org", "ftp://example.org", "https://", "https://a b", "https://1.2.3"],
+        ),
+        (pydantic.AnyUrl, ["wss://example.org/x", "ftp://me@example.org"], ["://x", "http:"]),
+        (pydantic.PostgresDsn, ["postgres://me:pw@db.local:5432/x"], ["http://db/x"]),
+        (pydantic.FileUrl, ["file:///etc/hosts"], ["/etc/hosts"]),
+        (pydantic.Base64Bytes, ["", "Zg==", "Zm8=", "Zm9v"], ["Z", "Zh==", "Zm9", "Zm9v="]),
+        (
+            Annotated[bytes, pydantic.Field(min_length=2, max_length=4)],
+            ["ab", "abcd"],
+            ["a", "abcde", "ééé"],
+        ),
+        (complex, ["1+2j", "-0.5-1.25j", "3"], ["1+2", "j1", "one"]),
+    ],
+)
+def test_what_fits_is_a_value_of_the_type(tiny, annotation, good, bad):
+    schema = annotation_schema(annotation)
+    assert not json_schema_grammar(json.dumps(schema)).unchecked
+    for text in good:
+        assert schema_fits(tiny, schema, json.dumps(text)), text
+        pydantic.TypeAdapter(annotation).validate_python(text)
+    for text in bad:
+        assert not schema_fits(tiny, schema, json.dumps(text)), text
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        (
+            "email",
+            ["a@b.de", "first.last+tag@mail.example-site.org"],
+            ["a@b", "@b.de", "a@.de", "a..b@c.de", "a@b.c", "a@b@c.de", "a b@c.de"],
+        ),
+        ("hostname", ["localhost", "a-b.example.org"], ["-a", "a..b", "a_b", ""]),
+        (
+            "uri",
+            ["https://example.org/a?b#c", "mailto:a@b.de", "urn:isbn:0", "file:///x"],
+            ["no", "http://a b", "1x:y", "//host/path"],
+        ),
+    ],
+)
+def test_formats_of_json_schemas(tiny, kind, good, bad):
+    schema = {"type": "string", "format": kind, "minLength": 1, "maxLength": 2048}
+    assert not json_schema_grammar(json.dumps(schema)).unchecked
+    assert all(schema_fits(tiny, schema, json.dumps(text)) for text in good)
+    assert not any(schema_fits(tiny, schema, json.dumps(text)) for text in bad)
