@@ -36,6 +36,7 @@ from adapter.errors import (
     TokenizationError,
     TransientError,
 )
+from adapter.models import embedded_model
 from adapter.models.files import ModelInfo
 from adapter.models.hardware import HardwareManager, Placement
 from adapter.models.loaded import LoadedModel
@@ -50,6 +51,7 @@ __all__ = [
     "ModelInfo",
     "HardwareManager",
     "Placement",
+    "embedded_model",
     "LlamaCppConfig",
     "LlamaCppAdapter",
     "LlamaCppStreamListener",

@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyllama
-from adapter.engine.call_or_answer import calls_tools
 from adapter.engine.config import LlamaCppConfig
-from adapter.engine.messages import complaint
 from adapter.errors import TokenizationError
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import Score, ScoringRequest, ScoringResult
+from adapter.models.template_trials import calls_tools, complaint
 from adapter.models.template_variables import variables_in
 from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
 

@@ -31,34 +31,6 @@ _TEXT_BEFORE_CALLS = re.compile(r"until-\d+\??(?= (?:space )?[a-z0-9-]*tool-call
 """In the root of a format's grammar: all text up to where a call begins."""
 
 
-_PROBE = {
-    "type": "function",
-    "function": {
-        "name": "probe",
-        "description": "Probes.",
-        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
-    },
-}
-
-
-def calls_tools(template: pyllama.ChatTemplate) -> bool:
-    """Whether tools are shown to a model with this template, and its calls can be read.
-
-    There are templates that show tools, of whose calls llama.cpp knows no form. Raises
-    ChatTemplateAborted and ChatProcessError, which do not tell.
-    """
-    if not template.capabilities["supports_tools"]:
-        return False
-    question = {"role": "user", "content": "?"}
-    try:
-        asked = template.apply([question], tools=[_PROBE], tool_choice="required")
-    except pyllama.ChatTemplateAborted:
-        raise
-    except pyllama.ChatTemplateError:
-        return False
-    return bool(asked.grammar)
-
-
 def render_call(
     render: Callable[..., pyllama.RenderedChat], options: Mapping[str, Any]
 ) -> pyllama.RenderedChat:

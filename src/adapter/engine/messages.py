@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -70,20 +69,6 @@ def rendered_by(
             first = first or error
     assert first is not None
     raise first
-
-
-def complaint(error: pyllama.ChatTemplateError, messages: Sequence[Mapping[str, Any]]) -> str:
-    """Say in one line what a template has against a conversation, without the engine's trace."""
-    said = _JINJA.split(str(error))[-1].strip()
-    roles = [str(message.get("role")) for message in messages]
-    told = ", ".join(roles[:_MAX_ROLES]) + (", ..." if len(roles) > _MAX_ROLES else "")
-    return (
-        f"the chat template refuses the conversation: {' '.join(said.split())} (its roles: {told})"
-    )
-
-
-_JINJA = re.compile(r"\bError: (?:Jinja Exception: )?")
-_MAX_ROLES = 24
 
 
 def in_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

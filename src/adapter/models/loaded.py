@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, get_args
 
 import pyllama
-from adapter.engine.messages import complaint
 from adapter.errors import TemplateAbortedError, TokenizationError
 from adapter.generation.request import (
     Delta,
@@ -24,6 +23,7 @@ from adapter.generation.scoring import ScoringRequest, ScoringResult
 from adapter.models.hardware import Placement
 from adapter.models.lease import Lease
 from adapter.models.resident import ResidentModel
+from adapter.models.template_trials import complaint
 
 T = TypeVar("T")
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pyllama
-from adapter.engine.call_or_answer import calls_tools
 from adapter.generation.blocks import CHUNK, DEVICE_CHUNK
 from adapter.generation.metrics import Metrics
 from adapter.generation.prefix_folder import PrefixFolder
@@ -17,6 +16,7 @@ from adapter.generation.request import Execution, Generator
 from adapter.generation.scheduler import Scheduler
 from adapter.models.files import parts
 from adapter.models.hardware import Placement
+from adapter.models.template_trials import calls_tools
 from adapter.models.template_variables import variables_in
 
 PLAIN_TEMPLATE = (

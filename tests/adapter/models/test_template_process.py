@@ -11,11 +11,11 @@ from chats import TOOLS_AND_THINKING
 from fake_generator import fake_model
 
 import pyllama
-from adapter.engine.call_or_answer import calls_tools
 from adapter.engine.messages import rendered_by
 from adapter.engine.tool_arguments import BoundCalls
 from adapter.errors import ModelLoadError, TemplateAbortedError, TransientError
 from adapter.models.pool import ModelPool
+from adapter.models.template_trials import calls_tools
 from pyllama import _pipes
 
 TOOL = {

@@ -1,0 +1,51 @@
+"""What a model's chat template can do, and what it has against a conversation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyllama
+
+_PROBE = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "Probes.",
+        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
+    },
+}
+
+
+def calls_tools(template: pyllama.ChatTemplate) -> bool:
+    """Whether tools are shown to a model with this template, and its calls can be read.
+
+    There are templates that show tools, of whose calls llama.cpp knows no form. Raises
+    ChatTemplateAborted and ChatProcessError, which do not tell.
+    """
+    if not template.capabilities["supports_tools"]:
+        return False
+    question = {"role": "user", "content": "?"}
+    try:
+        asked = template.apply([question], tools=[_PROBE], tool_choice="required")
+    except pyllama.ChatTemplateAborted:
+        raise
+    except pyllama.ChatTemplateError:
+        return False
+    return bool(asked.grammar)
+
+
+def complaint(error: pyllama.ChatTemplateError, messages: Sequence[Mapping[str, Any]]) -> str:
+    """Say in one line what a template has against a conversation, without the engine's trace."""
+    said = _JINJA.split(str(error))[-1].strip()
+    roles = [str(message.get("role")) for message in messages]
+    told = ", ".join(roles[:_MAX_ROLES]) + (", ..." if len(roles) > _MAX_ROLES else "")
+    return (
+        f"the chat template refuses the conversation: {' '.join(said.split())} (its roles: {told})"
+    )
+
+
+_JINJA = re.compile(r"\bError: (?:Jinja Exception: )?")
+
+_MAX_ROLES = 24
