@@ -14,8 +14,11 @@ _Check = Callable[[Any], bool]
 def description(text: str, capabilities: Iterable[str]) -> dict[str, Any]:
     """What it says of a template: its ``source``, ``capabilities`` and ``is_analyzed``.
 
-    :param capabilities: the names of those that must be there.
-    :raises ChatTemplateAborted: it is something else.
+    Args:
+        capabilities: the names of those that must be there.
+
+    Raises:
+        ChatTemplateAborted: it is something else.
     """
     flags = _object(dict.fromkeys(capabilities, _is(bool)))
     return _read(text, {"source": _is(str), "capabilities": flags, "is_analyzed": _is(bool)})

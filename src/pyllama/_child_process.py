@@ -55,8 +55,9 @@ def start(arguments: Sequence[str], **options: Any) -> ChildProcess:
     right after that, in the main thread, before the process's number is kept: if the handler
     raises, nobody can end or await the process. So another thread makes it for the main thread.
 
-    :raises OSError: it cannot be started.
-    :raises RuntimeError: there can be no other thread.
+    Raises:
+        OSError: it cannot be started.
+        RuntimeError: there can be no other thread.
     """
     if threading.current_thread() is not threading.main_thread():
         return ChildProcess(arguments, **options)

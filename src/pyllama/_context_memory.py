@@ -23,7 +23,8 @@ _MASK_VALUE = 2  # of the attention mask, half precision at least
 def require_memory(model: Model, params: Any) -> None:
     """Refuse a context that cannot fit.
 
-    :raises ContextError: it needs more than is free in the machine and on its GPUs together.
+    Raises:
+        ContextError: it needs more than is free in the machine and on its GPUs together.
     """
     needed = least_bytes(model, params)
     if not fits(needed):

@@ -70,9 +70,12 @@ class Header:
 def read_header(file: str | int, offset: int = 0) -> Header:
     """Read the header of a file, without its weights.
 
-    :param file: its path, or a descriptor, which stays open.
-    :param offset: where in the file the GGUF begins.
-    :raises DamagedFile: it is not what GGUF has there.
+    Args:
+        file: its path, or a descriptor, which stays open.
+        offset: where in the file the GGUF begins.
+
+    Raises:
+        DamagedFile: it is not what GGUF has there.
     """
     with (
         open(file, "rb", closefd=isinstance(file, str)) as opened,

@@ -29,7 +29,8 @@ _EXCEPTIONS: dict[int, type[LlamaError]] = {
 def raise_caught(what: str) -> NoReturn:
     """Raise for the guarded call that just failed on this thread.
 
-    :param what: what was being done, as the beginning of the message.
+    Args:
+        what: what was being done, as the beginning of the message.
     """
     kind = lib.pyllama_caught()
     detail = to_str(lib.pyllama_caught_message()) if kind else last_errors()

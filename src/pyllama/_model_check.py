@@ -48,9 +48,12 @@ def check_files(
 
     Refuses a model that llama.cpp would load and then not survive.
 
-    :param files: the paths of its parts; a single path stands for the parts named like it, too.
-        Or a descriptor.
-    :raises DamagedFile: naming the key or tensor, and its value.
+    Args:
+        files: the paths of its parts; a single path stands for the parts named like it, too. Or a
+            descriptor.
+
+    Raises:
+        DamagedFile: naming the key or tensor, and its value.
     """
     first, *others = (read_header(file, offset) for file in files)
     metadata = {**first.metadata}

@@ -53,10 +53,11 @@ class NativeObject(Uncopyable):
     def _open(self) -> Handle:
         """The handle, kept alive by whoever holds it.
 
-        :raises ForkedError: in a child of fork().
-        :raises ClosedError: after close(), and when the interpreter is ending.
-        :raises PoisonedError: after an assertion fired in this object.
-        :raises ServerLostError: after a server was lost that a part of it is on.
+        Raises:
+            ForkedError: in a child of fork().
+            ClosedError: after close(), and when the interpreter is ending.
+            PoisonedError: after an assertion fired in this object.
+            ServerLostError: after a server was lost that a part of it is on.
         """
         if _process.unusable:
             _process.check()

@@ -47,10 +47,11 @@ def exchange(
 
     An exception leaves the pipes in the middle of a message.
 
-    :raises TimeoutError: there is no answer after these seconds.
-    :raises AnswerError: what came is no message, or one of more than ``MAX_BYTES``.
-    :raises NotWatched: no thread can be started to watch it, where one is needed.
-    :raises ValueError: the pipes were closed meanwhile.
+    Raises:
+        TimeoutError: there is no answer after these seconds.
+        AnswerError: what came is no message, or one of more than ``MAX_BYTES``.
+        NotWatched: no thread can be started to watch it, where one is needed.
+        ValueError: the pipes were closed meanwhile.
     """
     if POLLS:
         return _Polled(time.monotonic() + seconds).exchange(process, request)

@@ -53,8 +53,10 @@ def settle_at_exit(handle: Any) -> None:
 
 def check() -> None:
     """
-    :raises ForkedError: in a child of a process that had loaded backends.
-    :raises ClosedError: when the interpreter is ending.
+
+    Raises:
+        ForkedError: in a child of a process that had loaded backends.
+        ClosedError: when the interpreter is ending.
     """
     if forked:
         raise ForkedError(

@@ -57,8 +57,9 @@ class Relay:
     it is: another user of the machine who finds the port reaches what he reaches without it, the
     server.
 
-    :param on_loss: called once for each connection whose server is lost, before llama.cpp hears
-        anything that the server did not say.
+    Args:
+        on_loss: called once for each connection whose server is lost, before llama.cpp hears
+            anything that the server did not say.
     """
 
     def __init__(self, host: str, port: int, on_loss: Callable[[str], None]) -> None:

@@ -41,8 +41,9 @@ _FEW = 64  # places in a text, for which there is room at once
 class TextMarker:
     """Puts a mark into one conversation and its tools.
 
-    :param tokenizer: what names control tokens (``Vocab._tokenizer``).
-    :param taken: the inputs in JSON and the template, which must not hold the mark.
+    Args:
+        tokenizer: what names control tokens (``Vocab._tokenizer``).
+        taken: the inputs in JSON and the template, which must not hold the mark.
     """
 
     def __init__(self, tokenizer: Handle, *taken: str) -> None:

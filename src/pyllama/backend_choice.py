@@ -56,10 +56,13 @@ def backend_devices(backend: BackendName | None = None) -> list[Device] | None:
     share the system's. Empty for ``"cpu"``; None for ``"auto"``, which leaves the choice to
     llama.cpp. Loading a model with ``devices=None`` calls it.
 
-    :param backend: None for what the environment variable ``PYLLAMA_BACKEND`` says, or else
-        ``"auto"``.
-    :raises ValueError: there is no backend of that name.
-    :raises BackendError: it is not loaded, or has no device here. The message lists what there is.
+    Args:
+        backend: None for what the environment variable ``PYLLAMA_BACKEND`` says, or else
+            ``"auto"``.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        BackendError: it is not loaded, or has no device here. The message lists what there is.
     """
     name = requested_backend(backend)
     if name == "auto":
@@ -77,7 +80,8 @@ def backend_devices(backend: BackendName | None = None) -> list[Device] | None:
 def requested_backend(backend: BackendName | None = None) -> BackendName:
     """The backend that is asked for: the argument, or ``PYLLAMA_BACKEND``, or ``"auto"``.
 
-    :raises ValueError: there is no backend of that name.
+    Raises:
+        ValueError: there is no backend of that name.
     """
     source = VARIABLE if backend is None else "backend"
     name = (os.environ.get(VARIABLE) or "auto").lower() if backend is None else backend

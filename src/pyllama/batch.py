@@ -25,17 +25,18 @@ MAX_EMBEDDING_VALUES = 2**31  # of all rows together; 8 GB
 class Batch(Uncopyable):
     """Tokens to process, each with its position, its sequences, and whether it gives an output.
 
-    The arrays are allocated once, for ``capacity`` tokens; :meth:`clear` makes room for the next
-    call. An entry's index in the batch is what :meth:`Context.logits` takes.
+    The arrays are allocated once, for ``capacity`` tokens; ``clear`` makes room for the next
+    call. An entry's index in the batch is what ``Context.logits`` takes.
 
     A batch with ``n_embd`` holds rows of embeddings in place of tokens, as an encoder of images
     or sound makes them.
 
-    :param capacity: the most tokens it can hold.
-    :param n_seq_max: the most sequences that one token can belong to.
-    :param n_embd: size of an embedding (:attr:`Context.n_embd_inp`); 0 for tokens.
-    :param n_pos_per_embd: positions of one embedding (:attr:`Context.n_pos_per_embd`): 4 for
-        models with M-RoPE, otherwise 1. A token always has one.
+    Args:
+        capacity: the most tokens it can hold.
+        n_seq_max: the most sequences that one token can belong to.
+        n_embd: size of an embedding (``Context.n_embd_inp``); 0 for tokens.
+        n_pos_per_embd: positions of one embedding (``Context.n_pos_per_embd``): 4 for models
+            with M-RoPE, otherwise 1. A token always has one.
     """
 
     _instead_of_copying = "Make another Batch, from the tokens and positions of this one"
@@ -80,7 +81,7 @@ class Batch(Uncopyable):
         seq_id: int | ArrayLike = 0,
         outputs: Outputs | ArrayLike = "last",
     ) -> Batch:
-        """A batch that holds these tokens; see :meth:`add_tokens`."""
+        """A batch that holds these tokens; see ``add_tokens``."""
         ids = token_array(tokens)
         shape = () if _is_number(seq_id) else int32_array("seq_id", seq_id).shape
         batch = cls(max(len(ids), 1), n_seq_max=max([1, *shape[1:2]]))
@@ -92,10 +93,13 @@ class Batch(Uncopyable):
     ) -> int:
         """Add one token, and return its index.
 
-        :param pos: its position in its sequences.
-        :param seq_ids: the sequences that it belongs to.
-        :param output: whether the call computes logits (or an embedding) for it.
-        :raises ValueError: the batch is full or holds embeddings, or a value is out of range.
+        Args:
+            pos: its position in its sequences.
+            seq_ids: the sequences that it belongs to.
+            output: whether the call computes logits (or an embedding) for it.
+
+        Raises:
+            ValueError: the batch is full or holds embeddings, or a value is out of range.
         """
         token = integer("token", token, 0, INT32_MAX)
         pos = integer("pos", pos, 0, INT32_MAX)
@@ -133,13 +137,15 @@ class Batch(Uncopyable):
     ) -> slice:
         """Add tokens, and return their indices.
 
-        :param tokens: int32 array or sequence of shape (n,).
-        :param pos: position of the first, which the others follow; or one for each, shape (n,).
-        :param seq_id: their sequence; or one for each token, shape (n,); or several for each,
-            shape (n, k), or (1, k) for the same ones.
-        :param outputs: which of them give an output; or bools of shape (n,).
-        :raises ValueError: they do not fit, the batch holds embeddings, or a value is out of
-            range.
+        Args:
+            tokens: int32 array or sequence of shape (n,).
+            pos: position of the first, which the others follow; or one for each, shape (n,).
+            seq_id: their sequence; or one for each token, shape (n,); or several for each, shape
+                (n, k), or (1, k) for the same ones.
+            outputs: which of them give an output; or bools of shape (n,).
+
+        Raises:
+            ValueError: they do not fit, the batch holds embeddings, or a value is out of range.
         """
         ids = token_array(tokens)
         self._require_tokens()
@@ -158,12 +164,15 @@ class Batch(Uncopyable):
     ) -> slice:
         """Add rows of embeddings, and return their indices.
 
-        :param embeddings: float32 array of shape (n, n_embd).
-        :param pos: as in :meth:`add_tokens`; with several positions for each, shape
-            (n_pos_per_embd, n). One number gives all positions of a row the same value.
-        :param seq_id: as in :meth:`add_tokens`.
-        :param outputs: as in :meth:`add_tokens`.
-        :raises ValueError: they do not fit, the batch holds tokens, or a value is out of range.
+        Args:
+            embeddings: float32 array of shape (n, n_embd).
+            pos: as in ``add_tokens``; with several positions for each, shape (n_pos_per_embd,
+                n). One number gives all positions of a row the same value.
+            seq_id: as in ``add_tokens``.
+            outputs: as in ``add_tokens``.
+
+        Raises:
+            ValueError: they do not fit, the batch holds tokens, or a value is out of range.
         """
         if not self.n_embd:
             raise ValueError(
@@ -276,7 +285,8 @@ class Batch(Uncopyable):
     def _filled(self, *, all_outputs: bool) -> Any:
         """The batch as C reads it.
 
-        :param all_outputs: every entry gives an output, whatever was asked for.
+        Args:
+            all_outputs: every entry gives an output, whatever was asked for.
         """
         if all_outputs and self._n_outputs < len(self):
             self._ones = np.ones(len(self), dtype=np.int8)

@@ -16,11 +16,14 @@ _ROW = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 class Candidates:
     """The tokens that may come next. It cannot be changed; samplers make new ones from it.
 
-    :param logits: float array of shape (n,), n at least 1; minus infinity for what cannot be.
-    :param ids: the tokens they belong to, integers of shape (n,); None for 0 to n - 1, so that
-        :meth:`Context.logits` can be given as it is.
-    :raises ValueError: no candidate, a logit that is NaN or plus infinity, or a negative id.
-    :raises TypeError: arrays of another shape or type.
+    Args:
+        logits: float array of shape (n,), n at least 1; minus infinity for what cannot be.
+        ids: the tokens they belong to, integers of shape (n,); None for 0 to n - 1, so that
+            ``Context.logits`` can be given as it is.
+
+    Raises:
+        ValueError: no candidate, a logit that is NaN or plus infinity, or a negative id.
+        TypeError: arrays of another shape or type.
     """
 
     __slots__ = ("_data", "_sorted", "selected")
@@ -78,8 +81,11 @@ class Candidates:
     def keep(self, which: ArrayLike) -> Candidates:
         """Some of them.
 
-        :param which: bool array of shape (n,), or their indices.
-        :raises ValueError: none would be left.
+        Args:
+            which: bool array of shape (n,), or their indices.
+
+        Raises:
+            ValueError: none would be left.
         """
         chosen = any_array("which", which)
         if chosen.ndim != 1 or chosen.dtype.kind not in "biu":

@@ -48,18 +48,21 @@ class ChatTemplate(Uncopyable):
     a block, or 50 nested brackets or statements is refused. It can still run forever, take all
     memory, or recurse until the process ends: ``isolated`` makes that an error.
 
-    :param model: the model whose template and special tokens are used. Its template for tools
-        (``"tool_use"``) is used for conversations with tools, if it has one.
-    :param source: a template in Jinja to use in place of the model's.
-    :param bos: the text of the token that begins a sequence, for a source without a model.
-    :param eos: the text of the token that ends one.
-    :param isolated: run the template in a child process, for files that are not trusted. A call
-        that computes for more than 5 seconds, takes more than 1 GiB (on Linux), or that the child
-        does not survive, is an error then. It costs a process, and a fraction of a millisecond a
-        call.
-    :raises ChatTemplateError: the template does not parse, or the model has none.
-    :raises ChatTemplateAborted: an isolated template took its process down, or too long.
-    :raises ChatProcessError: its process was ended from outside, stalled, or could not start.
+    Args:
+        model: the model whose template and special tokens are used. Its template for tools
+            (``"tool_use"``) is used for conversations with tools, if it has one.
+        source: a template in Jinja to use in place of the model's.
+        bos: the text of the token that begins a sequence, for a source without a model.
+        eos: the text of the token that ends one.
+        isolated: run the template in a child process, for files that are not trusted. A call that
+            computes for more than 5 seconds, takes more than 1 GiB (on Linux), or that the child
+            does not survive, is an error then. It costs a process, and a fraction of a millisecond
+            a call.
+
+    Raises:
+        ChatTemplateError: the template does not parse, or the model has none.
+        ChatTemplateAborted: an isolated template took its process down, or too long.
+        ChatProcessError: its process was ended from outside, stalled, or could not start.
     """
 
     _instead_of_copying = "Any number of threads may use it; or make another from its source"
@@ -107,9 +110,10 @@ class ChatTemplate(Uncopyable):
     def capabilities(self) -> ChatCapabilities:
         """What the template can express (``common_chat_templates_get_caps``).
 
-        :raises ChatTemplateAborted: an isolated template took its process down, or too long; asking
-            again tries again.
-        :raises ChatProcessError: its process was ended from outside, stalled, or could not start.
+        Raises:
+            ChatTemplateAborted: an isolated template took its process down, or too long; asking
+                again tries again.
+            ChatProcessError: its process was ended from outside, stalled, or could not start.
         """
         try:
             thinking = self.apply([{"role": "user", "content": "Hello"}]).supports_thinking
@@ -139,29 +143,32 @@ class ChatTemplate(Uncopyable):
     ) -> RenderedChat:
         """Render messages (``common_chat_templates_apply``).
 
-        :param messages: in OpenAI's form: ``{"role": "user", "content": "Hello"}``. Content may
-            be text parts, ``[{"type": "text", "text": …}]``; an assistant's message may have
-            ``reasoning_content`` and ``tool_calls``, a tool's result has ``tool_call_id``.
-        :param tools: functions that the model may call, in OpenAI's form.
-        :param tool_choice: whether the model must or may not call one.
-        :param parallel_tool_calls: allow several calls in one answer; None for whether the
-            template can show them.
-        :param json_schema: what the answer must be; it becomes the result's grammar.
-        :param grammar: GBNF that the answer must follow, in place of a schema or tools.
-        :param enable_thinking: let the model reason, where the template leaves the choice.
-        :param reasoning_format: ``"none"`` leaves reasoning in the content, all others have the
-            parser take it out.
-        :param chat_template_kwargs: more variables for the template, of what JSON can hold.
-        :param add_generation_prompt: end with the beginning of an assistant's turn.
-        :param continue_final_message: the last message is the beginning of the answer: of its
-            content or reasoning, True for what it has last. No other turn is begun then.
-        :param now: what a template takes for the present, for those that tell the date; None
-            for the local time.
-        :raises ChatTemplateError: messages or tools of another form, nested deeper than 100, or
-            that the template refuses.
-        :raises ChatTemplateAborted: an isolated template took its process down, or too long.
-        :raises ChatProcessError: its process was ended from outside, stalled, or could not start.
-        :raises ValueError: arguments that exclude one another.
+        Args:
+            messages: in OpenAI's form: ``{"role": "user", "content": "Hello"}``. Content may be
+                text parts, ``[{"type": "text", "text": …}]``; an assistant's message may have
+                ``reasoning_content`` and ``tool_calls``, a tool's result has ``tool_call_id``.
+            tools: functions that the model may call, in OpenAI's form.
+            tool_choice: whether the model must or may not call one.
+            parallel_tool_calls: allow several calls in one answer; None for whether the template
+                can show them.
+            json_schema: what the answer must be; it becomes the result's grammar.
+            grammar: GBNF that the answer must follow, in place of a schema or tools.
+            enable_thinking: let the model reason, where the template leaves the choice.
+            reasoning_format: ``"none"`` leaves reasoning in the content, all others have the parser
+                take it out.
+            chat_template_kwargs: more variables for the template, of what JSON can hold.
+            add_generation_prompt: end with the beginning of an assistant's turn.
+            continue_final_message: the last message is the beginning of the answer: of its content
+                or reasoning, True for what it has last. No other turn is begun then.
+            now: what a template takes for the present, for those that tell the date; None for the
+                local time.
+
+        Raises:
+            ChatTemplateError: messages or tools of another form, nested deeper than 100, or that
+                the template refuses.
+            ChatTemplateAborted: an isolated template took its process down, or too long.
+            ChatProcessError: its process was ended from outside, stalled, or could not start.
+            ValueError: arguments that exclude one another.
         """
         choice("tool_choice", tool_choice, _TOOL_CHOICES)
         choice("reasoning_format", reasoning_format, _REASONING_FORMATS)
@@ -217,8 +224,9 @@ class _Native:
 class _Engine:
     """One template, wherever it runs, and the formats found for it.
 
-    :param bos: left out at a prompt's beginning, since tokenizing adds it.
-    :param tokenizer: what names control tokens, if it is known.
+    Args:
+        bos: left out at a prompt's beginning, since tokenizing adds it.
+        tokenizer: what names control tokens, if it is known.
     """
 
     def __init__(self, template: _Native | ChatProcess, bos: str, tokenizer: Handle | None) -> None:
@@ -270,9 +278,10 @@ class _Engine:
     ) -> RenderedChat:
         """The chat, rendered; its control tokens are the template's alone.
 
-        :param format_inputs: what the format depends on.
-        :param prompt_inputs: what else the prompt depends on.
-        :param given: the template's variables that the caller gave, among all of them.
+        Args:
+            format_inputs: what the format depends on.
+            prompt_inputs: what else the prompt depends on.
+            given: the template's variables that the caller gave, among all of them.
         """
         shape, prompt = _json(format_inputs), _json(prompt_inputs)
         marked, marker = (shape, prompt), None

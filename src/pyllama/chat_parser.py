@@ -51,9 +51,12 @@ class ChatMessage:
     def compute_diffs(self, previous: ChatMessage) -> tuple[ChatMessageDiff, ...]:
         """What this message has and a shorter one had not (``common_chat_msg_diff``).
 
-        :param previous: what an earlier part of the same text was parsed to; ``ChatMessage()``
-            at the beginning.
-        :raises ChatParseError: it is no earlier part of this message.
+        Args:
+            previous: what an earlier part of the same text was parsed to; ``ChatMessage()`` at the
+                beginning.
+
+        Raises:
+            ChatParseError: it is no earlier part of this message.
         """
         if not isinstance(previous, ChatMessage):
             raise TypeError(f"previous must be a pyllama.ChatMessage, got {previous!r}")
@@ -73,7 +76,7 @@ class ChatMessage:
 
 
 class ChatParser(Uncopyable):
-    """Parses what the model answers to one rendered chat; see :attr:`RenderedChat.parser`.
+    """Parses what the model answers to one rendered chat; see ``RenderedChat.parser``.
 
     Any number of threads may use one at a time. It outlives its template.
     """
@@ -89,11 +92,14 @@ class ChatParser(Uncopyable):
     def parse(self, text: str | bytes, *, partial: bool = False) -> ChatMessage:
         """The message that a generated text is (``common_chat_parse``).
 
-        :param text: all that was generated after the prompt, without the tokens that end the
-            turn, and with the text of those in :attr:`RenderedChat.preserved_tokens`. Bytes may
-            end within a character; those that are no UTF-8 become U+FFFD.
-        :param partial: the text goes on. What could still become something else is held back.
-        :raises ChatParseError: it does not fit the format, or nests brackets deeper than 200.
+        Args:
+            text: all that was generated after the prompt, without the tokens that end the turn, and
+                with the text of those in ``RenderedChat.preserved_tokens``. Bytes may end
+                within a character; those that are no UTF-8 become U+FFFD.
+            partial: the text goes on. What could still become something else is held back.
+
+        Raises:
+            ChatParseError: it does not fit the format, or nests brackets deeper than 200.
 
         Of a continued message (``continue_final_message``) the result holds the first part too.
         """

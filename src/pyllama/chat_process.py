@@ -56,10 +56,10 @@ class ChatProcess:
     def call(self, function: str, inputs: str) -> str:
         """What a guarded call of the shim returns.
 
-        :raises ChatTemplateError: it failed.
-        :raises ChatTemplateAborted: it took the process down, or too long.
-        :raises ChatProcessError: the process was ended from outside or stalled, twice, or cannot
-            start.
+        Raises:
+            ChatTemplateError: it failed.
+            ChatTemplateAborted: it took the process down, or too long.
+            ChatProcessError: the process was ended from outside or stalled, twice, or cannot start.
         """
         if self._pid != os.getpid():
             # After a fork the process is the parent's, and a thread that is gone may hold the lock.

@@ -50,49 +50,52 @@ class Context(Outputs):
     One thread uses it at a time: calls from several threads wait for each other. It keeps its
     model alive; closing the model closes it.
 
-    :param n_ctx: tokens that its memory holds, over all sequences; 0 for what the model was
-        trained with.
-    :param n_batch: the most tokens in one :meth:`decode`.
-    :param n_ubatch: the most tokens computed at once.
-    :param n_seq_max: sequences it can hold; ids are 0 to n_seq_max - 1.
-    :param n_rs_seq: for each sequence of a recurrent model, earlier states to keep, so that this
-        many tokens can be removed from its end; models that cannot do so ignore it.
-    :param n_outputs_max: the most outputs of one :meth:`decode`; 0 for n_batch. Fewer save memory.
-    :param n_threads: threads for one token at a time; None for :func:`cpu_math_cores`.
-    :param n_threads_batch: threads for several tokens at a time; None for the same as n_threads.
-    :param rope_scaling_type: how positions beyond those trained with are made to fit.
-    :param pooling_type: how the embeddings of a sequence's tokens become one.
-    :param attention_type: whether tokens see those after them. Without causal attention a batch
-        holds at most n_ubatch tokens.
-    :param flash_attn: whether to use flash attention.
-    :param rope_freq_base: RoPE's base frequency; 0 for the model's.
-    :param rope_freq_scale: RoPE's factor of positions; 0 for the model's.
-    :param yarn_ext_factor: YaRN's mix of extrapolation; None for the model's, as for the others.
-    :param yarn_attn_factor: YaRN's factor of attention.
-    :param yarn_beta_fast: YaRN's low correction dimension.
-    :param yarn_beta_slow: YaRN's high correction dimension.
-    :param yarn_orig_ctx: context length before YaRN; 0 for the model's.
-    :param type_k: how keys are stored; quantized types save memory and cost precision. With
-        "bf16", and with quantized types in heads whose size is no multiple of 64, positions
-        cannot be shifted (:attr:`Memory.can_shift`).
-    :param type_v: how values are stored; quantized types need flash attention, which
-        encoder-decoder models do not have.
-    :param offload_kqv: keep keys and values in the device's memory.
-    :param op_offload: let the device compute large operations on weights kept by the host.
-    :param swa_full: give layers with a sliding window a memory as large as the others', so that
-        old tokens can come back into the window when later ones are removed.
-    :param kv_unified: one memory for all sequences, instead of an equal part for each. Without
-        it a sequence has n_ctx / n_seq_max tokens, and what is computed for one does not depend
-        on the others.
-    :param embeddings: compute embeddings beside logits.
-    :param no_perf: do not measure times for :attr:`performance`.
-    :param samplers: chains that run on the device, by sequence id: a token comes back, not a row
-        of logits (experimental in llama.cpp). What the device cannot run of one, and all without
-        a GPU, the CPU does. Read it with :meth:`SamplerChain.sample`. A decode then gives one
-        output for each such sequence. A chain belongs to one context; closing it closes that.
-    :raises ContextError: llama.cpp could not make it, or the machine lacks the memory; the
-        message says why.
-    :raises ValueError: an argument out of range.
+    Args:
+        n_ctx: tokens that its memory holds, over all sequences; 0 for what the model was trained
+            with.
+        n_batch: the most tokens in one ``decode``.
+        n_ubatch: the most tokens computed at once.
+        n_seq_max: sequences it can hold; ids are 0 to n_seq_max - 1.
+        n_rs_seq: for each sequence of a recurrent model, earlier states to keep, so that this many
+            tokens can be removed from its end; models that cannot do so ignore it.
+        n_outputs_max: the most outputs of one ``decode``; 0 for n_batch. Fewer save memory.
+        n_threads: threads for one token at a time; None for ``cpu_math_cores``.
+        n_threads_batch: threads for several tokens at a time; None for the same as n_threads.
+        rope_scaling_type: how positions beyond those trained with are made to fit.
+        pooling_type: how the embeddings of a sequence's tokens become one.
+        attention_type: whether tokens see those after them. Without causal attention a batch holds
+            at most n_ubatch tokens.
+        flash_attn: whether to use flash attention.
+        rope_freq_base: RoPE's base frequency; 0 for the model's.
+        rope_freq_scale: RoPE's factor of positions; 0 for the model's.
+        yarn_ext_factor: YaRN's mix of extrapolation; None for the model's, as for the others.
+        yarn_attn_factor: YaRN's factor of attention.
+        yarn_beta_fast: YaRN's low correction dimension.
+        yarn_beta_slow: YaRN's high correction dimension.
+        yarn_orig_ctx: context length before YaRN; 0 for the model's.
+        type_k: how keys are stored; quantized types save memory and cost precision. With "bf16",
+            and with quantized types in heads whose size is no multiple of 64, positions cannot be
+            shifted (``Memory.can_shift``).
+        type_v: how values are stored; quantized types need flash attention, which encoder-decoder
+            models do not have.
+        offload_kqv: keep keys and values in the device's memory.
+        op_offload: let the device compute large operations on weights kept by the host.
+        swa_full: give layers with a sliding window a memory as large as the others', so that old
+            tokens can come back into the window when later ones are removed.
+        kv_unified: one memory for all sequences, instead of an equal part for each. Without it a
+            sequence has n_ctx / n_seq_max tokens, and what is computed for one does not depend on
+            the others.
+        embeddings: compute embeddings beside logits.
+        no_perf: do not measure times for ``performance``.
+        samplers: chains that run on the device, by sequence id: a token comes back, not a row of
+            logits (experimental in llama.cpp). What the device cannot run of one, and all without a
+            GPU, the CPU does. Read it with ``SamplerChain.sample``. A decode then gives one
+            output for each such sequence. A chain belongs to one context; closing it closes that.
+
+    Raises:
+        ContextError: llama.cpp could not make it, or the machine lacks the memory; the message says
+            why.
+        ValueError: an argument out of range.
     """
 
     _breaks_without_memory = True
@@ -234,16 +237,17 @@ class Context(Outputs):
     # Computing
 
     def decode(self, batch: Batch) -> None:
-        """Process a batch; its outputs then stand in :meth:`logits` (``llama_decode``).
+        """Process a batch; its outputs then stand in ``logits`` (``llama_decode``).
 
         Models without memory (BERT) process each batch by itself.
 
-        :raises InvalidBatchError: the batch is empty, larger than n_batch, or holds tokens,
-            embeddings, positions or sequence ids that do not fit. Nothing was processed.
-        :raises MemoryFullError: no room for the batch. Nothing was processed.
-        :raises DecodeCancelled: :meth:`cancel` was called. What was processed stays in memory.
-        :raises OutputsInUseError: arrays of :meth:`logits_view` are alive.
-        :raises DecodeError: llama.cpp failed otherwise.
+        Raises:
+            InvalidBatchError: the batch is empty, larger than n_batch, or holds tokens, embeddings,
+                positions or sequence ids that do not fit. Nothing was processed.
+            MemoryFullError: no room for the batch. Nothing was processed.
+            DecodeCancelled: ``cancel`` was called. What was processed stays in memory.
+            OutputsInUseError: arrays of ``logits_view`` are alive.
+            DecodeError: llama.cpp failed otherwise.
         """
         with self._lock:
             self._require_encoded()
@@ -252,11 +256,12 @@ class Context(Outputs):
     def encode(self, batch: Batch) -> None:
         """Process a batch with the encoder, without memory (``llama_encode``).
 
-        What it computed is what :meth:`decode` of an encoder-decoder model attends to. Forget
-        what was decoded before (:meth:`Memory.clear`): llama.cpp wants the positions to follow it.
+        What it computed is what ``decode`` of an encoder-decoder model attends to. Forget
+        what was decoded before (``Memory.clear``): llama.cpp wants the positions to follow it.
 
-        :raises ContextError: the model has no encoder.
-        :raises InvalidBatchError: as :meth:`decode`; or more than n_ubatch tokens.
+        Raises:
+            ContextError: the model has no encoder.
+            InvalidBatchError: as ``decode``; or more than n_ubatch tokens.
         """
         if not self.model.has_encoder:
             raise ContextError(f"this model has no encoder: {self.model.desc}; use decode()")
@@ -265,9 +270,9 @@ class Context(Outputs):
             self._encoded = True
 
     def decode_token(self, token: int, pos: int, seq_id: int = 0) -> None:
-        """Process one token of one sequence and compute its logits; see :meth:`decode`.
+        """Process one token of one sequence and compute its logits; see ``decode``.
 
-        Generating so costs less time than with a :class:`Batch` of one.
+        Generating so costs less time than with a ``Batch`` of one.
         """
         token = integer("token", token, 0, INT32_MAX)
         pos = integer("pos", pos, 0, INT32_MAX)
@@ -291,7 +296,8 @@ class Context(Outputs):
 
         The memory must be empty, and is again afterwards; outputs and performance start anew.
 
-        :raises ValueError: the memory holds tokens.
+        Raises:
+            ValueError: the memory holds tokens.
         """
         with self._lock:
             if any(self.memory.seq_pos_max(seq_id) >= 0 for seq_id in range(self.n_seq_max)):
@@ -335,7 +341,7 @@ class Context(Outputs):
 
     @property
     def causal_attn(self) -> bool:
-        """Whether tokens attend to earlier ones alone; see :meth:`set_causal_attn`."""
+        """Whether tokens attend to earlier ones alone; see ``set_causal_attn``."""
         with self._open() as pointer:
             return bool(lib.llama_get_causal_attn(pointer))
 
@@ -358,8 +364,11 @@ class Context(Outputs):
     def set_n_threads(self, n_threads: int, n_threads_batch: int | None = None) -> None:
         """Change the numbers of threads (``llama_set_n_threads``).
 
-        :param n_threads_batch: None for the same as n_threads.
-        :raises ValueError: a threadpool is attached, which has its own number.
+        Args:
+            n_threads_batch: None for the same as n_threads.
+
+        Raises:
+            ValueError: a threadpool is attached, which has its own number.
         """
         n_threads = integer("n_threads", n_threads, 1, MAX_THREADS)
         batch = n_threads if n_threads_batch is None else n_threads_batch
@@ -376,8 +385,9 @@ class Context(Outputs):
 
         Sets the numbers of threads to those of the pools.
 
-        :param threadpool: for one token at a time.
-        :param threadpool_batch: for several tokens at a time; None for the same.
+        Args:
+            threadpool: for one token at a time.
+            threadpool_batch: for several tokens at a time; None for the same.
         """
         batch = threadpool if threadpool_batch is None else threadpool_batch
         for name, pool in (("threadpool", threadpool), ("threadpool_batch", batch)):

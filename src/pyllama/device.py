@@ -82,7 +82,7 @@ class Device(_Found):
 
     ``type`` is ``"gpu"`` for one with memory of its own, ``"igpu"`` for one that shares the
     system's, ``"accel"`` for a helper of the CPU such as BLAS. ``backend`` is the name of its
-    :class:`Backend`.
+    ``Backend``.
     """
 
     name: str
@@ -95,7 +95,8 @@ class Device(_Found):
     def memory(self) -> tuple[int, int]:
         """Free and total memory now, in bytes (``ggml_backend_dev_memory``).
 
-        :raises ServerLostError: it is an RPC server's, and that does not answer.
+        Raises:
+            ServerLostError: it is an RPC server's, and that does not answer.
         """
         from pyllama.rpc import require_answers  # which imports this module
 
@@ -137,12 +138,15 @@ def load_backends(
     Loading a model or listing devices does it; call it to have the time that it takes elsewhere,
     or to choose. The environment variable ``GGML_BACKEND_PATH`` can name one module more.
 
-    :param folder: where the modules are; None for the package's own.
-    :param cpu_variant: which of the CPU modules to take, such as ``"haswell"``. None for what the
-        environment variable ``PYLLAMA_CPU_VARIANT`` names, or else the best for this processor.
-    :raises BackendError: not even a CPU backend could be loaded, there is no such variant, this
-        processor cannot run it, or backends were loaded already and are not those asked for.
-    :raises ForkedError: in a child of fork(), if the parent had loaded them.
+    Args:
+        folder: where the modules are; None for the package's own.
+        cpu_variant: which of the CPU modules to take, such as ``"haswell"``. None for what the
+            environment variable ``PYLLAMA_CPU_VARIANT`` names, or else the best for this processor.
+
+    Raises:
+        BackendError: not even a CPU backend could be loaded, there is no such variant, this
+            processor cannot run it, or backends were loaded already and are not those asked for.
+        ForkedError: in a child of fork(), if the parent had loaded them.
     """
     global _loaded
     _process.check()
@@ -180,9 +184,10 @@ def load_backend(path: str | os.PathLike[str]) -> Backend:
     Before backends are used: afterwards other threads may be reading the list of them. One of the
     CPU takes the place of the package's own.
 
-    :raises FileNotFoundError: there is no such file.
-    :raises BackendError: the file is no backend of this llama.cpp or cannot run here, or
-        :func:`load_backends`, :func:`devices` or a model was called before.
+    Raises:
+        FileNotFoundError: there is no such file.
+        BackendError: the file is no backend of this llama.cpp or cannot run here, or
+            ``load_backends``, ``devices`` or a model was called before.
     """
     name = _path("path", path)
     with _loading:

@@ -46,9 +46,12 @@ class Grammar:
     parentheses 200 deep, 50,000 ways to go on at one place, chains of 4,000 rules that begin with
     the next one, and no rule that can begin with itself after parts that may be empty.
 
-    :param gbnf: the rules.
-    :param root: the rule to begin with.
-    :raises GrammarError: what is wrong, in the parser's own words, with line and column.
+    Args:
+        gbnf: the rules.
+        root: the rule to begin with.
+
+    Raises:
+        GrammarError: what is wrong, in the parser's own words, with line and column.
     """
 
     gbnf: str
@@ -67,11 +70,14 @@ class Grammar:
 
         The conversion is llama.cpp's own, and covers what it covers; keywords that it does not
         know are ignored. ``$ref`` only refers within the schema, nothing is fetched.
-        :attr:`unsupported_patterns` holds each ``pattern`` that it could not convert.
+        ``unsupported_patterns`` holds each ``pattern`` that it could not convert.
 
-        :param schema: the schema as a mapping, its JSON text, or True for any value; at most
-            512 KiB of JSON.
-        :raises GrammarError: it is no schema, cannot be converted, or exceeds the limits.
+        Args:
+            schema: the schema as a mapping, its JSON text, or True for any value; at most 512 KiB
+                of JSON.
+
+        Raises:
+            GrammarError: it is no schema, cannot be converted, or exceeds the limits.
         """
         text = _schema_text(schema)
         try:
@@ -93,7 +99,7 @@ class Grammar:
 class GrammarSampler(Sampler):
     """Rules out tokens that a grammar does not let follow, as ``llama_sampler_init_grammar`` does.
 
-    Give it to a :class:`SamplerChain` as its ``grammar``; as one of its samplers it is applied to
+    Give it to a ``SamplerChain`` as its ``grammar``; as one of its samplers it is applied to
     all candidates, for every token.
 
     A whole vocabulary is walked as a tree of characters, with the same result as llama.cpp's own
@@ -104,13 +110,16 @@ class GrammarSampler(Sampler):
     With triggers it is lazy, as ``llama_sampler_init_grammar_lazy_patterns``: everything may follow
     until a trigger has been accepted, and from there on the grammar holds.
 
-    :param vocab: of the model to sample for; closing the model closes the sampler.
-    :param grammar: a grammar, or its GBNF with the root ``"root"``.
-    :param trigger_patterns: ECMAScript regular expressions, searched in all text so far. The
-        grammar begins with the first group that matched, or else with the whole match.
-    :param trigger_tokens: the grammar begins with the first of these tokens.
-    :raises GrammarError: a grammar or pattern that cannot be used with this vocabulary.
-    :raises TokenizationError: the model has no tokenizer.
+    Args:
+        vocab: of the model to sample for; closing the model closes the sampler.
+        grammar: a grammar, or its GBNF with the root ``"root"``.
+        trigger_patterns: ECMAScript regular expressions, searched in all text so far. The grammar
+            begins with the first group that matched, or else with the whole match.
+        trigger_tokens: the grammar begins with the first of these tokens.
+
+    Raises:
+        GrammarError: a grammar or pattern that cannot be used with this vocabulary.
+        TokenizationError: the model has no tokenizer.
     """
 
     def __init__(
@@ -141,9 +150,14 @@ class GrammarSampler(Sampler):
     def allows(self, tokens: ArrayLike) -> NDArray[np.bool_]:
         """Which tokens may follow, each by itself.
 
-        :param tokens: integers of shape (n,).
-        :returns: bool array of shape (n,).
-        :raises ValueError: a token outside the vocabulary.
+        Args:
+            tokens: integers of shape (n,).
+
+        Returns:
+            bool array of shape (n,).
+
+        Raises:
+            ValueError: a token outside the vocabulary.
         """
         ids = np.ascontiguousarray(token_array(tokens))
         n_vocab = self._n_vocab
@@ -181,8 +195,9 @@ class GrammarSampler(Sampler):
         A token of a model may end anywhere in it, or reach over its end. It takes microseconds,
         and changes nothing.
 
-        :returns: at most 1 KiB of it. Empty where several characters may come next or the text may
-            end, while a lazy grammar waits, and where a token ended within a character.
+        Returns:
+            at most 1 KiB of it. Empty where several characters may come next or the text may end,
+            while a lazy grammar waits, and where a token ended within a character.
         """
         with self._held():
             return take_str(lib.guarded_grammar_forced_text(self._pointer), "asking a grammar")
@@ -193,12 +208,13 @@ class GrammarSampler(Sampler):
         The fewest tokens that complete it are kept in reserve. Before they are needed, values that
         are still to come are given room, and a text that runs on is ended with a sentence, a line
         or a word, where one ends in time. So what may follow depends on the text so far. That
-        holds for what a :class:`SamplerChain` samples under this grammar; :meth:`accept` and
-        :meth:`allows` do not ask for it. Where it takes more tokens than these to complete the
-        text, and where :attr:`fewest_tokens` is not known, nothing is ruled out.
+        holds for what a ``SamplerChain`` samples under this grammar; ``accept`` and
+        ``allows`` do not ask for it. Where it takes more tokens than these to complete the
+        text, and where ``fewest_tokens`` is not known, nothing is ruled out.
 
-        :param n_tokens: how many more tokens there are, at least 1, the one that ends the text not
-            counted; a lazy grammar counts them while it waits, too. None for any number.
+        Args:
+            n_tokens: how many more tokens there are, at least 1, the one that ends the text not
+                counted; a lazy grammar counts them while it waits, too. None for any number.
         """
         n = 0 if n_tokens is None else integer("n_tokens", n_tokens, 1, INT32_MAX)
         with self._held() as owner:
@@ -219,10 +235,13 @@ class GrammarSampler(Sampler):
     def fits(self, tokens: ArrayLike) -> bool:
         """Whether these tokens may follow and the text can still be completed in time.
 
-        Without :meth:`complete_within` any tokens fit.
+        Without ``complete_within`` any tokens fit.
 
-        :param tokens: integers of shape (n,); none that ends the text.
-        :raises ValueError: a token outside the vocabulary.
+        Args:
+            tokens: integers of shape (n,); none that ends the text.
+
+        Raises:
+            ValueError: a token outside the vocabulary.
         """
         ids = np.ascontiguousarray(token_array(tokens))
         if ids.size and int(ids.max()) >= self._n_vocab:
@@ -236,11 +255,14 @@ class GrammarSampler(Sampler):
             return bool(fits)
 
     def shortened(self, *, here: bool = False) -> list[frozenset[str]]:
-        """Where a token was not chosen because of :meth:`complete_within`.
+        """Where a token was not chosen because of ``complete_within``.
 
-        :param here: count the present place among them.
-        :returns: for each place the names of the rules that it is in or, if a rule is the last
-            part of another, not all of them.
+        Args:
+            here: count the present place among them.
+
+        Returns:
+            for each place the names of the rules that it is in or, if a rule is the last part of
+            another, not all of them.
         """
         with self._held():
             text = take_str(

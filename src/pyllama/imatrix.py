@@ -26,10 +26,13 @@ def load_imatrix(path: str | os.PathLike[str]) -> dict[str, NDArray[np.float32]]
 
     ``common_imatrix_load``.
 
-    :returns: for each tensor's name the mean of its squared inputs, a float32 array of shape
-        (n_columns,), or (n_columns * n_experts,) for the tensors of experts. Experts that no
-        token reached have ones.
-    :raises QuantizeError: the file is no imatrix.
+    Returns:
+        for each tensor's name the mean of its squared inputs, a float32 array of shape
+        (n_columns,), or (n_columns * n_experts,) for the tensors of experts. Experts that no token
+        reached have ones.
+
+    Raises:
+        QuantizeError: the file is no imatrix.
     """
     return read_imatrix("path", path)
 

@@ -24,13 +24,16 @@ from pyllama.model import Model, read_string
 class LoraAdapter(NativeObject):
     """A LoRA adapter for one model (``llama_adapter_lora_init``).
 
-    :func:`set_adapters_lora` puts it to use. It keeps its model alive; closing the model closes
+    ``set_adapters_lora`` puts it to use. It keeps its model alive; closing the model closes
     it, and closing it takes it out of the contexts that use it. Loading and closing wait for
     decodes of the model's contexts.
 
-    :param path: a GGUF file, as llama.cpp's ``convert_lora_to_gguf.py`` writes it.
-    :raises FileNotFoundError: there is no such file.
-    :raises AdapterError: the file is no adapter, or none for this model; the message says why.
+    Args:
+        path: a GGUF file, as llama.cpp's ``convert_lora_to_gguf.py`` writes it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        AdapterError: the file is no adapter, or none for this model; the message says why.
     """
 
     _instead_of_copying = "Load its file again: LoraAdapter(model, path)"
@@ -89,9 +92,12 @@ def set_adapters_lora(context: Context, adapters: Mapping[LoraAdapter, float]) -
 
     What is in the context's memory already was computed without them, and stays as it is.
 
-    :param adapters: each with the scale of what it adds, where 1.0 is as trained; empty for none.
-    :raises ValueError: an adapter of another model, or a scale that is not finite.
-    :raises ClosedError: the context or an adapter is closed.
+    Args:
+        adapters: each with the scale of what it adds, where 1.0 is as trained; empty for none.
+
+    Raises:
+        ValueError: an adapter of another model, or a scale that is not finite.
+        ClosedError: the context or an adapter is closed.
     """
     if not isinstance(context, Context):
         raise TypeError(f"context must be a pyllama.Context, got {context!r}")
@@ -120,11 +126,14 @@ def set_control_vector(
 ) -> None:
     """Add a direction to what some layers of a context compute (``llama_set_adapter_cvec``).
 
-    :param directions: float32 array of shape (n_layers, n_embd), the first row for layer 1: layer
-        0 has none. Rows of layers that it does not reach are zero. None for no control vector.
-    :param layer_start: the first layer that is changed.
-    :param layer_end: the last layer that is changed; None for the model's last.
-    :raises ValueError: another shape, values that are not finite, or layers that do not exist.
+    Args:
+        directions: float32 array of shape (n_layers, n_embd), the first row for layer 1: layer 0
+            has none. Rows of layers that it does not reach are zero. None for no control vector.
+        layer_start: the first layer that is changed.
+        layer_end: the last layer that is changed; None for the model's last.
+
+    Raises:
+        ValueError: another shape, values that are not finite, or layers that do not exist.
     """
     if not isinstance(context, Context):
         raise TypeError(f"context must be a pyllama.Context, got {context!r}")
@@ -148,14 +157,19 @@ def set_control_vector(
 
 
 def load_control_vector(path: str | os.PathLike[str]) -> NDArray[np.float32]:
-    """The directions of a control vector's file, for :func:`set_control_vector`.
+    """The directions of a control vector's file, for ``set_control_vector``.
 
     ``common_control_vector_load``.
 
-    :param path: a GGUF file with a tensor ``direction.1``, ``direction.2``, … for each layer.
-    :returns: float32 array of shape (n_layers, n_embd), the first row for layer 1; rows without
-        a tensor are zero.
-    :raises AdapterError: the file is no control vector.
+    Args:
+        path: a GGUF file with a tensor ``direction.1``, ``direction.2``, … for each layer.
+
+    Returns:
+        float32 array of shape (n_layers, n_embd), the first row for layer 1; rows without a tensor
+        are zero.
+
+    Raises:
+        AdapterError: the file is no control vector.
     """
     name = _model_file.readable_gguf(path)
     n_layers, n_embd = ffi.new("int32_t *"), ffi.new("int32_t *")

@@ -46,15 +46,17 @@ class Memory(Uncopyable):
     def clear(self, *, data: bool = True) -> None:
         """Forget everything.
 
-        :param data: also zero the buffers.
+        Args:
+            data: also zero the buffers.
         """
         self._call(lib.guarded_memory_clear, bool(data))
 
     def seq_rm(self, seq_id: int, p0: int = -1, p1: int = -1) -> bool:
         """Forget positions of a sequence; ``seq_id=-1`` means every sequence.
 
-        :returns: False if part of a sequence cannot be removed, as in a recurrent model; nothing
-            is removed then. A whole sequence always can.
+        Returns:
+            False if part of a sequence cannot be removed, as in a recurrent model; nothing is
+            removed then. A whole sequence always can.
         """
         seq_id, p0, p1 = self._seq("seq_id", seq_id, low=-1), _pos("p0", p0), _pos("p1", p1)
         if seq_id < 0 and p0 <= 0 and p1 < 0:
@@ -69,9 +71,10 @@ class Memory(Uncopyable):
     def seq_cp(self, source: int, destination: int, p0: int = -1, p1: int = -1) -> None:
         """Let another sequence share the tokens of this one.
 
-        :raises ValueError: part of a sequence, in a context whose sequences have memory of
-            their own (``kv_unified=False``), or of a recurrent model: there only whole ones can
-            be copied.
+        Raises:
+            ValueError: part of a sequence, in a context whose sequences have memory of their own
+                (``kv_unified=False``), or of a recurrent model: there only whole ones can be
+                copied.
         """
         p0, p1 = _pos("p0", p0), _pos("p1", p1)
         separate = self._n_seq_max > 1 and not self._kv_unified
@@ -99,8 +102,9 @@ class Memory(Uncopyable):
     def seq_add(self, seq_id: int, p0: int, p1: int, delta: int) -> None:
         """Shift positions of a sequence by delta; tokens that would fall below 0 are forgotten.
 
-        :raises ValueError: this memory cannot shift (see :attr:`can_shift`), or positions would
-            grow beyond what an int32 holds, or a recurrent model's fall below 0.
+        Raises:
+            ValueError: this memory cannot shift (see ``can_shift``), or positions would grow
+                beyond what an int32 holds, or a recurrent model's fall below 0.
         """
         self._require_shift()
         delta = integer("delta", delta, -INT32_MAX, INT32_MAX)
@@ -118,7 +122,8 @@ class Memory(Uncopyable):
     def seq_div(self, seq_id: int, p0: int, p1: int, divisor: int) -> None:
         """Divide positions of a sequence by a whole number greater than one.
 
-        :raises ValueError: this memory cannot shift; see :attr:`can_shift`.
+        Raises:
+            ValueError: this memory cannot shift; see ``can_shift``.
         """
         self._require_shift()
         divisor = integer("divisor", divisor, 2, INT32_MAX)
@@ -140,7 +145,7 @@ class Memory(Uncopyable):
 
     @property
     def can_shift(self) -> bool:
-        """Whether :meth:`seq_add` and :meth:`seq_div` work in this memory."""
+        """Whether ``seq_add`` and ``seq_div`` work in this memory."""
         return bool(self._call(lib.guarded_memory_can_shift)) and self._cannot_shift is None
 
     def _splits_state(self, seq_id: int, p0: int, p1: int) -> bool:

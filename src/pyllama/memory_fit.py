@@ -36,9 +36,9 @@ _simulating = threading.Lock()
 
 
 class LayoutOptions(TypedDict, total=False):
-    """What else :func:`memory_use` and :func:`memory_fit` take.
+    """What else ``memory_use`` and ``memory_fit`` take.
 
-    They mean what they mean for :class:`Model` and :class:`Context`, and have their defaults.
+    They mean what they mean for ``Model`` and ``Context``, and have their defaults.
     """
 
     devices: Sequence[Device] | None
@@ -99,7 +99,7 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class MemoryFit:
-    """Arguments for :class:`Model`, and n_ctx for :class:`Context`, that fit the memory."""
+    """Arguments for ``Model``, and n_ctx for ``Context``, that fit the memory."""
 
     n_gpu_layers: int
     #: None on fewer than two devices, or where nothing had to change.
@@ -125,10 +125,13 @@ def memory_use(
     No weights are read. Calls wait for each other; a log line that another thread writes at the
     moment one begins or ends can be lost.
 
-    :param n_ctx: tokens in the context, at most 2**24; 0 for what the model was trained with.
-    :raises ModelLoadError: the file is no model that llama.cpp can load.
-    :raises MemoryFitError: no such context can be made, for one because n_ctx is too large.
-    :raises ServerLostError: an RPC server of the devices does not answer.
+    Args:
+        n_ctx: tokens in the context, at most 2**24; 0 for what the model was trained with.
+
+    Raises:
+        ModelLoadError: the file is no model that llama.cpp can load.
+        MemoryFitError: no such context can be made, for one because n_ctx is too large.
+        ServerLostError: an RPC server of the devices does not answer.
     """
     layout = _Layout(
         path,
@@ -155,14 +158,17 @@ def memory_fit(
     Without GPUs the host's memory decides, and n_ctx is all that can be made smaller. With GPUs
     first the context becomes smaller, then fewer layers go to the GPUs; the host's memory is
     taken to be large enough: compare ``use.host``. No weights are read. Calls wait for each
-    other; see :func:`memory_use`.
+    other; see ``memory_use``.
 
-    :param n_ctx: tokens in the context; 0 for what the model was trained with, or as many as fit.
-    :param n_ctx_min: with n_ctx=0, the fewest tokens to go down to.
-    :param margin: bytes to leave free on each device, or of the host's memory.
-    :raises ModelLoadError: the file is no model that llama.cpp can load.
-    :raises MemoryFitError: nothing fits; the message tells what it would take.
-    :raises ServerLostError: an RPC server of the devices does not answer.
+    Args:
+        n_ctx: tokens in the context; 0 for what the model was trained with, or as many as fit.
+        n_ctx_min: with n_ctx=0, the fewest tokens to go down to.
+        margin: bytes to leave free on each device, or of the host's memory.
+
+    Raises:
+        ModelLoadError: the file is no model that llama.cpp can load.
+        MemoryFitError: nothing fits; the message tells what it would take.
+        ServerLostError: an RPC server of the devices does not answer.
     """
     own = {"n_gpu_layers", "tensor_split", "tensor_buft_overrides"} & options.keys()
     if own:

@@ -68,36 +68,39 @@ class Model(NativeObject):
     """A model loaded from a GGUF file (``llama_model_load_from_file``).
 
     Any number of threads may use one at a time. Its contexts and LoRA adapters stand on it:
-    :meth:`close` closes them first, waiting for a decode that another thread is in. Ctrl-C stops
+    ``close`` closes them first, waiting for a decode that another thread is in. Ctrl-C stops
     a load in the main thread.
 
-    :param path: the file; for a split model its first part (``name-00001-of-00003.gguf``).
-    :param devices: run on these, in this order; None for all GPUs, or the CPU without one; an
-        empty sequence for the CPU alone.
-    :param n_gpu_layers: layers kept in the devices' memory; negative for all.
-    :param split_mode: how layers are spread over several devices.
-    :param main_gpu: index into the devices, for ``split_mode="none"``.
-    :param tensor_split: share of each device, in any unit; at most ``llama_max_devices()`` values.
-    :param tensor_buft_overrides: regular expressions (C++'s ``std::regex``, searched in tensor
-        names), each with the device in whose memory the matching tensors are kept.
-    :param load_mode: how the file is read into memory.
-    :param lazy_mode: whether rows of large embedding tables are read when they are needed; needs
-        a memory-mapped file.
-    :param kv_overrides: values that replace metadata of the file: bool, int (-2**31 to 2**32 - 1),
-        float or str (at most 127 bytes). One whose type is not the key's is ignored, with a
-        warning in the log.
-    :param vocab_only: load the vocabulary and metadata without weights.
-    :param load_mtp: load the layers that predict several tokens ahead, where the file has them.
-    :param check_tensors: validate every tensor's values while loading.
-    :param use_extra_bufts: let the CPU backend repack weights into layouts that it computes
-        faster with; such a model cannot be saved again.
-    :param no_host: keep no weights in memory that the host shares with a device.
-    :param progress: called with the fraction loaded, 0.0 to 1.0; returning False cancels.
-    :raises FileNotFoundError: there is no such file.
-    :raises OSError: a file cannot be read, or too many files are open.
-    :raises ModelLoadError: the file is no model that llama.cpp can load; the message says why.
-    :raises ModelLoadCancelled: ``progress`` returned False. What it raises is raised as it is.
-    :raises ValueError: an argument out of range.
+    Args:
+        path: the file; for a split model its first part (``name-00001-of-00003.gguf``).
+        devices: run on these, in this order; None for all GPUs, or the CPU without one; an empty
+            sequence for the CPU alone.
+        n_gpu_layers: layers kept in the devices' memory; negative for all.
+        split_mode: how layers are spread over several devices.
+        main_gpu: index into the devices, for ``split_mode="none"``.
+        tensor_split: share of each device, in any unit; at most ``llama_max_devices()`` values.
+        tensor_buft_overrides: regular expressions (C++'s ``std::regex``, searched in tensor names),
+            each with the device in whose memory the matching tensors are kept.
+        load_mode: how the file is read into memory.
+        lazy_mode: whether rows of large embedding tables are read when they are needed; needs a
+            memory-mapped file.
+        kv_overrides: values that replace metadata of the file: bool, int (-2**31 to 2**32 - 1),
+            float or str (at most 127 bytes). One whose type is not the key's is ignored, with a
+            warning in the log.
+        vocab_only: load the vocabulary and metadata without weights.
+        load_mtp: load the layers that predict several tokens ahead, where the file has them.
+        check_tensors: validate every tensor's values while loading.
+        use_extra_bufts: let the CPU backend repack weights into layouts that it computes faster
+            with; such a model cannot be saved again.
+        no_host: keep no weights in memory that the host shares with a device.
+        progress: called with the fraction loaded, 0.0 to 1.0; returning False cancels.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: a file cannot be read, or too many files are open.
+        ModelLoadError: the file is no model that llama.cpp can load; the message says why.
+        ModelLoadCancelled: ``progress`` returned False. What it raises is raised as it is.
+        ValueError: an argument out of range.
     """
 
     _instead_of_copying = (
@@ -120,9 +123,12 @@ class Model(NativeObject):
 
         ``llama_model_load_from_splits``.
 
-        :param paths: all parts, in their order.
-        :param options: as for :class:`Model`, which also says what is raised.
-        :raises ModelLoadError: also when the parts are not those of one model.
+        Args:
+            paths: all parts, in their order.
+            options: as for ``Model``, which also says what is raised.
+
+        Raises:
+            ModelLoadError: also when the parts are not those of one model.
         """
         if isinstance(paths, (str, bytes)) or not isinstance(paths, Sequence):
             raise TypeError(f"paths must be a sequence of paths, got {paths!r}")
@@ -152,12 +158,15 @@ class Model(NativeObject):
         ``llama_model_load_from_file_ptr``. The file stays open and at its position, and can be
         closed afterwards; no other thread may move it meanwhile.
 
-        :param file: a file of the operating system opened for reading bytes, or its descriptor.
-        :param offset: where the GGUF begins, in bytes; None for the file's position. Unless
-            ``load_mode="none"``, its tensors must lie at multiples of 32 bytes in the file.
-        :param options: as for :class:`Model`, which also says what is raised.
-        :raises TypeError: an object that is no file of the operating system.
-        :raises OSError: a file that cannot be read or has no such position.
+        Args:
+            file: a file of the operating system opened for reading bytes, or its descriptor.
+            offset: where the GGUF begins, in bytes; None for the file's position. Unless
+                ``load_mode="none"``, its tensors must lie at multiples of 32 bytes in the file.
+            options: as for ``Model``, which also says what is raised.
+
+        Raises:
+            TypeError: an object that is no file of the operating system.
+            OSError: a file that cannot be read or has no such position.
         """
         descriptor, begin = _model_file.descriptor_and_offset(file, offset)
         return cls._from_descriptor(f"<file descriptor {descriptor}>", descriptor, begin, options)
@@ -169,8 +178,9 @@ class Model(NativeObject):
         llama.cpp reads files only. On Linux the copy is in memory, elsewhere in the folder for
         temporary files; it goes away with the model.
 
-        :param data: bytes, or any contiguous buffer of them.
-        :param options: as for :class:`Model`, which also says what is raised.
+        Args:
+            data: bytes, or any contiguous buffer of them.
+            options: as for ``Model``, which also says what is raised.
         """
         with _model_file.anonymous_file(data) as file:
             return cls._from_descriptor("<bytes>", file.fileno(), 0, options)
@@ -300,7 +310,7 @@ class Model(NativeObject):
 
     @property
     def chat_template_names(self) -> tuple[str, ...]:
-        """The names that :meth:`chat_template` knows, beside the default one."""
+        """The names that ``chat_template`` knows, beside the default one."""
         prefix = f"{_TEMPLATE_KEY}."
         return tuple(key[len(prefix) :] for key in self.metadata if key.startswith(prefix))
 
@@ -309,7 +319,8 @@ class Model(NativeObject):
 
         ``llama_model_chat_template``.
 
-        :param name: a named template such as ``"tool_use"``; None for the default one.
+        Args:
+            name: a named template such as ``"tool_use"``; None for the default one.
         """
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, got {name!r}")
@@ -327,10 +338,11 @@ class Model(NativeObject):
         The file appears, or replaces another, when it is complete. llama.cpp writes the tensors,
         the hyperparameters and the vocabulary; other metadata, such as the chat template, is lost.
 
-        :raises ModelSaveError: llama.cpp cannot write models of this architecture, or could not
-            write the file.
-        :raises ValueError: the weights are not here (``vocab_only=True``), or were repacked while
-            loading: load it with ``use_extra_bufts=False``.
+        Raises:
+            ModelSaveError: llama.cpp cannot write models of this architecture, or could not write
+                the file.
+            ValueError: the weights are not here (``vocab_only=True``), or were repacked while
+                loading: load it with ``use_extra_bufts=False``.
         """
         target = _model_file.writable_path("path", path)
         if self.vocab_only:

@@ -42,7 +42,7 @@ _MAX_PATTERN = 256  # characters: std::regex descends once for each open parenth
 
 
 class ModelOptions(TypedDict, total=False):
-    """The keyword arguments of :class:`Model` and of its other constructors."""
+    """The keyword arguments of ``Model`` and of its other constructors."""
 
     devices: Sequence[Device] | None
     n_gpu_layers: int

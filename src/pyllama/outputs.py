@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 
 
 class Outputs(NativeObject):
-    """What a :class:`Context` computed last.
+    """What a ``Context`` computed last.
 
     An output stands for each entry of the batch that asked for one; with embeddings switched on,
     and after encode(), for every entry. The next encode or decode replaces them, even if it fails.
@@ -61,9 +61,12 @@ class Outputs(NativeObject):
     def logits(self, index: int = -1, *, out: Floats | None = None) -> Floats:
         """The logits of one output, a copy of shape (n_vocab,) (``llama_get_logits_ith``).
 
-        :param index: the entry's index in the batch; negative counts outputs from the last.
-        :param out: a float32 array of that shape to write into and return.
-        :raises IndexError: the batch asked for no output there.
+        Args:
+            index: the entry's index in the batch; negative counts outputs from the last.
+            out: a float32 array of that shape to write into and return.
+
+        Raises:
+            IndexError: the batch asked for no output there.
         """
         index = integer("index", index, -INT32_MAX, INT32_MAX)
         with self._lock:
@@ -75,8 +78,11 @@ class Outputs(NativeObject):
     def all_logits(self, *, out: Floats | None = None) -> Floats:
         """The logits of all outputs, a copy of shape (n_outputs, n_vocab) (``llama_get_logits``).
 
-        :param out: a float32 array of that shape to write into and return.
-        :raises IndexError: there are no outputs.
+        Args:
+            out: a float32 array of that shape to write into and return.
+
+        Raises:
+            IndexError: there are no outputs.
         """
         with self._lock:
             shape = (self._n_outputs, self.model.vocab.n_tokens)
@@ -88,8 +94,11 @@ class Outputs(NativeObject):
         While this array or one made from it by slicing is alive, encode() and decode() refuse to
         run, and closing leaves the memory in place. Take what you need and ``del`` it.
 
-        :returns: a read-only array of shape (n_outputs, n_vocab).
-        :raises IndexError: there are no outputs.
+        Returns:
+            a read-only array of shape (n_outputs, n_vocab).
+
+        Raises:
+            IndexError: there are no outputs.
         """
         with self._lock:
             pointer = self._all_logits()
@@ -107,10 +116,13 @@ class Outputs(NativeObject):
 
         ``llama_get_embeddings_ith``; for contexts whose ``pooling_type`` is ``"none"``.
 
-        :param index: as in :meth:`logits`.
-        :param out: a float32 array of that shape to write into and return.
-        :raises IndexError: there is none.
-        :raises ValueError: this context pools its embeddings.
+        Args:
+            index: as in ``logits``.
+            out: a float32 array of that shape to write into and return.
+
+        Raises:
+            IndexError: there is none.
+            ValueError: this context pools its embeddings.
         """
         index = integer("index", index, -INT32_MAX, INT32_MAX)
         with self._lock:
@@ -123,7 +135,7 @@ class Outputs(NativeObject):
     def all_embeddings(self, *, out: Floats | None = None) -> Floats:
         """The embeddings of all outputs, a copy of shape (n_outputs, n_embd_out).
 
-        ``llama_get_embeddings``; see :meth:`embeddings`.
+        ``llama_get_embeddings``; see ``embeddings``.
         """
         with self._lock:
             pointer = self._open().pointer
@@ -135,12 +147,17 @@ class Outputs(NativeObject):
     def embeddings_seq(self, seq_id: int = 0, *, out: Floats | None = None) -> Floats:
         """The pooled embedding of a sequence, a copy (``llama_get_embeddings_seq``).
 
-        :param seq_id: a sequence of the last batch.
-        :param out: a float32 array of that shape to write into and return.
-        :returns: shape (n_embd_out,); with ``pooling_type="rank"`` the scores of a reranker or
+        Args:
+            seq_id: a sequence of the last batch.
+            out: a float32 array of that shape to write into and return.
+
+        Returns:
+            shape (n_embd_out,); with ``pooling_type="rank"`` the scores of a reranker or
             classifier, shape (n_cls_out,).
-        :raises IndexError: the last batch held no such sequence, or embeddings are off.
-        :raises ValueError: this context does not pool.
+
+        Raises:
+            IndexError: the last batch held no such sequence, or embeddings are off.
+            ValueError: this context does not pool.
         """
         seq_id = integer("seq_id", seq_id, 0, INT32_MAX)
         with self._lock:
@@ -160,7 +177,7 @@ class Outputs(NativeObject):
     def close(self) -> None:
         """Free it, after waiting for a call that another thread is in.
 
-        Its memory stays while arrays of :meth:`logits_view` are alive. Closing again does nothing.
+        Its memory stays while arrays of ``logits_view`` are alive. Closing again does nothing.
         """
         with self._lock:
             if self._viewed():
@@ -170,7 +187,8 @@ class Outputs(NativeObject):
     def _forget_outputs(self) -> None:
         """Before a call that writes over them.
 
-        :raises OutputsInUseError: somebody looks at them.
+        Raises:
+            OutputsInUseError: somebody looks at them.
         """
         if self._viewed():
             raise OutputsInUseError(

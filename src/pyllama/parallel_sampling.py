@@ -21,17 +21,22 @@ def sample_each(
 ) -> dict[int, int | LlamaError]:
     """Select a token from each of several outputs of the last decode, with a chain for each.
 
-    Every chain selects and accepts what :meth:`SamplerChain.sample` would have. Several threads
+    Every chain selects and accepts what ``SamplerChain.sample`` would have. Several threads
     do so side by side, in C++, without the interpreter: with a vocabulary of 150,000 tokens
     choosing takes a noticeable part of what a GPU takes to decode.
 
-    :param chains: by output, as in :meth:`Context.logits`; each chain once. They must neither hold
-        samplers written in Python nor be attached to a context.
-    :param n_threads: threads to use; None for as many as the context has for one token.
-    :returns: by output, the token, or the :class:`SamplingError` or other
-        :class:`LlamaError` that :meth:`SamplerChain.sample` would have raised.
-    :raises IndexError: the last decode gave no output there; no chain has changed then.
-    :raises ValueError: chains that cannot be used so, or as in :meth:`SamplerChain.sample`.
+    Args:
+        chains: by output, as in ``Context.logits``; each chain once. They must neither hold
+            samplers written in Python nor be attached to a context.
+        n_threads: threads to use; None for as many as the context has for one token.
+
+    Returns:
+        by output, the token, or the ``SamplingError`` or other ``LlamaError`` that
+        ``SamplerChain.sample`` would have raised.
+
+    Raises:
+        IndexError: the last decode gave no output there; no chain has changed then.
+        ValueError: chains that cannot be used so, or as in ``SamplerChain.sample``.
     """
     if not isinstance(context, Context):
         raise TypeError(f"context must be a pyllama.Context, got {context!r}")

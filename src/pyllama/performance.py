@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Performance:
-    """Times and counts since a context was made, or since :meth:`Context.reset_performance`.
+    """Times and counts since a context was made, or since ``Context.reset_performance``.
 
     Times are measured in contexts made with ``no_perf=False`` alone; in others they are 0.
     llama.cpp counts no fewer than 1 token, so that dividing by a count is safe, and takes calls

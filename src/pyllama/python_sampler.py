@@ -15,9 +15,9 @@ from pyllama.candidates import _ROW, Candidates
 
 
 class PythonSampler:
-    """Base of samplers written in Python; :meth:`Sampler.python` makes a sampler of one.
+    """Base of samplers written in Python; ``Sampler.python`` makes a sampler of one.
 
-    An exception in a method ends the call that led to it, :meth:`SamplerChain.sample` for
+    An exception in a method ends the call that led to it, ``SamplerChain.sample`` for
     example, and comes out of it as it is. A method must not use the chain that it is called from.
     """
 
@@ -27,7 +27,7 @@ class PythonSampler:
     selects = False
 
     def apply(self, candidates: Candidates) -> Candidates:
-        """The candidates that are left, with new logits if wanted; see :class:`Candidates`.
+        """The candidates that are left, with new logits if wanted; see ``Candidates``.
 
         They can become fewer, not more. If it selects, one of them must be selected.
         """
@@ -67,7 +67,8 @@ _raised = threading.local()
 def register(sampler: PythonSampler | Callable[[Candidates], Candidates]) -> int:
     """The number by which C knows the sampler from now on.
 
-    :raises TypeError: it is neither a PythonSampler nor a function.
+    Raises:
+        TypeError: it is neither a PythonSampler nor a function.
     """
     if not isinstance(sampler, PythonSampler):
         if not callable(sampler) or isinstance(sampler, type):

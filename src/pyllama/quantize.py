@@ -87,35 +87,38 @@ def quantize(
     tensor in its log. ``progress`` and Ctrl-C in the main thread stop it between two tensors;
     a large one can take seconds.
 
-    :param src: the model, best of F32, F16 or BF16; of a split one the first part.
-    :param dst: the file to write; None with ``dry_run``.
-    :param ftype: the mixture of types, such as ``"Q4_K_M"``.
-    :param imatrix: how much each column of a tensor matters: by tensor names float32 arrays of
-        shape (n_columns,), or (n_columns * n_experts,) for experts, with values from 0 to 1e12;
-        or the path of a file (see :func:`load_imatrix`). The smallest types need it.
-    :param output_tensor_type: the type of ``output.weight``.
-    :param token_embedding_type: the type of the token embeddings.
-    :param tensor_types: types for the tensors in whose names a regular expression (C++'s
-        ``std::regex``) is found; the first one found counts.
-    :param allow_requantize: also quantize what is quantized already, which costs quality.
-    :param quantize_output_tensor: also quantize ``output.weight``.
-    :param only_copy: copy the tensors as they are, whatever ftype is.
-    :param pure: give all tensors one type, instead of a mixture.
-    :param keep_split: write as many parts as the source has, ``name-00001-of-00003.gguf`` and so
-        on for a dst of ``name.gguf``. They appear one after the other.
-    :param prune_layers: layers to leave out; those above move down.
-    :param kv_overrides: metadata to set: bool, int (0 to 2**32 - 1), float, or str (at most 127
-        bytes).
-    :param nthread: threads; None for one for each processor.
-    :param max_buf_size: bytes of a tensor to hold in memory at once; 0 for llama.cpp's 8 GiB.
-    :param dry_run: write nothing, and tell the sizes and types that would come out.
-    :param progress: called with the fraction done before each tensor, 0.0 to 1.0; returning
-        False cancels.
-    :raises FileNotFoundError: no such source, or no such folder for the output.
-    :raises ModelLoadError: the source is no GGUF file.
-    :raises QuantizeError: llama.cpp refused, or the disk failed; the message says why.
-    :raises QuantizeCancelled: ``progress`` returned False. What it raises is raised as it is.
-    :raises ValueError: an argument out of range, or a dst that is the source.
+    Args:
+        src: the model, best of F32, F16 or BF16; of a split one the first part.
+        dst: the file to write; None with ``dry_run``.
+        ftype: the mixture of types, such as ``"Q4_K_M"``.
+        imatrix: how much each column of a tensor matters: by tensor names float32 arrays of shape
+            (n_columns,), or (n_columns * n_experts,) for experts, with values from 0 to 1e12; or
+            the path of a file (see ``load_imatrix``). The smallest types need it.
+        output_tensor_type: the type of ``output.weight``.
+        token_embedding_type: the type of the token embeddings.
+        tensor_types: types for the tensors in whose names a regular expression (C++'s
+            ``std::regex``) is found; the first one found counts.
+        allow_requantize: also quantize what is quantized already, which costs quality.
+        quantize_output_tensor: also quantize ``output.weight``.
+        only_copy: copy the tensors as they are, whatever ftype is.
+        pure: give all tensors one type, instead of a mixture.
+        keep_split: write as many parts as the source has, ``name-00001-of-00003.gguf`` and so on
+            for a dst of ``name.gguf``. They appear one after the other.
+        prune_layers: layers to leave out; those above move down.
+        kv_overrides: metadata to set: bool, int (0 to 2**32 - 1), float, or str (at most 127
+            bytes).
+        nthread: threads; None for one for each processor.
+        max_buf_size: bytes of a tensor to hold in memory at once; 0 for llama.cpp's 8 GiB.
+        dry_run: write nothing, and tell the sizes and types that would come out.
+        progress: called with the fraction done before each tensor, 0.0 to 1.0; returning False
+            cancels.
+
+    Raises:
+        FileNotFoundError: no such source, or no such folder for the output.
+        ModelLoadError: the source is no GGUF file.
+        QuantizeError: llama.cpp refused, or the disk failed; the message says why.
+        QuantizeCancelled: ``progress`` returned False. What it raises is raised as it is.
+        ValueError: an argument out of range, or a dst that is the source.
     """
     source = _model_file.readable_gguf(src, "src")
     parts = _parts(source)

@@ -17,16 +17,19 @@ class ReasoningBudgetSampler(Sampler):
     nothing but ``forced`` follow, token by token, and from then on everything again; it waits for
     the end of a character that is cut. One of ``ends`` before that ends the counting. A later
     ``start`` begins a budget anew. Put it first in a chain, so that other samplers choose among
-    what it leaves. :meth:`reset` has it wait for a ``start``.
+    what it leaves. ``reset`` has it wait for a ``start``.
 
-    :param vocab: of the model to sample for; closing the model closes the sampler.
-    :param start: tokens that begin the reasoning, at least one.
-    :param ends: sequences of tokens that end it, at least one.
-    :param forced: tokens that end it once the budget is spent, at least one.
-    :param budget: tokens that it may take, 0 or more.
-    :param counting: whether it has already begun, as where the prompt ends with its start.
-    :raises TokenizationError: the model has no tokenizer.
-    :raises ValueError: a sequence without tokens, or a value out of range.
+    Args:
+        vocab: of the model to sample for; closing the model closes the sampler.
+        start: tokens that begin the reasoning, at least one.
+        ends: sequences of tokens that end it, at least one.
+        forced: tokens that end it once the budget is spent, at least one.
+        budget: tokens that it may take, 0 or more.
+        counting: whether it has already begun, as where the prompt ends with its start.
+
+    Raises:
+        TokenizationError: the model has no tokenizer.
+        ValueError: a sequence without tokens, or a value out of range.
     """
 
     def __init__(

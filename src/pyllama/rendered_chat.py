@@ -48,7 +48,7 @@ class GrammarTrigger:
 
     @property
     def pattern(self) -> str | None:
-        """The regular expression that :class:`GrammarSampler` takes; None for a ``"token"``."""
+        """The regular expression that ``GrammarSampler`` takes; None for a ``"token"``."""
         if self.type == "token":
             return None
         if self.type == "word":

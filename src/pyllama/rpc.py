@@ -73,7 +73,7 @@ _adding = threading.Lock()
 def rpc_devices(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
     """The devices that an RPC server offers, for ``Model(devices=…)``.
 
-    ``ggml_backend_rpc_add_server``. They are in no list but this: :func:`devices` does not give
+    ``ggml_backend_rpc_add_server``. They are in no list but this: ``devices`` does not give
     them, and no model takes them unasked. A server talks to one client at a time, and a process
     stays connected for as long as it has a model there.
 
@@ -81,10 +81,13 @@ def rpc_devices(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
     with a part there cannot be used any more: close them, and load them again once it is back, on
     the devices that a new call gives.
 
-    :param endpoint: ``"host:port"``, with a name or an IPv4 address.
-    :param timeout: seconds to wait for the server's first answer.
-    :raises BackendError: no RPC server of this llama.cpp's protocol answers there in time, or
-        this build has no RPC backend.
+    Args:
+        endpoint: ``"host:port"``, with a name or an IPv4 address.
+        timeout: seconds to wait for the server's first answer.
+
+    Raises:
+        BackendError: no RPC server of this llama.cpp's protocol answers there in time, or this
+            build has no RPC backend.
     """
     host, port = _host_and_port(endpoint)
     timeout = real("timeout", timeout, 1e-3, 1e6)
@@ -185,7 +188,8 @@ def require_answers(devices: Sequence[Device]) -> Iterator[list[Handle]]:
     Gives the connections to their servers, which are there already: llama.cpp itself would connect
     with locks held that an assertion on a thread of its own leaves locked for ever.
 
-    :raises ServerLostError: a server of theirs did not answer.
+    Raises:
+        ServerLostError: a server of theirs did not answer.
     """
     servers = [(server, server.n_failures) for server in _servers_of(devices)]
     connections: list[Handle] = []
@@ -223,17 +227,20 @@ def _servers_of(devices: Sequence[Device]) -> list[_Server]:
 class RpcServer(NativeObject):
     """Offers devices of this machine to others (``ggml_backend_rpc_start_server``).
 
-    It runs in a process of its own, which ends with :meth:`close`, or with the process that made
+    It runs in a process of its own, which ends with ``close``, or with the process that made
     it, and whose output goes to the log. It has no protection: see the top of this module.
 
-    :param host: IPv4 address to listen on.
-    :param port: 0 for one that is free; see :attr:`endpoint`.
-    :param devices: which to offer; None for all GPUs, or the CPU without one.
-    :param n_threads: threads of a CPU that is offered; None for :func:`cpu_math_cores`.
-    :param cache_dir: a folder in which it keeps large tensors, so that loading a model again
-        sends less.
-    :raises BackendError: the server did not start, or this build has no RPC backend.
-    :raises OSError: the address is not this machine's, or in use.
+    Args:
+        host: IPv4 address to listen on.
+        port: 0 for one that is free; see ``endpoint``.
+        devices: which to offer; None for all GPUs, or the CPU without one.
+        n_threads: threads of a CPU that is offered; None for ``cpu_math_cores``.
+        cache_dir: a folder in which it keeps large tensors, so that loading a model again sends
+            less.
+
+    Raises:
+        BackendError: the server did not start, or this build has no RPC backend.
+        OSError: the address is not this machine's, or in use.
     """
 
     _instead_of_copying = "Pass its endpoint on, for rpc_devices(), or start another RpcServer"
@@ -391,7 +398,8 @@ def _names(offered: Sequence[Device] | None) -> list[str]:
 def _checked_port(host: str, port: int) -> int:
     """The port; 0 where the server itself finds a free one.
 
-    :raises OSError: nothing can listen there.
+    Raises:
+        OSError: nothing can listen there.
     """
     import socket
 

@@ -28,7 +28,7 @@ MAX_BREAKER = 40  # bytes; llama.cpp cuts what is longer
 
 
 class Sampler(SamplerObject):
-    """One step of a :class:`SamplerChain`, made by one of the class methods.
+    """One step of a ``SamplerChain``, made by one of the class methods.
 
     A chain owns what it is given: a sampler is in one chain at a time, and is closed with it.
     Steps either narrow and reweight the candidates, or select one of them, which the last step
@@ -73,7 +73,8 @@ class Sampler(SamplerObject):
     def dist(cls, seed: int) -> Sampler:
         """Select at random, by probability (``llama_sampler_init_dist``).
 
-        :param seed: 0 to 2**32 - 2; the same seed selects the same tokens.
+        Args:
+            seed: 0 to 2**32 - 2; the same seed selects the same tokens.
         """
         return cls(lib.guarded_sampler_init_dist(_seed(seed)), selects=True)
 
@@ -85,10 +86,11 @@ class Sampler(SamplerObject):
 
         ``llama_sampler_init_mirostat``; Basu et al., Mirostat, https://arxiv.org/abs/2007.14966.
 
-        :param seed: as in :meth:`dist`.
-        :param tau: the surprise to reach, in bits; 0 to 1000.
-        :param eta: how fast it is corrected, 0 to 1000.
-        :param m: how many of the most likely tokens the estimate looks at, 1 or more.
+        Args:
+            seed: as in ``dist``.
+            tau: the surprise to reach, in bits; 0 to 1000.
+            eta: how fast it is corrected, 0 to 1000.
+            m: how many of the most likely tokens the estimate looks at, 1 or more.
         """
         n_vocab, seed = _vocab(vocab).n_tokens, _seed(seed)
         tau, eta = real("tau", tau, 0.0, 1e3), real("eta", eta, 0.0, 1e3)
@@ -100,7 +102,7 @@ class Sampler(SamplerObject):
     def mirostat_v2(cls, seed: int, *, tau: float = 5.0, eta: float = 0.1) -> Sampler:
         """The same target, reached by dropping what is too surprising.
 
-        ``llama_sampler_init_mirostat_v2``; parameters as in :meth:`mirostat`.
+        ``llama_sampler_init_mirostat_v2``; parameters as in ``mirostat``.
         """
         seed = _seed(seed)
         tau, eta = real("tau", tau, 0.0, 1e3), real("eta", eta, 0.0, 1e3)
@@ -110,11 +112,12 @@ class Sampler(SamplerObject):
     def adaptive_p(cls, seed: int, *, target: float, decay: float = 0.9) -> Sampler:
         """Select tokens whose probability is, over time, near a target.
 
-        ``llama_sampler_init_adaptive_p``. Put no more than a mild :meth:`min_p` before it.
+        ``llama_sampler_init_adaptive_p``. Put no more than a mild ``min_p`` before it.
 
-        :param seed: as in :meth:`dist`.
-        :param target: 0 to 1.
-        :param decay: how long earlier tokens count, 0 to 0.99: about 1 / (1 - decay) tokens.
+        Args:
+            seed: as in ``dist``.
+            target: 0 to 1.
+            decay: how long earlier tokens count, 0 to 0.99: about 1 / (1 - decay) tokens.
         """
         seed, target = _seed(seed), real("target", target, 0.0, 1.0)
         decay = real("decay", decay, 0.0, 0.99)
@@ -135,8 +138,9 @@ class Sampler(SamplerObject):
 
         ``llama_sampler_init_top_p``; Holtzman et al., The Curious Case of Neural Text Degeneration.
 
-        :param p: 0 to 1; 1 keeps all.
-        :param min_keep: keep at least so many.
+        Args:
+            p: 0 to 1; 1 keeps all.
+            min_keep: keep at least so many.
         """
         value, keep = real("p", p, 0.0, 1.0), _min_keep(min_keep)
         return cls(lib.guarded_sampler_init_top_p(value, keep), selects=False)
@@ -147,8 +151,9 @@ class Sampler(SamplerObject):
 
         ``llama_sampler_init_min_p``.
 
-        :param p: 0 to 1; 0 keeps all.
-        :param min_keep: keep at least so many.
+        Args:
+            p: 0 to 1; 0 keeps all.
+            min_keep: keep at least so many.
         """
         value, keep = real("p", p, 0.0, 1.0), _min_keep(min_keep)
         return cls(lib.guarded_sampler_init_min_p(value, keep), selects=False)
@@ -160,8 +165,9 @@ class Sampler(SamplerObject):
         ``llama_sampler_init_typical``; Meister et al., Locally Typical Sampling,
         https://arxiv.org/abs/2202.00666.
 
-        :param p: 0 to 1; 1 keeps all.
-        :param min_keep: keep at least so many.
+        Args:
+            p: 0 to 1; 1 keeps all.
+            min_keep: keep at least so many.
         """
         value, keep = real("p", p, 0.0, 1.0), _min_keep(min_keep)
         return cls(lib.guarded_sampler_init_typical(value, keep), selects=False)
@@ -181,10 +187,11 @@ class Sampler(SamplerObject):
 
         ``llama_sampler_init_xtc`` (exclude top choices).
 
-        :param probability: of doing so for a token, 0 to 1.
-        :param threshold: what is at least so likely is a top choice, 0 to 1; over 0.5 is off.
-        :param seed: as in :meth:`dist`.
-        :param min_keep: do nothing where fewer would be left.
+        Args:
+            probability: of doing so for a token, 0 to 1.
+            threshold: what is at least so likely is a top choice, 0 to 1; over 0.5 is off.
+            seed: as in ``dist``.
+            min_keep: do nothing where fewer would be left.
         """
         chance = real("probability", probability, 0.0, 1.0)
         limit = real("threshold", threshold, 0.0, 1.0)
@@ -195,10 +202,11 @@ class Sampler(SamplerObject):
     def infill(cls, vocab: Vocab) -> Sampler:
         """Prefer to end, and join tokens that begin alike, when filling in the middle of a text.
 
-        ``llama_sampler_init_infill``. Put :meth:`top_k` and :meth:`top_p` before it: it compares
+        ``llama_sampler_init_infill``. Put ``top_k`` and ``top_p`` before it: it compares
         all candidates with each other.
 
-        :raises ValueError: a vocabulary without tokens that end a text.
+        Raises:
+            ValueError: a vocabulary without tokens that end a text.
         """
         if _tokenizing(vocab).eot is None and vocab.eos is None:
             raise ValueError("vocab must have an end-of-turn or end-of-sequence token for infill")
@@ -211,7 +219,8 @@ class Sampler(SamplerObject):
     def temp(cls, temperature: float) -> Sampler:
         """Divide the logits by a temperature (``llama_sampler_init_temp``).
 
-        :param temperature: 0 or less keeps the most likely token alone.
+        Args:
+            temperature: 0 or less keeps the most likely token alone.
         """
         value = real("temperature", temperature, -1e6, 1e6)
         return cls(lib.guarded_sampler_init_temp(value), selects=False)
@@ -223,9 +232,10 @@ class Sampler(SamplerObject):
         ``llama_sampler_init_temp_ext``; Zhu et al., dynamic temperature,
         https://arxiv.org/abs/2309.02772.
 
-        :param temperature: the middle of its range.
-        :param delta: how far it may go from there; 0 or less makes this :meth:`temp`.
-        :param exponent: of the normalized entropy, 0 to 1000.
+        Args:
+            temperature: the middle of its range.
+            delta: how far it may go from there; 0 or less makes this ``temp``.
+            exponent: of the normalized entropy, 0 to 1000.
         """
         value, delta = real("temperature", temperature, -1e6, 1e6), real("delta", delta, -1e6, 1e6)
         exponent = real("exponent", exponent, 0.0, 1e3)
@@ -243,10 +253,11 @@ class Sampler(SamplerObject):
     ) -> Sampler:
         """Make tokens that were accepted lately less likely (``llama_sampler_init_penalties``).
 
-        :param last_n: how many accepted tokens count; 0 turns it off.
-        :param repeat: divides the logit of a token that occurred; more than 0, 1 is off.
-        :param freq: subtracted from the logit for each occurrence.
-        :param present: subtracted from the logit of a token that occurred.
+        Args:
+            last_n: how many accepted tokens count; 0 turns it off.
+            repeat: divides the logit of a token that occurred; more than 0, 1 is off.
+            freq: subtracted from the logit for each occurrence.
+            present: subtracted from the logit of a token that occurred.
         """
         n_vocab, last_n = _vocab(vocab).n_tokens, integer("last_n", last_n, 0, MAX_LAST_N)
         repeat = real("repeat", repeat, 1e-6, 1e6)
@@ -269,12 +280,13 @@ class Sampler(SamplerObject):
 
         The penalty is multiplier * base ** (length - allowed_length).
 
-        :param multiplier: 0 turns it off.
-        :param base: 1 or more.
-        :param allowed_length: repetitions shorter than so many tokens are let be.
-        :param last_n: how many accepted tokens are looked at; 0 turns it off.
-        :param breakers: texts that no repetition spans, each at most 40 bytes. Looking them up in
-            the vocabulary takes a while.
+        Args:
+            multiplier: 0 turns it off.
+            base: 1 or more.
+            allowed_length: repetitions shorter than so many tokens are let be.
+            last_n: how many accepted tokens are looked at; 0 turns it off.
+            breakers: texts that no repetition spans, each at most 40 bytes. Looking them up in the
+                vocabulary takes a while.
         """
         _tokenizing(vocab)
         multiplier, base = real("multiplier", multiplier, 0.0, 1e6), real("base", base, 1.0, 1e6)
@@ -291,7 +303,8 @@ class Sampler(SamplerObject):
     def logit_bias(cls, vocab: Vocab, biases: Mapping[int, float]) -> Sampler:
         """Add to the logits of some tokens (``llama_sampler_init_logit_bias``).
 
-        :param biases: what to add, by token; minus infinity rules a token out.
+        Args:
+            biases: what to add, by token; minus infinity rules a token out.
         """
         n_vocab = _vocab(vocab).n_tokens
         if not isinstance(biases, Mapping):
@@ -311,8 +324,9 @@ class Sampler(SamplerObject):
     def python(cls, sampler: PythonSampler | Callable[[Candidates], Candidates]) -> Sampler:
         """A sampler written in Python (``llama_sampler_init``).
 
-        :param sampler: an object, or a function in place of its
-            :meth:`~pyllama.PythonSampler.apply`. It is kept until the sampler is freed.
+        Args:
+            sampler: an object, or a function in place of its ``pyllama.PythonSampler.apply``.
+                It is kept until the sampler is freed.
         """
         number = register(sampler)
         implementation = registered(number)
@@ -328,7 +342,7 @@ class Sampler(SamplerObject):
     def seed(self) -> int | None:
         """The seed of its random numbers (``llama_sampler_get_seed``), or None.
 
-        llama.cpp tells it for :meth:`dist` and both mirostats only.
+        llama.cpp tells it for ``dist`` and both mirostats only.
         """
         with self._held():
             seed: int = lib.guarded_sampler_get_seed(self._pointer)
@@ -344,7 +358,8 @@ class Sampler(SamplerObject):
     def accept(self, token: int) -> None:
         """Tell it that a token was chosen (``llama_sampler_accept``).
 
-        :raises GrammarError: a grammar that does not let it follow; nothing has changed then.
+        Raises:
+            GrammarError: a grammar that does not let it follow; nothing has changed then.
         """
         token = _accepted(self._vocab, token)
         with self._held() as owner:
@@ -359,7 +374,7 @@ class Sampler(SamplerObject):
     def clone(self) -> Self:
         """A sampler of one's own in the same state (``llama_sampler_clone``).
 
-        The random numbers of :meth:`adaptive_p` begin anew in the copy.
+        The random numbers of ``adaptive_p`` begin anew in the copy.
         """
         with self._held() as owner:
             owner._require_idle()

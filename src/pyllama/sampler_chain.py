@@ -22,7 +22,7 @@ from pyllama.vocab import Vocab
 
 @dataclass(frozen=True)
 class SamplerPerf:
-    """What a chain has done since it was made, or since :meth:`SamplerChain.perf_reset`."""
+    """What a chain has done since it was made, or since ``SamplerChain.perf_reset``."""
 
     #: Milliseconds in its samplers, without the grammar; 0 unless made with ``no_perf=False``.
     t_sample_ms: float
@@ -43,10 +43,13 @@ class SamplerChain(SamplerObject):
     of the cost of ruling out the others each time. It is what llama.cpp's own tools do; for the
     distribution that a grammar as first step gives, put it there.
 
-    :param samplers: in the order they apply; only the last one may select a token.
-    :param grammar: what sampled tokens must follow. Like the samplers, it belongs to the chain.
-    :param no_perf: do not measure :attr:`SamplerPerf.t_sample_ms`.
-    :raises ValueError: a sampler that is in a chain, or of another vocabulary than the others.
+    Args:
+        samplers: in the order they apply; only the last one may select a token.
+        grammar: what sampled tokens must follow. Like the samplers, it belongs to the chain.
+        no_perf: do not measure ``SamplerPerf.t_sample_ms``.
+
+    Raises:
+        ValueError: a sampler that is in a chain, or of another vocabulary than the others.
     """
 
     def __init__(
@@ -81,7 +84,8 @@ class SamplerChain(SamplerObject):
     def add(self, sampler: Sampler) -> None:
         """Add a sampler at the end (``llama_sampler_chain_add``).
 
-        :raises ValueError: as when a chain is made; nothing has changed then.
+        Raises:
+            ValueError: as when a chain is made; nothing has changed then.
         """
         with self._lock:
             self._open()
@@ -94,7 +98,8 @@ class SamplerChain(SamplerObject):
     def remove(self, index: SupportsIndex = -1) -> Sampler:
         """Take a sampler out, and give it back to its owner (``llama_sampler_chain_remove``).
 
-        :raises IndexError: there is none at the index.
+        Raises:
+            IndexError: there is none at the index.
         """
         with self._lock:
             handle = self._open()
@@ -120,7 +125,7 @@ class SamplerChain(SamplerObject):
 
     @property
     def selects(self) -> bool:
-        """Whether its last sampler selects a token, as :meth:`sample` needs."""
+        """Whether its last sampler selects a token, as ``sample`` needs."""
         return bool(self._steps) and self._steps[-1].selects
 
     def __len__(self) -> int:
@@ -149,14 +154,17 @@ class SamplerChain(SamplerObject):
         """Select a token from an output of the last decode, and accept it.
 
         ``llama_sampler_sample``. What the context has run on its device (``samplers`` of
-        :class:`Context`) is not done again.
+        ``Context``) is not done again.
 
-        :param index: the output, as in :meth:`Context.logits`.
-        :raises IndexError: the last decode gave no output there.
-        :raises ValueError: a context of another model than the samplers are for, or a chain that
-            does not select a token.
-        :raises SamplingError: the samplers left no token, or the grammar does not let any follow.
-            The chain has accepted nothing, but random numbers may have been drawn.
+        Args:
+            index: the output, as in ``Context.logits``.
+
+        Raises:
+            IndexError: the last decode gave no output there.
+            ValueError: a context of another model than the samplers are for, or a chain that does
+                not select a token.
+            SamplingError: the samplers left no token, or the grammar does not let any follow. The
+                chain has accepted nothing, but random numbers may have been drawn.
         """
         if not isinstance(context, Context):
             raise TypeError(f"context must be a pyllama.Context, got {context!r}")
@@ -197,10 +205,13 @@ class SamplerChain(SamplerObject):
     def accept(self, token: int, *, accept_grammar: bool = True) -> None:
         """Tell the samplers that a token was chosen (``llama_sampler_accept``).
 
-        :meth:`sample` does it for the token it returns.
+        ``sample`` does it for the token it returns.
 
-        :param accept_grammar: tell the grammar, too. It is not told the tokens of a prompt.
-        :raises GrammarError: the grammar does not let it follow; nothing has changed then.
+        Args:
+            accept_grammar: tell the grammar, too. It is not told the tokens of a prompt.
+
+        Raises:
+            GrammarError: the grammar does not let it follow; nothing has changed then.
         """
         token = _accepted(self._vocab, token)
         with self._lock, self._open() as pointer:
@@ -235,9 +246,12 @@ class SamplerChain(SamplerObject):
     def copy_state(self, source: SamplerChain) -> None:
         """Take over the state of another chain (``llama_sampler_copy``).
 
-        :param source: a clone of this chain, or what this is a clone of: to go back to where it
-            was cloned, for example.
-        :raises ValueError: any other chain, or samplers were added or removed since.
+        Args:
+            source: a clone of this chain, or what this is a clone of: to go back to where it was
+                cloned, for example.
+
+        Raises:
+            ValueError: any other chain, or samplers were added or removed since.
         """
         if not isinstance(source, SamplerChain):
             raise TypeError(f"source must be a pyllama.SamplerChain, got {source!r}")

@@ -84,29 +84,36 @@ class State(Uncopyable):
     # The whole memory
 
     def get_size(self) -> int:
-        """Bytes that :meth:`get_data` gives now (``llama_state_get_size``)."""
+        """Bytes that ``get_data`` gives now (``llama_state_get_size``)."""
         return self._size(None, 0)
 
     def get_data(self) -> bytes:
         """What the memory holds (``llama_state_get_data``).
 
-        :raises StateError: shifted or copied tokens wait for the next decode.
+        Raises:
+            StateError: shifted or copied tokens wait for the next decode.
         """
         return self._get(None, 0)
 
     def get_data_into(self, buffer: Buffer) -> int:
         """Write the same into a writeable buffer, such as a numpy array or a bytearray.
 
-        :returns: how many bytes were written.
-        :raises ValueError: the buffer is smaller than :meth:`get_size`.
+        Returns:
+            how many bytes were written.
+
+        Raises:
+            ValueError: the buffer is smaller than ``get_size``.
         """
         return self._get_into(buffer, None, 0)
 
     def set_data(self, data: Buffer) -> None:
-        """Replace the memory by what :meth:`get_data` gave (``llama_state_set_data``).
+        """Replace the memory by what ``get_data`` gave (``llama_state_set_data``).
 
-        :param data: bytes, bytearray, memoryview or a contiguous array.
-        :raises StateError: these are no state that fits; see the class.
+        Args:
+            data: bytes, bytearray, memoryview or a contiguous array.
+
+        Raises:
+            StateError: these are no state that fits; see the class.
         """
         self._set(data, None)
 
@@ -115,7 +122,8 @@ class State(Uncopyable):
 
         The file appears when it is complete, and takes the place of one of that name.
 
-        :param tokens: kept beside it, shape (n,); usually those that the memory is of.
+        Args:
+            tokens: kept beside it, shape (n,); usually those that the memory is of.
         """
 
         def save(pointer: Any, name: bytes, ids: Any, count: int) -> int:
@@ -126,45 +134,54 @@ class State(Uncopyable):
     def load_file(self, path: str | os.PathLike[str]) -> NDArray[np.int32]:
         """Replace the memory by what a file holds (``llama_state_load_file``).
 
-        :returns: the tokens that were saved beside it, int32 of shape (n,).
-        :raises StateError: the file holds no state that fits; see the class.
+        Returns:
+            the tokens that were saved beside it, int32 of shape (n,).
+
+        Raises:
+            StateError: the file holds no state that fits; see the class.
         """
         return self._load(path, None)
 
     # One sequence
 
     def seq_get_size(self, seq_id: int, *, partial_only: bool = False) -> int:
-        """Bytes that :meth:`seq_get_data` gives now (``llama_state_seq_get_size_ext``)."""
+        """Bytes that ``seq_get_data`` gives now (``llama_state_seq_get_size_ext``)."""
         return self._size(self._seq(seq_id), _flags(partial_only))
 
     def seq_get_data(self, seq_id: int, *, partial_only: bool = False) -> bytes:
         """What the memory holds of a sequence (``llama_state_seq_get_data_ext``).
 
-        :param partial_only: leave out the layers with full attention, whose tokens can be
-            removed one by one: for going back to this position in the same sequence with a
-            recurrent, hybrid or sliding-window model. Setting it again needs the rest in place.
-        :raises StateError: shifted or copied tokens wait for the next decode.
+        Args:
+            partial_only: leave out the layers with full attention, whose tokens can be removed one
+                by one: for going back to this position in the same sequence with a recurrent,
+                hybrid or sliding-window model. Setting it again needs the rest in place.
+
+        Raises:
+            StateError: shifted or copied tokens wait for the next decode.
         """
         return self._get(self._seq(seq_id), _flags(partial_only))
 
     def seq_get_data_into(self, buffer: Buffer, seq_id: int, *, partial_only: bool = False) -> int:
-        """Write the same into a writeable buffer; see :meth:`get_data_into`."""
+        """Write the same into a writeable buffer; see ``get_data_into``."""
         return self._get_into(buffer, self._seq(seq_id), _flags(partial_only))
 
     def seq_set_data(self, data: Buffer, seq_id: int) -> None:
-        """Replace a sequence by what :meth:`seq_get_data` gave, of whichever sequence.
+        """Replace a sequence by what ``seq_get_data`` gave, of whichever sequence.
 
         ``llama_state_seq_set_data_ext``.
 
-        :param data: bytes, bytearray, memoryview or a contiguous array.
-        :raises StateError: these are no state that fits; see the class.
+        Args:
+            data: bytes, bytearray, memoryview or a contiguous array.
+
+        Raises:
+            StateError: these are no state that fits; see the class.
         """
         self._set(data, self._seq(seq_id))
 
     def seq_save_file(
         self, path: str | os.PathLike[str], seq_id: int, tokens: ArrayLike = ()
     ) -> None:
-        """Write a sequence to a file (``llama_state_seq_save_file``); see :meth:`save_file`."""
+        """Write a sequence to a file (``llama_state_seq_save_file``); see ``save_file``."""
         sequence = self._seq(seq_id)
 
         def save(pointer: Any, name: bytes, ids: Any, count: int) -> int:
@@ -175,8 +192,11 @@ class State(Uncopyable):
     def seq_load_file(self, path: str | os.PathLike[str], seq_id: int) -> NDArray[np.int32]:
         """Replace a sequence by what a file holds (``llama_state_seq_load_file``).
 
-        :returns: the tokens that were saved beside it, int32 of shape (n,).
-        :raises StateError: the file holds no state that fits; see the class.
+        Returns:
+            the tokens that were saved beside it, int32 of shape (n,).
+
+        Raises:
+            StateError: the file holds no state that fits; see the class.
         """
         return self._load(path, self._seq(seq_id))
 

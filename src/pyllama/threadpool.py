@@ -26,19 +26,22 @@ MAX_THREADS: int = lib.GGML_MAX_N_THREADS
 
 
 class Threadpool(NativeObject):
-    """Threads with their own placement and priority, for :meth:`Context.attach_threadpool`.
+    """Threads with their own placement and priority, for ``Context.attach_threadpool``.
 
     Without one, llama.cpp starts what each computation needs. Contexts may share a pool: their
     computations then take turns. Where ggml is built with OpenMP, as by default on Linux, OpenMP
     owns the threads, and the pool gives them placement and priority alone; the thread that calls
     decode() is one of them and keeps both.
 
-    :param n_threads: threads that compute, the calling one among them.
-    :param cpus: processors that they may run on; None for all.
-    :param strict_cpu: bind each thread to one of the processors, in turn.
-    :param prio: scheduling priority; above ``"normal"`` the system may refuse it.
-    :param poll: how eagerly idle threads look for work, from 0 (they sleep) to 100 (they spin).
-    :raises NativeError: the threads could not be made (``ggml_threadpool_new``).
+    Args:
+        n_threads: threads that compute, the calling one among them.
+        cpus: processors that they may run on; None for all.
+        strict_cpu: bind each thread to one of the processors, in turn.
+        prio: scheduling priority; above ``"normal"`` the system may refuse it.
+        poll: how eagerly idle threads look for work, from 0 (they sleep) to 100 (they spin).
+
+    Raises:
+        NativeError: the threads could not be made (``ggml_threadpool_new``).
     """
 
     _instead_of_copying = "Contexts may share it; or make another Threadpool"

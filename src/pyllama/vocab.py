@@ -74,7 +74,9 @@ class Vocab(Uncopyable):
 
     def __init__(self, model: NativeObject, pointer: Any, *, pre: str | None = None) -> None:
         """
-        :param pre: the pre-tokenizer that the model was given in place of its file's.
+
+        Args:
+            pre: the pre-tokenizer that the model was given in place of its file's.
         """
         self._model = model
         self._pointer = pointer
@@ -125,17 +127,20 @@ class Vocab(Uncopyable):
     ) -> list[int]:
         """The token ids of a text: those of ``llama_tokenize``, however long it is.
 
-        :param text: str, or bytes of UTF-8; at most 64 MiB. Vocabularies of the type ``"bpe"``
-            take at most 2,097,151 characters without a break, such as a space between words.
-        :param add_special: add the BOS, EOS or SEP tokens that the model is configured to want.
-        :param parse_special: take the text of control tokens such as ``<|im_end|>`` for the tokens
-            themselves. Without it none comes out. Leave it off for text that others wrote.
-            (Tokens of the kind ``"user_defined"`` stand for their text in any case.)
-        :param literal: where parse_special does not hold: begins and ends of ranges of the text, in
-            its characters or bytes, in ascending order. A control token that has a part there is
-            text.
-        :raises TokenizationError: text that is no Unicode, or too long; a model without tokenizer.
-        :raises ValueError: ranges that are not in order, or beyond the text.
+        Args:
+            text: str, or bytes of UTF-8; at most 64 MiB. Vocabularies of the type ``"bpe"`` take at
+                most 2,097,151 characters without a break, such as a space between words.
+            add_special: add the BOS, EOS or SEP tokens that the model is configured to want.
+            parse_special: take the text of control tokens such as ``<|im_end|>`` for the tokens
+                themselves. Without it none comes out. Leave it off for text that others wrote.
+                (Tokens of the kind ``"user_defined"`` stand for their text in any case.)
+            literal: where parse_special does not hold: begins and ends of ranges of the text, in
+                its characters or bytes, in ascending order. A control token that has a part there
+                is text.
+
+        Raises:
+            TokenizationError: text that is no Unicode, or too long; a model without tokenizer.
+            ValueError: ranges that are not in order, or beyond the text.
         """
         array = self.tokenize_array(
             text, add_special=add_special, parse_special=parse_special, literal=literal
@@ -151,7 +156,7 @@ class Vocab(Uncopyable):
         parse_special: bool = False,
         literal: Sequence[tuple[int, int]] = (),
     ) -> NDArray[np.int32]:
-        """The same as :meth:`tokenize`, as an int32 array of shape (n,)."""
+        """The same as ``tokenize``, as an int32 array of shape (n,)."""
         return self._tokenize(text, literal, (add_special, add_special), parse_special)
 
     def tokenize_prompt(
@@ -159,9 +164,12 @@ class Vocab(Uncopyable):
     ) -> list[int]:
         """The token ids of a rendered chat: BOS once where the model wants it, and no EOS.
 
-        :param parse_special: see :meth:`tokenize`.
-        :param literal: see :meth:`tokenize`; that of the RenderedChat.
-        :raises TokenizationError: see :meth:`tokenize`.
+        Args:
+            parse_special: see ``tokenize``.
+            literal: see ``tokenize``; that of the RenderedChat.
+
+        Raises:
+            TokenizationError: see ``tokenize``.
         """
         tokens: list[int] = self._tokenize(text, literal, (True, False), parse_special).tolist()
         return tokens
@@ -217,14 +225,17 @@ class Vocab(Uncopyable):
         remove_special: bool = False,
         unparse_special: bool = True,
     ) -> str:
-        """The text of tokens (``llama_detokenize``), the inverse of :meth:`tokenize`.
+        """The text of tokens (``llama_detokenize``), the inverse of ``tokenize``.
 
-        :param remove_special: leave out the BOS and EOS that tokenize() added.
-        :param unparse_special: render special tokens as their text, instead of as nothing.
-        :raises TokenizationError: an id outside the vocabulary.
+        Args:
+            remove_special: leave out the BOS and EOS that tokenize() added.
+            unparse_special: render special tokens as their text, instead of as nothing.
+
+        Raises:
+            TokenizationError: an id outside the vocabulary.
 
         Bytes that are no UTF-8 (a sequence cut in the middle of a character) become U+FFFD;
-        see :meth:`detokenize_bytes` and :class:`Detokenizer`.
+        see ``detokenize_bytes`` and ``Detokenizer``.
         """
         return self.detokenize_bytes(
             tokens, remove_special=remove_special, unparse_special=unparse_special
@@ -237,7 +248,7 @@ class Vocab(Uncopyable):
         remove_special: bool = False,
         unparse_special: bool = True,
     ) -> bytes:
-        """The same as :meth:`detokenize`, as the exact bytes."""
+        """The same as ``detokenize``, as the exact bytes."""
         self._require_tokenizer()
         ids = self._ids(tokens)
         if remove_special:
@@ -258,7 +269,8 @@ class Vocab(Uncopyable):
     def token_to_piece(self, token: int, *, special: bool = True) -> bytes:
         """The bytes of one token (``llama_token_to_piece``); may be part of a character.
 
-        :param special: render a special token as its text, instead of as nothing.
+        Args:
+            special: render a special token as its text, instead of as nothing.
         """
         self._require_tokenizer()
         token = self._id(token)
@@ -370,7 +382,8 @@ class Detokenizer:
 
     Bytes of a character that is not complete yet are held back until its last token comes.
 
-    :param special: render special tokens as their text, instead of as nothing.
+    Args:
+        special: render special tokens as their text, instead of as nothing.
     """
 
     def __init__(self, vocab: Vocab, *, special: bool = False) -> None:

@@ -22,7 +22,8 @@ _ID = r'"\g<id>" [A-Za-z0-9]{9}'
 def with_call_ids(rendered: pyllama.RenderedChat, names: Iterable[str]) -> pyllama.RenderedChat:
     """Return a rendered conversation whose calls have the form that its template shows.
 
-    :param names: the functions that may be called.
+    Args:
+        names: the functions that may be called.
     """
     found = _TWICE.search(rendered.grammar)
     if found is None:

@@ -53,7 +53,8 @@ def render_call_or_answer(
 ) -> pyllama.RenderedChat:
     """Render a conversation whose answer may be a call of a tool or fit a schema.
 
-    :param render: renders it with the options of ``pyllama.ChatTemplate.apply``.
+    Args:
+        render: renders it with the options of ``pyllama.ChatTemplate.apply``.
     """
     rendered = render(**options)
     answer = render(**options, json_schema=schema)

@@ -106,7 +106,8 @@ MAX_ALTERNATIVES = 500_000
 def require_tellable(logprobs: int, max_tokens: int | None, room: int) -> None:
     """Refuse to tell of more likely tokens than an answer can carry, before anything is computed.
 
-    :param room: the most tokens that the answer can have in the context.
+    Args:
+        room: the most tokens that the answer can have in the context.
 
     Raises InvalidParameterError.
     """

@@ -129,7 +129,7 @@ class LlamaCppConfig:
         """A config of the keys in a TOML file, or of one table in it, such as ``"models.small"``.
 
         Raises ConfigurationError for a file that is no TOML or has no such table, and what
-        :meth:`from_dict` raises; OSError for a file that cannot be read.
+        ``from_dict`` raises; OSError for a file that cannot be read.
         """
         try:
             found: Any = tomllib.loads(Path(path).read_text(encoding="utf-8"))

@@ -42,7 +42,7 @@ class LlamaCppLM(LM):
     """A language model that takes llama.cpp's settings as it takes DSPy's own.
 
     So ``min_p``, ``repeat_penalty``, ``grammar``, ``chat_template_kwargs`` and the like may be
-    given to a call, to a dspy.Predict or to :meth:`copy`, by themselves or in ``extra_body``;
+    given to a call, to a dspy.Predict or to ``copy``, by themselves or in ``extra_body``;
     ``logit_bias`` may have integers for keys, and -1 means what it does in llama.cpp. Each
     candidate of a call, and each rollout, has a seed of its own, which follows from the seed given.
     """

@@ -23,7 +23,8 @@ def template_options(
     The request's own variables come before what it says of reasoning, and both before the
     defaults.
 
-    :param defaults: the variables that the lm's config has.
+    Args:
+        defaults: the variables that the lm's config has.
     """
     own = template_kwargs(config)
     thinking, adaptations = thinking_options(config, loaded)

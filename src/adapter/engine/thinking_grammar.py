@@ -33,9 +33,10 @@ def after_thinking(
 ) -> Constraint:
     """What binds an answer to a grammar, and leaves what a model thinks before it free.
 
-    :param gbnf: the answer's grammar.
-    :param shaped: the conversation, rendered for an answer of ANSWER_SCHEMA.
-    :param answer_tokens: the tokens of a text in the assistant's turn.
+    Args:
+        gbnf: the answer's grammar.
+        shaped: the conversation, rendered for an answer of ANSWER_SCHEMA.
+        answer_tokens: the tokens of a text in the assistant's turn.
     """
     renamed = _with_names(gbnf)
     if shaped.grammar.count(_IN_FORMAT) == 1 and not shaped.grammar_lazy:

@@ -28,8 +28,11 @@ class AnswerWriter:
     on, and not at all where log-probabilities are asked for, which need each token's logits. What
     is forced depends on the text so far alone, so that the bytes do not depend on what else runs.
 
-    :param max_tokens: 1 or more; how many tokens the answer may have.
-    :raises pyllama.LlamaError: a grammar that this model cannot follow.
+    Args:
+        max_tokens: 1 or more; how many tokens the answer may have.
+
+    Raises:
+        pyllama.LlamaError: a grammar that this model cannot follow.
     """
 
     def __init__(self, vocab: pyllama.Vocab, request: GenerationRequest, max_tokens: int) -> None:
@@ -68,7 +71,8 @@ class AnswerWriter:
     def write(self, token: int, context: pyllama.Context, index: int) -> list[Delta]:
         """Write a token that the chain sampled, and what is forced after it; return their text.
 
-        :param index: the output that it was sampled from.
+        Args:
+            index: the output that it was sampled from.
         """
         logprob = None
         if self._request.logprobs is not None:

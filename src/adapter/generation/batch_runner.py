@@ -29,13 +29,14 @@ class BatchRunner:
     state cannot be trusted any more is dropped, and the next request gets a new one. No error loses
     a request: the queue or a slot has it until it has ended.
 
-    :param waiting: the requests that wait for a sequence.
-    :param stopping: whether nothing is to be computed any more.
-    :param chunk: tokens of a prompt that are computed at once.
-    :param mixed: compute all that there is of a lane in one batch.
-    :param reproducible: keep the bytes of each request independent of the others.
-    :param rolls_back: whether a sequence can be cut back to fewer tokens.
-    :param reuses: whether a slot keeps what it holds of a prompt for requests to come.
+    Args:
+        waiting: the requests that wait for a sequence.
+        stopping: whether nothing is to be computed any more.
+        chunk: tokens of a prompt that are computed at once.
+        mixed: compute all that there is of a lane in one batch.
+        reproducible: keep the bytes of each request independent of the others.
+        rolls_back: whether a sequence can be cut back to fewer tokens.
+        reuses: whether a slot keeps what it holds of a prompt for requests to come.
     """
 
     def __init__(
@@ -100,7 +101,8 @@ class BatchRunner:
     def step(self) -> None:
         """Compute a chunk of a prompt, and a token of each running sequence.
 
-        :raises pyllama.DecodeCancelled: a computation was stopped, and the step ends with it.
+        Raises:
+            pyllama.DecodeCancelled: a computation was stopped, and the step ends with it.
         """
         if self.prefilling and not self._mixed:
             lane, slot = self.prefilling[0]

@@ -21,7 +21,8 @@ from adapter.generation.stop import StopMatcher
 class Completion:
     """The tokens of one request as they are sampled, and the text that can be shown of them.
 
-    :param may_end: whether nothing at all would be a whole answer.
+    Args:
+        may_end: whether nothing at all would be a whole answer.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class Completion:
     ) -> Delta | None:
         """The text that can be shown now that a token was sampled, if there is any.
 
-        :param may_end: whether the text is a whole answer with it.
+        Args:
+            may_end: whether the text is a whole answer with it.
         """
         if self._vocab.is_eog(token):
             self.finish_reason = "stop"
@@ -124,8 +126,9 @@ class Completion:
 def token_logprob(logits: NDArray[np.float32], token: int, n_top: int) -> TokenLogprob:
     """The log-probability of a token and of the likeliest ones: the log-softmax of the logits.
 
-    :param logits: float32 array of shape (n_vocab,).
-    :param n_top: how many of the likeliest; at most n_vocab.
+    Args:
+        logits: float32 array of shape (n_vocab,).
+        n_top: how many of the likeliest; at most n_vocab.
     """
     values = logits.astype(np.float64)
     values -= values.max()

@@ -44,8 +44,9 @@ class Exactness:
     what was tried. Where a trial cannot be made, for want of memory perhaps, the answer is the one
     that holds for every model, and the trial is made later.
 
-    :param make: makes a context for a number of tokens and of sequences.
-    :param reproducible: whether bytes matter; where they do not, everything is allowed.
+    Args:
+        make: makes a context for a number of tokens and of sequences.
+        reproducible: whether bytes matter; where they do not, everything is allowed.
     """
 
     def __init__(self, make: Callable[[int, int], pyllama.Context], *, reproducible: bool) -> None:
@@ -102,7 +103,8 @@ def exact_batch_size(context: pyllama.Context, seq_ids: Sequence[int]) -> int:
     Each sequence's next token is decoded alone, and in batches of growing size; what differs by a
     bit ends the search.
 
-    :param seq_ids: empty sequences of the context; they are empty again afterwards.
+    Args:
+        seq_ids: empty sequences of the context; they are empty again afterwards.
     """
     random = default_rng(0)
     prompts = random.integers(0, context.model.vocab.n_tokens, (len(seq_ids), N_TOKENS))
@@ -123,8 +125,9 @@ def exact_batch_size(context: pyllama.Context, seq_ids: Sequence[int]) -> int:
 def exact_cuts(context: pyllama.Context) -> bool:
     """Whether the logits of a prompt are the same at whichever blocks it is cut into calls.
 
-    :param context: an empty one of at least N_PROMPT tokens, in a call too; it is empty again
-        afterwards.
+    Args:
+        context: an empty one of at least N_PROMPT tokens, in a call too; it is empty again
+            afterwards.
     """
     random = default_rng(0)
     prompt = random.integers(0, context.model.vocab.n_tokens, N_PROMPT)

@@ -69,13 +69,13 @@ class Lane:
 class Lanes:
     """The contexts of a model, within a budget of tokens.
 
-    :param make: makes a context for a number of tokens and of sequences.
-    :param longest: tokens that the longest requests have.
-    :param n_cells: tokens that all contexts may hold together; a sequence of any length always
-        fits.
-    :param max_sequences: the most requests that have a sequence at once.
-    :param unified: have one context, whose sequences share its memory.
-    :param leave: saves what the sequences of a context hold, before it is closed for another.
+    Args:
+        make: makes a context for a number of tokens and of sequences.
+        longest: tokens that the longest requests have.
+        n_cells: tokens that all contexts may hold together; a sequence of any length always fits.
+        max_sequences: the most requests that have a sequence at once.
+        unified: have one context, whose sequences share its memory.
+        leave: saves what the sequences of a context hold, before it is closed for another.
     """
 
     def __init__(
@@ -117,8 +117,11 @@ class Lanes:
 
         Another is made where the budget allows it, after closing those that nobody uses.
 
-        :param n_waiting: requests that wait for a sequence, this one among them.
-        :raises pyllama.LlamaError: a context cannot be made, and there is no other to wait for.
+        Args:
+            n_waiting: requests that wait for a sequence, this one among them.
+
+        Raises:
+            pyllama.LlamaError: a context cannot be made, and there is no other to wait for.
         """
         if self.full:
             return None

@@ -48,8 +48,9 @@ def choose_parts(
     the forced texts those come first that were passed over longest, and where prompts wait they
     leave room for a call of one: so neither keeps the others from going on.
 
-    :param prompts: in turn. One that may end anywhere is cut to the room.
-    :param chunk: the most tokens of one prompt.
+    Args:
+        prompts: in turn. One that may end anywhere is cut to the room.
+        chunk: the most tokens of one prompt.
     """
     going_on = [_part(slot, chunk) for slot in running if slot.sequence is not None]
     going_on.sort(key=lambda part: (part.n_tokens > 1, part.n_tokens > 1 and part.sequence.step))

@@ -23,7 +23,8 @@ class Outcomes(Generic[T]):
     cancelled. A step takes longer where a device or a server hangs: the caller does not wait for
     that.
 
-    :param deadline: when the request's time is over, as :func:`time.monotonic` counts; or None.
+    Args:
+        deadline: when the request's time is over, as ``time.monotonic`` counts; or None.
     """
 
     def __init__(self, deadline: float | None, cancelled: threading.Event) -> None:
@@ -38,7 +39,8 @@ class Outcomes(Generic[T]):
     def get(self) -> T | None:
         """Wait for the next; None once the request was cancelled.
 
-        :raises TimeoutError: its time is over, and the scheduler's thread has not said so.
+        Raises:
+            TimeoutError: its time is over, and the scheduler's thread has not said so.
         """
         while True:
             patience = LOOK_SECONDS

@@ -16,7 +16,8 @@ def prompt_steps(
     Calls end at multiples of ``chunk``, counted from position 0, or with the prompt. Yields how
     many tokens are there.
 
-    :param begin: how many there are already.
+    Args:
+        begin: how many there are already.
     """
     batch = pyllama.Batch(context.n_batch)
     while begin < len(prompt):

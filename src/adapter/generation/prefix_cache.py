@@ -24,9 +24,10 @@ class PrefixCache:
     A radix tree over blocks, laid flat: a block's hash stands for the whole path to it, so that
     the longest saved beginning of a prompt is found by looking its hashes up.
 
-    :param max_bytes: how much the states may take together; 0 keeps none.
-    :param rolls_back: whether a state can be cut back to fewer blocks. Recurrent ones cannot:
-        they serve prompts that begin with all of their blocks.
+    Args:
+        max_bytes: how much the states may take together; 0 keeps none.
+        rolls_back: whether a state can be cut back to fewer blocks. Recurrent ones cannot: they
+            serve prompts that begin with all of their blocks.
     """
 
     def __init__(self, max_bytes: int, *, rolls_back: bool) -> None:

@@ -49,9 +49,10 @@ class Reading:
 class PrefixFiles:
     """The files of a folder. For the scheduler's thread, which it never keeps waiting.
 
-    :param folder: the files.
-    :param saved: where states go that were read.
-    :param tell: called, on another thread, when one is there.
+    Args:
+        folder: the files.
+        saved: where states go that were read.
+        tell: called, on another thread, when one is there.
     """
 
     def __init__(
@@ -89,7 +90,8 @@ class PrefixFiles:
     def add(self, prefix: SavedPrefix, *, wait: bool = False) -> None:
         """Have a state written, unless too many wait for that.
 
-        :param wait: wait until no more than a few do, or the disk hangs.
+        Args:
+            wait: wait until no more than a few do, or the disk hangs.
         """
         if not self._unwritten.acquire(blocking=False):
             if not wait or self._given_up:

@@ -46,12 +46,14 @@ class PrefixFolder:
     not used: what it held is computed anew. States are llama.cpp's own and are set as they are, so
     the folder must be as trusted as the program. Thread-safe.
 
-    :param folder: made if it is missing; see :func:`prepare`.
-    :param key: what the bytes of a state depend on: the model and how it is computed. States of
-        other keys lie in folders of their own.
-    :param max_bytes: how much the files of this key may take together.
+    Args:
+        folder: made if it is missing; see ``prepare``.
+        key: what the bytes of a state depend on: the model and how it is computed. States of other
+            keys lie in folders of their own.
+        max_bytes: how much the files of this key may take together.
 
-    :raises OSError: the folder cannot be made, or is another user's.
+    Raises:
+        OSError: the folder cannot be made, or is another user's.
     """
 
     def __init__(self, folder: Path, key: str, *, max_bytes: int) -> None:
@@ -75,8 +77,9 @@ class PrefixFolder:
 
         Nothing is asked of the disk for this.
 
-        :param whole: take states only that hold none but these blocks.
-        :param most_bytes: take smaller files only.
+        Args:
+            whole: take states only that hold none but these blocks.
+            most_bytes: take smaller files only.
         """
         with self._lock:
             for count in range(self._known.find(wanted), more_than, -1):
@@ -210,9 +213,10 @@ def prepare(folder: Path) -> None:
     On systems with Unix permissions it must be this user's own (or root's), and not be one in which
     everybody may replace files. On Windows it has the access rights of the folder above it.
 
-    :raises NotADirectoryError: something else is there.
-    :raises PermissionError: it is not to be trusted.
-    :raises OSError: it cannot be made, or nothing can be written there.
+    Raises:
+        NotADirectoryError: something else is there.
+        PermissionError: it is not to be trusted.
+        OSError: it cannot be made, or nothing can be written there.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -234,7 +238,8 @@ def prepare(folder: Path) -> None:
 def _require_own(folder: Path, *, shared: bool) -> None:
     """Refuse a folder whose files others can replace.
 
-    :param shared: it may be one in which everybody has files of their own, as /tmp.
+    Args:
+        shared: it may be one in which everybody has files of their own, as /tmp.
     """
     if not hasattr(os, "geteuid"):
         return

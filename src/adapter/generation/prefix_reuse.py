@@ -30,10 +30,11 @@ WORTH_KEEPING = 128
 class PrefixReuse:
     """What of a prompt is in memory already, and how a slot gets it. For the scheduler's thread.
 
-    :param saved: states of what is no longer in a context.
-    :param exactness: where a prompt may be cut.
-    :param files: states of earlier processes, and for later ones.
-    :param lanes: all that there are now.
+    Args:
+        saved: states of what is no longer in a context.
+        exactness: where a prompt may be cut.
+        files: states of earlier processes, and for later ones.
+        lanes: all that there are now.
     """
 
     def __init__(
@@ -237,8 +238,9 @@ class PrefixReuse:
     ) -> tuple[tuple[Lane, Slot] | None, int]:
         """The slot of another lane with most of a prompt that fits here, and how much it has.
 
-        :param settled: of lanes whose memory can be copied now; the others have requests, and can
-            be copied once these were computed.
+        Args:
+            settled: of lanes whose memory can be copied now; the others have requests, and can be
+                copied once these were computed.
         """
         best: tuple[Lane, Slot] | None = None
         n_best = 0

@@ -119,9 +119,12 @@ def sampler_chain(
 ) -> pyllama.SamplerChain:
     """The samplers of a request, in llama.cpp's own order, told of the prompt's last tokens.
 
-    :param complete_within: how many tokens there are to complete the grammar's text in; None where
-        it may be cut off.
-    :raises pyllama.GrammarError: a grammar that this vocabulary cannot follow.
+    Args:
+        complete_within: how many tokens there are to complete the grammar's text in; None where it
+            may be cut off.
+
+    Raises:
+        pyllama.GrammarError: a grammar that this vocabulary cannot follow.
     """
     steps = _reweighting(vocab, sampling)
     for step in steps:
@@ -172,7 +175,8 @@ def grammar_sampler(vocab: pyllama.Vocab, constraint: Constraint) -> pyllama.Gra
 def checked_grammar(gbnf: str) -> pyllama.Grammar:
     """A grammar that has been parsed once.
 
-    :raises pyllama.GrammarError: it is none.
+    Raises:
+        pyllama.GrammarError: it is none.
     """
     return pyllama.Grammar(gbnf)
 
@@ -182,7 +186,8 @@ def fewest_tokens(vocab: pyllama.Vocab, constraint: Constraint) -> int | None:
 
     None where that is not known, or where a completion need not follow it. It is kept.
 
-    :raises pyllama.GrammarError: a grammar that this vocabulary cannot follow.
+    Raises:
+        pyllama.GrammarError: a grammar that this vocabulary cannot follow.
     """
     if constraint.trigger_patterns or constraint.trigger_tokens:
         return None

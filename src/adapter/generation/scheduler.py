@@ -67,22 +67,23 @@ class Scheduler:
     decodes all running sequences in one batch each step, and samples each with its own seeded
     chain. On a CPU a request gives the same bytes alone and among others.
 
-    :param model: its owner closes the scheduler before it.
-    :param context_length: tokens that a request and its answer may have together.
-    :param n_threads: threads to compute with.
-    :param n_cells: tokens that all sequences may hold together.
-    :param max_sequences: the most requests that run at once; more wait.
-    :param max_queued: the most that wait; more are refused.
-    :param cache_bytes: RAM for beginnings of prompts that are no longer in a context.
-    :param reproducible: keep the bytes of each request independent of the others, at the cost of
-        flash attention, of batches that change them, and of answers that are not reused.
-    :param chunk: tokens of a prompt that are computed at once.
-    :param mixed: compute all that there is in one batch, with one memory for all sequences: what a
-        GPU is fastest with. Bytes do not stay then.
-    :param isolated: compute one request at a time, each from nothing, and have a context only while
-        there are requests: what one gives cannot depend on another then, on a GPU either.
-    :param metrics: counts what it does.
-    :param prefix_folder: keeps beginnings of prompts for other processes.
+    Args:
+        model: its owner closes the scheduler before it.
+        context_length: tokens that a request and its answer may have together.
+        n_threads: threads to compute with.
+        n_cells: tokens that all sequences may hold together.
+        max_sequences: the most requests that run at once; more wait.
+        max_queued: the most that wait; more are refused.
+        cache_bytes: RAM for beginnings of prompts that are no longer in a context.
+        reproducible: keep the bytes of each request independent of the others, at the cost of flash
+            attention, of batches that change them, and of answers that are not reused.
+        chunk: tokens of a prompt that are computed at once.
+        mixed: compute all that there is in one batch, with one memory for all sequences: what a GPU
+            is fastest with. Bytes do not stay then.
+        isolated: compute one request at a time, each from nothing, and have a context only while
+            there are requests: what one gives cannot depend on another then, on a GPU either.
+        metrics: counts what it does.
+        prefix_folder: keeps beginnings of prompts for other processes.
     """
 
     def __init__(
@@ -217,7 +218,8 @@ class Scheduler:
     def close(self, timeout: float | None = None) -> None:
         """Fail the requests that are left, end the thread and free the contexts.
 
-        :param timeout: seconds after which to leave the thread alone; None to wait for its end.
+        Args:
+            timeout: seconds after which to leave the thread alone; None to wait for its end.
         """
         self.stop()
         thread = self._thread

@@ -110,9 +110,10 @@ class Scorer:
     Sequence 0 is left as it was. The result depends on the prompt, the continuations and the
     context's settings alone, so the same request gives the same bytes on a CPU.
 
-    :param context: a context with a unified memory and more than one sequence; or one whose
-        model is recurrent or hybrid, whose continuations are computed one by one, each from the
-        saved state of the prompt.
+    Args:
+        context: a context with a unified memory and more than one sequence; or one whose model is
+            recurrent or hybrid, whose continuations are computed one by one, each from the saved
+            state of the prompt.
     """
 
     def __init__(self, context: pyllama.Context) -> None:
@@ -129,8 +130,9 @@ class Scorer:
 
         The context's last output must be that of the prompt's last token.
 
-        :param room: tokens that the longest context for this model has beside the prompt. The
-            groups depend on it and not on this context's length, and so do their bytes.
+        Args:
+            room: tokens that the longest context for this model has beside the prompt. The groups
+                depend on it and not on this context's length, and so do their bytes.
         """
         first = _log_softmax(self._context.logits())
         groups = trie_groups(
@@ -202,9 +204,10 @@ def scoring_context(
 ) -> pyllama.Context:
     """A context in which continuations can be scored, and which computes as the scheduler does.
 
-    :param length: tokens that it holds, over all sequences.
-    :param reproducible: do without flash attention, whose sums depend on the number of sequences.
-    :param chunk: tokens of a prompt that are computed at once.
+    Args:
+        length: tokens that it holds, over all sequences.
+        reproducible: do without flash attention, whose sums depend on the number of sequences.
+        chunk: tokens of a prompt that are computed at once.
     """
     n_batch = min(longest_call(chunk), length)
     # A recurrent model would keep a state for each sequence.
@@ -230,8 +233,9 @@ def trie_groups(
 ) -> list[list[tuple[int, ...]]]:
     """The continuations, in their order, in lists whose tries fit.
 
-    :param room: tokens that a trie may have; a longer continuation stands alone.
-    :param max_branches: continuations that a trie may have.
+    Args:
+        room: tokens that a trie may have; a longer continuation stands alone.
+        max_branches: continuations that a trie may have.
     """
     groups: list[list[tuple[int, ...]]] = []
     trie = _Trie()

@@ -68,14 +68,15 @@ class ScoringQueue:
     """Computes scoring requests step by step, in a context of its own.
 
     The context keeps the last prompt: the next one is computed from the first chunk on that
-    differs. Only the scheduler's thread uses it, but for :meth:`append` and ``len``.
+    differs. Only the scheduler's thread uses it, but for ``append`` and ``len``.
 
-    :param make: makes a context of a number of tokens, as :class:`Scorer` wants it.
-    :param stopping: whether nothing is to be computed any more.
-    :param longest: tokens that the longest context holds.
-    :param chunk: tokens of a prompt that are computed at once.
-    :param reuses: whether a prompt is kept for the next request, where the model's memory can be
-        cut back to a border of blocks.
+    Args:
+        make: makes a context of a number of tokens, as ``Scorer`` wants it.
+        stopping: whether nothing is to be computed any more.
+        longest: tokens that the longest context holds.
+        chunk: tokens of a prompt that are computed at once.
+        reuses: whether a prompt is kept for the next request, where the model's memory can be cut
+            back to a border of blocks.
     """
 
     def __init__(

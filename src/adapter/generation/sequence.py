@@ -116,7 +116,8 @@ class Sequence:
     def next_end(self, chunk: int) -> int:
         """Where the next call ends that computes it: where it ended before, if there was one.
 
-        :param chunk: tokens of a prompt that are computed at once.
+        Args:
+            chunk: tokens of a prompt that are computed at once.
         """
         if not self._ends:
             return call_end(self.n_tokens, self.n_past, chunk)
@@ -140,7 +141,8 @@ class Sequence:
     def begin(self) -> bool:
         """Make the sampler, tell it the prompt, and write what is forced; whether it goes on.
 
-        :raises pyllama.LlamaError: a grammar that this model cannot follow.
+        Raises:
+            pyllama.LlamaError: a grammar that this model cannot follow.
         """
         self._writer = AnswerWriter(self._vocab, self.request, self._max_tokens)
         if self._writer.finish_reason is not None:

@@ -74,6 +74,7 @@ _threads = _Threads()
 def end_at_exit(owner: Stoppable) -> None:
     """Close it when the interpreter exits. It stays the caller's to close before that.
 
-    :raises ModelNotLoadedError: the interpreter is exiting.
+    Raises:
+        ModelNotLoadedError: the interpreter is exiting.
     """
     _threads.add(owner)

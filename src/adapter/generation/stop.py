@@ -8,10 +8,11 @@ from bisect import bisect_left
 class StopMatcher:
     """Passes text through until a stop text appears, holding back what may become one.
 
-    :param stops: they end the text wherever they stand.
-    :param turn_stops: they end it only where it may end: what stands before one must be a whole
-        answer.
-    :param may_end: whether the empty text is one.
+    Args:
+        stops: they end the text wherever they stand.
+        turn_stops: they end it only where it may end: what stands before one must be a whole
+            answer.
+        may_end: whether the empty text is one.
     """
 
     def __init__(
@@ -28,7 +29,8 @@ class StopMatcher:
     def push(self, text: str, *, may_end: bool = True) -> str:
         """The text that can be shown now that ``text`` came.
 
-        :param may_end: whether all text so far is a whole answer.
+        Args:
+            may_end: whether all text so far is a whole answer.
         """
         if self.stopped:
             return ""

@@ -26,9 +26,10 @@ _STRIDE = CHUNK // BLOCK
 class Waiting:
     """Requests that wait: for their turn, or for a prompt that is being computed.
 
-    Callers' threads use :meth:`append` and ``len`` alone; all else is for the scheduler's thread.
+    Callers' threads use ``append`` and ``len`` alone; all else is for the scheduler's thread.
 
-    :param count_borders: keep what :meth:`parts_after` needs.
+    Args:
+        count_borders: keep what ``parts_after`` needs.
     """
 
     def __init__(self, *, count_borders: bool) -> None:
@@ -129,7 +130,8 @@ class Waiting:
     def parts_after(self, hashes: BlockHashes, n_blocks: int, n_most: int) -> bool:
         """Whether a prompt that waits begins with so many blocks of another, and no chunk more.
 
-        :param n_most: blocks after which the other may be cut at the latest.
+        Args:
+            n_most: blocks after which the other may be cut at the latest.
         """
         if n_blocks % _STRIDE or not n_blocks:
             return False

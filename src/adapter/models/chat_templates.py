@@ -16,11 +16,13 @@ Template: TypeAlias = "str | os.PathLike[str]"
 class ChatTemplates:
     """The templates that a pool's models are loaded with.
 
-    :param given: Jinja as text, or the path of a file that holds it: for all models, or a mapping
-        from their names. A str with a brace or a line break is text.
-    :param find: finds a model's file by its name.
-    :raises ConfigurationError: a template that cannot be read or does not parse, or two for one
-        model.
+    Args:
+        given: Jinja as text, or the path of a file that holds it: for all models, or a mapping from
+            their names. A str with a brace or a line break is text.
+        find: finds a model's file by its name.
+
+    Raises:
+        ConfigurationError: a template that cannot be read or does not parse, or two for one model.
     """
 
     def __init__(

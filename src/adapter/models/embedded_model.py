@@ -40,8 +40,11 @@ def fetch(folder: Path | None = None) -> Path:
     Its SHA-256 is checked each time, so a damaged file is replaced. The file appears in one
     step: another process never sees half of it.
 
-    :param folder: where to keep it; None for :func:`model_dir`.
-    :raises EmbeddedModelError: it could not be downloaded or stored.
+    Args:
+        folder: where to keep it; None for ``model_dir``.
+
+    Raises:
+        EmbeddedModelError: it could not be downloaded or stored.
     """
     folder = folder or model_dir()
     path = folder / f"{MODEL_NAME}.gguf"

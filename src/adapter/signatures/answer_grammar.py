@@ -98,7 +98,8 @@ def answer_grammar(
 
     It is kept: the same fields in the same form are looked up the next time.
 
-    :param known: attributes of Field for fields of which more is known than their types say.
+    Args:
+        known: attributes of Field for fields of which more is known than their types say.
     """
     fields = tuple(
         Field(name, field.annotation, tuple(field.metadata), **(known or {}).get(name, {}))

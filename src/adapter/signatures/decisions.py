@@ -53,7 +53,8 @@ def decisions_in(
 ) -> dict[str, Decision]:
     """Return the output fields that this lm can measure, by name.
 
-    :param pick_by_likelihood: also fields of type bool, Literal and Enum.
+    Args:
+        pick_by_likelihood: also fields of type bool, Literal and Enum.
     """
     if not getattr(getattr(lm, "engine", None), "measures_probabilities", False):
         return {}
@@ -121,7 +122,8 @@ class DecisionPlan:
     def request(self, lm: BaseLM, written: Mapping[str, Any]) -> Request:
         """Return the request that measures the decisions.
 
-        :param written: values of the other output fields, which the answer begins with.
+        Args:
+            written: values of the other output fields, which the answer begins with.
         """
         others = {name: field for name, field in self.rest.output_fields.items() if name in written}
         begun = {"role": "assistant", "content": output_lines(others, written)}

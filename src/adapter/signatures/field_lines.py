@@ -80,7 +80,8 @@ def _field(name: str, text: str) -> str:
 def _fenced(annotation: Any, value: Any, *, longer: bool = False) -> str:
     """Code in a block, in which no line is taken for the next field.
 
-    :param longer: have a fence that no fence in the code is as long as.
+    Args:
+        longer: have a fence that no fence in the code is as long as.
     """
     code = value if isinstance(value, Code) else annotation.model_validate(value)
     within = max(map(len, re.findall("`{3,}", code.code)), default=2) if longer else 2

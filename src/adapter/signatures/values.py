@@ -85,11 +85,12 @@ def values_of(
 ) -> Values:
     """How values of a type are written so that `read` makes them what they are.
 
-    :param metadata: constraints of the field, as pydantic keeps them.
-    :param code: how a block of code is written; None where any text will do.
-    :param bare_strings: dates and times stand without quotes.
-    :param line: the characters of a line of text.
-    :param whole: the union that the type is a member of.
+    Args:
+        metadata: constraints of the field, as pydantic keeps them.
+        code: how a block of code is written; None where any text will do.
+        bare_strings: dates and times stand without quotes.
+        line: the characters of a line of text.
+        whole: the union that the type is a member of.
     """
     if annotation is Any or annotation is Reasoning or (annotation is str and not metadata):
         return FREE

@@ -77,7 +77,8 @@ class Automaton:
     ) -> Expression:
         """The same texts as an expression, with each character as `spelled` writes it.
 
-        :param is_minimal: no two states are the same, or it does not pay to look for such.
+        Args:
+            is_minimal: no two states are the same, or it does not pay to look for such.
 
         Raises TooLarge.
         """

@@ -88,9 +88,10 @@ def special_number(
 ) -> Expression:
     """Decimal numbers between bounds that are multiples of `step`, of so many digits.
 
-    :param are_open: whether the bounds themselves are left out.
-    :param total: digits in all, as pydantic counts them for max_digits.
-    :param places: digits after the point.
+    Args:
+        are_open: whether the bounds themselves are left out.
+        total: digits in all, as pydantic counts them for max_digits.
+        places: digits after the point.
 
     Raises TooLarge where too many rules would be needed.
     """

@@ -22,9 +22,11 @@ def with_field_names(gbnf: str, names: Iterable[str]) -> str:
 def fields_at(gbnf: str, places: Iterable[frozenset[str]]) -> list[str] | None:
     """The fields that some places of a grammar are in, in their order.
 
-    :param places: for each the names of its rules, as ``pyllama.GrammarSampler.shortened`` has
-        them.
-    :returns: None where the grammar does not tell its fields.
+    Args:
+        places: for each the names of its rules, as ``pyllama.GrammarSampler.shortened`` has them.
+
+    Returns:
+        None where the grammar does not tell its fields.
     """
     told = re.search(f"^{_COMMENT}(.*)$", gbnf, re.MULTILINE)
     if told is None:

@@ -143,8 +143,9 @@ def characters_of(
 ) -> Characters:
     """The characters that one item of a parsed pattern stands for.
 
-    :param any_one: what a dot stands for.
-    :param category: the characters of a category such as digits, for a class or a negated one.
+    Args:
+        any_one: what a dot stands for.
+        category: the characters of a category such as digits, for a class or a negated one.
     """
     if kind is constants.ANY:
         return any_one

@@ -460,9 +460,10 @@ def _repeated(keyword: str, count: int) -> int:
 def json_schema_grammar(schema: str, *, any_order: bool = False) -> SchemaGrammar:
     """The grammar of the JSON texts that a schema, given as JSON, describes.
 
-    :param any_order: the keys of objects may come in any order, with others among them; else in the
-        schema's. What a schema says by "x-key-order", "any" or "schema", holds for all objects in
-        it where it is the whole document, and else for its own.
+    Args:
+        any_order: the keys of objects may come in any order, with others among them; else in the
+            schema's. What a schema says by "x-key-order", "any" or "schema", holds for all objects
+            in it where it is the whole document, and else for its own.
 
     Raises SchemaError for what is no schema, cannot be a grammar, or that no text fits.
     """

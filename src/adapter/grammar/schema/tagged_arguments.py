@@ -51,7 +51,8 @@ class TaggedArguments:
 def tagged_arguments(document: Mapping[str, Any], tag_signs: str) -> TaggedArguments:
     """The arguments that a function's schema describes.
 
-    :param tag_signs: characters that begin a tag, which no bound text may have in it.
+    Args:
+        tag_signs: characters that begin a tag, which no bound text may have in it.
 
     Raises SchemaError where nothing fits, or no grammar can follow the schema.
     """
