@@ -1,4 +1,4 @@
-"""What the documentation site shows from beside docs/: the README, and results with their plots."""
+"""What the documentation site shows from beside docs/: the README, and results with plots."""
 
 from __future__ import annotations
 
