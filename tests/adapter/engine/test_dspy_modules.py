@@ -130,7 +130,7 @@ def test_react_calls_a_tool_and_answers(smollm2_adapter):
 
 def test_program_of_thought_gets_code_that_it_can_read(smollm2_adapter):
     """As far as Deno is not needed: the code is written, parsed, and compiles."""
-    smollm2_adapter(max_tokens=40)
+    smollm2_adapter(max_tokens=80)
     with pytest.warns(DeprecationWarning, match="ProgramOfThought"):
         program = dspy.ProgramOfThought(
             "question -> answer: int", interpreter_factory=dspy.PythonInterpreter
