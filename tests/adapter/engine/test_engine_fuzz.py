@@ -88,7 +88,8 @@ LLAMACPP = [
     "min_p", "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold", "dynatemp_range",
     "dynatemp_exponent", "mirostat", "mirostat_tau", "mirostat_eta", "repeat_penalty",
     "repeat_last_n", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n",
-    "dry_sequence_breakers", "reasoning_budget_tokens", "grammar", "nonsense",
+    "dry_sequence_breakers", "reasoning_budget_tokens", "grammar", "chat_template_kwargs",
+    "complete_answers", "nonsense",
 ]  # fmt: skip
 metadata = st.one_of(
     anything,
