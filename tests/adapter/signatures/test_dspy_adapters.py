@@ -63,7 +63,7 @@ def test_two_step_adapter_has_its_answers_read_by_another_lm(smollm2_adapter):
 
 def test_our_adapter_asks_once_where_the_answer_is_cut(smollm2_adapter):
     """Another form would be cut before its integer, too."""
-    adapter = smollm2_adapter(max_tokens=1)
+    adapter = smollm2_adapter(max_tokens=1, complete_answers=False)
     with pytest.raises(CutAnswerError, match="max_tokens=1"):
         predict_sums()(question="2+2?")
     assert len(adapter.lm.history) == 1
