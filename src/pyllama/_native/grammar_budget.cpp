@@ -130,6 +130,7 @@ bool grammar_budget::fits(const std::vector<llama_token> & tokens) {
 }
 
 bool grammar_budget::allows(llama_token token) {
+    ends_word_ = false;
     if (!begins() || llama_vocab_is_eog(vocab_, token) || is_far(piece(token).size())) {
         return true;
     }
@@ -141,6 +142,8 @@ bool grammar_budget::allows(llama_token token) {
     if (may_follow(now, needed_after(token), token)) {
         return true;
     }
+    const std::string text = piece(token);
+    ends_word_             = is_text() && !text.empty() && is_space(text[0]);
     note(token);
     return false;
 }
@@ -184,7 +187,12 @@ void grammar_budget::restrict(llama_token_data_array * candidates, grammar_state
         return one.logit != -INFINITY && may[static_cast<size_t>(one.id)];
     };
     if (std::none_of(candidates->data, candidates->data + candidates->size, is_left)) {
-        unbound_ = true;
+        if (ends_word_) {
+            ends_word_ = false;
+            restrict(candidates, states);
+        } else {
+            unbound_ = true;
+        }
         return;
     }
     for (size_t i = 0; i < candidates->size; i++) {
@@ -195,6 +203,7 @@ void grammar_budget::restrict(llama_token_data_array * candidates, grammar_state
 }
 
 void grammar_budget::accepts(llama_token token) {
+    ends_word_ = false;
     n_written_ = !waits() && is_text() ? n_written_ + 1 : 0;
     n_left_ -= n_left_ > 0;
     last_ += piece(token);
@@ -243,6 +252,9 @@ bool grammar_budget::may_follow(const need & now, const need & after, llama_toke
     }
     if (after.bytes < now.bytes || grammar_.partial_utf8.n_remain > 0) { // a step to the end
         return true;
+    }
+    if (ends_word_) { // another would go on with a word that the model has ended
+        return false;
     }
     uint32_t kept = after.tokens + after.extra * share_ / MOST_SHARED;
     if (after.bytes > now.bytes) {

@@ -87,6 +87,7 @@ class grammar_budget {
     uint32_t window_  = 0; // tokens before the end of a text in which it may end with a sentence
     uint32_t word_    = 0; // those in which no word may begin
     uint32_t opening_ = 0; // tokens beyond the shortest value that another item has room for
+    bool     ends_word_ = false; // a word was refused for which no room is left
     uint32_t n_written_ = 0; // tokens of the text that is being written
     std::string                               last_; // bytes of the text so far
     std::unordered_map<std::string, uint32_t> spelled_;

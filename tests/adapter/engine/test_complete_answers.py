@@ -162,3 +162,20 @@ def test_probabilities_are_told_of_a_shortened_answer(loaded):
     _, response = ask(adapter, max_tokens=least + 9, logprobs=True)
     assert response.finish_reason == "stop"
     assert len(response.logprobs) == response.usage.output_tokens
+
+
+@pytest.mark.model
+def test_a_shortened_text_is_the_beginning_of_the_longer_one(smollm2_adapter):
+    """No word is spoilt where it ends: greedily, nothing else is written before that."""
+    think = dspy.ChainOfThought("question -> answer")
+
+    def reasoning(max_tokens):
+        smollm2_adapter(max_tokens=max_tokens)
+        return think(question="Why is the sky blue?").reasoning
+
+    whole = reasoning(120)
+    for max_tokens in (30, 35, 40, 45, 60):
+        shortened = reasoning(max_tokens)
+        assert len(shortened) > 20
+        assert whole.startswith(shortened)
+        assert not whole[len(shortened)].isalpha()
