@@ -65,6 +65,7 @@ class Runner:
         world = World(self._files, folder, self._shorten, CALLS)
         self._world = world
         try:
+            self._shorten(None)
             self._calls(world, 0, case["begin"])
             threads = [
                 threading.Thread(target=self._calls, args=(world, number, calls))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -41,6 +42,8 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="the most cases of each")
     parser.add_argument("--case", type=int, help="run this case alone")
     given = parser.parse_args()
+    # A shell has what it starts in the background ignore Ctrl-C, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     names = given.names or list(INSTRUMENTS)
     if unknown := set(names) - set(INSTRUMENTS):
         parser.error(
