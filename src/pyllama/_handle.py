@@ -44,6 +44,10 @@ class Handle:
         self.pointer = None
         self._finalizer()
 
+    def leave(self) -> None:
+        """Never free the C object, though it can be looked at."""
+        self._finalizer.detach()
+
     def disown(self) -> None:
         """Never free the C object: it is another's, or must not be touched again."""
         self.pointer = None

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pyllama import _process
 from pyllama._callbacks import logger
-from pyllama._guard import check
+from pyllama._guard import CAUGHT, raise_caught
 from pyllama._handle import Handle
+from pyllama._native._binding import lib
 from pyllama._uncopyable import Uncopyable
 from pyllama.errors import (
     ClosedError,
@@ -21,6 +22,9 @@ from pyllama.errors import (
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_ASSERTION: int = lib.PYLLAMA_CAUGHT_ASSERTION
+_OUT_OF_MEMORY: int = lib.PYLLAMA_CAUGHT_OUT_OF_MEMORY
 
 
 class NativeObject(Uncopyable):
@@ -40,6 +44,7 @@ class NativeObject(Uncopyable):
 
     def __init__(self) -> None:
         self._lock = _process.make_lock(self)
+        self._poison = None  # the place for what must be kept without memory
 
     def _own(
         self,
@@ -75,15 +80,24 @@ class NativeObject(Uncopyable):
 
     def _check(self, code: int, what: str) -> int:
         """Return what a guarded call on this object returned, or raise what it caught."""
+        if code != CAUGHT:
+            return code
+        # First, and without a byte of memory: there may be none for what the error says.
+        kind = lib.pyllama_caught()
+        if kind == _ASSERTION or (kind == _OUT_OF_MEMORY and self._breaks_without_memory):
+            self._spoil(what)
         try:
-            return check(code, what)
-        except NativeAssertionError as error:
-            self._poison = str(error)
-            raise
-        except NativeMemoryError as error:
-            if self._breaks_without_memory and not error.nothing_changed:
+            raise_caught(what)
+        except (NativeAssertionError, NativeMemoryError) as error:
+            if self._poison is not None:
                 self._poison = str(error)
             raise
+
+    def _spoil(self, reason: str) -> None:
+        """Refuse further use, and never free it, even when it is dropped: it is half changed."""
+        self._poison = reason
+        if self._handle is not None:
+            self._handle.leave()
 
     def _lose(self, reason: str) -> None:
         """Refuse further use: a server that a part of it is on was lost. Any thread may call."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from contextlib import ExitStack
 from threading import get_ident, main_thread
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from pyllama._context_params import (
 from pyllama._decoding import n_pos_max, raise_failure, require_fitting, require_position
 from pyllama._guard import last_errors, raise_caught
 from pyllama._handle import Handle
+from pyllama._locks import holding
 from pyllama._native._binding import ffi, lib
 from pyllama.batch import Batch
 from pyllama.device import cpu_math_cores
@@ -460,10 +460,7 @@ class Context(Outputs):
             self._used = [*self._used, *self._attached]
         code: int
         if self._threadpools:
-            with ExitStack() as stack:
-                for pool in self._threadpools:
-                    stack.enter_context(pool._lock)
-                code = call(*arguments)
+            code = holding([pool._lock for pool in self._threadpools], lambda: call(*arguments))
         else:
             code = call(*arguments)
         if code >= 0:

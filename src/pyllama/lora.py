@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyllama import _model_file, _process
 from pyllama._arguments import integer, real
 from pyllama._guard import check, last_errors, raise_caught
+from pyllama._locks import holding
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
 from pyllama.context import Context
@@ -45,15 +45,22 @@ class LoraAdapter(NativeObject):
         self.path = _model_file.readable_gguf(path)
         self.model = model
         architecture = model.metadata.get("general.architecture", "")
-        n_expert = int(model.metadata.get(f"{architecture}.expert_count", 0))
+        n_expert = model._number_in_use(f"{architecture}.expert_count", 0)
         handle = model._open()
-        with _at_rest(model), handle as model_pointer:
-            pointer = lib.guarded_adapter_lora_init(model_pointer, os.fsencode(self.path), n_expert)
-            if pointer == ffi.NULL:
-                _raise_adapter_error(f"loading the adapter {self.path}")
-            # Contexts walk through the model's adapters while they decode: the garbage collector
-            # must not free one in between.
-            self._own(pointer, model._retired_adapters.append, handle)
+
+        def load() -> None:
+            with handle as model_pointer:
+                pointer = lib.guarded_adapter_lora_init(
+                    model_pointer, os.fsencode(self.path), n_expert
+                )
+                if pointer == ffi.NULL:
+                    _raise_adapter_error(f"loading the adapter {self.path}")
+                # Contexts walk through the model's adapters while they decode: the garbage
+                # collector must not free one in between.
+                self._own(pointer, model._retired_adapters.append, handle)
+
+        _at_rest(model, load)
+        pointer = self._open().pointer
         #: The file's metadata, scalar values as strings; arrays are left out.
         self.metadata: Mapping[str, str] = MappingProxyType(_metadata(pointer))
         n_tokens = lib.llama_adapter_get_alora_n_invocation_tokens(pointer)
@@ -79,8 +86,7 @@ class LoraAdapter(NativeObject):
                         del scales[self]
                         _apply(context, scales)
             super().close()
-        with _at_rest(self.model):
-            _free_retired(self.model)
+        _at_rest(self.model, lambda: _free_retired(self.model))
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"for {self.model.desc!r}"
@@ -110,11 +116,9 @@ def set_adapters_lora(context: Context, adapters: Mapping[LoraAdapter, float]) -
         if adapter.model is not context.model:
             raise ValueError(f"adapters must be of the context's model, got {adapter!r}")
         scales[adapter] = real(f"adapters[{adapter!r}]", scale, -1e6, 1e6)
-    with contextlib.ExitStack() as locks:
-        for adapter in sorted(scales, key=id):  # in one order, so that two calls cannot deadlock
-            locks.enter_context(adapter._lock)
-        locks.enter_context(context._lock)
-        _apply(context, scales)
+    # In one order, so that two calls cannot deadlock.
+    locks = [*(adapter._lock for adapter in sorted(scales, key=id)), context._lock]
+    holding(locks, lambda: _apply(context, scales))
 
 
 def set_control_vector(
@@ -195,14 +199,10 @@ def _apply(context: Context, scales: dict[LoraAdapter, float]) -> None:
     context._adapters = scales
 
 
-@contextlib.contextmanager
-def _at_rest(model: Model) -> Iterator[None]:
-    """Hold off decodes of the model's contexts, which read the model's set of adapters."""
-    with contextlib.ExitStack() as locks:
-        locks.enter_context(model._lock)
-        for context in _contexts(model):
-            locks.enter_context(context._lock)
-        yield
+def _at_rest(model: Model, work: Callable[[], None]) -> None:
+    """Work while no context of the model decodes, which reads the model's set of adapters."""
+    with model._lock:
+        holding([context._lock for context in _contexts(model)], work)
 
 
 def _contexts(model: Model) -> list[Context]:

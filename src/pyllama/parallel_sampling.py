@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from typing import Any
 
 from pyllama._arguments import INT32_MAX, integer
 from pyllama._guard import CAUGHT, caught_error, check, to_str
+from pyllama._locks import holding
 from pyllama._native._binding import ffi, lib
 from pyllama._sampling import refusal
 from pyllama.context import Context
@@ -50,10 +50,8 @@ def sample_each(
     for chain in asked.values():
         if not isinstance(chain, SamplerChain):
             raise TypeError(f"chains must hold pyllama.SamplerChain objects, got {chain!r}")
-    with ExitStack() as held:
-        for chain in sorted(asked.values(), key=id):  # two threads with the same chains
-            held.enter_context(chain._lock)
-        held.enter_context(context._lock)
+
+    def sample() -> dict[int, int | LlamaError]:
         pointer = context._open().pointer
         draws = ffi.new("pyllama_draw[]", max(1, len(asked)))
         for draw, (output, chain) in zip(draws, asked.items(), strict=False):
@@ -67,6 +65,10 @@ def sample_each(
             output: _outcome(draw, chain)
             for draw, (output, chain) in zip(draws, asked.items(), strict=False)
         }
+
+    # In one order: two threads may have the same chains.
+    ordered = sorted(asked.values(), key=id)
+    return holding([*(chain._lock for chain in ordered), context._lock], sample)
 
 
 def _usable(chain: SamplerChain, context: Context) -> Any:
@@ -91,5 +93,5 @@ def _outcome(draw: Any, chain: SamplerChain) -> int | LlamaError:
     lib.pyllama_free(draw.message)
     error = caught_error(draw.caught, detail, "sampling")
     if isinstance(error, NativeAssertionError):
-        chain._poison = str(error)
+        chain._spoil(str(error))
     return error

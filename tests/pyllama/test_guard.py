@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pyllama
-from pyllama import Batch, Context, Sampler, SamplerChain
+from pyllama import Batch, Context, Sampler, SamplerChain, _object
 from pyllama._guard import CAUGHT, check, raise_caught
 from pyllama._native._binding import ffi, lib
 
@@ -56,6 +56,37 @@ def test_an_assertion_poisons_its_context(poisoned):
     assert poisoned.closed
     with pytest.raises(pyllama.ClosedError):
         poisoned.logits()
+
+
+def test_a_poisoned_context_that_is_dropped_is_not_freed(tiny):
+    context = Context(tiny, n_ctx=256, n_batch=32, n_threads=1)
+    frees = context._open()._finalizer
+    context.n_batch = 256  # past the check
+    assert frees.alive
+    with pytest.raises(pyllama.NativeAssertionError):
+        context.decode(Batch.from_tokens([1] * 33))
+    assert not frees.alive
+    assert not context.usable
+
+
+@pytest.mark.parametrize("kind", [lib.PYLLAMA_CAUGHT_ASSERTION, lib.PYLLAMA_CAUGHT_OUT_OF_MEMORY])
+def test_a_context_is_poisoned_where_there_is_no_memory_to_say_why(tiny, monkeypatch, kind):
+    class Lib:
+        def pyllama_caught(self):
+            return kind
+
+    def fail(what):
+        raise MemoryError
+
+    context = Context(tiny, n_ctx=256, n_threads=1)
+    frees = context._open()._finalizer
+    with monkeypatch.context() as patch:
+        patch.setattr(_object, "lib", Lib())
+        patch.setattr(_object, "raise_caught", fail)
+        with pytest.raises(MemoryError):
+            context._check(CAUGHT, "decode")
+    assert not context.usable
+    assert not frees.alive
 
 
 def test_a_poisoned_context_leaves_its_model_as_it_was(tiny, poisoned):
