@@ -155,9 +155,9 @@ def sync() -> None:
 def closing() -> None:
     """Ends within the block that closes the pool, while others work."""
     with pool() as made:
-        engine = engine_of(load(made))
-        threads(lambda: engine.complete(request(engine)))
         try:
+            engine = engine_of(load(made))
+            threads(lambda: engine.complete(request(engine)))
             wait()
             end()
         finally:
