@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,8 @@ from adapter.models.files import parts
 from adapter.models.hardware import Placement
 from adapter.models.template_trials import calls_tools
 from adapter.models.template_variables import variables_in
+
+logger = logging.getLogger(__name__)
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -109,7 +112,10 @@ class ResidentModel:
         prefixes = None
         if folder is not None:
             key = " ".join([self.fingerprint, *self.computation])
-            prefixes = PrefixFolder(folder, key, max_bytes=MAX_FILE_BYTES)
+            try:
+                prefixes = PrefixFolder(folder, key, max_bytes=MAX_FILE_BYTES)
+            except OSError as error:  # it was in order when the pool was made
+                logger.warning("%s runs without prefix_folder: %s", self.model.desc, error)
         return Scheduler(
             self.model,
             context_length=placement.context_length,

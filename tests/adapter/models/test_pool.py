@@ -112,6 +112,18 @@ def test_the_folder_must_exist(tmp_path):
         ModelPool(tmp_path / "nowhere")
 
 
+def test_a_prefix_folder_that_is_gone_bad_keeps_no_model_from_loading(
+    tiny_model_path, tmp_path, caplog
+):
+    folder = tmp_path / "prefixes"
+    with ModelPool(tiny_model_path.parent, context_length=64, prefix_folder=folder) as pool:
+        folder.rmdir()
+        folder.write_text("a file")
+        loaded = pool.load_model(tiny_model_path.stem)
+        assert loaded.tokenize("a")
+    assert "runs without prefix_folder" in caplog.text
+
+
 @pytest.mark.parametrize("path", ["file", "file/inside"])
 def test_a_prefix_folder_that_is_a_file_is_refused(tmp_path, path):
     (tmp_path / "file").touch()
