@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dis
-import sys
 import threading
 from itertools import count
 from pathlib import Path
 
 import pytest
+from interrupts import Interrupt
 
 import pyllama
 from pyllama import Batch, Context, Sampler, SamplerChain
@@ -17,32 +16,8 @@ from pyllama._locks import holding
 _FOLDERS = (str(Path(pyllama.__file__).parent), "contextlib.py")
 
 
-class Interrupt:
-    """Raises KeyboardInterrupt at one point of this thread where a signal's handler may run."""
-
-    def __init__(self, at):
-        self.left = at
-        self.after_call = {}
-
-    def __enter__(self):
-        sys.settrace(self._trace)
-
-    def __exit__(self, *exc_info):
-        sys.settrace(None)
-
-    def _trace(self, frame, event, _):
-        code = frame.f_code
-        if not (code.co_filename.startswith(_FOLDERS[0]) or code.co_filename.endswith(_FOLDERS[1])):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "call" or (event == "opcode" and self.after_call.get(frame)):
-            if self.left == 0:
-                raise KeyboardInterrupt
-            self.left -= 1
-        if event == "opcode":
-            name = dis.opname[code.co_code[frame.f_lasti]]
-            self.after_call[frame] = name.startswith(("CALL", "JUMP_BACKWARD"))
-        return self._trace
+def is_looked_at(code):
+    return code.co_filename.startswith(_FOLDERS[0]) or code.co_filename.endswith(_FOLDERS[1])
 
 
 def free_for_others(locks):
@@ -81,7 +56,7 @@ def test_ctrl_c_while_several_sample_leaves_no_lock(tiny):
     locks = [context._lock, *(chain._lock for chain in chains)]
     for at in count():
         try:
-            with Interrupt(at):
+            with Interrupt(at, is_looked_at):
                 pyllama.sample_each(context, dict(enumerate(chains)), n_threads=1)
         except KeyboardInterrupt:
             pass

@@ -79,7 +79,7 @@ class Lease(AbstractContextManager[T], Generic[T]):
         if slot is not None and residency is not None and residency.usable:
             self.residency = residency
             residency.leases.add(self.reference)
-            # Only now: whoever frees it looks in the other order. See model_slot.
+            # Only now: whoever frees it looks in the other order. See slot.py.
             if slot.residency is residency and (not slot.closing or self._goes_on(residency)):
                 return self._use(residency)
             residency.leases.discard(self.reference)

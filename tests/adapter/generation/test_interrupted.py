@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import sys
 import threading
 import time
@@ -10,6 +9,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from interrupts import Interrupt
 from schedules import request_of, scheduler_of, tokens
 
 from adapter import generation
@@ -33,35 +33,8 @@ def score(scheduler):
     return scheduler.score(ScoringRequest(PROMPT, ((5, 6), (7,)), ())).scores
 
 
-class Interrupt:
-    """Raises KeyboardInterrupt at one point of this thread where a signal's handler may run.
-
-    The interpreter looks for signals when a function begins, and after it has called something.
-    """
-
-    def __init__(self, at):
-        self.left = at
-        self.after_call = {}
-
-    def __enter__(self):
-        sys.settrace(self._trace)
-
-    def __exit__(self, *exc_info):
-        sys.settrace(None)
-
-    def _trace(self, frame, event, argument):
-        code = frame.f_code
-        if code not in _CONDITION and not code.co_filename.startswith(_FOLDER):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "call" or (event == "opcode" and self.after_call.get(frame)):
-            if self.left == 0:
-                raise KeyboardInterrupt
-            self.left -= 1
-        if event == "opcode":
-            name = dis.opname[code.co_code[frame.f_lasti]]
-            self.after_call[frame] = name.startswith(("CALL", "JUMP_BACKWARD"))
-        return self._trace
+def is_looked_at(code):
+    return code in _CONDITION or code.co_filename.startswith(_FOLDER)
 
 
 @pytest.mark.parametrize("ask", [generate, score])
@@ -71,7 +44,7 @@ def test_ctrl_c_at_any_point_leaves_a_scheduler_that_answers(tiny, ask):
     answers = []
     for at in count():
         try:
-            with Interrupt(at):
+            with Interrupt(at, is_looked_at):
                 ask(scheduler)
         except KeyboardInterrupt:
             pass
