@@ -21,7 +21,7 @@ _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERR
 _raised_while_polling = threading.local()
 
 
-@ffi.def_extern()  # type: ignore[untyped-decorator]
+@ffi.def_extern()
 def pyllama_on_log(level: int, line: Any) -> None:
     # While the interpreter ends, a program that set up no logging gets nothing on stderr.
     if not threading.main_thread().is_alive() and not logger.hasHandlers():
@@ -73,14 +73,14 @@ def _stop_for_raised(_type: object, error: BaseException, _traceback: object) ->
 
 
 # A signal handler may raise before the callback is even entered.
-@ffi.def_extern(onerror=_stop_for_raised)  # type: ignore[untyped-decorator]
+@ffi.def_extern(onerror=_stop_for_raised)
 def pyllama_on_progress(fraction: float, user_data: Any) -> bool:
     progress: Progress = ffi.from_handle(user_data)
     return progress.report(fraction)
 
 
 # Running Python code at all is the point: it lets a pending signal handler run, and raise.
-@ffi.def_extern(onerror=_keep_raised)  # type: ignore[untyped-decorator]
+@ffi.def_extern(onerror=_keep_raised)
 def pyllama_on_poll() -> bool:
     return False
 

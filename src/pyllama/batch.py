@@ -60,17 +60,17 @@ class Batch(Uncopyable):
         self._seq_id_rows = rows.astype(np.uintp)
 
         self._struct = ffi.new("llama_batch *")
-        self._struct.pos = _pointer("llama_pos *", self._pos)
-        self._struct.n_seq_id = _pointer("int32_t *", self._n_seq_id)
-        self._struct.seq_id = _pointer("llama_seq_id **", self._seq_id_rows)
-        self._wanted = _pointer("int8_t *", self._logits)
+        self._struct.pos = ffi.from_buffer("llama_pos[]", self._pos)
+        self._struct.n_seq_id = ffi.from_buffer("int32_t[]", self._n_seq_id)
+        self._struct.seq_id = ffi.cast("llama_seq_id **", ffi.from_buffer(self._seq_id_rows))
+        self._wanted = ffi.from_buffer("int8_t[]", self._logits)
         if self.n_embd:
             self._token = np.empty(0, dtype=np.int32)
             self._embd = np.zeros((self.capacity, self.n_embd), dtype=np.float32)
-            self._struct.embd = _pointer("float *", self._embd)
+            self._struct.embd = ffi.from_buffer("float[]", self._embd)
         else:
             self._token = np.zeros(self.capacity, dtype=np.int32)
-            self._struct.token = _pointer("llama_token *", self._token)
+            self._struct.token = ffi.from_buffer("llama_token[]", self._token)
 
     @classmethod
     def from_tokens(
@@ -290,13 +290,13 @@ class Batch(Uncopyable):
         """
         if all_outputs and self._n_outputs < len(self):
             self._ones = np.ones(len(self), dtype=np.int8)
-            self._struct.logits = _pointer("int8_t *", self._ones)
+            self._struct.logits = ffi.from_buffer("int8_t[]", self._ones)
         else:
             self._struct.logits = self._wanted
         if self.n_pos_per_embd > 1:
             # All first positions, then all second ones: without the gaps of the unused capacity.
             self._dense_pos = np.ascontiguousarray(self._pos[:, : len(self)])
-            self._struct.pos = _pointer("llama_pos *", self._dense_pos)
+            self._struct.pos = ffi.from_buffer("llama_pos[]", self._dense_pos)
         return self._struct
 
     def _room_for(self, count: int) -> int:
@@ -308,10 +308,6 @@ class Batch(Uncopyable):
                 "decode and clear() it first, or make it larger"
             )
         return index
-
-
-def _pointer(kind: str, array: NDArray[Any]) -> Any:
-    return ffi.cast(kind, ffi.from_buffer(array))
 
 
 def _is_number(value: int | ArrayLike) -> TypeGuard[int]:

@@ -95,7 +95,7 @@ def _keep_raised(_type: object, error: BaseException, _traceback: object) -> Non
     _raised.error = error
 
 
-@ffi.def_extern(error=1, onerror=_keep_raised)  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=1, onerror=_keep_raised)
 def pyllama_on_sampler_apply(number: int, array: Any) -> int:
     sampler = _samplers[number]
     size = array.size * _ROW.itemsize
@@ -109,19 +109,19 @@ def pyllama_on_sampler_apply(number: int, array: Any) -> int:
     return 0
 
 
-@ffi.def_extern(error=1, onerror=_keep_raised)  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=1, onerror=_keep_raised)
 def pyllama_on_sampler_accept(number: int, token: int) -> int:
     _samplers[number].accept(token)
     return 0
 
 
-@ffi.def_extern(error=1, onerror=_keep_raised)  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=1, onerror=_keep_raised)
 def pyllama_on_sampler_reset(number: int) -> int:
     _samplers[number].reset()
     return 0
 
 
-@ffi.def_extern(error=0, onerror=_keep_raised)  # type: ignore[untyped-decorator]
+@ffi.def_extern(error=0, onerror=_keep_raised)
 def pyllama_on_sampler_clone(number: int) -> int:
     made = _samplers[number].clone()
     if not isinstance(made, PythonSampler):
@@ -129,7 +129,7 @@ def pyllama_on_sampler_clone(number: int) -> int:
     return register(made)
 
 
-@ffi.def_extern()  # type: ignore[untyped-decorator]
+@ffi.def_extern()
 def pyllama_on_sampler_free(number: int) -> None:
     _samplers.pop(number, None)
 
