@@ -10,10 +10,9 @@
     dspy.configure(lm=adapter.lm, adapter=adapter)
 """
 
-from adapter.embedder import LlamaCppEmbedder
-from adapter.engine.async_engine import AsyncLlamaCppEngine
-from adapter.engine.config import LlamaCppConfig
-from adapter.engine.engine import LlamaCppEngine
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from adapter.errors import (
     BackendError,
     ConfigurationError,
@@ -36,14 +35,20 @@ from adapter.errors import (
     TokenizationError,
     TransientError,
 )
-from adapter.models import embedded_model
-from adapter.models.files import ModelInfo
-from adapter.models.hardware import HardwareManager, Placement
-from adapter.models.loaded import LoadedModel
-from adapter.models.pool import ModelPool
-from adapter.signatures.bound_answers import CutAnswerError, InvalidValueError, constrained
-from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
-from adapter.signatures.stream_listener import LlamaCppStreamListener
+
+if TYPE_CHECKING:
+    from adapter.embedder import LlamaCppEmbedder
+    from adapter.engine.async_engine import AsyncLlamaCppEngine
+    from adapter.engine.config import LlamaCppConfig
+    from adapter.engine.engine import LlamaCppEngine
+    from adapter.models import embedded_model
+    from adapter.models.files import ModelInfo
+    from adapter.models.hardware import HardwareManager, Placement
+    from adapter.models.loaded import LoadedModel
+    from adapter.models.pool import ModelPool
+    from adapter.signatures.bound_answers import CutAnswerError, InvalidValueError, constrained
+    from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
+    from adapter.signatures.stream_listener import LlamaCppStreamListener
 
 __all__ = [
     "ModelPool",
@@ -83,3 +88,38 @@ __all__ = [
     "TokenizationError",
     "TransientError",
 ]
+
+# Where the names are that are imported when they are first used. DSPy alone takes a second, and
+# neither a pool nor most of the commands need it.
+_HOMES = {
+    "embedded_model": "adapter.models.embedded_model",
+    "LlamaCppEmbedder": "adapter.embedder",
+    "AsyncLlamaCppEngine": "adapter.engine.async_engine",
+    "LlamaCppConfig": "adapter.engine.config",
+    "LlamaCppEngine": "adapter.engine.engine",
+    "ModelInfo": "adapter.models.files",
+    "HardwareManager": "adapter.models.hardware",
+    "Placement": "adapter.models.hardware",
+    "LoadedModel": "adapter.models.loaded",
+    "ModelPool": "adapter.models.pool",
+    "CutAnswerError": "adapter.signatures.bound_answers",
+    "InvalidValueError": "adapter.signatures.bound_answers",
+    "constrained": "adapter.signatures.bound_answers",
+    "LlamaCppAdapter": "adapter.signatures.llama_cpp_adapter",
+    "LlamaCppStreamListener": "adapter.signatures.stream_listener",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES[name]
+    value: object = import_module(home)
+    if not home.endswith(f".{name}"):  # not the module itself
+        value = getattr(value, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,50 @@
+"""The ``pyllama`` command.
+
+Each module holds a group of commands. Heavy packages are imported where they are used, so that
+--help answers at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import typer
+
+from adapter.cli.console import examples
+from adapter.cli.demo import demo
+from adapter.cli.devices import devices, rpc_server
+from adapter.cli.models import models
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def pyllama() -> None:
+    """Run GGUF models inside Python through llama.cpp."""
+
+
+app.command(
+    epilog=examples('pyllama demo "What is the capital of France?"'),
+)(demo)
+app.command(
+    epilog=examples("pyllama models", "pyllama models ~/models --json"),
+)(models)
+app.command(
+    epilog=examples("pyllama devices", "pyllama devices --build"),
+)(devices)
+app.command(
+    epilog=examples("pyllama rpc-server", "pyllama rpc-server --host 192.168.0.5 --expose"),
+)(rpc_server)
+
+
+def main() -> None:
+    """Run the command. Ctrl-C ends it with exit code 130."""
+    try:
+        app()
+    except KeyboardInterrupt:  # outside of a command, such as while modules are imported
+        sys.exit(128 + signal.SIGINT)

@@ -1,0 +1,87 @@
+"""What the commands write with: answers to standard output, all else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.table import Column, Table
+
+output = Console(soft_wrap=True, highlight=False)
+messages = Console(stderr=True, highlight=False)
+
+
+def examples(*commands: str) -> str:
+    """The last paragraph of a command's help."""
+    return "\n\n".join(("Examples:", *(f"  {escape(command)}" for command in commands)))
+
+
+def say(text: str) -> None:
+    """Write a line of the answer as it is, whatever is in it."""
+    output.print(text, markup=False)
+
+
+def note(text: str) -> None:
+    """Write a line for the user beside the answer."""
+    messages.print(text, markup=False, soft_wrap=True)
+
+
+def fail(text: str) -> NoReturn:
+    """Write an error, and end the command with exit code 1."""
+    messages.print(f"error: {text}", style="red", markup=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def say_json(value: object) -> None:
+    """Write a value for a program."""
+    text = json.dumps(value, indent=2, ensure_ascii=not _speaks_utf8())
+    sys.stdout.write(f"{text}\n")
+
+
+def table(*columns: Column | str) -> Table:
+    """A table whose columns wrap where the terminal is narrow, and are never cut."""
+    folded = [
+        Column(column, overflow="fold") if isinstance(column, str) else column for column in columns
+    ]
+    return Table(*folded, box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+
+
+def row(made: Table, *cells: object) -> None:
+    """Add a row of plain texts; None is an empty cell."""
+    made.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
+
+
+def show(made: Table) -> None:
+    """Write a table."""
+    output.print(made, soft_wrap=False)
+
+
+def file_size(n_bytes: int) -> str:
+    """A size as file managers and hubs give it, in powers of 1000."""
+    size = float(n_bytes)
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.2f} GB"
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[float], None]]:
+    """Show a bar on a terminal for the block, which is told the fraction that is done."""
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn()
+    with Progress(*columns, console=messages, transient=True) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _speaks_utf8() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"

@@ -1,0 +1,106 @@
+"""The machine: what models run on here, and what others may run on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adapter.cli.console import fail, note, row, say, say_json, show, table
+
+if TYPE_CHECKING:
+    from adapter.models.device_choice import DeviceChoice
+
+
+def devices(
+    build: Annotated[
+        bool, typer.Option("--build", help="Say which backends this build has, and why.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
+) -> None:
+    """List the devices that there are, which of them models run on, and why."""
+    import pyllama
+    from adapter.errors import LlamaCppError
+    from adapter.models.hardware import HardwareManager, cpu_threads
+
+    if build:
+        _list_backends(as_json=as_json)
+        return
+    try:
+        choices = HardwareManager().choices()
+    except LlamaCppError as error:
+        fail(str(error))
+    if as_json:
+        facts = list(map(_facts, choices))
+        version = pyllama.llama_cpp_version()
+        say_json({"devices": facts, "threads": cpu_threads(), "llama_cpp": version})
+        return
+    made = table("name", "backend", "type", "memory free / total", "description")
+    for choice in choices:
+        device = choice.device
+        free, total = device.memory
+        memory = f"{free / 2**30:.1f} / {total / 2**30:.1f} GiB" if total else "system's"
+        row(made, device.name, device.backend, device.type, memory, device.description)
+    show(made)
+    for choice in choices:
+        used = "used" if choice.used else "not used"
+        say(f"{choice.device.name} is {used}: {choice.reason}")
+    say(f"threads: {cpu_threads()}")
+    say(f"llama.cpp {pyllama.llama_cpp_version()}")
+
+
+def _facts(choice: DeviceChoice) -> dict[str, object]:
+    device = choice.device
+    free, total = device.memory
+    return {
+        "name": device.name,
+        "backend": device.backend,
+        "type": device.type,
+        "memory_free": free,
+        "memory_total": total,
+        "description": device.description,
+        "used": choice.used,
+        "reason": choice.reason,
+    }
+
+
+def _list_backends(*, as_json: bool) -> None:
+    import pyllama
+
+    entries = pyllama.build_info()
+    if as_json:
+        say_json([{"name": e.name, "built": e.built, "note": e.note} for e in entries])
+        return
+    made = table("backend", "built", "note")
+    for entry in entries:
+        row(made, entry.name, "yes" if entry.built else "no", entry.note)
+    show(made)
+
+
+def rpc_server(
+    host: Annotated[str, typer.Option(help="IPv4 address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 50052,
+    expose: Annotated[
+        bool, typer.Option("--expose", help="Allow an address that is not this machine's alone.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of a CPU that is offered.")
+    ] = None,
+) -> None:
+    """Offer this machine's devices to ModelPool(rpc=[…]) on others, until Ctrl-C."""
+    import pyllama
+
+    if not host.startswith("127."):
+        risk = "the protocol has no password and no encryption: whoever reaches the port owns it"
+        if not expose:
+            fail(f"{host} can be reached from elsewhere, and {risk}. If that is safe: --expose")
+        note(f"warning: {risk}")
+    try:
+        with pyllama.RpcServer(host, port, n_threads=threads) as server:
+            say(f"serving on {server.endpoint}")
+            server.wait()
+            fail("the server ended by itself; its output is above")
+    except KeyboardInterrupt:
+        return
+    except (pyllama.LlamaError, OSError, ValueError) as error:
+        fail(str(error))

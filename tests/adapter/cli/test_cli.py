@@ -1,0 +1,61 @@
+"""What holds for every command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import adapter
+from adapter.cli import app
+from adapter.models.hardware import HardwareManager
+
+COMMANDS = [
+    command.name or command.callback.__name__.replace("_", "-")
+    for command in app.registered_commands
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_has_examples_and_fits_80_columns(run, command):
+    result = run(command, "--help", env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    examples = result.stdout.partition("Examples:")[2]
+    assert f"pyllama {command}" in examples
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys\n"
+        "from adapter.cli import app\n"
+        "app(['--help'], standalone_mode=False)\n"
+        "print(sorted({'dspy', 'numpy', 'pyllama', 'huggingface_hub'} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_is_exit_code_130(run, monkeypatch):
+    def interrupt(_self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HardwareManager, "choices", interrupt)
+    result = run("devices")
+    assert result.exit_code == 130
+    assert "Traceback" not in result.output
+
+
+def test_an_unknown_command_is_a_usage_error(run):
+    assert run("modles").exit_code == 2
+
+
+def test_every_public_name_is_there_and_imported_when_used():
+    for name in adapter.__all__:
+        assert getattr(adapter, name) is not None
+    assert set(adapter.__all__) <= set(dir(adapter))
+    with pytest.raises(AttributeError, match="NoSuchName"):
+        _ = adapter.NoSuchName
