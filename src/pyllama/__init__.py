@@ -16,6 +16,7 @@ from pyllama.candidates import Candidates
 from pyllama.chat import ChatTemplate
 from pyllama.chat_parser import ChatMessage, ChatMessageDiff, ChatParser, ChatToolCall
 from pyllama.context import Context
+from pyllama.context_params import ContextParams
 from pyllama.device import (
     Backend,
     Device,
@@ -97,6 +98,7 @@ __all__ = [
     "Vocab",
     "Detokenizer",
     "Context",
+    "ContextParams",
     "Memory",
     "State",
     "Performance",

@@ -8,30 +8,17 @@ from threading import get_ident, main_thread
 from typing import TYPE_CHECKING, Any
 
 from pyllama import _process
-from pyllama._arguments import INT32_MAX, UINT32_MAX, choice, integer, real
+from pyllama._arguments import INT32_MAX, integer
 from pyllama._attached_chains import AttachedChains
+from pyllama._context_check import reason_not_to_shift, require_consistent
 from pyllama._context_memory import require_memory
-from pyllama._context_params import (
-    ATTENTION,
-    CACHE_TYPES,
-    FLASH_ATTENTION,
-    POOLING,
-    ROPE_SCALING,
-    Attention,
-    CacheType,
-    FlashAttention,
-    Pooling,
-    RopeScaling,
-    reason_not_to_shift,
-    require_consistent,
-)
 from pyllama._decoding import n_pos_max, raise_failure, require_fitting, require_position
 from pyllama._guard import last_errors, raise_caught
 from pyllama._handle import Handle
 from pyllama._locks import holding
 from pyllama._native._binding import ffi, lib
 from pyllama.batch import Batch
-from pyllama.device import cpu_math_cores
+from pyllama.context_params import ContextOptions, ContextParams
 from pyllama.errors import ContextError, NativeError
 from pyllama.memory import Memory
 from pyllama.model import Model
@@ -41,6 +28,8 @@ from pyllama.state import State
 from pyllama.threadpool import MAX_THREADS, Threadpool
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from pyllama.sampler_chain import SamplerChain
 
 
@@ -51,42 +40,8 @@ class Context(Outputs):
     model alive; closing the model closes it.
 
     Args:
-        n_ctx: tokens that its memory holds, over all sequences; 0 for what the model was trained
-            with.
-        n_batch: the most tokens in one ``decode``.
-        n_ubatch: the most tokens computed at once.
-        n_seq_max: sequences it can hold; ids are 0 to n_seq_max - 1.
-        n_rs_seq: for each sequence of a recurrent model, earlier states to keep, so that this many
-            tokens can be removed from its end; models that cannot do so ignore it.
-        n_outputs_max: the most outputs of one ``decode``; 0 for n_batch. Fewer save memory.
-        n_threads: threads for one token at a time; None for ``cpu_math_cores``.
-        n_threads_batch: threads for several tokens at a time; None for the same as n_threads.
-        rope_scaling_type: how positions beyond those trained with are made to fit.
-        pooling_type: how the embeddings of a sequence's tokens become one.
-        attention_type: whether tokens see those after them. Without causal attention a batch holds
-            at most n_ubatch tokens.
-        flash_attn: whether to use flash attention.
-        rope_freq_base: RoPE's base frequency; 0 for the model's.
-        rope_freq_scale: RoPE's factor of positions; 0 for the model's.
-        yarn_ext_factor: YaRN's mix of extrapolation; None for the model's, as for the others.
-        yarn_attn_factor: YaRN's factor of attention.
-        yarn_beta_fast: YaRN's low correction dimension.
-        yarn_beta_slow: YaRN's high correction dimension.
-        yarn_orig_ctx: context length before YaRN; 0 for the model's.
-        type_k: how keys are stored; quantized types save memory and cost precision. With "bf16",
-            and with quantized types in heads whose size is no multiple of 64, positions cannot be
-            shifted (``Memory.can_shift``).
-        type_v: how values are stored; quantized types need flash attention, which encoder-decoder
-            models do not have.
-        offload_kqv: keep keys and values in the device's memory.
-        op_offload: let the device compute large operations on weights kept by the host.
-        swa_full: give layers with a sliding window a memory as large as the others', so that old
-            tokens can come back into the window when later ones are removed.
-        kv_unified: one memory for all sequences, instead of an equal part for each. Without it a
-            sequence has n_ctx / n_seq_max tokens, and what is computed for one does not depend on
-            the others.
-        embeddings: compute embeddings beside logits.
-        no_perf: do not measure times for ``performance``.
+        params: how it is made; None for the defaults.
+        options: fields of ``ContextParams``, in place of those in params.
         samplers: chains that run on the device, by sequence id: a token comes back, not a row of
             logits (experimental in llama.cpp). What the device cannot run of one, and all without a
             GPU, the CPU does. Read it with ``SamplerChain.sample``. A decode then gives one
@@ -95,7 +50,7 @@ class Context(Outputs):
     Raises:
         ContextError: llama.cpp could not make it, or the machine lacks the memory; the message says
             why.
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or one that does not fit the model.
     """
 
     _breaks_without_memory = True
@@ -106,35 +61,10 @@ class Context(Outputs):
     def __init__(
         self,
         model: Model,
+        params: ContextParams | None = None,
         *,
-        n_ctx: int = 0,
-        n_batch: int = 2048,
-        n_ubatch: int = 512,
-        n_seq_max: int = 1,
-        n_rs_seq: int = 0,
-        n_outputs_max: int = 0,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        rope_scaling_type: RopeScaling = "unspecified",
-        pooling_type: Pooling = "unspecified",
-        attention_type: Attention = "unspecified",
-        flash_attn: FlashAttention = "auto",
-        rope_freq_base: float = 0.0,
-        rope_freq_scale: float = 0.0,
-        yarn_ext_factor: float | None = None,
-        yarn_attn_factor: float | None = None,
-        yarn_beta_fast: float | None = None,
-        yarn_beta_slow: float | None = None,
-        yarn_orig_ctx: int = 0,
-        type_k: CacheType = "f16",
-        type_v: CacheType = "f16",
-        offload_kqv: bool = True,
-        op_offload: bool = True,
-        swa_full: bool = True,
-        kv_unified: bool = False,
-        embeddings: bool = False,
-        no_perf: bool = True,
         samplers: Mapping[int, SamplerChain] | None = None,
+        **options: Unpack[ContextOptions],
     ) -> None:
         super().__init__()
         if not isinstance(model, Model):
@@ -143,45 +73,20 @@ class Context(Outputs):
             raise ContextError("the model was loaded with vocab_only=True and has no weights")
         self.model = model
 
-        params = lib.llama_context_default_params()
+        if params is not None and not isinstance(params, ContextParams):
+            raise TypeError(f"params must be a pyllama.ContextParams, got {params!r}")
+        asked = dataclasses.replace(params or ContextParams(), **options)
+        struct = asked._struct()
         # Resolved here: a context with YaRN changes what the model says about its training.
-        params.n_ctx = integer("n_ctx", n_ctx, 0, UINT32_MAX) or model.n_ctx_train
-        params.n_batch = integer("n_batch", n_batch, 1, INT32_MAX)
-        params.n_ubatch = integer("n_ubatch", n_ubatch, 1, INT32_MAX)
-        params.n_seq_max = integer("n_seq_max", n_seq_max, 1, lib.llama_max_parallel_sequences())
-        params.n_rs_seq = integer("n_rs_seq", n_rs_seq, 0, 256)
-        params.n_outputs_max = integer("n_outputs_max", n_outputs_max, 0, INT32_MAX)
-        threads = cpu_math_cores() if n_threads is None else n_threads
-        params.n_threads = integer("n_threads", threads, 1, MAX_THREADS)
-        threads_batch = threads if n_threads_batch is None else n_threads_batch
-        params.n_threads_batch = integer("n_threads_batch", threads_batch, 1, MAX_THREADS)
-        params.rope_scaling_type = choice("rope_scaling_type", rope_scaling_type, ROPE_SCALING)
-        params.pooling_type = choice("pooling_type", pooling_type, POOLING)
-        params.attention_type = choice("attention_type", attention_type, ATTENTION)
-        params.flash_attn_type = choice("flash_attn", flash_attn, FLASH_ATTENTION)
-        params.rope_freq_base = real("rope_freq_base", rope_freq_base, 0.0, 1e12)
-        params.rope_freq_scale = real("rope_freq_scale", rope_freq_scale, 0.0, 1e6)
-        params.yarn_ext_factor = _yarn("yarn_ext_factor", yarn_ext_factor)
-        params.yarn_attn_factor = _yarn("yarn_attn_factor", yarn_attn_factor)
-        params.yarn_beta_fast = _yarn("yarn_beta_fast", yarn_beta_fast)
-        params.yarn_beta_slow = _yarn("yarn_beta_slow", yarn_beta_slow)
-        params.yarn_orig_ctx = integer("yarn_orig_ctx", yarn_orig_ctx, 0, INT32_MAX)
-        params.type_k = choice("type_k", type_k, CACHE_TYPES)
-        params.type_v = choice("type_v", type_v, CACHE_TYPES)
-        params.offload_kqv = bool(offload_kqv)
-        params.op_offload = bool(op_offload)
-        params.swa_full = bool(swa_full)
-        params.kv_unified = bool(kv_unified)
-        params.embeddings = bool(embeddings)
-        params.no_perf = bool(no_perf)
-        require_consistent(model, params)
-        require_memory(model, params)
-        attached = AttachedChains(model, params, samplers)
+        struct.n_ctx = struct.n_ctx or model.n_ctx_train
+        require_consistent(model, struct)
+        require_memory(model, struct)
+        attached = AttachedChains(model, struct, samplers)
 
         self._interrupt = ffi.new("pyllama_interrupt *")
         handle = model._open()
         with handle as pointer:
-            context = lib.guarded_init_from_model(pointer, ffi.addressof(params), self._interrupt)
+            context = lib.guarded_init_from_model(pointer, ffi.addressof(struct), self._interrupt)
             if context == ffi.NULL:
                 _raise_context_error(model)
             needs = (handle, self._interrupt, *attached.handles)
@@ -198,13 +103,13 @@ class Context(Outputs):
         self.n_rs_seq: int = lib.llama_n_rs_seq(context)
         #: The most outputs of one encode or decode.
         self.n_outputs_max: int = self.n_batch
-        if params.n_outputs_max and not model.has_encoder:
-            self.n_outputs_max = params.n_outputs_max
+        if struct.n_outputs_max and not model.has_encoder:
+            self.n_outputs_max = struct.n_outputs_max
         #: Whether sequences share one memory.
-        self.kv_unified: bool = params.kv_unified
+        self.kv_unified: bool = struct.kv_unified
         self._describe_outputs(context)
         #: Whether embeddings are computed; see :meth:`set_embeddings`.
-        self.computes_embeddings: bool = params.embeddings
+        self.computes_embeddings: bool = struct.embeddings
         memory = lib.llama_get_memory(context)
         self._has_memory = memory != ffi.NULL
         recurrent = model.is_recurrent or model.is_hybrid
@@ -228,10 +133,10 @@ class Context(Outputs):
             n_seq_max=self.n_seq_max,
             kv_unified=self.kv_unified,
             recurrent=recurrent,
-            cannot_shift=reason_not_to_shift(model, params),
+            cannot_shift=reason_not_to_shift(model, struct),
         )
         #: Saves and restores what the memory holds.
-        self.state = State(self, params, has_memory=self._has_memory)
+        self.state = State(self, struct, has_memory=self._has_memory)
         model._adopt(self)
 
     # Computing
@@ -474,10 +379,6 @@ class Context(Outputs):
     def _require_encoded(self) -> None:
         if not self._encoded:
             raise ContextError(f"this model decodes what it encoded: {self.model.desc}; encode()")
-
-
-def _yarn(name: str, value: float | None) -> float:
-    return -1.0 if value is None else real(name, value, 0.0, 1e6)
 
 
 def _raise_context_error(model: Model) -> None:

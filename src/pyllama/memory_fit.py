@@ -13,11 +13,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from pyllama import _model_file
-from pyllama._arguments import choice, integer
-from pyllama._context_params import CACHE_TYPES, FLASH_ATTENTION, CacheType, FlashAttention
+from pyllama._arguments import integer
 from pyllama._guard import check, last_errors, to_str
 from pyllama._native._binding import ffi, lib
 from pyllama._system_memory import available_memory
+from pyllama.context_params import CacheType, ContextOptions, ContextParams, FlashAttention
 from pyllama.device import Device
 from pyllama.device import devices as all_devices
 from pyllama.errors import MemoryFitError, NativeError
@@ -38,9 +38,11 @@ _simulating = threading.Lock()
 class LayoutOptions(TypedDict, total=False):
     """What else ``memory_use`` and ``memory_fit`` take.
 
-    They mean what they mean for ``Model`` and ``Context``, and have their defaults.
+    They mean what they mean for ``Model`` and ``Context``, and have their defaults. ``context``
+    says all else of the context; what is named beside it comes first.
     """
 
+    context: ContextParams | None
     devices: Sequence[Device] | None
     split_mode: SplitMode
     main_gpu: int
@@ -55,6 +57,9 @@ class LayoutOptions(TypedDict, total=False):
     type_v: CacheType
     offload_kqv: bool
     kv_unified: bool
+
+
+_OF_CONTEXT = LayoutOptions.__annotations__.keys() & ContextOptions.__annotations__.keys()
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,8 @@ def memory_use(
     moment one begins or ends can be lost.
 
     Args:
-        n_ctx: tokens in the context, at most 2**24; 0 for what the model was trained with.
+        n_ctx: tokens in the context, at most 2**24; 0 for those of ``context``, or what the model
+            was trained with.
 
     Raises:
         ModelLoadError: the file is no model that llama.cpp can load.
@@ -199,43 +205,28 @@ class _Layout:
         n_gpu_layers: int,
         tensor_split: Sequence[float] | None,
         tensor_buft_overrides: Mapping[str, Device] | None,
+        context: ContextParams | None = None,
         devices: Sequence[Device] | None = None,
-        split_mode: SplitMode = "layer",
-        main_gpu: int = 0,
         kv_overrides: Mapping[str, bool | int | float | str] | None = None,
-        use_extra_bufts: bool = True,
-        no_host: bool = False,
-        n_batch: int = 2048,
-        n_ubatch: int = 512,
-        n_seq_max: int = 1,
-        flash_attn: FlashAttention = "auto",
-        type_k: CacheType = "f16",
-        type_v: CacheType = "f16",
-        offload_kqv: bool = True,
-        kv_unified: bool = False,
+        **options: Any,
     ) -> None:
         self.path = _model_file.readable_gguf(path)
-        context = lib.llama_context_default_params()
-        context.n_ctx = integer("n_ctx", n_ctx, 0, _MAX_N_CTX)
-        context.n_batch = integer("n_batch", n_batch, 1, _MAX_N_CTX)
-        context.n_ubatch = integer("n_ubatch", n_ubatch, 1, _MAX_N_CTX)
-        context.n_seq_max = integer("n_seq_max", n_seq_max, 1, lib.llama_max_parallel_sequences())
-        context.flash_attn_type = choice("flash_attn", flash_attn, FLASH_ATTENTION)
-        context.type_k = choice("type_k", type_k, CACHE_TYPES)
-        context.type_v = choice("type_v", type_v, CACHE_TYPES)
-        context.offload_kqv = bool(offload_kqv)
-        context.kv_unified = bool(kv_unified)
-        self._context = context
+        unknown = options.keys() - LayoutOptions.__annotations__.keys()
+        if unknown:
+            raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
+        of_context = {key: options.pop(key) for key in _OF_CONTEXT if key in options}
+        context = context or ContextParams()
+        params = replace(context, n_ctx=n_ctx or context.n_ctx, **of_context)
+        self._context = params._struct()
+        for name in ("n_ctx", "n_batch", "n_ubatch"):
+            integer(name, getattr(self._context, name), 0, _MAX_N_CTX)
         self._params = ModelParams(
             devices=devices,
             n_gpu_layers=n_gpu_layers,
-            split_mode=split_mode,
-            main_gpu=main_gpu,
             tensor_split=tensor_split,
             tensor_buft_overrides=tensor_buft_overrides,
             kv_overrides=kv_overrides,
-            use_extra_bufts=use_extra_bufts,
-            no_host=no_host,
+            **options,
         )
         # The devices of RPC servers are in no list.
         self._known = [*all_devices(), *(devices or ())]
@@ -245,7 +236,7 @@ class _Layout:
             n_ctx_train = int((kv_overrides or {}).get(key, model.metadata.get(key, 0)))
             self._n_vocab = model.vocab.n_tokens
             self._recurrent = model.is_recurrent or model.is_hybrid
-        n_streams = 1 if kv_unified else context.n_seq_max
+        n_streams = 1 if params.kv_unified else params.n_seq_max
         if not n_ctx and n_ctx_train * n_streams > _MAX_N_CTX:
             raise MemoryFitError(
                 f"{self.path}: n_ctx=0 asks for {n_streams} sequences of {n_ctx_train} tokens, "

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllama._arguments import INT32_MAX, integer
-from pyllama._context_params import POOLING_NAMES, Pooling
 from pyllama._guard import raise_caught, raise_if_caught
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
+from pyllama.context_params import POOLING_NAMES, Pooling
 from pyllama.errors import OutputsInUseError
 from pyllama.model import Model
 

@@ -11,7 +11,7 @@ from typing import get_args
 import forked
 
 from pyllama import Batch, Context, Model
-from pyllama._context_params import CacheType
+from pyllama.context_params import CacheType
 
 ARCHITECTURES = ("llama", "mamba", "gemma2", "jamba", "qwen2vl", "bert", "t5")
 #: Sizes of embeddings: with four heads, some are multiples of a block of 32, some of 64.

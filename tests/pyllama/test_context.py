@@ -329,7 +329,7 @@ NAN = float("nan")
         ("n_batch", 0, ValueError),
         ("n_batch", -1, ValueError),
         ("n_batch", 2**31, ValueError),
-        ("n_batch", None, TypeError),
+        ("n_batch", "32", TypeError),
         ("n_ubatch", 0, ValueError),
         ("n_ubatch", 2**32, ValueError),
         ("n_ubatch", 1.5, TypeError),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError, fields, replace
+
 import numpy as np
 import pytest
 from decoding import PROMPT, logits_of
 
 import pyllama
-from pyllama import Batch, Context
+from pyllama import Batch, Context, ContextParams
 
 NAN, INF = float("nan"), float("inf")
 LONG = [*range(5, 105)]
@@ -232,6 +234,51 @@ def test_outputs_that_no_memory_could_hold(monkeypatch, context, expected):
 def test_arguments_are_checked(tiny, argument, value, error):
     with pytest.raises(error, match=argument):
         Context(tiny, **{argument: value})
+
+
+@pytest.mark.parametrize(("argument", "value"), [("n_ubatch", 0), ("type_k", "q3"), ("n_ctx", -1)])
+def test_params_are_checked_when_they_are_made(argument, value):
+    with pytest.raises(ValueError, match=argument):
+        ContextParams(**{argument: value})
+    with pytest.raises(ValueError, match=argument):
+        replace(ContextParams(), **{argument: value})
+
+
+def test_params_are_values():
+    params = ContextParams(n_ctx=np.int64(256), type_k="q8_0", yarn_ext_factor=np.float32(0.5))
+    assert params == ContextParams(n_ctx=256, type_k="q8_0", yarn_ext_factor=0.5)
+    assert hash(params) == hash(replace(params))
+    assert (type(params.n_ctx), type(params.yarn_ext_factor)) == (int, float)
+    with pytest.raises(FrozenInstanceError):
+        params.n_ctx = 512
+
+
+def test_a_context_takes_params_or_keywords_or_both(tiny):
+    params = ContextParams(n_ctx=512, n_batch=64, n_threads=1, kv_unified=True)
+    with Context(tiny, params) as context:
+        assert (context.n_ctx, context.n_batch, context.n_threads) == (512, 64, 1)
+        assert context.n_threads_batch == 1
+        assert context.kv_unified
+    with Context(tiny, params, n_batch=32, n_seq_max=2) as context:
+        assert (context.n_ctx, context.n_batch, context.n_seq_max) == (512, 32, 2)
+    with pytest.raises(TypeError, match="ContextParams"):
+        Context(tiny, {"n_ctx": 512})
+    with pytest.raises(TypeError, match="n_cntx"):
+        Context(tiny, n_cntx=512)
+
+
+def test_every_field_of_the_struct_is_a_param():
+    """Those of llama_context_params are read from its declaration."""
+    from pyllama._native._binding import ffi
+    from pyllama.context_params import ContextOptions
+
+    in_c = {name for name, _ in ffi.typeof("struct llama_context_params").fields}
+    elsewhere = {"abort_callback", "abort_callback_data", "samplers", "n_samplers"}
+    elsewhere |= {"n_outputs_max_per_seq"}  # follows from the samplers
+    assert in_c - elsewhere == vars(ContextParams())["_in_struct"].keys()
+    own = {each.name: each.type for each in fields(ContextParams)}
+    keywords = {key: it.__forward_arg__ for key, it in ContextOptions.__annotations__.items()}
+    assert keywords == own
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6])

@@ -31,6 +31,22 @@ def test_a_model_takes_the_size_of_its_tensors(tiny, tiny_model_path):
     assert use.host.used == use.host.model + use.host.context + use.host.compute
 
 
+def test_the_params_of_a_context_count(tiny_model_path):
+    params = pyllama.ContextParams(n_ctx=4096, type_k="f32", type_v="f32", n_ubatch=64)
+    named = {"type_k": "f32", "type_v": "f32", "n_ubatch": 64}
+    expected = pyllama.memory_use(tiny_model_path, n_ctx=1024, **named)
+    found = pyllama.memory_use(tiny_model_path, n_ctx=1024, context=params)
+    assert (found.host.context, found.host.compute) == (
+        expected.host.context,
+        expected.host.compute,
+    )
+    assert pyllama.memory_use(tiny_model_path, context=params).n_ctx == 4096
+    plain = pyllama.memory_use(tiny_model_path, n_ctx=1024, context=params, type_k="f16")
+    assert plain.host.context == expected.host.context * 3 / 4
+    with pytest.raises(TypeError, match="progress"):
+        pyllama.memory_use(tiny_model_path, progress=print)
+
+
 @pytest.mark.parametrize("n_ctx", [256, 1024, 2**20])
 @pytest.mark.parametrize(("kind", "bits"), [("f16", 16), ("f32", 32), ("q8_0", 8.5)])
 def test_a_context_takes_what_its_keys_and_values_do(write_tiny_model, n_ctx, kind, bits):

@@ -1,55 +1,16 @@
-"""A context's parameters: their words, what llama.cpp calls them, and what does not fit."""
+"""What of a context's parameters does not fit a model, or each other."""
 
 from __future__ import annotations
 
 import os
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pyllama._native._binding import lib
-from pyllama.ggml_type import GGML_TYPES
+from pyllama.context_params import CACHE_TYPES, QUANTIZED_CACHE_TYPES
 from pyllama.model import Model
 
-FlashAttention = Literal["auto", "disabled", "enabled"]
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
-RopeScaling = Literal["unspecified", "none", "linear", "yarn", "longrope"]
-Pooling = Literal["unspecified", "none", "mean", "cls", "last", "rank"]
-Attention = Literal["unspecified", "causal", "non_causal"]
-
-FLASH_ATTENTION: dict[str, int] = {
-    "auto": lib.LLAMA_FLASH_ATTN_TYPE_AUTO,
-    "disabled": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-    "enabled": lib.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-}
-CACHE_TYPES: dict[str, int] = {name: GGML_TYPES[name] for name in get_args(CacheType)}
 _NAMES = {number: name for name, number in CACHE_TYPES.items()}
-_QUANTIZED = {CACHE_TYPES[name] for name in CACHE_TYPES if name not in ("f32", "f16", "bf16")}
-ROPE_SCALING: dict[str, int] = {
-    "unspecified": lib.LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED,
-    "none": lib.LLAMA_ROPE_SCALING_TYPE_NONE,
-    "linear": lib.LLAMA_ROPE_SCALING_TYPE_LINEAR,
-    "yarn": lib.LLAMA_ROPE_SCALING_TYPE_YARN,
-    "longrope": lib.LLAMA_ROPE_SCALING_TYPE_LONGROPE,
-}
-POOLING: dict[str, int] = {
-    "unspecified": lib.LLAMA_POOLING_TYPE_UNSPECIFIED,
-    "none": lib.LLAMA_POOLING_TYPE_NONE,
-    "mean": lib.LLAMA_POOLING_TYPE_MEAN,
-    "cls": lib.LLAMA_POOLING_TYPE_CLS,
-    "last": lib.LLAMA_POOLING_TYPE_LAST,
-    "rank": lib.LLAMA_POOLING_TYPE_RANK,
-}
-POOLING_NAMES: dict[int, Pooling] = {
-    lib.LLAMA_POOLING_TYPE_NONE: "none",
-    lib.LLAMA_POOLING_TYPE_MEAN: "mean",
-    lib.LLAMA_POOLING_TYPE_CLS: "cls",
-    lib.LLAMA_POOLING_TYPE_LAST: "last",
-    lib.LLAMA_POOLING_TYPE_RANK: "rank",
-}
-ATTENTION: dict[str, int] = {
-    "unspecified": lib.LLAMA_ATTENTION_TYPE_UNSPECIFIED,
-    "causal": lib.LLAMA_ATTENTION_TYPE_CAUSAL,
-    "non_causal": lib.LLAMA_ATTENTION_TYPE_NON_CAUSAL,
-}
+_QUANTIZED = {CACHE_TYPES[name] for name in QUANTIZED_CACHE_TYPES}
 
 
 def require_consistent(model: Model, params: Any) -> None:
