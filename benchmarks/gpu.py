@@ -298,7 +298,7 @@ def measure_scheduler(
     Prompts have 60 to 80 tokens of their own, answers 32. Each count runs three requests for each
     thread, after one for each to warm up.
     """
-    from adapter.generation.blocks import DEVICE_CHUNK
+    from adapter.generation.memory.blocks import DEVICE_CHUNK
     from adapter.generation.request import GenerationRequest
     from adapter.generation.sampling import Sampling
     from adapter.generation.scheduler import Scheduler

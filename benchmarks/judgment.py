@@ -37,7 +37,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 import pyllama
 from adapter import LlamaCppAdapter, LlamaCppConfig, LoadedModel, ModelPool
-from adapter.generation.blocks import CHUNK
+from adapter.generation.memory.blocks import CHUNK
 from adapter.generation.prefill import prompt_steps
 from adapter.generation.scoring import ScoringRequest, scoring_context
 from adapter.models import embedded_model

@@ -9,15 +9,15 @@ from functools import partial
 
 import pyllama
 from adapter.generation.answer_writer import LONGEST_RUN
-from adapter.generation.blocks import block_hashes
 from adapter.generation.exactness import Exactness, groups
 from adapter.generation.failures import translation
-from adapter.generation.lanes import Lane, Lanes
+from adapter.generation.memory.blocks import block_hashes
+from adapter.generation.memory.lanes import Lane, Lanes
+from adapter.generation.memory.prefix_reuse import PrefixReuse
+from adapter.generation.memory.slots import Slot
 from adapter.generation.metrics import Metrics
 from adapter.generation.mixed_batch import Part, choose_parts, fill
-from adapter.generation.prefix_reuse import PrefixReuse
 from adapter.generation.sequence import Sequence
-from adapter.generation.slots import Slot
 from adapter.generation.waiting import Waiting
 
 

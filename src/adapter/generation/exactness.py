@@ -12,9 +12,9 @@ from numpy.random import default_rng  # numpy imports it when it is asked for, w
 from numpy.typing import NDArray
 
 import pyllama
-from adapter.generation.blocks import BLOCK, CHUNK, LEAST_LEFT
 from adapter.generation.contexts import PADDING, padded
 from adapter.generation.failures import note
+from adapter.generation.memory.blocks import BLOCK, CHUNK, LEAST_LEFT
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")

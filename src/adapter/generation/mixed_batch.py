@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import pyllama
-from adapter.generation.blocks import CHUNK, longest_call
+from adapter.generation.memory.blocks import CHUNK, longest_call
+from adapter.generation.memory.slots import Slot
 from adapter.generation.sequence import Sequence
-from adapter.generation.slots import Slot
 
 LEAST_PIECE = 32
 """Tokens of a prompt that are worth a place in a batch, unless they are its last."""

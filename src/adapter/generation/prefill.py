@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pyllama
-from adapter.generation.blocks import call_end
+from adapter.generation.memory.blocks import call_end
 
 
 def prompt_steps(

@@ -21,16 +21,16 @@ from adapter.errors import (
     TransientError,
 )
 from adapter.generation.batch_runner import BatchRunner
-from adapter.generation.blocks import CHUNK, longest_call
 from adapter.generation.contexts import warnings_as_info
 from adapter.generation.exactness import Exactness
 from adapter.generation.failures import for_one_caller, insist, note, translation
-from adapter.generation.lanes import Lanes
+from adapter.generation.memory.blocks import CHUNK, longest_call
+from adapter.generation.memory.lanes import Lanes
+from adapter.generation.memory.prefix_cache import PrefixCache
+from adapter.generation.memory.prefix_files import PrefixFiles
+from adapter.generation.memory.prefix_folder import PrefixFolder
+from adapter.generation.memory.prefix_reuse import PrefixReuse, rolls_back
 from adapter.generation.metrics import Metrics
-from adapter.generation.prefix_cache import PrefixCache
-from adapter.generation.prefix_files import PrefixFiles
-from adapter.generation.prefix_folder import PrefixFolder
-from adapter.generation.prefix_reuse import PrefixReuse, rolls_back
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import (
     ScoringRequest,

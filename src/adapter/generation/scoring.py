@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pyllama
-from adapter.generation.blocks import longest_call
+from adapter.generation.memory.blocks import longest_call
 from adapter.generation.token_count import TokenCount
 
 MAX_BRANCHES = 32

@@ -9,8 +9,15 @@ from collections.abc import Callable, Iterator
 
 import pyllama
 from adapter.errors import RequestTimeoutError
-from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes, block_hashes, last_border, n_shared
 from adapter.generation.failures import for_one_caller, insist, translation
+from adapter.generation.memory.blocks import (
+    BLOCK,
+    CHUNK,
+    BlockHashes,
+    block_hashes,
+    last_border,
+    n_shared,
+)
 from adapter.generation.metrics import Metrics
 from adapter.generation.outcomes import Outcomes
 from adapter.generation.prefill import prompt_steps

@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias
 import pyllama
 from adapter.errors import RequestTimeoutError
 from adapter.generation.answer_writer import AnswerWriter
-from adapter.generation.blocks import BLOCK, block_hashes, call_end, last_border, n_reusable
 from adapter.generation.failures import insist, note, translation
+from adapter.generation.memory.blocks import BLOCK, block_hashes, call_end, last_border, n_reusable
 from adapter.generation.outcomes import Outcomes
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult, joined
 

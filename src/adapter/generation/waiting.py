@@ -10,8 +10,8 @@ import threading
 import time
 from collections import Counter, deque
 
-from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes
-from adapter.generation.prefix_files import Reading
+from adapter.generation.memory.blocks import BLOCK, CHUNK, BlockHashes
+from adapter.generation.memory.prefix_files import Reading
 from adapter.generation.sequence import Sequence
 
 POLLED = 64

@@ -15,8 +15,8 @@ from typing import get_args
 
 import pyllama
 from adapter.errors import BackendError, ConfigurationError, InvalidParameterError
-from adapter.generation.blocks import CHUNK, longest_call
 from adapter.generation.contexts import padded
+from adapter.generation.memory.blocks import CHUNK, longest_call
 from adapter.models.cpu_memory import MAX_KEPT_BYTES, MAX_SEQUENCES, CpuMemory, longest_within
 from adapter.models.device_choice import DeviceChoice, choose_devices
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from adapter.errors import ConfigurationError, ModelNotLoadedError, TransientError
+from adapter.generation.memory.prefix_folder import prepare
 from adapter.generation.metrics import MetricsSnapshot
-from adapter.generation.prefix_folder import prepare
 from adapter.generation.thread_start import start_thread
 from adapter.models.chat_templates import ChatTemplates, Template
 from adapter.models.files import ModelFolder, ModelInfo

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pyllama
-from adapter.generation.blocks import CHUNK, DEVICE_CHUNK
+from adapter.generation.memory.blocks import CHUNK, DEVICE_CHUNK
+from adapter.generation.memory.prefix_folder import PrefixFolder
 from adapter.generation.metrics import Metrics
-from adapter.generation.prefix_folder import PrefixFolder
 from adapter.generation.request import Execution, Generator
 from adapter.generation.scheduler import Scheduler
 from adapter.models.files import parts

@@ -15,7 +15,7 @@ from dspy.lm15 import Config, FunctionTool, Message, Request, ToolCallPart, Tool
 
 from adapter.engine.config import LlamaCppConfig
 from adapter.engine.engine import LlamaCppEngine
-from adapter.generation.blocks import CHUNK
+from adapter.generation.memory.blocks import CHUNK
 from adapter.models.hardware import HardwareManager
 from adapter.models.pool import ModelPool
 from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter

@@ -30,7 +30,7 @@ from adapter import LlamaCppConfig, LlamaCppEngine, ModelPool
 from adapter.engine.async_engine import AsyncLlamaCppEngine
 from adapter.errors import LlamaCppError
 from adapter.generation import scheduler as scheduler_module
-from adapter.generation.prefix_folder import PrefixFolder
+from adapter.generation.memory.prefix_folder import PrefixFolder
 from adapter.generation.scoring import ScoringRequest
 
 PATIENCE = 60.0

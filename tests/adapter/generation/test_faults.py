@@ -26,15 +26,12 @@ from adapter.generation import (
     batch_runner,
     completion,
     exactness,
-    lanes,
     metrics,
-    prefix_cache,
-    prefix_reuse,
     scoring,
     scoring_queue,
     sequence,
-    slots,
 )
+from adapter.generation.memory import lanes, prefix_cache, prefix_reuse, slots
 from adapter.generation.request import GenerationResult
 from adapter.generation.sampling import Constraint
 from adapter.generation.scheduler import Scheduler

@@ -18,13 +18,13 @@ from synthetic import EOS, IM_END
 
 import pyllama
 from adapter.errors import InferenceError
-from adapter.generation.blocks import BLOCK, CHUNK, DEVICE_CHUNK, longest_call
+from adapter.generation.memory.blocks import BLOCK, CHUNK, DEVICE_CHUNK, longest_call
+from adapter.generation.memory.prefix_reuse import MAX_IDLE
+from adapter.generation.memory.slots import Slot
 from adapter.generation.mixed_batch import LEAST_PIECE, choose_parts, fill
-from adapter.generation.prefix_reuse import MAX_IDLE
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Constraint, Sampling
 from adapter.generation.sequence import Sequence
-from adapter.generation.slots import Slot
 
 NEAR_TIE = 0.02
 """Logits here have a standard deviation of 2, and are kept in 16 bits on the way."""

@@ -34,7 +34,7 @@ from adapter.errors import (
     RequestTimeoutError,
 )
 from adapter.generation import exactness, outcomes, shutdown
-from adapter.generation.blocks import BLOCK, CHUNK, DEVICE_CHUNK, last_border
+from adapter.generation.memory.blocks import BLOCK, CHUNK, DEVICE_CHUNK, last_border
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.sampling import Constraint, Sampling
 from adapter.generation.scoring import ScoringRequest

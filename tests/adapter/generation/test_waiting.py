@@ -12,9 +12,9 @@ from schedules import scheduler_of, tokens
 
 import pyllama
 from adapter.errors import RequestTimeoutError
-from adapter.generation.blocks import BLOCK, CHUNK
+from adapter.generation.memory.blocks import BLOCK, CHUNK
+from adapter.generation.memory.prefix_reuse import PrefixReuse
 from adapter.generation.metrics import Metrics
-from adapter.generation.prefix_reuse import PrefixReuse
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
 from adapter.generation.scoring import ScoringRequest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from adapter.generation.blocks import BLOCK, BlockHashes, n_shared
+from adapter.generation.memory.blocks import BLOCK, BlockHashes, n_shared
 from adapter.generation.sequence import Sequence
 
 

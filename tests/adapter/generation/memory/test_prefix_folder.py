@@ -21,10 +21,10 @@ from schedules import CONTEXT_LENGTH, request_of, same, tokens
 
 import pyllama
 from adapter import ModelPool
-from adapter.generation import prefix_files
-from adapter.generation.blocks import BLOCK, LEAST_LEFT, block_hashes
-from adapter.generation.prefix_cache import SavedPrefix
-from adapter.generation.prefix_folder import MAGIC, PrefixFolder, prepare
+from adapter.generation.memory import prefix_files
+from adapter.generation.memory.blocks import BLOCK, LEAST_LEFT, block_hashes
+from adapter.generation.memory.prefix_cache import SavedPrefix
+from adapter.generation.memory.prefix_folder import MAGIC, PrefixFolder, prepare
 from adapter.generation.scheduler import Scheduler
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import pyllama
 from adapter.generation.contexts import padded
 from adapter.generation.failures import note
+from adapter.generation.memory.slots import Slots
 from adapter.generation.sequence import Sequence
-from adapter.generation.slots import Slots
 
 logger = logging.getLogger(__name__)
 

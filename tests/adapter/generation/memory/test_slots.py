@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from adapter.generation.blocks import block_hashes
+from adapter.generation.memory.blocks import block_hashes
+from adapter.generation.memory.slots import Slots
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
 from adapter.generation.sequence import Sequence
-from adapter.generation.slots import Slots
 
 PROMPT = tuple(range(5, 45))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from schedules import tokens
 
-from adapter.generation.blocks import block_hashes
-from adapter.generation.prefix_cache import PrefixCache
+from adapter.generation.memory.blocks import block_hashes
+from adapter.generation.memory.prefix_cache import PrefixCache
 
 
 class Short(dict):

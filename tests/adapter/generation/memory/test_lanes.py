@@ -15,8 +15,8 @@ from schedules import scheduler_of, tokens
 
 import pyllama
 from adapter import ModelPool
-from adapter.generation.blocks import BLOCK
-from adapter.generation.lanes import FEWEST, GROWTH, SHORTEST, Lanes, lengths
+from adapter.generation.memory.blocks import BLOCK
+from adapter.generation.memory.lanes import FEWEST, GROWTH, SHORTEST, Lanes, lengths
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
 

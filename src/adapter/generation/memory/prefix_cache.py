@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from adapter.generation.blocks import BlockHashes
+from adapter.generation.memory.blocks import BlockHashes
 
 
 @dataclass(frozen=True)

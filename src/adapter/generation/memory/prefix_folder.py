@@ -14,10 +14,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from adapter.generation.block_index import BlockIndex
-from adapter.generation.blocks import BlockHashes
 from adapter.generation.failures import note
-from adapter.generation.prefix_cache import SavedPrefix
+from adapter.generation.memory.block_index import BlockIndex
+from adapter.generation.memory.blocks import BlockHashes
+from adapter.generation.memory.prefix_cache import SavedPrefix
 
 logger = logging.getLogger(__name__)
 

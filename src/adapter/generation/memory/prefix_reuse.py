@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from weakref import WeakSet
 
 import pyllama
-from adapter.generation.block_index import BlockIndex
-from adapter.generation.blocks import BLOCK, CHUNK, BlockHashes, last_border, n_shared
 from adapter.generation.exactness import Exactness
 from adapter.generation.failures import note
-from adapter.generation.lanes import Lane
-from adapter.generation.prefix_cache import PrefixCache, SavedPrefix
-from adapter.generation.prefix_files import PrefixFiles, Reading
+from adapter.generation.memory.block_index import BlockIndex
+from adapter.generation.memory.blocks import BLOCK, CHUNK, BlockHashes, last_border, n_shared
+from adapter.generation.memory.lanes import Lane
+from adapter.generation.memory.prefix_cache import PrefixCache, SavedPrefix
+from adapter.generation.memory.prefix_files import PrefixFiles, Reading
+from adapter.generation.memory.slots import Slot
 from adapter.generation.sequence import Sequence
-from adapter.generation.slots import Slot
 from adapter.generation.waiting import Waiting
 
 logger = logging.getLogger(__name__)

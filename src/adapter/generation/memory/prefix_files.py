@@ -10,10 +10,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
-from adapter.generation.blocks import BlockHashes
 from adapter.generation.failures import note
-from adapter.generation.prefix_cache import PrefixCache, SavedPrefix
-from adapter.generation.prefix_folder import PrefixFolder
+from adapter.generation.memory.blocks import BlockHashes
+from adapter.generation.memory.prefix_cache import PrefixCache, SavedPrefix
+from adapter.generation.memory.prefix_folder import PrefixFolder
 from adapter.generation.thread_start import start_thread
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Generic, TypeVar
 
-from adapter.generation.blocks import BlockHashes, n_shared
+from adapter.generation.memory.blocks import BlockHashes, n_shared
 
 Owner = TypeVar("Owner")
 
