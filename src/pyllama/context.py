@@ -18,7 +18,7 @@ from pyllama._handle import Handle
 from pyllama._locks import holding
 from pyllama._native._binding import ffi, lib
 from pyllama.batch import Batch
-from pyllama.context_params import ContextOptions, ContextParams
+from pyllama.context_params import ContextOptions, ContextParams, with_options
 from pyllama.errors import ContextError, NativeError
 from pyllama.memory import Memory
 from pyllama.model import Model
@@ -73,10 +73,7 @@ class Context(Outputs):
             raise ContextError("the model was loaded with vocab_only=True and has no weights")
         self.model = model
 
-        if params is not None and not isinstance(params, ContextParams):
-            raise TypeError(f"params must be a pyllama.ContextParams, got {params!r}")
-        asked = dataclasses.replace(params or ContextParams(), **options)
-        struct = asked._struct()
+        struct = with_options("params", params, options)._struct()
         # Resolved here: a context with YaRN changes what the model says about its training.
         struct.n_ctx = struct.n_ctx or model.n_ctx_train
         require_consistent(model, struct)

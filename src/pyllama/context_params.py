@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal, TypedDict, get_args
 
@@ -167,6 +167,17 @@ class ContextParams:
         for name, value in values.items():
             setattr(struct, name, value)
         return struct
+
+
+def with_options(
+    name: str, params: ContextParams | None, options: Mapping[str, Any]
+) -> ContextParams:
+    """The params of an argument of that name, or the defaults, with options in place of theirs."""
+    if params is None:
+        return ContextParams(**options)
+    if not isinstance(params, ContextParams):
+        raise TypeError(f"{name} must be a pyllama.ContextParams, got {params!r}")
+    return replace(params, **options)
 
 
 class ContextOptions(TypedDict, total=False):

@@ -17,7 +17,13 @@ from pyllama._arguments import integer
 from pyllama._guard import check, last_errors, to_str
 from pyllama._native._binding import ffi, lib
 from pyllama._system_memory import available_memory
-from pyllama.context_params import CacheType, ContextOptions, ContextParams, FlashAttention
+from pyllama.context_params import (
+    CacheType,
+    ContextOptions,
+    ContextParams,
+    FlashAttention,
+    with_options,
+)
 from pyllama.device import Device
 from pyllama.device import devices as all_devices
 from pyllama.errors import MemoryFitError, NativeError
@@ -215,8 +221,10 @@ class _Layout:
         if unknown:
             raise TypeError(f"unexpected keyword arguments: {', '.join(sorted(unknown))}")
         of_context = {key: options.pop(key) for key in _OF_CONTEXT if key in options}
-        context = context or ContextParams()
-        params = replace(context, n_ctx=n_ctx or context.n_ctx, **of_context)
+        integer("n_ctx", n_ctx, 0, _MAX_N_CTX)
+        if n_ctx or context is None:
+            of_context["n_ctx"] = n_ctx
+        params = with_options("context", context, of_context)
         self._context = params._struct()
         for name in ("n_ctx", "n_batch", "n_ubatch"):
             integer(name, getattr(self._context, name), 0, _MAX_N_CTX)

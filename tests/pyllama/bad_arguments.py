@@ -21,6 +21,7 @@ import numpy as np
 
 import pyllama
 from pyllama import Batch, Context, Sampler, SamplerChain
+from pyllama.context_params import ContextOptions
 from pyllama.memory_fit import LayoutOptions
 from pyllama.model_params import ModelOptions
 
@@ -43,6 +44,7 @@ OPTIONS = {
     "Model.from_splits": ModelOptions,
     "Model.from_file": ModelOptions,
     "Model.from_bytes": ModelOptions,
+    "Context": ContextOptions,
     "memory_use": LayoutOptions,
     "memory_fit": LayoutOptions,
 }

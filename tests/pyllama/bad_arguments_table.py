@@ -42,6 +42,7 @@ ROWS: dict[str, Row] = {
     "Detokenizer.flush": lambda w: (pyllama.Detokenizer(w.model.vocab).flush, {}),
     # Contexts
     "Context": lambda w: (Context, {"model": w.model, "n_ctx": 64}),
+    "ContextParams": lambda w: (pyllama.ContextParams, {"n_ctx": 64}),
     "Context.decode": lambda w: (w.context.decode, {"batch": Batch.from_tokens([1], pos=3)}),
     "Context.encode": lambda w: (w.context.encode, {"batch": Batch.from_tokens([1], pos=3)}),
     "Context.decode_token": lambda w: (w.context.decode_token, {"token": 1, "pos": 3}),

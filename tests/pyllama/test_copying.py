@@ -46,7 +46,7 @@ OWNING = {
 
 # What holds nothing of C's: Python's own rules of copying hold.
 VALUES = {
-    *("Backend", "BackendBuild", "Candidates", "ChatCapabilities", "ChatMessage"),
+    *("Backend", "BackendBuild", "Candidates", "ChatCapabilities", "ChatMessage", "ContextParams"),
     *("ChatMessageDiff", "ChatToolCall", "Detokenizer", "Device", "DeviceMemory", "Grammar"),
     *("GrammarTrigger", "MemoryFit", "MemoryUse", "Performance", "PythonSampler", "Quantization"),
     *("RenderedChat", "SamplerPerf"),
