@@ -5,15 +5,23 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+
+class NobodyComputes(Exception):
+    """The thread that was to give an outcome has ended without a word."""
+
 
 LATE_SECONDS = 1.0
 """How long after its deadline a caller waits for the scheduler's thread to end its request."""
 
 LOOK_SECONDS = 2.0
-"""How often a caller looks whether its request was cancelled, while it is given nothing."""
+"""How often a caller that is given nothing looks whether its request was cancelled, and whether the
+thread still lives that computes it."""
 
 
 class Outcomes(Generic[T]):
@@ -36,11 +44,15 @@ class Outcomes(Generic[T]):
         """Give the caller something; None where it gave up."""
         self._given.put(outcome)
 
-    def get(self) -> T | None:
+    def get(self, lives: Callable[[], bool]) -> T | None:
         """Wait for the next; None once the request was cancelled.
+
+        Args:
+            lives: whether there still is somebody who gives outcomes.
 
         Raises:
             TimeoutError: its time is over, and the scheduler's thread has not said so.
+            NobodyComputes: there is nobody any more.
         """
         while True:
             patience = LOOK_SECONDS
@@ -53,3 +65,7 @@ class Outcomes(Generic[T]):
                     return None
                 if patience <= 0:
                     raise TimeoutError from None
+                if not lives():
+                    with suppress(queue.Empty):  # what it gave before its end
+                        return self._given.get_nowait()
+                    raise NobodyComputes from None

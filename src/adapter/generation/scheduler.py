@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from typing import NoReturn
 
 import pyllama
 from adapter.errors import (
@@ -31,6 +32,7 @@ from adapter.generation.memory.prefix_files import PrefixFiles
 from adapter.generation.memory.prefix_folder import PrefixFolder
 from adapter.generation.memory.prefix_reuse import PrefixReuse, rolls_back
 from adapter.generation.metrics import Metrics
+from adapter.generation.outcomes import NobodyComputes
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import (
     ScoringRequest,
@@ -201,7 +203,10 @@ class Scheduler:
         job = ScoringJob(request, cancelled or threading.Event())
         try:
             self._enqueue(job)
-            return job.wait()
+            return job.wait(self._lives)
+        except NobodyComputes:
+            job.end(None)  # as that thread would have
+            self._refuse()
         finally:
             job.abandoned = True
 
@@ -213,6 +218,8 @@ class Scheduler:
     @property
     def failed(self) -> BaseException | None:
         """What ended its thread, or None. It refuses all requests then, and is to be replaced."""
+        if self._failed is None and not self._closed and not self._lives():
+            self._failed = BackendError("the thread that computes the model's requests ended")
         return self._failed
 
     def close(self, timeout: float | None = None) -> None:
@@ -260,11 +267,14 @@ class Scheduler:
             self._enqueue(sequence)
             while True:
                 if isinstance(self._failed, pyllama.ForkedError):
-                    self._refuse_if_failed()  # it began in the parent, whose thread goes on with it
+                    self._refuse()  # it began in the parent, whose thread goes on with it
                 try:
-                    event = sequence.events.get()
+                    event = sequence.events.get(self._lives)
                 except TimeoutError:
                     raise sequence.out_of_time() from None
+                except NobodyComputes:
+                    sequence.fail(_closed_error())  # as that thread would have
+                    self._refuse()
                 if isinstance(event, BaseException):
                     raise for_one_caller(event)
                 if event is None:
@@ -279,25 +289,43 @@ class Scheduler:
         with self._lock:
             # First: Ctrl-C after this leaves nothing in the queue that the thread does not see.
             self._changed.notify_all()
-            self._refuse_if_failed()
-            if self._closed:
-                raise ModelNotLoadedError("", "it was closed; load it again")
+            if self._closed or self.failed is not None:
+                self._refuse()
             if self.n_queued >= self._max_queued:
                 raise QueueFullError(self.n_queued, self.metrics.seconds_per_request())
             self._start_thread()
-            arrival.request.taken.pending = True
-            if isinstance(arrival, ScoringJob):
-                self._scoring.append(arrival)
-            else:
-                self._waiting.append(arrival)
+            taken = arrival.request.taken
+            try:
+                taken.pending = True
+                if isinstance(arrival, ScoringJob):
+                    self._scoring.append(arrival)
+                else:
+                    self._waiting.append(arrival)
+            except BaseException:  # no memory, or Ctrl-C
+                if arrival.state == "queued" and not self._waits(arrival):
+                    taken.pending = False  # nobody else will say so
+                raise
 
-    def _refuse_if_failed(self) -> None:
-        if isinstance(self._failed, pyllama.ForkedError):
-            raise ModelNotLoadedError("", str(self._failed)) from self._failed
-        if self._failed is not None:
+    def _waits(self, arrival: Sequence | ScoringJob) -> bool:
+        if isinstance(arrival, ScoringJob):
+            return arrival in self._scoring
+        return arrival in self._waiting
+
+    def _lives(self) -> bool:
+        """Whether the thread is there that computes, or is still to be started."""
+        thread = self._thread
+        return thread is None or thread.is_alive()
+
+    def _refuse(self) -> NoReturn:
+        """Raise why nothing is computed here any more."""
+        failed = self.failed
+        if isinstance(failed, pyllama.ForkedError):
+            raise ModelNotLoadedError("", str(failed)) from failed
+        if failed is not None:
             raise BackendError(
-                f"the model's scheduler failed ({self._failed!r}); load the model again"
-            ) from self._failed
+                f"the model's scheduler failed ({failed!r}); load the model again"
+            ) from failed
+        raise _closed_error()
 
     def _start_thread(self) -> None:
         if self._thread is not None:
@@ -320,16 +348,14 @@ class Scheduler:
     def _run(self) -> None:
         if not self._claim_thread():
             return
-        reason: BaseException = ModelNotLoadedError("", "it was closed; load it again")
+        shut_down = self._shut_down  # made while there is memory for it
         try:
             while self._go_on():
                 pass
         except BaseException as error:  # nothing is left to go on with
             self._failed = error
-            reason = translation(error)
-            note(logger, logging.ERROR, "the scheduler failed", exc_info=error)
         finally:
-            insist(partial(self._shut_down, reason))
+            insist(shut_down)
 
     def _go_on(self) -> bool:
         """Make a step once there is something to do, and deal with whatever it raises."""
@@ -486,10 +512,14 @@ class Scheduler:
             return False
         return True
 
-    def _shut_down(self, reason: BaseException) -> None:
+    def _shut_down(self) -> None:
         """End all that is left, save what the slots hold, and free the contexts."""
+        failed = self._failed
+        reason = _closed_error() if failed is None else translation(failed)
         with self._lock:
             self._closed = True
+        if failed is not None:
+            note(logger, logging.ERROR, "the scheduler failed", exc_info=failed)
         with ExitStack() as ends:  # whatever one of them raises, nobody waits in vain
             ends.callback(self._scoring.fail, reason)
             ends.callback(self._waiting.fail, reason)
@@ -535,3 +565,7 @@ class Scheduler:
         with self._lock:
             self._contexts.add(context)
         return context
+
+
+def _closed_error() -> ModelNotLoadedError:
+    return ModelNotLoadedError("", "it was closed; load it again")

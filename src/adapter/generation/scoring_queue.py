@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pyllama
 from adapter.errors import RequestTimeoutError
@@ -50,6 +51,11 @@ class ScoringJob:
             self.end(self._out_of_time())
         return self._ended
 
+    @property
+    def state(self) -> Literal["queued", "ended"]:
+        """Whether it has its outcome."""
+        return "ended" if self._ended else "queued"
+
     def end(self, outcome: ScoringResult | BaseException | None) -> None:
         """Give the caller its result, or an error to raise; None where it gave up. Just once."""
         if not self._ended:
@@ -57,10 +63,10 @@ class ScoringJob:
             self.request.taken.pending = False
             self._ended = True
 
-    def wait(self) -> ScoringResult | None:
-        """Wait for the result; None once the request was cancelled."""
+    def wait(self, lives: Callable[[], bool]) -> ScoringResult | None:
+        """Wait for the result; None once the request was cancelled. See ``Outcomes.get``."""
         try:
-            outcome = self._outcome.get()
+            outcome = self._outcome.get(lives)
         except TimeoutError:
             raise self._out_of_time() from None
         if isinstance(outcome, BaseException):
@@ -75,7 +81,7 @@ class ScoringQueue:
     """Computes scoring requests step by step, in a context of its own.
 
     The context keeps the last prompt: the next one is computed from the first chunk on that
-    differs. Only the scheduler's thread uses it, but for ``append`` and ``len``.
+    differs. Only the scheduler's thread uses it, but for ``append``, ``len`` and ``in``.
 
     Args:
         make: makes a context of a number of tokens, as ``Scorer`` wants it.
@@ -112,6 +118,10 @@ class ScoringQueue:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __contains__(self, job: ScoringJob) -> bool:
+        with self._lock:
+            return job in self._waiting
 
     @property
     def begun(self) -> bool:

@@ -26,7 +26,7 @@ _STRIDE = CHUNK // BLOCK
 class Waiting:
     """Requests that wait: for their turn, or for a prompt that is being computed.
 
-    Callers' threads use ``append`` and ``len`` alone; all else is for the scheduler's thread.
+    Callers' threads use ``append``, ``len`` and ``in`` alone; all else is for the scheduler's own.
 
     Args:
         count_borders: keep what ``parts_after`` needs.
@@ -48,6 +48,10 @@ class Waiting:
     def __len__(self) -> int:
         with self._lock:
             return len(self._orders) + len(self._arrived)
+
+    def __contains__(self, sequence: Sequence) -> bool:
+        with self._lock:
+            return sequence in self._orders or sequence in self._arrived
 
     def append(self, sequence: Sequence) -> None:
         """Have a request wait behind the others."""

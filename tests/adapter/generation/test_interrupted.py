@@ -15,6 +15,7 @@ from schedules import request_of, scheduler_of, tokens
 from adapter import generation
 from adapter.generation.metrics import Metrics
 from adapter.generation.scoring import ScoringRequest
+from adapter.generation.token_count import TokenCount
 
 _FOLDER = str(Path(generation.__file__).parent)
 _CONDITION = {
@@ -25,12 +26,12 @@ _CONDITION = {
 PROMPT = tokens(1, 30)
 
 
-def generate(scheduler):
-    return scheduler.generate(request_of(PROMPT, max_tokens=3)).text
+def generate(scheduler, taken):
+    return scheduler.generate(request_of(PROMPT, max_tokens=3, taken=taken)).text
 
 
-def score(scheduler):
-    return scheduler.score(ScoringRequest(PROMPT, ((5, 6), (7,)), ())).scores
+def score(scheduler, taken):
+    return scheduler.score(ScoringRequest(PROMPT, ((5, 6), (7,)), (), taken=taken)).scores
 
 
 def is_looked_at(code):
@@ -40,12 +41,13 @@ def is_looked_at(code):
 @pytest.mark.parametrize("ask", [generate, score])
 def test_ctrl_c_at_any_point_leaves_a_scheduler_that_answers(tiny, ask):
     scheduler = scheduler_of(tiny)
-    expected = ask(scheduler)
+    expected = ask(scheduler, TokenCount())
     answers = []
     for at in count():
+        taken = TokenCount()
         try:
             with Interrupt(at, is_looked_at):
-                ask(scheduler)
+                ask(scheduler, taken)
         except KeyboardInterrupt:
             pass
         else:
@@ -55,12 +57,15 @@ def test_ctrl_c_at_any_point_leaves_a_scheduler_that_answers(tiny, ask):
         while scheduler.n_queued and time.monotonic() < end:
             time.sleep(0.0005)
         assert not scheduler.n_queued, f"a request is forgotten after an interrupt at event {at}"
-        other = threading.Thread(target=lambda: answers.append(ask(scheduler)), daemon=True)
+        other = threading.Thread(
+            target=lambda: answers.append(ask(scheduler, TokenCount())), daemon=True
+        )
         other.start()
         other.join(30)
         assert not other.is_alive(), f"nothing is answered after an interrupt at event {at}"
         assert answers[-1] == expected
         assert scheduler.failed is None
+        assert not taken.pending, f"it counts for ever after an interrupt at event {at}"
     assert at > 30
     scheduler.close()
 

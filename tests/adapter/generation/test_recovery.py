@@ -17,12 +17,13 @@ from schedules import alone, endless, isolated_of, raising, request_of, same, sc
 
 import pyllama
 from adapter.errors import (
+    BackendError,
     InferenceError,
     ModelNotLoadedError,
     RequestTimeoutError,
     TransientError,
 )
-from adapter.generation import batch_runner, exactness
+from adapter.generation import batch_runner, exactness, outcomes
 from adapter.generation import scheduler as scheduler_module
 from adapter.generation.request import GenerationResult
 from adapter.generation.sampling import Constraint
@@ -243,6 +244,38 @@ def test_an_interrupt_while_the_thread_starts_leaves_one_thread(model, monkeypat
     assert same(scheduler.generate(request), alone(model, request))
     mine = [thread for thread in threading.enumerate() if thread._target == scheduler._run]
     assert mine == [scheduler._thread]
+    scheduler.close()
+
+
+@pytest.mark.parametrize("place", ["_claim_thread", "_run", "_go_on"])
+def test_a_thread_that_ends_without_a_word_leaves_nobody_waiting(model, place, monkeypatch):
+    """A thread that finds no memory may end anywhere, also before it comes to this package."""
+    scheduler = scheduler_of(model)
+    go_on = threading.Event()
+
+    def end(*_args):
+        go_on.wait(60)
+        raise SystemExit
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(scheduler, place, end)
+    if place == "_go_on":
+        monkeypatch.setattr(scheduler, "_shut_down", end)
+    monkeypatch.setattr(outcomes, "LOOK_SECONDS", 0.01)
+    first = request_of(tokens(1, 30))
+    scored = ScoringRequest(tokens(1, 30), ((5,), (6,)), ())
+    with ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(scheduler.generate, first), threads.submit(scheduler.score, scored)]
+        while scheduler.n_queued < 2:
+            time.sleep(0.001)
+        go_on.set()
+        for each, request in zip(asked, (first, scored), strict=True):
+            with pytest.raises(BackendError, match="load the model again"):
+                each.result(60)
+            assert not request.taken.pending
+    assert scheduler.failed is not None
+    with pytest.raises(BackendError, match="load the model again"):
+        scheduler.generate(request_of(tokens(2, 30)))
     scheduler.close()
 
 
