@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from adapter.errors import RateLimitExceededError, TokenBudgetExhaustedError
 from adapter.generation.token_count import TokenCount
@@ -74,10 +75,15 @@ class TokenBudget:
         self._taken, self._unsettled = settled, pending  # together: Ctrl-C may come anywhere
 
 
+class _Begun(NamedTuple):
+    at: float
+    taken: TokenCount
+
+
 class RequestRate:
     """Lets so many requests begin in any minute. Thread-safe.
 
-    `clock` returns seconds.
+    One that took no token does not count. `clock` returns seconds.
     """
 
     def __init__(
@@ -86,29 +92,40 @@ class RequestRate:
         self._limit = requests_per_minute
         self._clock = clock
         self._lock = threading.Lock()
-        self._begun: deque[float] = deque()
+        self._begun: deque[_Begun] = deque()
+        self._unsettled: list[_Begun] = []
 
-    def begin(self) -> float:
-        """Count a request, and return when it began.
+    def begin(self, taken: TokenCount) -> _Begun:
+        """Count a request that will take so many tokens.
 
         Raises RateLimitExceededError, counting nothing, when the last minute is full.
         """
         with self._lock:
-            now = self._clock()
+            begun = _Begun(self._clock(), taken)
             if self._limit is None:
-                return now
-            while self._begun and now - self._begun[0] >= MINUTE:
+                return begun
+            self._settle()
+            while self._begun and begun.at - self._begun[0].at >= MINUTE:
                 self._begun.popleft()
             if len(self._begun) >= self._limit:
-                raise RateLimitExceededError(self._begun[0] + MINUTE - now, self._limit)
-            self._begun.append(now)
-        return now
+                wait = self._begun[0].at + MINUTE - begun.at
+                raise RateLimitExceededError(wait, self._limit)
+            self._begun.append(begun)
+        return begun
 
-    def take_back(self, begun: float) -> None:
-        """Count a request no more that began then and was refused before it took anything."""
-        with self._lock:
-            if begun in self._begun:
-                self._begun.remove(begun)
+    def end(self, begun: _Begun) -> None:
+        """Count a request no more if it took nothing, once that is known for good."""
+        if self._limit is not None:
+            with self._lock:
+                self._unsettled.append(begun)
+                self._settle()
+
+    def _settle(self) -> None:
+        known = [each for each in self._unsettled if each.taken.total or not each.taken.pending]
+        for each in known:
+            if not each.taken.total and each in self._begun:
+                self._begun.remove(each)
+        self._unsettled = [each for each in self._unsettled if each not in known]
 
 
 class Quota:
@@ -134,11 +151,11 @@ class Quota:
 
         Raises RateLimitExceededError and TokenBudgetExhaustedError, charging nothing.
         """
-        begun = self._rate.begin() if is_first else None
+        begun = self._rate.begin(taken) if is_first else None
         reservation = Reservation()
         try:
             yield self.budget.reserve(reservation, prompt, answer)
         finally:
             self.budget.charge(reservation, taken)
-            if begun is not None and not taken.total:
-                self._rate.take_back(begun)
+            if begun is not None:
+                self._rate.end(begun)

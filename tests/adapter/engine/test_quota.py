@@ -114,21 +114,37 @@ def test_threads_never_take_more_than_the_limit_together():
 def test_a_minute_holds_so_many_requests():
     now = 0.0
     rate = RequestRate(2, clock=lambda: now)
-    rate.begin()
+    rate.begin(TokenCount())
     now = 20.0
-    rate.begin()
+    rate.begin(TokenCount())
     now = 45.0
     with pytest.raises(RateLimitExceededError) as caught:
-        rate.begin()
+        rate.begin(TokenCount())
     assert caught.value.retry_after == 15.0
     assert caught.value.requests_per_minute == 2
     now = 60.0
-    rate.begin()
+    rate.begin(TokenCount())
     with pytest.raises(RateLimitExceededError, match=r"20\.0 s"):
-        rate.begin()
+        rate.begin(TokenCount())
+
+
+def test_a_request_counts_while_its_first_step_may_still_take_tokens():
+    quota = Quota(TokenBudget(None), RequestRate(1, clock=lambda: 0.0))
+    taken = TokenCount(pending=True)
+    with quota.charged(taken, 30, 20):
+        pass  # its caller gave it up within its first step
+    refused = pytest.raises(RateLimitExceededError, match="1")
+    with refused, quota.charged(TokenCount(), 30, 20):
+        pass
+    taken.pending = False  # that step was never made
+    with quota.charged(taken := TokenCount(pending=True), 30, 20):
+        pass
+    taken.prompt, taken.pending = 30, False
+    with refused, quota.charged(TokenCount(), 30, 20):
+        pass
 
 
 def test_without_a_limit_every_request_may_begin():
     rate = RequestRate(None, clock=lambda: 0.0)
     for _ in range(1000):
-        rate.begin()
+        rate.begin(TokenCount())
