@@ -6,11 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Literal
+from typing import Literal, NamedTuple
+from weakref import WeakValueDictionary
 
-from adapter.generation.failures import note
+from adapter.generation.failures import insist, note
 from adapter.generation.memory.blocks import BlockHashes
 from adapter.generation.memory.prefix_cache import PrefixCache, SavedPrefix
 from adapter.generation.memory.prefix_folder import PrefixFolder
@@ -46,6 +48,13 @@ class Reading:
         self._ended = True
 
 
+class _Job(NamedTuple):
+    """Something to do, and what is to be said at its end, however it ends."""
+
+    work: Callable[[], object]
+    end: Callable[[], object]
+
+
 class PrefixFiles:
     """The files of a folder. For the scheduler's thread, which it never keeps waiting.
 
@@ -61,9 +70,10 @@ class PrefixFiles:
         self._folder = folder
         self._saved = saved
         self._tell = tell
-        self._jobs: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._readings: dict[Path, Reading] = {}
+        self._job: _Job | None = None
+        self._readings: WeakValueDictionary[Path, Reading] = WeakValueDictionary()
         self._unwritten = threading.Semaphore(MOST_UNWRITTEN)
         self._n_done = 0
         self._busy_since: float | None = None
@@ -74,17 +84,18 @@ class PrefixFiles:
         if self._hangs:
             return None
         if self._folder.is_to_be_looked_at:
-            self._do(self._folder.look)
+            self._do(_Job(self._folder.look, _nothing))
         path = self._folder.best(
             wanted, more_than=more_than, whole=whole, most_bytes=self._saved.max_bytes
         )
         if path is None:
             return None
         reading = self._readings.get(path)
-        if reading is None:
-            reading = self._readings[path] = Reading()
-            if not self._do(lambda: self._read(path, reading)):
-                self._end(path, reading)
+        if reading is None or reading.state == "ended":
+            reading = Reading()
+            self._readings[path] = reading
+            if not self._do(_Job(partial(self._read, path), partial(self._end, reading))):
+                reading.end()
         return reading
 
     def add(self, prefix: SavedPrefix, *, wait: bool = False) -> None:
@@ -93,18 +104,23 @@ class PrefixFiles:
         Args:
             wait: wait until no more than a few do, or the disk hangs.
         """
+        job = _Job(partial(self._folder.add, prefix), self._unwritten.release)
         if not self._unwritten.acquire(blocking=False):
             if not wait or self._given_up:
                 return
             if not self._unwritten.acquire(timeout=WRITE_SECONDS):
                 self._give_up()
                 return
-        if not self._do(lambda: self._write(prefix)):
-            self._unwritten.release()
+        begun = False
+        try:
+            begun = self._do(job)
+        finally:
+            if not begun:
+                job.end()
 
     def refuse(self, prefix: SavedPrefix) -> None:
         """Remove the file of a state that llama.cpp does not take."""
-        self._do(lambda: self._folder.remove(self._folder.path(prefix.hashes)))
+        self._do(_Job(partial(self._remove, prefix), _nothing))
 
     def close(self) -> None:
         """Write what waits for that, and end the thread. One whose disk hangs is left behind."""
@@ -112,32 +128,51 @@ class PrefixFiles:
         if thread is None:
             return
         self._closing = True
-        self._jobs.put(None)
+        insist(lambda: self._jobs.put(None))
         while thread.is_alive() and not self._given_up:
             n_done = self._n_done
             thread.join(WRITE_SECONDS)
             if thread.is_alive() and self._n_done == n_done:
                 self._give_up()
 
-    def _do(self, job: Callable[[], object]) -> bool:
+    def _do(self, job: _Job) -> bool:
         """Have something done on the thread, and say whether there is one."""
-        if self._thread is None:
-            thread = threading.Thread(target=self._run, name="prefix-files", daemon=True)
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="prefix-files", daemon=True)
             try:
-                start_thread(thread)
+                start_thread(self._thread)
             except (RuntimeError, MemoryError) as error:
                 note(logger, logging.DEBUG, "no thread for files: %s", error)
                 return False
-            self._thread = thread
         self._jobs.put(job)
         return True
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            self._busy_since = time.monotonic()
-            _do_safely(job)
-            self._n_done += 1
-            self._busy_since = None
+        while self._goes_on():
+            pass
+
+    def _goes_on(self) -> bool:
+        try:
+            return self._do_next()
+        except MemoryError:  # what was not begun is begun once there is memory
+            time.sleep(0.01)
+            return True
+
+    def _do_next(self) -> bool:
+        """Do what comes next; False where that is to end."""
+        if self._job is None:
+            self._job = self._jobs.get()
+            if self._job is None:
+                return False
+        self._busy_since = time.monotonic()
+        try:
+            self._job.work()
+        except Exception as error:
+            note(logger, logging.WARNING, "a file of saved prompts failed: %s", error)
+        insist(self._job.end)
+        self._job = self._busy_since = None
+        self._n_done += 1
+        return True
 
     @property
     def _hangs(self) -> bool:
@@ -154,28 +189,18 @@ class PrefixFiles:
             WRITE_SECONDS,
         )
 
-    def _read(self, path: Path, reading: Reading) -> None:
-        try:
-            found = None if self._closing else self._folder.read(path)
-            if found is not None:
-                self._saved.add(found.hashes, found.state)
-        finally:
-            self._end(path, reading)
-            self._tell()
+    def _read(self, path: Path) -> None:
+        found = None if self._closing else self._folder.read(path)
+        if found is not None:
+            self._saved.add(found.hashes, found.state)
 
-    def _write(self, prefix: SavedPrefix) -> None:
-        try:
-            self._folder.add(prefix)
-        finally:
-            self._unwritten.release()
+    def _remove(self, prefix: SavedPrefix) -> None:
+        self._folder.remove(self._folder.path(prefix.hashes))
 
-    def _end(self, path: Path, reading: Reading) -> None:
+    def _end(self, reading: Reading) -> None:
         reading.end()
-        self._readings.pop(path, None)
+        self._tell()
 
 
-def _do_safely(job: Callable[[], object]) -> None:
-    try:
-        job()
-    except Exception as error:
-        note(logger, logging.WARNING, "a file of saved prompts failed: %s", error)
+def _nothing() -> None:
+    pass
