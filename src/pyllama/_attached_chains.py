@@ -11,6 +11,7 @@ from pyllama._native._binding import ffi, lib
 from pyllama.model import Model
 
 if TYPE_CHECKING:
+    from pyllama._native._binding import llama_context_params
     from pyllama.context import Context
     from pyllama.sampler_chain import SamplerChain
 
@@ -19,11 +20,11 @@ class AttachedChains:
     """Checks them, writes them into the parameters, and gives them to the context once made."""
 
     def __init__(
-        self, model: Model, params: Any, chains: Mapping[int, SamplerChain] | None
+        self, model: Model, params: llama_context_params, chains: Mapping[int, SamplerChain] | None
     ) -> None:
         self._chains: list[SamplerChain] = []
         #: What the context stands on.
-        self.handles: list[Handle] = []
+        self.handles: list[Handle[Any]] = []
         if chains is None:
             return
         if not isinstance(chains, Mapping):

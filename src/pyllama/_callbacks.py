@@ -8,10 +8,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pyllama._guard import to_str
 from pyllama._native._binding import ffi, lib
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import CData, Pointer
 
 logger = logging.getLogger("pyllama.llama_cpp")
 
@@ -22,7 +25,7 @@ _raised_while_polling = threading.local()
 
 
 @ffi.def_extern()
-def pyllama_on_log(level: int, line: Any) -> None:
+def pyllama_on_log(level: int, line: Pointer[bytes]) -> None:
     # While the interpreter ends, a program that set up no logging gets nothing on stderr.
     if not threading.main_thread().is_alive() and not logger.hasHandlers():
         return
@@ -74,7 +77,7 @@ def _stop_for_raised(_type: object, error: BaseException, _traceback: object) ->
 
 # A signal handler may raise before the callback is even entered.
 @ffi.def_extern(onerror=_stop_for_raised)
-def pyllama_on_progress(fraction: float, user_data: Any) -> bool:
+def pyllama_on_progress(fraction: float, user_data: CData) -> bool:
     progress: Progress = ffi.from_handle(user_data)
     return progress.report(fraction)
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pyllama._native._binding import lib
 from pyllama.context_params import CACHE_TYPES, QUANTIZED_CACHE_TYPES
 from pyllama.model import Model
 
+if TYPE_CHECKING:
+    from pyllama._native._binding import llama_context_params
+
 _NAMES = {number: name for name, number in CACHE_TYPES.items()}
 _QUANTIZED = {CACHE_TYPES[name] for name in QUANTIZED_CACHE_TYPES}
 
 
-def require_consistent(model: Model, params: Any) -> None:
+def require_consistent(model: Model, params: llama_context_params) -> None:
     """Refuse what llama.cpp would answer with a failed assertion."""
     causal = params.attention_type != lib.LLAMA_ATTENTION_TYPE_NON_CAUSAL
     n_batch = min(params.n_batch, params.n_ctx) if causal else params.n_batch
@@ -52,7 +55,7 @@ def require_consistent(model: Model, params: Any) -> None:
         )
 
 
-def reason_not_to_shift(model: Model, params: Any) -> str | None:
+def reason_not_to_shift(model: Model, params: llama_context_params) -> str | None:
     """Why the keys of a context cannot be moved to other positions, or None if they can.
 
     llama.cpp asks the model alone; its graph for the shift ends the process with some types.

@@ -5,13 +5,16 @@ Linux hands out more memory than there is, and ends the process that then uses i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pyllama._native._binding import lib
 from pyllama._system_memory import available_memory
 from pyllama.device import devices
 from pyllama.errors import ContextError
 from pyllama.model import Model
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import llama_context_params
 
 # What llama_kv_cells keeps of each cell: position, token, 2D position, shift, and 256 sequences.
 _CELL_BYTES = 4 + 4 + 8 + 4 + 256 // 8
@@ -20,7 +23,7 @@ _FLOAT = 4
 _MASK_VALUE = 2  # of the attention mask, half precision at least
 
 
-def require_memory(model: Model, params: Any) -> None:
+def require_memory(model: Model, params: llama_context_params) -> None:
     """Refuse a context that cannot fit.
 
     Raises:
@@ -35,7 +38,7 @@ def require_memory(model: Model, params: Any) -> None:
         )
 
 
-def least_bytes(model: Model, params: Any) -> int:
+def least_bytes(model: Model, params: llama_context_params) -> int:
     """Bytes that the context takes at the least.
 
     An estimate from below, so that nothing is refused that could fit: parts whose size llama.cpp
@@ -61,7 +64,7 @@ def least_bytes(model: Model, params: Any) -> int:
     return int(needed)
 
 
-def _cell_bytes(model: Model, prefix: str, params: Any) -> int:
+def _cell_bytes(model: Model, prefix: str, params: llama_context_params) -> int:
     """Bytes of the keys and values of one token, in all layers."""
 
     def size(name: str) -> int:

@@ -6,10 +6,13 @@ import mmap
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyllama._native._binding import ffi, lib
 from pyllama.ggml_type import GGML_TYPES
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import Pointer
 
 # gguf_type: how a scalar is stored. A string and an array are 8 and 9.
 _SCALARS = {
@@ -86,7 +89,7 @@ def read_header(file: str | int, offset: int = 0) -> Header:
 
 
 class _Reader:
-    def __init__(self, data: mmap.mmap, pointer: Any, begin: int) -> None:
+    def __init__(self, data: mmap.mmap, pointer: Pointer[int], begin: int) -> None:
         self._data = data
         self._pointer = pointer
         self._size = len(data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pyllama._native._binding import ffi, lib
 from pyllama.errors import (
@@ -12,6 +12,9 @@ from pyllama.errors import (
     NativeError,
     NativeMemoryError,
 )
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import Pointer
 
 # What a guarded call that returns an integer gives back when it caught something.
 CAUGHT: int = lib.PYLLAMA_CAUGHT
@@ -66,20 +69,20 @@ def last_errors() -> str:
     return "; ".join(to_str(lib.pyllama_last_errors()).strip().splitlines())
 
 
-def to_str(text: Any) -> str:
+def to_str(text: Pointer[bytes]) -> str:
     """A C string as str; bytes that are no UTF-8 are replaced, since files hold anything."""
     raw: bytes = ffi.string(text)
     return raw.decode("utf-8", "replace")
 
 
-def guarded_str(text: Any, what: str) -> str:
+def guarded_str(text: Pointer[bytes], what: str) -> str:
     """A C string of llama.cpp's as str; or raise what the call that gave it caught."""
     if text == ffi.NULL:
         raise_caught(what)
     return to_str(text)
 
 
-def take_str(text: Any, what: str) -> str:
+def take_str(text: Pointer[bytes], what: str) -> str:
     """A C string that we own as str, freed; or raise what the call that made it caught."""
     if text == ffi.NULL:
         raise_caught(what)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Generic, TypeVar, cast
 
 from pyllama import _process
 from pyllama.errors import ClosedError
 
+P = TypeVar("P")
 
-class Handle:
+
+class Handle(Generic[P]):
     """One C object and how to free it.
 
     The finalizer is rooted outside the object and holds what this one stands on (``needs``), so
@@ -24,13 +26,13 @@ class Handle:
     __slots__ = ("__weakref__", "_finalizer", "pointer")
 
     def __init__(
-        self, pointer: Any, free: Callable[[Any], object], *needs: object, at_exit: bool = False
+        self, pointer: P, free: Callable[[P], object], *needs: object, at_exit: bool = False
     ) -> None:
         self.pointer = pointer
         self._finalizer = weakref.finalize(self, _free, free, pointer, needs)
         self._finalizer.atexit = at_exit
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> P:
         pointer = self.pointer
         if pointer is None:
             raise ClosedError("the object was closed meanwhile")
@@ -41,7 +43,7 @@ class Handle:
 
     def release(self) -> None:
         """Free the C object. Nobody may be using it."""
-        self.pointer = None
+        self.pointer = cast("P", None)
         self._finalizer()
 
     def leave(self) -> None:
@@ -50,10 +52,10 @@ class Handle:
 
     def disown(self) -> None:
         """Never free the C object: it is another's, or must not be touched again."""
-        self.pointer = None
+        self.pointer = cast("P", None)
         self._finalizer.detach()
 
 
-def _free(free: Callable[[Any], object], pointer: Any, _needs: tuple[object, ...]) -> None:
+def _free(free: Callable[[P], object], pointer: P, _needs: tuple[object, ...]) -> None:
     if not _process.forked:  # what the parent made is the parent's to free
         free(pointer)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Generic
 
 from pyllama import _process
 from pyllama._callbacks import logger
 from pyllama._guard import CAUGHT, raise_caught
-from pyllama._handle import Handle
+from pyllama._handle import Handle, P
 from pyllama._native._binding import lib
 from pyllama._uncopyable import Uncopyable
 from pyllama.errors import (
@@ -27,7 +27,7 @@ _ASSERTION: int = lib.PYLLAMA_CAUGHT_ASSERTION
 _OUT_OF_MEMORY: int = lib.PYLLAMA_CAUGHT_OUT_OF_MEMORY
 
 
-class NativeObject(Uncopyable):
+class NativeObject(Uncopyable, Generic[P]):
     """Owns one C object, from ``_own()`` until ``close()``.
 
     ``_lock`` is held by calls that change the object, so that threads take turns, and that
@@ -36,7 +36,7 @@ class NativeObject(Uncopyable):
     An object in which an assertion failed is half changed. It refuses to be used, and is not freed.
     """
 
-    _handle: Handle | None = None
+    _handle: Handle[P] | None = None
     _poison: str | None = None
     _lost: str | None = None
     # Whether running out of memory leaves it half changed, as a failed assertion does.
@@ -48,14 +48,14 @@ class NativeObject(Uncopyable):
 
     def _own(
         self,
-        pointer: Any,
-        free: Callable[[Any], object],
+        pointer: P,
+        free: Callable[[P], object],
         *needs: object,
         at_exit: bool = False,
     ) -> None:
         self._handle = Handle(pointer, free, *needs, at_exit=at_exit)
 
-    def _open(self) -> Handle:
+    def _open(self) -> Handle[P]:
         """The handle, kept alive by whoever holds it.
 
         Raises:
@@ -124,7 +124,7 @@ class NativeObject(Uncopyable):
             if handle is not None:
                 self._free_or_leave(handle)
 
-    def _free_or_leave(self, handle: Handle) -> None:
+    def _free_or_leave(self, handle: Handle[P]) -> None:
         if self._poison is None:
             handle.release()
             return

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import numpy as np
 
 from pyllama import _process
 from pyllama._guard import CAUGHT
+from pyllama._handle import P
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
 from pyllama.candidates import Candidates
 from pyllama.errors import GrammarError, LlamaError, SamplingError
 from pyllama.python_sampler import raise_from_python
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import Pointer, llama_token_data_array
+
+A = ParamSpec("A")
+Q = TypeVar("Q")
 
 _REFUSALS: dict[int, tuple[type[LlamaError], str]] = {
     lib.PYLLAMA_NO_CANDIDATE: (SamplingError, "the samplers left no candidate to choose"),
@@ -29,18 +36,18 @@ def refusal(code: int, what: str) -> LlamaError:
     return kind(f"{what}: {reason}")
 
 
-class SamplerObject(NativeObject):
+class SamplerObject(NativeObject[P]):
     """A C object that may call back into Python while it works."""
 
     _running = False
     _instead_of_copying = "clone() gives one of your own in the same state"
 
-    def _run(self, what: str, call: Callable[..., int], *arguments: Any) -> int:
+    def _run(self, what: str, call: Callable[A, int], *arguments: A.args, **named: A.kwargs) -> int:
         """Call C; its code, or what was raised in it. The lock is held."""
         self._require_idle()
         self._running = True
         try:
-            code = call(*arguments)
+            code = call(*arguments, **named)
         finally:
             self._running = False
         if code == CAUGHT:
@@ -50,7 +57,10 @@ class SamplerObject(NativeObject):
         return self._check(code, what)
 
     def _run_apply(
-        self, call: Callable[..., int], pointer: Any, candidates: Candidates
+        self,
+        call: Callable[[Q, Pointer[llama_token_data_array]], int],
+        pointer: Q,
+        candidates: Candidates,
     ) -> Candidates:
         if not isinstance(candidates, Candidates):
             raise TypeError(f"candidates must be pyllama.Candidates, got {candidates!r}")

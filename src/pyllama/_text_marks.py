@@ -18,12 +18,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyllama._guard import check
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama.errors import ChatTemplateError
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import Pointer, pyllama_tokenizer
 
 # Roles are a part of the control tokens in many templates: '<|' + message.role + '|>'.
 _ROLES = frozenset(
@@ -46,7 +49,7 @@ class TextMarker:
         taken: the inputs in JSON and the template, which must not hold the mark.
     """
 
-    def __init__(self, tokenizer: Handle, *taken: str) -> None:
+    def __init__(self, tokenizer: Handle[Pointer[pyllama_tokenizer]], *taken: str) -> None:
         self._tokenizer = tokenizer
         self._taken = taken
         self._mark: str | None = None

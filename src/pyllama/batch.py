@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,6 +15,8 @@ from pyllama._uncopyable import Uncopyable
 
 if TYPE_CHECKING:
     from typing import TypeGuard
+
+    from pyllama._native._binding import llama_batch_p
 
 Outputs = Literal["last", "all", "none"]
 
@@ -282,7 +284,7 @@ class Batch(Uncopyable):
         counts = np.bincount(self._seq_id[: len(self), 0])
         return bool(np.ptp(counts[counts > 0]) == 0)
 
-    def _filled(self, *, all_outputs: bool) -> Any:
+    def _filled(self, *, all_outputs: bool) -> llama_batch_p:
         """The batch as C reads it.
 
         Args:

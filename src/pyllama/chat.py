@@ -29,6 +29,7 @@ from pyllama.rendered_chat import ChatCapabilities, GrammarTrigger, RenderedChat
 from pyllama.vocab import Vocab
 
 if TYPE_CHECKING:
+    from pyllama._native._binding import Pointer, pyllama_tokenizer
     from pyllama.chat_process import ChatProcess
 
 ToolChoice = Literal["auto", "required", "none"]
@@ -229,7 +230,12 @@ class _Engine:
         tokenizer: what names control tokens, if it is known.
     """
 
-    def __init__(self, template: _Native | ChatProcess, bos: str, tokenizer: Handle | None) -> None:
+    def __init__(
+        self,
+        template: _Native | ChatProcess,
+        bos: str,
+        tokenizer: Handle[Pointer[pyllama_tokenizer]] | None,
+    ) -> None:
         self._template = template
         self._bos = bos
         self._tokenizer = tokenizer

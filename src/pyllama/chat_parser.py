@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyllama._guard import raise_caught, take_str
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._uncopyable import Uncopyable
 from pyllama.errors import ChatParseError, NativeError
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import Pointer
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _to_json(message: ChatMessage) -> bytes:
     return json.dumps(asdict(message)).encode()
 
 
-def _taken(text: Any, what: str) -> Any:
+def _taken(text: Pointer[bytes], what: str) -> Any:
     if text == ffi.NULL:
         try:
             raise_caught(what)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import get_ident, main_thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from pyllama import _process
 from pyllama._arguments import INT32_MAX, integer
@@ -30,7 +30,10 @@ from pyllama.threadpool import MAX_THREADS, Threadpool
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from pyllama._native._binding import Pointer, llama_context
     from pyllama.sampler_chain import SamplerChain
+
+A = ParamSpec("A")
 
 
 class Context(Outputs):
@@ -119,8 +122,8 @@ class Context(Outputs):
         self._decodes_logits = self._has_memory or model.is_diffusion
         self._n_outputs_made = self.n_seq_max
         self._threadpools: tuple[Threadpool, ...] = ()
-        self._attached: list[Handle] = []
-        self._used: list[Handle] = []
+        self._attached: list[Handle[Any]] = []
+        self._used: list[Handle[Any]] = []
         # The LoRA adapters in use, kept alive, each with its scale.
         self._adapters: dict[Any, float] = {}
         #: The tokens it remembers.
@@ -329,11 +332,18 @@ class Context(Outputs):
 
     # Within
 
-    def _call(self, call: Any, *arguments: Any) -> None:
+    def _call(
+        self,
+        call: Callable[Concatenate[Pointer[llama_context], A], int],
+        *arguments: A.args,
+        **named: A.kwargs,
+    ) -> None:
         with self._lock:
-            self._check(call(self._open().pointer, *arguments), "changing the context")
+            self._check(call(self._open().pointer, *arguments, **named), "changing the context")
 
-    def _process(self, call: Any, batch: Batch, what: str, *, encoding: bool) -> None:
+    def _process(
+        self, call: Callable[..., int], batch: Batch, what: str, *, encoding: bool
+    ) -> None:
         if not isinstance(batch, Batch):
             raise TypeError(f"batch must be a pyllama.Batch, got {batch!r}")
         with self._lock, batch._lock:
@@ -349,7 +359,7 @@ class Context(Outputs):
             self._has_logits = not encoding or self.model.is_diffusion
             self._has_embeddings = self.computes_embeddings or what == "encode"
 
-    def _compute(self, call: Any, *arguments: Any) -> int:
+    def _compute(self, call: Callable[..., int], *arguments: Any) -> int:
         """Call what writes over the outputs, and return its code."""
         if self._views is not None:
             self._forget_outputs()

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from pyllama._arguments import INT32_MAX, UINT32_MAX, choice, integer, real
 from pyllama._native._binding import lib
 from pyllama.device import cpu_math_cores
 from pyllama.ggml_type import GGML_TYPES
 from pyllama.threadpool import MAX_THREADS
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import llama_context_params
 
 FlashAttention = Literal["auto", "disabled", "enabled"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"]
@@ -157,7 +160,7 @@ class ContextParams:
                 object.__setattr__(self, each.name, checked)
         object.__setattr__(self, "_in_struct", in_struct)
 
-    def _struct(self) -> Any:
+    def _struct(self) -> llama_context_params:
         """A ``llama_context_params`` of these, with what None stands for."""
         values: dict[str, Any] = dict(vars(self)["_in_struct"])
         values["n_batch"] = values["n_batch"] or 2048

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from pyllama import _callbacks, _process  # noqa: F401  (the log handler, before anything logs)
 from pyllama._guard import check, last_errors, raise_caught, raise_if_caught, take_str, to_str
@@ -23,6 +23,13 @@ from pyllama.errors import BackendError, NativeError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from pyllama._native._binding import (
+        Pointer,
+        ggml_backend_dev_props,
+        ggml_backend_device,
+        ggml_backend_reg,
+    )
 
 DeviceType = Literal["cpu", "gpu", "igpu", "accel", "meta"]
 
@@ -73,7 +80,7 @@ class Backend(_Found):
 
     name: str
     path: str | None
-    _pointer: Any = field(repr=False, compare=False)
+    _pointer: Pointer[ggml_backend_reg] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Device(_Found):
     description: str
     type: DeviceType
     backend: str
-    _pointer: Any = field(repr=False, compare=False)
+    _pointer: Pointer[ggml_backend_device] = field(repr=False, compare=False)
 
     @property
     def memory(self) -> tuple[int, int]:
@@ -121,7 +128,7 @@ class Device(_Found):
         caps = self._props().caps
         return MappingProxyType({name: getattr(caps, name) for name in dir(caps)})
 
-    def _props(self) -> Any:
+    def _props(self) -> ggml_backend_dev_props:
         from pyllama.rpc import require_answers  # which imports this module
 
         props = ffi.new("struct ggml_backend_dev_props *")
@@ -218,7 +225,7 @@ def devices() -> list[Device]:
     ]
 
 
-def devices_of(reg: Any) -> list[Device]:
+def devices_of(reg: Pointer[ggml_backend_reg]) -> list[Device]:
     """The devices of one entry of ggml's registry."""
     return [
         _device(lib.ggml_backend_reg_dev_get(reg, index))
@@ -313,7 +320,7 @@ def supports_rpc() -> bool:
     return bool(lib.llama_supports_rpc())
 
 
-def _device(pointer: Any) -> Device:
+def _device(pointer: Pointer[ggml_backend_device]) -> Device:
     return Device(
         name=to_str(lib.ggml_backend_dev_name(pointer)),
         description=to_str(lib.ggml_backend_dev_description(pointer)).strip(),
@@ -323,16 +330,16 @@ def _device(pointer: Any) -> Device:
     )
 
 
-def _backend(reg: Any) -> Backend:
+def _backend(reg: Pointer[ggml_backend_reg]) -> Backend:
     path = take_str(lib.guarded_reg_path(reg), "the file of a backend")
     return Backend(_reg_name(reg), path or None, reg)
 
 
-def _registry() -> list[Any]:
+def _registry() -> list[Pointer[ggml_backend_reg]]:
     return [lib.ggml_backend_reg_get(index) for index in range(lib.ggml_backend_reg_count())]
 
 
-def _reg_name(reg: Any) -> str:
+def _reg_name(reg: Pointer[ggml_backend_reg]) -> str:
     return to_str(lib.ggml_backend_reg_name(reg))
 
 
@@ -348,7 +355,7 @@ def _path(name: str, value: str | os.PathLike[str]) -> str:
     return os.path.abspath(path)
 
 
-def _load_module(path: str) -> Any:
+def _load_module(path: str) -> Pointer[ggml_backend_reg]:
     reg = lib.guarded_backend_load(os.fsencode(path))
     if reg == ffi.NULL:
         if not lib.pyllama_caught() and not last_errors():

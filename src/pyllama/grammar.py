@@ -7,7 +7,7 @@ import re
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,9 @@ from pyllama._native._binding import ffi, lib
 from pyllama.errors import GrammarError, NativeError
 from pyllama.sampler import Sampler, _tokenizing
 from pyllama.vocab import Vocab
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import Pointer, llama_sampler, llama_vocab, pyllama_tokens
 
 MAX_SOURCE = 2**22  # bytes of GBNF
 MAX_SCHEMA = 2**19  # bytes of JSON; each takes up to 1 KiB of stack
@@ -285,7 +288,7 @@ class GrammarSampler(Sampler):
         return self._vocab.n_tokens
 
 
-def _problem(vocab: Any, grammar: Grammar) -> str:
+def _problem(vocab: Pointer[llama_vocab], grammar: Grammar) -> str:
     """What is wrong with the grammar, or an empty text."""
     for name in ("gbnf", "root"):
         value = getattr(grammar, name)
@@ -303,10 +306,12 @@ def _problem(vocab: Any, grammar: Grammar) -> str:
 
 
 # The tokens of a vocabulary in the form that grammars walk: it takes milliseconds to make.
-_tokens: weakref.WeakKeyDictionary[Vocab, Handle] = weakref.WeakKeyDictionary()
+_tokens: weakref.WeakKeyDictionary[Vocab, Handle[Pointer[pyllama_tokens]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def _tokens_of(vocab: Vocab) -> Handle:
+def _tokens_of(vocab: Vocab) -> Handle[Pointer[pyllama_tokens]]:
     """The tokens of a vocabulary whose model is open."""
     tokens = _tokens.get(vocab)
     if tokens is None:
@@ -323,7 +328,9 @@ def _tokens_of(vocab: Vocab) -> Handle:
     return tokens
 
 
-def _init(vocab: Vocab, grammar: Grammar, patterns: list[bytes], tokens: list[int]) -> Any:
+def _init(
+    vocab: Vocab, grammar: Grammar, patterns: list[bytes], tokens: list[int]
+) -> Pointer[llama_sampler]:
     texts = [ffi.new("char[]", pattern) for pattern in patterns]
     return lib.guarded_sampler_init_grammar(
         vocab._pointer,

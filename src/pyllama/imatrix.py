@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama.errors import NativeError, QuantizeError
 from pyllama.model_params import utf8
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import Array, Pointer, llama_model_imatrix_data, pyllama_imatrix
 
 # Beyond it the squares that quantization weighs with it overflow, and llama.cpp asserts.
 MAX_IMPORTANCE = 1e12
@@ -55,7 +58,9 @@ def read_imatrix(argument: str, path: str | os.PathLike[str]) -> dict[str, NDArr
         }
 
 
-def imatrix_array(imatrix: Mapping[str, NDArray[np.float32]] | None) -> tuple[Any, list[Any]]:
+def imatrix_array(
+    imatrix: Mapping[str, NDArray[np.float32]] | None,
+) -> tuple[Array[llama_model_imatrix_data], list[Array[Any]]]:
     """An array of ``llama_model_imatrix_data``, which an entry without name ends.
 
     And what it points to.
@@ -65,7 +70,7 @@ def imatrix_array(imatrix: Mapping[str, NDArray[np.float32]] | None) -> tuple[An
     if not isinstance(imatrix, Mapping):
         raise TypeError(f"imatrix must be a mapping or a path, got {imatrix!r}")
     array = ffi.new("struct llama_model_imatrix_data[]", len(imatrix) + 1)
-    pointees = []
+    pointees: list[Array[Any]] = []
     for entry, (name, values) in zip(array, imatrix.items(), strict=False):
         if not isinstance(name, str):
             raise TypeError(f"imatrix must have names of tensors for keys, got {name!r}")
@@ -76,7 +81,7 @@ def imatrix_array(imatrix: Mapping[str, NDArray[np.float32]] | None) -> tuple[An
     return array, pointees
 
 
-def _values(pointer: Any, index: int) -> NDArray[np.float32]:
+def _values(pointer: Pointer[pyllama_imatrix], index: int) -> NDArray[np.float32]:
     size = ffi.new("size_t *")
     values = lib.guarded_imatrix_values(pointer, index, size)
     raise_if_caught("reading an imatrix")

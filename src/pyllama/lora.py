@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,8 +20,11 @@ from pyllama.context import Context
 from pyllama.errors import AdapterError, NativeError
 from pyllama.model import Model, read_string
 
+if TYPE_CHECKING:
+    from pyllama._native._binding import Pointer, llama_adapter_lora
 
-class LoraAdapter(NativeObject):
+
+class LoraAdapter(NativeObject["Pointer[llama_adapter_lora]"]):
     """A LoRA adapter for one model (``llama_adapter_lora_init``).
 
     ``set_adapters_lora`` puts it to use. It keeps its model alive; closing the model closes
@@ -237,7 +240,7 @@ def _directions(directions: ArrayLike, model: Model) -> NDArray[np.float32]:
     return rows
 
 
-def _metadata(pointer: Any) -> dict[str, str]:
+def _metadata(pointer: Pointer[llama_adapter_lora]) -> dict[str, str]:
     return {
         read_string(lib.guarded_adapter_meta_key, pointer, index): read_string(
             lib.guarded_adapter_meta_val, pointer, index

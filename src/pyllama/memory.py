@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from pyllama._arguments import INT32_MAX, integer
 from pyllama._native._binding import lib
 from pyllama._object import NativeObject
 from pyllama._uncopyable import Uncopyable
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import Pointer, llama_memory_i
+
+A = ParamSpec("A")
 
 
 class Memory(Uncopyable):
@@ -21,8 +27,8 @@ class Memory(Uncopyable):
 
     def __init__(
         self,
-        context: NativeObject,
-        pointer: Any,
+        context: NativeObject[Any],
+        pointer: Pointer[llama_memory_i],
         *,
         n_seq_max: int,
         kv_unified: bool,
@@ -160,11 +166,16 @@ class Memory(Uncopyable):
         """A decode has moved everything that waited for it."""
         self._pending = False
 
-    def _call(self, call: Any, *arguments: int) -> int:
+    def _call(
+        self,
+        call: Callable[Concatenate[Pointer[llama_memory_i], A], int],
+        *arguments: A.args,
+        **named: A.kwargs,
+    ) -> int:
         context = self._context
         with context._lock:
             context._open()
-            return context._check(call(self._pointer, *arguments), "changing the memory")
+            return context._check(call(self._pointer, *arguments, **named), "changing the memory")
 
     def _seq(self, name: str, seq_id: int, *, low: int = 0) -> int:
         return integer(name, seq_id, low, self._n_seq_max - 1)

@@ -31,6 +31,13 @@ from pyllama.vocab import Vocab
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
+    from pyllama._native._binding import (
+        Pointer,
+        llama_adapter_lora,
+        llama_model,
+        llama_model_params_p,
+    )
+
 RopeType = Literal["none", "norm", "neox", "mrope", "imrope", "vision"]
 
 _ROPE_TYPES: dict[int, RopeType] = {
@@ -64,7 +71,7 @@ _SAMPLING_KEYS: dict[str, str] = {
 _TEMPLATE_KEY = "tokenizer.chat_template"
 
 
-class Model(NativeObject):
+class Model(NativeObject["Pointer[llama_model]"]):
     """A model loaded from a GGUF file (``llama_model_load_from_file``).
 
     Any number of threads may use one at a time. Its contexts and LoRA adapters stand on it:
@@ -204,15 +211,17 @@ class Model(NativeObject):
     def _load(
         self,
         files: Sequence[str | int],
-        load: Callable[[Any], Any],
+        load: Callable[[llama_model_params_p], Pointer[llama_model]],
         options: ModelOptions,
         *,
         name: str | None = None,
         offset: int = 0,
     ) -> None:
         super().__init__()
-        self._dependents: weakref.WeakSet[NativeObject] = weakref.WeakSet()
-        self._retired_adapters: list[Any] = []  # to be freed while no context decodes
+        self._dependents: weakref.WeakSet[NativeObject[Any]] = weakref.WeakSet()
+        self._retired_adapters: list[
+            Pointer[llama_adapter_lora]
+        ] = []  # to be freed while no context decodes
         #: The file it was loaded from, or what it was instead of a file with a name.
         self.path = name or str(files[0])
         # llama.cpp keeps a copy of the struct, pointers and all.
@@ -396,7 +405,7 @@ class Model(NativeObject):
         for dependent in list(self._dependents):
             dependent._lose(reason)
 
-    def _adopt(self, dependent: NativeObject) -> None:
+    def _adopt(self, dependent: NativeObject[Any]) -> None:
         """Remember what stands on this model, so that close() closes it first."""
         with self._lock:
             if self._handle is not None:
@@ -423,7 +432,7 @@ def read_string(getter: Callable[..., int], *arguments: Any) -> str:
         size = length + 1
 
 
-def _metadata(pointer: Any) -> dict[str, str]:
+def _metadata(pointer: Pointer[llama_model]) -> dict[str, str]:
     return {
         read_string(lib.guarded_model_meta_key, pointer, index): read_string(
             lib.guarded_model_meta_val, pointer, index
@@ -440,7 +449,7 @@ def _as_metadata(overrides: Mapping[str, bool | int | float | str]) -> dict[str,
     }
 
 
-def _classifier_labels(pointer: Any) -> tuple[str, ...]:
+def _classifier_labels(pointer: Pointer[llama_model]) -> tuple[str, ...]:
     labels = []
     # Its number of outputs is 1 for models that are no classifiers; those have no label.
     for index in range(lib.llama_model_n_cls_out(pointer)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from pyllama._arguments import INT32_MAX, UINT32_MAX, choice, integer, real
 from pyllama._callbacks import Progress
@@ -12,6 +12,14 @@ from pyllama._native._binding import ffi, lib
 from pyllama.backend_choice import backend_devices
 from pyllama.device import Device, load_backends
 from pyllama.device import devices as all_devices
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import (
+        Array,
+        Pointer,
+        ggml_backend_buffer_type,
+        llama_model_tensor_buft_override,
+    )
 
 SplitMode = Literal["none", "layer", "row", "tensor"]
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap_mlock", "direct_io"]
@@ -145,7 +153,7 @@ def kv_override_array(
     return array
 
 
-def pattern(name: str, value: str) -> Any:
+def pattern(name: str, value: str) -> Array[bytes]:
     """A regular expression over tensor names, as a C string."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must have strings for keys, got {value!r}")
@@ -205,7 +213,7 @@ def _split_array(shares: Sequence[float] | None) -> Any:
 
 def _buft_override_array(
     overrides: Mapping[str, Device] | None, devices: Sequence[Device] | None
-) -> tuple[Any, list[Any]]:
+) -> tuple[Array[llama_model_tensor_buft_override], list[Array[bytes]]]:
     """The array, which an entry without pattern ends, and the strings that it points to."""
     if overrides is None:
         return ffi.NULL, []
@@ -228,7 +236,7 @@ def _buft_override_array(
     return array, patterns
 
 
-def buffer_type(device: Device) -> Any:
+def buffer_type(device: Device) -> Pointer[ggml_backend_buffer_type]:
     """The buffers that tensors on a device are kept in (``ggml_backend_dev_buffer_type``)."""
     found = lib.guarded_dev_buffer_type(device._pointer)
     if found == ffi.NULL:

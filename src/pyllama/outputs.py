@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,13 @@ from pyllama.context_params import POOLING_NAMES, Pooling
 from pyllama.errors import OutputsInUseError
 from pyllama.model import Model
 
+if TYPE_CHECKING:
+    from pyllama._native._binding import Pointer, llama_context
+
 Floats = NDArray[np.float32]
 
 
-class Outputs(NativeObject):
+class Outputs(NativeObject["Pointer[llama_context]"]):
     """What a ``Context`` computed last.
 
     An output stands for each entry of the batch that asked for one; with embeddings switched on,
@@ -37,7 +40,7 @@ class Outputs(NativeObject):
         self._has_embeddings = False
         self._views: weakref.ref[_Views] | None = None
 
-    def _describe_outputs(self, pointer: Any) -> None:
+    def _describe_outputs(self, pointer: Pointer[llama_context]) -> None:
         """Ask a context that was just made for the sizes of what it takes and gives."""
         shape = ffi.new("pyllama_context_shape *")
         if lib.guarded_context_shape(pointer, shape):
@@ -204,7 +207,7 @@ class Outputs(NativeObject):
             return False
         return True
 
-    def _all_logits(self) -> Any:
+    def _all_logits(self) -> Pointer[float]:
         pointer = self._open().pointer
         self._require(self._has_logits, "logits")
         rows = lib.guarded_get_logits(pointer)
@@ -213,7 +216,11 @@ class Outputs(NativeObject):
         return rows
 
     def _copy(
-        self, data: Any, shape: tuple[int, ...], out: Floats | None, index: int | None = None
+        self,
+        data: Pointer[float],
+        shape: tuple[int, ...],
+        out: Floats | None,
+        index: int | None = None,
     ) -> Floats:
         if self._lost is not None:  # meanwhile
             self._open()
@@ -261,7 +268,9 @@ class _Views:
 
     __slots__ = ("__array_interface__", "__weakref__", "_handle")
 
-    def __init__(self, handle: Handle, address: int, shape: tuple[int, int]) -> None:
+    def __init__(
+        self, handle: Handle[Pointer[llama_context]], address: int, shape: tuple[int, int]
+    ) -> None:
         self._handle = handle
         self.__array_interface__ = {
             "version": 3,

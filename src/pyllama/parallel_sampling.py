@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pyllama._arguments import INT32_MAX, integer
 from pyllama._guard import CAUGHT, caught_error, check, to_str
@@ -14,6 +14,9 @@ from pyllama.context import Context
 from pyllama.errors import LlamaError, NativeAssertionError
 from pyllama.sampler_chain import SamplerChain
 from pyllama.threadpool import MAX_THREADS
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import Pointer, pyllama_chain, pyllama_draw
 
 
 def sample_each(
@@ -71,7 +74,7 @@ def sample_each(
     return holding([*(chain._lock for chain in ordered), context._lock], sample)
 
 
-def _usable(chain: SamplerChain, context: Context) -> Any:
+def _usable(chain: SamplerChain, context: Context) -> Pointer[pyllama_chain]:
     """The pointer of a chain that can sample beside others."""
     pointer = chain._open().pointer
     chain._require_idle()
@@ -83,7 +86,7 @@ def _usable(chain: SamplerChain, context: Context) -> Any:
     return pointer
 
 
-def _outcome(draw: Any, chain: SamplerChain) -> int | LlamaError:
+def _outcome(draw: pyllama_draw, chain: SamplerChain) -> int | LlamaError:
     token: int = draw.token
     if token >= 0:
         return token

@@ -6,12 +6,15 @@ import copy
 import itertools
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pyllama._native._binding import ffi, lib
 from pyllama.candidates import _ROW, Candidates
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import llama_token_data_array_p
 
 
 class PythonSampler:
@@ -96,7 +99,7 @@ def _keep_raised(_type: object, error: BaseException, _traceback: object) -> Non
 
 
 @ffi.def_extern(error=1, onerror=_keep_raised)
-def pyllama_on_sampler_apply(number: int, array: Any) -> int:
+def pyllama_on_sampler_apply(number: int, array: llama_token_data_array_p) -> int:
     sampler = _samplers[number]
     size = array.size * _ROW.itemsize
     data = np.frombuffer(ffi.buffer(array.data, size), dtype=_ROW)

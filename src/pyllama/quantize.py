@@ -8,7 +8,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,13 @@ from pyllama.ggml_type import WRITABLE_TYPES, GgmlType, row_size
 from pyllama.imatrix import imatrix_array, read_imatrix
 from pyllama.model import Model
 from pyllama.model_params import kv_override_array, pattern
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import (
+        Array,
+        llama_model_quantize_params,
+        llama_model_tensor_override,
+    )
 
 _MAX_THREADS = 512
 
@@ -183,7 +190,12 @@ class _Tensor:
 
 
 def _run(
-    source: str, target: str, params: Any, progress: Progress, *, quiet: bool = False
+    source: str,
+    target: str,
+    params: llama_model_quantize_params,
+    progress: Progress,
+    *,
+    quiet: bool = False,
 ) -> list[_Tensor]:
     what = f"quantizing {source}"
     user_data = ffi.new_handle(progress)
@@ -238,7 +250,7 @@ def _check_plan(
             _check(lib.guarded_check_magnitude, part, _MAX_MAGNITUDE)
 
 
-def _check(call: Any, path: str, *arguments: Any) -> None:
+def _check(call: Callable[..., int], path: str, *arguments: Any) -> None:
     what = f"quantizing: {path}"
     try:
         check(call(os.fsencode(path), *arguments), what)
@@ -299,7 +311,9 @@ def _move(folder: str, destination: str, parts: list[str]) -> tuple[str, ...]:
     return tuple(moves.values())
 
 
-def _type_array(types: Mapping[str, GgmlType] | None) -> tuple[Any, list[Any]]:
+def _type_array(
+    types: Mapping[str, GgmlType] | None,
+) -> tuple[Array[llama_model_tensor_override], list[Array[bytes]]]:
     """An array of ``llama_model_tensor_override``, which one without pattern ends."""
     if types is None:
         return ffi.NULL, []

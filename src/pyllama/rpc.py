@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from queue import SimpleQueue
     from subprocess import Popen
 
+    from pyllama._native._binding import Pointer, ggml_backend, ggml_backend_reg
+
 # The first message of every version of the protocol: its number, the size of what follows, and
 # what the client's network can do. The answer begins with its own size.
 _HELLO = bytes([14]) + (24).to_bytes(8, "little") + bytes(24)
@@ -112,7 +114,7 @@ class _Server:
 
     def __init__(self, endpoint: str, host: str, port: int) -> None:
         self._endpoint = endpoint
-        self._models: weakref.WeakSet[NativeObject] = weakref.WeakSet()
+        self._models: weakref.WeakSet[NativeObject[Any]] = weakref.WeakSet()
         from pyllama._rpc_relay import Relay
 
         self._relay = Relay(host, port, self._lose)
@@ -130,7 +132,7 @@ class _Server:
     def has(self, device: Device) -> bool:
         return device._pointer in self.pointers
 
-    def connect(self) -> Handle:
+    def connect(self) -> Handle[Pointer[ggml_backend]]:
         """Have llama.cpp be connected for as long as the handle lives."""
         backend = lib.guarded_dev_init(next(iter(self.pointers)))
         if backend == ffi.NULL:
@@ -163,7 +165,7 @@ class _Server:
         """Take no connection any more."""
         self._relay.close()
 
-    def watch(self, model: NativeObject) -> None:
+    def watch(self, model: NativeObject[Any]) -> None:
         self._models.add(model)
         if self._relay.lost is not None:  # and others have not closed what they have there
             model._lose(self._relay.lost)
@@ -173,7 +175,7 @@ class _Server:
             model._lose(reason)
 
 
-def watch(model: NativeObject, devices: Sequence[Device]) -> bool:
+def watch(model: NativeObject[Any], devices: Sequence[Device]) -> bool:
     """Have a model told when a server is lost that it has a part on; False if it has none."""
     servers = _servers_of(devices)
     for server in servers:
@@ -182,7 +184,7 @@ def watch(model: NativeObject, devices: Sequence[Device]) -> bool:
 
 
 @contextmanager
-def require_answers(devices: Sequence[Device]) -> Iterator[list[Handle]]:
+def require_answers(devices: Sequence[Device]) -> Iterator[list[Handle[Any]]]:
     """For what is asked of devices: a lost server's answers are zeros to llama.cpp.
 
     Gives the connections to their servers, which are there already: llama.cpp itself would connect
@@ -192,7 +194,7 @@ def require_answers(devices: Sequence[Device]) -> Iterator[list[Handle]]:
         ServerLostError: a server of theirs did not answer.
     """
     servers = [(server, server.n_failures) for server in _servers_of(devices)]
-    connections: list[Handle] = []
+    connections: list[Handle[Any]] = []
     error: LlamaError | None = None
     try:
         connections.extend(server.connect() for server, _ in servers)
@@ -224,7 +226,7 @@ def _servers_of(devices: Sequence[Device]) -> list[_Server]:
     return found
 
 
-class RpcServer(NativeObject):
+class RpcServer(NativeObject["Popen[str]"]):
     """Offers devices of this machine to others (``ggml_backend_rpc_start_server``).
 
     It runs in a process of its own, which ends with ``close``, or with the process that made
@@ -353,7 +355,7 @@ def _greet(endpoint: str, host: str, port: int, timeout: float) -> None:
         raise BackendError(f"what answers at {endpoint} is no RPC server of this llama.cpp")
 
 
-def _add_server(relay: str, endpoint: str) -> Any:
+def _add_server(relay: str, endpoint: str) -> Pointer[ggml_backend_reg]:
     reg = lib.guarded_rpc_add_server(relay.encode())
     if reg == ffi.NULL:
         try:

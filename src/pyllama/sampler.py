@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 from pyllama import _callbacks, _process  # noqa: F401  (installs the guard before any call)
 from pyllama._arguments import INT32_MAX, UINT32_MAX, integer, real
 from pyllama._guard import guarded_str, raise_caught, raise_if_caught
-from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._sampling import SamplerObject
 from pyllama.candidates import Candidates
@@ -21,13 +20,14 @@ from pyllama.vocab import Vocab
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from pyllama._native._binding import Pointer, llama_sampler
     from pyllama.model import Model
 
 MAX_LAST_N = 2**24  # the window is allocated at once, 4 bytes for each token
 MAX_BREAKER = 40  # bytes; llama.cpp cuts what is longer
 
 
-class Sampler(SamplerObject):
+class Sampler(SamplerObject["Pointer[llama_sampler]"]):
     """One step of a ``SamplerChain``, made by one of the class methods.
 
     A chain owns what it is given: a sampler is in one chain at a time, and is closed with it.
@@ -37,12 +37,17 @@ class Sampler(SamplerObject):
     One thread uses it at a time: calls from several threads wait for each other.
     """
 
-    _chain: weakref.ref[SamplerObject] | None = None
+    _chain: weakref.ref[SamplerObject[Any]] | None = None
     _effect: int = lib.PYLLAMA_ANY_EFFECT
     _calls_python = False
 
     def __init__(
-        self, pointer: Any, *, selects: bool, vocab: Vocab | None = None, reads_vocab: bool = False
+        self,
+        pointer: Pointer[llama_sampler],
+        *,
+        selects: bool,
+        vocab: Vocab | None = None,
+        reads_vocab: bool = False,
     ) -> None:
         super().__init__()
         if pointer == ffi.NULL:
@@ -392,7 +397,9 @@ class Sampler(SamplerObject):
 
     # For chains.
 
-    def _like(self, pointer: Any, chain: SamplerObject | None = None) -> Self:
+    def _like(
+        self, pointer: Pointer[llama_sampler], chain: SamplerObject[Any] | None = None
+    ) -> Self:
         """The same sampler around another pointer, owned by the chain if one is given."""
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__)
@@ -417,12 +424,12 @@ class Sampler(SamplerObject):
             raise
         self._own(self._pointer, lib.guarded_sampler_free, *needs)
 
-    def _join(self, chain: SamplerObject) -> Any:
+    def _join(self, chain: SamplerObject[Any]) -> Pointer[llama_sampler]:
         """The pointer, for the chain to own."""
         with self._lock:
             self._require_idle()
             pointer = self._open().pointer
-            handle, self._handle = cast("Handle", self._handle), None
+            handle, self._handle = self._open(), None
             handle.disown()
             self._chain = weakref.ref(chain)
             return pointer
@@ -433,7 +440,7 @@ class Sampler(SamplerObject):
             self._chain = None
             self._own_pointer()
 
-    def _owner(self) -> SamplerObject:
+    def _owner(self) -> SamplerObject[Any]:
         """The object whose lock and handle stand for the C sampler: itself, or its chain."""
         if self._chain is None:
             return self
@@ -443,7 +450,7 @@ class Sampler(SamplerObject):
         return chain
 
     @contextmanager
-    def _held(self) -> Iterator[SamplerObject]:
+    def _held(self) -> Iterator[SamplerObject[Any]]:
         """Hold the owner, locked and open; another thread may just be moving it."""
         while True:
             owner = self._owner()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from pyllama._arguments import INT32_MAX, integer
 from pyllama._guard import check, raise_caught, raise_if_caught
@@ -18,6 +18,9 @@ from pyllama.grammar import GrammarSampler
 from pyllama.python_sampler import raise_from_python
 from pyllama.sampler import Sampler, _accepted, _require_known
 from pyllama.vocab import Vocab
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import Pointer, llama_sampler, pyllama_chain
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class SamplerPerf:
     n_resampled: int
 
 
-class SamplerChain(SamplerObject):
+class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
     """Samplers applied one after the other (``llama_sampler_chain_init``).
 
     It behaves as a sequence of them. One thread uses it at a time: calls from several threads
@@ -286,7 +289,7 @@ class SamplerChain(SamplerObject):
         steps = " → ".join(self.names) or "empty"
         return f"<pyllama.SamplerChain {steps}{', with a grammar' if self._grammar else ''}>"
 
-    def _own_chain(self, pointer: Any) -> None:
+    def _own_chain(self, pointer: Pointer[pyllama_chain]) -> None:
         if pointer == ffi.NULL:
             raise_from_python()
             raise_caught("making a sampler chain")
@@ -322,7 +325,7 @@ class SamplerChain(SamplerObject):
         )
         self._steps.append(sampler)
 
-    def _join(self, sampler: Sampler) -> Any:
+    def _join(self, sampler: Sampler) -> Pointer[llama_sampler]:
         self._keep_model(sampler)
         self._vocab = self._vocab or sampler._vocab
         return sampler._join(self)
@@ -338,9 +341,9 @@ class _FreeChain:
     """Frees a chain, and keeps the models that its samplers read until then."""
 
     def __init__(self) -> None:
-        self.needs: list[Handle] = []
+        self.needs: list[Handle[Any]] = []
 
-    def __call__(self, pointer: Any) -> None:
+    def __call__(self, pointer: Pointer[pyllama_chain]) -> None:
         lib.guarded_chain_free(pointer)
         self.needs.clear()
 

@@ -23,6 +23,13 @@ from pyllama.errors import StateError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from pyllama._native._binding import (
+        Array,
+        Pointer,
+        llama_context,
+        llama_context_params,
+        pyllama_state_expected_p,
+    )
     from pyllama.context import Context
 
 # Before the bytes that llama.cpp wrote: magic, version, whether of a sequence, flags, separate
@@ -59,7 +66,7 @@ class State(Uncopyable):
 
     _instead_of_copying = "get_data() gives what the memory holds as bytes, which can be sent"
 
-    def __init__(self, context: Context, params: Any, *, has_memory: bool) -> None:
+    def __init__(self, context: Context, params: llama_context_params, *, has_memory: bool) -> None:
         self._context = context
         model = context.model
         self._kinds = int(params.type_k), int(params.type_v)
@@ -126,7 +133,7 @@ class State(Uncopyable):
             tokens: kept beside it, shape (n,); usually those that the memory is of.
         """
 
-        def save(pointer: Any, name: bytes, ids: Any, count: int) -> int:
+        def save(pointer: Pointer[llama_context], name: bytes, ids: Array[int], count: int) -> int:
             return int(lib.guarded_state_save_file(pointer, name, ids, count))
 
         self._save(path, tokens, save)
@@ -184,7 +191,7 @@ class State(Uncopyable):
         """Write a sequence to a file (``llama_state_seq_save_file``); see ``save_file``."""
         sequence = self._seq(seq_id)
 
-        def save(pointer: Any, name: bytes, ids: Any, count: int) -> int:
+        def save(pointer: Pointer[llama_context], name: bytes, ids: Array[int], count: int) -> int:
             return int(lib.guarded_state_seq_save_file(pointer, name, sequence, ids, count))
 
         self._save(path, tokens, save)
@@ -205,7 +212,7 @@ class State(Uncopyable):
     def _seq(self, seq_id: int) -> int:
         return integer("seq_id", seq_id, 0, self._context.n_seq_max - 1)
 
-    def _payload_size(self, pointer: Any, seq_id: int | None, flags: int) -> int:
+    def _payload_size(self, pointer: Pointer[llama_context], seq_id: int | None, flags: int) -> int:
         if seq_id is None:
             size = lib.guarded_state_get_size(pointer)
         else:
@@ -295,7 +302,9 @@ class State(Uncopyable):
         if flags & ~lib.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY:
             raise StateError("the state was taken with flags that this version does not know")
 
-    def _restore(self, begin: Any, size: int, seq_id: int | None, flags: int, what: str) -> None:
+    def _restore(
+        self, begin: Pointer[int], size: int, seq_id: int | None, flags: int, what: str
+    ) -> None:
         context = self._context
         with context._lock:
             pointer = context._open().pointer
@@ -325,7 +334,7 @@ class State(Uncopyable):
         self,
         path: str | os.PathLike[str],
         tokens: ArrayLike,
-        save: Callable[[Any, bytes, Any, int], int],
+        save: Callable[[Pointer[llama_context], bytes, Array[int], int], int],
     ) -> None:
         import tempfile  # it takes a while
 
@@ -385,7 +394,9 @@ class State(Uncopyable):
         self._restore(address, size, seq_id, 0, f"loading {name}")
         return tokens
 
-    def _refitted(self, begin: Any, size: int, seq_id: int, flags: int) -> memoryview | None:
+    def _refitted(
+        self, begin: Pointer[int], size: int, seq_id: int, flags: int
+    ) -> memoryview | None:
         """These bytes for a context with this one's number of memories; None if they are."""
         prefix, expected = len(_SEQUENCE_PREFIX), self._expected(seq_id, flags)
         n_parts = 3  # of a memory: each begins with the number of memories, and their lengths
@@ -404,13 +415,13 @@ class State(Uncopyable):
             self._context._check(found, "setting the state")
         return view[: prefix + found] if found else None
 
-    def _problem(self, begin: Any, size: int, seq_id: int | None, flags: int) -> str:
+    def _problem(self, begin: Pointer[int], size: int, seq_id: int | None, flags: int) -> str:
         """Why llama.cpp must not be given these bytes; empty if it may."""
         expected = self._expected(seq_id, flags)
         text = lib.guarded_state_problem(begin, size, self._architecture.encode(), expected)
         return take_str(text, "reading a state")
 
-    def _expected(self, seq_id: int | None, flags: int) -> Any:
+    def _expected(self, seq_id: int | None, flags: int) -> pyllama_state_expected_p:
         context = self._context
         expected = ffi.new("pyllama_state_expected *")
         expected.n_vocab = context.model.vocab.n_tokens
@@ -457,7 +468,7 @@ def _fingerprint(text: bytes) -> bytes:
     return struct.pack("<QQ", *halves)
 
 
-def _address(view: memoryview) -> Any:
+def _address(view: memoryview) -> Pointer[int]:
     """Where the bytes lie; whoever asks keeps the view."""
     return ffi.cast("uint8_t *", ffi.from_buffer(view))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pyllama import _callbacks  # noqa: F401  (installs the guard before any guarded call)
 from pyllama._arguments import choice, integer
@@ -11,6 +11,9 @@ from pyllama._guard import raise_caught
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
 from pyllama.device import load_backends
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import Pointer, ggml_threadpool  # noqa: F401  (for the class)
 
 Priority = Literal["low", "normal", "medium", "high", "realtime"]
 
@@ -25,7 +28,7 @@ _PRIORITIES: dict[str, int] = {
 MAX_THREADS: int = lib.GGML_MAX_N_THREADS
 
 
-class Threadpool(NativeObject):
+class Threadpool(NativeObject["Pointer[ggml_threadpool]"]):
     """Threads with their own placement and priority, for ``Context.attach_threadpool``.
 
     Without one, llama.cpp starts what each computation needs. Contexts may share a pool: their

@@ -7,7 +7,7 @@ import operator
 import reprlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NoReturn, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,14 @@ from pyllama._arguments import integer
 from pyllama._guard import CAUGHT, check, raise_caught, to_str
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
-from pyllama._object import NativeObject
 from pyllama._uncopyable import Uncopyable
 from pyllama.errors import NativeAssertionError, NativeError, TokenizationError
+
+if TYPE_CHECKING:
+    from pyllama._native._binding import Array, Pointer, llama_vocab, pyllama_tokenizer
+    from pyllama._object import NativeObject
+
+A = ParamSpec("A")
 
 VocabType = Literal["none", "spm", "bpe", "wpm", "ugm", "rwkv", "plamo2", "test"]
 
@@ -72,7 +77,9 @@ class Vocab(Uncopyable):
 
     _instead_of_copying = "Any number of threads may use it; another process opens the model's file"
 
-    def __init__(self, model: NativeObject, pointer: Any, *, pre: str | None = None) -> None:
+    def __init__(
+        self, model: NativeObject[Any], pointer: Pointer[llama_vocab], *, pre: str | None = None
+    ) -> None:
         """
 
         Args:
@@ -209,7 +216,7 @@ class Vocab(Uncopyable):
             lib.pyllama_free(result[0])
 
     @cached_property
-    def _tokenizer(self) -> Handle:
+    def _tokenizer(self) -> Handle[Pointer[pyllama_tokenizer]]:
         """Its special tokens, as tokenizing and chat templates look for them."""
         with self._model._open() as model:
             pre = ffi.NULL if self._pre is None else self._pre.encode()
@@ -320,12 +327,18 @@ class Vocab(Uncopyable):
         self._require_tokenizer()
         return bool(self._ask(lib.guarded_vocab_is_control, token))
 
-    def _ask(self, question: Callable[..., int], token: int, *arguments: Any) -> int:
+    def _ask(
+        self,
+        question: Callable[Concatenate[Pointer[llama_vocab], int, A], int],
+        token: int,
+        *arguments: A.args,
+        **named: A.kwargs,
+    ) -> int:
         token = self._id(token)
         with self._model._open():
-            return check(question(self._pointer, token, *arguments), f"token {token}")
+            return check(question(self._pointer, token, *arguments, **named), f"token {token}")
 
-    def _bytes(self, room: int, write: Callable[[Any, int], int], what: str) -> bytes:
+    def _bytes(self, room: int, write: Callable[[Array[bytes], int], int], what: str) -> bytes:
         """What ``write`` puts into a buffer, which is made larger when it asks for that."""
         with self._model._open():
             while True:
@@ -412,7 +425,7 @@ class Detokenizer:
         return held.decode("utf-8", "replace")
 
 
-def _suppress_tokens(pointer: Any) -> tuple[int, ...]:
+def _suppress_tokens(pointer: Pointer[llama_vocab]) -> tuple[int, ...]:
     count = ffi.new("int32_t *")
     tokens = lib.llama_vocab_get_suppress_tokens(pointer, count)
     return tuple(ffi.unpack(tokens, count[0])) if count[0] else ()
