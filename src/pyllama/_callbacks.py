@@ -21,6 +21,21 @@ logger = logging.getLogger("pyllama.llama_cpp")
 # ggml_log_level: debug, info, warn, error.
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 
+# Parts of llama.cpp's warnings that a user can act on, by another argument or a model that is
+# converted anew. All other warnings are logged at INFO.
+ADVICE = (
+    "possible training context overflow",
+    "GENERATION QUALITY WILL BE DEGRADED",
+    "CONSIDER REGENERATING THE MODEL",
+    "please reconvert model",
+    "Bad metadata override type",
+    "unknown KV override type",
+    "DRY sequence breaker",
+    "failed to mlock",
+    "failed to VirtualLock",
+    "mlock not supported",
+)
+
 _raised_while_polling = threading.local()
 
 
@@ -29,7 +44,10 @@ def pyllama_on_log(level: int, line: Pointer[bytes]) -> None:
     # While the interpreter ends, a program that set up no logging gets nothing on stderr.
     if not threading.main_thread().is_alive() and not logger.hasHandlers():
         return
-    logger.log(_LEVELS.get(level, logging.INFO), "%s", to_str(line))
+    text, known = to_str(line), _LEVELS.get(level, logging.INFO)
+    if known == logging.WARNING and not any(advice in text for advice in ADVICE):
+        known = logging.INFO
+    logger.log(known, "%s", text)
 
 
 class Progress:

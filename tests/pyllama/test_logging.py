@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
+from pathlib import Path
 
 import pytest
 from decoding import Decoding, run_python, slow_batch, slow_context
 
 import pyllama
-from pyllama import Batch, Context, Model
+from pyllama import Batch, Context, Model, _callbacks
 from pyllama._guard import last_errors
+from pyllama._native import _binding
 from pyllama._native._binding import lib
 
 NAME = "pyllama.llama_cpp"
 
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="the library has this name on Linux alone"
+)
 
-def test_warnings_are_logged(tiny, caplog):
+
+def test_a_warning_that_a_user_can_act_on_is_a_warning(tiny, caplog):
     with Context(tiny, n_ctx=1024):
         pass
     (record,) = [record for record in caplog.records if "n_ctx_train" in record.message]
@@ -24,15 +32,56 @@ def test_warnings_are_logged(tiny, caplog):
     assert "\n" not in record.message
 
 
-def test_errors_are_logged_and_raised(tiny_model_path, tmp_path, caplog):
+@pytest.fixture
+def log():
+    """llama.cpp's function that logs a line at a level."""
+    (library,) = Path(_binding.__file__).parent.rglob("libggml-base.so")
+    return ctypes.CDLL(str(library)).ggml_log_internal
+
+
+@on_linux
+def test_a_warning_that_a_user_cannot_act_on_is_logged_at_info(log, caplog):
+    log(3, b"load: control-looking token: 2 '</s>' was not control-type\n")
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+
+
+def test_every_advice_is_a_text_of_llama_cpp():
+    sources = Path(__file__).parents[2] / "vendor" / "llama.cpp" / "src"
+    texts = "".join(path.read_text(encoding="utf-8") for path in sources.glob("*.cpp"))
+    assert [advice for advice in _callbacks.ADVICE if advice not in texts] == []
+
+
+def test_errors_are_raised_and_logged_at_info(tiny_model_path, tmp_path, caplog):
     path = tmp_path / "model.gguf"
     path.write_bytes(tiny_model_path.read_bytes()[:-100])
     with pytest.raises(pyllama.ModelLoadError) as caught:
         pyllama.Model(path)
-    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert errors
-    assert all(record.name == NAME for record in errors)
-    assert errors[0].message.strip() in str(caught.value)
+    logged = [record for record in caplog.records if record.message.strip() in str(caught.value)]
+    assert logged
+    assert {record.name for record in logged} == {NAME}
+    assert {record.levelno for record in caplog.records} == {logging.INFO}
+
+
+@on_linux
+def test_errors_of_a_call_that_succeeds_are_errors(tiny_model_path, tmp_path, log, caplog):
+    damaged = tmp_path / "model.gguf"
+    damaged.write_bytes(tiny_model_path.read_bytes()[:-100])
+    told = []
+
+    def during_the_load(_fraction):
+        if not told:
+            log(4, b"of the load itself\n")
+            with pytest.raises(pyllama.ModelLoadError) as caught:
+                Model(damaged)
+            told.append(str(caught.value))
+
+    with Model(tiny_model_path, progress=during_the_load):
+        pass
+    levels = {record.message.strip(): record.levelno for record in caplog.records}
+    assert levels.pop("of the load itself") == logging.ERROR
+    assert set(levels.values()) == {logging.INFO}  # what was raised within
+    assert any(message in told[0] for message in levels)
 
 
 def test_nothing_is_written_to_stdout_or_stderr(tiny_model_path, tmp_path, capfd):
@@ -152,7 +201,7 @@ def test_a_computation_after_a_stopped_one_logs_its_errors(computation, caplog):
     stop(*computation)
     context, _ = computation
     assert lib.guarded_decode_token(context._open().pointer, 10**6, 0, 0) == -1
-    assert {record.levelno for record in caplog.records} == {logging.ERROR}
+    assert {record.levelno for record in caplog.records} == {logging.INFO}
 
 
 def test_a_cancelled_context_logs_no_errors(tiny_model_path, caplog):
@@ -169,7 +218,7 @@ def test_a_cancelled_context_logs_no_errors(tiny_model_path, caplog):
 def test_errors_of_a_decode_are_logged(tiny, caplog):
     with Context(tiny, n_ctx=256) as context, pytest.raises(pyllama.InvalidBatchError):
         context.decode(Batch.from_tokens([1], pos=99, seq_id=7))
-    assert [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert {record.levelno for record in caplog.records} == {logging.INFO}
 
 
 def test_an_assertion_ends_the_holding_back(tiny, caplog):

@@ -69,10 +69,39 @@ void on_abort(const char * message) {
     std::fflush(stderr);
 }
 
-void tell(ggml_log_level level, const std::string & line) {
-    auto handler = is_ending ? nullptr : log_handler.load();
-    if (handler && level >= log_level.load()) {
+void hand_to_python(ggml_log_level level, const std::string & line) {
+    if (auto handler = is_ending ? nullptr : log_handler.load()) {
         pyllama::call_python([&] { handler(level, line.c_str()); });
+    }
+}
+
+void tell(ggml_log_level level, const std::string & line) {
+    if (level >= log_level.load()) {
+        hand_to_python(level, line);
+    }
+}
+
+// The level of errors that the caller raises. They are logged at INFO: nobody should read them twice.
+constexpr ggml_log_level RAISED = GGML_LOG_LEVEL_NONE;
+
+// What a call has logged, from its first line that waits on, gets another level.
+void relabel(thread_state & state, size_t first, ggml_log_level from, ggml_log_level to) noexcept {
+    for (size_t i = first; i < state.held.size(); i++) {
+        ggml_log_level & level = state.held[i].first;
+        level                  = level >= from ? to : level;
+    }
+}
+
+void tell_held(thread_state & state) noexcept {
+    for (const auto & [level, line] : std::exchange(state.held, {})) {
+        try {
+            if (level == RAISED) {
+                hand_to_python(GGML_LOG_LEVEL_INFO, line);
+            } else {
+                tell(level, line);
+            }
+        } catch (...) { // no memory to tell it with
+        }
     }
 }
 
@@ -83,7 +112,8 @@ void end_log_line(thread_state & state) {
         state.errors += '\n';
     }
     if (!state.listener || !state.listener->exclusive) {
-        if (state.holds_log) {
+        const bool is_error = state.level >= GGML_LOG_LEVEL_ERROR && state.depth > 0;
+        if (state.holds_log || is_error || !state.held.empty()) {
             state.held.emplace_back(state.level, state.line);
         } else {
             tell(state.level, state.line);
@@ -176,13 +206,28 @@ guard_scope::guard_scope() noexcept :
         }
     }
     state.depth++;
+    n_held_ = state.held.size();
 }
 
 guard_scope::~guard_scope() noexcept {
     if (!settled_) {
         return;
     }
-    this_thread().depth--;
+    thread_state & state = this_thread();
+    if (failed_) {
+        relabel(state, n_held_, GGML_LOG_LEVEL_ERROR, RAISED);
+    }
+    if (outermost_ && !state.held.empty()) {
+        // What a handler in Python calls may fail, too, and is not what this call reports.
+        const pyllama_caught_kind kind    = state.kind;
+        std::string               message = std::move(state.message);
+        std::string               errors  = std::move(state.errors);
+        tell_held(state);
+        state.kind    = kind;
+        state.message = std::move(message);
+        state.errors  = std::move(errors);
+    }
+    state.depth--;
     if (outermost_) {
         my_count().value--;
         tidy_registers();
@@ -288,16 +333,14 @@ int32_t compute(int32_t stopped, const std::function<int32_t()> & call) {
     }
     struct held_log {
         thread_state & state;
+        const size_t   first = state.held.size();
         bool           was_stopped = false;
 
         explicit held_log(thread_state & state) : state(state) { state.holds_log = true; }
         ~held_log() noexcept {
             state.holds_log = false;
-            for (const auto & [level, line] : std::exchange(state.held, {})) {
-                try {
-                    tell(was_stopped ? std::min(level, GGML_LOG_LEVEL_DEBUG) : level, line);
-                } catch (...) { // no memory to tell it with
-                }
+            if (was_stopped) {
+                relabel(state, first, GGML_LOG_LEVEL_INFO, GGML_LOG_LEVEL_DEBUG);
             }
         }
     } log(state);

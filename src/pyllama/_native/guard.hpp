@@ -16,6 +16,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace pyllama {
@@ -42,10 +43,15 @@ class guard_scope {
     // for what a thread keeps.
     bool admitted() const noexcept { return admitted_; }
 
+    // The call failed. What it logged as errors becomes part of an exception.
+    void fail() noexcept { failed_ = true; }
+
   private:
     bool settled_;
     bool outermost_;
     bool admitted_;
+    bool failed_ = false;
+    size_t n_held_ = 0; // lines of the log that waited when it began
 };
 
 void keep_caught(pyllama_caught_kind kind, const char * message) noexcept;
@@ -78,13 +84,22 @@ class log_listener {
     log_listener * previous;
 };
 
-// A computation: what it returns is 0, or says what failed. Its log is held back until then, because
-// llama.cpp logs errors for one that was stopped. Where it was (it returned stopped), those lines are
-// for debugging only.
+// A computation: what it returns is 0, or says what failed. Its log waits until then. llama.cpp logs
+// errors for a computation that was stopped (it returned stopped): those lines are logged for
+// debugging only.
 int32_t compute(int32_t stopped, const std::function<int32_t()> & call);
 
 // Have the log come to us again, after a function that set a log callback of its own.
 void restore_log() noexcept;
+
+// Whether what a function of llama.cpp returned says that it failed.
+template <class T> bool is_failure(T result) noexcept {
+    if constexpr (std::is_integral_v<T> && std::is_signed_v<T>) {
+        return result < 0;
+    } else {
+        return !result; // a null pointer, false, a size of 0
+    }
+}
 
 template <class T, class Call> T guarded(T failed, Call && call) noexcept {
     guard_scope scope;
@@ -95,11 +110,15 @@ template <class T, class Call> T guarded(T failed, Call && call) noexcept {
     try {
         T result = std::forward<Call>(call)();
         if (!take_swallowed_assertion()) {
+            if (is_failure(result)) {
+                scope.fail();
+            }
             return result;
         }
     } catch (...) {
         keep_current_exception();
     }
+    scope.fail();
     return failed;
 }
 
