@@ -18,6 +18,7 @@ from adapter.errors import ModelInUseError, ModelNotLoadedError
 from adapter.models.chat_templates import ChatTemplates
 from adapter.models.hardware import Placement
 from adapter.models.lease import Lease
+from adapter.models.loading_bar import Watch
 from adapter.models.memory_budget import MemoryBudget
 from adapter.models.pool_requests import Request, in_pool_thread
 from adapter.models.pool_thread import Message, PoolThread
@@ -44,7 +45,7 @@ class ModelLoader:
     reproducible   whether requests give the same bytes whatever runs beside them
     prefix_folder  where beginnings of prompts are kept
     templates      chat templates in place of the models' own
-    progress       called with a model's name and the fraction loaded
+    watch          gives what a load calls with the fraction loaded
     """
 
     plan: Plan
@@ -52,7 +53,7 @@ class ModelLoader:
     reproducible: bool
     prefix_folder: Path | None
     templates: ChatTemplates
-    progress: Callable[[str, float], None] | None
+    watch: Watch
 
     def __post_init__(self) -> None:
         self._process = os.getpid()

@@ -105,6 +105,7 @@ class Load(Job):
         self._loader = loader
         self._name = name
         self._raised: BaseException | None = None
+        self._watcher: Callable[[float], None] = lambda _fraction: None
 
     def work(self) -> None:
         _loads.append(self.thread)
@@ -123,7 +124,8 @@ class Load(Job):
     def _load(self) -> None:
         slot, resident = self.slot, None
         try:
-            with _translated(self._name, slot.path):
+            with _translated(self._name, slot.path), self._loader.watch(self._name) as watcher:
+                self._watcher = watcher
                 placement = self._place()
                 before = _stamps(slot.path)
                 resident = ResidentModel(
@@ -159,13 +161,11 @@ class Load(Job):
         return report
 
     def _report(self, fraction: float) -> bool:
-        progress = self._loader.progress
-        if progress is not None:
-            try:
-                progress(self._name, fraction)
-            except BaseException as error:
-                self._raised = error  # to be raised as it is, an OSError, too
-                raise
+        try:
+            self._watcher(fraction)
+        except BaseException as error:
+            self._raised = error  # to be raised as it is, an OSError, too
+            raise
         return not self.pool.stops(self.slot)
 
     def _place(self) -> Placement:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ from adapter.models.files import ModelFolder, ModelInfo
 from adapter.models.hardware import HardwareManager, require_integer
 from adapter.models.loaded import LoadedModel, whole
 from adapter.models.loader import ModelLoader
+from adapter.models.loading_bar import Progress, watch
 from adapter.models.memory_budget import MemoryBudget
 from adapter.models.resident import ResidentModel
 from adapter.models.slot import ModelSlot
@@ -62,14 +63,16 @@ class ModelPool:
     chat_template   a template in Jinja in place of the models' own: its text, or the path of a file
                     that holds it. One for all models of the pool, or a mapping from their names.
                     What a model can do is found by trying it, and it is part of the lm's name
-    progress        called with a model's name and the fraction loaded, 0.0 to 1.0, whenever the
-                    model is loaded or reloaded, in a thread of the pool's. What it raises stops the
-                    load, and is raised by whoever waits for it. It may unload models and close the
-                    pool; asking for one that is not in memory is a ModelInUseError
+    progress        True draws a bar on standard error while a model loads, if that is a terminal;
+                    False draws nothing. Or a function, called in a thread of the pool with a
+                    model's name and the fraction loaded, 0.0 to 1.0. What it raises stops the load,
+                    and is raised by whoever waits for it. It may unload models and close the pool;
+                    asking for one that is not in memory is a ModelInUseError
 
     Raises NotADirectoryError when model_dir or prefix_folder is no folder, PermissionError or other
     OSErrors for a prefix_folder that is not to be trusted or cannot be written,
-    InvalidParameterError for a number out of range or an rpc that is no "host:port",
+    InvalidParameterError for a number out of range, an rpc that is no "host:port", or a progress
+    that is neither a function nor a bool,
     InvalidModelNameError for an alias that is no plain name or leads out of the folder,
     ConfigurationError for both hardware and rpc, and for a chat_template that cannot be read or
     does not parse, ModelNotFoundError where it names a model that the folder does not have.
@@ -90,7 +93,7 @@ class ModelPool:
         reproducible: bool = True,
         prefix_folder: str | os.PathLike[str] | None = None,
         chat_template: Template | Mapping[str, Template] | None = None,
-        progress: Callable[[str, float], None] | None = None,
+        progress: Progress = True,
     ) -> None:
         require_integer("context_length", context_length, least=1)
         require_integer("max_contexts", max_contexts, least=1)
@@ -113,7 +116,7 @@ class ModelPool:
             reproducible=reproducible,
             prefix_folder=_made(prefix_folder),
             templates=ChatTemplates(chat_template, self._folder.find),
-            progress=progress,
+            watch=watch(progress),
         )
 
     # Loading
