@@ -92,6 +92,8 @@ from pyllama.state import State
 from pyllama.threadpool import Threadpool
 from pyllama.vocab import Detokenizer, Vocab
 
+__version__ = "0.1.0"
+
 __all__ = [
     # Objects
     "Model",

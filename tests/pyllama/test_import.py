@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -81,3 +82,7 @@ def test_backends_are_found_from_any_folder(tmp_path, folder):
     )
     assert "cpu" in result.stdout
     assert result.stderr == ""
+
+
+def test_the_version_is_that_of_the_package():
+    assert pyllama.__version__ == importlib.metadata.version("pyllama")

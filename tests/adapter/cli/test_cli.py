@@ -59,3 +59,11 @@ def test_every_public_name_is_there_and_imported_when_used():
     assert set(adapter.__all__) <= set(dir(adapter))
     with pytest.raises(AttributeError, match="NoSuchName"):
         _ = adapter.NoSuchName
+
+
+def test_the_package_is_the_command_too():
+    command = [sys.executable, "-m", "pyllama", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert "python -m pyllama" in result.stdout
+    assert "demo" in result.stdout
+    assert result.stderr == ""
