@@ -19,6 +19,11 @@ class ReasoningBudgetSampler(Sampler):
     ``start`` begins a budget anew. Put it first in a chain, so that other samplers choose among
     what it leaves. ``reset`` has it wait for a ``start``.
 
+    Other tokens may spell ``start`` and ``ends``, as under a grammar. Where the text ends with a
+    part of ``forced`` already, the rest of it follows. Where a grammar lets no token of ``forced``
+    follow, any of its tokens may that go on with the same text, and if there is none, nothing is
+    forced.
+
     Args:
         vocab: of the model to sample for; closing the model closes the sampler.
         start: tokens that begin the reasoning, at least one.
@@ -26,6 +31,8 @@ class ReasoningBudgetSampler(Sampler):
         forced: tokens that end it once the budget is spent, at least one.
         budget: tokens that it may take, 0 or more.
         counting: whether it has already begun, as where the prompt ends with its start.
+        once: whether only what begins the text, but for space, is reasoning. A later ``start`` is
+            text like any other then, as in an answer that follows a grammar.
 
     Raises:
         TokenizationError: the model has no tokenizer.
@@ -41,6 +48,7 @@ class ReasoningBudgetSampler(Sampler):
         forced: Iterable[int],
         budget: int,
         counting: bool = False,
+        once: bool = False,
     ) -> None:
         _tokenizing(vocab)
         if not isinstance(ends, Iterable):
@@ -62,6 +70,7 @@ class ReasoningBudgetSampler(Sampler):
                 len(last),
                 budget,
                 bool(counting),
+                bool(once),
             )
             super().__init__(pointer, selects=False, vocab=vocab, reads_vocab=True)
 

@@ -96,3 +96,100 @@ def test_a_model_without_tokenizer_is_refused(write_tiny_model):
         pytest.raises(pyllama.TokenizationError),
     ):
         ReasoningBudgetSampler(model.vocab, start=[1], ends=[[2]], forced=[2], budget=1)
+
+
+# Tags that other tokens spell, as under a grammar
+
+
+def test_a_part_of_the_end_is_completed(tiny):
+    told = [*START, OTHER, END[0]]
+    assert written(tiny, budget_of(tiny, 2), told, 3) == [END[1], OTHER, OTHER]
+
+
+@pytest.fixture
+def joined(write_tiny_model):
+    """A vocabulary with tokens of several characters, which can be spelled by their letters."""
+    path = write_tiny_model(user_defined_tokens=("<t>", "</t>", "</", "t>!"))
+    with pyllama.Model(path) as model:
+        yield model
+
+
+def tagged(model, budget, **changes):
+    [start], [end] = (spelled(model, text) for text in ("<t>", "</t>"))
+    arguments = {"start": [start], "ends": [[end]], "forced": [end], "budget": budget, **changes}
+    return ReasoningBudgetSampler(model.vocab, **arguments)
+
+
+def spelled(model, text):
+    return model.vocab.tokenize(text, add_special=False, parse_special=True)
+
+
+def letters(model, text):
+    return [token for letter in text for token in spelled(model, letter)]
+
+
+def goes_on(model, sampler, told, count):
+    """The text that follows, where the model would write b for ever."""
+    chain = SamplerChain([sampler, Sampler.greedy()])
+    for token in told:
+        chain.accept(token)
+    text = b""
+    for _ in range(count):
+        logits = np.zeros(model.vocab.n_tokens, dtype=np.float32)
+        logits[spelled(model, "b")] = 9
+        token = chain.apply(Candidates(logits)).token
+        chain.accept(token)
+        text += model.vocab.token_to_piece(token)
+    return text.decode()
+
+
+def left(model, sampler, ruled_out):
+    """The texts that a sampler leaves, where some tokens are ruled out already."""
+    logits = np.zeros(model.vocab.n_tokens, dtype=np.float32)
+    logits[ruled_out] = -np.inf
+    found = sampler.apply(Candidates(logits))
+    possible = found.id[found.logit > -np.inf]
+    return {model.vocab.token_to_piece(int(token)) for token in possible}
+
+
+def test_tags_are_known_however_they_are_spelled(joined):
+    told = letters(joined, "<t>aa")
+    assert goes_on(joined, tagged(joined, 3), told, 3) == "b</t>b"
+    told = letters(joined, "<t>a</t>")
+    assert goes_on(joined, tagged(joined, 9), told, 9) == "b" * 9
+
+
+def test_an_end_that_was_begun_with_other_tokens_is_completed(joined):
+    [half] = spelled(joined, "</")
+    told = [*spelled(joined, "<t>"), half]
+    assert goes_on(joined, tagged(joined, 1), told, 3).startswith(("t>b", "t>!"))
+
+
+def test_another_spelling_is_forced_where_the_end_is_ruled_out(joined):
+    sampler = tagged(joined, 0, counting=True)
+    end = spelled(joined, "</t>")
+    assert left(joined, sampler, []) == {b"</t>"}
+    assert left(joined, sampler, end) == {b"<", b"</"}
+    sampler.accept(spelled(joined, "</")[0])
+    assert left(joined, sampler, end) == {b"t", b"t>!"}
+    sampler.accept(spelled(joined, "t>!")[0])
+    assert len(left(joined, sampler, end)) > 200
+
+
+def test_where_the_end_cannot_come_nothing_is_forced(joined):
+    sampler = tagged(joined, 0, counting=True)
+    ruled_out = [spelled(joined, text)[0] for text in ("</t>", "</", "<")]
+    assert len(left(joined, sampler, ruled_out)) > 200
+    sampler.accept(spelled(joined, "b")[0])
+    assert len(left(joined, sampler, [])) > 200
+
+
+@pytest.mark.parametrize(
+    ("told", "follows"),
+    [("<t>", "b</t>b"), (" \n<t>", "b</t>b"), ("a<t>", "bbb"), ("<t>a</t><t>", "bbb")],
+)
+def test_only_what_begins_the_text_is_reasoning_if_there_is_none_later(joined, told, follows):
+    sampler = tagged(joined, 1, once=True)
+    assert goes_on(joined, sampler.clone(), spelled(joined, told), 3) == follows
+    sampler.reset()
+    assert goes_on(joined, sampler, spelled(joined, "<t>"), 3) == "b</t>b"

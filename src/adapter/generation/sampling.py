@@ -31,6 +31,11 @@ class Constraint:
     trigger_tokens: tuple[int, ...] = ()
     begun: tuple[int, ...] = ()
 
+    @property
+    def is_lazy(self) -> bool:
+        """Whether a completion is free until a trigger comes."""
+        return bool(self.trigger_patterns or self.trigger_tokens)
+
 
 @dataclass(frozen=True)
 class ReasoningBudget:
@@ -132,22 +137,28 @@ def sampler_chain(
             step.accept(token)
     if reasoning_budget is not None:
         # It is not told of the prompt, in which earlier thoughts may stand.
-        steps.insert(0, reasoning_budget_sampler(vocab, reasoning_budget))
+        is_bound = constraint is not None and not constraint.is_lazy
+        steps.insert(0, reasoning_budget_sampler(vocab, reasoning_budget, once=is_bound))
     steps += _choosing(vocab, sampling, seed)
     grammar = None
     if constraint is not None:
         grammar = grammar_sampler(vocab, constraint)
         if complete_within is not None:
             grammar.complete_within(complete_within)
-        if not (constraint.trigger_patterns or constraint.trigger_tokens):
+        if not constraint.is_lazy:
             steps = [_without_silent_tokens(vocab, constraint.gbnf), *steps]
     return pyllama.SamplerChain(steps, grammar=grammar)
 
 
 def reasoning_budget_sampler(
-    vocab: pyllama.Vocab, budget: ReasoningBudget
+    vocab: pyllama.Vocab, budget: ReasoningBudget, *, once: bool = False
 ) -> pyllama.ReasoningBudgetSampler:
-    """What ends the model's reasoning when its budget is spent."""
+    """What ends the model's reasoning when its budget is spent.
+
+    Args:
+        once: whether there is reasoning at the answer's beginning only, as where the rest follows a
+            grammar.
+    """
     return pyllama.ReasoningBudgetSampler(
         vocab,
         start=budget.start,
@@ -155,6 +166,7 @@ def reasoning_budget_sampler(
         forced=budget.ends[0],
         budget=budget.n_tokens,
         counting=budget.begun,
+        once=once,
     )
 
 
@@ -189,7 +201,7 @@ def fewest_tokens(vocab: pyllama.Vocab, constraint: Constraint) -> int | None:
     Raises:
         pyllama.GrammarError: a grammar that this vocabulary cannot follow.
     """
-    if constraint.trigger_patterns or constraint.trigger_tokens:
+    if constraint.is_lazy:
         return None
     kept = _fewest_tokens.setdefault(vocab, lru_cache(KEPT_GRAMMARS)(partial(_fewest, ref(vocab))))
     return kept(constraint)

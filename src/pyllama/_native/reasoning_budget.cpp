@@ -1,6 +1,252 @@
+// llama.cpp's reasoning budget looks for tags as sequences of tokens. Under a grammar a tag can be
+// spelled by other tokens, and can have been begun when the budget is spent. So the text is followed
+// here as well: a tag is known however it is spelled, and one that was begun is completed.
 #include "sampler.hpp"
 
 #include "common/reasoning-budget.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+namespace {
+
+struct tag {
+    llama_tokens tokens;
+    std::string  text;
+};
+
+struct reasoning_budget {
+    const llama_vocab *  vocab;
+    tag                  start;
+    std::vector<tag>     ends;
+    tag                  forced;
+    bool                 once;        // whether only what begins the text is reasoning
+    pyllama::sampler_ptr counter{};   // llama.cpp's
+    bool                 over = false; // nothing that follows is reasoning
+    std::string          last{};      // bytes of the text, as many as a tag has
+    // While the end is forced:
+    std::string          rest{};            // of its text
+    bool                 is_spelled = true; // by its own tokens so far
+    size_t               n_forced   = 0;    // of these
+};
+
+reasoning_budget & self(const llama_sampler * sampler) {
+    return *static_cast<reasoning_budget *>(sampler->ctx);
+}
+
+common_reasoning_budget_state state_of(const reasoning_budget & own) {
+    return common_reasoning_budget_get_state(own.counter.get());
+}
+
+bool is_forcing(const reasoning_budget & own) {
+    return state_of(own) == REASONING_BUDGET_FORCING;
+}
+
+bool is_counting(const reasoning_budget & own) {
+    return state_of(own) == REASONING_BUDGET_COUNTING ||
+           state_of(own) == REASONING_BUDGET_WAITING_UTF8;
+}
+
+std::string piece(const llama_vocab * vocab, llama_token token) {
+    const int32_t size = -llama_token_to_piece(vocab, token, nullptr, 0, 0, true);
+    std::string   text(static_cast<size_t>(std::max(size, 0)), '\0');
+    llama_token_to_piece(vocab, token, text.data(), size, 0, true);
+    return text;
+}
+
+tag make_tag(const llama_vocab * vocab, llama_tokens tokens) {
+    std::string text;
+    for (const llama_token token : tokens) {
+        text += piece(vocab, token);
+    }
+    return {std::move(tokens), std::move(text)};
+}
+
+bool begins_with(const std::string & text, const std::string & begin) {
+    return text.compare(0, begin.size(), begin) == 0;
+}
+
+bool ends_with(const std::string & text, const std::string & end) {
+    return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+void tell(const reasoning_budget & own, const tag & told) {
+    for (const llama_token token : told.tokens) {
+        llama_sampler_accept(own.counter.get(), token);
+    }
+}
+
+// Whether the text so far is space and a part of the start.
+bool may_begin(const reasoning_budget & own) {
+    const size_t begin = own.last.find_first_not_of(" \n\t");
+    return begin == std::string::npos || begins_with(own.start.text, own.last.substr(begin));
+}
+
+// The end stands in the text: the counter is told so in the tokens that it looks for.
+void end(reasoning_budget & own) {
+    if (is_counting(own)) {
+        tell(own, own.ends.front());
+    }
+    if (is_forcing(own)) {
+        tell(own, own.forced);
+    }
+    own.over = own.once;
+    own.last.clear();
+}
+
+// What is left of the end to force, where the text ends with a part of it.
+void begin_forcing(reasoning_budget & own) {
+    const std::string & whole = own.forced.text;
+    size_t              begun = whole.empty() ? 0 : whole.size() - 1;
+    while (!ends_with(own.last, whole.substr(0, begun))) {
+        begun--;
+    }
+    own.rest       = whole.substr(begun);
+    own.is_spelled = begun == 0;
+    own.n_forced   = 0;
+}
+
+// Follows the text, whose tags the counter does not see where other tokens spell them.
+void follow(reasoning_budget & own, common_reasoning_budget_state before, const std::string & text) {
+    if (state_of(own) == REASONING_BUDGET_DONE) {
+        own.over = own.once;
+        own.last.clear();
+        return;
+    }
+    const bool was_idle = before == REASONING_BUDGET_IDLE || before == REASONING_BUDGET_DONE;
+    if (was_idle && state_of(own) != REASONING_BUDGET_IDLE) { // it has seen the start
+        own.last.clear();
+        return;
+    }
+    own.last += text;
+    if (was_idle) {
+        if (!own.start.text.empty() && ends_with(own.last, own.start.text)) {
+            tell(own, own.start);
+            own.last.clear();
+            return;
+        }
+        own.over = own.once && !may_begin(own);
+    } else if (std::any_of(own.ends.begin(), own.ends.end(), [&](const tag & one) {
+                   return !one.text.empty() && own.last.find(one.text) != std::string::npos;
+               })) {
+        end(own);
+    }
+    size_t longest = std::max(own.start.text.size(), own.forced.text.size());
+    for (const tag & one : own.ends) {
+        longest = std::max(longest, one.text.size());
+    }
+    if (own.last.size() > longest) {
+        own.last.erase(0, own.last.size() - longest);
+    }
+}
+
+void force(reasoning_budget & own, llama_token token, const std::string & text) {
+    own.is_spelled = own.is_spelled && own.n_forced < own.forced.tokens.size() &&
+                     token == own.forced.tokens[own.n_forced];
+    own.n_forced++;
+    const bool is_whole = own.is_spelled ? own.n_forced == own.forced.tokens.size()
+                                         : begins_with(text, own.rest);
+    if (is_whole) {
+        end(own);
+    } else if (begins_with(own.rest, text)) {
+        own.rest.erase(0, text.size());
+    } else { // it could not come here, see below
+        end(own);
+    }
+}
+
+const char * name(const llama_sampler * sampler) {
+    return llama_sampler_name(self(sampler).counter.get());
+}
+
+void accept(llama_sampler * sampler, llama_token token) {
+    reasoning_budget & own = self(sampler);
+    if (own.over) {
+        return;
+    }
+    const std::string text = piece(own.vocab, token);
+    if (is_forcing(own)) {
+        force(own, token, text);
+    } else {
+        const auto before = state_of(own);
+        llama_sampler_accept(own.counter.get(), token);
+        follow(own, before, text);
+        if (is_forcing(own)) {
+            begin_forcing(own);
+        }
+    }
+}
+
+// Leaves the next of the end's tokens, or, where that one cannot be chosen or the end was begun with
+// others, those that go on with its text. Where none can, because a grammar has no end of reasoning
+// here, what began it was none.
+void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
+    reasoning_budget & own = self(sampler);
+    if (!is_forcing(own)) {
+        return;
+    }
+    llama_token_data * const last = candidates->data + candidates->size;
+    const bool by_token     = own.is_spelled && own.n_forced < own.forced.tokens.size();
+    const auto next         = by_token ? own.forced.tokens[own.n_forced] : LLAMA_TOKEN_NULL;
+    const auto found        = std::find_if(candidates->data, last, [&](const llama_token_data & one) {
+        return one.id == next;
+    });
+    const bool by_text      = !by_token || (found != last && found->logit == -INFINITY);
+    const auto goes_on      = [&](const llama_token_data & one) {
+        if (!by_text) {
+            return one.id == next;
+        }
+        const std::string text = one.logit == -INFINITY ? "" : piece(own.vocab, one.id);
+        return !text.empty() && (begins_with(own.rest, text) || begins_with(text, own.rest));
+    };
+    if (by_text && std::none_of(candidates->data, last, goes_on)) {
+        return;
+    }
+    for (llama_token_data * one = candidates->data; one != last; one++) {
+        if (!goes_on(*one)) {
+            one->logit = -INFINITY;
+        }
+    }
+}
+
+void reset(llama_sampler * sampler) {
+    reasoning_budget & own = self(sampler);
+    llama_sampler_reset(own.counter.get());
+    own.over = false;
+    own.last.clear();
+}
+
+llama_sampler * make(reasoning_budget state);
+
+llama_sampler * clone(const llama_sampler * sampler) {
+    const reasoning_budget & own = self(sampler);
+    return make({own.vocab, own.start, own.ends, own.forced, own.once,
+                 pyllama::clone_sampler(own.counter.get()), own.over, own.last, own.rest,
+                 own.is_spelled, own.n_forced});
+}
+
+void free(llama_sampler * sampler) {
+    delete &self(sampler);
+}
+
+llama_sampler_i reasoning_budget_i = [] {
+    llama_sampler_i methods{};
+    methods.name   = name;
+    methods.accept = accept;
+    methods.apply  = apply;
+    methods.reset  = reset;
+    methods.clone  = clone;
+    methods.free   = free;
+    return methods;
+}();
+
+llama_sampler * make(reasoning_budget state) {
+    return llama_sampler_init(&reasoning_budget_i, new reasoning_budget(std::move(state)));
+}
+
+} // namespace
 
 extern "C" {
 
@@ -10,17 +256,24 @@ llama_sampler * guarded_sampler_init_reasoning_budget(const llama_vocab * vocab,
                                                       const llama_token * ends,
                                                       const size_t * end_sizes, size_t n_ends,
                                                       const llama_token * forced, size_t n_forced,
-                                                      int32_t budget, bool counting) {
+                                                      int32_t budget, bool counting,
+                                                      bool once) {
     return pyllama::guarded_init([&] {
+        reasoning_budget state = {vocab, make_tag(vocab, {start, start + n_start}), {},
+                                  make_tag(vocab, {forced, forced + n_forced}), once};
         std::vector<llama_tokens> end_seqs;
         for (size_t i = 0; i < n_ends; ++i) {
             end_seqs.emplace_back(ends, ends + end_sizes[i]);
+            state.ends.push_back(make_tag(vocab, end_seqs.back()));
             ends += end_sizes[i];
         }
-        return common_reasoning_budget_init(
-            vocab, {llama_tokens(start, start + n_start)}, end_seqs,
-            llama_tokens(forced, forced + n_forced), budget,
-            counting ? REASONING_BUDGET_COUNTING : REASONING_BUDGET_IDLE);
+        state.counter.reset(common_reasoning_budget_init(
+            vocab, {state.start.tokens}, end_seqs, state.forced.tokens, budget,
+            counting ? REASONING_BUDGET_COUNTING : REASONING_BUDGET_IDLE));
+        if (is_forcing(state)) {
+            begin_forcing(state);
+        }
+        return make(std::move(state));
     });
 }
 

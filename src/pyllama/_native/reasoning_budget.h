@@ -1,1 +1,1 @@
-struct llama_sampler * guarded_sampler_init_reasoning_budget(const struct llama_vocab * vocab, const llama_token * start, size_t n_start, const llama_token * ends, const size_t * end_sizes, size_t n_ends, const llama_token * forced, size_t n_forced, int32_t budget, bool counting);
+struct llama_sampler * guarded_sampler_init_reasoning_budget(const struct llama_vocab * vocab, const llama_token * start, size_t n_start, const llama_token * ends, const size_t * end_sizes, size_t n_ends, const llama_token * forced, size_t n_forced, int32_t budget, bool counting, bool once);
