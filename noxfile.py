@@ -75,7 +75,8 @@ def packaging(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation site: builds without a warning, and describes every public name."""
-    session.install("mkdocs-material", "mkdocstrings[python]", "ruff")  # ruff formats signatures
+    session.install("mkdocs-material", "mkdocstrings[python]", "griffe-sphinx")
+    session.install("ruff")  # formats signatures
     site = Path(session.create_tmp()) / "site"
     session.run("mkdocs", "build", "--strict", "--site-dir", str(site))
     session.run("python", "scripts/reference_check.py", str(site))

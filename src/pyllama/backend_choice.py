@@ -32,14 +32,13 @@ _SUMMARY = os.path.join(os.path.dirname(_binding.__file__), "build.json")
 
 @dataclass(frozen=True)
 class BackendBuild:
-    """Whether this build of pyllama has a backend.
+    """Whether this build of pyllama has a backend."""
 
-    ``name`` is that of llama.cpp's option without ``GGML_``, such as ``"VULKAN"``; ``note`` says
-    what was built, or why not and how to get it.
-    """
-
+    #: llama.cpp's option without ``GGML_``, such as ``"VULKAN"``.
     name: str
+    #: Whether it was built.
     built: bool
+    #: What was built, or why it was not and how to get it.
     note: str
 
 

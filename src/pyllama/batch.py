@@ -46,9 +46,13 @@ class Batch(Uncopyable):
     def __init__(
         self, capacity: int, *, n_seq_max: int = 1, n_embd: int = 0, n_pos_per_embd: int = 1
     ) -> None:
+        #: The most entries.
         self.capacity = integer("capacity", capacity, 1, MAX_CAPACITY)
+        #: The most sequences of one entry.
         self.n_seq_max = integer("n_seq_max", n_seq_max, 1, 4096)
+        #: Size of each embedding; 0 for a batch of tokens.
         self.n_embd = integer("n_embd", n_embd, 0, MAX_EMBEDDING_VALUES // self.capacity)
+        #: Positions of each entry: 4 with M-RoPE, otherwise 1.
         self.n_pos_per_embd = integer("n_pos_per_embd", n_pos_per_embd, 1, 4 if self.n_embd else 1)
         self._lock = make_lock(self)
 

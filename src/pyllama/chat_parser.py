@@ -18,37 +18,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ChatToolCall:
-    """A function that the model wants called.
+    """A function that the model wants called."""
 
-    ``arguments`` is JSON as the model wrote it, which a partial text cuts off anywhere. ``id`` is
-    empty where the format carries none.
-    """
-
+    #: The function's name.
     name: str
+    #: JSON as the model wrote it; a partial text may cut it off anywhere.
     arguments: str
+    #: The call's id; empty where the format has none.
     id: str = ""
 
 
 @dataclass(frozen=True)
 class ChatMessageDiff:
-    """What one step of a stream adds to a message: texts to append, where not empty.
+    """What one step of a stream adds to a message: texts to append, where not empty."""
 
-    ``tool_call_index`` is the call that ``tool_call_delta`` belongs to, or None. The first delta
-    of a call carries its name and id, later ones carry them only when they change.
-    """
-
+    #: Text of the thoughts.
     reasoning_content_delta: str
+    #: Text of the answer.
     content_delta: str
+    #: The call that ``tool_call_delta`` belongs to, or None.
     tool_call_index: int | None
+    #: What is added to the call. The first delta of a call has its name and id; later ones have
+    #: them only when they change.
     tool_call_delta: ChatToolCall | None
 
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """An assistant's message. ``reasoning_content`` is empty where none was extracted."""
+    """An assistant's message."""
 
+    #: The text of the answer.
     content: str = ""
+    #: The thoughts; empty where none were found.
     reasoning_content: str = ""
+    #: The calls of functions.
     tool_calls: tuple[ChatToolCall, ...] = ()
 
     def compute_diffs(self, previous: ChatMessage) -> tuple[ChatMessageDiff, ...]:

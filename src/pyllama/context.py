@@ -74,6 +74,7 @@ class Context(Outputs):
             raise TypeError(f"model must be a pyllama.Model, got {model!r}")
         if model.vocab_only:
             raise ContextError("the model was loaded with vocab_only=True and has no weights")
+        #: The model that it computes with.
         self.model = model
 
         struct = with_options("params", params, options)._struct()
@@ -93,13 +94,17 @@ class Context(Outputs):
             self._own(context, lib.guarded_context_free, *needs)
             _process.settle_at_exit(self._open())
         attached.attach(self)
-        #: Sizes as llama.cpp made them, which can differ from those asked for.
+        #: Tokens that all sequences can hold. llama.cpp may round up what was asked for.
         self.n_ctx: int = lib.llama_n_ctx(context)
         #: Tokens that one sequence can hold.
         self.n_ctx_seq: int = lib.llama_n_ctx_seq(context)
+        #: The most tokens of one decode.
         self.n_batch: int = lib.llama_n_batch(context)
+        #: The most tokens that are computed at once; a longer batch is cut into several.
         self.n_ubatch: int = lib.llama_n_ubatch(context)
+        #: Number of sequences; ids are 0 to n_seq_max - 1.
         self.n_seq_max: int = lib.llama_n_seq_max(context)
+        #: Recurrent states that each sequence keeps.
         self.n_rs_seq: int = lib.llama_n_rs_seq(context)
         #: The most outputs of one encode or decode.
         self.n_outputs_max: int = self.n_batch

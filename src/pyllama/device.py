@@ -72,29 +72,28 @@ class _Found:
 
 @dataclass(frozen=True)
 class Backend(_Found):
-    """What drives devices of one kind: the CPU, CUDA, Vulkan, RPC.
+    """What drives devices of one kind: the CPU, CUDA, Vulkan, RPC."""
 
-    ``path`` is the file that it was loaded from, which for a CPU tells the variant; None where the
-    system does not say.
-    """
-
+    #: Its name, such as ``"CUDA"``.
     name: str
+    #: The file that it was loaded from, whose name tells the variant of a CPU backend; None where
+    #: the system does not say.
     path: str | None
     _pointer: Pointer[ggml_backend_reg] = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Device(_Found):
-    """A device as llama.cpp sees it.
+    """A device as llama.cpp sees it."""
 
-    ``type`` is ``"gpu"`` for one with memory of its own, ``"igpu"`` for one that shares the
-    system's, ``"accel"`` for a helper of the CPU such as BLAS. ``backend`` is the name of its
-    ``Backend``.
-    """
-
+    #: llama.cpp's name for it, such as ``"CUDA0"``.
     name: str
+    #: What it is, such as the model of a card.
     description: str
+    #: ``"gpu"`` has memory of its own, ``"igpu"`` shares the system's, ``"accel"`` is a helper of
+    #: the CPU such as BLAS.
     type: DeviceType
+    #: The name of its ``Backend``.
     backend: str
     _pointer: Pointer[ggml_backend_device] = field(repr=False, compare=False)
 

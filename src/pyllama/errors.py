@@ -111,10 +111,11 @@ class ContextError(LlamaError, RuntimeError):
 
 
 class DecodeError(LlamaError, RuntimeError):
-    """Encoding or decoding a batch failed. ``code`` is what llama.cpp returned."""
+    """Encoding or decoding a batch failed."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
+        #: What llama.cpp returned.
         self.code = code
 
 

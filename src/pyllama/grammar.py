@@ -57,7 +57,9 @@ class Grammar:
         GrammarError: what is wrong, in the parser's own words, with line and column.
     """
 
+    #: The rules.
     gbnf: str
+    #: The rule to begin with.
     root: str = "root"
     #: Regular expressions of a JSON schema that have no equivalent in GBNF: any string passes.
     unsupported_patterns: tuple[str, ...] = field(default=(), kw_only=True)

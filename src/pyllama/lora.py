@@ -45,7 +45,9 @@ class LoraAdapter(NativeObject["Pointer[llama_adapter_lora]"]):
         super().__init__()
         if not isinstance(model, Model):
             raise TypeError(f"model must be a pyllama.Model, got {model!r}")
+        #: The file it was loaded from.
         self.path = _model_file.readable_gguf(path)
+        #: The model it changes.
         self.model = model
         architecture = model.metadata.get("general.architecture", "")
         n_expert = model._number_in_use(f"{architecture}.expert_count", 0)

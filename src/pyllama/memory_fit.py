@@ -83,6 +83,7 @@ class DeviceMemory:
     #: Not in use now. For the host, on Linux: what the system says is available, within the
     #: limits of control groups; elsewhere all of it.
     free: int
+    #: Bytes that it has.
     total: int
 
     @property
@@ -97,10 +98,13 @@ class MemoryUse:
 
     #: The devices that the model would run on; none for the CPU alone.
     devices: tuple[DeviceMemory, ...]
+    #: The memory of the machine itself.
     host: DeviceMemory
     #: Tokens that the context would hold.
     n_ctx: int
+    #: Context length the model was trained with, in tokens.
     n_ctx_train: int
+    #: Number of layers.
     n_layer: int
     #: Tokens of the vocabulary: each output takes four bytes for each of them.
     n_vocab: int = 0
@@ -112,11 +116,13 @@ class MemoryUse:
 class MemoryFit:
     """Arguments for ``Model``, and n_ctx for ``Context``, that fit the memory."""
 
+    #: Layers kept in the devices' memory.
     n_gpu_layers: int
     #: None on fewer than two devices, or where nothing had to change.
     tensor_split: tuple[float, ...] | None
     #: Parts of layers that stay in another memory; empty where nothing had to change.
     tensor_buft_overrides: Mapping[str, Device]
+    #: Tokens that the context can hold.
     n_ctx: int
     #: What they would take.
     use: MemoryUse

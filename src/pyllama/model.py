@@ -114,6 +114,63 @@ class Model(NativeObject["Pointer[llama_model]"]):
         "Any number of threads may use it; another process opens its file by Model(path)"
     )
 
+    #: The file it was loaded from, or what it was instead of a file with a name.
+    path: str
+    #: Whether only vocabulary and metadata were loaded.
+    vocab_only: bool
+    #: The vocabulary; it lives as long as the model.
+    vocab: Vocab
+    #: Context length the model was trained with, in tokens.
+    n_ctx_train: int
+    #: Whether it has a head that classifies or ranks: what ``pooling_type="rank"`` scores by.
+    has_classifier: bool
+    #: Size of an embedding.
+    n_embd: int
+    #: Size of an embedding that is given in place of a token.
+    n_embd_inp: int
+    #: Size of an embedding that comes out.
+    n_embd_out: int
+    #: Number of layers.
+    n_layer: int
+    #: Layers that predict several tokens ahead, beside n_layer.
+    n_layer_nextn: int
+    #: Heads of attention in a layer.
+    n_head: int
+    #: Heads that keys and values have; fewer than n_head with grouped-query attention.
+    n_head_kv: int
+    #: Width of the sliding attention window in tokens; 0 without one.
+    n_swa: int
+    #: How positions are encoded (rotary position embedding).
+    rope_type: RopeType
+    #: Factor on the rotary frequencies that the model was trained with.
+    rope_freq_scale_train: float
+    #: Number of parameters.
+    n_params: int
+    #: Size of all tensors in bytes.
+    size: int
+    #: Whether it encodes an input, as T5 does.
+    has_encoder: bool
+    #: Whether it has a decoder; the encoder of a T5 alone has none.
+    has_decoder: bool
+    #: The token that a decoder after an encoder begins with; None for other models.
+    decoder_start_token: int | None
+    #: Whether the state is recurrent (Mamba, RWKV): it cannot go back to an earlier position.
+    is_recurrent: bool
+    #: Whether recurrent and attention layers are mixed (Jamba, Granite).
+    is_hybrid: bool
+    #: Whether it writes text by diffusion, and not token by token.
+    is_diffusion: bool
+    #: The labels of a classifier's outputs, in order; empty for a model without labels.
+    classifier_labels: tuple[str, ...]
+    #: Type, size and quantization in words, such as ``"llama 135M Q4_1"``.
+    desc: str
+    #: The file's metadata, scalar values as strings; arrays are left out.
+    metadata: Mapping[str, str]
+    #: How its tensors are quantized, as far as this llama.cpp has a name for it.
+    ftype: FileType | None
+    #: How the file says to sample, by llama.cpp's names such as ``"top_k"``; often empty.
+    sampling_metadata: Mapping[str, str]
+
     def __init__(self, path: str | os.PathLike[str], **options: Unpack[ModelOptions]) -> None:
         name = _model_file.readable_gguf(path)
         self._load(
@@ -222,7 +279,6 @@ class Model(NativeObject["Pointer[llama_model]"]):
         self._retired_adapters: list[
             Pointer[llama_adapter_lora]
         ] = []  # to be freed while no context decodes
-        #: The file it was loaded from, or what it was instead of a file with a name.
         self.path = name or str(files[0])
         # llama.cpp keeps a copy of the struct, pointers and all.
         self._params = ModelParams(**options)
@@ -244,72 +300,50 @@ class Model(NativeObject["Pointer[llama_model]"]):
             self.close()
             raise
 
-        #: Whether only vocabulary and metadata were loaded.
-        self.vocab_only: bool = self._params.struct.vocab_only
+        self.vocab_only = self._params.struct.vocab_only
         pre = (options.get("kv_overrides") or {}).get("tokenizer.ggml.pre")
-        #: The vocabulary; it lives as long as the model.
         self.vocab = Vocab(
             self,
             lib.llama_model_get_vocab(pointer),
             pre=pre if isinstance(pre, str) else None,  # llama.cpp takes no other
         )
-        #: Context length the model was trained with, in tokens.
-        self.n_ctx_train: int = lib.llama_model_n_ctx_train(pointer)
-        #: Whether it has a head that classifies or ranks: what ``pooling_type="rank"`` scores by.
+        self.n_ctx_train = lib.llama_model_n_ctx_train(pointer)
         self.has_classifier = not tensors.isdisjoint(("cls.weight", "cls.output.weight"))
-        #: Size of an embedding.
-        self.n_embd: int = lib.llama_model_n_embd(pointer)
-        #: Size of an embedding that is given in place of a token.
-        self.n_embd_inp: int = lib.llama_model_n_embd_inp(pointer)
-        #: Size of an embedding that comes out.
-        self.n_embd_out: int = lib.llama_model_n_embd_out(pointer)
-        self.n_layer: int = lib.llama_model_n_layer(pointer)
-        #: Layers that predict several tokens ahead, beside n_layer.
-        self.n_layer_nextn: int = lib.llama_model_n_layer_nextn(pointer)
+        self.n_embd = lib.llama_model_n_embd(pointer)
+        self.n_embd_inp = lib.llama_model_n_embd_inp(pointer)
+        self.n_embd_out = lib.llama_model_n_embd_out(pointer)
+        self.n_layer = lib.llama_model_n_layer(pointer)
+        self.n_layer_nextn = lib.llama_model_n_layer_nextn(pointer)
         self.n_head = check(lib.guarded_model_n_head(pointer), "the number of heads")
-        #: Heads that keys and values have; fewer than n_head with grouped-query attention.
         self.n_head_kv = check(lib.guarded_model_n_head_kv(pointer), "the number of heads")
-        #: Width of the sliding attention window in tokens; 0 without one.
-        self.n_swa: int = lib.llama_model_n_swa(pointer)
-        #: How positions are encoded (rotary position embedding).
-        self.rope_type: RopeType = _ROPE_TYPES[
+        self.n_swa = lib.llama_model_n_swa(pointer)
+        self.rope_type = _ROPE_TYPES[
             check(lib.guarded_model_rope_type(pointer), "the kind of position encoding")
         ]
-        #: Factor on the rotary frequencies that the model was trained with.
-        self.rope_freq_scale_train: float = lib.llama_model_rope_freq_scale_train(pointer)
-        #: Number of parameters.
-        self.n_params: int = lib.llama_model_n_params(pointer)
-        #: Size of all tensors in bytes.
-        self.size: int = lib.llama_model_size(pointer)
-        self.has_encoder: bool = lib.llama_model_has_encoder(pointer)
-        self.has_decoder: bool = lib.llama_model_has_decoder(pointer)
+        self.rope_freq_scale_train = lib.llama_model_rope_freq_scale_train(pointer)
+        self.n_params = lib.llama_model_n_params(pointer)
+        self.size = lib.llama_model_size(pointer)
+        self.has_encoder = lib.llama_model_has_encoder(pointer)
+        self.has_decoder = lib.llama_model_has_decoder(pointer)
         start = lib.llama_model_decoder_start_token(pointer)
-        #: The token that a decoder after an encoder begins with; None for other models.
-        self.decoder_start_token: int | None = None if start == lib.LLAMA_TOKEN_NULL else start
-        #: Whether the state is recurrent (Mamba, RWKV): it cannot go back to an earlier position.
-        self.is_recurrent: bool = lib.llama_model_is_recurrent(pointer)
-        #: Whether recurrent and attention layers are mixed (Jamba, Granite).
-        self.is_hybrid: bool = lib.llama_model_is_hybrid(pointer)
-        self.is_diffusion: bool = lib.llama_model_is_diffusion(pointer)
-        #: The labels of a classifier's outputs, in order; empty for a model without labels.
-        self.classifier_labels: tuple[str, ...] = _classifier_labels(pointer)
-        #: Type, size and quantization in words, such as ``"llama 135M Q4_1"``.
+        self.decoder_start_token = None if start == lib.LLAMA_TOKEN_NULL else start
+        self.is_recurrent = lib.llama_model_is_recurrent(pointer)
+        self.is_hybrid = lib.llama_model_is_hybrid(pointer)
+        self.is_diffusion = lib.llama_model_is_diffusion(pointer)
+        self.classifier_labels = _classifier_labels(pointer)
         self.desc = read_string(lib.guarded_model_desc, pointer)
-        #: The file's metadata, scalar values as strings; arrays are left out.
-        self.metadata: Mapping[str, str] = MappingProxyType(_metadata(pointer))
+        self.metadata = MappingProxyType(_metadata(pointer))
         # What holds of it: llama.cpp keeps the file's, whatever was given in its place.
         self._metadata_in_use: Mapping[str, str] = MappingProxyType(
             {**self.metadata, **_as_metadata(options.get("kv_overrides") or {})}
         )
-        #: How its tensors are quantized, as far as this llama.cpp has a name for it.
-        self.ftype: FileType | None = file_type(
+        self.ftype = file_type(
             # llama.cpp says F32 of a model whose tensors it did not load.
             int(self.metadata.get("general.file_type", -1))
             if self.vocab_only
             else check(lib.guarded_model_ftype(pointer), "the type of a model")
         )
-        #: How the file says to sample, by llama.cpp's names such as ``"top_k"``; often empty.
-        self.sampling_metadata: Mapping[str, str] = MappingProxyType(
+        self.sampling_metadata = MappingProxyType(
             {
                 name: self.metadata[key]
                 for name, key in _SAMPLING_KEYS.items()

@@ -32,6 +32,16 @@ class Outputs(NativeObject["Pointer[llama_context]"]):
     """
 
     model: Model
+    #: Size of an embedding that goes in (:meth:`Batch.add_embeddings`).
+    n_embd_inp: int
+    #: Positions of an embedding that goes in: 4 with M-RoPE, otherwise 1.
+    n_pos_per_embd: int
+    #: Size of an embedding that comes out.
+    n_embd_out: int
+    #: Scores of a classifier, for ``pooling_type="rank"``.
+    n_cls_out: int
+    #: How embeddings are pooled; ``"none"`` leaves one for each token.
+    pooling_type: Pooling
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,16 +55,11 @@ class Outputs(NativeObject["Pointer[llama_context]"]):
         shape = ffi.new("pyllama_context_shape *")
         if lib.guarded_context_shape(pointer, shape):
             raise_caught("the sizes of a context")
-        #: Size of an embedding that goes in (:meth:`Batch.add_embeddings`).
-        self.n_embd_inp: int = shape.n_embd_inp
-        #: Positions of an embedding that goes in: 4 with M-RoPE, otherwise 1.
-        self.n_pos_per_embd: int = shape.n_pos_per_embd
-        #: Size of an embedding that comes out.
-        self.n_embd_out: int = shape.n_embd_out
-        #: Scores of a classifier, for ``pooling_type="rank"``.
-        self.n_cls_out: int = shape.n_cls_out
-        #: How embeddings are pooled; ``"none"`` leaves one for each token.
-        self.pooling_type: Pooling = POOLING_NAMES[lib.llama_pooling_type(pointer)]
+        self.n_embd_inp = shape.n_embd_inp
+        self.n_pos_per_embd = shape.n_pos_per_embd
+        self.n_embd_out = shape.n_embd_out
+        self.n_cls_out = shape.n_cls_out
+        self.pooling_type = POOLING_NAMES[lib.llama_pooling_type(pointer)]
 
     @property
     def n_outputs(self) -> int:

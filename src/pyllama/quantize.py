@@ -61,7 +61,9 @@ class Quantization:
 
     #: The files written; empty after a dry run.
     paths: tuple[str, ...]
+    #: Bytes of the tensors before.
     original_size: int
+    #: Bytes of the tensors now.
     size: int
     #: The type that each tensor has now, such as ``"q4_K"``.
     tensor_types: Mapping[str, str]

@@ -16,13 +16,17 @@ _ECMASCRIPT_SYNTAX = re.compile(r"[.^$|()*+?\[\]{}\\]")
 class ChatCapabilities(TypedDict):
     """What a template can express, as llama.cpp found by trying it."""
 
+    #: A message may be a text.
     supports_string_content: bool
+    #: A message may be a list of parts with types.
     supports_typed_content: bool
+    #: A system message is shown as one.
     supports_system_role: bool
     #: Tools are described to the model.
     supports_tools: bool
     #: Earlier tool calls are shown to it.
     supports_tool_calls: bool
+    #: A message may have several calls.
     supports_parallel_tool_calls: bool
     #: The arguments of a call are an object to the template, instead of its JSON.
     supports_object_arguments: bool
@@ -36,14 +40,14 @@ class ChatCapabilities(TypedDict):
 
 @dataclass(frozen=True)
 class GrammarTrigger:
-    """What makes a lazy grammar begin to apply (``common_grammar_trigger``).
+    """What makes a lazy grammar begin to apply (``common_grammar_trigger``)."""
 
-    ``value`` is a text for ``"word"``, a regular expression for ``"pattern"`` (found anywhere) and
-    ``"pattern_full"`` (fits all that was generated); ``token`` is set for ``"token"`` only.
-    """
-
+    #: What it looks for: a word, a token, or a pattern.
     type: GrammarTriggerType
+    #: A text for ``"word"``; a regular expression for ``"pattern"``, which is found anywhere, and
+    #: for ``"pattern_full"``, which fits all that was generated.
     value: str
+    #: The token, for ``"token"`` only.
     token: int | None = None
 
     @property
@@ -71,6 +75,7 @@ class RenderedChat:
     grammar: str = ""
     #: The grammar begins to apply at one of the triggers, instead of at once.
     grammar_lazy: bool = False
+    #: What makes a lazy grammar begin to apply.
     grammar_triggers: tuple[GrammarTrigger, ...] = ()
     #: Special tokens that the parser must see as text in what was generated.
     preserved_tokens: tuple[str, ...] = ()
@@ -78,8 +83,11 @@ class RenderedChat:
     stops: tuple[str, ...] = ()
     #: llama.cpp's name for the format, such as ``"peg-native"``.
     format: str = ""
+    #: Whether the format has a place for thoughts.
     supports_thinking: bool = False
+    #: The text before the thoughts.
     thinking_start_tag: str = ""
+    #: Texts that end the thoughts.
     thinking_end_tags: tuple[str, ...] = ()
     #: Ranges of characters of the prompt that came from messages, tools, a schema or
     #: chat_template_kwargs and could name a control token: text for the model. Known for a template

@@ -95,27 +95,39 @@ class Vocab(Uncopyable):
         # What detokenizers found to be the text of a token wherever it stands: without and with
         # the text of special tokens.
         self._texts: tuple[dict[int, str], dict[int, str]] = ({}, {})
-        #: Special tokens; None where the model has none.
+        #: The token that begins a text; None where the model has none.
         self.bos = self._special(lib.llama_vocab_bos(pointer))
+        #: The token that ends a text; None where the model has none.
         self.eos = self._special(lib.llama_vocab_eos(pointer))
+        #: The token that ends a turn; None where the model has none.
         self.eot = self._special(lib.llama_vocab_eot(pointer))
+        #: The token between two sentences; None where the model has none.
         self.sep = self._special(lib.llama_vocab_sep(pointer))
+        #: The token of a line break; None where the model has none.
         self.nl = self._special(lib.llama_vocab_nl(pointer))
+        #: The token that fills up; None where the model has none.
         self.pad = self._special(lib.llama_vocab_pad(pointer))
+        #: The token that stands for a hidden word; None where the model has none.
         self.mask = self._special(lib.llama_vocab_mask(pointer))
-        #: Tokens for filling in the middle: before the prefix, the suffix and the middle, to pad,
-        #: and between repositories and files.
+        #: The token before the prefix, for filling in the middle; None where there is none.
         self.fim_pre = self._special(lib.llama_vocab_fim_pre(pointer))
+        #: The token before the suffix; likewise.
         self.fim_suf = self._special(lib.llama_vocab_fim_suf(pointer))
+        #: The token before the middle; likewise.
         self.fim_mid = self._special(lib.llama_vocab_fim_mid(pointer))
+        #: The token that pads; likewise.
         self.fim_pad = self._special(lib.llama_vocab_fim_pad(pointer))
+        #: The token between repositories; likewise.
         self.fim_rep = self._special(lib.llama_vocab_fim_rep(pointer))
+        #: The token between files; likewise.
         self.fim_sep = self._special(lib.llama_vocab_fim_sep(pointer))
         #: Tokens that the model's authors never want sampled (``tokenizer.ggml.suppress_tokens``).
         self.suppress_tokens: tuple[int, ...] = _suppress_tokens(pointer)
-        #: Which of BOS, EOS and SEP tokenize(add_special=True) adds.
+        #: Whether tokenize(add_special=True) adds BOS.
         self.add_bos: bool = lib.llama_vocab_get_add_bos(pointer)
+        #: Whether it adds EOS.
         self.add_eos: bool = lib.llama_vocab_get_add_eos(pointer)
+        #: Whether it adds SEP.
         self.add_sep: bool = lib.llama_vocab_get_add_sep(pointer)
 
     def __len__(self) -> int:
