@@ -5,6 +5,7 @@
     │   └── InvalidParameterError                    one value outside its range
     ├── InvalidModelNameError   (ValueError)         a name that is not a plain file name
     ├── ModelNotFoundError      (FileNotFoundError)  no such file in the model folder
+    ├── ModelDownloadError      (OSError)            a model that no hub or server gives
     ├── ModelLoadError          (RuntimeError)       a file that is no loadable model
     ├── ModelChangedError       (RuntimeError)       a file that is not what was loaded from it
     ├── ModelNotLoadedError     (LookupError)        a model that is not in memory
@@ -89,7 +90,8 @@ class InvalidModelNameError(LlamaCppError, ValueError):
         self.reason = reason
         super().__init__(
             f"model name {name!r} {reason}; "
-            "give the name of a file in the model folder, without the folder and without .gguf"
+            "give the name of a file in the model folder, without the folder and without .gguf, or "
+            "hf:owner/repo:Q4_K_M"
         )
 
 
@@ -100,12 +102,29 @@ class ModelNotFoundError(LlamaCppError, FileNotFoundError):
     like it.
     """
 
-    def __init__(self, name: str, path: Path, near: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, path: Path, near: Sequence[str] = (), *, reason: str | None = None
+    ) -> None:
         self.name = name
         self.path = path
         self.near = tuple(near)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-        super().__init__(f"no model {name!r}: {path} does not exist{hint}")
+        super().__init__(f"no model {name!r}: {reason or f'{path} does not exist'}{hint}")
+
+
+class ModelDownloadError(LlamaCppError, OSError):
+    """A model could not be downloaded whole. What arrived is kept, and the next try goes on there.
+
+    `name` is the model, `reason` what went wrong and what to do, `choices` the names that would
+    have been clear.
+    """
+
+    def __init__(self, name: str, reason: str, choices: Sequence[str] = ()) -> None:
+        self.name = name
+        self.reason = reason
+        self.choices = tuple(choices)
+        hint = f"; there are {', '.join(choices)}" if choices else ""
+        super().__init__(f"{name} cannot be downloaded: {reason}{hint}")
 
 
 class ModelLoadError(LlamaCppError, RuntimeError):

@@ -6,8 +6,26 @@ from pathlib import Path
 import dspy
 import pytest
 from fake_generator import adapter_of
+from huggingface_hub import constants
+from loopback_hub import LoopbackHub
 
 from adapter import LlamaCppAdapter, LlamaCppConfig, LoadedModel, ModelPool
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """An empty hub on this machine, for huggingface_hub with a cache of its own and no token."""
+    made = LoopbackHub()
+    monkeypatch.setattr(constants, "ENDPOINT", made.url)
+    template = f"{made.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "http_proxy", "HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    yield made
+    made.close()
 
 
 @pytest.fixture(autouse=True)

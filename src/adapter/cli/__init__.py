@@ -15,6 +15,7 @@ from adapter.cli.console import examples
 from adapter.cli.demo import demo
 from adapter.cli.devices import devices, rpc_server
 from adapter.cli.models import models
+from adapter.cli.pull import pull
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +32,14 @@ def pyllama() -> None:
 app.command(
     epilog=examples('pyllama demo "What is the capital of France?"'),
 )(demo)
+app.command(
+    epilog=examples(
+        "pyllama pull owner/repo",
+        "pyllama pull owner/repo:Q4_K_M",
+        "pyllama pull owner/repo:folder/model-f16.gguf",
+        "pyllama pull ~/Downloads/model.gguf",
+    ),
+)(pull)
 app.command(
     epilog=examples("pyllama models", "pyllama models ~/models --json"),
 )(models)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column, Table
 
+# Control characters but tab and line feed; and those that reverse a line's direction.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 output = Console(soft_wrap=True, highlight=False)
 messages = Console(stderr=True, highlight=False)
 
@@ -26,18 +30,23 @@ def examples(*commands: str) -> str:
 
 def say(text: str) -> None:
     """Write a line of the answer as it is, whatever is in it."""
-    output.print(text, markup=False)
+    output.print(visible(text), markup=False)
 
 
 def note(text: str) -> None:
     """Write a line for the user beside the answer."""
-    messages.print(text, markup=False, soft_wrap=True)
+    messages.print(visible(text), markup=False, soft_wrap=True)
 
 
 def fail(text: str) -> NoReturn:
     """Write an error, and end the command with exit code 1."""
-    messages.print(f"error: {text}", style="red", markup=False, soft_wrap=True)
+    messages.print(visible(f"error: {text}"), style="red", markup=False, soft_wrap=True)
     raise typer.Exit(1)
+
+
+def visible(text: str) -> str:
+    """A text without what would steer the terminal: names and metadata come from anyone."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def say_json(value: object) -> None:
@@ -56,7 +65,7 @@ def table(*columns: Column | str) -> Table:
 
 def row(made: Table, *cells: object) -> None:
     """Add a row of plain texts; None is an empty cell."""
-    made.add_row(*("" if cell is None else escape(str(cell)) for cell in cells))
+    made.add_row(*("" if cell is None else escape(visible(str(cell))) for cell in cells))
 
 
 def show(made: Table) -> None:
@@ -78,7 +87,8 @@ def file_size(n_bytes: int) -> str:
 def progress_bar(title: str) -> Iterator[Callable[[float], None]]:
     """Show a bar on a terminal for the block, which is told the fraction that is done."""
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn()
-    with Progress(*columns, console=messages, transient=True) as bar:
+    shown = messages.is_terminal
+    with Progress(*columns, console=messages, transient=True, disable=not shown) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda done: bar.update(task, completed=done)
 

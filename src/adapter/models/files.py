@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pyllama
 from adapter.errors import InvalidModelNameError, ModelLoadError, ModelNotFoundError
-
-# How llama.cpp names the parts of a model (llama_split_path).
-_PART = re.compile(r"(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
+from adapter.models.hub.names import PREFIX, HubName
+from adapter.models.hub.pull import cached_path, load_path
+from adapter.models.parts import PART, parts
 
 _SUFFIX = re.compile(r"\.gguf\Z", re.IGNORECASE)
 
@@ -71,6 +71,8 @@ class ModelFolder:
     a subfolder; an alias comes before a file of that name. A symbolic link is followed wherever
     it leads: who may put links into the folder decides what is in it.
 
+    The name hf:owner/repo:Q4_K_M means a model of a hub, in huggingface_hub's cache.
+
     Raises NotADirectoryError when there is no such folder, InvalidModelNameError for an alias
     that is no plain name, or stands for something outside.
     """
@@ -91,9 +93,13 @@ class ModelFolder:
     def find(self, name: str) -> Path:
         """The file of a model; of a split one the first part.
 
+        Nothing is downloaded.
+
         Raises InvalidModelNameError for a name that is not plain, ModelNotFoundError when there
         is no such file, ModelLoadError when a part of it is no regular file.
         """
+        if isinstance(name, str) and name.startswith(PREFIX):
+            return cached_path(name)
         _require_plain(name)
         target = self._aliases.get(name, name)
         if name in self._aliases and target.endswith(".gguf"):
@@ -110,6 +116,15 @@ class ModelFolder:
             if part.exists() and not part.is_file():  # reading a pipe would wait for ever
                 raise ModelLoadError(name, part, "it is no regular file")
         return path
+
+    def fetch(self, name: str) -> Path:
+        """The same, with a model of a hub downloaded where the cache does not have it.
+
+        Raises ModelDownloadError beside what find() raises.
+        """
+        if isinstance(name, str) and name.startswith(PREFIX):
+            return load_path(HubName.parse(name))
+        return self.find(name)
 
     def _meant(self, name: str) -> Path | None:
         """The file of a split model; or of a name that is written with .gguf, or in another case.
@@ -143,7 +158,7 @@ class ModelFolder:
         files = {}
         found = (path for path in self.path.iterdir() if _SUFFIX.search(path.name))
         for path in sorted(filter(Path.is_file, found)):
-            part = _PART.fullmatch(path.stem)
+            part = PART.fullmatch(path.stem)
             if part is None:
                 files[path.stem] = path
             elif int(part["index"]) == 1:
@@ -165,18 +180,6 @@ class ModelFolder:
             known = stamp, _read_header(name, paths, size, aliases)
             self._headers[path] = known
         return known[1]
-
-
-def parts(path: Path) -> tuple[Path, ...]:
-    """All files of a model, from its file or its first part on; whether or not they exist."""
-    part = _PART.fullmatch(path.stem)
-    if part is None or int(part["index"]) != 1:
-        return (path,)
-    count = part["count"]
-    return tuple(
-        path.with_name(f"{part['name']}-{index:05}-of-{count}.gguf")
-        for index in range(1, max(1, int(count)) + 1)
-    )
 
 
 def _read_header(

@@ -24,9 +24,9 @@ from adapter.errors import (
     TransientError,
 )
 from adapter.generation.thread_start import start_thread
-from adapter.models.files import parts
 from adapter.models.hardware import Placement
 from adapter.models.machine_memory import machine
+from adapter.models.parts import parts
 from adapter.models.pool_requests import enter_pool_thread
 from adapter.models.resident import ResidentModel
 from adapter.models.slot import ModelSlot, Residency, Verdicts

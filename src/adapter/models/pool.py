@@ -127,13 +127,17 @@ class ModelPool:
         Several threads that ask for one model at once wait for one load. Where there is no room,
         models that nobody is using are evicted, the least recently used first.
 
+        The name hf:owner/repo:Q4_K_M means a model of a hub: it is downloaded, unless the cache
+        of huggingface_hub has it. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE count.
+
         Raises InvalidModelNameError for a name that is no plain file name, ModelNotFoundError
-        when the folder has no such file, ModelLoadError for a file that is no model,
+        when the folder has no such file, ModelDownloadError when a hub does not give it,
+        ModelLoadError for a file that is no model,
         PoolFullError when no room can be made, TransientError when the process lacks descriptors
         or threads just now, or others ended the template's process, BackendError when memory or a
         device fails, and ModelNotLoadedError when the pool is closed.
         """
-        path = self._folder.find(name)
+        path = self._folder.fetch(name)
         with self._loader.borrow(name, path, None, whole) as resident:
             return self._handle(name, path, resident)
 

@@ -15,8 +15,8 @@ from adapter.generation.memory.prefix_folder import PrefixFolder
 from adapter.generation.metrics import Metrics
 from adapter.generation.request import Execution, Generator
 from adapter.generation.scheduler import Scheduler
-from adapter.models.files import parts
 from adapter.models.hardware import Placement
+from adapter.models.parts import parts
 from adapter.models.template_trials import calls_tools
 from adapter.models.template_variables import variables_in
 

@@ -11,7 +11,8 @@ import pytest
 
 import pyllama
 from adapter.errors import InvalidModelNameError, ModelLoadError, ModelNotFoundError
-from adapter.models.files import ModelFolder, _misnamed, _require_inside, _unlogged, parts
+from adapter.models.files import ModelFolder, _misnamed, _require_inside, _unlogged
+from adapter.models.parts import parts
 
 
 @pytest.fixture

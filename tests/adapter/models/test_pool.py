@@ -28,8 +28,8 @@ from adapter.errors import (
 )
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
-from adapter.models.files import parts
 from adapter.models.hardware import HardwareManager
+from adapter.models.parts import parts
 from adapter.models.pool import ModelPool
 
 

@@ -1,0 +1,134 @@
+"""Getting models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from adapter.cli.console import fail, file_size, messages, note, row, say, say_json, show, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from adapter.models.hub.choice import Candidate
+    from adapter.models.hub.listing import Listing
+    from adapter.models.hub.names import HubName
+    from adapter.models.hub.pull import Unclear
+
+
+def pull(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="owner/repo, owner/repo:Q4_K_M or owner/repo:FILE of a hub; a URL; or a path."
+        ),
+    ],
+    sha256: Annotated[
+        str | None, typer.Option(metavar="HEX", help="What a file from a URL must have.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON: what is where.")] = False,
+) -> None:
+    """Download a model, or what of it is missing, and check it.
+
+    A download that broke off goes on where it was. A hub's model goes into the cache of
+    huggingface_hub, and HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE count. What a URL or
+    a path names goes to pyllama's own folder.
+    """
+    from adapter.errors import LlamaCppError
+    from adapter.models.embedded_model import model_dir
+    from adapter.models.hub import direct
+    from adapter.models.hub.names import HubName
+    from adapter.models.hub.pull import Unclear
+    from adapter.models.parts import plain_name
+
+    is_url = model.startswith(("https://", "http://"))
+    try:
+        hub_name = direct.hub_name(model) if is_url else None
+        if hub_name is None and not is_url and not _is_path(model):
+            hub_name = HubName.parse(model)
+        if sha256 is not None and (hub_name is not None or not is_url):
+            fail("--sha256 is for a URL; what a hub has is checked by the hub's own digests")
+        with transfer_bar() as report:
+            if hub_name is not None:
+                facts = _pull_from_hub(hub_name, report)
+            elif is_url:
+                paths = direct.download(model, model_dir(), sha256=sha256, report=report)
+                facts = _facts(plain_name(paths[0]), paths)
+            else:
+                paths = direct.copy(Path(model).expanduser(), model_dir(), report=report)
+                facts = _facts(plain_name(paths[0]), paths)
+    except Unclear as error:
+        _list_choices(error)
+        fail(error.reason)
+    except LlamaCppError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        note("stopped; what has arrived is kept, and the same command goes on from there")
+        raise
+    if as_json:
+        say_json(facts)
+    else:
+        say(f"{facts['name']} is in {Path(facts['paths'][0]).parent}")
+
+
+def _is_path(model: str) -> bool:
+    """Whether a file is meant: it is there, or no repository is called that."""
+    return Path(model).expanduser().is_file() or model.startswith((".", "/", "~"))
+
+
+def _pull_from_hub(name: HubName, report: Callable[[int, int], None]) -> dict[str, Any]:
+    from adapter.models.hub.pull import pull as pull_model
+
+    def listed(listing: Listing, chosen: Candidate) -> None:
+        for path in (*chosen.files, *([chosen.mmproj] if chosen.mmproj else [])):
+            note(f"{listing.repo}: {path}, {file_size(listing.files[path].size)}")
+
+    pulled = pull_model(name, listed=listed, report=report)
+    return _facts(pulled.name, pulled.paths, pulled.mmproj)
+
+
+def _facts(name: str, paths: Sequence[Path], mmproj: Path | None = None) -> dict[str, Any]:
+    size = sum(path.stat().st_size for path in (*paths, *([mmproj] if mmproj else [])))
+    return {
+        "name": name,
+        "paths": list(map(str, paths)),
+        "mmproj": mmproj and str(mmproj),
+        "size": size,
+    }
+
+
+@contextmanager
+def transfer_bar() -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal for the block, which is told the bytes that are there, and all."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    shown = messages.is_terminal
+    with Progress(*columns, console=messages, transient=True, disable=not shown) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _list_choices(error: Unclear) -> None:
+    if not error.models:
+        return
+    made = table("pull", "files", "mmproj")
+    for name, model in zip(error.choices, error.models, strict=True):
+        row(made, name.removeprefix("hf:"), len(model.files), "yes" if model.mmproj else "")
+    show(made)

@@ -1,0 +1,132 @@
+"""Which files of a repository make up a model. The rules are those of llama.cpp's own downloads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from adapter.models.parts import PART
+
+_GGUF = re.compile(r"\.gguf\Z", re.IGNORECASE)
+_QUANTIZATION = re.compile(
+    r"(?:^|[-._/])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|NVFP4\w*|BF16|F16|F32|FP16|FP32))(?=$|[-./])",
+    re.IGNORECASE,
+)
+_NO_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model of a repository.
+
+    stem          path without the number of the part and without .gguf
+    files         its file, or its parts in their order
+    mmproj        what turns images or sound into what the model reads, where there is one
+    quantization  as the name says it, in capitals; None where it does not
+    """
+
+    stem: str
+    files: tuple[str, ...]
+    mmproj: str | None = None
+    quantization: str | None = None
+
+
+class UnclearError(Exception):
+    """No model, or several, answer to a name. `choices` are those that it could be."""
+
+    def __init__(self, reason: str, choices: Sequence[Candidate]) -> None:
+        self.choices = tuple(choices)
+        super().__init__(reason)
+
+
+def is_safe(path: str) -> bool:
+    """Whether a path of a repository stays inside the folder that it is put into."""
+    parts = path.split("/")
+    return (
+        0 < len(path) <= 1024
+        and path.isprintable()
+        and not any(character in '\\:*?"<>|' for character in path)
+        and all(part and part == part.strip(" ") and not part.endswith(".") for part in parts)
+        and all(len(part.encode()) <= 255 for part in parts)
+    )
+
+
+def candidates(paths: Iterable[str]) -> list[Candidate]:
+    """The models among the files of a repository, those with all parts, ordered by path."""
+    known = sorted(path for path in paths if is_safe(path) and _GGUF.search(path))
+    models: dict[tuple[str, str], list[str]] = {}
+    for path in known:
+        if any(mark in PurePosixPath(path).name.casefold() for mark in _NO_MODELS):
+            continue
+        stem = _GGUF.sub("", path)
+        part = PART.fullmatch(stem)
+        key = (part["name"], part["count"]) if part else (stem, "")
+        models.setdefault(key, []).append(path)
+    found = []
+    for (stem, count), files in models.items():
+        if count and not _is_complete(files, int(count)):
+            continue
+        found.append(Candidate(stem, tuple(files), _mmproj(known, files[0]), _quantization(stem)))
+    return found
+
+
+def choose(paths: Iterable[str], tag: str | None) -> Candidate:
+    """The one model that a tag means. Raises UnclearError."""
+    found = candidates(paths)
+    if tag is None:
+        if len(found) == 1:
+            return found[0]
+        reason = "it holds several models; say which" if found else "it holds no GGUF model"
+        raise UnclearError(reason, found)
+    wanted = tag.casefold()
+    if _GGUF.search(tag):
+        exact = [one for one in found if tag in one.files]
+        fits = exact or [
+            one for one in found if any(_same_file(path, wanted) for path in one.files)
+        ]
+    else:
+        # The name's last quantization counts before a part of the name or of a folder's.
+        pattern = re.compile(rf"(?:^|[-./]){re.escape(tag)}(?=$|[-./])", re.IGNORECASE)
+        fits = [one for one in found if (one.quantization or "").casefold() == wanted]
+        fits = fits or [one for one in found if pattern.search(one.stem)]
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        raise UnclearError(f"{tag!r} can be several of its models; give the file's name", fits)
+    raise UnclearError(f"it holds no {tag!r}" if found else "it holds no GGUF model", found)
+
+
+def _same_file(path: str, wanted: str) -> bool:
+    folded = path.casefold()
+    return folded == wanted or folded.rpartition("/")[2] == wanted
+
+
+def _is_complete(files: Sequence[str], count: int) -> bool:
+    indices = [PART.fullmatch(_GGUF.sub("", path)) for path in files]
+    return [int(part["index"]) for part in indices if part] == list(range(1, count + 1))
+
+
+def _quantization(stem: str) -> str | None:
+    found = _QUANTIZATION.findall(stem)
+    return found[-1].upper() if found else None
+
+
+def _bits(path: str) -> int:
+    digits = re.search(r"\d+", _quantization(_GGUF.sub("", path)) or "")
+    return int(digits[0]) if digits else 0
+
+
+def _mmproj(paths: Iterable[str], model: str) -> str | None:
+    """The nearest one in the model's folder or above it, and there the one of like precision."""
+    folder = PurePosixPath(model).parent
+    fitting = [
+        path
+        for path in paths
+        if "mmproj" in PurePosixPath(path).name.casefold()
+        and PurePosixPath(path).parent in (folder, *folder.parents)
+    ]
+    return min(
+        fitting, key=lambda path: (-path.count("/"), abs(_bits(path) - _bits(model))), default=None
+    )

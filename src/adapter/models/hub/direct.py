@@ -1,0 +1,206 @@
+"""Model files from any server by their URL, or from a path, into a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from adapter.errors import ModelDownloadError
+from adapter.models.hub.choice import is_safe
+from adapter.models.hub.listing import transport_errors
+from adapter.models.hub.names import HubName, is_repo
+from adapter.models.hub.transfer import Content, WrongDigestError, receive
+from adapter.models.parts import parts
+
+Report = Callable[[int, int], None]
+"""Called with the bytes that are there, and those that there will be."""
+
+_CHUNK = 1 << 20
+_SPARE = 64 * 2**20
+_TOTAL = re.compile(r"bytes 0-0/(\d{1,16})", re.ASCII)
+_HUB_PATH = re.compile(r"/([^/]+/[^/]+)/(?:resolve|blob)/main/(.+)")
+
+
+def hub_name(url: str) -> HubName | None:
+    """What a URL means where it is that of a file on the hub itself."""
+    from huggingface_hub import constants
+
+    split = urlsplit(url)
+    found = _HUB_PATH.fullmatch(unquote(split.path))
+    if found is None or split.netloc != urlsplit(constants.ENDPOINT).netloc:
+        return None
+    return HubName(found[1], found[2]) if is_repo(found[1]) and is_safe(found[2]) else None
+
+
+def download(
+    url: str, folder: Path, *, sha256: str | None = None, report: Report | None = None
+) -> tuple[Path, ...]:
+    """Download a model, and the other parts of a split one, into a folder.
+
+    A file that broke off is resumed where the server tells which version of it it sends. It
+    appears when it is whole.
+
+    Args:
+        sha256: what the file must have, in hexadecimal; not for a split model.
+        report: see Report; called for one part after the other.
+
+    Raises:
+        ModelDownloadError: with what to do.
+    """
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise ModelDownloadError(url, f"{sha256!r} is no SHA-256, which has 64 hexadecimal digits")
+    split = urlsplit(url)
+    folder_path, _, name = split.path.rpartition("/")
+    targets = parts(_target(url, unquote(name), folder))
+    if len(targets) == 1:
+        _download(url, targets[0], sha256, report)
+        return targets
+    if sha256 is not None:
+        raise ModelDownloadError(url, "a split model has several files, and no SHA-256 of its own")
+    for target in reversed(targets):  # where the first part is, all are
+        path = f"{folder_path}/{target.name}"
+        part = urlunsplit((split.scheme, split.netloc, path, split.query, ""))
+        _download(part, target, None, report)
+    return targets
+
+
+def copy(source: Path, folder: Path, *, report: Report | None = None) -> tuple[Path, ...]:
+    """Copy a model, and the other parts of a split one, into a folder.
+
+    Raises ModelDownloadError.
+    """
+    with _translated(str(source)):
+        targets = parts(_target(str(source), source.name, folder))
+        sources = parts(source)
+        total, done = sum(part.stat().st_size for part in sources), 0
+        folder.mkdir(parents=True, exist_ok=True)
+        _require_room(str(source), folder, total)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as scratch:
+            for part in sources:
+                with part.open("rb") as read, Path(scratch, part.name).open("wb") as write:
+                    while chunk := read.read(_CHUNK):
+                        write.write(chunk)
+                        done += len(chunk)
+                        if report is not None:
+                            report(done, total)
+                _require_gguf(str(part), Path(scratch, part.name))
+            for target in reversed(targets):
+                os.replace(Path(scratch, target.name), target)
+    return targets
+
+
+def _target(what: str, name: str, folder: Path) -> Path:
+    if not name.casefold().endswith(".gguf") or not is_safe(name) or name.startswith("."):
+        raise ModelDownloadError(what, f"{name!r} is no plain name of a .gguf file")
+    target = folder / name
+    if target.exists():
+        raise ModelDownloadError(
+            what, f"{target} is there already; to replace it: pyllama rm {target.stem}"
+        )
+    return target
+
+
+def _download(url: str, target: Path, sha256: str | None, report: Report | None) -> None:
+    from filelock import FileLock
+
+    with _translated(url):
+        size, version = _probe(url)
+        key = hashlib.sha256(f"{url} {size} {version}".encode()).hexdigest()[:16]
+        partial = target.with_name(".incomplete") / f"{key}-{target.name}"
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        done = 0
+
+        def arrived(n_bytes: int) -> None:
+            nonlocal done
+            done += n_bytes
+            if report is not None:
+                report(done, size)
+
+        with FileLock(partial.with_name(f"{key}.lock")):
+            if target.exists():
+                return  # another process had the lock before
+            if version is None:  # it may be another file by now
+                partial.unlink(missing_ok=True)
+            with partial.open("a+b") as stream:
+                content = Content(stream, size, arrived, hashlib.sha256())
+                _require_room(url, target.parent, size - content.written)
+                receive(url, {}, content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            found = content.digest.hexdigest()
+            if sha256 is not None and found != sha256.casefold():
+                partial.unlink()
+                raise ModelDownloadError(url, f"its SHA-256 is {found}, and not {sha256}")
+            try:
+                _require_gguf(url, partial)
+            except ModelDownloadError:
+                partial.unlink()
+                raise
+            os.replace(partial, target)
+
+
+def _probe(url: str) -> tuple[int, str | None]:
+    """The size of a file, and what tells this version of it from others, if the server says."""
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
+
+    asked, timeout = {"Range": "bytes=0-0"}, constants.HF_HUB_DOWNLOAD_TIMEOUT
+    # Not a HEAD request: signed URLs are for one method alone.
+    with get_session().stream("GET", url, headers=asked, timeout=timeout) as response:
+        hf_raise_for_status(response)
+        headers = response.headers
+        if response.status_code == 206:
+            total = _TOTAL.fullmatch(headers.get("Content-Range", ""))
+            size = total[1] if total else ""
+        else:
+            size = "" if headers.get("Content-Encoding") else headers.get("Content-Length", "")
+        etag = headers.get("ETag", "")
+    if not re.fullmatch(r"\d{1,16}", size, re.ASCII):
+        raise ModelDownloadError(url, "the server does not say how large the file is")
+    version = None if not etag or etag.startswith("W/") else etag
+    return int(size), version or headers.get("Last-Modified")
+
+
+def _require_room(what: str, folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed + _SPARE > free:
+        raise ModelDownloadError(
+            what,
+            f"{needed / 1e9:.2f} GB are still to come, but {folder} has {free / 1e9:.2f} GB free",
+        )
+
+
+def _require_gguf(what: str, path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start != b"GGUF":
+        raise ModelDownloadError(what, f"it is no GGUF file, but begins with {start!r}")
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except ModelDownloadError:
+        raise
+    except errors.OfflineModeIsEnabled as error:
+        raise ModelDownloadError(what, "offline mode is on: unset HF_HUB_OFFLINE") from error
+    except WrongDigestError as error:
+        raise ModelDownloadError(what, "the file changed while it was read; try again") from error
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "no status")
+        raise ModelDownloadError(what, f"the server answered {status}") from error
+    except transport_errors() as error:
+        reason = f"no connection, or it broke off ({str(error) or type(error).__name__})"
+        raise ModelDownloadError(what, f"{reason}; what has arrived is kept") from error
+    except OSError as error:
+        raise ModelDownloadError(what, str(error)) from error

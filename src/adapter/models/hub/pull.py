@@ -1,0 +1,165 @@
+"""A model from a hub into the cache."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapter.errors import ModelDownloadError, ModelNotFoundError
+from adapter.models.hub.cache import CachedRepository
+from adapter.models.hub.choice import Candidate, UnclearError, choose
+from adapter.models.hub.listing import HubFile, Listing, list_repository
+from adapter.models.hub.names import HubName
+from adapter.models.hub.transfer import fetch, missing_bytes
+
+_SPARE = 64 * 2**20
+"""Bytes to leave free on a disk."""
+
+
+@dataclass(frozen=True)
+class PulledModel:
+    """A model that is whole in the cache.
+
+    name    what load_model() takes
+    paths   its file, or its parts in their order
+    mmproj  the file for images or sound that belongs to it, where there is one
+    size    bytes of all of them
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    mmproj: Path | None
+    size: int
+
+
+class Unclear(ModelDownloadError):
+    """Several models, or none, answer to a name. `models` are those that the repository has."""
+
+    def __init__(self, name: HubName, reason: str, models: Sequence[Candidate]) -> None:
+        self.models = tuple(models)
+        super().__init__(str(name), reason, [clear_name(name.repo, one, models) for one in models])
+
+
+def clear_name(repo: str, model: Candidate, models: Sequence[Candidate]) -> str:
+    """The shortest name that means one of the models alone."""
+    alike = [one for one in models if one.quantization == model.quantization]
+    quantization = model.quantization if len(alike) == 1 else None
+    return str(HubName(repo, quantization or model.files[0]))
+
+
+def pull(
+    name: HubName,
+    *,
+    listed: Callable[[Listing, Candidate], None] | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> PulledModel:
+    """Download a model, its other parts and its mmproj, or what of them is not here yet.
+
+    Everything is checked by its digest. The model appears when all of it is there. Where this is
+    stopped, what has arrived stays, and the next call goes on.
+
+    Args:
+        listed: called with what the hub has, and what will be downloaded.
+        report: called with the bytes that are there, and those that there will be.
+
+    Raises:
+        ModelDownloadError: with what to do.
+    """
+    listing = list_repository(name)
+    try:
+        model = choose(listing.files, name.tag)
+    except UnclearError as error:
+        raise Unclear(name, f"{name.repo}: {error}", error.choices) from error
+    if listed is not None:
+        listed(listing, model)
+    paths = [*([model.mmproj] if model.mmproj else []), *reversed(model.files)]
+    files = [listing.files[path] for path in paths]
+    cached = CachedRepository(name.repo)
+    _require_room(name, cached, files)
+    total, done = sum(file.size for file in files), 0
+
+    def arrived(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        if report is not None:
+            report(done, total)
+
+    for file in files:
+        fetch(name, listing, cached, file, arrived)
+    try:
+        # The first part comes last: where it is, all is.
+        made = {file.path: cached.link(listing.commit, file.path, file.digest) for file in files}
+        cached.set_main(listing.commit)
+    except OSError as error:
+        raise ModelDownloadError(str(name), f"the cache cannot be written: {error}") from error
+    return PulledModel(
+        name=str(name),
+        paths=tuple(made[path] for path in model.files),
+        mmproj=made[model.mmproj] if model.mmproj else None,
+        size=total,
+    )
+
+
+def cached_path(name: str) -> Path:
+    """The file of a model of a hub in the cache; of a split one the first part.
+
+    Raises InvalidModelNameError, ModelNotFoundError.
+    """
+    hub_name = HubName.parse(name)
+    cached = CachedRepository(hub_name.repo)
+    found = _located(hub_name, cached)
+    if found is None:
+        reason = f"it is not in {cached.folder}; download it with: pyllama pull {name}"
+        raise ModelNotFoundError(name, cached.folder, reason=reason)
+    return found
+
+
+def load_path(name: HubName) -> Path:
+    """The same, downloaded where it is not there, with huggingface_hub's bar.
+
+    Nothing is asked of the hub where it is. Raises ModelDownloadError.
+    """
+    found = _located(name, CachedRepository(name.repo))
+    if found is not None:
+        return found
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    with tqdm(desc=str(name), unit="B", unit_scale=True) as bar:  # type: ignore[no-untyped-call]
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return pull(name, report=report).paths[0]
+
+
+def _located(name: HubName, cached: CachedRepository) -> Path | None:
+    try:
+        found = cached.find(name.tag)
+    except UnclearError as error:
+        raise Unclear(name, f"the cache: {error}", error.choices) from error
+    except OSError as error:
+        raise ModelDownloadError(str(name), f"the cache cannot be read: {error}") from error
+    return None if found is None else found[0] / found[1].files[0]
+
+
+def _require_room(name: HubName, cached: CachedRepository, files: Sequence[HubFile]) -> None:
+    folder = cached.folder
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        needed, free = sum(missing_bytes(cached, file) for file in files), _free(folder)
+    except OSError as error:
+        raise ModelDownloadError(str(name), f"the cache cannot be read: {error}") from error
+    if needed and needed + _SPARE > free:
+        raise ModelDownloadError(
+            str(name),
+            f"{needed / 1e9:.2f} GB are still to come, but {cached.folder} has {free / 1e9:.2f} GB "
+            "free: make room, or set HF_HOME to a folder on another disk",
+        )
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adapter.models import embedded_model
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(embedded_model, "model_dir", lambda: tmp_path / "models")
+    return tmp_path / "models"
+
+
+def test_pull_says_where_a_model_is(run, hub):
+    hub.add("owner/repo", {"m-Q8_0.gguf": b"x" * 999, "mmproj.gguf": b"y"})
+    result = run("pull", "owner/repo:Q8_0", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert facts["name"] == "hf:owner/repo:Q8_0"
+    assert facts["size"] == 1000
+    assert Path(facts["paths"][0]).read_bytes() == b"x" * 999
+    assert Path(facts["mmproj"]).read_bytes() == b"y"
+    assert "m-Q8_0.gguf, 999 B" in result.stderr
+    assert facts["name"] in run("pull", "hf:owner/repo:Q8_0").stdout
+
+
+def test_an_unclear_pull_lists_what_to_type(run, hub):
+    hub.add("owner/repo", {f"m-{kind}.gguf": b"x" for kind in ("Q4_0", "Q8_0")})
+    result = run("pull", "owner/repo", env={"COLUMNS": "80"})
+    assert result.exit_code == 1
+    assert "owner/repo:Q4_0" in result.stdout
+    assert "owner/repo:Q8_0" in result.stdout
+    assert "several models" in result.stderr
+    assert hub.contents_asked_for() == []
+
+
+@pytest.mark.parametrize("name", ["nothing", "a/b/c", "owner/none", "./none.gguf"])
+def test_a_pull_of_nothing_is_one_line(run, hub, name):
+    result = run("pull", name)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output
+
+
+def test_a_path_is_copied_where_models_are_looked_for(run, hub, tiny_model_path, own_folder):
+    result = run("pull", tiny_model_path)
+    assert result.exit_code == 0, result.output
+    assert (own_folder / tiny_model_path.name).read_bytes() == tiny_model_path.read_bytes()
+    assert run("pull", tiny_model_path).exit_code == 1
+    assert run("pull", tiny_model_path, "--sha256", "0" * 64).exit_code == 1
+
+
+def test_ctrl_c_says_that_the_rest_is_kept(run, hub, monkeypatch):
+    hub.add("owner/repo", {"m.gguf": b"x" * 999})
+
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adapter.models.hub.pull.fetch", interrupt)
+    result = run("pull", "owner/repo")
+    assert result.exit_code == 130
+    assert "goes on from there" in result.stderr
+
+
+def test_the_environment_of_huggingface_hub_counts(hub, tmp_path):
+    hub.add("owner/repo", {"m.gguf": b"x" * 999}, gated=True)
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_TOKEN": "a-token",
+        "HF_HUB_OFFLINE": "0",
+    }
+    environment.pop("HF_HUB_CACHE", None)
+    command = [sys.executable, "-c", "from adapter.cli import main; main()", "pull", "owner/repo"]
+
+    def pull(**variables):
+        return subprocess.run(
+            command, env=environment | variables, capture_output=True, text=True, timeout=120
+        )
+
+    done = pull()
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "home").rglob("m.gguf")
+    assert path.read_bytes() == b"x" * 999
+    assert "\x1b" not in done.stdout + done.stderr
+    assert pull(HF_HUB_OFFLINE="1").returncode == 1
+
+
+def test_what_a_hub_says_cannot_steer_the_terminal(run, hub):
+    hub.status, hub.body = 418, b'{"error": "\\u001b[2Jhello\\u001b]0;title\\u0007"}'
+    result = run("pull", "owner/repo")
+    assert result.exit_code == 1
+    assert "\x1b[2J" not in result.output
+    assert "\x07" not in result.output
