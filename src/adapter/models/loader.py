@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -103,7 +104,8 @@ class ModelLoader:
     def tell_of_a_lease_that_ended(self) -> None:
         """Have the thread look, if it waits for leases; it would look by itself a little later."""
         if self._thread.looks_by_itself:
-            self._thread.inbox.put(None)
+            with suppress(MemoryError):
+                self._thread.inbox.put(None)
 
     def refuse_in_child(self, name: str) -> None:
         """Raise ModelNotLoadedError in a child of fork(), which has not the pool's threads."""
@@ -122,7 +124,7 @@ class ModelLoader:
             if self._thread.ended:  # which it says before it empties its inbox for the last time
                 message()
             if not in_pool_thread():
-                request.wait()
+                request.wait(self._thread.keep_going)
         except BaseException:  # Ctrl-C
             request.abandoned = True
             self._thread.inbox.put(None)

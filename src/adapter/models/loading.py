@@ -6,9 +6,11 @@ import errno
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -41,8 +43,14 @@ _loads: list[threading.Thread] = []
 """Those that load a model, of all pools, in their order. One at a time does, so that it sees the
 memory that the one before it took. No lock: what ended in any way is waited for no more."""
 
-_frees: set[threading.Thread] = set()
-"""Those that free a model just now, of all pools."""
+_frees: dict[Free, threading.Thread] = {}
+"""What frees a model just now, of all pools, and the threads that do so."""
+
+HANG_SECONDS = 120.0
+"""How long the freeing of a model is waited for. What it computes on may hang, a GPU for one."""
+
+_LOOK = 0.2
+"""Seconds after which a load that waits for another looks whether it is still wanted."""
 
 _PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS))
 """Errors of the system that say nothing of the file."""
@@ -57,10 +65,12 @@ class Job:
 
     pool    the pool's thread
     thread  its own
+    begun   when it was made, as time.monotonic() counts
     """
 
     def __init__(self, pool: PoolThread) -> None:
         self.pool = pool
+        self.begun = time.monotonic()
         self.thread = threading.Thread(target=self.run, name="model-pool-job", daemon=True)
         self._ended = False
 
@@ -112,7 +122,7 @@ class Load(Job):
         try:
             loads = _loads.copy()
             for earlier in loads[: loads.index(self.thread)]:
-                earlier.join()
+                self._wait_until(partial(_has_ended, earlier), earlier)
                 with suppress(ValueError):  # it has removed itself, unless it failed
                     _loads.remove(earlier)
             self._load()
@@ -120,6 +130,13 @@ class Load(Job):
             self.error, self._raised = self._raised or error, None
         finally:
             _loads.remove(self.thread)
+
+    def _wait_until(self, over: Callable[[], bool], thread: threading.Thread) -> None:
+        """Wait for what another thread does, unless this load is to stop."""
+        while not over():
+            if self.pool.stops(self.slot):
+                raise StoppedLoad(self._name, "its load was stopped")
+            thread.join(_LOOK)
 
     def _load(self) -> None:
         slot, resident = self.slot, None
@@ -202,14 +219,14 @@ class Load(Job):
             verdict = verdicts.get()
             if not isinstance(verdict, BaseException):
                 return verdict
-            frees = [each for each in _frees.copy() if each.is_alive()]
+            frees = {free: thread for free, thread in _frees.copy().items() if not free.hangs}
             if not isinstance(verdict, PoolFullError) or not frees:
                 try:
                     raise verdict
                 finally:
                     del verdict  # it refers to this frame
-            for each in frees:  # of other pools: there is more room then
-                each.join()
+            for free, thread in frees.items():  # of other pools: there is more room then
+                self._wait_until(partial(_is_over, free, thread), thread)
 
 
 class Free(Job):
@@ -219,15 +236,27 @@ class Free(Job):
         super().__init__(pool)
         self._residency = residency
 
+    @property
+    def hangs(self) -> bool:
+        """Whether it takes so long that nobody is to wait for it any more."""
+        return time.monotonic() - self.begun > HANG_SECONDS
+
     def work(self) -> None:
-        thread = threading.current_thread()
-        _frees.add(thread)
+        _frees[self] = threading.current_thread()
         try:
             self._residency.free()
         except MemoryError:
             logger.warning("%s is freed a little later: there is no memory", self._residency.name)
         finally:
-            _frees.discard(thread)
+            _frees.pop(self, None)
+
+
+def _has_ended(thread: threading.Thread) -> bool:
+    return not thread.is_alive()
+
+
+def _is_over(free: Free, thread: threading.Thread) -> bool:
+    return free.hangs or not thread.is_alive()
 
 
 def _stamps(path: Path) -> list[tuple[int, int, int]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from adapter.errors import ConfigurationError, ModelNotLoadedError, TransientError
+from adapter.generation.failures import insist
 from adapter.generation.memory.prefix_folder import prepare
 from adapter.generation.metrics import MetricsSnapshot
 from adapter.generation.thread_start import start_thread
@@ -28,6 +29,9 @@ from adapter.models.slot import ModelSlot
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_LOOK = 1.0
+"""Seconds after which aload_model() looks whether its thread still lives."""
 
 
 class ModelPool:
@@ -155,14 +159,23 @@ class ModelPool:
             except BaseException as error:
                 settle = partial(_settle, loaded, None, error)
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(settle)
+                insist(partial(loop.call_soon_threadsafe, settle))
 
         # Not on the loop's own executor: DSPy uses that one, and long loads would starve it.
+        thread = threading.Thread(target=load, name="model-pool-load", daemon=True)
         try:
-            start_thread(threading.Thread(target=load, name="model-pool-load", daemon=True))
+            start_thread(thread)
         except (RuntimeError, MemoryError) as error:  # the process has as many as it may
             raise TransientError(f"no thread to load model {name!r} on: {error}") from error
-        return await loaded
+        try:
+            while not loaded.done():
+                lives = thread.is_alive()
+                await asyncio.wait([loaded], timeout=_LOOK)
+                if not (lives or loaded.done()):
+                    raise TransientError(f"no memory for a thread to load model {name!r} on")
+            return await loaded
+        finally:
+            loaded.cancel()  # if nobody waits any more
 
     def get_loaded_model(self, name: str | None = None) -> LoadedModel:
         """A model that was loaded and not unloaded: the one called name, or the only one.
@@ -224,8 +237,9 @@ class ModelPool:
 
         A progress callback may call it, too; it returns at once then.
 
-        Raises ModelNotLoadedError when it was not loaded, and ModelInUseError when this thread
-        itself holds a lease on it.
+        Raises ModelNotLoadedError when it was not loaded, ModelInUseError when this thread itself
+        holds a lease on it, and BackendError when it is still not freed two minutes after its last
+        request: what it computes on may hang, a GPU or another machine. It is freed when it can be.
         """
         slot = self._loaded_slot(name)
         self._loader.unload(slot)
@@ -236,7 +250,8 @@ class ModelPool:
         A pool that is dropped without it is closed, too, once no handle on one of its models is
         left. A progress callback may call it; it returns at once then.
 
-        Raises ModelInUseError when this thread itself holds a lease on a model.
+        Raises ModelInUseError when this thread itself holds a lease on a model, and BackendError
+        where one cannot be freed, as unload_model() does.
         """
         self._loader.close()
 

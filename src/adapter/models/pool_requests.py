@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -65,14 +66,17 @@ class Request:
         self._lease = None if lease is None else weakref.ref(lease)
         self._answers: SimpleQueue[BaseException | None] = SimpleQueue()
 
-    def wait(self) -> None:
-        """Wait for the answer, and raise it if it is an error."""
+    def wait(self, look: Callable[[], object]) -> None:
+        """Wait for the answer, and raise it if it is an error.
+
+        look  called now and then meanwhile: it sees to it that there is a thread which answers
+        """
         while True:
             try:
                 error = self._answers.get(timeout=_INTERRUPTED)
                 break
             except Empty:
-                continue
+                look()
         if error is not None:
             try:
                 raise error

@@ -19,7 +19,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -71,6 +70,8 @@ class PoolThread:
         self.ended = False
         self.stopping = False
         self._owner: weakref.ref[ModelLoader] | None = None
+        self._thread: threading.Thread | None = None
+        self._claiming = threading.Lock()
         self._closed = False
         self._closers: list[Request] = []
         self._gone: list[ModelSlot] = []
@@ -81,6 +82,15 @@ class PoolThread:
     def start(self, owner: ModelLoader) -> None:
         """Begin. It ends once it was closed, or its owner collected, and all is freed."""
         self._owner = weakref.ref(owner, self.inbox.put)
+        self.keep_going()
+
+    def keep_going(self) -> None:
+        """Start a thread, or another where the first one ended for want of memory.
+
+        Raises TransientError where there can be none.
+        """
+        if self.ended or (self._thread is not None and self._thread.is_alive()):
+            return
         try:
             start_thread(threading.Thread(target=self._run, name="model-pool", daemon=True))
         except (RuntimeError, MemoryError) as error:  # the process has as many as it may
@@ -167,13 +177,23 @@ class PoolThread:
     # The thread
 
     def _run(self) -> None:
+        if not self._claim():
+            return
         while not self.ended:
-            with suppress(BaseException):  # a lack of memory: it goes on where it was
-                try:
-                    self._work()
-                except BaseException:
-                    time.sleep(_LOOK)  # it may last
-                    raise
+            self._try_to_work()
+
+    def _try_to_work(self) -> None:
+        try:
+            self._work()
+        except BaseException:  # a lack of memory, which may last: it goes on where it was
+            time.sleep(_LOOK)
+
+    def _claim(self) -> bool:
+        """Whether this thread is the one: two of the user's may have started one each."""
+        with self._claiming:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.current_thread()
+            return self._thread is threading.current_thread()
 
     def _work(self) -> None:
         """Do what comes. What fails for a lack of memory is tried again: nobody waits in vain."""
@@ -269,6 +289,8 @@ class PoolThread:
                 self._free(residency)
             if residency.freeing is not None and residency.freeing.is_over:
                 self._end_free(residency)
+            elif residency.hangs:
+                self._give_up_waiting(residency)
         if slot.closing and not loading and not slot.residencies:
             self._gone.append(slot)
             self.slots.pop(slot.path, None)
@@ -340,6 +362,15 @@ class PoolThread:
             residency.freed[-1].put(False)
             residency.freed.pop()
         residency.slot.retired.remove(residency)
+
+    def _give_up_waiting(self, residency: Residency) -> None:
+        """Have nobody wait any more for a model to be freed. If it ever can be, it is."""
+        while residency.freed:
+            residency.freed[-1].put(False)
+            residency.freed.pop()
+        slot = residency.slot
+        for requests in (slot.unloaders, slot.successors, self._closers):
+            fail_all(requests, BackendError(f"model {slot.name!r} is {residency.kept_because}"))
 
     @property
     def _jobs(self) -> list[Load | Free]:

@@ -88,8 +88,18 @@ class Residency:
         return leases
 
     @property
+    def hangs(self) -> bool:
+        """Whether it is being freed for so long that nobody is to wait for that any more."""
+        return self.freeing is not None and self.freeing.hangs
+
+    @property
     def kept_because(self) -> str:
         """Why it cannot be freed to make room; empty where it can, or will be."""
+        if self.hangs:
+            return (
+                "not freed yet: a computation in it hangs, or the disk of prefix_folder does. Its "
+                "memory counts as taken until it is freed"
+            )
         if self.lessees():
             return "replaced, but still in use" if self.replaced else "in use"
         if self.slot.residency is not self:
