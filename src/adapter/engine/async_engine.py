@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 from dspy.lm15 import Request, Response
 
 from adapter.engine.engine import LlamaCppEngine, StreamEvent, closed_error
 from adapter.engine.lm15_errors import lm15_errors
 from adapter.engine.rollouts import current_rollout
+from adapter.errors import TransientError
+from adapter.generation.thread_start import require_room
+
+T = TypeVar("T")
 
 MAX_ASYNC_CALLS = 64
 """Async calls in progress at once; more wait. Each holds a thread that mostly sleeps."""
@@ -36,14 +41,9 @@ class AsyncLlamaCppEngine:
         self._refuse_if_closed()
         cancelled = threading.Event()
         try:
-            with lm15_errors():  # such as that no thread can be started
-                response = await asyncio.get_running_loop().run_in_executor(
-                    self._threads,
-                    copy_context().run,
-                    self.engine.complete_unless,
-                    cancelled,
-                    request,
-                )
+            with lm15_errors():
+                answer = partial(self.engine.complete_unless, cancelled, request)
+                response = await self._begin(answer)
         finally:
             cancelled.set()
         assert response is not None  # only cancelling gives None, and then nobody is here
@@ -72,15 +72,17 @@ class AsyncLlamaCppEngine:
                 if not cancelled.is_set():
                     send(None)
 
-        with lm15_errors():
-            worker = loop.run_in_executor(self._threads, copy_context().run, work)
+        worker: asyncio.Future[None] | None = None
         try:
+            with lm15_errors():
+                worker = self._begin(work)
             while (event := await events.get()) is not None:
                 yield event
             await worker
         finally:
-            cancelled.set()
-            worker.cancel()  # where no thread has begun it yet
+            cancelled.set()  # also where no thread could be started: another one may come to it
+            if worker is not None:
+                worker.cancel()  # where no thread has begun it yet
 
     async def aclose(self) -> None:
         """Refuse further async calls. Those in progress go on to their end."""
@@ -104,6 +106,17 @@ class AsyncLlamaCppEngine:
 
     def __reduce__(self) -> NoReturn:
         self.engine.__reduce__()
+
+    def _begin(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Have something done on a thread. Where none can start, a later one may come to it."""
+        try:
+            require_room()  # the executor starts threads without looking for it
+            loop = asyncio.get_running_loop()
+            return loop.run_in_executor(self._threads, copy_context().run, work)
+        except RuntimeError as error:
+            if "shutdown" in str(error):  # the program ends
+                raise
+            raise TransientError(f"no thread for an async call: {error}") from error
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

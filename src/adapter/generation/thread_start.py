@@ -19,7 +19,7 @@ def start_thread(thread: threading.Thread) -> None:
 
     Raises RuntimeError where the process has as many threads as it may, and MemoryError.
     """
-    _find_room()
+    require_room()
     outer = sys.exc_info()[1]
     try:
         thread.start()
@@ -32,7 +32,8 @@ def start_thread(thread: threading.Thread) -> None:
         raise
 
 
-def _find_room() -> None:
+def require_room() -> None:
+    """Raise MemoryError unless there is room for another thread."""
     try:
         if sys.platform == "win32":
             mmap.mmap(-1, _ROOM).close()

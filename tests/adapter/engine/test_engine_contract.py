@@ -28,6 +28,7 @@ from adapter.engine.async_engine import AsyncLlamaCppEngine
 from adapter.engine.config import LlamaCppConfig
 from adapter.engine.engine import LlamaCppEngine
 from adapter.engine.language_model import language_model
+from adapter.generation import thread_start
 from adapter.models.pool import ModelPool
 from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
 
@@ -466,6 +467,33 @@ def test_a_stream_whose_loop_was_closed_is_computed_no_further():
     gate.opened.set()
     assert model.generator.closed.wait(30)
     assert model.generator.tokens_computed <= 4
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), None])
+@pytest.mark.parametrize("way", ["complete", "stream"])
+def test_what_got_no_thread_is_not_computed_later(way, error, monkeypatch):
+    """The executor keeps what it found no thread for, and gives it to the next one that starts."""
+    model = fake_model("xy")
+    engine = engine_of(model)
+    twin = AsyncLlamaCppEngine(engine)
+    call = call_of(None, twin, request_to(engine))[way]
+
+    def fail(*_args, **_options):
+        raise error or OSError("no room")
+
+    async def main():
+        with pytest.MonkeyPatch.context() as patch:
+            if error is not None:
+                patch.setattr(threading.Thread, "start", fail)
+            else:
+                patch.setattr(thread_start.mmap, "mmap", fail)
+            with pytest.raises(lm15.ServerError, match="thread"):
+                await call()
+        return await twin.complete(request_to(engine))
+
+    assert asyncio.run(main()).text == "xy"
+    twin._threads.shutdown()
+    assert model.generator.tokens_computed == 2
 
 
 def test_the_event_loop_stays_free_while_an_answer_is_computed():
