@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,15 @@ ADVICE = (
 _raised_while_polling = threading.local()
 
 
-@ffi.def_extern()
+def _keep_interrupt(_type: object, error: BaseException, _traceback: object) -> None:
+    """Ctrl-C while a line is logged stops the user's program, not the line alone."""
+    if not isinstance(error, Exception):
+        _raised_while_polling.error = error
+    elif logging.raiseExceptions:  # as logging does with the errors of its handlers
+        traceback.print_exception(error)
+
+
+@ffi.def_extern(onerror=_keep_interrupt)
 def pyllama_on_log(level: int, line: Pointer[bytes]) -> None:
     # While the interpreter ends, a program that set up no logging gets nothing on stderr.
     if not threading.main_thread().is_alive() and not logger.hasHandlers():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
 from pyllama import _process
+from pyllama._callbacks import raise_polled
 from pyllama.errors import ClosedError
 
 P = TypeVar("P")
@@ -38,8 +39,9 @@ class Handle(Generic[P]):
             raise ClosedError("the object was closed meanwhile")
         return pointer
 
-    def __exit__(self, *exc_info: object) -> None:
-        pass
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            raise_polled()  # what a signal handler raised while C logged a line
 
     def release(self) -> None:
         """Free the C object. Nobody may be using it."""

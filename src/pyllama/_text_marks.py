@@ -120,12 +120,11 @@ class TextMarker:
         data = text.encode("utf-8", "surrogatepass")
         places, room = self._places, _FEW
         while True:
-            count = check(
-                lib.guarded_tokenizer_breaks(
-                    self._tokenizer.pointer, data, len(data), edges, places, room
-                ),
-                "looking for control tokens",
-            )
+            with self._tokenizer as tokenizer:
+                count = check(
+                    lib.guarded_tokenizer_breaks(tokenizer, data, len(data), edges, places, room),
+                    "looking for control tokens",
+                )
             if count <= room:
                 break
             places, room = ffi.new("size_t[]", count), count

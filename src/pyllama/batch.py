@@ -273,8 +273,8 @@ class Batch(Uncopyable):
 
     def _sequence_ids(self) -> list[int]:
         filled = np.arange(self.n_seq_max) < self._n_seq_id[: len(self), None]
-        ids: list[int] = np.unique(self._seq_id[: len(self)][filled]).tolist()
-        return ids
+        # Not np.unique(): it imports a module when it is first called, which fails without memory.
+        return sorted(set(self._seq_id[: len(self)][filled].tolist()))
 
     def _highest_pos(self) -> int:
         return int(self._pos[:, : len(self)].max())

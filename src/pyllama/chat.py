@@ -12,7 +12,6 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pyllama import _chat_answers
@@ -104,10 +103,11 @@ class ChatTemplate(Uncopyable):
 
         self._engine = engine(cast("str", source))
         self._tool_use = engine(tool_use) if tool_use else self._engine
+        self._supports_thinking: bool | None = None
         #: The template as it is applied.
         self.source = self._engine.source
 
-    @cached_property
+    @property
     def capabilities(self) -> ChatCapabilities:
         """What the template can express (``common_chat_templates_get_caps``).
 
@@ -116,15 +116,16 @@ class ChatTemplate(Uncopyable):
                 again tries again.
             ChatProcessError: its process was ended from outside, stalled, or could not start.
         """
-        try:
-            thinking = self.apply([{"role": "user", "content": "Hello"}]).supports_thinking
-        except ChatTemplateAborted:  # which says nothing of the template's abilities
-            raise
-        except ChatTemplateError:
-            thinking = False
-        return cast(
-            ChatCapabilities, {**self._tool_use.capabilities, "supports_thinking": thinking}
-        )
+        if self._supports_thinking is None:
+            try:
+                thinking = self.apply([{"role": "user", "content": "Hello"}]).supports_thinking
+            except ChatTemplateAborted:  # which says nothing of the template's abilities
+                raise
+            except ChatTemplateError:
+                thinking = False
+            self._supports_thinking = thinking
+        flags = {**self._tool_use.capabilities, "supports_thinking": self._supports_thinking}
+        return cast(ChatCapabilities, flags)
 
     def apply(
         self,

@@ -314,13 +314,14 @@ _tokens: weakref.WeakKeyDictionary[Vocab, Handle[Pointer[pyllama_tokens]]] = (
 
 
 def _tokens_of(vocab: Vocab) -> Handle[Pointer[pyllama_tokens]]:
-    """The tokens of a vocabulary whose model is open."""
-    tokens = _tokens.get(vocab)
-    if tokens is None:
-        pointer = lib.guarded_tokens_init(vocab._pointer)
-        if pointer == ffi.NULL:
-            raise_caught("looking at all tokens")
-        tokens = _tokens[vocab] = Handle(pointer, lib.guarded_tokens_free)
+    """The tokens of a vocabulary whose model is open, made once: see Vocab._tokenizer."""
+    with vocab._lock:
+        tokens = _tokens.get(vocab)
+        if tokens is None:
+            pointer = lib.guarded_tokens_init(vocab._pointer)
+            if pointer == ffi.NULL:
+                raise_caught("looking at all tokens")
+            tokens = _tokens[vocab] = Handle(pointer, lib.guarded_tokens_free)
     longest = lib.guarded_tokens_longest(tokens.pointer)
     if longest > MAX_PIECE:
         raise GrammarError(
@@ -334,17 +335,18 @@ def _init(
     vocab: Vocab, grammar: Grammar, patterns: list[bytes], tokens: list[int]
 ) -> Pointer[llama_sampler]:
     texts = [ffi.new("char[]", pattern) for pattern in patterns]
-    return lib.guarded_sampler_init_grammar(
-        vocab._pointer,
-        _tokens_of(vocab).pointer,
-        grammar.gbnf.encode(),
-        grammar.root.encode(),
-        texts,
-        len(texts),
-        tokens,
-        len(tokens),
-        max(map(_stack_per_byte, patterns), default=0),
-    )
+    with _tokens_of(vocab) as all_tokens:
+        return lib.guarded_sampler_init_grammar(
+            vocab._pointer,
+            all_tokens,
+            grammar.gbnf.encode(),
+            grammar.root.encode(),
+            texts,
+            len(texts),
+            tokens,
+            len(tokens),
+            max(map(_stack_per_byte, patterns), default=0),
+        )
 
 
 def _patterns(patterns: Iterable[str]) -> list[bytes]:

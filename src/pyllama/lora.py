@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyllama import _model_file, _process
+from pyllama import _model_file, _process, python_sampler
 from pyllama._arguments import integer, real
 from pyllama._guard import check, last_errors, raise_caught
 from pyllama._locks import holding
@@ -29,7 +30,7 @@ class LoraAdapter(NativeObject["Pointer[llama_adapter_lora]"]):
 
     ``set_adapters_lora`` puts it to use. It keeps its model alive; closing the model closes
     it, and closing it takes it out of the contexts that use it. Loading and closing wait for
-    decodes of the model's contexts.
+    decodes of the model's contexts, so that a method of a sampler in Python cannot load one.
 
     Args:
         path: a GGUF file, as llama.cpp's ``convert_lora_to_gguf.py`` writes it.
@@ -45,6 +46,11 @@ class LoraAdapter(NativeObject["Pointer[llama_adapter_lora]"]):
         super().__init__()
         if not isinstance(model, Model):
             raise TypeError(f"model must be a pyllama.Model, got {model!r}")
+        if python_sampler.is_calling():
+            raise AdapterError(
+                f"the adapter {os.fspath(path)!r} cannot be loaded by a sampler's method: loading "
+                "waits for the contexts of the model, and this one's is in use. Load it before"
+            )
         #: The file it was loaded from.
         self.path = _model_file.readable_gguf(path)
         #: The model it changes.
@@ -91,7 +97,8 @@ class LoraAdapter(NativeObject["Pointer[llama_adapter_lora]"]):
                         del scales[self]
                         _apply(context, scales)
             super().close()
-        _at_rest(self.model, lambda: _free_retired(self.model))
+        if not python_sampler.is_calling():  # which would wait for itself; the model frees it then
+            _at_rest(self.model, lambda: _free_retired(self.model))
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"for {self.model.desc!r}"
@@ -205,9 +212,23 @@ def _apply(context: Context, scales: dict[LoraAdapter, float]) -> None:
 
 
 def _at_rest(model: Model, work: Callable[[], None]) -> None:
-    """Work while no context of the model decodes, which reads the model's set of adapters."""
-    with model._lock:
-        holding([context._lock for context in _contexts(model)], work)
+    """Work while no context of the model decodes, which reads the model's set of adapters.
+
+    The model's lock, which a context is made under, comes after those of its contexts: a sampler's
+    function, which has its context's lock, may make another context.
+    """
+
+    def work_if_all(contexts: list[Context]) -> bool:
+        with model._lock:
+            if not set(_contexts(model)) <= set(contexts):
+                return False
+            work()
+            return True
+
+    done = False
+    while not done:
+        contexts = sorted(_contexts(model), key=id)  # one order for all threads
+        done = holding([context._lock for context in contexts], partial(work_if_all, contexts))
 
 
 def _contexts(model: Model) -> list[Context]:

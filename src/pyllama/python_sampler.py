@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -146,6 +148,25 @@ def _require_fitting(sampler: PythonSampler, left: Candidates, size: int) -> Non
         raise ValueError(f"{sampler.name}: apply() must select a candidate, since selects is True")
     if not sampler.selects and left.selected is not None:
         raise ValueError(f"{sampler.name}: apply() selected a candidate, but selects is False")
+
+
+_CALLED_BY_C = {
+    function.__code__
+    for function in (
+        pyllama_on_sampler_apply,
+        pyllama_on_sampler_accept,
+        pyllama_on_sampler_reset,
+        pyllama_on_sampler_clone,
+    )
+}
+
+
+def is_calling() -> bool:
+    """Whether this thread is within a method of a sampler, and holds the locks of its user."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code not in _CALLED_BY_C:
+        frame = frame.f_back
+    return frame is not None
 
 
 _handlers = ffi.new(

@@ -6,7 +6,6 @@ import codecs
 import operator
 import reprlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, NoReturn, ParamSpec
 
 import numpy as np
@@ -16,6 +15,7 @@ from pyllama._arguments import integer
 from pyllama._guard import CAUGHT, check, raise_caught, to_str
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
+from pyllama._process import make_lock
 from pyllama._uncopyable import Uncopyable
 from pyllama.errors import NativeAssertionError, NativeError, TokenizationError
 
@@ -88,6 +88,8 @@ class Vocab(Uncopyable):
         self._model = model
         self._pointer = pointer
         self._pre = pre
+        self._lock = make_lock(self)
+        self._own_tokenizer: Handle[Pointer[pyllama_tokenizer]] | None = None
         #: The kind of tokenizer.
         self.type: VocabType = _TYPES.get(lib.llama_vocab_type(pointer), "none")
         #: Number of tokens; ids are 0 to n_tokens - 1.
@@ -205,10 +207,10 @@ class Vocab(Uncopyable):
         places = _byte_places(text, literal)
         result = ffi.new("llama_token **")
         before, after = added
-        with self._model._open():
+        with self._model._open(), self._tokenizer as tokenizer:
             count = lib.guarded_tokenize(
                 self._pointer,
-                self._tokenizer.pointer,
+                tokenizer,
                 data,
                 len(data),
                 places,
@@ -227,9 +229,19 @@ class Vocab(Uncopyable):
         finally:
             lib.pyllama_free(result[0])
 
-    @cached_property
+    @property
     def _tokenizer(self) -> Handle[Pointer[pyllama_tokenizer]]:
-        """Its special tokens, as tokenizing and chat templates look for them."""
+        """Its special tokens, as tokenizing and chat templates look for them.
+
+        Made when first asked for, and once: a second one in its place would free the first under a
+        thread that uses it. (cached_property has no lock since Python 3.12.)
+        """
+        with self._lock:
+            if self._own_tokenizer is None:
+                self._own_tokenizer = self._make_tokenizer()
+            return self._own_tokenizer
+
+    def _make_tokenizer(self) -> Handle[Pointer[pyllama_tokenizer]]:
         with self._model._open() as model:
             pre = ffi.NULL if self._pre is None else self._pre.encode()
             tokenizer = lib.guarded_tokenizer_init(model, pre)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import json
+import logging
 import os
 import random
 import resource
@@ -24,7 +25,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import binding_more_calls  # noqa: F401  (registers its calls)
 import numpy as np
@@ -39,8 +40,19 @@ DOCUMENTED = (pyllama.LlamaError, ValueError, TypeError, IndexError, OSError)
 TOLERATED = ("start new thread", "is at work")
 #: A case takes a tenth of a second, and a hundred times that on a machine that does much else.
 CASE_SECONDS = 120
-#: Bytes of address space: a case must not take the whole machine's memory.
-MOST_MEMORY = 6 << 30
+#: Bytes of address space: a case must not take the whole machine's memory. Each processor adds
+#: threads, with their stacks and heaps, to each thread that computes.
+MOST_MEMORY = (6 << 30) + (512 << 20) * (os.cpu_count() or 1)
+
+
+class Lines(logging.StreamHandler[TextIO]):
+    """As Python's from 3.13 on, whose lock a signal's handler cannot part from the block."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        assert self.lock is not None
+        with self.lock:
+            self.emit(record)
+        return True
 
 
 class Runner:
@@ -203,6 +215,7 @@ def main() -> None:
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     log = os.open(sys.argv[2], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    logging.getLogger().addHandler(Lines())
     runner = Runner(Path(sys.argv[1]), log)
     for line in sys.stdin:
         print(json.dumps(runner.run(json.loads(line))))

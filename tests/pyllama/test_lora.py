@@ -426,6 +426,46 @@ def test_loading_and_closing_wait_for_a_decode(tiny, lora_path):
         loaded[0][0].close()
 
 
+def in_a_sampler(tiny, work):
+    """Do something within a sampler's function, which has the locks of its chain and context."""
+    with pyllama.Context(tiny, n_ctx=256, n_threads=1) as context:
+        context.decode(pyllama.Batch.from_tokens(PROMPT))
+
+        def function(candidates):
+            work()
+            return candidates
+
+        chain = pyllama.SamplerChain([pyllama.Sampler.python(function), pyllama.Sampler.greedy()])
+        return chain.sample(context)
+
+
+def test_a_sampler_makes_a_context_while_an_adapter_is_loaded(tiny, lora_path):
+    made = []
+
+    def load():
+        with pyllama.LoraAdapter(tiny, lora_path):
+            made.append("adapter")
+
+    def work():
+        loading.start()
+        loading.join(0.2)  # it waits for this context by now
+        with pyllama.Context(tiny, n_ctx=256, n_threads=1):
+            made.append("context")
+
+    loading = threading.Thread(target=load)
+    in_a_sampler(tiny, work)
+    loading.join()
+    assert made == ["context", "adapter"]
+
+
+def test_a_sampler_loads_no_adapter(tiny, lora_path):
+    with pytest.raises(pyllama.AdapterError, match="by a sampler's method"):
+        in_a_sampler(tiny, lambda: pyllama.LoraAdapter(tiny, lora_path))
+    adapter = pyllama.LoraAdapter(tiny, lora_path)
+    in_a_sampler(tiny, adapter.close)
+    assert adapter.closed
+
+
 def test_adapters_from_many_threads(tiny, lora_path, expected):
     def work():
         with pyllama.Context(tiny, n_ctx=256, n_threads=1) as own:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import pyllama
+from pyllama import GrammarSampler, Vocab
+from pyllama._handle import Handle
 
 VENDOR = Path(__file__).parents[2] / "vendor"
 
@@ -156,6 +159,47 @@ def test_any_tokens_have_text(tiny, tokens):
     pieces = b"".join(vocab.token_to_piece(token) for token in tokens)
     assert vocab.detokenize_bytes(tokens) == pieces
     assert vocab.detokenize(tokens) == pieces.decode("utf-8", "replace")
+
+
+def test_two_threads_make_one_tokenizer(tiny_model_path, monkeypatch):
+    make, made, seen = Vocab._make_tokenizer, [], []
+
+    def make_slowly(vocab):
+        made.append(make(vocab))
+        if len(made) == 1:
+            other = threading.Thread(target=lambda: seen.append(vocab._tokenizer))
+            other.start()
+            other.join(0.2)  # long enough to make its own, if it may
+            seen.append(other)
+        return made[-1]
+
+    monkeypatch.setattr(Vocab, "_make_tokenizer", make_slowly)
+    with pyllama.Model(tiny_model_path) as model:
+        assert model.vocab.tokenize("ab", add_special=False)
+        seen[0].join()
+        assert seen[1:] == made == [model.vocab._tokenizer]
+
+
+def test_two_threads_make_one_list_of_tokens(tiny_model_path, monkeypatch):
+    made, others = [], []
+
+    class Counting(Handle):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+            if len(made) == 1:
+                others.append(threading.Thread(target=look))
+                others[0].start()
+                others[0].join(0.2)  # long enough to make its own, if it may
+
+    def look():
+        GrammarSampler(model.vocab, 'root ::= "a"').close()
+
+    monkeypatch.setattr("pyllama.grammar.Handle", Counting)
+    with pyllama.Model(tiny_model_path) as model:
+        look()
+        others[0].join()
+        assert len(made) == 1
 
 
 def test_a_long_text(tiny):

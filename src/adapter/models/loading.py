@@ -141,7 +141,7 @@ class Load(Job):
     def _load(self) -> None:
         slot, resident = self.slot, None
         try:
-            with _translated(self._name, slot.path), self._loader.watch(self._name) as watcher:
+            with translated_load(self._name, slot.path), self._loader.watch(self._name) as watcher:
                 self._watcher = watcher
                 placement = self._place()
                 before = _stamps(slot.path)
@@ -266,7 +266,7 @@ def _stamps(path: Path) -> list[tuple[int, int, int]]:
 
 
 @contextmanager
-def _translated(name: str, path: Path) -> Iterator[None]:
+def translated_load(name: str, path: Path) -> Iterator[None]:
     """Raise what pyllama raises as this package's own errors."""
     try:
         yield
@@ -282,6 +282,8 @@ def _translated(name: str, path: Path) -> Iterator[None]:
         raise ModelLoadError(name, path, str(error)) from error
     except (pyllama.MemoryFitError, pyllama.BackendError) as error:
         raise BackendError(f"model {name!r} cannot be loaded: {error}") from error
+    except pyllama.ClosedError as error:
+        raise ModelNotLoadedError(name, str(error)) from error
     except pyllama.NativeMemoryError as error:
         raise TransientError(f"no memory for model {name!r} just now: {error}") from error
 

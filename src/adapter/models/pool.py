@@ -22,6 +22,7 @@ from adapter.models.files import ModelFolder, ModelInfo
 from adapter.models.hardware import HardwareManager, require_integer
 from adapter.models.loaded import LoadedModel, whole
 from adapter.models.loader import ModelLoader
+from adapter.models.loading import translated_load
 from adapter.models.loading_bar import Progress, watch
 from adapter.models.memory_budget import MemoryBudget
 from adapter.models.resident import ResidentModel
@@ -294,7 +295,8 @@ class ModelPool:
         for key in self._handles.keys() - self._live_handles().keys():
             self._handles.pop(key, None)
         borrow = partial(self._loader.borrow, name, path, slot)
-        made = LoadedModel(name, path, resident, slot.placement, borrow)
+        with translated_load(name, path):
+            made = LoadedModel(name, path, resident, slot.placement, borrow)
         known = self._handles.setdefault((slot, name), made)
         if known.computation == made.computation:
             return known
