@@ -94,12 +94,14 @@ def test_bounds_are_numbers(tiny, n_tokens):
         sampler.complete_within(n_tokens)
 
 
-def completed(context, gbnf, n_tokens, seed, temperature=1.5):
+def completed(context, gbnf, n_tokens, seed, temperature=1.5, likely=""):
     """The tokens that a chain samples of so many, and where that leaves its grammar."""
+    biases = {BYTES[byte]: 50.0 for byte in likely.encode()}
     grammar = GrammarSampler(context.model.vocab, gbnf)
     grammar.complete_within(n_tokens)
     last = [Sampler.dist(seed)] if temperature else [Sampler.greedy()]
-    with SamplerChain([Sampler.temp(temperature or 1.0), *last], grammar=grammar) as chain:
+    first = Sampler.logit_bias(context.model.vocab, biases)
+    with SamplerChain([first, Sampler.temp(temperature or 1.0), *last], grammar=grammar) as chain:
         context.memory.clear()
         context.decode(Batch.from_tokens(PROMPT))
         written = []
@@ -161,3 +163,19 @@ def test_a_copy_has_the_same_bounds(tiny):
         assert not copy.fits([BYTES[ord("a")]] * 2)
         sampler.reset()
         assert sampler.fits([BYTES[ord("a")]] * 2)
+
+
+CALL = """root ::= "s" | "c(" space text (", " space text)* "; " space text ")"
+space ::= [ ]{0,20}
+text ::= [a-z]*"""
+
+
+@pytest.mark.parametrize("n_tokens", [12, 30, 60])
+def test_what_is_longer_at_the_least_may_be_chosen_where_it_fits(context, n_tokens):
+    """Another way may have more values than the shortest, which have less room then."""
+    tokens, ending, _ = completed(context, CALL, n_tokens, 1, temperature=0, likely="c")
+    text = text_of(context, tokens)
+    assert ending != "goes on"
+    assert text.startswith("c(")
+    first, last = text[2:-1].split("; ")
+    assert n_tokens < 20 or (len(first) > 3 and len(last) > 3)

@@ -95,7 +95,7 @@ grammar_budget::grammar_budget(const grammar_budget & from, llama_grammar & gram
                                const std::string & gbnf)
     : vocab_(from.vocab_), tokens_(from.tokens_), grammar_(grammar), lengths_(grammar.rules),
       gbnf_(gbnf), n_left_(from.n_left_), begun_(from.begun_), unbound_(from.unbound_),
-      share_(from.share_), window_(from.window_), word_(from.word_), opening_(from.opening_),
+      planned_(from.planned_), share_(from.share_), window_(from.window_), word_(from.word_), opening_(from.opening_),
       n_written_(from.n_written_), last_(from.last_), places_(from.places_) {}
 
 uint32_t grammar_budget::fewest() {
@@ -138,6 +138,10 @@ bool grammar_budget::allows(llama_token token) {
     if (now.tokens > n_left_) { // it was begun with too few
         unbound_ = true;
         return true;
+    }
+    if (now.extra > planned_) { // than on the way that was the shortest
+        planned_ = now.extra;
+        share_   = std::min(share_, shared(now));
     }
     if (may_follow(now, needed_after(token), token)) {
         return true;
@@ -227,13 +231,20 @@ bool grammar_budget::begins() {
         return false;
     }
     const uint32_t slack = n_left_ - all.tokens;
-    share_   = all.extra == 0 ? MOST_SHARED
-                              : static_cast<uint32_t>(std::min<uint64_t>(
-                                    MOST_SHARED, uint64_t(slack) * MOST_SHARED / (2 * all.extra)));
+    planned_ = all.extra;
+    share_   = shared(all);
     window_  = std::min(24U, slack / 6);
     word_    = std::min(4U, slack / 8);
     opening_ = std::min(8U, slack / 8);
     return true;
+}
+
+// How much of the extra tokens there is room for, so that half of what is left is free.
+uint32_t grammar_budget::shared(const need & now) const {
+    const uint64_t slack = n_left_ - now.tokens;
+    return now.extra == 0 ? MOST_SHARED
+                          : static_cast<uint32_t>(std::min<uint64_t>(
+                                MOST_SHARED, slack * MOST_SHARED / (2 * uint64_t(now.extra))));
 }
 
 // Whether a token of so many bytes cannot lead to where anything is ruled out.
@@ -257,8 +268,8 @@ bool grammar_budget::may_follow(const need & now, const need & after, llama_toke
         return false;
     }
     uint32_t kept = after.tokens + after.extra * share_ / MOST_SHARED;
-    if (after.bytes > now.bytes) {
-        kept += opening_;
+    if (after.bytes > now.bytes) { // what it begins need not be longer than that
+        kept = after.tokens + std::min(now.extra, after.extra) * share_ / MOST_SHARED + opening_;
     }
     if (left < kept) {
         return false;

@@ -62,6 +62,7 @@ class grammar_budget {
 
     bool     waits() const { return grammar_.awaiting_trigger; }
     bool     begins();
+    uint32_t shared(const need & now) const;
     bool     is_far(size_t n_bytes) const;
     bool     may_follow(const need & now, const need & after, llama_token token) const;
     need     needed(const llama_grammar_stacks & stacks, llama_partial_utf8 rest);
@@ -83,6 +84,7 @@ class grammar_budget {
     bool                              begun_   = false; // a lazy grammar begins with its trigger
     bool                              unbound_ = false;
     // Set when it begins: by how little there is to give.
+    uint32_t planned_ = 0; // extra tokens of which a share is kept
     uint32_t share_   = 0; // of the extra tokens that are kept, in 256ths
     uint32_t window_  = 0; // tokens before the end of a text in which it may end with a sentence
     uint32_t word_    = 0; // those in which no word may begin

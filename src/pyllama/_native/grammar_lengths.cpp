@@ -34,6 +34,29 @@ const llama_grammar_element * next_place(const llama_grammar_element * place) {
     return place;
 }
 
+// Whether a place takes space only, which no value needs more of.
+bool is_space_place(const llama_grammar_element * place) {
+    if (place->type != LLAMA_GRETYPE_CHAR) {
+        return false;
+    }
+    const auto * end = next_place(place);
+    return std::all_of(place, end, [](const llama_grammar_element & element) {
+        return element.value == ' ' || element.value == '\n' || element.value == '\t';
+    });
+}
+
+// Whether an alternative is one more item and then the rule again: there need be none.
+bool is_next_item(uint32_t rule, const llama_grammar_element * place) {
+    bool again = false;
+    bool item  = false;
+    for (; !ends_sequence(place); place = next_place(place)) {
+        if (place->type == LLAMA_GRETYPE_RULE_REF) {
+            (place->value == rule ? again : item) = true;
+        }
+    }
+    return again && item;
+}
+
 // Which of two bytes a shortest text rather has: a full stop or a digit before a letter, a space
 // before a new line.
 constexpr std::array<uint8_t, 256> RANKS = [] {
@@ -249,11 +272,11 @@ void grammar_lengths::find_extras() {
         for (auto one = all.rbegin(); one != all.rend(); one++) {
             rule &   own    = found_[one->first];
             uint64_t usual  = 0;
-            bool     exists = own.found;
+            bool     exists = own.found && !is_next_item(one->first, one->second);
             for (const auto * place = one->second; exists && !ends_sequence(place);
                  place              = next_place(place)) {
                 if (place->type != LLAMA_GRETYPE_RULE_REF) {
-                    usual++;
+                    usual += !is_space_place(place);
                     continue;
                 }
                 const rule & used = found_[place->value];

@@ -87,11 +87,7 @@ def shown_how(*people):
 
 @pytest.mark.parametrize("make_adapter", [None, dspy.JSONAdapter])
 def test_react_v2_calls_two_tools_natively(calling, tools, called, make_adapter):
-    # Through JSON this small model first writes a thought without end. Where that is cut, DSPy asks
-    # once more; a completed one would be its answer.
-    config = LlamaCppConfig(
-        calling.name, temperature=0.0, max_tokens=80, complete_answers=make_adapter is None
-    )
+    config = LlamaCppConfig(calling.name, temperature=0.0, max_tokens=80)
     adapter = LlamaCppAdapter.from_loaded_model(calling, config)
     assert adapter.lm.supports_function_calling
     agent = dspy.ReActV2("question -> answer", tools=tools, max_iters=4)
