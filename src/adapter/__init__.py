@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from adapter.engine.config import LlamaCppConfig
     from adapter.engine.engine import LlamaCppEngine
     from adapter.models import embedded_model
-    from adapter.models.files import ModelInfo
     from adapter.models.hardware import HardwareManager, Placement
+    from adapter.models.info import ModelInfo
     from adapter.models.loaded import LoadedModel
     from adapter.models.pool import ModelPool
     from adapter.signatures.bound_answers import CutAnswerError, InvalidValueError, constrained
@@ -99,7 +99,7 @@ _HOMES = {
     "AsyncLlamaCppEngine": "adapter.engine.async_engine",
     "LlamaCppConfig": "adapter.engine.config",
     "LlamaCppEngine": "adapter.engine.engine",
-    "ModelInfo": "adapter.models.files",
+    "ModelInfo": "adapter.models.info",
     "HardwareManager": "adapter.models.hardware",
     "Placement": "adapter.models.hardware",
     "LoadedModel": "adapter.models.loaded",

@@ -89,6 +89,7 @@ from pyllama.rpc import RpcServer, rpc_devices
 from pyllama.sampler import Sampler
 from pyllama.sampler_chain import SamplerChain, SamplerPerf
 from pyllama.state import State
+from pyllama.tensor_info import TensorInfo, tensor_infos
 from pyllama.threadpool import Threadpool
 from pyllama.vocab import Detokenizer, Vocab
 
@@ -129,6 +130,8 @@ __all__ = [
     "load_control_vector",
     "set_control_vector",
     # Files and their memory
+    "tensor_infos",
+    "TensorInfo",
     "quantize",
     "Quantization",
     "load_imatrix",

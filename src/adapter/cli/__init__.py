@@ -14,8 +14,9 @@ import typer
 from adapter.cli.console import examples
 from adapter.cli.demo import demo
 from adapter.cli.devices import devices, rpc_server
-from adapter.cli.models import models
+from adapter.cli.models import models, rm
 from adapter.cli.pull import pull
+from adapter.cli.show import fit, show_model
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,6 +44,20 @@ app.command(
 app.command(
     epilog=examples("pyllama models", "pyllama models ~/models --json"),
 )(models)
+app.command(
+    "show",
+    epilog=examples(
+        "pyllama show SmolLM2-135M-Instruct.Q4_1",
+        "pyllama show ./model.gguf --template",
+        "pyllama show ollama:llama3.2:3b --json",
+    ),
+)(show_model)
+app.command(
+    epilog=examples("pyllama fit ./model.gguf", "pyllama fit hf:owner/repo:Q4_K_M -c 32768"),
+)(fit)
+app.command(
+    epilog=examples("pyllama rm my-model", "pyllama rm hf:owner/repo:Q4_K_M --yes"),
+)(rm)
 app.command(
     epilog=examples("pyllama devices", "pyllama devices --build"),
 )(devices)

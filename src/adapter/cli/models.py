@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter.cli.console import fail, file_size, note, row, say_json, show, table
+from adapter.cli.console import fail, file_size, note, row, say, say_json, show, table
 
 if TYPE_CHECKING:
-    from adapter.models.files import ModelInfo
+    from collections.abc import Callable, Sequence
+
+    from adapter.models.info import ModelInfo
+    from adapter.models.stores import StoredModel
 
 
 def models(
     folder: Annotated[
-        Path | None, typer.Argument(help="Where the models are; by default, where the demo's is.")
+        Path | None,
+        typer.Argument(help="A folder of models; by default pyllama's own and those of others."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
 ) -> None:
-    """List the models of a folder, by what their files say, without loading them."""
-    from adapter import ModelPool
-    from adapter.models import embedded_model
+    """List models, by what their files say, without loading them.
 
-    folder = folder or embedded_model.model_dir()
+    Without a folder, they are those of pyllama's own folder, of the cache of huggingface_hub, of
+    LM Studio and of Ollama. Each name can be given to the other commands.
+    """
+    from adapter.models.embedded_model import model_dir
+    from adapter.models.files import ModelFolder
+
     try:
-        with ModelPool(folder) as pool:
-            found = pool.models()
+        if folder is not None:
+            found = list(ModelFolder(folder, {}).models())
+        else:
+            own = model_dir()
+            found = list(ModelFolder(own, {}).models()) if own.is_dir() else []
+            found += _stored()
     except OSError as error:
         fail(str(error))
     if as_json:
         say_json([_facts(model) for model in found])
+        return
+    if not found:
+        note("there are none; get one with: pyllama pull owner/repo:Q4_K_M")
         return
     made = table("name", "size", "type", "params", "arch", "context")
     for model in found:
@@ -40,6 +55,80 @@ def models(
     for model in found:
         if model.problem is not None:
             note(f"{model.name}: {model.problem}")
+
+
+def _stored() -> list[ModelInfo]:
+    """The models that other programs keep; one whose file cannot be read has a problem."""
+    from adapter.models.info import ModelInfo, read_info
+    from adapter.models.stores import stored_models
+
+    def described(model: StoredModel) -> ModelInfo:
+        try:
+            size = sum(path.stat().st_size for path in model.paths)
+        except OSError as error:
+            return ModelInfo(model.name, model.paths, 0, problem=str(error))
+        return read_info(model.name, model.paths, size, ())
+
+    return list(map(described, stored_models()))
+
+
+def rm(
+    model: Annotated[str, typer.Argument(help="A name that pyllama models lists.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete a model's files from pyllama's own folder, or from the cache of huggingface_hub.
+
+    What LM Studio and Ollama keep is theirs.
+    """
+    from adapter.errors import LlamaCppError
+    from adapter.models.hub.choice import UnclearError
+
+    try:
+        files, delete = _removal(model)
+        if not files:
+            fail(f"no model {model!r}; pyllama models lists those that there are")
+        size = sum(path.stat().st_size for path in files)
+        for path in files:
+            note(str(path))
+        if not yes:
+            if not sys.stdin.isatty():
+                fail("nothing was deleted; to do it without a question: --yes")
+            if not typer.confirm(f"Delete {len(files)} files, {file_size(size)}?", err=True):
+                note("nothing was deleted")
+                raise typer.Exit(1)
+        delete()
+    except (LlamaCppError, OSError, UnclearError) as error:
+        fail(str(error))
+    say(f"deleted {model}: {file_size(size)}")
+
+
+def _removal(model: str) -> tuple[list[Path], Callable[[], None]]:
+    """The files of a model, and what deletes them."""
+    from adapter.cli.references import refer
+    from adapter.models.embedded_model import model_dir
+    from adapter.models.hub.cache import CachedRepository
+    from adapter.models.hub.names import PREFIX, HubName
+    from adapter.models.hub.removal import removable, remove
+    from adapter.models.parts import parts
+    from adapter.models.stores import is_stored_name
+
+    reference = refer(model)
+    if reference.folder != model_dir():
+        fail(f"{model} is not in {model_dir()}; delete the file itself")
+    if reference.name.startswith(PREFIX):
+        name = HubName.parse(reference.name)
+        cached = CachedRepository(name.repo)
+        files = removable(cached, name.tag)
+        return files, lambda: remove(cached, files)
+    if is_stored_name(reference.name):
+        fail(f"{reference.name} is another program's; delete it there, as with: ollama rm")
+    paths = [path for path in parts(reference.path()) if path.exists()]
+    return paths, lambda: _unlink(paths)
+
+
+def _unlink(paths: Sequence[Path]) -> None:
+    for path in paths:  # the first part first: without it there is no model
+        path.unlink()
 
 
 def _facts(model: ModelInfo) -> dict[str, object]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import pyllama
 from adapter.errors import InvalidModelNameError, ModelLoadError, ModelNotFoundError
 from adapter.models.hub.names import PREFIX, HubName
-from adapter.models.hub.pull import cached_path, load_path
+from adapter.models.hub.pull import load_path
+from adapter.models.info import ModelInfo, read_info
 from adapter.models.parts import PART, parts
+from adapter.models.stores import is_stored_name, stored_path
 
 _SUFFIX = re.compile(r"\.gguf\Z", re.IGNORECASE)
 
@@ -25,40 +22,6 @@ _WINDOWS_DEVICE = re.compile(
     r"(?:CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(?:COM|LPT)[0-9\u00b9\u00b2\u00b3]) *(?:\..*)?",
     re.IGNORECASE | re.DOTALL,
 )
-
-# Leaves out the tokenizer, whose lists are the bulk of a header: a third of the time remains.
-_NO_TOKENIZER: Mapping[str, str] = {"tokenizer.ggml.model": "no_vocab"}
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What is known of a model without loading it.
-
-    name            what load_model() takes
-    paths           its file, or its parts in their order
-    size            bytes of its files together; 0 where one of them cannot be read
-    architecture    such as "llama"
-    quantization    by llama.cpp's names, such as "Q4_K_M"; None where the file does not say
-    n_params        how many parameters it has
-    context_length  tokens of context it was trained with
-    problem         why it cannot be loaded; None where nothing is wrong. The four above are None
-                    then
-    aliases         other names that load it
-    loaded          whether it is in memory
-    pinned          whether it is kept there
-    """
-
-    name: str
-    paths: tuple[Path, ...]
-    size: int
-    architecture: str | None = None
-    quantization: str | None = None
-    n_params: int | None = None
-    context_length: int | None = None
-    problem: str | None = None
-    aliases: tuple[str, ...] = ()
-    loaded: bool = False
-    pinned: bool = False
 
 
 class ModelFolder:
@@ -71,7 +34,8 @@ class ModelFolder:
     a subfolder; an alias comes before a file of that name. A symbolic link is followed wherever
     it leads: who may put links into the folder decides what is in it.
 
-    The name hf:owner/repo:Q4_K_M means a model of a hub, in huggingface_hub's cache.
+    The name hf:owner/repo:Q4_K_M means a model of a hub, in huggingface_hub's cache; the names
+    lmstudio:owner/repo/file and ollama:model:tag mean those that these programs keep.
 
     Raises NotADirectoryError when there is no such folder, InvalidModelNameError for an alias
     that is no plain name, or stands for something outside.
@@ -98,8 +62,8 @@ class ModelFolder:
         Raises InvalidModelNameError for a name that is not plain, ModelNotFoundError when there
         is no such file, ModelLoadError when a part of it is no regular file.
         """
-        if isinstance(name, str) and name.startswith(PREFIX):
-            return cached_path(name)
+        if is_stored_name(name) and not self._has_file(name):
+            return stored_path(name)
         _require_plain(name)
         target = self._aliases.get(name, name)
         if name in self._aliases and target.endswith(".gguf"):
@@ -122,9 +86,13 @@ class ModelFolder:
 
         Raises ModelDownloadError beside what find() raises.
         """
-        if isinstance(name, str) and name.startswith(PREFIX):
+        if is_stored_name(name) and name.startswith(PREFIX):
             return load_path(HubName.parse(name))
         return self.find(name)
+
+    def _has_file(self, name: str) -> bool:
+        """Whether a plain name that looks like another program's is one of this folder's."""
+        return _misnamed(name) is None and (self.path / f"{name}.gguf").is_file()
 
     def _meant(self, name: str) -> Path | None:
         """The file of a split model; or of a name that is written with .gguf, or in another case.
@@ -177,56 +145,9 @@ class ModelFolder:
         known = self._headers.get(path)
         if known is None or known[0] != stamp:
             size = sum(stat.st_size for stat in stats)
-            known = stamp, _read_header(name, paths, size, aliases)
+            known = stamp, read_info(name, paths, size, aliases)
             self._headers[path] = known
         return known[1]
-
-
-def _read_header(
-    name: str, paths: tuple[Path, ...], size: int, aliases: tuple[str, ...]
-) -> ModelInfo:
-    try:
-        with (
-            _unlogged(),
-            pyllama.Model(paths[0], vocab_only=True, kv_overrides=_NO_TOKENIZER) as model,
-        ):
-            metadata, n_params, ftype = model.metadata, model.n_params, model.ftype
-    except (pyllama.LlamaError, OSError) as error:
-        return ModelInfo(name, paths, size, problem=str(error), aliases=aliases)
-    kind = metadata.get("general.type", "model")
-    if kind != "model":  # a LoRA adapter, a projector, an importance matrix
-        problem = f"it is no model, but of the kind {kind!r}"
-        return ModelInfo(name, paths, size, problem=problem, aliases=aliases)
-    architecture = metadata.get("general.architecture")
-    length = metadata.get(f"{architecture}.context_length")
-    return ModelInfo(
-        name,
-        paths,
-        size,
-        architecture=architecture,
-        quantization=ftype,
-        n_params=n_params,
-        context_length=int(length) if length else None,
-        aliases=aliases,
-    )
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Keep what llama.cpp says in this thread out of the log: a listing reports it itself."""
-    _log.is_off = True
-    try:
-        yield
-    finally:
-        _log.is_off = False
-
-
-class _Log(threading.local):
-    is_off = False
-
-
-_log = _Log()
-logging.getLogger("pyllama.llama_cpp").addFilter(lambda _: not _log.is_off)
 
 
 def _misnamed(name: object, *, on_windows: bool = os.name == "nt") -> str | None:

@@ -18,8 +18,9 @@ from adapter.generation.memory.prefix_folder import prepare
 from adapter.generation.metrics import MetricsSnapshot
 from adapter.generation.thread_start import start_thread
 from adapter.models.chat_templates import ChatTemplates, Template
-from adapter.models.files import ModelFolder, ModelInfo
+from adapter.models.files import ModelFolder
 from adapter.models.hardware import HardwareManager, require_integer
+from adapter.models.info import ModelInfo
 from adapter.models.loaded import LoadedModel, whole
 from adapter.models.loader import ModelLoader
 from adapter.models.loading import translated_load
@@ -133,7 +134,8 @@ class ModelPool:
         models that nobody is using are evicted, the least recently used first.
 
         The name hf:owner/repo:Q4_K_M means a model of a hub: it is downloaded, unless the cache
-        of huggingface_hub has it. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE count.
+        of huggingface_hub has it. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE count. The
+        names lmstudio:owner/repo/file and ollama:model:tag mean models that these programs keep.
 
         Raises InvalidModelNameError for a name that is no plain file name, ModelNotFoundError
         when the folder has no such file, ModelDownloadError when a hub does not give it,

@@ -3,6 +3,10 @@ from __future__ import annotations
 import json
 from shutil import copyfile
 
+import pytest
+
+from adapter.models import embedded_model
+
 
 def test_models_lists_a_folder_and_tells_problems(run, tiny_model_path, tmp_path):
     copyfile(tiny_model_path, tmp_path / "tiny.gguf")
@@ -33,3 +37,58 @@ def test_models_as_json_has_whole_names_and_sizes_in_bytes(run, tiny_model_path,
     table = run("models", tmp_path, env={"COLUMNS": "80"}).stdout
     letters = "".join(line.split()[0] for line in table.splitlines() if line.split())
     assert name in letters  # wrapped, and not cut
+
+
+@pytest.fixture
+def own_folder(monkeypatch, tmp_path, hub):
+    """pyllama's own folder, in a home in which other programs keep nothing."""
+    folder = tmp_path / "own"
+    monkeypatch.setattr(embedded_model, "model_dir", lambda: folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.delenv("OLLAMA_MODELS", raising=False)
+    return folder
+
+
+def test_models_of_other_programs_are_listed_and_shown(run, own_folder, hub, tiny_model_path):
+    assert "pyllama pull" in run("models").stderr
+    own_folder.mkdir()
+    copyfile(tiny_model_path, own_folder / "mine.gguf")
+    hub.add("owner/repo", {"tiny-F32.gguf": tiny_model_path.read_bytes()})
+    run("pull", "owner/repo")
+    listed = json.loads(run("models", "--json").stdout)
+    assert [model["name"] for model in listed] == ["mine", "hf:owner/repo:F32"]
+    assert all(model["architecture"] == "llama" for model in listed)
+    for name in ("mine", "hf:owner/repo:F32", "owner/repo", own_folder / "mine.gguf"):
+        assert run("show", name).exit_code == 0
+
+
+def test_rm_deletes_a_model_of_the_folder_or_of_the_cache(run, own_folder, hub, tiny_model_path):
+    own_folder.mkdir()
+    copyfile(tiny_model_path, own_folder / "mine.gguf")
+    hub.add("owner/repo", {"tiny-F32.gguf": tiny_model_path.read_bytes()})
+    run("pull", "owner/repo")
+    refused = run("rm", "mine")
+    assert refused.exit_code == 1
+    assert "--yes" in refused.stderr
+    assert (own_folder / "mine.gguf").exists()
+    for name in ("mine", "owner/repo"):
+        result = run("rm", name, "--yes")
+        assert result.exit_code == 0, result.output
+        assert "deleted" in result.stdout
+        assert run("rm", name, "--yes").exit_code == 1
+    assert json.loads(run("models", "--json").stdout) == []
+
+
+@pytest.mark.parametrize("name", ["nothing", "ollama:tiny", "../x", "./x.gguf", "a/b/c"])
+def test_what_rm_does_not_own_is_left_alone(run, own_folder, name):
+    result = run("rm", name, "--yes")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output
+
+
+def test_a_model_elsewhere_is_not_deleted(run, own_folder, tiny_model_path, tmp_path):
+    path = copyfile(tiny_model_path, tmp_path / "elsewhere.gguf")
+    assert run("rm", path, "--yes").exit_code == 1
+    assert path.exists()

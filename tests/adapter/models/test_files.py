@@ -11,7 +11,8 @@ import pytest
 
 import pyllama
 from adapter.errors import InvalidModelNameError, ModelLoadError, ModelNotFoundError
-from adapter.models.files import ModelFolder, _misnamed, _require_inside, _unlogged
+from adapter.models.files import ModelFolder, _misnamed, _require_inside
+from adapter.models.info import unlogged
 from adapter.models.parts import parts
 
 
@@ -265,7 +266,7 @@ def test_a_path_below_the_folder_may_be_an_alias_on_windows():
 def test_what_llama_cpp_says_is_kept_out_of_the_log_in_one_thread_and_for_a_while(caplog):
     logger = logging.getLogger("pyllama.llama_cpp")
     thread = threading.Thread(target=logger.warning, args=["of another"])
-    with contextlib.suppress(KeyError), _unlogged():
+    with contextlib.suppress(KeyError), unlogged():
         logger.warning("of this thread")
         thread.start()
         thread.join()

@@ -1,0 +1,60 @@
+"""What a user may write for a model: a name, a path, or a name on a hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from adapter.errors import InvalidModelNameError, ModelNotFoundError
+
+HELP = "A name that pyllama models lists, the path of a .gguf file, or owner/repo:Q4_K_M of a hub."
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model, for a pool.
+
+    folder  the pool's folder
+    name    the model's name there
+    """
+
+    folder: Path
+    name: str
+
+    def path(self) -> Path:
+        """Its file, or the first part; nothing is downloaded.
+
+        Raises InvalidModelNameError, ModelNotFoundError, ModelLoadError.
+        """
+        from adapter.models.files import ModelFolder
+
+        return ModelFolder(self.folder, {}).find(self.name)
+
+
+def refer(text: str) -> Reference:
+    """Read what a user wrote.
+
+    Raises InvalidModelNameError, ModelNotFoundError for a path without a file.
+    """
+    from adapter.models.embedded_model import model_dir
+    from adapter.models.hub.names import PREFIX, HubName
+    from adapter.models.parts import plain_name
+    from adapter.models.stores import is_stored_name
+
+    path, own = Path(text).expanduser(), model_dir()
+    is_gguf = path.suffix.casefold() == ".gguf"
+    if is_gguf and (path.is_file() or text.startswith((".", "/", "~"))):
+        if not path.is_file():
+            raise ModelNotFoundError(text, path)
+        return Reference(path.absolute().parent, plain_name(path))
+    own.mkdir(parents=True, exist_ok=True)
+    if is_stored_name(text) or "/" not in text:
+        return Reference(own, text)
+    try:
+        return Reference(own, str(HubName.parse(text)))
+    except InvalidModelNameError:
+        if path.exists():
+            raise InvalidModelNameError(text, "is a path, but of no .gguf file") from None
+        raise InvalidModelNameError(
+            text, f"is neither a file nor {PREFIX}owner/repo of a hub"
+        ) from None

@@ -1,0 +1,55 @@
+"""Models out of the cache again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from adapter.models.hub.cache import CachedRepository, tree_files
+from adapter.models.hub.choice import candidates
+
+
+def removable(cached: CachedRepository, tag: str | None) -> list[Path]:
+    """The files that belong to a model and to no other there, in every tree that has it.
+
+    The first part is the first. Raises UnclearError, OSError.
+    """
+    found = cached.find(tag)
+    if found is None:
+        return []
+    stem, files = found[1].stem, []
+    for tree in cached.snapshots():
+        models = candidates(tree_files(tree))
+        for model in models:
+            if model.stem != stem:
+                continue
+            files += [tree / path for path in model.files]
+            shared = any(one.mmproj == model.mmproj for one in models if one.stem != stem)
+            if model.mmproj is not None and not shared:
+                files.append(tree / model.mmproj)
+    return files
+
+
+def remove(cached: CachedRepository, files: list[Path]) -> None:
+    """Take files out of the trees, and what no tree refers to any more off the disk.
+
+    Raises OSError; calling it again goes on.
+    """
+    blobs = {path.resolve() for path in files if path.is_symlink()}
+    for path in files:
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder in (cached.folder / "snapshots", cached.folder):
+                break
+            with suppress(OSError):  # there is more in it
+                folder.rmdir()
+    kept = set()
+    for tree in cached.snapshots():
+        kept |= {Path(os.path.realpath(tree / path)) for path in tree_files(tree)}
+    for blob in blobs - kept:
+        if blob.parent == cached.folder.resolve() / "blobs":
+            blob.unlink(missing_ok=True)
+    if not cached.snapshots():
+        shutil.rmtree(cached.folder)

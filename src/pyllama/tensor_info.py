@@ -1,0 +1,59 @@
+"""The tensors of a model file, as its header describes them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from math import prod
+
+from pyllama import _model_file
+from pyllama._gguf_file import DamagedFile, read_header
+from pyllama.errors import ModelLoadError
+from pyllama.ggml_type import GGML_TYPES, row_size
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor of a GGUF file."""
+
+    name: str
+    #: Elements in each dimension; the first is the innermost.
+    shape: tuple[int, ...]
+    #: By ggml's name, such as ``"q4_K"``; ``"?"`` for one that ggml does not have.
+    type: str
+    #: Bytes of its data; 0 where the type is not known.
+    size: int
+
+
+def tensor_infos(path: str | os.PathLike[str]) -> tuple[TensorInfo, ...]:
+    """The tensors of a GGUF file in their order, read from its header alone.
+
+    Of a split model each part has its own.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ModelLoadError: it is no GGUF file, or damaged.
+    """
+    text = _model_file.readable_gguf(path)
+    try:
+        tensors = read_header(text).tensors
+    except DamagedFile as error:
+        raise ModelLoadError(f"{text} is damaged: {error}") from None
+    return tuple(
+        TensorInfo(
+            tensor.name,
+            tensor.shape,
+            tensor.type_name,
+            _size(tensor.type_name, tensor.shape),
+        )
+        for tensor in tensors
+    )
+
+
+def _size(kind: str, shape: tuple[int, ...]) -> int:
+    if kind not in GGML_TYPES or not shape or min(shape) < 0:
+        return 0
+    try:
+        return row_size(kind, shape[0]) * prod(shape[1:])
+    except ZeroDivisionError:  # a type that ggml has no more
+        return 0

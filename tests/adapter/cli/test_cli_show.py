@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+def test_show_says_what_a_model_is_and_needs(run, tiny_model_path):
+    result = run("show", tiny_model_path, env={"COLUMNS": "80"})
+    assert result.exit_code == 0, result.output
+    for words in ("architecture:     llama", "trained context:  512", "chat template:", "f32"):
+        assert words in result.stdout
+    assert "it runs on the CPU" in result.stdout
+
+
+def test_show_as_json_adds_up(run, tiny_model_path):
+    facts = json.loads(run("show", tiny_model_path, "--json").stdout)
+    assert facts["size"] == tiny_model_path.stat().st_size
+    sizes = sum(kind["size"] for kind in facts["tensor_types"].values())
+    assert sizes == 4 * facts["n_params"]
+    assert facts["bits_per_weight"] == 32
+    assert [entry["n_ctx"] for entry in facts["memory"]] == [512]
+    assert facts["memory"][0]["memories"]["host"]["model"] >= sizes
+    assert facts["placement"]["fits"]
+    assert facts["metadata"]["general.architecture"] == "llama"
+
+
+def test_show_writes_the_template_or_the_metadata_alone(run, tiny_model_path, write_tiny_model):
+    facts = json.loads(run("show", tiny_model_path, "--json").stdout)
+    assert run("show", tiny_model_path, "--template").stdout == facts["chat_template"] + "\n"
+    assert "general.name = synthetic\n" in run("show", tiny_model_path, "--metadata").stdout
+    metadata = json.loads(run("show", tiny_model_path, "--metadata", "--json").stdout)
+    assert metadata == facts["metadata"]
+    plain = write_tiny_model(chat_template=None)
+    assert "no chat template" in run("show", plain).stderr
+
+
+def test_metadata_cannot_steer_the_terminal(run, write_tiny_model):
+    path = write_tiny_model(metadata={"general.license": "\x1b[2Jfree\x07"})
+    for option in ((), ("--metadata",), ("--json",)):
+        stdout = run("show", path, *option).stdout
+        assert "\x1b" not in stdout
+        assert "\x07" not in stdout
+
+
+def test_fit_says_what_fits_for_each_length(run, tiny_model_path):
+    result = run("fit", tiny_model_path, "-c", "128", "-c", "256", "--json")
+    assert result.exit_code == 0, result.output
+    placements = json.loads(result.stdout)
+    assert [placement["context_length"] for placement in placements] == [128, 256]
+    assert all(placement["fits"] for placement in placements)
+    table = run("fit", tiny_model_path, env={"COLUMNS": "80"}).stdout
+    assert "512" in table
+    assert max(map(len, table.partition("it runs")[0].splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["show", "fit"])
+def test_what_is_no_model_is_one_line(run, command, tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF and no more")
+    for name in (tmp_path / "bad.gguf", tmp_path / "none.gguf", "nothing-of-that-name"):
+        result = run(command, name)
+        assert result.exit_code == 1
+        assert result.stderr.startswith("error: ")
+        assert "Traceback" not in result.output
