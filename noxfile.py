@@ -73,6 +73,13 @@ def packaging(session: nox.Session) -> None:
 
 
 @nox.session
+def pin(session: nox.Session) -> None:
+    """Move the pin of llama.cpp: ``nox -s pin -- VERSION COMMIT``; see CONTRIBUTING.md."""
+    session.install("scikit-build-core>=1.0", "cffi>=2.1", "pip>=23.1", "cmake>=3.26", "ninja")
+    session.run("python", "scripts/move_pin.py", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """The documentation site: builds without a warning, and describes every public name."""
     session.install("mkdocs-material", "mkdocstrings[python]", "griffe-sphinx")

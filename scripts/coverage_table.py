@@ -23,8 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import pyllama
-
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = ROOT / "vendor" / "llama.cpp" / "include" / "llama.h"
 MAPPING = Path(__file__).with_name("coverage.ini")
@@ -83,6 +81,8 @@ def read_mapping(path: Path = MAPPING) -> dict[str, Entry]:
 
 def is_public(name: str) -> bool:
     """Whether pyllama has it: a module's name, a class's attribute, or one that objects have."""
+    import pyllama  # which the functions above this one can do without, before it is built
+
     package, _, path = name.partition(".")
     names = path.split(".")
     if package != "pyllama" or names[0] not in pyllama.__all__ or len(names) > 2:
