@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import codeop
 import re
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_the_code_of_a_long_page_runs(page, write_tiny_model, monkeypatch, capsy
 def test_every_how_to_page_is_run():
     pages = {str(path.relative_to(ROOT)) for path in ROOT.glob("docs/howto/*.md")}
     assert pages <= {*PAGES, *LONG_PAGES}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *LONG_PAGES])
+def test_the_code_of_a_page_can_be_pasted_into_a_prompt(page):
+    """Python's prompt ends a class or a loop at an empty line, and nowhere else."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        pending = []
+        for line in [*block.splitlines(), ""]:
+            pending.append(line)
+            if codeop.compile_command("\n".join(pending)) is not None:
+                pending = []
+        assert not any(pending), pending
 
 
 def run_page(page):
