@@ -9,11 +9,11 @@ from pyllama._arguments import integer
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama.model import Model
+from pyllama.outputs import ContextOutputs
+from pyllama.sampler_chain import SamplerChain
 
 if TYPE_CHECKING:
     from pyllama._native._binding import llama_context_params
-    from pyllama.context import Context
-    from pyllama.sampler_chain import SamplerChain
 
 
 class AttachedChains:
@@ -32,7 +32,9 @@ class AttachedChains:
         self._configs = ffi.new("struct llama_sampler_seq_config[]", max(1, len(chains)))
         for config, (seq_id, chain) in zip(self._configs, chains.items(), strict=False):
             config.seq_id = integer("samplers' sequence id", seq_id, 0, params.n_seq_max - 1)
-            _require_attachable(model, chain)
+            if not isinstance(chain, SamplerChain):
+                raise TypeError(f"samplers must hold pyllama.SamplerChain objects, got {chain!r}")
+            chain._require_attachable(model)
             if chain in self._chains:
                 raise ValueError(f"samplers must hold each chain once, got {chain!r} twice")
             handle = chain._open()
@@ -43,22 +45,6 @@ class AttachedChains:
             params.samplers, params.n_samplers = self._configs, len(chains)
             params.n_outputs_max_per_seq = 1
 
-    def attach(self, context: Context) -> None:
+    def attach(self, context: ContextOutputs) -> None:
         for chain in self._chains:
-            chain._context = context
-            # A decode runs the chain: nothing else may use it meanwhile.
-            chain._lock = context._lock
-
-
-def _require_attachable(model: Model, chain: SamplerChain) -> None:
-    from pyllama.sampler_chain import SamplerChain  # which imports contexts
-
-    if not isinstance(chain, SamplerChain):
-        raise TypeError(f"samplers must hold pyllama.SamplerChain objects, got {chain!r}")
-    if chain.grammar is not None:
-        raise ValueError("samplers must hold chains without a grammar: devices do not run those")
-    if not chain.selects:
-        raise ValueError(f"samplers must hold chains that select a token, got {chain!r}")
-    if chain._vocab is not None and chain._vocab is not model.vocab:
-        raise ValueError(f"samplers must hold chains for this model's vocabulary, got {chain!r}")
-    chain._require_detached()
+            chain._attach(context)

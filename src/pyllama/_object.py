@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pyllama import _process
 from pyllama._callbacks import logger
 from pyllama._guard import CAUGHT, raise_caught
 from pyllama._handle import Handle, P
+from pyllama._locks import holding
 from pyllama._native._binding import lib
 from pyllama._uncopyable import Uncopyable
 from pyllama.errors import (
@@ -22,6 +23,8 @@ from pyllama.errors import (
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+T = TypeVar("T")
 
 _ASSERTION: int = lib.PYLLAMA_CAUGHT_ASSERTION
 _OUT_OF_MEMORY: int = lib.PYLLAMA_CAUGHT_OUT_OF_MEMORY
@@ -145,3 +148,8 @@ class NativeObject(Uncopyable, Generic[P]):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def holding_all(objects: Iterable[NativeObject[Any]], work: Callable[[], T]) -> T:
+    """Do something while several objects are locked, in their order."""
+    return holding([one._lock for one in objects], work)

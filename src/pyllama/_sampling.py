@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import numpy as np
 
 from pyllama import _process
+from pyllama._arguments import INT32_MAX, integer
 from pyllama._guard import CAUGHT
 from pyllama._handle import P
 from pyllama._native._binding import ffi, lib
@@ -15,6 +16,7 @@ from pyllama._object import NativeObject
 from pyllama.candidates import Candidates
 from pyllama.errors import GrammarError, LlamaError, SamplingError
 from pyllama.python_sampler import raise_from_python
+from pyllama.vocab import Vocab
 
 if TYPE_CHECKING:
     from pyllama._native._binding import Pointer, llama_token_data_array
@@ -40,6 +42,8 @@ class SamplerObject(NativeObject[P]):
     """A C object that may call back into Python while it works."""
 
     _running = False
+    #: Of the model that it is for, None where any will do.
+    _vocab: Vocab | None = None
     _instead_of_copying = "clone() gives one of your own in the same state"
 
     def _run(self, what: str, call: Callable[A, int], *arguments: A.args, **named: A.kwargs) -> int:
@@ -71,6 +75,16 @@ class SamplerObject(NativeObject[P]):
         self._run("applying a sampler", call, pointer, array)
         selected = None if array.selected < 0 else int(array.selected)
         return Candidates._of(np.array(data[: array.size]), selected, bool(array.sorted))
+
+    def _known_token(self, token: int) -> int:
+        """A token that can be accepted."""
+        return integer("token", token, 0, self._vocab.n_tokens - 1 if self._vocab else INT32_MAX)
+
+    def _require_known(self, candidates: Candidates) -> None:
+        if self._vocab is not None and isinstance(candidates, Candidates):
+            highest = int(candidates.id.max())
+            if highest >= self._vocab.n_tokens:
+                raise ValueError(f"candidates must be tokens of {self._vocab!r}, got {highest}")
 
     def _require_idle(self) -> None:
         if self._running:

@@ -10,33 +10,33 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 from pyllama import _process
 from pyllama._arguments import INT32_MAX, integer
 from pyllama._attached_chains import AttachedChains
-from pyllama._context_check import reason_not_to_shift, require_consistent
+from pyllama._context_check import require_consistent
 from pyllama._context_memory import require_memory
-from pyllama._decoding import n_pos_max, raise_failure, require_fitting, require_position
+from pyllama._decoding import Decoding
 from pyllama._guard import last_errors, raise_caught
 from pyllama._handle import Handle
-from pyllama._locks import holding
 from pyllama._native._binding import ffi, lib
+from pyllama._object import NativeObject, holding_all
 from pyllama.batch import Batch
 from pyllama.context_params import ContextOptions, ContextParams, with_options
 from pyllama.errors import ContextError, NativeError
-from pyllama.memory import Memory
 from pyllama.model import Model
-from pyllama.outputs import Outputs
 from pyllama.performance import Performance
+from pyllama.sampler_chain import SamplerChain
 from pyllama.state import State
 from pyllama.threadpool import MAX_THREADS, Threadpool
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from pyllama._native._binding import Pointer, llama_context
-    from pyllama.sampler_chain import SamplerChain
+    from pyllama._native._binding import Pointer, llama_adapter_lora, llama_context
+
+    _Scales = dict[NativeObject[Pointer[llama_adapter_lora]], float]
 
 A = ParamSpec("A")
 
 
-class Context(Outputs):
+class Context(Decoding):
     """The state of a model that is decoding (``llama_init_from_model``).
 
     One thread uses it at a time: calls from several threads wait for each other. It keeps its
@@ -94,52 +94,14 @@ class Context(Outputs):
             self._own(context, lib.guarded_context_free, *needs)
             _process.settle_at_exit(self._open())
         attached.attach(self)
-        #: Tokens that all sequences can hold. llama.cpp may round up what was asked for.
-        self.n_ctx: int = lib.llama_n_ctx(context)
-        #: Tokens that one sequence can hold.
-        self.n_ctx_seq: int = lib.llama_n_ctx_seq(context)
-        #: The most tokens of one decode.
-        self.n_batch: int = lib.llama_n_batch(context)
-        #: The most tokens that are computed at once; a longer batch is cut into several.
-        self.n_ubatch: int = lib.llama_n_ubatch(context)
-        #: Number of sequences; ids are 0 to n_seq_max - 1.
-        self.n_seq_max: int = lib.llama_n_seq_max(context)
-        #: Recurrent states that each sequence keeps.
-        self.n_rs_seq: int = lib.llama_n_rs_seq(context)
-        #: The most outputs of one encode or decode.
-        self.n_outputs_max: int = self.n_batch
-        if struct.n_outputs_max and not model.has_encoder:
-            self.n_outputs_max = struct.n_outputs_max
-        #: Whether sequences share one memory.
-        self.kv_unified: bool = struct.kv_unified
-        self._describe_outputs(context)
-        #: Whether embeddings are computed; see :meth:`set_embeddings`.
-        self.computes_embeddings: bool = struct.embeddings
-        memory = lib.llama_get_memory(context)
-        self._has_memory = memory != ffi.NULL
-        recurrent = model.is_recurrent or model.is_hybrid
-        # Whether sequences of one batch are computed in steps of equal length.
-        self._splits_sequences = (
-            self._has_memory and self.n_seq_max > 1 and not self.kv_unified and not recurrent
-        )
-        self._n_pos_max = n_pos_max(model)
+        self._describe(context, struct)
         self._encoded = not model.has_encoder
         self._decodes_logits = self._has_memory or model.is_diffusion
-        self._n_outputs_made = self.n_seq_max
         self._threadpools: tuple[Threadpool, ...] = ()
         self._attached: list[Handle[Any]] = []
         self._used: list[Handle[Any]] = []
         # The LoRA adapters in use, kept alive, each with its scale.
-        self._adapters: dict[Any, float] = {}
-        #: The tokens it remembers.
-        self.memory = Memory(
-            self,
-            memory,
-            n_seq_max=self.n_seq_max,
-            kv_unified=self.kv_unified,
-            recurrent=recurrent,
-            cannot_shift=reason_not_to_shift(model, struct),
-        )
+        self._adapters: _Scales = {}
         #: Saves and restores what the memory holds.
         self.state = State(self, struct, has_memory=self._has_memory)
         model._adopt(self)
@@ -192,11 +154,11 @@ class Context(Outputs):
             if not self._encoded:
                 self._require_encoded()
             if self._n_pos_max is not None:
-                require_position(self, pos)
+                self._require_position(pos)
             code = self._compute(lib.guarded_decode_token, pointer, token, pos, seq_id)
             if code:
                 batch = Batch.from_tokens([token], pos=pos, seq_id=seq_id)
-                raise_failure(self, code, batch, "decode")
+                self._raise_failure(code, batch, "decode")
             self._n_outputs = 1
             self._has_logits = self._decodes_logits
             self._has_embeddings = self.computes_embeddings
@@ -248,12 +210,6 @@ class Context(Outputs):
         with self._lock:
             self._call(lib.guarded_set_embeddings, bool(embeddings))
             self.computes_embeddings = bool(embeddings)
-
-    @property
-    def causal_attn(self) -> bool:
-        """Whether tokens attend to earlier ones alone; see ``set_causal_attn``."""
-        with self._open() as pointer:
-            return bool(lib.llama_get_causal_attn(pointer))
 
     def set_causal_attn(self, causal_attn: bool) -> None:
         """Attend to earlier tokens alone, or to all of the batch (``llama_set_causal_attn``)."""
@@ -337,14 +293,41 @@ class Context(Outputs):
 
     # Within
 
+    def _set_adapters(self, scales: _Scales) -> None:
+        """Use these LoRA adapters, which are locked, and no others."""
+        pointers = [adapter._open().pointer for adapter in scales]
+        array = ffi.new("struct llama_adapter_lora *[]", pointers)
+        values = ffi.new("float[]", list(scales.values()))
+        with self._lock:
+            self._change(
+                "setting adapters", lib.guarded_set_adapters_lora, array, len(scales), values
+            )
+            self._adapters = scales
+
+    def _drop_adapter(self, adapter: NativeObject[Pointer[llama_adapter_lora]]) -> None:
+        """Use a LoRA adapter no longer, which is being closed."""
+        with self._lock:
+            if adapter in self._adapters and self.usable:
+                kept = {other: scale for other, scale in self._adapters.items() if other != adapter}
+                self._set_adapters(kept)
+
     def _call(
         self,
         call: Callable[Concatenate[Pointer[llama_context], A], int],
         *arguments: A.args,
         **named: A.kwargs,
     ) -> None:
+        self._change("changing the context", call, *arguments, **named)
+
+    def _change(
+        self,
+        what: str,
+        call: Callable[Concatenate[Pointer[llama_context], A], int],
+        *arguments: A.args,
+        **named: A.kwargs,
+    ) -> int:
         with self._lock:
-            self._check(call(self._open().pointer, *arguments, **named), "changing the context")
+            return self._check(call(self._open().pointer, *arguments, **named), what)
 
     def _process(
         self, call: Callable[..., int], batch: Batch, what: str, *, encoding: bool
@@ -355,11 +338,11 @@ class Context(Outputs):
             handle = self._open()
             all_outputs = encoding or self.computes_embeddings
             n_outputs = len(batch) if all_outputs else batch._n_outputs
-            require_fitting(self, batch, n_outputs, encoding=encoding)
+            self._require_fitting(batch, n_outputs, encoding=encoding)
             struct = batch._filled(all_outputs=all_outputs)
             code = self._compute(call, handle.pointer, struct)
             if code:
-                raise_failure(self, code, batch, what)
+                self._raise_failure(code, batch, what)
             self._n_outputs = n_outputs
             self._has_logits = not encoding or self.model.is_diffusion
             self._has_embeddings = self.computes_embeddings or what == "encode"
@@ -377,7 +360,7 @@ class Context(Outputs):
             self._used = [*self._used, *self._attached]
         code: int
         if self._threadpools:
-            code = holding([pool._lock for pool in self._threadpools], lambda: call(*arguments))
+            code = holding_all(self._threadpools, lambda: call(*arguments))
         else:
             code = call(*arguments)
         if code >= 0:

@@ -19,6 +19,7 @@ from pyllama import _callbacks, _process  # noqa: F401  (the log handler, before
 from pyllama._guard import check, last_errors, raise_caught, raise_if_caught, take_str, to_str
 from pyllama._native import _binding
 from pyllama._native._binding import ffi, lib
+from pyllama._rpc_servers import require_answers
 from pyllama.errors import BackendError, NativeError
 
 if TYPE_CHECKING:
@@ -104,8 +105,6 @@ class Device(_Found):
         Raises:
             ServerLostError: it is an RPC server's, and that does not answer.
         """
-        from pyllama.rpc import require_answers  # which imports this module
-
         free, total = ffi.new("size_t *"), ffi.new("size_t *")
         with require_answers([self]):
             check(lib.guarded_dev_memory(self._pointer, free, total), f"memory of {self.name}")
@@ -128,8 +127,6 @@ class Device(_Found):
         return MappingProxyType({name: getattr(caps, name) for name in dir(caps)})
 
     def _props(self) -> ggml_backend_dev_props:
-        from pyllama.rpc import require_answers  # which imports this module
-
         props = ffi.new("struct ggml_backend_dev_props *")
         with require_answers([self]):  # llama.cpp asks for its memory, too
             check(lib.guarded_dev_get_props(self._pointer, props), f"properties of {self.name}")

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyllama import _callbacks  # noqa: F401  (installs the guard before any guarded call)
+from pyllama import _sampler_arguments as checked
 from pyllama._arguments import INT32_MAX, integer, token_array
 from pyllama._guard import check, raise_caught, take_str
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama.errors import GrammarError, NativeError
-from pyllama.sampler import Sampler, _tokenizing
+from pyllama.sampler import Sampler
 from pyllama.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -135,22 +136,23 @@ class GrammarSampler(Sampler):
         trigger_patterns: Iterable[str] = (),
         trigger_tokens: Iterable[int] = (),
     ) -> None:
-        _tokenizing(vocab)
+        checked.tokenizing(vocab)
         if not isinstance(grammar, Grammar):
             if not isinstance(grammar, str):
                 raise TypeError(f"grammar must be a pyllama.Grammar or a str, got {grammar!r}")
             grammar = Grammar(grammar)
         patterns = _patterns(trigger_patterns)
         tokens = _trigger_tokens(vocab, trigger_tokens)
-        with vocab._model._open():
-            problem = _problem(vocab._pointer, grammar)
+        with vocab._open() as pointer:
+            problem = _problem(pointer, grammar)
             if problem:
                 raise GrammarError(problem)
-            pointer = _init(vocab, grammar, patterns, tokens)
-            super().__init__(pointer, selects=False, vocab=vocab, reads_vocab=True)
+            with _tokens_of(vocab, pointer) as known:
+                sampler = _init(pointer, known, grammar, patterns, tokens)
+            super().__init__(sampler, selects=False, vocab=vocab, reads_vocab=True)
+            self._eog = check(lib.guarded_grammar_eog(pointer), "looking for end tokens")
         #: The grammar it follows.
         self.grammar = grammar
-        self._eog = check(lib.guarded_grammar_eog(vocab._pointer), "looking for end tokens")
 
     def allows(self, tokens: ArrayLike) -> NDArray[np.bool_]:
         """Which tokens may follow, each by itself.
@@ -313,15 +315,15 @@ _tokens: weakref.WeakKeyDictionary[Vocab, Handle[Pointer[pyllama_tokens]]] = (
 )
 
 
-def _tokens_of(vocab: Vocab) -> Handle[Pointer[pyllama_tokens]]:
+def _tokens_of(vocab: Vocab, pointer: Pointer[llama_vocab]) -> Handle[Pointer[pyllama_tokens]]:
     """The tokens of a vocabulary whose model is open, made once: see Vocab._tokenizer."""
     with vocab._lock:
         tokens = _tokens.get(vocab)
         if tokens is None:
-            pointer = lib.guarded_tokens_init(vocab._pointer)
-            if pointer == ffi.NULL:
+            made = lib.guarded_tokens_init(pointer)
+            if made == ffi.NULL:
                 raise_caught("looking at all tokens")
-            tokens = _tokens[vocab] = Handle(pointer, lib.guarded_tokens_free)
+            tokens = _tokens[vocab] = Handle(made, lib.guarded_tokens_free)
     longest = lib.guarded_tokens_longest(tokens.pointer)
     if longest > MAX_PIECE:
         raise GrammarError(
@@ -332,21 +334,24 @@ def _tokens_of(vocab: Vocab) -> Handle[Pointer[pyllama_tokens]]:
 
 
 def _init(
-    vocab: Vocab, grammar: Grammar, patterns: list[bytes], tokens: list[int]
+    vocab: Pointer[llama_vocab],
+    known: Pointer[pyllama_tokens],
+    grammar: Grammar,
+    patterns: list[bytes],
+    tokens: list[int],
 ) -> Pointer[llama_sampler]:
     texts = [ffi.new("char[]", pattern) for pattern in patterns]
-    with _tokens_of(vocab) as all_tokens:
-        return lib.guarded_sampler_init_grammar(
-            vocab._pointer,
-            all_tokens,
-            grammar.gbnf.encode(),
-            grammar.root.encode(),
-            texts,
-            len(texts),
-            tokens,
-            len(tokens),
-            max(map(_stack_per_byte, patterns), default=0),
-        )
+    return lib.guarded_sampler_init_grammar(
+        vocab,
+        known,
+        grammar.gbnf.encode(),
+        grammar.root.encode(),
+        texts,
+        len(texts),
+        tokens,
+        len(tokens),
+        max(map(_stack_per_byte, patterns), default=0),
+    )
 
 
 def _patterns(patterns: Iterable[str]) -> list[bytes]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from pyllama import _model_file, _process, python_sampler
 from pyllama._arguments import integer, real
-from pyllama._guard import check, last_errors, raise_caught
-from pyllama._locks import holding
+from pyllama._guard import last_errors, raise_caught
 from pyllama._native._binding import ffi, lib
-from pyllama._object import NativeObject
+from pyllama._object import NativeObject, holding_all
 from pyllama.context import Context
 from pyllama.errors import AdapterError, NativeError
 from pyllama.model import Model, read_string
@@ -68,9 +66,9 @@ class LoraAdapter(NativeObject["Pointer[llama_adapter_lora]"]):
                     _raise_adapter_error(f"loading the adapter {self.path}")
                 # Contexts walk through the model's adapters while they decode: the garbage
                 # collector must not free one in between.
-                self._own(pointer, model._retired_adapters.append, handle)
+                self._own(pointer, model._adapter_keeper(), handle)
 
-        _at_rest(model, load)
+        model._at_rest(Context, load)
         pointer = self._open().pointer
         #: The file's metadata, scalar values as strings; arrays are left out.
         self.metadata: Mapping[str, str] = MappingProxyType(_metadata(pointer))
@@ -89,16 +87,11 @@ class LoraAdapter(NativeObject["Pointer[llama_adapter_lora]"]):
             super().close()
             return
         with self._lock:
-            for context in _contexts(self.model):
-                with context._lock:
-                    in_use = self in context._adapters
-                    if in_use and context._handle is not None and context._poison is None:
-                        scales = {**context._adapters}
-                        del scales[self]
-                        _apply(context, scales)
+            for context in self.model._dependents_of(Context):
+                context._drop_adapter(self)
             super().close()
         if not python_sampler.is_calling():  # which would wait for itself; the model frees it then
-            _at_rest(self.model, lambda: _free_retired(self.model))
+            self.model._at_rest(Context, self.model._free_retired_adapters)
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"for {self.model.desc!r}"
@@ -121,7 +114,7 @@ def set_adapters_lora(context: Context, adapters: Mapping[LoraAdapter, float]) -
         raise TypeError(f"context must be a pyllama.Context, got {context!r}")
     if not isinstance(adapters, Mapping):
         raise TypeError(f"adapters must map pyllama.LoraAdapter to its scale, got {adapters!r}")
-    scales = {}
+    scales: dict[NativeObject[Pointer[llama_adapter_lora]], float] = {}
     for adapter, scale in adapters.items():
         if not isinstance(adapter, LoraAdapter):
             raise TypeError(f"adapters must hold pyllama.LoraAdapter objects, got {adapter!r}")
@@ -129,8 +122,7 @@ def set_adapters_lora(context: Context, adapters: Mapping[LoraAdapter, float]) -
             raise ValueError(f"adapters must be of the context's model, got {adapter!r}")
         scales[adapter] = real(f"adapters[{adapter!r}]", scale, -1e6, 1e6)
     # In one order, so that two calls cannot deadlock.
-    locks = [*(adapter._lock for adapter in sorted(scales, key=id)), context._lock]
-    holding(locks, lambda: _apply(context, scales))
+    holding_all(sorted(scales, key=id), lambda: context._set_adapters(scales))
 
 
 def set_control_vector(
@@ -164,12 +156,9 @@ def set_control_vector(
         given = _directions(directions, model)
         rows[: len(given)] = given
         data, size = ffi.from_buffer("float[]", rows), rows.size
-    with context._lock:
-        code = lib.guarded_set_adapter_cvec(
-            context._open().pointer, data, size, model.n_embd, start, end
-        )
-        if context._check(code, "setting a control vector"):
-            raise AdapterError(f"setting a control vector: {last_errors()}")
+    call = lib.guarded_set_adapter_cvec
+    if context._change("setting a control vector", call, data, size, model.n_embd, start, end):
+        raise AdapterError(f"setting a control vector: {last_errors()}")
 
 
 def load_control_vector(path: str | os.PathLike[str]) -> NDArray[np.float32]:
@@ -198,53 +187,6 @@ def load_control_vector(path: str | os.PathLike[str]) -> NDArray[np.float32]:
     finally:
         lib.pyllama_free(rows)
     return values.reshape(n_layers[0], n_embd[0])
-
-
-def _apply(context: Context, scales: dict[LoraAdapter, float]) -> None:
-    """Set a context's adapters; the caller holds the locks of all of them."""
-    pointers = ffi.new(
-        "struct llama_adapter_lora *[]", [adapter._open().pointer for adapter in scales]
-    )
-    values = ffi.new("float[]", list(scales.values()))
-    code = lib.guarded_set_adapters_lora(context._open().pointer, pointers, len(scales), values)
-    context._check(code, "setting adapters")
-    context._adapters = scales
-
-
-def _at_rest(model: Model, work: Callable[[], None]) -> None:
-    """Work while no context of the model decodes, which reads the model's set of adapters.
-
-    The model's lock, which a context is made under, comes after those of its contexts: a sampler's
-    function, which has its context's lock, may make another context.
-    """
-
-    def work_if_all(contexts: list[Context]) -> bool:
-        with model._lock:
-            if not set(_contexts(model)) <= set(contexts):
-                return False
-            work()
-            return True
-
-    done = False
-    while not done:
-        contexts = sorted(_contexts(model), key=id)  # one order for all threads
-        done = holding([context._lock for context in contexts], partial(work_if_all, contexts))
-
-
-def _contexts(model: Model) -> list[Context]:
-    return [dependent for dependent in list(model._dependents) if isinstance(dependent, Context)]
-
-
-def _free_retired(model: Model) -> None:
-    """Free the adapters that nobody has any more; the model frees them otherwise."""
-    handle = model._handle
-    if handle is not None:
-        with handle:
-            while model._retired_adapters:
-                check(
-                    lib.guarded_adapter_lora_free(model._retired_adapters.pop()),
-                    "freeing an adapter",
-                )
 
 
 def _directions(directions: ArrayLike, model: Model) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ from pyllama import _model_file
 from pyllama._arguments import integer
 from pyllama._guard import check, last_errors, to_str
 from pyllama._native._binding import ffi, lib
+from pyllama._rpc_servers import require_answers
 from pyllama._system_memory import available_memory
 from pyllama.context_params import (
     CacheType,
@@ -29,7 +30,6 @@ from pyllama.device import devices as all_devices
 from pyllama.errors import MemoryFitError, NativeError
 from pyllama.model import Model
 from pyllama.model_params import ModelParams, SplitMode, buffer_type
-from pyllama.rpc import require_answers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -6,15 +6,17 @@ import errno
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 from pyllama import _model_file, _process
 from pyllama._gguf_file import DamagedFile
 from pyllama._guard import check, last_errors, raise_caught, raise_if_caught, to_str
 from pyllama._model_check import check_files
 from pyllama._native._binding import ffi, lib
-from pyllama._object import NativeObject
+from pyllama._object import NativeObject, holding_all
+from pyllama._rpc_servers import require_answers, watch
 from pyllama.errors import (
     ClosedError,
     ModelLoadCancelled,
@@ -25,7 +27,6 @@ from pyllama.errors import (
 )
 from pyllama.file_type import FileType, file_type
 from pyllama.model_params import ModelOptions, ModelParams, utf8
-from pyllama.rpc import require_answers, watch
 from pyllama.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
         llama_model,
         llama_model_params_p,
     )
+
+D = TypeVar("D")
 
 RopeType = Literal["none", "norm", "neox", "mrope", "imrope", "vision"]
 
@@ -276,9 +279,8 @@ class Model(NativeObject["Pointer[llama_model]"]):
     ) -> None:
         super().__init__()
         self._dependents: weakref.WeakSet[NativeObject[Any]] = weakref.WeakSet()
-        self._retired_adapters: list[
-            Pointer[llama_adapter_lora]
-        ] = []  # to be freed while no context decodes
+        # To be freed while no context decodes.
+        self._retired_adapters: list[Pointer[llama_adapter_lora]] = []
         self.path = name or str(files[0])
         # llama.cpp keeps a copy of the struct, pointers and all.
         self._params = ModelParams(**options)
@@ -438,6 +440,42 @@ class Model(NativeObject["Pointer[llama_model]"]):
         super()._lose(reason)
         for dependent in list(self._dependents):
             dependent._lose(reason)
+
+    def _dependents_of(self, kind: type[D]) -> list[D]:
+        """What stands on this model and is of a kind."""
+        return [dependent for dependent in list(self._dependents) if isinstance(dependent, kind)]
+
+    def _at_rest(self, kind: type[NativeObject[Any]], work: Callable[[], None]) -> None:
+        """Do something while none of a kind that stands on this model is at work.
+
+        The model's lock, which one is made under, comes after theirs: a sampler's function, which
+        has its context's lock, may make another context.
+        """
+
+        def work_if_all(held: list[NativeObject[Any]]) -> bool:
+            with self._lock:
+                if not set(self._dependents_of(kind)) <= set(held):
+                    return False
+                work()
+                return True
+
+        done = False
+        while not done:
+            held = sorted(self._dependents_of(kind), key=id)  # one order for all threads
+            done = holding_all(held, partial(work_if_all, held))
+
+    def _adapter_keeper(self) -> Callable[[Pointer[llama_adapter_lora]], None]:
+        """What keeps a LoRA adapter that nobody has any more. It does not hold this model."""
+        return self._retired_adapters.append
+
+    def _free_retired_adapters(self) -> None:
+        """Free what was kept so; closing the model does otherwise."""
+        handle = self._handle
+        if handle is not None:
+            with handle:
+                while self._retired_adapters:
+                    pointer = self._retired_adapters.pop()
+                    check(lib.guarded_adapter_lora_free(pointer), "freeing an adapter")
 
     def _adopt(self, dependent: NativeObject[Any]) -> None:
         """Remember what stands on this model, so that close() closes it first."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 
+T = TypeVar("T")
 
-class Outputs(NativeObject["Pointer[llama_context]"]):
+
+class ContextOutputs(NativeObject["Pointer[llama_context]"]):
     """What a ``Context`` computed last.
 
     An output stands for each entry of the batch that asked for one; with embeddings switched on,
@@ -181,6 +184,14 @@ class Outputs(NativeObject["Pointer[llama_context]"]):
                 )
             size = self.n_cls_out if self.pooling_type == "rank" else self.n_embd_out
             return self._copy(row, (size,), out)
+
+    def _reading(self, read: Callable[[Pointer[llama_context]], T]) -> T:
+        """Have C read the outputs, which nothing replaces meanwhile."""
+        with self._lock:
+            result = read(self._open().pointer)
+            if self._lost is not None:
+                self._open()
+            return result
 
     def close(self) -> None:
         """Free it, after waiting for a call that another thread is in.

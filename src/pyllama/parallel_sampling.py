@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pyllama._arguments import INT32_MAX, integer
-from pyllama._guard import CAUGHT, caught_error, check, to_str
-from pyllama._locks import holding
+from pyllama._guard import check
 from pyllama._native._binding import ffi, lib
-from pyllama._sampling import refusal
+from pyllama._object import holding_all
 from pyllama.context import Context
-from pyllama.errors import LlamaError, NativeAssertionError
+from pyllama.errors import LlamaError
 from pyllama.sampler_chain import SamplerChain
 from pyllama.threadpool import MAX_THREADS
 
 if TYPE_CHECKING:
-    from pyllama._native._binding import Pointer, pyllama_chain, pyllama_draw
+    from pyllama._native._binding import Pointer, llama_context
 
 
 def sample_each(
@@ -54,47 +53,17 @@ def sample_each(
         if not isinstance(chain, SamplerChain):
             raise TypeError(f"chains must hold pyllama.SamplerChain objects, got {chain!r}")
 
-    def sample() -> dict[int, int | LlamaError]:
-        pointer = context._open().pointer
+    def sample(pointer: Pointer[llama_context]) -> dict[int, int | LlamaError]:
         draws = ffi.new("pyllama_draw[]", max(1, len(asked)))
         for draw, (output, chain) in zip(draws, asked.items(), strict=False):
-            draw.chain, draw.output = _usable(chain, context), output
+            draw.chain, draw.output = chain._begin_draw(context), output
         code = check(lib.guarded_sample_each(pointer, draws, len(asked), threads), "sampling")
-        if context._lost is not None:
-            context._open()
         if code:
             context._raise_no_output(draws[code - 1].output)
         return {
-            output: _outcome(draw, chain)
+            output: chain._end_draw(draw)
             for draw, (output, chain) in zip(draws, asked.items(), strict=False)
         }
 
     # In one order: two threads may have the same chains.
-    ordered = sorted(asked.values(), key=id)
-    return holding([*(chain._lock for chain in ordered), context._lock], sample)
-
-
-def _usable(chain: SamplerChain, context: Context) -> Pointer[pyllama_chain]:
-    """The pointer of a chain that can sample beside others."""
-    pointer = chain._open().pointer
-    chain._require_idle()
-    chain._require_sampling(context)
-    if any(step._calls_python for step in chain):
-        raise ValueError(f"{chain!r} holds a sampler written in Python: sample() with it alone")
-    if chain._context is not None:
-        raise ValueError(f"{chain!r} is attached to a context: sample() with it alone")
-    return pointer
-
-
-def _outcome(draw: pyllama_draw, chain: SamplerChain) -> int | LlamaError:
-    token: int = draw.token
-    if token >= 0:
-        return token
-    if token != CAUGHT:
-        return refusal(token, "sampling")
-    detail = "" if draw.message == ffi.NULL else to_str(draw.message)
-    lib.pyllama_free(draw.message)
-    error = caught_error(draw.caught, detail, "sampling")
-    if isinstance(error, NativeAssertionError):
-        chain._spoil(str(error))
-    return error
+    return holding_all(sorted(asked.values(), key=id), lambda: context._reading(sample))

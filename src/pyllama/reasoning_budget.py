@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from pyllama import _sampler_arguments as checked
 from pyllama._arguments import INT32_MAX, integer
 from pyllama._native._binding import ffi, lib
-from pyllama.sampler import Sampler, _tokenizing
+from pyllama.sampler import Sampler
 from pyllama.vocab import Vocab
 
 
@@ -50,7 +51,7 @@ class ReasoningBudgetSampler(Sampler):
         counting: bool = False,
         once: bool = False,
     ) -> None:
-        _tokenizing(vocab)
+        checked.tokenizing(vocab)
         if not isinstance(ends, Iterable):
             raise TypeError(f"ends must hold sequences of tokens, got {ends!r}")
         first, last = _tokens(vocab, "start", start), _tokens(vocab, "forced", forced)
@@ -58,9 +59,9 @@ class ReasoningBudgetSampler(Sampler):
         if not sequences:
             raise ValueError("ends must hold at least one sequence of tokens, got none")
         budget = integer("budget", budget, 0, INT32_MAX)
-        with vocab._model._open():
-            pointer = lib.guarded_sampler_init_reasoning_budget(
-                vocab._pointer,
+        with vocab._open() as pointer:
+            sampler = lib.guarded_sampler_init_reasoning_budget(
+                pointer,
                 ffi.new("llama_token[]", first),
                 len(first),
                 ffi.new("llama_token[]", [token for end in sequences for token in end]),
@@ -72,7 +73,7 @@ class ReasoningBudgetSampler(Sampler):
                 bool(counting),
                 bool(once),
             )
-            super().__init__(pointer, selects=False, vocab=vocab, reads_vocab=True)
+            super().__init__(sampler, selects=False, vocab=vocab, reads_vocab=True)
 
 
 def _tokens(vocab: Vocab, name: str, tokens: Iterable[int]) -> list[int]:

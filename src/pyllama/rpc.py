@@ -17,58 +17,28 @@ import os
 import sys
 import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from pyllama._arguments import integer, real
 from pyllama._callbacks import logger
-from pyllama._guard import check, raise_caught
-from pyllama._handle import Handle
-from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
-from pyllama.device import (
-    Device,
-    backends,
-    cpu_math_cores,
-    devices,
-    devices_of,
-    load_backend,
-    registered,
-    supports_rpc,
-)
-from pyllama.errors import (
-    BackendError,
-    LlamaError,
-    ModelLoadCancelled,
-    NativeError,
-    ServerLostError,
-)
+from pyllama._rpc_child import LISTENS, TELLS_PORT
+from pyllama._rpc_servers import Server, greet, replaced, servers
+from pyllama.device import Device, backends, cpu_math_cores, devices, devices_of, supports_rpc
+from pyllama.errors import BackendError
 from pyllama.threadpool import MAX_THREADS
 
 if TYPE_CHECKING:
     from queue import SimpleQueue
     from subprocess import Popen
 
-    from pyllama._native._binding import Pointer, ggml_backend, ggml_backend_reg
 
-# The first message of every version of the protocol: its number, the size of what follows, and
-# what the client's network can do. The answer begins with its own size.
-_HELLO = bytes([14]) + (24).to_bytes(8, "little") + bytes(24)
-_HELLO_ANSWER = (28).to_bytes(8, "little")
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+_START += "from pyllama._rpc_child import serve; serve(*json.loads(sys.argv[2]))"
 
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import pyllama.rpc as rpc; "
-_START += "rpc._serve(*json.loads(sys.argv[2]))"
-
-# On Linux, with /proc, a server's process finds out which port it listens on, and says so: no other
-# process can have taken that since it was chosen. Elsewhere it is chosen before the process starts.
-_TELLS_PORT = sys.platform == "linux" and os.path.isdir("/proc/self/fd")
-_LISTENS = "pyllama: listening on port "
-
-_servers: dict[str, _Server] = {}
-_replaced: list[_Server] = []
 _adding = threading.Lock()
 
 
@@ -95,135 +65,19 @@ def rpc_devices(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
     timeout = real("timeout", timeout, 1e-3, 1e6)
     _require_rpc()
     with _adding:
-        server = _servers.get(endpoint)
+        server = servers.get(endpoint)
         if server is None or not server.in_use or server.lost:
-            _greet(endpoint, host, port, timeout)
+            greet(endpoint, host, port, timeout)
         if server is not None and server.lost:
-            _replaced.append(server)  # until what is there has been freed
+            replaced.append(server)
             server = None
         if server is None:
-            server = _servers[endpoint] = _Server(endpoint, host, port)
-        for old in [old for old in _replaced if not old.in_use]:
-            _replaced.remove(old)
+            server = servers[endpoint] = Server(endpoint, host, port)
+        for old in [old for old in replaced if not old.in_use]:
+            replaced.remove(old)
             old.close()
-        return server.devices()
-
-
-class _Server:
-    """A server that devices were asked of, for the rest of the process: ggml forgets none."""
-
-    def __init__(self, endpoint: str, host: str, port: int) -> None:
-        self._endpoint = endpoint
-        self._models: weakref.WeakSet[NativeObject[Any]] = weakref.WeakSet()
-        from pyllama._rpc_relay import Relay
-
-        self._relay = Relay(host, port, self._lose)
-        try:
-            self._reg = _add_server(self._relay.endpoint, endpoint)
-        except BaseException:
-            self._relay.close()
-            raise
-        self.pointers = {device._pointer for device in devices_of(self._reg)}
-
-    def devices(self) -> list[Device]:
-        found = devices_of(self._reg)
-        return [dataclasses.replace(device, description=self._endpoint) for device in found]
-
-    def has(self, device: Device) -> bool:
-        return device._pointer in self.pointers
-
-    def connect(self) -> Handle[Pointer[ggml_backend]]:
-        """Have llama.cpp be connected for as long as the handle lives."""
-        backend = lib.guarded_dev_init(next(iter(self.pointers)))
-        if backend == ffi.NULL:
-            try:
-                raise_caught(f"connecting to {self._endpoint}")
-            except NativeError as error:
-                raise BackendError(str(error)) from None
-        return Handle(backend, lib.guarded_backend_free)
-
-    @property
-    def in_use(self) -> bool:
-        """Whether a model has a part there, which keeps its one connection busy."""
-        return any(not model.closed for model in self._models)
-
-    @property
-    def lost(self) -> bool:
-        """Whether what it was connected to went away. It is not connected to again then."""
-        return self._relay.lost is not None
-
-    @property
-    def n_failures(self) -> int:
-        """How often it was lost, or could not be reached."""
-        return self._relay.n_failures
-
-    def failure(self, since: int) -> str | None:
-        """Why it is lost, or failed after it had so many times; None if it did not."""
-        return self._relay.failure if self.lost or self.n_failures != since else None
-
-    def close(self) -> None:
-        """Take no connection any more."""
-        self._relay.close()
-
-    def watch(self, model: NativeObject[Any]) -> None:
-        self._models.add(model)
-        if self._relay.lost is not None:  # and others have not closed what they have there
-            model._lose(self._relay.lost)
-
-    def _lose(self, reason: str) -> None:
-        for model in list(self._models):
-            model._lose(reason)
-
-
-def watch(model: NativeObject[Any], devices: Sequence[Device]) -> bool:
-    """Have a model told when a server is lost that it has a part on; False if it has none."""
-    servers = _servers_of(devices)
-    for server in servers:
-        server.watch(model)
-    return bool(servers)
-
-
-@contextmanager
-def require_answers(devices: Sequence[Device]) -> Iterator[list[Handle[Any]]]:
-    """For what is asked of devices: a lost server's answers are zeros to llama.cpp.
-
-    Gives the connections to their servers, which are there already: llama.cpp itself would connect
-    with locks held that an assertion on a thread of its own leaves locked for ever.
-
-    Raises:
-        ServerLostError: a server of theirs did not answer.
-    """
-    servers = [(server, server.n_failures) for server in _servers_of(devices)]
-    connections: list[Handle[Any]] = []
-    error: LlamaError | None = None
-    try:
-        connections.extend(server.connect() for server, _ in servers)
-        yield connections
-    except ModelLoadCancelled:
-        raise
-    except LlamaError as raised:
-        error = raised
-    finally:
-        connections.clear()  # an exception's traceback would keep them
-    reasons = [reason for server, since in servers if (reason := server.failure(since))]
-    if reasons:
-        raise ServerLostError(
-            f"{reasons[0]}. Once it is back, rpc_devices() gives its devices anew"
-        ) from error
-    if error is not None:
-        raise error
-
-
-def _servers_of(devices: Sequence[Device]) -> list[_Server]:
-    known = [*_servers.values(), *_replaced]
-    found = [server for server in known if any(server.has(device) for device in devices)]
-    for device in devices:
-        if device.backend == "RPC" and not any(server.has(device) for server in found):
-            raise ServerLostError(
-                f"{device.name} was on a connection to {device.description} that was lost. Take "
-                "the devices that a new call of rpc_devices() gives"
-            )
-    return found
+        found = devices_of(server.reg)
+        return [dataclasses.replace(device, description=endpoint) for device in found]
 
 
 class RpcServer(NativeObject["Popen[str]"]):
@@ -303,7 +157,7 @@ class RpcServer(NativeObject["Popen[str]"]):
         reader = threading.Thread(target=_log_output, args=(process, output, ports), daemon=True)
         reader.start()
         host, _, wanted = self.endpoint.partition(":")
-        if _TELLS_PORT:
+        if TELLS_PORT:
             port = ports.get()
         else:
             port = _probed(process, "127.0.0.1" if host == "0.0.0.0" else host, int(wanted))
@@ -333,36 +187,6 @@ def _host_and_port(endpoint: str) -> tuple[str, int]:
     if not (host and colon and host.isascii() and host.isprintable() and port.isdecimal()):
         raise ValueError(f"endpoint must be 'host:port', got {endpoint!r}")
     return host, integer("endpoint's port", int(port[:9]), 1, 65535)
-
-
-def _greet(endpoint: str, host: str, port: int, timeout: float) -> None:
-    """Raise unless an RPC server answers. llama.cpp itself would wait without end."""
-    import socket
-
-    try:
-        address = socket.gethostbyname(host), port  # IPv4, as llama.cpp resolves it
-        with socket.create_connection(address, timeout) as connection:
-            connection.sendall(_HELLO)
-            with connection.makefile("rb") as stream:
-                answer = stream.read(len(_HELLO_ANSWER))
-    except TimeoutError:
-        raise BackendError(
-            f"no answer from {endpoint} in {timeout} s. Is another client connected to it?"
-        ) from None
-    except (OSError, UnicodeError) as error:
-        raise BackendError(f"no RPC server at {endpoint}: {error}") from None
-    if answer != _HELLO_ANSWER:
-        raise BackendError(f"what answers at {endpoint} is no RPC server of this llama.cpp")
-
-
-def _add_server(relay: str, endpoint: str) -> Pointer[ggml_backend_reg]:
-    reg = lib.guarded_rpc_add_server(relay.encode())
-    if reg == ffi.NULL:
-        try:
-            raise_caught(f"connecting to {endpoint}")
-        except NativeError as error:
-            raise BackendError(f"{error}: it offers no device to this version") from None
-    return reg
 
 
 def _cache_path(folder: str | os.PathLike[str] | None) -> str | None:
@@ -413,7 +237,7 @@ def _checked_port(host: str, port: int) -> int:
         tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         tried.bind((address, port))
         free: int = tried.getsockname()[1]
-        return port if _TELLS_PORT else free
+        return port if TELLS_PORT else free
 
 
 def _probed(process: Popen[str], host: str, port: int) -> int | None:
@@ -433,7 +257,7 @@ def _log_output(process: Popen[str], output: deque[str], ports: SimpleQueue[int 
     assert process.stdout is not None
     with process.stdout:
         for line in process.stdout:
-            told = line.partition(_LISTENS)[2].strip()
+            told = line.partition(LISTENS)[2].strip()
             if told:
                 ports.put(int(told))
             output.append(line.strip())
@@ -452,57 +276,3 @@ def _end(process: Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _serve(
-    endpoint: str, cache_dir: str | None, n_threads: int, names: list[str], modules: list[str]
-) -> None:
-    """The server's own process: the backends of the process that made it, until that one ends."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if _TELLS_PORT:
-        threading.Thread(target=_tell_port, daemon=True).start()
-    built_in = [backend.path for backend in registered()]
-    for module in modules:
-        if module not in built_in:
-            load_backend(module)
-    present = {device.name: device for device in devices()}
-    pointers = ffi.new("ggml_backend_dev_t[]", [present[name]._pointer for name in names])
-    cache = ffi.NULL if cache_dir is None else ffi.new("char[]", os.fsencode(cache_dir))
-    check(
-        lib.guarded_rpc_start_server(endpoint.encode(), cache, n_threads, len(names), pointers),
-        f"serving {', '.join(names)}",
-    )
-    sys.exit(f"llama.cpp cannot listen on {endpoint}")
-
-
-def _tell_port() -> None:
-    """Say which port llama.cpp listens on. It may have chosen that itself, and does not say."""
-    try:
-        while (port := _listening_port()) is None:
-            time.sleep(0.01)
-    except OSError as error:  # nobody would hear of this server
-        os.write(1, f"cannot find out which port it listens on: {error}\n".encode())
-        os._exit(1)
-    else:
-        os.write(1, f"{_LISTENS}{port}\n".encode())
-
-
-def _listening_port() -> int | None:
-    """The port of a socket of this process that listens."""
-    import socket
-
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
-        with suppress(OSError):  # no socket, or closed meanwhile
-            found = socket.socket(fileno=descriptor)
-            try:
-                if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                    port: int = found.getsockname()[1]
-                    return port
-            finally:
-                found.detach()
-    return None
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(0)

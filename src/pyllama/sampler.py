@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from pyllama import _callbacks, _process  # noqa: F401  (installs the guard before any call)
-from pyllama._arguments import INT32_MAX, UINT32_MAX, integer, real
-from pyllama._guard import guarded_str, raise_caught, raise_if_caught
+from pyllama import _sampler_arguments as checked
+from pyllama._arguments import INT32_MAX, integer, real
+from pyllama._guard import check, guarded_str, raise_caught, raise_if_caught
+from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._sampling import SamplerObject
 from pyllama.candidates import Candidates
@@ -20,11 +22,10 @@ from pyllama.vocab import Vocab
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from pyllama._native._binding import Pointer, llama_sampler
+    from pyllama._native._binding import Pointer, llama_sampler, pyllama_chain
     from pyllama.model import Model
 
 MAX_LAST_N = 2**24  # the window is allocated at once, 4 bytes for each token
-MAX_BREAKER = 40  # bytes; llama.cpp cuts what is longer
 
 
 class Sampler(SamplerObject["Pointer[llama_sampler]"]):
@@ -39,7 +40,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
 
     _chain: weakref.ref[SamplerObject[Any]] | None = None
     _effect: int = lib.PYLLAMA_ANY_EFFECT
-    _calls_python = False
+    calls_python = False
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         Args:
             seed: 0 to 2**32 - 2; the same seed selects the same tokens.
         """
-        return cls(lib.guarded_sampler_init_dist(_seed(seed)), selects=True)
+        return cls(lib.guarded_sampler_init_dist(checked.seed(seed)), selects=True)
 
     @classmethod
     def mirostat(
@@ -97,7 +98,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
             eta: how fast it is corrected, 0 to 1000.
             m: how many of the most likely tokens the estimate looks at, 1 or more.
         """
-        n_vocab, seed = _vocab(vocab).n_tokens, _seed(seed)
+        n_vocab, seed = checked.vocabulary(vocab).n_tokens, checked.seed(seed)
         tau, eta = real("tau", tau, 0.0, 1e3), real("eta", eta, 0.0, 1e3)
         m = integer("m", m, 1, INT32_MAX)
         pointer = lib.guarded_sampler_init_mirostat(n_vocab, seed, tau, eta, m)
@@ -109,7 +110,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
 
         ``llama_sampler_init_mirostat_v2``; parameters as in ``mirostat``.
         """
-        seed = _seed(seed)
+        seed = checked.seed(seed)
         tau, eta = real("tau", tau, 0.0, 1e3), real("eta", eta, 0.0, 1e3)
         return cls(lib.guarded_sampler_init_mirostat_v2(seed, tau, eta), selects=True)
 
@@ -124,7 +125,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
             target: 0 to 1.
             decay: how long earlier tokens count, 0 to 0.99: about 1 / (1 - decay) tokens.
         """
-        seed, target = _seed(seed), real("target", target, 0.0, 1.0)
+        seed, target = checked.seed(seed), real("target", target, 0.0, 1.0)
         decay = real("decay", decay, 0.0, 0.99)
         return cls(lib.guarded_sampler_init_adaptive_p(target, decay, seed), selects=True)
 
@@ -147,7 +148,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
             p: 0 to 1; 1 keeps all.
             min_keep: keep at least so many.
         """
-        value, keep = real("p", p, 0.0, 1.0), _min_keep(min_keep)
+        value, keep = real("p", p, 0.0, 1.0), checked.min_keep(min_keep)
         return cls(lib.guarded_sampler_init_top_p(value, keep), selects=False)
 
     @classmethod
@@ -160,7 +161,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
             p: 0 to 1; 0 keeps all.
             min_keep: keep at least so many.
         """
-        value, keep = real("p", p, 0.0, 1.0), _min_keep(min_keep)
+        value, keep = real("p", p, 0.0, 1.0), checked.min_keep(min_keep)
         return cls(lib.guarded_sampler_init_min_p(value, keep), selects=False)
 
     @classmethod
@@ -174,7 +175,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
             p: 0 to 1; 1 keeps all.
             min_keep: keep at least so many.
         """
-        value, keep = real("p", p, 0.0, 1.0), _min_keep(min_keep)
+        value, keep = real("p", p, 0.0, 1.0), checked.min_keep(min_keep)
         return cls(lib.guarded_sampler_init_typical(value, keep), selects=False)
 
     @classmethod
@@ -200,7 +201,9 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         """
         chance = real("probability", probability, 0.0, 1.0)
         limit = real("threshold", threshold, 0.0, 1.0)
-        pointer = lib.guarded_sampler_init_xtc(chance, limit, _min_keep(min_keep), _seed(seed))
+        pointer = lib.guarded_sampler_init_xtc(
+            chance, limit, checked.min_keep(min_keep), checked.seed(seed)
+        )
         return cls(pointer, selects=False)
 
     @classmethod
@@ -213,10 +216,11 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         Raises:
             ValueError: a vocabulary without tokens that end a text.
         """
-        if _tokenizing(vocab).eot is None and vocab.eos is None:
+        if checked.tokenizing(vocab).eot is None and vocab.eos is None:
             raise ValueError("vocab must have an end-of-turn or end-of-sequence token for infill")
-        pointer = lib.guarded_sampler_init_infill(vocab._pointer)
-        return cls(pointer, selects=False, vocab=vocab, reads_vocab=True)
+        with vocab._open() as pointer:
+            sampler = lib.guarded_sampler_init_infill(pointer)
+        return cls(sampler, selects=False, vocab=vocab, reads_vocab=True)
 
     # Samplers that reweight them.
 
@@ -264,7 +268,10 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
             freq: subtracted from the logit for each occurrence.
             present: subtracted from the logit of a token that occurred.
         """
-        n_vocab, last_n = _vocab(vocab).n_tokens, integer("last_n", last_n, 0, MAX_LAST_N)
+        n_vocab, last_n = (
+            checked.vocabulary(vocab).n_tokens,
+            integer("last_n", last_n, 0, MAX_LAST_N),
+        )
         repeat = real("repeat", repeat, 1e-6, 1e6)
         freq, present = real("freq", freq, -1e6, 1e6), real("present", present, -1e6, 1e6)
         pointer = lib.guarded_sampler_init_penalties(n_vocab, last_n, repeat, freq, present)
@@ -293,16 +300,16 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
             breakers: texts that no repetition spans, each at most 40 bytes. Looking them up in the
                 vocabulary takes a while.
         """
-        _tokenizing(vocab)
+        checked.tokenizing(vocab)
         multiplier, base = real("multiplier", multiplier, 0.0, 1e6), real("base", base, 1.0, 1e6)
         length = integer("allowed_length", allowed_length, 0, INT32_MAX)
         last_n = integer("last_n", last_n, 0, MAX_LAST_N)
-        texts = [ffi.new("char[]", text) for text in _breakers(breakers)]
-        with vocab._model._open():
-            pointer = lib.guarded_sampler_init_dry(
-                vocab._pointer, multiplier, base, length, last_n, texts, len(texts)
+        texts = [ffi.new("char[]", text) for text in checked.breakers(breakers)]
+        with vocab._open() as pointer:
+            sampler = lib.guarded_sampler_init_dry(
+                pointer, multiplier, base, length, last_n, texts, len(texts)
             )
-        return cls(pointer, selects=False, vocab=vocab)
+        return cls(sampler, selects=False, vocab=vocab)
 
     @classmethod
     def logit_bias(cls, vocab: Vocab, biases: Mapping[int, float]) -> Sampler:
@@ -311,11 +318,11 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         Args:
             biases: what to add, by token; minus infinity rules a token out.
         """
-        n_vocab = _vocab(vocab).n_tokens
+        n_vocab = checked.vocabulary(vocab).n_tokens
         if not isinstance(biases, Mapping):
             raise TypeError(f"biases must be a mapping from tokens to numbers, got {biases!r}")
         pairs = [
-            (integer("biases", token, 0, n_vocab - 1), _bias(token, bias))
+            (integer("biases", token, 0, n_vocab - 1), checked.bias(token, bias))
             for token, bias in biases.items()
         ]
         array = ffi.new("llama_logit_bias[]", pairs)
@@ -338,7 +345,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         name = str(implementation.name).replace("\0", "")
         pointer = lib.guarded_sampler_init_python(number, name.encode("utf-8", "replace"))
         made = cls(pointer, selects=bool(implementation.selects))
-        made._calls_python = True
+        made.calls_python = True
         return made
 
     # What they do.
@@ -357,7 +364,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
     def apply(self, candidates: Candidates) -> Candidates:
         """The candidates that it leaves (``llama_sampler_apply``)."""
         with self._held() as owner:
-            _require_known(self._vocab, candidates)
+            self._require_known(candidates)
             return owner._run_apply(lib.guarded_sampler_apply, self._pointer, candidates)
 
     def accept(self, token: int) -> None:
@@ -366,7 +373,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         Raises:
             GrammarError: a grammar that does not let it follow; nothing has changed then.
         """
-        token = _accepted(self._vocab, token)
+        token = self._known_token(token)
         with self._held() as owner:
             what = f"accepting token {token}"
             owner._run(what, lib.guarded_sampler_accept, self._pointer, token)
@@ -396,6 +403,26 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         return f"<pyllama.{type(self).__name__} {self.name}{', in a chain' if self._chain else ''}>"
 
     # For chains.
+
+    def _require_free(self, others: Sequence[Sampler]) -> None:
+        """Refuse to be added to a chain together with others: twice, or while it is in one."""
+        if self._chain is not None or any(self is other for other in others):
+            raise ValueError(f"the {self.name} sampler belongs to a chain already: make another")
+        self._open()
+
+    def _add_to(self, chain: SamplerObject[Any], pointer: Pointer[pyllama_chain]) -> None:
+        """Become the last sampler of a chain, which owns it from then on."""
+        code = lib.guarded_chain_add(pointer, self._join(chain), self._effect)
+        check(code, f"adding {self.name}")
+
+    def _keep_model(self, chain: SamplerObject[Any]) -> Iterator[Handle[Any]]:
+        """What a chain has to keep for it: the model whose vocabulary it reads.
+
+        Closing that model closes the chain first.
+        """
+        if self._model is not None:
+            yield self._model._open()
+            self._model._adopt(chain)
 
     def _like(
         self, pointer: Pointer[llama_sampler], chain: SamplerObject[Any] | None = None
@@ -459,51 +486,3 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
                     with owner._open():
                         yield owner
                     return
-
-
-def _vocab(vocab: Vocab) -> Vocab:
-    if not isinstance(vocab, Vocab):
-        raise TypeError(f"vocab must be a pyllama.Vocab, got {vocab!r}")
-    return vocab
-
-
-def _tokenizing(vocab: Vocab) -> Vocab:
-    _vocab(vocab)._require_tokenizer()
-    return vocab
-
-
-def _seed(seed: int) -> int:
-    return integer("seed", seed, 0, UINT32_MAX - 1)
-
-
-def _min_keep(min_keep: int) -> int:
-    return integer("min_keep", min_keep, 0, INT32_MAX)
-
-
-def _bias(token: int, bias: float) -> float:
-    return bias if bias == -float("inf") else real(f"biases[{token}]", bias, -1e9, 1e9)
-
-
-def _breakers(breakers: Iterable[str]) -> list[bytes]:
-    if isinstance(breakers, str) or not isinstance(breakers, Iterable):
-        raise TypeError(f"breakers must hold texts, got {breakers!r}")
-    texts = []
-    for text in breakers:
-        if not isinstance(text, str):
-            raise TypeError(f"breakers must hold texts, got {text!r}")
-        data = text.encode("utf-8", "replace")
-        if not 0 < len(data) <= MAX_BREAKER or b"\0" in data:
-            raise ValueError(f"breakers must hold texts of 1 to {MAX_BREAKER} bytes, got {text!r}")
-        texts.append(data)
-    return texts
-
-
-def _accepted(vocab: Vocab | None, token: int) -> int:
-    return integer("token", token, 0, vocab.n_tokens - 1 if vocab else INT32_MAX)
-
-
-def _require_known(vocab: Vocab | None, candidates: Candidates) -> None:
-    if vocab is not None and isinstance(candidates, Candidates):
-        highest = int(candidates.id.max())
-        if highest >= vocab.n_tokens:
-            raise ValueError(f"candidates must be tokens of {vocab!r}, got {highest}")

@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from pyllama._arguments import INT32_MAX, integer
-from pyllama._guard import check, raise_caught, raise_if_caught
+from pyllama._guard import CAUGHT, caught_error, check, raise_caught, raise_if_caught, to_str
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
-from pyllama._sampling import SamplerObject
+from pyllama._sampling import SamplerObject, refusal
 from pyllama.candidates import Candidates
-from pyllama.context import Context
+from pyllama.errors import LlamaError, NativeAssertionError
 from pyllama.grammar import GrammarSampler
+from pyllama.model import Model
+from pyllama.outputs import ContextOutputs
 from pyllama.python_sampler import raise_from_python
-from pyllama.sampler import Sampler, _accepted, _require_known
+from pyllama.sampler import Sampler
 from pyllama.vocab import Vocab
 
 if TYPE_CHECKING:
-    from pyllama._native._binding import Pointer, llama_sampler, pyllama_chain
+    from pyllama._native._binding import Pointer, pyllama_chain, pyllama_draw
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,15 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
         self._grammar: GrammarSampler | None = None
         self._vocab: Vocab | None = None
         self._likeness = object()  # shared with clones, as long as they hold the same samplers
-        self._context: Context | None = None
+        self._context: ContextOutputs | None = None
         self._require_fitting([*steps, *([] if grammar is None else [grammar])], steps)
         self._own_chain(lib.guarded_chain_init(bool(no_perf)))
         for step in steps:
             self._take(step)
         if grammar is not None:
-            pointer = self._join(grammar)
-            check(lib.guarded_chain_set_grammar(self._open().pointer, pointer), "adding a grammar")
+            self._depend_on(grammar)
+            joined = grammar._join(self)
+            check(lib.guarded_chain_set_grammar(self._open().pointer, joined), "adding a grammar")
             self._grammar = grammar
 
     # What it is made of.
@@ -147,13 +150,30 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
             self._context.close()
         super().close()
 
+    def _require_attachable(self, model: Model) -> None:
+        """Refuse to be attached to a context of a model."""
+        if self.grammar is not None:
+            raise ValueError(
+                "samplers must hold chains without a grammar: devices do not run those"
+            )
+        if not self.selects:
+            raise ValueError(f"samplers must hold chains that select a token, got {self!r}")
+        if self._vocab is not None and self._vocab is not model.vocab:
+            raise ValueError(f"samplers must hold chains for this model's vocabulary, got {self!r}")
+        self._require_detached()
+
+    def _attach(self, context: ContextOutputs) -> None:
+        """Become part of a context, whose decodes run it: nothing else may use it meanwhile."""
+        self._context = context
+        self._lock = context._lock
+
     def _require_detached(self) -> None:
         if self._context is not None and not self._context.closed:
             raise ValueError("this chain is attached to a context, which has built it into itself")
 
     # What it does.
 
-    def sample(self, context: Context, index: int = -1) -> int:
+    def sample(self, context: ContextOutputs, index: int = -1) -> int:
         """Select a token from an output of the last decode, and accept it.
 
         ``llama_sampler_sample``. What the context has run on its device (``samplers`` of
@@ -169,28 +189,22 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
             SamplingError: the samplers left no token, or the grammar does not let any follow. The
                 chain has accepted nothing, but random numbers may have been drawn.
         """
-        if not isinstance(context, Context):
+        if not isinstance(context, ContextOutputs):
             raise TypeError(f"context must be a pyllama.Context, got {context!r}")
         index = integer("index", index, -INT32_MAX, INT32_MAX)
-        with self._lock, context._lock:
-            handle = self._open()
+        attached = self._context is context
+        call = lib.guarded_chain_sample_attached if attached else lib.guarded_chain_sample
+        with self._lock:
+            pointer = self._open().pointer
             self._require_sampling(context)
-            token = self._run(
-                "sampling",
-                lib.guarded_chain_sample_attached
-                if self._context is context
-                else lib.guarded_chain_sample,
-                handle.pointer,
-                context._open().pointer,
-                index,
+            token = context._reading(
+                lambda outputs: self._run("sampling", call, pointer, outputs, index)
             )
-            if context._lost is not None:
-                context._open()
             if token == lib.PYLLAMA_NO_OUTPUT:
                 context._raise_no_output(index)
             return token
 
-    def _require_sampling(self, context: Context) -> None:
+    def _require_sampling(self, context: ContextOutputs) -> None:
         if not (self._steps and self._steps[-1].selects):
             raise ValueError(_selecting_last(self._steps))
         if self._vocab is not None and self._vocab is not context.model.vocab:
@@ -199,10 +213,35 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
                 f"got {context!r}"
             )
 
+    def _begin_draw(self, context: ContextOutputs) -> Pointer[pyllama_chain]:
+        """For ``sample_each``, which holds the lock: its pointer, if it can go with others."""
+        pointer = self._open().pointer
+        self._require_idle()
+        self._require_sampling(context)
+        if any(step.calls_python for step in self._steps):
+            raise ValueError(f"{self!r} holds a sampler written in Python: sample() with it alone")
+        if self._context is not None:
+            raise ValueError(f"{self!r} is attached to a context: sample() with it alone")
+        return pointer
+
+    def _end_draw(self, draw: pyllama_draw) -> int | LlamaError:
+        """What ``sample`` would have returned, or raised."""
+        token: int = draw.token
+        if token >= 0:
+            return token
+        if token != CAUGHT:
+            return refusal(token, "sampling")
+        detail = "" if draw.message == ffi.NULL else to_str(draw.message)
+        lib.pyllama_free(draw.message)
+        error = caught_error(draw.caught, detail, "sampling")
+        if isinstance(error, NativeAssertionError):
+            self._spoil(str(error))
+        return error
+
     def apply(self, candidates: Candidates) -> Candidates:
         """The candidates that its samplers leave (``llama_sampler_apply``), without the grammar."""
         with self._lock, self._open() as pointer:
-            _require_known(self._vocab, candidates)
+            self._require_known(candidates)
             return self._run_apply(lib.guarded_chain_apply, pointer, candidates)
 
     def accept(self, token: int, *, accept_grammar: bool = True) -> None:
@@ -216,7 +255,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
         Raises:
             GrammarError: the grammar does not let it follow; nothing has changed then.
         """
-        token = _accepted(self._vocab, token)
+        token = self._known_token(token)
         with self._lock, self._open() as pointer:
             what = f"accepting token {token}"
             self._run(what, lib.guarded_chain_accept, pointer, token, bool(accept_grammar))
@@ -243,7 +282,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
                 lib.guarded_chain_grammar(copied), other
             )
             for step in [*self._steps, *([] if self._grammar is None else [self._grammar])]:
-                other._keep_model(step)
+                other._depend_on(step)
             return other
 
     def copy_state(self, source: SamplerChain) -> None:
@@ -305,11 +344,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
             raise ValueError(_selecting_last(steps))
         vocab = self._vocab
         for position, sampler in enumerate(new):
-            if sampler._chain is not None or any(sampler is other for other in new[:position]):
-                raise ValueError(
-                    f"the {sampler.name} sampler belongs to a chain already: make another"
-                )
-            sampler._open()
+            sampler._require_free(new[:position])
             vocab = vocab or sampler._vocab
             if sampler._vocab is not None and sampler._vocab is not vocab:
                 raise ValueError(
@@ -318,23 +353,14 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
                 )
 
     def _take(self, sampler: Sampler) -> None:
-        pointer = self._join(sampler)
-        check(
-            lib.guarded_chain_add(self._open().pointer, pointer, sampler._effect),
-            f"adding {sampler.name}",
-        )
+        self._depend_on(sampler)
+        sampler._add_to(self, self._open().pointer)
         self._steps.append(sampler)
 
-    def _join(self, sampler: Sampler) -> Pointer[llama_sampler]:
-        self._keep_model(sampler)
-        self._vocab = self._vocab or sampler._vocab
-        return sampler._join(self)
-
-    def _keep_model(self, sampler: Sampler) -> None:
+    def _depend_on(self, sampler: Sampler) -> None:
         """Let the model whose vocabulary a sampler reads live as long, and close this first."""
-        if sampler._model is not None:
-            self._free.needs.append(sampler._model._open())
-            sampler._model._adopt(self)
+        self._free.needs.extend(sampler._keep_model(self))
+        self._vocab = self._vocab or sampler._vocab
 
 
 class _FreeChain:

@@ -23,6 +23,7 @@ from pyllama.errors import StateError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from pyllama._decoding import Decoding
     from pyllama._native._binding import (
         Array,
         Pointer,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         llama_context_params,
         pyllama_state_expected_p,
     )
-    from pyllama.context import Context
 
 # Before the bytes that llama.cpp wrote: magic, version, whether of a sequence, flags, separate
 # memories, types of keys and values, fingerprint, length, checksum.
@@ -66,7 +66,9 @@ class State(Uncopyable):
 
     _instead_of_copying = "get_data() gives what the memory holds as bytes, which can be sent"
 
-    def __init__(self, context: Context, params: llama_context_params, *, has_memory: bool) -> None:
+    def __init__(
+        self, context: Decoding, params: llama_context_params, *, has_memory: bool
+    ) -> None:
         self._context = context
         model = context.model
         self._kinds = int(params.type_k), int(params.type_v)
@@ -324,7 +326,7 @@ class State(Uncopyable):
                 self._raise_refused(read, what)
             finally:
                 # llama.cpp leaves parts of what it had begun, which it does not know to be broken.
-                if context._poison is None:
+                if context.usable:
                     if seq_id is None:
                         context.memory.clear()
                     else:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs
 import operator
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, NoReturn, ParamSpec
 
 import numpy as np
@@ -361,6 +362,12 @@ class Vocab(Uncopyable):
         token = self._id(token)
         with self._model._open():
             return check(question(self._pointer, token, *arguments, **named), f"token {token}")
+
+    @contextmanager
+    def _open(self) -> Iterator[Pointer[llama_vocab]]:
+        """Its pointer, for as long as its model is kept open."""
+        with self._model._open():
+            yield self._pointer
 
     def _bytes(self, room: int, write: Callable[[Array[bytes], int], int], what: str) -> bytes:
         """What ``write`` puts into a buffer, which is made larger when it asks for that."""

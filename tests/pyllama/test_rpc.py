@@ -18,7 +18,7 @@ import pytest
 from decoding import PROMPT, logits_of
 
 import pyllama
-from pyllama import Context, Model, RpcServer, rpc, rpc_devices
+from pyllama import Context, Model, RpcServer, _rpc_child, _rpc_servers, rpc, rpc_devices
 
 
 @pytest.fixture
@@ -88,19 +88,19 @@ def test_a_wrong_timeout(timeout):
 def test_nobody_listens():
     port = free_port()
     with pytest.raises(pyllama.BackendError, match=f"no RPC server at 127.0.0.1:{port}"):
-        rpc._greet(f"127.0.0.1:{port}", "127.0.0.1", port, 5.0)
+        _rpc_servers.greet(f"127.0.0.1:{port}", "127.0.0.1", port, 5.0)
 
 
 def test_a_host_that_nothing_is_called():
     for host in ("no.such.host.invalid", "x" * 300):
         with pytest.raises(pyllama.BackendError, match="no RPC server"):
-            rpc._greet(f"{host}:1", host, 1, 5.0)
+            _rpc_servers.greet(f"{host}:1", host, 1, 5.0)
 
 
 def test_a_server_that_does_not_answer(listener):
     _, endpoint = listener
     with pytest.raises(pyllama.BackendError, match=r"no answer from .* in 0\.05 s"):
-        rpc._greet(endpoint, *rpc._host_and_port(endpoint), 0.05)
+        _rpc_servers.greet(endpoint, *rpc._host_and_port(endpoint), 0.05)
 
 
 @pytest.mark.parametrize("answer", [b"", b"abc", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
@@ -116,7 +116,7 @@ def test_a_server_of_another_kind(listener, answer):
     thread = threading.Thread(target=answer_once)
     thread.start()
     with pytest.raises(pyllama.BackendError, match="no RPC server"):
-        rpc._greet(endpoint, *rpc._host_and_port(endpoint), 5.0)
+        _rpc_servers.greet(endpoint, *rpc._host_and_port(endpoint), 5.0)
     thread.join()
 
 
@@ -125,10 +125,10 @@ def test_a_server_that_cannot_find_out_its_port_ends(monkeypatch):
         raise PermissionError("no /proc")
 
     ended = []
-    monkeypatch.setattr(rpc, "_listening_port", fail)
+    monkeypatch.setattr(_rpc_child, "_listening_port", fail)
     monkeypatch.setattr(os, "_exit", ended.append)
     monkeypatch.setattr(os, "write", lambda _, text: ended.append(text))
-    rpc._tell_port()
+    _rpc_child._tell_port()
     assert b"cannot find out which port it listens on: no /proc" in ended[0]
     assert ended[1] == 1
 
@@ -137,7 +137,7 @@ if pyllama.supports_rpc():
 
     @pytest.mark.parametrize("tells", [True, False])
     def test_a_server_on_a_system_without_proc(monkeypatch, tells):
-        monkeypatch.setattr(rpc, "_TELLS_PORT", tells)  # in this process alone
+        monkeypatch.setattr(rpc, "TELLS_PORT", tells)  # in this process alone
         with RpcServer(port=0, n_threads=1) as made:
             assert rpc_devices(made.endpoint)
 
@@ -324,7 +324,7 @@ if pyllama.supports_rpc():
             if name == self.function and self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
-                wait_until(lambda: rpc._servers[self.endpoint].lost)
+                wait_until(lambda: _rpc_servers.servers[self.endpoint].lost)
             return getattr(self.real, name)
 
     def wait_until(condition):
