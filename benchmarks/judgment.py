@@ -92,8 +92,8 @@ def cost(loaded: LoadedModel, rounds: int) -> str:
     lines = "\n".join(f"A line about {topic}, one of many." for topic in TWENTY * 3)
     base = tuple(loaded.tokenize(f"{INSTRUCTIONS}\n{lines}\ntopic:"))
     with loaded.lease() as model:
-        threads = pyllama.cpu_math_cores()
-        with scoring_context(model, 1024, n_threads=threads, reproducible=True) as context:
+        params = pyllama.ContextParams(n_threads=pyllama.cpu_math_cores(), flash_attn="disabled")
+        with scoring_context(model, params, 1024, chunk=CHUNK) as context:
             generator = loaded.generators["batched"]
             # Ends, contexts and kernels are made before the first round.
             generator.score(ScoringRequest(base, continuations, loaded.turn_ends))

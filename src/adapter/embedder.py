@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from adapter.errors import (
 )
 from adapter.generation.contexts import warnings_as_info
 from adapter.generation.failures import translated
-from adapter.models.hardware import cpu_threads
+from adapter.models.context_settings import decisive
 from adapter.models.loaded import LoadedModel
 
 Floats = NDArray[np.float32]
@@ -91,6 +92,8 @@ class LlamaCppEmbedder:
             f"llamacpp/{loaded.name}/{self.pooling}/{normalize:d}{truncate:d}/"
             f"{loaded.context_length}/{loaded.fingerprint[:16]}"
         )
+        for settings in decisive(loaded.placement.context):
+            self.__name__ += f"/{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
 
     def __call__(self, texts: Sequence[str]) -> Floats:
         """The vectors of texts, float32 of shape (len(texts), n_embd).
@@ -234,13 +237,15 @@ class LlamaCppEmbedder:
         while size < n_tokens:
             size *= 2
         with warnings_as_info():
+            placement = self.loaded.placement
             self._context = pyllama.Context(
                 model,
+                placement.context,
                 n_ctx=size,
                 n_batch=size,
                 n_ubatch=size,
                 n_seq_max=min(_MAX_TEXTS, pyllama.max_parallel_sequences()),
-                n_threads=cpu_threads(),
+                n_threads=placement.n_threads,
                 pooling_type=self._asked or "unspecified",
                 kv_unified=True,
                 embeddings=True,

@@ -40,6 +40,7 @@ def require_consistent(model: Model, params: llama_context_params) -> None:
             f"n_ubatch must be a multiple of n_seq_max ({params.n_seq_max}) to pool as 'mean', "
             f"got {n_ubatch}"
         )
+    _require_whole_blocks(model, params)
     translates = model.has_encoder and model.has_decoder
     if translates and params.n_seq_max > 1 and not params.kv_unified:
         raise ValueError(
@@ -53,6 +54,29 @@ def require_consistent(model: Model, params: llama_context_params) -> None:
             "type_v must be 'f32', 'f16' or 'bf16' for an encoder-decoder model, which attends "
             f"without flash attention: got {_NAMES[params.type_v]!r}"
         )
+
+
+def _require_whole_blocks(model: Model, params: llama_context_params) -> None:
+    """Refuse quantized keys of heads that share a block: without flash attention they are garbage.
+
+    With it llama.cpp refuses them itself.
+    """
+    if params.flash_attn_type != lib.LLAMA_FLASH_ATTN_TYPE_DISABLED or model.is_recurrent:
+        return
+    if params.type_k in _QUANTIZED:
+        head, block = _head_size(model), lib.ggml_blck_size(params.type_k)
+        if head % block:
+            raise ValueError(
+                f"type_k must be 'f32', 'f16' or 'bf16' for heads of {head} values, which are no "
+                f"whole blocks of {block}: got {_NAMES[params.type_k]!r}"
+            )
+
+
+def _head_size(model: Model) -> int:
+    """The numbers in a key of one head, 0 where that is not told."""
+    prefix = model._metadata_in_use.get("general.architecture", "")
+    size = model.n_embd // model.n_head if model.n_head else 0
+    return model._number_in_use(f"{prefix}.attention.key_length", size)
 
 
 def reason_not_to_shift(model: Model, params: llama_context_params) -> str | None:
@@ -89,6 +113,6 @@ def _rotates_quantized_keys(model: Model) -> bool:
         )
     ):
         return False  # heads of several sizes, or rotated in part
-    head = size("attention.key_length", model.n_embd // model.n_head if model.n_head else 0)
+    head = _head_size(model)
     disabled = os.environ.get("LLAMA_ATTN_ROT_DISABLE", "0") not in ("", "0")
     return head > 0 and head % 64 == 0 == head - size("rope.dimension_count", head) and not disabled

@@ -160,6 +160,11 @@ class ContextParams:
                 object.__setattr__(self, each.name, checked)
         object.__setattr__(self, "_in_struct", in_struct)
 
+    @property
+    def quantizes_values(self) -> bool:
+        """Whether type_v is a quantized type, which only flash attention can read."""
+        return self.type_v in QUANTIZED_CACHE_TYPES
+
     def _struct(self) -> llama_context_params:
         """A ``llama_context_params`` of these, with what None stands for."""
         values: dict[str, Any] = dict(vars(self)["_in_struct"])

@@ -94,6 +94,14 @@ def test_every_cache_type_computes_nearly_the_same(wide, kind):
     assert np.corrcoef(found, exact)[0, 1] > (0.999 if kind in ("f32", "f16", "bf16") else 0.9)
 
 
+@pytest.mark.parametrize("kind", ["q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"])
+@pytest.mark.parametrize("flash", ["auto", "disabled", "enabled"])
+def test_keys_that_share_a_block_with_another_heads_are_refused(tiny, kind, flash):
+    """Its heads have 16 values, and blocks 32: without flash attention that computed garbage."""
+    with pytest.raises((ValueError, pyllama.ContextError), match=r"type_k|K cache type"):
+        Context(tiny, n_ctx=256, type_k=kind, flash_attn=flash)
+
+
 def test_smaller_cache_types_make_smaller_states(wide):
     sizes = []
     for kind in ("f32", "f16", "q8_0", "q4_0"):

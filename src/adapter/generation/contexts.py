@@ -6,6 +6,9 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+
+import pyllama
 
 PADDING = 256
 """llama.cpp gives a sequence with memory of its own a multiple of so many tokens."""
@@ -44,6 +47,19 @@ def warnings_as_info() -> Iterator[None]:
         yield
     finally:
         _demotion.here.demotes = before
+
+
+def with_flash_attention(
+    params: pyllama.ContextParams, *, reproducible: bool
+) -> pyllama.ContextParams:
+    """The params of contexts for requests: flash attention is decided, where bytes are kept.
+
+    Its sums depend on how many sequences a batch has, and on their lengths. So there is none then,
+    unless the user asks for it, or has values quantized, which nothing else can read.
+    """
+    if params.flash_attn != "auto" or not reproducible:
+        return params
+    return replace(params, flash_attn="enabled" if params.quantizes_values else "disabled")
 
 
 def padded(n_tokens: int) -> int:

@@ -47,10 +47,19 @@ class Exactness:
     Args:
         make: makes a context for a number of tokens and of sequences.
         reproducible: whether bytes matter; where they do not, everything is allowed.
+        flash_attention: whether contexts use it. Nothing is tried then: a batch of one, and cuts at
+            multiples of CHUNK, are what holds for every length.
     """
 
-    def __init__(self, make: Callable[[int, int], pyllama.Context], *, reproducible: bool) -> None:
+    def __init__(
+        self,
+        make: Callable[[int, int], pyllama.Context],
+        *,
+        reproducible: bool,
+        flash_attention: bool = False,
+    ) -> None:
         self._make = make
+        self._tries = not flash_attention
         self._reproducible = reproducible
         self._sizes: dict[int, int] = {}
         self._cuts: bool | None = None
@@ -80,7 +89,7 @@ class Exactness:
         self, n_cells: int, count: int, trial: Callable[[pyllama.Context], Found]
     ) -> Found | None:
         """What a trial finds in a context of its own, or None while it cannot be made."""
-        if time.monotonic() < self._not_before:
+        if not self._tries or time.monotonic() < self._not_before:
             return None
         try:
             with self._make(n_cells, count) as context:

@@ -22,7 +22,7 @@ from adapter.errors import (
     TransientError,
 )
 from adapter.generation.batch_runner import BatchRunner
-from adapter.generation.contexts import warnings_as_info
+from adapter.generation.contexts import warnings_as_info, with_flash_attention
 from adapter.generation.exactness import Exactness
 from adapter.generation.failures import for_one_caller, insist, note, translation
 from adapter.generation.memory.blocks import CHUNK, longest_call
@@ -73,12 +73,15 @@ class Scheduler:
         model: its owner closes the scheduler before it.
         context_length: tokens that a request and its answer may have together.
         n_threads: threads to compute with.
+        context: how its contexts are made, but for what it decides itself: their sizes, their
+            sequences, and flash attention where that is "auto".
         n_cells: tokens that all sequences may hold together.
         max_sequences: the most requests that run at once; more wait.
         max_queued: the most that wait; more are refused.
         cache_bytes: RAM for beginnings of prompts that are no longer in a context.
         reproducible: keep the bytes of each request independent of the others, at the cost of flash
-            attention, of batches that change them, and of answers that are not reused.
+            attention, of batches that change them, and of answers that are not reused. With flash
+            attention all the same, sequences are decoded one by one.
         chunk: tokens of a prompt that are computed at once.
         mixed: compute all that there is in one batch, with one memory for all sequences: what a GPU
             is fastest with. Bytes do not stay then.
@@ -104,18 +107,23 @@ class Scheduler:
         isolated: bool = False,
         metrics: Metrics | None = None,
         prefix_folder: PrefixFolder | None = None,
+        context: pyllama.ContextParams | None = None,
     ) -> None:
         self._model = model
         self._context_length = context_length
-        self._n_threads = n_threads
+        asked = replace(context or pyllama.ContextParams(), n_threads=n_threads)
+        self._params = with_flash_attention(asked, reproducible=reproducible)
         self._max_queued = max_queued
-        self._reproducible = reproducible
         self._mixed = mixed
         self._isolated = isolated
         self._rolls_back = rolls_back(model)
         # A state that cannot be cut back is saved where a call ends.
         self._chunk = chunk if self._rolls_back else CHUNK
-        self._exactness = Exactness(self._make_context, reproducible=reproducible)
+        self._exactness = Exactness(
+            self._make_context,
+            reproducible=reproducible,
+            flash_attention=self._params.flash_attn != "disabled",
+        )
         self._max_sequences = max_sequences
         self._lanes = Lanes(
             self._make_context,
@@ -538,27 +546,19 @@ class Scheduler:
         with warnings_as_info():
             context = pyllama.Context(
                 self._model,
+                self._params,
                 n_ctx=n_cells,
                 n_seq_max=count,
                 # Where all goes into one batch: a token of each answer, and a call of a prompt.
                 n_batch=longest_call(self._chunk) + (count if self._mixed else 0),
                 n_outputs_max=count,
-                n_threads=self._n_threads,
                 kv_unified=self._mixed,
-                # Its sums depend on how many sequences a batch has, and on their lengths.
-                flash_attn="disabled" if self._reproducible else "auto",
             )
         return self._known(context)
 
     def _make_scoring_context(self, length: int, *, chunk: int) -> pyllama.Context:
         with warnings_as_info():
-            context = scoring_context(
-                self._model,
-                length,
-                n_threads=self._n_threads,
-                reproducible=self._reproducible,
-                chunk=chunk,
-            )
+            context = scoring_context(self._model, self._params, length, chunk=chunk)
         return self._known(context)
 
     def _known(self, context: pyllama.Context) -> pyllama.Context:

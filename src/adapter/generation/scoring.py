@@ -200,13 +200,13 @@ class Scorer:
 
 
 def scoring_context(
-    model: pyllama.Model, length: int, *, n_threads: int, reproducible: bool, chunk: int
+    model: pyllama.Model, params: pyllama.ContextParams, length: int, *, chunk: int
 ) -> pyllama.Context:
     """A context in which continuations can be scored, and which computes as the scheduler does.
 
     Args:
+        params: how else it is made.
         length: tokens that it holds, over all sequences.
-        reproducible: do without flash attention, whose sums depend on the number of sequences.
         chunk: tokens of a prompt that are computed at once.
     """
     n_batch = min(longest_call(chunk), length)
@@ -214,12 +214,11 @@ def scoring_context(
     recurrent = model.is_recurrent or model.is_hybrid
     return pyllama.Context(
         model,
+        params,
         n_ctx=length,
         n_seq_max=1 if recurrent else min(MAX_BRANCHES + 1, n_batch),
         kv_unified=True,
         n_batch=n_batch,
-        n_threads=n_threads,
-        flash_attn="disabled" if reproducible else "auto",
     )
 
 

@@ -15,8 +15,9 @@ from typing import get_args
 
 import pyllama
 from adapter.errors import BackendError, ConfigurationError, InvalidParameterError
-from adapter.generation.contexts import padded
+from adapter.generation.contexts import padded, with_flash_attention
 from adapter.generation.memory.blocks import CHUNK, longest_call
+from adapter.models.context_settings import MAX_ANSWERS, checked
 from adapter.models.cpu_memory import MAX_KEPT_BYTES, MAX_SEQUENCES, CpuMemory, longest_within
 from adapter.models.device_choice import DeviceChoice, choose_devices
 
@@ -28,9 +29,6 @@ DEFAULT_CONTEXT_LENGTH = 4096
 DEFAULT_GPU_CONTEXTS, MAX_GPU_CONTEXTS = 4, 32
 """Requests of that length that there is memory for on a GPU, where the user names no number: the
 second where it has the memory, for it gains much from computing many requests at once."""
-
-MAX_GPU_SEQUENCES = 64
-"""Requests that a GPU computes at once, in twice to four times the time of one."""
 
 N_OTHERS = 2
 """Contexts of the full length beside those of requests: for scores, and for isolated requests."""
@@ -59,6 +57,7 @@ class Placement:
     reasons         why
     tensor_split    share of each device, where they are several
     tensor_buft_overrides  parts of layers that another device keeps
+    context         how its contexts are made, where the user says it
     """
 
     devices: tuple[pyllama.Device, ...]
@@ -75,6 +74,7 @@ class Placement:
     reasons: tuple[str, ...]
     tensor_split: tuple[float, ...] | None = None
     tensor_buft_overrides: Mapping[str, pyllama.Device] = field(default_factory=dict)
+    context: pyllama.ContextParams = field(default_factory=pyllama.ContextParams)
 
 
 def margin(free: int) -> int:
@@ -169,6 +169,7 @@ class HardwareManager:
         n_gpu_layers: int | None = None,
         n_contexts: int | None = None,
         room: int | None = None,
+        context: pyllama.ContextParams | None = None,
     ) -> Placement:
         """Where the model in a file runs, with the memory that is free now. No weights are read.
 
@@ -187,6 +188,7 @@ class HardwareManager:
                         of ordinary length (1024 tokens) and one of the full, or what fits
         room            bytes of the host's memory that may be taken at most where numbers are left
                         open; None for what is free, less a margin
+        context         how its contexts are made, as ModelPool takes it
 
         Raises InvalidParameterError for a number out of range, FileNotFoundError when there is no
         such file, pyllama.ModelLoadError for one that is no loadable model, and
@@ -206,7 +208,7 @@ class HardwareManager:
             for choice in choices
             if choice.used and choice.device.type != "cpu" and n_gpu_layers != 0
         ]
-        planner = _Planner(path, context_length, n_contexts, room)
+        planner = _Planner(path, context_length, n_contexts, room, checked(context))
         if not gpus:
             why = "there is no GPU to use" if n_gpu_layers != 0 else "no layer is wanted on a GPU"
             placement = planner.on_cpu(f"it runs on the CPU: {why}")
@@ -229,7 +231,10 @@ class _Planner:
         context_length: int | None,
         n_contexts: int | None,
         room: int | None,
+        context: pyllama.ContextParams,
     ) -> None:
+        self._context = context
+        self._n_threads = context.n_threads or cpu_threads()
         self._path = path
         self._wanted = context_length
         self._given = n_contexts
@@ -282,11 +287,12 @@ class _Planner:
             n_cells=n_cells,
             n_sequences=n_sequences,
             kept_bytes=memory.kept_bytes(n_cells),
-            n_threads=cpu_threads(),
+            n_threads=self._n_threads,
             memory={HOST: taken},
             free={HOST: free},
             fits=whole and fits and (self._room is None or taken <= self._room),
-            reasons=(*reasons, counts, f"the CPU computes with {cpu_threads()} threads"),
+            reasons=(*reasons, counts, f"the CPU computes with {self._n_threads} threads"),
+            context=self._context,
         )
 
     def spread_over(self, gpus: Sequence[pyllama.Device]) -> Placement:
@@ -305,7 +311,8 @@ class _Planner:
                 margin=min(margin(device.memory[0]) for device in gpus),
                 devices=gpus,
                 n_seq_max=self._n_contexts,
-                n_batch=_n_batch(length),
+                n_batch=self._n_batch(length, 512),
+                context=self._context,
             )
         except pyllama.MemoryFitError as error:
             return self.on_cpu(f"it runs on the CPU: nothing of it fits a GPU ({error})")
@@ -365,10 +372,14 @@ class _Planner:
             tensor_split=tensor_split,
             tensor_buft_overrides=tensor_buft_overrides,
             devices=devices,
-            n_batch=_n_batch(length) if devices else longest_call(CHUNK),
-            # What it takes without is no less.
-            flash_attn="auto" if devices else "disabled",
+            n_batch=self._n_batch(length, 512 if devices else longest_call(CHUNK)),
+            # On a CPU it takes no less where bytes are kept.
+            context=with_flash_attention(self._context, reproducible=not devices),
         )
+
+    def _n_batch(self, length: int, default: int) -> int:
+        """Tokens that are computed at once."""
+        return min(self._context.n_batch or default, length)
 
     def _placement(
         self,
@@ -395,7 +406,6 @@ class _Planner:
         needs = ", ".join(
             f"{taken[name]:,} bytes of {name} memory ({free[name]:,} free)" for name in memories
         )
-        n_threads = cpu_threads()
         counts = f"with {self._n_contexts} contexts of {use.n_ctx} tokens it takes {needs}"
         return Placement(
             devices=tuple(devices),
@@ -403,21 +413,17 @@ class _Planner:
             context_length=use.n_ctx,
             n_contexts=self._n_contexts,
             n_cells=self._n_contexts * use.n_ctx,
-            n_sequences=MAX_GPU_SEQUENCES,
+            n_sequences=MAX_ANSWERS,
             kept_bytes=MAX_KEPT_BYTES,
-            n_threads=n_threads,
+            n_threads=self._n_threads,
             memory=taken,
             free=free,
             fits=whole and all(taken[name] + margin(free[name]) <= free[name] for name in taken),
-            reasons=(*reasons, counts, f"the CPU computes with {n_threads} threads"),
+            reasons=(*reasons, counts, f"the CPU computes with {self._n_threads} threads"),
             tensor_split=tensor_split,
             tensor_buft_overrides=tensor_buft_overrides or {},
+            context=self._context,
         )
-
-
-def _n_batch(context_length: int) -> int:
-    """Tokens that a GPU computes at once."""
-    return min(512, context_length)
 
 
 def _is_endpoint(value: object) -> bool:

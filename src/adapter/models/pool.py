@@ -18,6 +18,7 @@ from adapter.generation.memory.prefix_folder import prepare
 from adapter.generation.metrics import MetricsSnapshot
 from adapter.generation.thread_start import start_thread
 from adapter.models.chat_templates import ChatTemplates, Template
+from adapter.models.context_settings import checked
 from adapter.models.files import ModelFolder
 from adapter.models.hardware import HardwareManager, require_integer
 from adapter.models.info import ModelInfo
@@ -31,6 +32,8 @@ from adapter.models.slot import ModelSlot
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    import pyllama
 
 _LOOK = 1.0
 """Seconds after which aload_model() looks whether its thread still lives."""
@@ -60,6 +63,11 @@ class ModelPool:
     max_contexts    requests of the full length that each model has memory for at once, and as
                     many more as are shorter; None for what memory allows: up to 16 on a CPU, and
                     up to 32 on a GPU
+    context         how the contexts of its models are made, such as
+                    ContextParams(type_k="q8_0", n_threads=4): types of keys and values, RoPE,
+                    threads, batch sizes, flash attention. What is left open, and what belongs to
+                    the pool, the pool decides. Flash attention, which quantized values need, has
+                    answers on a CPU decoded one by one, unless reproducible is False
     reproducible    on a CPU, have a request with a seed give the same bytes whatever runs beside it
                     or ran before; False computes faster, and reuses answers as the beginning of
                     the next prompt. On GPUs it is False in effect
@@ -77,8 +85,8 @@ class ModelPool:
 
     Raises NotADirectoryError when model_dir or prefix_folder is no folder, PermissionError or other
     OSErrors for a prefix_folder that is not to be trusted or cannot be written,
-    InvalidParameterError for a number out of range, an rpc that is no "host:port", or a progress
-    that is neither a function nor a bool,
+    InvalidParameterError for a number out of range, an rpc that is no "host:port", a progress that
+    is neither a function nor a bool, and a context that says what the pool decides,
     InvalidModelNameError for an alias that is no plain name or leads out of the folder,
     ConfigurationError for both hardware and rpc, and for a chat_template that cannot be read or
     does not parse, ModelNotFoundError where it names a model that the folder does not have.
@@ -96,6 +104,7 @@ class ModelPool:
         n_gpu_layers: int | None = None,
         context_length: int | None = None,
         max_contexts: int | None = None,
+        context: pyllama.ContextParams | None = None,
         reproducible: bool = True,
         prefix_folder: str | os.PathLike[str] | None = None,
         chat_template: Template | Mapping[str, Template] | None = None,
@@ -113,6 +122,7 @@ class ModelPool:
             context_length=context_length,
             n_gpu_layers=n_gpu_layers,
             n_contexts=max_contexts,
+            context=checked(context),
         )
         #: What load_model() returned: aliases have handles of their own.
         self._handles: dict[tuple[ModelSlot, str], LoadedModel] = {}

@@ -10,11 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pyllama
-from adapter.generation.memory.blocks import CHUNK, DEVICE_CHUNK
+from adapter.errors import ConfigurationError
+from adapter.generation.contexts import PADDING, with_flash_attention
 from adapter.generation.memory.prefix_folder import PrefixFolder
 from adapter.generation.metrics import Metrics
 from adapter.generation.request import Execution, Generator
 from adapter.generation.scheduler import Scheduler
+from adapter.models.context_settings import changed, chunk_of, decisive
 from adapter.models.hardware import Placement
 from adapter.models.parts import parts
 from adapter.models.template_trials import calls_tools
@@ -48,7 +50,8 @@ class ResidentModel:
     generators    compute completions: together, or each in a context of its own
     fingerprint   hex digest of the file, its chat template and llama.cpp's version
     computation   what else decides the bytes of its answers: the devices, the layers on them, the
-                  CPU's instructions and threads, and whether bytes are kept reproducible
+                  CPU's instructions and threads, whether bytes are kept reproducible, and what the
+                  user says of contexts
     """
 
     def __init__(
@@ -65,7 +68,11 @@ class ResidentModel:
         # GPUs choose kernels by the size of a batch: bytes do not stay there whatever is done.
         self._reproducible = reproducible and not placement.devices
         self.computation = _computation(placement, self._reproducible)
-        self._chunk = DEVICE_CHUNK if placement.devices else CHUNK
+        self._chunk = chunk_of(
+            placement.context,
+            on_device=bool(placement.devices),
+            reproducible=self._reproducible,
+        )
         self.model = pyllama.Model(
             path,
             devices=placement.devices,
@@ -75,6 +82,7 @@ class ResidentModel:
             progress=progress,
         )
         try:
+            self._try_out(placement)
             self.has_template = (chat_template or self.model.chat_template()) is not None
             self.template = _chat_template(self.model, chat_template)
             self.template_variables = _variables(self.model, self.template, chat_template)
@@ -106,6 +114,19 @@ class ResidentModel:
             steps.callback(self._scheduler.close)
             steps.callback(self._isolated.close)
 
+    def _try_out(self, placement: Placement) -> None:
+        """Refuse what the user says of contexts if none of this model can be made so."""
+        context = placement.context
+        if not changed(context):
+            return
+        try:
+            asked = with_flash_attention(context, reproducible=self._reproducible)
+            pyllama.Context(self.model, asked, n_ctx=PADDING).close()
+        except (ValueError, pyllama.ContextError) as error:
+            raise ConfigurationError(
+                f"ModelPool(context=…) does not fit {self.model.desc}: {error}"
+            ) from error
+
     def _make_scheduler(
         self, placement: Placement, metrics: Metrics, folder: Path | None
     ) -> Scheduler:
@@ -129,6 +150,7 @@ class ResidentModel:
             mixed=bool(placement.devices),
             metrics=metrics,
             prefix_folder=prefixes,
+            context=placement.context,
         )
 
     def _make_isolated(self, placement: Placement) -> Scheduler:
@@ -143,6 +165,7 @@ class ResidentModel:
             reproducible=self._reproducible,
             chunk=self._chunk,
             isolated=True,
+            context=placement.context,
         )
 
 
@@ -173,6 +196,7 @@ def _computation(placement: Placement, reproducible: bool) -> tuple[str, ...]:
         f"cpu={pyllama.cpu_variant()}",
         f"threads={placement.n_threads}",
         f"reproducible={reproducible}",
+        *decisive(placement.context),
     )
 
 
