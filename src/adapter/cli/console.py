@@ -19,8 +19,8 @@ from rich.table import Column, Table
 # Control characters but tab and line feed; and those that reverse a line's direction.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
-output = Console(soft_wrap=True, highlight=False)
-messages = Console(stderr=True, highlight=False)
+output = Console(soft_wrap=True, highlight=False, emoji=False)
+messages = Console(stderr=True, highlight=False, emoji=False)
 
 
 def examples(*commands: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapter.cli.console import fail, file_size, note, row, say, say_json, show, table
+from adapter.cli.session import Model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,7 +74,7 @@ def _stored() -> list[ModelInfo]:
 
 
 def rm(
-    model: Annotated[str, typer.Argument(help="A name that pyllama models lists.")],
+    model: Model,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a model's files from pyllama's own folder, or from the cache of huggingface_hub.

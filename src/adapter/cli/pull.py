@@ -99,6 +99,24 @@ def _pull_from_hub(name: HubName, report: Callable[[int, int], None]) -> dict[st
     return _facts(pulled.name, pulled.paths, pulled.mmproj)
 
 
+def pull_missing(name: str) -> None:
+    """Download a hub's model where the cache does not have it, with a bar.
+
+    Raises ModelDownloadError, InvalidModelNameError.
+    """
+    from adapter.errors import ModelNotFoundError
+    from adapter.models.hub.names import PREFIX, HubName
+    from adapter.models.hub.pull import cached_path
+
+    if not name.startswith(PREFIX):
+        return
+    try:
+        cached_path(name)
+    except ModelNotFoundError:
+        with transfer_bar() as report:
+            _pull_from_hub(HubName.parse(name), report)
+
+
 def _facts(name: str, paths: Sequence[Path], mmproj: Path | None = None) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in (*paths, *([mmproj] if mmproj else [])))
     return {

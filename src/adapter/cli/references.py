@@ -58,3 +58,15 @@ def refer(text: str) -> Reference:
         raise InvalidModelNameError(
             text, f"is neither a file nor {PREFIX}owner/repo of a hub"
         ) from None
+
+
+def completed(begun: str) -> list[str]:
+    """The names that a shell can complete a word to. No file is opened."""
+    from adapter.models.embedded_model import model_dir
+    from adapter.models.files import ModelFolder
+    from adapter.models.stores import stored_models
+
+    own = model_dir()
+    mine = ModelFolder(own, {}).names() if own.is_dir() else []
+    names = [*mine, *(model.name for model in stored_models())]
+    return [name for name in names if name.startswith(begun)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapter.cli.console import fail, file_size, note, row, say, say_json, show, table
-from adapter.cli.references import HELP
+from adapter.cli.session import Model
 
 if TYPE_CHECKING:
     import pyllama
@@ -21,7 +21,7 @@ _SHOWN = 60
 
 
 def show_model(
-    model: Annotated[str, typer.Argument(help=HELP)],
+    model: Model,
     template: Annotated[
         bool, typer.Option("--template", help="Write the chat template, and nothing else.")
     ] = False,
@@ -59,7 +59,7 @@ def show_model(
 
 
 def fit(
-    model: Annotated[str, typer.Argument(help=HELP)],
+    model: Model,
     context: Annotated[
         list[int] | None,
         typer.Option("--context", "-c", min=1, help="Tokens of context; may be given again."),

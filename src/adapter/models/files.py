@@ -121,6 +121,10 @@ class ModelFolder:
         for path, name in sorted(names.items(), key=lambda item: item[1]):
             yield self._info(name, path, tuple(aliases.get(path, ())))
 
+    def names(self) -> list[str]:
+        """The names of the folder's own models, in their order. No file is opened."""
+        return sorted(self._files())
+
     def _files(self) -> dict[str, Path]:
         """Every model of the folder itself by its name."""
         files = {}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from typer.testing import CliRunner, Result
 
-from adapter.cli import app
+from adapter.cli.app import app
 
 
 @pytest.fixture

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import adapter
-from adapter.cli import app
+from adapter.cli.app import app
 from adapter.models.hardware import HardwareManager
 
 COMMANDS = [
@@ -26,10 +27,16 @@ def test_the_help_of_a_command_has_examples_and_fits_80_columns(run, command):
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_in_the_documentation(command):
+    page = Path(__file__).parents[3] / "docs" / "cli.md"
+    assert f"| `pyllama {command}" in page.read_text(encoding="utf-8")
+
+
 def test_help_imports_nothing_heavy():
     program = (
         "import sys\n"
-        "from adapter.cli import app\n"
+        "from adapter.cli.app import app\n"
         "app(['--help'], standalone_mode=False)\n"
         "print(sorted({'dspy', 'numpy', 'pyllama', 'huggingface_hub'} & sys.modules.keys()))\n"
     )

@@ -55,7 +55,7 @@ def test_an_rpc_server_serves_until_ctrl_c():
     command = [
         sys.executable,
         "-c",
-        "from adapter.cli import main; main()",
+        "from adapter.cli.app import main; main()",
         "rpc-server",
         "--port",
         "0",

@@ -78,7 +78,13 @@ def test_the_environment_of_huggingface_hub_counts(hub, tmp_path):
         "HF_HUB_OFFLINE": "0",
     }
     environment.pop("HF_HUB_CACHE", None)
-    command = [sys.executable, "-c", "from adapter.cli import main; main()", "pull", "owner/repo"]
+    command = [
+        sys.executable,
+        "-c",
+        "from adapter.cli.app import main; main()",
+        "pull",
+        "owner/repo",
+    ]
 
     def pull(**variables):
         return subprocess.run(

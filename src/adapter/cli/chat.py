@@ -1,0 +1,219 @@
+"""A conversation in the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from adapter.cli.console import fail, messages, note
+from adapter.cli.conversation import Answer, Conversation, show_answer
+from adapter.cli.run import MaxTokens, Seed, System, Temperature
+from adapter.cli.session import (
+    ContextLength,
+    GpuLayers,
+    ModelOrDemo,
+    errors_told,
+    loaded_model,
+)
+
+_HELP = """\
+/system TEXT   set the system prompt; without TEXT, leave it out
+/retry         have the last answer written again
+/undo          take back the last question and its answer
+/clear         begin anew
+/save FILE     write the conversation as JSON
+/load FILE     go on with one that was written
+/help          this list
+/bye           end; so does Ctrl-D
+\"\"\"            begin and end a text of several lines"""
+_KEPT_LINES = 1000
+
+
+def chat(
+    model: ModelOrDemo = None,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = 0.8,
+    seed: Seed = None,
+    context: ContextLength = None,
+    gpu_layers: GpuLayers = None,
+) -> None:
+    """Talk with a model. /help lists what can be typed beside questions.
+
+    Ctrl-C stops an answer, and ends the command where none is being written.
+    """
+    settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    with errors_told():
+        model_loaded = loaded_model(model, context_length=context, n_gpu_layers=gpu_layers)
+        with model_loaded as loaded:
+            conversation = Conversation(loaded, settings, system=system)
+            if sys.stdin.isatty():
+                note(f"{loaded.name} on {loaded.device}; /help for help")
+            with_history = _History()
+            with_history.load()
+            try:
+                _Chat(conversation).run()
+            finally:
+                with_history.save()
+
+
+class _Chat:
+    """Reads lines and does what they say."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._is_terminal = sys.stdin.isatty()
+
+    def run(self) -> None:
+        """Until the user ends it."""
+        with suppress(EOFError):
+            while True:
+                text = self._read()
+                if text.startswith("/"):
+                    self._command(text)
+                elif text.strip():
+                    self._answer(text)
+
+    def _read(self) -> str:
+        text = self._line(">>> ")
+        if not text.lstrip().startswith('"""'):
+            return text
+        lines = [text.lstrip()[3:]]
+        while not lines[-1].rstrip().endswith('"""'):
+            lines.append(self._line("... "))
+        return "\n".join(lines).rstrip()[:-3]
+
+    def _line(self, mark: str) -> str:
+        if self._is_terminal:
+            return input(mark)
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        return line.rstrip("\n")
+
+    def _answer(self, text: str) -> None:
+        from dspy.lm15 import ContextLengthError, LM15Error
+
+        answer = Answer()
+        try:
+            show_answer(self._conversation, text, answer)
+        except KeyboardInterrupt:
+            messages.print()
+            note("stopped")
+            if not self._is_terminal:
+                raise
+            return
+        except ContextLengthError as error:
+            self._problem(f"{error}; /undo or /clear makes room")
+            return
+        except LM15Error as error:
+            self._problem(str(error))
+            return
+        of = self._conversation.engine.context_length
+        total = answer.prompt_tokens + answer.completion_tokens
+        cut = ", cut off" if answer.finish_reason == "length" else ""
+        rate = f"{answer.completion_tokens} tokens, {answer.rate:.1f} tokens/s"
+        messages.print(f"{rate}, {total} of {of} of context{cut}", style="dim")
+
+    def _problem(self, text: str) -> None:
+        if not self._is_terminal:  # who pipes questions in reads the exit code
+            fail(text)
+        messages.print(text, style="red", markup=False, soft_wrap=True)
+
+    def _command(self, text: str) -> None:
+        name, _, rest = text.strip().partition(" ")
+        conversation, rest = self._conversation, rest.strip()
+        if name in ("/bye", "/quit", "/exit"):
+            raise EOFError
+        if name == "/clear":
+            conversation.turns.clear()
+        elif name == "/system":
+            conversation.system = rest or None
+        elif name == "/undo" and conversation.turns:
+            del conversation.turns[-2:]
+        elif name == "/retry" and conversation.turns:
+            question = conversation.turns[-2][1]
+            del conversation.turns[-2:]
+            self._answer(question)
+        elif name in ("/save", "/load") and rest:
+            self._file(name, Path(rest).expanduser())
+        elif name == "/help":
+            note(_HELP)
+        elif name in ("/undo", "/retry"):
+            self._problem("there is nothing before")
+        elif name in ("/save", "/load"):
+            self._problem(f"which file? {name} FILE")
+        else:
+            self._problem(f"there is no {name}; /help lists what there is")
+
+    def _file(self, name: str, path: Path) -> None:
+        try:
+            if name == "/save":
+                save(self._conversation, path)
+            else:
+                load(self._conversation, path)
+        except (OSError, ValueError) as error:
+            self._problem(str(error))
+
+
+def save(conversation: Conversation, path: Path) -> None:
+    """Write a conversation as OpenAI's list of messages, in one step. Raises OSError."""
+    found = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    found += [{"role": role, "content": text} for role, text in conversation.turns]
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
+    try:
+        scratch.write_text(json.dumps(found, indent=2, ensure_ascii=False), encoding="utf-8")
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def load(conversation: Conversation, path: Path) -> None:
+    """Go on with a conversation that was written.
+
+    Raises OSError, ValueError; nothing changes then.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        said = [(each["role"], each["content"]) for each in found]
+        is_list = isinstance(found, list)
+    except (KeyError, TypeError, RecursionError):
+        said, is_list = [], False
+    system = said.pop(0)[1] if said and said[0][0] == "system" else None
+    roles = [role for role, _ in said]
+    texts = [system or "", *(text for _, text in said)]
+    in_turn = roles == ["user", "assistant"] * (len(said) // 2)
+    if not is_list or not in_turn or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{path} holds no conversation: a list of messages with role and content")
+    conversation.system, conversation.turns = system, said
+
+
+class _History:
+    """The lines that were typed, for the arrow keys, kept from one time to the next."""
+
+    def __init__(self) -> None:
+        import platformdirs
+
+        self._path = platformdirs.user_state_path("pyllama") / "chat_history"
+
+    def load(self) -> None:
+        """Read them, where there is a terminal and a readline."""
+        with suppress(ImportError, OSError):
+            if sys.stdin.isatty():
+                import readline
+
+                readline.set_history_length(_KEPT_LINES)
+                readline.read_history_file(self._path)
+
+    def save(self) -> None:
+        """Write them, for this user alone."""
+        with suppress(ImportError, OSError):
+            if sys.stdin.isatty():
+                import readline
+
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                readline.write_history_file(self._path)
+                self._path.chmod(0o600)

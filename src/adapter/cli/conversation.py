@@ -1,0 +1,129 @@
+"""A conversation with a model, for the commands that hold one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from adapter.cli.console import messages, output, visible
+
+if TYPE_CHECKING:
+    from adapter.models.loaded import LoadedModel
+
+Turn = tuple[Literal["user", "assistant"], str]
+
+
+@dataclass
+class Answer:
+    """What a model answered.
+
+    finish_reason  "stop" or "length"; None where it was stopped
+    seconds        from the request to its end
+    first_seconds  to the first token: the prompt's time
+    """
+
+    text: str = ""
+    thinking: str = ""
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    first_seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, of those behind the first."""
+        seconds = self.seconds - self.first_seconds
+        return (self.completion_tokens - 1) / seconds if seconds > 0 else 0.0
+
+
+@dataclass
+class Conversation:
+    """Turns, and the engine that continues them.
+
+    settings   those of LlamaCppConfig
+    form       response_format and extensions of a request, where the answer has a form
+    """
+
+    loaded: LoadedModel
+    settings: dict[str, Any]
+    system: str | None = None
+    form: dict[str, Any] = field(default_factory=dict)
+    turns: list[Turn] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        from adapter.engine.config import LlamaCppConfig
+        from adapter.engine.engine import LlamaCppEngine
+
+        self.engine = LlamaCppEngine(self.loaded, LlamaCppConfig(self.loaded.name, **self.settings))
+
+    def ask(self, text: str, answer: Answer) -> Iterator[tuple[Literal["thinking", "text"], str]]:
+        """Yield the answer to a turn piece by piece, and note all of it in `answer`.
+
+        Where it is stopped, what came so far is a turn of the conversation; where it fails, neither
+        turn is. Raises lm15's errors.
+        """
+        from dspy.lm15 import (
+            Config,
+            Message,
+            Request,
+            StreamDeltaEvent,
+            StreamEndEvent,
+            TextDelta,
+            ThinkingDelta,
+        )
+
+        makers = {"user": Message.user, "assistant": Message.assistant}
+        turns = [*self.turns, ("user", text)]
+        request = Request(
+            model=self.engine.model,
+            messages=tuple(makers[role](said) for role, said in turns),
+            system=self.system,
+            config=Config(**self.form),
+        )
+        begun = time.perf_counter()
+        try:
+            for event in self.engine.stream(request):
+                if isinstance(event, StreamDeltaEvent):
+                    if not answer.first_seconds:
+                        answer.first_seconds = time.perf_counter() - begun
+                    if isinstance(event.delta, ThinkingDelta):
+                        answer.thinking += event.delta.text
+                        yield "thinking", event.delta.text
+                    elif isinstance(event.delta, TextDelta) and event.delta.text:
+                        answer.text += event.delta.text
+                        yield "text", event.delta.text
+                elif isinstance(event, StreamEndEvent):
+                    answer.finish_reason = event.finish_reason
+                    if event.usage is not None:
+                        answer.prompt_tokens = event.usage.input_tokens or 0
+                        answer.completion_tokens = event.usage.output_tokens or 0
+        except (KeyboardInterrupt, GeneratorExit):
+            self._keep(text, answer)
+            raise
+        finally:
+            answer.seconds = time.perf_counter() - begun
+        self._keep(text, answer)
+
+    def _keep(self, text: str, answer: Answer) -> None:
+        if answer.text:
+            self.turns += [("user", text), ("assistant", answer.text)]
+
+
+def show_answer(conversation: Conversation, text: str, answer: Answer) -> None:
+    """Write an answer as it comes: the text to standard output, thoughts dim beside it."""
+    ended_thinking = True
+    for kind, piece in conversation.ask(text, answer):
+        if kind == "thinking":
+            if messages.is_terminal:
+                messages.print(visible(piece), end="", style="dim", markup=False, soft_wrap=True)
+                ended_thinking = False
+            continue
+        if not ended_thinking:
+            messages.print("\n")
+            ended_thinking = True
+        output.print(visible(piece), end="", markup=False)
+        output.file.flush()
+    output.print()

@@ -1,0 +1,81 @@
+"""A model for a command: found, downloaded where it is a hub's, loaded, and let go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adapter.cli.console import fail, progress_bar
+from adapter.cli.references import HELP, Reference, completed, refer
+
+if TYPE_CHECKING:
+    from adapter.models.loaded import LoadedModel
+    from adapter.models.pool import ModelPool
+
+Model = Annotated[str, typer.Argument(help=HELP, autocompletion=completed)]
+ModelOrDemo = Annotated[
+    str | None,
+    typer.Argument(help=f"{HELP} Without one, the demo's.", autocompletion=completed),
+]
+ContextLength = Annotated[
+    int | None,
+    typer.Option("--context", "-c", min=1, help="Tokens of context, prompt and answer together."),
+]
+GpuLayers = Annotated[
+    int | None,
+    typer.Option(
+        "--gpu-layers", min=-1, help="Layers on GPUs: -1 all, 0 none; by default, what fits."
+    ),
+]
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """End the command with what is wrong, in words."""
+    import pyllama
+    from adapter.errors import LlamaCppError
+    from adapter.models.embedded_model import EmbeddedModelError
+
+    try:
+        yield
+    except (LlamaCppError, pyllama.LlamaError, EmbeddedModelError, OSError) as error:
+        fail(str(error))
+
+
+def found(model: str | None) -> Reference:
+    """What a user wrote for a model, downloaded where it is a hub's; the demo's without one.
+
+    Raises the errors of refer(), ModelDownloadError and EmbeddedModelError.
+    """
+    from adapter.cli.pull import pull_missing
+    from adapter.models import embedded_model
+
+    if model is None:
+        path = embedded_model.fetch()
+        return Reference(path.parent, path.stem)
+    reference = refer(model)
+    pull_missing(reference.name)
+    return reference
+
+
+@contextmanager
+def loaded_model(
+    model: str | None, *, context_length: int | None = None, n_gpu_layers: int | None = None
+) -> Iterator[LoadedModel]:
+    """Load a model for the block, with a bar."""
+    from adapter.models.pool import ModelPool
+
+    reference = found(model)
+    with progress_bar(f"Loading {reference.name}") as report:
+        pool: ModelPool = ModelPool(
+            reference.folder,
+            context_length=context_length,
+            n_gpu_layers=n_gpu_layers,
+            progress=lambda _name, done: report(done),
+        )
+        loaded = pool.load_model(reference.name)
+    with pool:
+        yield loaded

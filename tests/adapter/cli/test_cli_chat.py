@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+from fake_generator import fake_model
+from rich.console import Console
+
+from adapter.cli import chat, conversation
+from adapter.cli.conversation import Answer, Conversation, show_answer
+from adapter.cli.references import completed
+from adapter.models import embedded_model
+
+
+@pytest.fixture(autouse=True)
+def own_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(embedded_model, "model_dir", lambda: tmp_path / "own")
+
+
+def talk(run, path, *lines, **options):
+    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+    return run("chat", path, "-n", 4, "-c", 256, *flags, input="\n".join(lines))
+
+
+def test_questions_are_answered_in_turn_and_the_context_grows(run, tiny_model_path):
+    result = talk(run, tiny_model_path, "hello", "", "again", "/bye", "never")
+    assert result.exit_code == 0, result.output
+    first, second = [line for line in result.stderr.splitlines() if "tokens/s" in line]
+    used = [int(line.partition("s/s, ")[2].split()[0]) for line in (first, second)]
+    assert used[0] < used[1] < 256
+
+
+def test_a_conversation_is_saved_loaded_undone_and_retried(run, tiny_model_path, tmp_path):
+    path = tmp_path / "talk.json"
+    first = talk(run, tiny_model_path, "hello", "/retry", f"/save {path}", temperature=0)
+    assert first.exit_code == 0, first.output
+    answers = first.stdout.splitlines()
+    saved = json.loads(path.read_text())
+    assert [message["role"] for message in saved] == ["user", "assistant"]
+    assert first.stdout.count(saved[1]["content"]) == 2, answers
+    assert [one.name for one in tmp_path.glob(".*")] == []
+    more = talk(run, tiny_model_path, f"/load {path}", "/system Brief!", "again", f"/save {path}")
+    assert more.exit_code == 0, more.output
+    saved = json.loads(path.read_text())
+    roles = ["system", "user", "assistant", "user", "assistant"]
+    assert [message["role"] for message in saved] == roles
+    talk(run, tiny_model_path, f"/load {path}", "/undo", f"/save {path}")
+    assert len(json.loads(path.read_text())) == 3
+    talk(run, tiny_model_path, f"/load {path}", "/clear", "/system", f"/save {path}")
+    assert json.loads(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["/none", "/undo", "/retry", "/save", "/load /no/such/file", "/save /no/such/folder/f"]
+)
+def test_a_command_that_cannot_be_is_told(run, tiny_model_path, line):
+    result = talk(run, tiny_model_path, line)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("text", ["[", "{}", "[7]", '[{"role": "user", "content": "x"}]', "null"])
+def test_a_file_that_holds_no_conversation_changes_nothing(tmp_path, text):
+    path = tmp_path / "talk.json"
+    path.write_text(text)
+    kept = SimpleNamespace(system="before", turns=[("user", "a"), ("assistant", "b")])
+    with pytest.raises(ValueError):  # noqa: PT011 - its text is json's for the first
+        chat.load(kept, path)
+    assert kept.turns == [("user", "a"), ("assistant", "b")]
+
+
+def test_several_lines_between_quotes_are_one_question(run, tiny_model_path, tmp_path):
+    path = tmp_path / "talk.json"
+    talk(run, tiny_model_path, '"""one', "/two", 'three"""', '"""x"""', f"/save {path}")
+    asked = [one["content"] for one in json.loads(path.read_text()) if one["role"] == "user"]
+    assert asked == ["one\n/two\nthree", "x"]
+
+
+def test_a_question_that_is_too_long_is_an_error_and_no_turn(run, tiny_model_path):
+    result = talk(run, tiny_model_path, "long " * 300)
+    assert result.exit_code == 1
+    assert "/clear makes room" in result.stderr
+
+
+def test_ctrl_c_in_a_pipe_ends_the_chat_with_130(run, tiny_model_path, monkeypatch):
+    def interrupt(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "show_answer", interrupt)
+    assert talk(run, tiny_model_path, "hello").exit_code == 130
+
+
+def test_what_was_written_before_ctrl_c_stays_in_the_conversation():
+    talked = Conversation(fake_model("abc"), {})
+    answer = Answer()
+    pieces = talked.ask("hello", answer)
+    next(pieces)
+    pieces.close()
+    assert talked.turns == [("user", "hello"), ("assistant", answer.text)]
+    assert answer.finish_reason is None
+
+
+def test_thoughts_are_dim_on_a_terminal_and_nowhere_else(monkeypatch):
+    class Talked:
+        def ask(self, _text, answer):
+            yield "thinking", "hm "
+            yield "thinking", "so"
+            yield "text", "yes\x1b[2J"
+
+    for is_terminal in (True, False):
+        shown, beside = io.StringIO(), io.StringIO()
+        made = Console(file=beside, force_terminal=is_terminal, width=80, color_system="standard")
+        monkeypatch.setattr(conversation, "messages", made)
+        monkeypatch.setattr(conversation, "output", Console(file=shown, width=80))
+        show_answer(Talked(), "?", Answer())
+        assert shown.getvalue() == "yes\N{REPLACEMENT CHARACTER}[2J\n"
+        assert ("\x1b[2mhm \x1b[0m" in beside.getvalue()) == is_terminal
+        assert ("so" in beside.getvalue()) == is_terminal
+
+
+def test_a_shell_completes_the_names_of_models(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own").mkdir()
+    for name in ("one.gguf", "other.gguf", "two.gguf"):
+        (tmp_path / "own" / name).touch()
+    assert completed("o") == ["one", "other"]
