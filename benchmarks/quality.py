@@ -1,11 +1,20 @@
-"""How good the answers of small models are: each adapter, on tasks whose answers are known.
+r"""How good the answers of small models are: each adapter, on tasks whose answers are known.
 
     python benchmarks/quality.py [--models FOLDER] [--data FOLDER] [--out quality.json]
 
 Every task is answered greedily, one call after the other and with DSPy's cache off, by each
 adapter with 0, 1 and 5 demonstrations. quality_tasks.py says what the tasks are; `--data` is a
-folder with GSM8K's `test.jsonl` and banking77's `test.csv`, which add two. `--models` is a folder
-of GGUF files; without it, the embedded model answers.
+folder of public data, which adds those of quality_data.py. `--models` is a folder of GGUF files;
+without it, the embedded model answers.
+
+The rows are independent: `--shard 2/8` measures the third of eight parts, in a process that may
+have cores of its own, and `--table quality-*.json` prints what all of them found:
+
+    for i in 0 1 2 3 4 5 6 7; do
+        taskset -c $((2 * i)),$((2 * i + 1)) python benchmarks/quality.py \
+            --shard $i/8 --out quality-$i.json &
+    done; wait
+    python benchmarks/quality.py --table quality-*.json
 
     right     outputs that are right, of all that are wanted
     answered  questions that came back with all outputs
@@ -21,6 +30,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -30,7 +40,9 @@ from typing import Any
 
 import dspy
 from dspy.adapters import Adapter
-from quality_tasks import Task, from_folder, made_here
+from dspy.adapters.baml_adapter import BAMLAdapter
+from quality_data import from_folder
+from quality_tasks import Task, made_here
 
 from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool, constrained
 from adapter.models import embedded_model
@@ -40,8 +52,12 @@ ADAPTERS: dict[str, Callable[[dspy.LM], Adapter]] = {
     "constrained Chat": lambda _: constrained(dspy.ChatAdapter()),
     "ChatAdapter": lambda _: dspy.ChatAdapter(),
     "constrained JSON": lambda _: constrained(dspy.JSONAdapter()),
+    "JSONAdapter": lambda _: dspy.JSONAdapter(),
+    "constrained XML": lambda _: constrained(dspy.XMLAdapter()),
+    "constrained BAML": lambda _: constrained(BAMLAdapter()),
 }
 MAX_TOKENS = 256
+CONTEXT_LENGTH = 8192
 HEAD = "| task | demos | adapter | right | answered | cut | tokens in, out | s | t/s |"
 RULE = "| --- | --: | --- | --: | --: | --: | --: | --: | --: |"
 
@@ -72,7 +88,7 @@ class Row:
             f"| {self.task} | {self.demos} | {self.adapter} | {self.right}/{self.wanted} "
             f"| {self.answered}/{self.questions} | {self.cut} "
             f"| {self.prompt_tokens}, {self.completion_tokens} | {seconds:.1f} "
-            f"| {self.completion_tokens / seconds:.0f} |"
+            f"| {self.completion_tokens / seconds if seconds else 0:.0f} |"
         )
 
 
@@ -111,7 +127,7 @@ def measure(lm: dspy.LM, task: Task, row: Row, questions: list[dict[str, Any]]) 
 
 def main() -> None:
     """Measure, and print a table for each model."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--models", type=Path, help="folder of GGUF files")
     parser.add_argument("--only", help="a part of the names of the models to measure", default="")
     parser.add_argument("--data", type=Path, help="folder of public data")
@@ -122,7 +138,12 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=12, help="of each task")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--keep", action="store_true", help="write the answers to the JSON file")
+    parser.add_argument("--shard", type=shard, default=(0, 1), help="I/N: the part to measure")
+    parser.add_argument("--table", nargs="+", type=Path, help="print the rows of these JSON files")
     arguments = parser.parse_args()
+    if arguments.table:
+        print_table([row for path in arguments.table for row in read(path)])
+        return
     tasks = made_here()
     if arguments.data:
         tasks += from_folder(arguments.data, arguments.questions)
@@ -131,6 +152,15 @@ def main() -> None:
         if unknown:
             parser.error(f"no such tasks: {', '.join(sorted(unknown))}")
         tasks = [task for task in tasks if task.name in arguments.tasks]
+    plan = [
+        (task, demos, name)
+        for task in tasks
+        for demos in (arguments.demos if task.takes_demos else [0])
+        for name in arguments.adapters
+    ]
+    index, count = arguments.shard
+    if count > 1:
+        random.Random(0).shuffle(plan)  # or one part would have all rows of the slowest adapter
     folder = arguments.models or embedded_model.fetch().parent
     logging.getLogger("dspy").setLevel(logging.ERROR)  # what is cut is counted
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
@@ -138,23 +168,44 @@ def main() -> None:
     for path in sorted(folder.glob("*.gguf")):
         if arguments.only not in path.stem:
             continue
-        with ModelPool(folder, context_length=4096) as pool:
+        with ModelPool(folder, context_length=CONTEXT_LENGTH) as pool:
             loaded = pool.load_model(path.stem)
             print(f"\n**{path.stem}** on {loaded.device}\n\n{HEAD}\n{RULE}", flush=True)
             config = LlamaCppConfig(loaded.name, max_tokens=MAX_TOKENS, temperature=0.0, seed=0)
             lm = LlamaCppAdapter.from_loaded_model(loaded, config).lm
-            for task in tasks:
-                for demos in arguments.demos if task.takes_demos else [0]:
-                    for name in arguments.adapters:
-                        row = Row(path.stem, task.name, demos, name)
-                        with dspy.context(lm=lm, adapter=ADAPTERS[name](lm)):
-                            questions = task.asked()[: arguments.questions]
-                            for _ in range(arguments.rounds):
-                                measure(lm, task, row, questions)
-                        print(row.line(), flush=True)
-                        rows.append(row)
-                        if arguments.out:
-                            write(arguments.out, rows, keep=arguments.keep)
+            for task, demos, name in plan[index::count]:
+                row = Row(path.stem, task.name, demos, name)
+                with dspy.context(lm=lm, adapter=ADAPTERS[name](lm)):
+                    questions = task.asked()[: arguments.questions]
+                    for _ in range(arguments.rounds):
+                        measure(lm, task, row, questions)
+                print(row.line(), flush=True)
+                rows.append(row)
+                if arguments.out:
+                    write(arguments.out, rows, keep=arguments.keep)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Which part of how many, of a text like 2/8."""
+    index, count = map(int, text.split("/"))
+    if not 0 <= index < count:
+        raise ValueError(text)
+    return index, count
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a JSON file."""
+    return [Row(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def print_table(rows: list[Row]) -> None:
+    """All rows, by model, task and number of demonstrations."""
+    names = [*ADAPTERS]
+    for model in sorted({row.model for row in rows}):
+        print(f"\n**{model}**\n\n{HEAD}\n{RULE}")
+        of_model = [row for row in rows if row.model == model]
+        for row in sorted(of_model, key=lambda r: (r.task, r.demos, names.index(r.adapter))):
+            print(row.line())
 
 
 def write(path: Path, rows: list[Row], *, keep: bool) -> None:

@@ -1,18 +1,15 @@
 """The tasks of quality.py: signatures, and texts made for it, each with the answer that is right.
 
 A task's examples all have known answers. The first five are the demonstrations, the others are
-asked. Two more tasks are read from a folder, where it has GSM8K's `test.jsonl` or banking77's
-`test.csv`.
+asked. quality_data.py has the tasks on public data.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import dspy
@@ -26,7 +23,8 @@ Rows = list[dict[str, Any]]
 class Task:
     """What is asked, and what is right.
 
-    rows         inputs and right outputs: N_DEMOS for demonstrations, then those that are asked
+    rows         inputs and right outputs: N_DEMOS for demonstrations, then those that are asked;
+                 "accepts" has by output what tells whether a value is right, where several are
     program      makes the module that answers
     takes_demos  whether its answers can be shown in demonstrations
     """
@@ -42,8 +40,11 @@ class Task:
         module = self.program(self.signature)
         if n_demos:
             (predict,) = module.predictors()
+            fields = {*self.signature.fields, "reasoning"}
             predict.demos = [
-                dspy.Example(**row).with_inputs(*self.signature.input_fields)
+                dspy.Example({name: row[name] for name in fields if name in row}).with_inputs(
+                    *self.signature.input_fields
+                )
                 for row in self.rows[:n_demos]
             ]
         return module
@@ -60,10 +61,15 @@ class Task:
         """How many of a row's outputs are right, and how many there are."""
         names = [name for name in self.signature.output_fields if name in row]
         names = [name for name in names if name != "reasoning"]
-        return sum(_same(row[name], getattr(prediction, name, None)) for name in names), len(names)
+        accepts = row.get("accepts", {})
+        n_right = 0
+        for name in names:
+            given = getattr(prediction, name, None)
+            n_right += accepts[name](given) if name in accepts else same(row[name], given)
+        return n_right, len(names)
 
 
-def _same(wanted: Any, given: Any) -> bool:
+def same(wanted: Any, given: Any) -> bool:
     """Whether a value is right. A text is, if it has the words wanted and few others."""
     if isinstance(wanted, str) and isinstance(given, str):
         words, found = _words(wanted), _words(given)
@@ -345,7 +351,7 @@ def _react(signature: Any) -> dspy.Module:
     return dspy.ReAct(signature, tools=[add, weather], max_iters=3)
 
 
-def _rows(names: str, tuples: list[Any]) -> Rows:
+def rows_of(names: str, tuples: list[Any]) -> Rows:
     return [dict(zip(names.split(), one, strict=True)) for one in tuples]
 
 
@@ -380,50 +386,14 @@ def _order_rows() -> Rows:
 def made_here() -> list[Task]:
     """The tasks on texts of this file."""
     return [
-        Task("extraction", Person, _rows("text name city year", PERSONS)),
-        Task("routing", Route, _rows("message department", ROUTES)),
-        Task("mood", Mood, _rows("review is_positive", MOODS)),
-        Task("reading", Reading, _rows("text question answer", READINGS)),
-        Task("thought", Question, _rows("question reasoning answer", QUESTIONS),
+        Task("extraction", Person, rows_of("text name city year", PERSONS)),
+        Task("routing", Route, rows_of("message department", ROUTES)),
+        Task("mood", Mood, rows_of("review is_positive", MOODS)),
+        Task("reading", Reading, rows_of("text question answer", READINGS)),
+        Task("thought", Question, rows_of("question reasoning answer", QUESTIONS),
              dspy.ChainOfThought),
         Task("list", Order, _order_rows()),
         Task("tool call", Call, _call_rows()),
         Task("react", dspy.Signature("question -> answer"), _agent_rows(), _react,
              takes_demos=False),
     ]  # fmt: skip
-
-
-def from_folder(folder: Path, count: int) -> list[Task]:
-    """Those tasks whose public data are in a folder: GSM8K and banking77.
-
-    :param count: how many of their examples are asked.
-    """
-    tasks = []
-    for path in sorted(folder.rglob("test.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines()[: N_DEMOS + count]
-        rows = []
-        for line in lines:
-            found = json.loads(line)
-            thoughts, _, answer = found["answer"].partition("####")
-            thoughts = re.sub("<<.*?>>", "", thoughts).strip()
-            rows.append({"question": found["question"], "reasoning": thoughts,
-                         "answer": int(answer.replace(",", ""))})  # fmt: skip
-        tasks.append(Task("gsm8k", dspy.Signature("question -> answer: int"), rows,
-                          dspy.ChainOfThought))  # fmt: skip
-    for path in sorted(folder.rglob("test.csv")):
-        with path.open(encoding="utf-8", newline="") as file:
-            found = [(row["text"], row["category"]) for row in csv.DictReader(file)]
-        intents = list(dict.fromkeys(intent for _, intent in found))[:10]
-        by_intent = [[text for text, of in found if of == intent] for intent in intents]
-        mixed = [
-            (texts[place], intent)
-            for place in range(2 + count // len(intents))
-            for texts, intent in zip(by_intent, intents, strict=True)
-        ]
-        intent: Any = Literal.__getitem__(tuple(intents))
-        signature = dspy.Signature(
-            {"query": (str, dspy.InputField()), "intent": (intent, dspy.OutputField())},
-            "Choose the intent of the bank customer's query.",
-        )
-        tasks.append(Task("banking77", signature, _rows("query intent", mixed)[: N_DEMOS + count]))
-    return tasks
