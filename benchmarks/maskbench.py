@@ -1,7 +1,8 @@
 """MaskBench: how many public JSON schemas a grammar holds to, and how fast.
 
     python benchmarks/maskbench.py DATA [--vocab GGUF] [--engines pyllama,pyllama-any-order,…]
-        [--every N] [--masks] [--processes N] [--timeout SECONDS] [--details FILE]
+        [--every N] [--shard I/N] [--masks] [--processes N] [--timeout SECONDS] [--details FILE]
+    python benchmarks/maskbench.py --join FILE…
 
 DATA is the folder `maskbench/data` of the repository guidance-ai/jsonschemabench: one schema a
 file, with instances that fit it and instances that do not. GGUF is any model or vocabulary,
@@ -17,7 +18,10 @@ such a schema does not pass either.
 Times are processor time of one process. "compile" goes from the schema to a grammar that is ready;
 "token check" is the check of one token and its acceptance, which is what sampling does for nearly
 every token here; with --masks, "mask" is finding all tokens that may come next, before each. For
-times that mean something, leave --processes at 1 on a quiet machine.
+times that mean something, the machine must be quiet, and --processes no more than half its cores.
+
+A run can be made in parts, on one machine or on several: --shard 1/4 examines a quarter of the files
+and --details keeps what was found. --join makes one table of the files of all parts, of all engines.
 """
 
 from __future__ import annotations
@@ -44,6 +48,9 @@ from adapter.models import embedded_model
 
 HALVES = ("even", "odd")
 """Of the files, by a checksum of their names: what was learned from one is tried on the other."""
+
+TIMES = ("checks", "masks")
+"""Of an outcome: an array each."""
 
 
 @dataclass
@@ -194,6 +201,30 @@ def run(name: str, paths: Iterable[Path], options: argparse.Namespace) -> list[O
     return found
 
 
+def saved(name: str, outcome: Outcome) -> str:
+    """One engine's outcome as a line of JSON; times in tenths of a microsecond, to be short."""
+    times = {key: np.rint(10 * getattr(outcome, key)).astype(int).tolist() for key in TIMES}
+    return json.dumps({"engine": name, **asdict(outcome), **times})
+
+
+def joined(paths: Iterable[Path]) -> dict[str, list[Outcome]]:
+    """The outcomes that runs kept, by engine.
+
+    Raises ValueError where a schema was examined twice with one engine.
+    """
+    found: dict[str, dict[str, Outcome]] = {}
+    for path in paths:
+        with path.open() as lines:
+            for line in lines:
+                given = json.loads(line)
+                of_engine = found.setdefault(given.pop("engine"), {})
+                given |= {key: np.array(given[key], np.float32) / 10 for key in TIMES}
+                if given["file"] in of_engine:
+                    raise ValueError(f"{path} has {given['file']}, which another file has too")
+                of_engine[given["file"]] = Outcome(**given)
+    return {name: [*outcomes.values()] for name, outcomes in found.items()}
+
+
 def percentiles(values: Any, digits: int) -> str:
     """The middle, the tail and the worst of some times."""
     if not len(values):
@@ -212,7 +243,7 @@ def column(outcomes: list[Outcome]) -> dict[str, str]:
 
     untold = [one for one in outcomes if one.taken and not one.told]
     told = [one for one in outcomes if one.taken and one.told]
-    compiled = [one.compile_ms for one in outcomes if not one.failure]
+    compiled = [one.compile_ms for one in outcomes if not one.failure] or [0.0]
     checks = np.concatenate([one.checks for one in outcomes])
     masks = np.concatenate([one.masks for one in outcomes])
     halves = {half: [one for one in outcomes if one.half == half] for half in HALVES}
@@ -257,46 +288,67 @@ def table(columns: dict[str, dict[str, str]]) -> str:
     )  # fmt: skip
 
 
+def shard(text: str) -> tuple[int, int]:
+    """Which part of how many: "2/4" is the second of four."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part such as 2/4")
+    return int(number), int(count)
+
+
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--vocab", type=Path, default=None)
     parser.add_argument("--engines", default=",".join(installed()))
     parser.add_argument("--every", type=int, default=1, help="of the files, in order of checksums")
+    parser.add_argument("--shard", type=shard, default=(1, 1), help="I/N: part I of N of the files")
     parser.add_argument("--half", choices=HALVES)
     parser.add_argument("--masks", action="store_true")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--timeout", type=int, default=60, help="seconds for a schema")
     parser.add_argument("--memory", type=int, default=4, help="GiB for a process")
     parser.add_argument("--details", type=Path, help="a file for one line of JSON a schema")
+    parser.add_argument("--join", type=Path, nargs="+", help="files of --details, for one table")
     options = parser.parse_args()
+    if options.join:
+        columns = {name: column(outcomes) for name, outcomes in joined(options.join).items()}
+    elif options.data is None:
+        parser.error("give the folder maskbench/data, or --join and files of --details")
+    else:
+        columns = examined(parser, options)
+    print(table(columns))
+
+
+def examined(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> dict[str, dict[str, str]]:
+    """Examine what the options say. Returns each engine's column."""
     if options.vocab is None:
         options.vocab = embedded_model.fetch()
+    number, count = options.shard
     paths = sorted(
         options.data.glob("*.json"), key=lambda path: (zlib.crc32(path.name.encode()), path.name)
-    )[:: options.every]
+    )[:: options.every][number - 1 :: count]
     if options.half:
         paths = [path for path in paths if half_of(path) == options.half]
     if not paths:
         parser.error(f"{options.data} has no schemas: give the folder maskbench/data")
     columns = {}
-    details = []
-    for name in options.engines.split(","):
+    details = options.details.open("w") if options.details else None
+    for engine in options.engines.split(","):
         began = time.monotonic()
-        outcomes = run(name, paths, options)
-        columns[f"{name} {version(name)}"] = column(outcomes)
-        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-        for one in outcomes:
-            slowest = float(one.checks.max()) if len(one.checks) else 0.0
-            more = {"engine": name, "slowest_us": slowest, "n_tokens": len(one.checks)}
-            kept = {k: v for k, v in asdict(one).items() if k not in ("checks", "masks")}
-            details.append(json.dumps({**more, **kept}))
-    if options.details:
-        options.details.write_text("\n".join(details) + "\n")
-    print(table(columns))
+        outcomes = run(engine, paths, options)
+        name = f"{engine} {version(engine)}"
+        columns[name] = column(outcomes)
+        print(f"{engine}: {time.monotonic() - began:.0f} s", flush=True)
+        if details:
+            details.writelines(saved(name, outcome) + "\n" for outcome in outcomes)
+            details.flush()
+    return columns
 
 
 if __name__ == "__main__":
