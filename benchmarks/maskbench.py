@@ -20,8 +20,8 @@ Times are processor time of one process. "compile" goes from the schema to a gra
 every token here; with --masks, "mask" is finding all tokens that may come next, before each. For
 times that mean something, the machine must be quiet, and --processes no more than half its cores.
 
-A run can be made in parts, on one machine or on several: --shard 1/4 examines a quarter of the files
-and --details keeps what was found. --join makes one table of the files of all parts, of all engines.
+A run can be made in parts, on one machine or on several: --shard 1/4 examines a quarter of the
+files, and --details keeps what was found. --join makes one table of all parts and all engines.
 """
 
 from __future__ import annotations

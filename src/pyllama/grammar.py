@@ -122,6 +122,10 @@ class GrammarSampler(Sampler):
         trigger_patterns: ECMAScript regular expressions, searched in all text so far. The grammar
             begins with the first group that matched, or else with the whole match.
         trigger_tokens: the grammar begins with the first of these tokens.
+        shown: None to read every token as llama.cpp does. Else, while the grammar holds, no token
+            may follow that it reads otherwise than the text of the answer has it: control and
+            unknown tokens, whose names it reads and ``Detokenizer`` leaves out, but for these; and
+            bytes that form no text in UTF-8.
 
     Raises:
         GrammarError: a grammar or pattern that cannot be used with this vocabulary.
@@ -135,6 +139,7 @@ class GrammarSampler(Sampler):
         *,
         trigger_patterns: Iterable[str] = (),
         trigger_tokens: Iterable[int] = (),
+        shown: Iterable[int] | None = None,
     ) -> None:
         checked.tokenizing(vocab)
         if not isinstance(grammar, Grammar):
@@ -142,13 +147,14 @@ class GrammarSampler(Sampler):
                 raise TypeError(f"grammar must be a pyllama.Grammar or a str, got {grammar!r}")
             grammar = Grammar(grammar)
         patterns = _patterns(trigger_patterns)
-        tokens = _trigger_tokens(vocab, trigger_tokens)
+        tokens = _tokens_in("trigger_tokens", vocab, trigger_tokens)
+        names = None if shown is None else _tokens_in("shown", vocab, shown)
         with vocab._open() as pointer:
             problem = _problem(pointer, grammar)
             if problem:
                 raise GrammarError(problem)
             with _tokens_of(vocab, pointer) as known:
-                sampler = _init(pointer, known, grammar, patterns, tokens)
+                sampler = _init(pointer, known, grammar, patterns, tokens, names)
             super().__init__(sampler, selects=False, vocab=vocab, reads_vocab=True)
             self._eog = check(lib.guarded_grammar_eog(pointer), "looking for end tokens")
         #: The grammar it follows.
@@ -339,6 +345,7 @@ def _init(
     grammar: Grammar,
     patterns: list[bytes],
     tokens: list[int],
+    shown: list[int] | None,
 ) -> Pointer[llama_sampler]:
     texts = [ffi.new("char[]", pattern) for pattern in patterns]
     return lib.guarded_sampler_init_grammar(
@@ -350,6 +357,8 @@ def _init(
         len(texts),
         tokens,
         len(tokens),
+        ffi.NULL if shown is None else ffi.new("llama_token[]", shown or 1),
+        len(shown or ()),
         max(map(_stack_per_byte, patterns), default=0),
     )
 
@@ -384,10 +393,10 @@ def _stack_per_byte(pattern: bytes) -> int:
     return len(items) * _STACK_PER_ITEM if repeats else 0
 
 
-def _trigger_tokens(vocab: Vocab, tokens: Iterable[int]) -> list[int]:
+def _tokens_in(name: str, vocab: Vocab, tokens: Iterable[int]) -> list[int]:
     if not isinstance(tokens, Iterable):
-        raise TypeError(f"trigger_tokens must hold tokens, got {tokens!r}")
-    return [integer("trigger_tokens", token, 0, vocab.n_tokens - 1) for token in tokens]
+        raise TypeError(f"{name} must hold tokens, got {tokens!r}")
+    return [integer(name, token, 0, vocab.n_tokens - 1) for token in tokens]
 
 
 def _schema_text(schema: Mapping[str, Any] | bool | str) -> bytes:

@@ -226,8 +226,8 @@ def test_what_is_misspelt_llama_cpp_refuses(tiny, gbnf, text, position):
     except GrammarError as error:
         ours = ("ends at fewer", "may be empty", "not def", "empty text alone", "ends before it")
         if not any(one in str(error) for one in ours):
-            tokens = _tokens_of(tiny.vocab)
-            pointer = lib.guarded_sampler_init_grammar(
-                tiny.vocab._pointer, tokens.pointer, gbnf.encode(), b"root", [], 0, [], 0, 0
-            )
-            assert pointer == ffi.NULL
+            with tiny.vocab._open() as vocab, _tokens_of(tiny.vocab, vocab) as tokens:
+                made = lib.guarded_sampler_init_grammar(
+                    vocab, tokens, gbnf.encode(), b"root", [], 0, [], 0, ffi.NULL, 0, 0
+                )
+            assert made == ffi.NULL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -93,13 +93,17 @@ def build_prompt(
             constraint = after_thinking(grammar, shaped, loaded.answer_tokens)
     else:
         constraint = _constraint(rendered, loaded)
+    preserved = frozenset(
+        token for text in rendered.preserved_tokens for token in loaded.answer_tokens(text)
+    )
+    if constraint is not None:
+        marks = () if budget is None else (budget.start, *budget.ends)
+        constraint = replace(constraint, shown=preserved.union(*marks))
     return Prompt(
         tokens=tuple(loaded.tokenize(rendered)),
         constraint=constraint,
         stops=rendered.stops + loaded.turn_stops,
-        preserved_tokens=frozenset(
-            token for text in rendered.preserved_tokens for token in loaded.answer_tokens(text)
-        ),
+        preserved_tokens=preserved,
         # What was begun is not part of the answer, and no thoughts come after it.
         parser=rendered.parser if tools or (thinks and not begun) else None,
         reasoning_budget=budget,

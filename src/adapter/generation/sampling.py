@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +23,15 @@ class Constraint:
     trigger_patterns  regular expressions; the grammar applies from the first match on
     trigger_tokens    tokens from which on it applies; with neither it applies at once
     begun             tokens at the prompt's end that belong to what the grammar describes
+    shown             control tokens that it may name: the answer shows their names, or needs none.
+                      Of no other token does it take the name for text
     """
 
     gbnf: str
     trigger_patterns: tuple[str, ...] = ()
     trigger_tokens: tuple[int, ...] = ()
     begun: tuple[int, ...] = ()
+    shown: frozenset[int] = frozenset()
 
     @property
     def is_lazy(self) -> bool:
@@ -145,8 +147,6 @@ def sampler_chain(
         grammar = grammar_sampler(vocab, constraint)
         if complete_within is not None:
             grammar.complete_within(complete_within)
-        if not constraint.is_lazy:
-            steps = [_without_silent_tokens(vocab, constraint.gbnf), *steps]
     return pyllama.SamplerChain(steps, grammar=grammar)
 
 
@@ -177,6 +177,7 @@ def grammar_sampler(vocab: pyllama.Vocab, constraint: Constraint) -> pyllama.Gra
         checked_grammar(constraint.gbnf),
         trigger_patterns=constraint.trigger_patterns,
         trigger_tokens=constraint.trigger_tokens,
+        shown=constraint.shown | {*constraint.trigger_tokens},
     )
     for token in constraint.begun:
         sampler.accept(token)
@@ -215,29 +216,6 @@ def _fewest(vocab: weakref.ref[pyllama.Vocab], constraint: Constraint) -> int | 
 
 
 _fewest_tokens: weakref.WeakKeyDictionary[pyllama.Vocab, Callable[[Constraint], int | None]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def _without_silent_tokens(vocab: pyllama.Vocab, gbnf: str) -> pyllama.Sampler:
-    """What rules out tokens that a grammar reads as text and an answer does not show.
-
-    Those that the grammar itself spells, such as the marks of reasoning, stay.
-    """
-    silent = _silent_tokens.get(vocab)
-    if silent is None:
-        silent = {
-            token: vocab.token_to_piece(token).decode("utf-8", "replace")
-            for token in range(vocab.n_tokens)
-            if vocab.is_control(token) and not vocab.is_eog(token)
-        }
-        _silent_tokens[vocab] = silent
-    biases = {token: -math.inf for token, text in silent.items() if text not in gbnf}
-    return pyllama.Sampler.logit_bias(vocab, biases)
-
-
-# The control tokens of a vocabulary, and their texts: finding them takes milliseconds.
-_silent_tokens: weakref.WeakKeyDictionary[pyllama.Vocab, dict[int, str]] = (
     weakref.WeakKeyDictionary()
 )
 

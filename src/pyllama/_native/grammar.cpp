@@ -56,18 +56,24 @@ char * guarded_grammar_check_pattern(const char * pattern) {
     });
 }
 
-// Without patterns and tokens it holds at once; stack_per_byte: see grammar_sampler.hpp.
+// Without patterns and tokens it holds at once; stack_per_byte: see grammar_sampler.hpp. shown: the
+// tokens whose names a text shows, or NULL where it takes whatever the grammar does.
 llama_sampler * guarded_sampler_init_grammar(const llama_vocab * vocab, const pyllama_tokens * all,
                                              const char * source, const char * root,
                                              const char ** patterns, size_t n_patterns,
                                              const llama_token * tokens, size_t n_tokens,
+                                             const llama_token * shown, size_t n_shown,
                                              size_t stack_per_byte) {
     return guarded_init([&] {
+        const auto text = shown == nullptr ? nullptr
+                                           : std::make_shared<pyllama::text_tokens>(
+                                                 all->tree, std::vector(shown, shown + n_shown));
         return pyllama::make_grammar_sampler(vocab, all->tree,
                                              {source,
                                               root,
                                               {patterns, patterns + n_patterns},
                                               {tokens, tokens + n_tokens},
+                                              text,
                                               stack_per_byte})
             .release();
     });

@@ -87,15 +87,16 @@ bool ends_sentence(std::string text) {
 } // namespace
 
 grammar_budget::grammar_budget(const llama_vocab * vocab, std::shared_ptr<const token_tree> tokens,
-                               llama_grammar & grammar, const std::string & gbnf, uint32_t n_tokens)
+                               llama_grammar & grammar, std::shared_ptr<const text_tokens> shown,
+                               uint32_t n_tokens)
     : vocab_(vocab), tokens_(std::move(tokens)), grammar_(grammar), lengths_(grammar.rules),
-      gbnf_(gbnf), n_left_(n_tokens), unbound_(!lengths_.known()) {}
+      shown_(std::move(shown)), n_left_(n_tokens), unbound_(!lengths_.known()) {}
 
-grammar_budget::grammar_budget(const grammar_budget & from, llama_grammar & grammar,
-                               const std::string & gbnf)
+grammar_budget::grammar_budget(const grammar_budget & from, llama_grammar & grammar)
     : vocab_(from.vocab_), tokens_(from.tokens_), grammar_(grammar), lengths_(grammar.rules),
-      gbnf_(gbnf), n_left_(from.n_left_), begun_(from.begun_), unbound_(from.unbound_),
-      planned_(from.planned_), share_(from.share_), window_(from.window_), word_(from.word_), opening_(from.opening_),
+      shown_(from.shown_), n_left_(from.n_left_), begun_(from.begun_), unbound_(from.unbound_),
+      planned_(from.planned_), share_(from.share_), window_(from.window_), word_(from.word_),
+      opening_(from.opening_),
       n_written_(from.n_written_), last_(from.last_), places_(from.places_) {}
 
 uint32_t grammar_budget::fewest() {
@@ -116,7 +117,8 @@ bool grammar_budget::fits(const std::vector<llama_token> & tokens) {
             llama_token_data       only       = {tokens[i], 0.0f, 0.0f};
             llama_token_data_array candidates = {&only, 1, -1, false};
             llama_grammar_apply_impl(grammar_, &candidates);
-            follow = only.logit != -INFINITY && !llama_vocab_is_eog(vocab_, tokens[i]);
+            follow = only.logit != -INFINITY && !llama_vocab_is_eog(vocab_, tokens[i]) &&
+                     (!shown_ || shown_->shows_behind(grammar_.partial_utf8, tokens[i]));
             if (follow) {
                 llama_grammar_accept_impl(grammar_, tokens[i]);
             }
@@ -367,7 +369,7 @@ uint32_t grammar_budget::spelled(const std::string & text) {
             }
             const bool spells = std::any_of(
                 tokens_->begin_of(node), tokens_->end_of(node), [&](const token_tree::token & one) {
-                    return one.rest.n_remain == 0 && is_usable(one.id);
+                    return one.rest.n_remain == 0 && (!shown_ || shown_->shows(one.id));
                 });
             if (spells) {
                 fewest[i] = std::min(fewest[i], sum(fewest[end], 1));
@@ -378,12 +380,6 @@ uint32_t grammar_budget::spelled(const std::string & text) {
         spelled_.clear();
     }
     return spelled_[text] = fewest[0];
-}
-
-// Control tokens are ruled out while an answer is sampled, but those that its grammar spells.
-bool grammar_budget::is_usable(llama_token token) const {
-    return !llama_vocab_is_control(vocab_, token) ||
-           gbnf_.find(piece(token)) != std::string::npos;
 }
 
 // Whether a word, and a space, may come next.

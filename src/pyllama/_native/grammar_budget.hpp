@@ -8,6 +8,7 @@
 
 #include "grammar_lengths.hpp"
 #include "grammar_states.hpp"
+#include "text_tokens.hpp"
 #include "token_tree.hpp"
 
 #include <memory>
@@ -20,13 +21,13 @@ namespace pyllama {
 
 class grammar_budget {
   public:
-    // The tokens of `vocab` that do not generate text are of no use, but those that `gbnf` spells.
-    // The rules do not move.
+    // shown: the tokens that may spell the text; null for all. The rules do not move.
     grammar_budget(const llama_vocab * vocab, std::shared_ptr<const token_tree> tokens,
-                   llama_grammar & grammar, const std::string & gbnf, uint32_t n_tokens);
+                   llama_grammar & grammar, std::shared_ptr<const text_tokens> shown,
+                   uint32_t n_tokens);
 
     // The same of a copy of the grammar.
-    grammar_budget(const grammar_budget & from, llama_grammar & grammar, const std::string & gbnf);
+    grammar_budget(const grammar_budget & from, llama_grammar & grammar);
     grammar_budget & operator=(const grammar_budget &) = delete;
 
     static constexpr uint32_t ENDLESS = grammar_lengths::ENDLESS;
@@ -68,7 +69,6 @@ class grammar_budget {
     need     needed(const llama_grammar_stacks & stacks, llama_partial_utf8 rest);
     need     needed_after(llama_token token);
     uint32_t spelled(const std::string & text);
-    bool     is_usable(llama_token token) const;
     bool     is_text() const;
     void     note(llama_token token);
     void     add_rules(std::set<uint32_t> & rules, const llama_grammar_stack & stack) const;
@@ -79,7 +79,7 @@ class grammar_budget {
     std::shared_ptr<const token_tree> tokens_;
     llama_grammar &                   grammar_;
     grammar_lengths                   lengths_;
-    const std::string                 gbnf_;
+    const std::shared_ptr<const text_tokens> shown_;
     uint32_t                          n_left_;
     bool                              begun_   = false; // a lazy grammar begins with its trigger
     bool                              unbound_ = false;

@@ -91,12 +91,38 @@ std::unique_ptr<pyllama::grammar_budget> make_budget(const grammar_sampler & own
     std::unique_ptr<pyllama::grammar_budget> budget;
     pyllama::run_with_stack(4 * pyllama::GRAMMAR_STACK, [&] {
         budget = std::make_unique<pyllama::grammar_budget>(own.vocab, own.tokens, *own.grammar,
-                                                           own.source.gbnf, n_tokens);
+                                                           own.source.shown, n_tokens);
     });
     return budget;
 }
 
+// What a grammar names as a token, it does not take for text.
+void show_named(pyllama::text_tokens & shown, const llama_grammar & grammar) {
+    for (const auto & rule : grammar.rules) {
+        for (const llama_grammar_element & element : rule) {
+            if (element.type == LLAMA_GRETYPE_TOKEN) {
+                shown.show(static_cast<llama_token>(element.value));
+            }
+        }
+    }
+}
+
+// Before the grammar looks at them: it has less to do then.
+void rule_out_misread(const grammar_sampler & own, llama_token_data_array * candidates) {
+    if (!own.source.shown || own.grammar->awaiting_trigger) {
+        return;
+    }
+    for (size_t i = 0; i < candidates->size; i++) {
+        const llama_token token = candidates->data[i].id;
+        if (!own.source.shown->shows_behind(own.grammar->partial_utf8, token) &&
+            !llama_vocab_is_eog(own.vocab, token)) {
+            candidates->data[i].logit = -INFINITY;
+        }
+    }
+}
+
 void apply_here(grammar_sampler & own, llama_token_data_array * candidates) {
+    rule_out_misread(own, candidates);
     const bool        many = candidates->size > FEW && !own.grammar->awaiting_trigger;
     const auto *      may  = many ? states(own).allowed() : nullptr;
     if (!may) {
@@ -134,8 +160,7 @@ llama_sampler * clone(const llama_sampler * sampler) {
     copy.n_tokens        = own.n_tokens;
     if (own.budget) {
         pyllama::run_with_stack(4 * pyllama::GRAMMAR_STACK, [&] {
-            copy.budget = std::make_unique<pyllama::grammar_budget>(*own.budget, *copy.grammar,
-                                                                    own.source.gbnf);
+            copy.budget = std::make_unique<pyllama::grammar_budget>(*own.budget, *copy.grammar);
         });
     }
     return make(std::move(copy));
@@ -218,6 +243,9 @@ bool is_grammar(const llama_sampler * sampler) {
 sampler_ptr make_grammar_sampler(const llama_vocab * vocab, std::shared_ptr<const token_tree> tokens,
                                  grammar_source source) {
     grammar_ptr grammar = begin(vocab, source);
+    if (grammar && source.shown) {
+        show_named(*source.shown, *grammar);
+    }
     return sampler_ptr(grammar ? make({vocab, std::move(tokens), std::move(source), std::move(grammar)})
                                : nullptr);
 }

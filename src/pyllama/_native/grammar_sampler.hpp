@@ -3,6 +3,7 @@
 #pragma once
 
 #include "sampler.hpp"
+#include "text_tokens.hpp"
 #include "token_tree.hpp"
 
 #include <string>
@@ -16,6 +17,7 @@ struct grammar_source {
     std::string              root;
     std::vector<std::string> patterns;
     std::vector<llama_token> tokens;
+    std::shared_ptr<text_tokens> shown; // without it, whatever the grammar takes may come
     size_t stack_per_byte; // what its patterns need, at most, for a byte of the text they search
 };
 

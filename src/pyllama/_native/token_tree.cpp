@@ -44,6 +44,43 @@ std::optional<std::pair<std::u32string, llama_partial_utf8>> decode(const std::s
     return std::pair(std::move(characters), llama_partial_utf8{value, n_more});
 }
 
+// How many bytes more a character has after one that begins it; -1 for one that begins none.
+int n_following(uint8_t byte) {
+    return byte < 0x80 ? 0 : byte < 0xC2 ? -1 : byte < 0xE0 ? 1 : byte < 0xF0 ? 2 : byte < 0xF5 ? 3 : -1;
+}
+
+// Whether the second byte of a character may follow the first.
+bool may_follow(uint8_t first, uint8_t second) {
+    const uint8_t least = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;
+    const uint8_t most  = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
+    return least <= second && second <= most;
+}
+
+// Whether it can be a part of a text in UTF-8, which may begin and end within a character.
+bool is_part_of_text(const std::string & piece) {
+    const auto at = [&](size_t i) { return static_cast<uint8_t>(piece[i]); };
+    size_t     i  = 0;
+    while (i < piece.size() && (at(i) & 0xC0) == 0x80) {
+        i++;
+    }
+    if (i > 3 || piece.find('\0') != std::string::npos) {
+        return false;
+    }
+    while (i < piece.size()) {
+        const uint8_t first  = at(i++);
+        int           n_more = n_following(first);
+        if (n_more < 0 || (n_more > 0 && i < piece.size() && !may_follow(first, at(i)))) {
+            return false;
+        }
+        for (; n_more > 0 && i < piece.size(); n_more--) {
+            if ((at(i++) & 0xC0) != 0x80) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 std::string piece_of(const llama_vocab * vocab, llama_token token) {
     const int32_t size = -llama_token_to_piece(vocab, token, nullptr, 0, 0, true);
     std::string   piece(static_cast<size_t>(std::max(size, 0)), '\0');
@@ -56,8 +93,11 @@ std::string piece_of(const llama_vocab * vocab, llama_token token) {
 token_tree::token_tree(const llama_vocab * vocab) : n_tokens_(llama_vocab_n_tokens(vocab)) {
     std::vector<spelling> spellings;
     std::vector<bool>     bytes(256);
+    const auto        unshown = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN;
     for (llama_token id = 0; id < n_tokens_; id++) {
         const std::string piece = piece_of(vocab, id);
+        misread_.push_back((llama_vocab_get_attr(vocab, id) & unshown) || !is_part_of_text(piece));
+        first_byte_.push_back(piece.empty() ? 0 : static_cast<uint8_t>(piece[0]));
         longest_piece_          = std::max(longest_piece_, piece.size());
         if (piece.size() == 1) {
             bytes[static_cast<uint8_t>(piece[0])] = true;

@@ -38,6 +38,9 @@ class token_tree {
     bool spells_bytes() const { return spells_bytes_; }
     // Those that end generation, whatever their text.
     const std::vector<llama_token> & end_tokens() const { return end_tokens_; }
+    // Whether a grammar reads it otherwise than a text shows it (see text_tokens.hpp).
+    bool    is_misread(llama_token token) const { return misread_[static_cast<size_t>(token)]; }
+    uint8_t first_byte(llama_token token) const { return first_byte_[static_cast<size_t>(token)]; }
     llama_token                      n_tokens() const { return n_tokens_; }
     size_t                           longest_piece() const { return longest_piece_; } // in bytes
 
@@ -48,6 +51,8 @@ class token_tree {
     std::vector<node>        nodes_;
     std::vector<token>       tokens_;
     std::vector<llama_token> end_tokens_;
+    std::vector<bool>        misread_;
+    std::vector<uint8_t>     first_byte_;
     std::unordered_map<uint32_t, uint32_t> first_; // nodes by the characters that tokens begin with
     bool                     spells_bytes_ = false;
     std::vector<uint32_t>    open_; // while it is made: the path to the last node

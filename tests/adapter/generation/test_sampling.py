@@ -88,19 +88,24 @@ def test_a_grammar_that_is_none_is_refused(tiny):
         sampler_chain(tiny.vocab, Sampling(), 1, Constraint("root ="))
 
 
-def test_a_grammar_takes_no_token_that_leaves_no_text(tiny, context):
-    """A control token's name would fit a text, and be missing from the answer."""
-    control = next(
+@pytest.mark.parametrize("kind", ["control", "unknown"])
+def test_a_grammar_takes_no_token_that_leaves_no_text(tiny, context, kind):
+    """Its name would fit a text, and be missing from the answer."""
+    hidden = next(
         token
         for token in range(tiny.vocab.n_tokens)
-        if tiny.vocab.is_control(token) and not tiny.vocab.is_eog(token)
+        if kind in tiny.vocab.get_attr(token) and not tiny.vocab.is_eog(token)
     )
-    name = tiny.vocab.token_to_piece(control).decode()
-    wanted = Sampling(temperature=0, logit_bias={control: 100.0})
+    name = tiny.vocab.token_to_piece(hidden).decode()
+    wanted = Sampling(temperature=0, logit_bias={hidden: 100.0})
     context.decode(pyllama.Batch.from_tokens([5, 6, 7]))
-    for gbnf, allowed in (("root ::= [^\\x00]*", False), (f'root ::= "{name}" "a"', True)):
-        with sampler_chain(tiny.vocab, wanted, 1, Constraint(gbnf)) as chain:
-            assert (chain.sample(context) == control) == allowed
+    for gbnf in ("root ::= [^\\x00]*", f'root ::= "{name}" "a"'):
+        for shown in (frozenset(), frozenset({hidden})):
+            with sampler_chain(tiny.vocab, wanted, 1, Constraint(gbnf, shown=shown)) as chain:
+                assert (chain.sample(context) == hidden) == bool(shown)
     lazy = Constraint("root ::= [^\\x00]*", trigger_patterns=("now",))
     with sampler_chain(tiny.vocab, wanted, 1, lazy) as chain:
-        assert chain.sample(context) == control
+        assert chain.sample(context) == hidden
+        for token in tiny.vocab.tokenize("now", add_special=False):
+            chain.accept(token)
+        assert chain.sample(context) != hidden
