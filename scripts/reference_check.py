@@ -6,6 +6,7 @@ Usage: python scripts/reference_check.py SITE
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -26,35 +27,38 @@ def public_names(package: str) -> set[str]:
 def public_attributes(package: str) -> set[str]:
     """The dotted names of what a package's public classes set on their objects.
 
-    The fields of dataclasses stand in the text of their class.
+    Left out is what the text of the class describes.
     """
-    tree = ast.parse((SOURCES / package / "__init__.py").read_text(encoding="utf-8"))
+    classes = {
+        node.name: node
+        for path in (SOURCES / package).rglob("*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            path = SOURCES.joinpath(*node.module.split(".")).with_suffix(".py")
-            classes = _classes(path) if path.is_file() else {}
-            for alias in node.names:
-                if (cls := classes.get(alias.name)) and not cls.decorator_list:
-                    found |= {f"{package}.{cls.name}.{name}" for name in _set_by(cls)}
+    for dotted in public_names(package):
+        name = dotted.partition(".")[2]
+        if name in classes:
+            found |= {f"{dotted}.{attribute}" for attribute in _undescribed(name, classes)}
     return found
 
 
-def _classes(path: Path) -> dict[str, ast.ClassDef]:
-    body = ast.parse(path.read_text(encoding="utf-8")).body
-    return {node.name: node for node in body if isinstance(node, ast.ClassDef)}
-
-
-def _set_by(cls: ast.ClassDef) -> set[str]:
-    """What a class declares, and what its methods set on self."""
+def _undescribed(name: str, classes: dict[str, ast.ClassDef]) -> set[str]:
+    """What a class and its bases declare or set on self, but for what their texts describe."""
     names = set()
-    for node in ast.walk(cls):
+    for node in ast.walk(classes[name]):
         match node:
-            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
-                names.add(name)
-            case ast.AnnAssign(target=ast.Name(id=name)) if node in cls.body:
-                names.add(name)
-    return {name for name in names if not name.startswith("_")}
+            case ast.Attribute(value=ast.Name(id="self"), attr=attribute, ctx=ast.Store()):
+                names.add(attribute)
+            case ast.AnnAssign(target=ast.Name(id=attribute)) if node in classes[name].body:
+                names.add(attribute)
+    found = {each for each in names if not each.startswith("_")} - {"args"}  # of every exception
+    for base in classes[name].bases:
+        base_name = ast.unparse(base).partition("[")[0]
+        if base_name in classes and base_name != name:
+            found |= _undescribed(base_name, classes)
+    text = ast.get_docstring(classes[name]) or ""
+    return {each for each in found if not re.search(rf"^ *{each}[: ]", text, re.MULTILINE)}
 
 
 def main(site: str) -> int:
@@ -62,8 +66,7 @@ def main(site: str) -> int:
         described = Inventory.parse_sphinx(file)
     wanted = set()
     for package in ("pyllama", "adapter"):
-        wanted |= public_names(package)
-    wanted |= public_attributes("pyllama")
+        wanted |= public_names(package) | public_attributes(package)
     missing = sorted(wanted - set(described))
     if missing:
         print(f"the reference does not describe {', '.join(missing)}", file=sys.stderr)

@@ -32,25 +32,28 @@ _STEP, _MAX_TEXTS = 512, 64
 
 
 class LlamaCppEmbedder:
-    """Turns texts into vectors, many at a time. Give it to dspy.Embedder, or call it.
+    """Turns texts into vectors, many at a time. Give it to ``dspy.Embedder``, or call it.
 
     ::
 
         embedder = LlamaCppEmbedder(pool.load_model("nomic-embed"))
         retrieve = dspy.retrievers.Embeddings(corpus, dspy.Embedder(embedder), k=3)
 
-    loaded     an embedding model, a reranker, or any other that pools
-    pooling    how the embeddings of a text's tokens become one: "mean", "cls", "last", or "rank"
-               for a reranker's score; None for what the model says
-    normalize  make every vector one of length 1 (L2)
-    truncate   cut texts that are longer than the model's context, instead of refusing them. The
-               end goes, but for the token that marks it
+    A vector depends on its text only, up to rounding: not on the other texts or their order. Any
+    number of threads may call the embedder; they take turns.
 
-    A vector depends on its text alone, up to rounding: not on the texts beside it or their order.
-    Any number of threads may call it; they take turns.
+    Args:
+        loaded: an embedding model, a reranker, or any other model that pools.
+        pooling: how the embeddings of a text's tokens become one: ``"mean"``, ``"cls"``,
+            ``"last"``, or ``"rank"`` for the score of a reranker. None for what the model says.
+        normalize: scale each vector to length 1 (L2).
+        truncate: cut texts that are longer than the model's context, instead of refusing them. The
+            end is cut, except for the token that marks it.
 
-    Raises InvalidParameterError for a pooling that does not exist, ConfigurationError for a model
-    that says nothing of pooling where none is given.
+    Raises:
+        InvalidParameterError: there is no such pooling.
+        ConfigurationError: the model does not say how it pools and ``pooling`` is None, or the
+            model has no head that ranks and ``pooling`` is ``"rank"``.
     """
 
     def __init__(
@@ -63,8 +66,11 @@ class LlamaCppEmbedder:
     ) -> None:
         if pooling is not None and pooling not in _POOLINGS:
             raise InvalidParameterError("pooling", pooling, f"one of {_POOLINGS}, or None")
+        #: The model.
         self.loaded = loaded
+        #: Whether each vector has length 1.
         self.normalize = normalize
+        #: Whether texts that are too long are cut.
         self.truncate = truncate
         self._asked = pooling
         self._lock = threading.Lock()
@@ -96,11 +102,19 @@ class LlamaCppEmbedder:
             self.__name__ += f"/{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
 
     def __call__(self, texts: Sequence[str]) -> Floats:
-        """The vectors of texts, float32 of shape (len(texts), n_embd).
+        """Compute the vectors of texts.
 
-        Raises InvalidParameterError for a text that is empty, TextTooLongError for one with more
-        tokens than the model's context, before anything is computed, TokenizationError for one
-        that has no UTF-8 form, and ConfigurationError for a reranker.
+        Args:
+            texts: the texts.
+
+        Returns:
+            a float32 array of shape (len(texts), n_embd).
+
+        Raises:
+            InvalidParameterError: a text is empty.
+            TextTooLongError: a text has more tokens than the model's context. Nothing was computed.
+            TokenizationError: a text has no UTF-8 form.
+            ConfigurationError: the model is a reranker.
         """
         if self.pooling == "rank":
             raise ConfigurationError(
@@ -119,14 +133,23 @@ class LlamaCppEmbedder:
         return vectors
 
     def rerank(self, query: str, documents: Sequence[str]) -> Floats:
-        """How well each document answers a query, float32 of shape (len(documents),).
+        """Score how well each document answers a query.
 
-        The greater the better; only the order means something. Query and document are put
-        together as llama.cpp's server does it: by the model's own "rerank" template if it has
-        one, whose special tokens count, or else as two sentences between special tokens.
+        Query and document are joined as in llama.cpp's server: by the model's own template
+        ``"rerank"`` if it has one, or else as two sentences between special tokens.
 
-        Raises what calling the embedder raises, and ConfigurationError for a model that is no
-        reranker.
+        Args:
+            query: the question.
+            documents: the texts to score.
+
+        Returns:
+            a float32 array of shape (len(documents),). Higher is better; only the order counts.
+
+        Raises:
+            ConfigurationError: the model is no reranker.
+            InvalidParameterError: a text is empty.
+            TextTooLongError: a pair has more tokens than the model's context.
+            TokenizationError: a text has no UTF-8 form.
         """
         if self.pooling != "rank":
             raise ConfigurationError(

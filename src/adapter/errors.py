@@ -57,7 +57,10 @@ class ConfigurationError(LlamaCppError, ValueError):
 class InvalidParameterError(ConfigurationError):
     """One parameter has a value outside its range.
 
-    `name` is the parameter, `value` what was given, `allowed` the range in words.
+    Attributes:
+        name: the parameter.
+        value: what was given.
+        allowed: the range in words.
     """
 
     def __init__(self, name: str, value: object, allowed: str) -> None:
@@ -82,7 +85,9 @@ _MAX_SHOWN = 500
 class InvalidModelNameError(LlamaCppError, ValueError):
     """A model name is not a plain file name inside the model folder.
 
-    `name` is what was given, `reason` what is wrong with it.
+    Attributes:
+        name: what was given.
+        reason: what is wrong with it.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -98,8 +103,10 @@ class InvalidModelNameError(LlamaCppError, ValueError):
 class ModelNotFoundError(LlamaCppError, FileNotFoundError):
     """The model folder holds no file for a name.
 
-    `name` is the model, `path` the file that was looked for, `near` the names there that are most
-    like it.
+    Attributes:
+        name: the model.
+        path: the file that was looked for.
+        near: the names in the folder that are most like it.
     """
 
     def __init__(
@@ -115,8 +122,10 @@ class ModelNotFoundError(LlamaCppError, FileNotFoundError):
 class ModelDownloadError(LlamaCppError, OSError):
     """A model could not be downloaded whole. What arrived is kept, and the next try goes on there.
 
-    `name` is the model, `reason` what went wrong and what to do, `choices` the names that would
-    have been clear.
+    Attributes:
+        name: the model.
+        reason: what went wrong, and what to do.
+        choices: the names that would have been clear.
     """
 
     def __init__(self, name: str, reason: str, choices: Sequence[str] = ()) -> None:
@@ -130,7 +139,10 @@ class ModelDownloadError(LlamaCppError, OSError):
 class ModelLoadError(LlamaCppError, RuntimeError):
     """A model's file is damaged, incomplete, or of a kind that llama.cpp does not know.
 
-    `name` is the model, `path` its file, `reason` what llama.cpp says.
+    Attributes:
+        name: the model.
+        path: its file.
+        reason: what llama.cpp says.
     """
 
     def __init__(self, name: str, path: Path, reason: str) -> None:
@@ -143,7 +155,9 @@ class ModelLoadError(LlamaCppError, RuntimeError):
 class ModelChangedError(LlamaCppError, RuntimeError):
     """The file of a model has other contents than when the model was loaded first.
 
-    `name` is the model, `path` its file.
+    Attributes:
+        name: the model.
+        path: its file.
     """
 
     def __init__(self, name: str, path: Path) -> None:
@@ -158,7 +172,9 @@ class ModelChangedError(LlamaCppError, RuntimeError):
 class ModelNotLoadedError(LlamaCppError, LookupError):
     """A model that should be in memory is not.
 
-    `name` is the model, `remedy` what to do about it.
+    Attributes:
+        name: the model.
+        remedy: what to do about it.
     """
 
     def __init__(self, name: str, remedy: str) -> None:
@@ -170,8 +186,10 @@ class ModelNotLoadedError(LlamaCppError, LookupError):
 class UnknownModelError(LlamaCppError, LookupError):
     """A request names a model that the engine it came to does not have.
 
-    `name` is what was asked for, `known` what the engine answers to, `others` the names of other
-    engines in this process.
+    Attributes:
+        name: the model that was asked for.
+        known: the names that the engine answers to.
+        others: the names of other engines in this process.
     """
 
     def __init__(self, name: str, known: list[str], others: list[str]) -> None:
@@ -188,8 +206,11 @@ class UnknownModelError(LlamaCppError, LookupError):
 class ModelInUseError(LlamaCppError, RuntimeError):
     """A thread would wait for itself.
 
-    It unloads a model that it holds a lease on, or has a model loaded while it is called back
-    during a load. `name` is the model, `remedy` what to do about it.
+    It unloads a model that it holds a lease on, or asks for a model in a progress callback.
+
+    Attributes:
+        name: the model.
+        remedy: what to do about it.
     """
 
     def __init__(
@@ -205,8 +226,10 @@ class ModelInUseError(LlamaCppError, RuntimeError):
 class ContextTooLongError(LlamaCppError, ValueError):
     """A prompt leaves no room for an answer in the context.
 
-    `actual` is the prompt's length, `max` the context's, and `answer` that of the shortest answer,
-    where its form sets one, all in tokens.
+    Attributes:
+        actual: the prompt's length in tokens.
+        max: the context's length in tokens.
+        answer: tokens of the shortest answer that its form allows.
     """
 
     def __init__(
@@ -228,8 +251,10 @@ class ContextTooLongError(LlamaCppError, ValueError):
 class TextTooLongError(ContextTooLongError):
     """A text has more tokens than the model takes at once.
 
-    `argument` names the text, such as "texts[3]"; `actual` is its length and `max` the model's,
-    both in tokens.
+    Attributes:
+        argument: the text, such as ``"texts[3]"``.
+        actual: its length in tokens.
+        max: tokens that the model takes at once.
     """
 
     def __init__(self, argument: str, actual: int, max: int) -> None:  # noqa: A002 - as above
@@ -244,7 +269,9 @@ class TextTooLongError(ContextTooLongError):
 class TokenBudgetExhaustedError(LlamaCppError, RuntimeError):
     """The requests of an engine took, or hold, all tokens that its config grants.
 
-    `used` and `limit` are numbers of tokens.
+    Attributes:
+        used: tokens that were used.
+        limit: tokens that the config grants.
     """
 
     def __init__(self, used: int, limit: int) -> None:
@@ -259,7 +286,9 @@ class TokenBudgetExhaustedError(LlamaCppError, RuntimeError):
 class RateLimitExceededError(LlamaCppError, RuntimeError):
     """More requests came in a minute than the config allows.
 
-    `retry_after` is how many seconds to wait.
+    Attributes:
+        retry_after: seconds to wait.
+        requests_per_minute: what the config allows.
     """
 
     def __init__(self, retry_after: float, requests_per_minute: int) -> None:
@@ -274,7 +303,9 @@ class RateLimitExceededError(LlamaCppError, RuntimeError):
 class RequestTimeoutError(LlamaCppError, TimeoutError):
     """A request was not done in time.
 
-    `timeout` is how many seconds it had from its arrival on, `n_tokens` how many tokens it had.
+    Attributes:
+        timeout: seconds that the request had from its arrival on.
+        n_tokens: tokens that it had by then.
     """
 
     def __init__(self, timeout: float, n_tokens: int) -> None:
@@ -289,7 +320,9 @@ class RequestTimeoutError(LlamaCppError, TimeoutError):
 class QueueFullError(LlamaCppError, RuntimeError):
     """Too many requests wait for a model.
 
-    `queued` is how many do, `retry_after` how many seconds one took lately.
+    Attributes:
+        queued: requests that wait.
+        retry_after: seconds that one took lately.
     """
 
     def __init__(self, queued: int, retry_after: float) -> None:
@@ -320,8 +353,13 @@ class BackendError(LlamaCppError, RuntimeError):
 class PoolFullError(BackendError, MemoryError):
     """A model pool has no room for a model, and every model in it is in use or pinned.
 
-    `name` is the model, `needed` what it takes, `held` what the pool holds and `limit` what it
-    may hold, all in `unit`: "bytes" of the memory named by `memory`, or "models".
+    Attributes:
+        name: the model.
+        needed: what it takes, in ``unit``.
+        held: what the pool holds, in ``unit``.
+        limit: what the pool may hold, in ``unit``.
+        unit: ``"bytes"`` or ``"models"``.
+        memory: whose memory it is.
     """
 
     def __init__(

@@ -42,30 +42,42 @@ def n_pos_max(model: Model) -> int | None:
 class Decoding(ContextOutputs):
     """What a ``Context`` takes, refuses, and says when a decode failed."""
 
+    #: Tokens that all sequences can hold. llama.cpp may round up what was asked for.
+    n_ctx: int
+    #: Tokens that one sequence can hold.
+    n_ctx_seq: int
+    #: The most tokens of one decode.
+    n_batch: int
+    #: The most tokens that are computed at once; a longer batch is cut into several.
+    n_ubatch: int
+    #: Number of sequences; ids are 0 to n_seq_max - 1.
+    n_seq_max: int
+    #: Recurrent states that each sequence keeps.
+    n_rs_seq: int
+    #: The most outputs of one encode or decode.
+    n_outputs_max: int
+    #: Whether sequences share one memory.
+    kv_unified: bool
+    #: Whether embeddings are computed; see :meth:`set_embeddings`.
+    computes_embeddings: bool
+    #: The tokens it remembers.
+    memory: Memory
+
     def _describe(self, pointer: Pointer[llama_context], params: llama_context_params) -> None:
         """Look at a context that was just made."""
         model = self.model
-        #: Tokens that all sequences can hold. llama.cpp may round up what was asked for.
-        self.n_ctx: int = lib.llama_n_ctx(pointer)
-        #: Tokens that one sequence can hold.
-        self.n_ctx_seq: int = lib.llama_n_ctx_seq(pointer)
-        #: The most tokens of one decode.
-        self.n_batch: int = lib.llama_n_batch(pointer)
-        #: The most tokens that are computed at once; a longer batch is cut into several.
-        self.n_ubatch: int = lib.llama_n_ubatch(pointer)
-        #: Number of sequences; ids are 0 to n_seq_max - 1.
-        self.n_seq_max: int = lib.llama_n_seq_max(pointer)
-        #: Recurrent states that each sequence keeps.
-        self.n_rs_seq: int = lib.llama_n_rs_seq(pointer)
-        #: The most outputs of one encode or decode.
-        self.n_outputs_max: int = self.n_batch
+        self.n_ctx = lib.llama_n_ctx(pointer)
+        self.n_ctx_seq = lib.llama_n_ctx_seq(pointer)
+        self.n_batch = lib.llama_n_batch(pointer)
+        self.n_ubatch = lib.llama_n_ubatch(pointer)
+        self.n_seq_max = lib.llama_n_seq_max(pointer)
+        self.n_rs_seq = lib.llama_n_rs_seq(pointer)
+        self.n_outputs_max = self.n_batch
         if params.n_outputs_max and not model.has_encoder:
             self.n_outputs_max = params.n_outputs_max
-        #: Whether sequences share one memory.
-        self.kv_unified: bool = params.kv_unified
+        self.kv_unified = params.kv_unified
         self._describe_outputs(pointer)
-        #: Whether embeddings are computed; see :meth:`set_embeddings`.
-        self.computes_embeddings: bool = params.embeddings
+        self.computes_embeddings = params.embeddings
         memory = lib.llama_get_memory(pointer)
         self._has_memory = memory != ffi.NULL
         recurrent = model.is_recurrent or model.is_hybrid
@@ -75,7 +87,6 @@ class Decoding(ContextOutputs):
         )
         self._n_pos_max = n_pos_max(model)
         self._n_outputs_made = self.n_seq_max
-        #: The tokens it remembers.
         self.memory = Memory(
             self,
             memory,

@@ -16,6 +16,7 @@ from pyllama.ggml_type import GGML_TYPES, row_size
 class TensorInfo:
     """A tensor of a GGUF file."""
 
+    #: Its name, such as ``"blk.0.attn_q.weight"``.
     name: str
     #: Elements in each dimension; the first is the innermost.
     shape: tuple[int, ...]

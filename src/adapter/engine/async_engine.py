@@ -31,6 +31,7 @@ class AsyncLlamaCppEngine:
     """
 
     def __init__(self, engine: LlamaCppEngine) -> None:
+        #: The engine that it is the twin of.
         self.engine = engine
         # Not the loop's own executor: DSPy uses that one, and long answers would starve it.
         self._threads = ThreadPoolExecutor(MAX_ASYNC_CALLS, thread_name_prefix="llamacpp-async")

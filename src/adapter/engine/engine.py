@@ -83,8 +83,13 @@ _engines: weakref.WeakValueDictionary[str, LlamaCppEngine] = weakref.WeakValueDi
 class LlamaCppEngine:
     """Answers lm15 requests with a loaded model. Any number of threads may call it at once.
 
-    `loaded` is the model and `config` says what a request leaves open. Raises ConfigurationError
-    when the two do not fit together.
+    Args:
+        loaded: the model.
+        config: its settings.
+
+    Raises:
+        ConfigurationError: the config is for another model.
+        InvalidParameterError: the config asks for more context than the model was loaded with.
     """
 
     # Read by DSPy, like the two hints that depend on the model: what an adapter may ask for.
@@ -121,13 +126,20 @@ class LlamaCppEngine:
                 config.context_length,
                 f"at most {loaded.context_length}, what {loaded.name!r} was loaded with",
             )
+        #: The model.
         self.loaded = loaded
+        #: What a request leaves open.
         self.config = replace(config)  # with template variables that nobody else can change
+        #: Tokens that a prompt and its answer may have together.
         self.context_length = config.context_length or loaded.context_length
+        #: The name that requests give, which DSPy's cache knows the model by.
         self.model = engine_name(loaded, config)
         self._portable = portable_name(loaded, config)
+        #: Whether the chat template has a format for calls of functions.
         self.supports_function_calling = loaded.calls_tools
+        #: Whether the model may think before it answers.
         self.supports_reasoning = loaded.capabilities["supports_thinking"]
+        #: The tokens that were used, of those that the config grants.
         self.budget = TokenBudget(config.token_budget_limit)
         self._generator = loaded.generators[config.execution]
         self._quota = Quota(self.budget, RequestRate(config.requests_per_minute))

@@ -41,39 +41,37 @@ _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model runs.
+    """Where a model runs."""
 
-    devices         what its layers are kept on, in this order; none for the CPU alone
-    n_gpu_layers    layers on the devices, negative for all
-    context_length  tokens of context for each request
-    n_contexts      requests of the full length that there is memory for at once
-    n_cells         tokens that the sequences of all requests may hold together
-    n_sequences     the most requests that run at once
-    kept_bytes      RAM for the beginnings of prompts that have no place in a context any more
-    n_threads       threads of the CPU to compute with
-    memory          bytes that model and contexts take at their peak, by device name or HOST
-    free            bytes that were not in use there
-    fits            whether enough remains free, and nothing had to be made smaller for it
-    reasons         why
-    tensor_split    share of each device, where they are several
-    tensor_buft_overrides  parts of layers that another device keeps
-    context         how its contexts are made, where the user says it
-    """
-
+    #: The devices that keep layers, in this order; none for the CPU alone.
     devices: tuple[pyllama.Device, ...]
+    #: Layers on the devices, negative for all.
     n_gpu_layers: int
+    #: Tokens of context for each request.
     context_length: int
+    #: Requests of the full length for which there is memory at once.
     n_contexts: int
+    #: Tokens that the sequences of all requests may hold together.
     n_cells: int
+    #: The most requests that run at once.
     n_sequences: int
+    #: RAM for beginnings of prompts that have left the context.
     kept_bytes: int
+    #: Threads of the CPU to compute with.
     n_threads: int
+    #: Bytes that model and contexts take at their peak, by device name or ``"host"``.
     memory: Mapping[str, int]
+    #: Bytes that were free there.
     free: Mapping[str, int]
+    #: Whether enough remains free, and nothing had to be made smaller for it.
     fits: bool
+    #: Why the model runs there.
     reasons: tuple[str, ...]
+    #: The share of each device, if there are several.
     tensor_split: tuple[float, ...] | None = None
+    #: Parts of layers that another device keeps.
     tensor_buft_overrides: Mapping[str, pyllama.Device] = field(default_factory=dict)
+    #: How its contexts are made, as far as the user says it.
     context: pyllama.ContextParams = field(default_factory=pyllama.ContextParams)
 
 
@@ -97,18 +95,20 @@ def require_integer(name: str, value: int | None, *, least: int | None = None) -
 
 
 class HardwareManager:
-    """Decides on what a model runs, how much of it, and with how many threads. Thread-safe.
+    """Decides which devices a model runs on, how much of it, and with how many threads.
 
-    devices  run models on these, whatever they are, and on the CPU; None for those that
-             choose_devices() finds worth using
-    backend  run models on the GPUs of this backend, as pyllama.backend_devices() takes it; None
-             for what the environment variable PYLLAMA_BACKEND says, or else all of them
+    Thread-safe.
 
-    rpc      "host:port" of RPC servers whose devices are used beside those
+    Args:
+        devices: run models on these and on the CPU; None for the devices that are worth using.
+        backend: run models on the GPUs of this backend, as ``pyllama.backend_devices`` takes it.
+            None for what the environment variable ``PYLLAMA_BACKEND`` says, or else all of them.
+        rpc: ``"host:port"`` of RPC servers whose devices are used as well.
 
-    Raises ConfigurationError for both of the first, and InvalidParameterError for a backend that
-    does not exist or an rpc that is no "host:port". A backend that is not here and a server that
-    does not answer are a BackendError, raised where the devices are needed.
+    Raises:
+        ConfigurationError: both ``devices`` and ``backend`` were given.
+        InvalidParameterError: there is no backend of that name, or an ``rpc`` is no
+            ``"host:port"``.
     """
 
     def __init__(
@@ -130,9 +130,11 @@ class HardwareManager:
         self._rpc = tuple(rpc)
 
     def choices(self) -> list[DeviceChoice]:
-        """Every device that there is, whether models run on it, and why.
+        """Every device of this machine and of the RPC servers: whether models run on it, and why.
 
-        Raises BackendError when the backend that was demanded is not here.
+        Raises:
+            BackendError: this machine lacks the backend that was asked for, or a server does not
+                answer.
         """
         found = pyllama.devices()
         remote = [
@@ -173,27 +175,31 @@ class HardwareManager:
     ) -> Placement:
         """Where the model in a file runs, with the memory that is free now. No weights are read.
 
-        A model that fits into one GPU runs on the one with the most free memory, of this machine
-        if there is one. Of a larger model all GPUs together take as many layers as fit, and the
-        CPU the rest. On the CPU alone the context becomes smaller where memory is short and
-        context_length is None.
+        A model that fits one GPU runs on the GPU with the most free memory, of this machine if
+        there is one. A larger model is spread: all GPUs together take as many layers as fit, and
+        the CPU takes the rest. On the CPU alone the context becomes shorter if memory is short and
+        ``context_length`` is None.
 
-        path            the file, or the first part of a split one
-        context_length  tokens of context; None for what the model was trained with, at most 4096
-        n_gpu_layers    layers on the GPUs, negative for all, 0 for none; None for what fits
-        n_contexts      requests of the full length that there is memory for at once, and as many
-                        more as are shorter. None for up to 32 where the model fits a GPU, as long
-                        as they and the model take no more than half of what is free there; on the
-                        CPU alone for 16, under the same condition. Where it does not hold, for 16
-                        of ordinary length (1024 tokens) and one of the full, or what fits
-        room            bytes of the host's memory that may be taken at most where numbers are left
-                        open; None for what is free, less a margin
-        context         how its contexts are made, as ModelPool takes it
+        Args:
+            path: the file, or the first part of a split one.
+            context_length: tokens of context; None for what the model was trained with, at most
+                4096.
+            n_gpu_layers: layers on the GPUs, negative for all, 0 for none; None for what fits.
+            n_contexts: requests of the full length for which there is memory at once. More
+                requests run if they are shorter. None for up to 32 on a GPU and 16 on a CPU, as
+                long as they and the model take no more than half of what is free there. If they
+                take more, None stands for 16 requests of ordinary length (1024 tokens) and one of
+                the full length, or for what fits.
+            room: bytes of the machine's memory that may be taken at most where numbers are left
+                open; None for what is free, less a margin.
+            context: how its contexts are made, as for ``ModelPool``.
 
-        Raises InvalidParameterError for a number out of range, FileNotFoundError when there is no
-        such file, pyllama.ModelLoadError for one that is no loadable model, and
-        pyllama.MemoryFitError for a context that cannot be made, and BackendError when the backend
-        that was demanded is not here.
+        Raises:
+            InvalidParameterError: a number out of range.
+            FileNotFoundError: there is no such file.
+            pyllama.ModelLoadError: the file is no loadable model.
+            pyllama.MemoryFitError: a context cannot be made.
+            BackendError: this machine lacks the backend that was asked for.
         """
         require_integer("context_length", context_length, least=1)
         require_integer("n_contexts", n_contexts, least=1)

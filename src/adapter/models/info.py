@@ -17,32 +17,29 @@ _NO_TOKENIZER: Mapping[str, str] = {"tokenizer.ggml.model": "no_vocab"}
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model without loading it.
+    """What is known of a model without loading it."""
 
-    name            what load_model() takes
-    paths           its file, or its parts in their order
-    size            bytes of its files together; 0 where one of them cannot be read
-    architecture    such as "llama"
-    quantization    by llama.cpp's names, such as "Q4_K_M"; None where the file does not say
-    n_params        how many parameters it has
-    context_length  tokens of context it was trained with
-    problem         why it cannot be loaded; None where nothing is wrong. The four above are None
-                    then
-    aliases         other names that load it
-    loaded          whether it is in memory
-    pinned          whether it is kept there
-    """
-
+    #: The name that ``load_model`` takes.
     name: str
+    #: Its file, or its parts in their order.
     paths: tuple[Path, ...]
+    #: Bytes of its files together; 0 if one of them cannot be read.
     size: int
+    #: The architecture, such as ``"llama"``.
     architecture: str | None = None
+    #: The quantization by llama.cpp's name, such as ``"Q4_K_M"``; None if the file does not say.
     quantization: str | None = None
+    #: Number of parameters.
     n_params: int | None = None
+    #: Tokens of context that it was trained with.
     context_length: int | None = None
+    #: Why it cannot be loaded, or None. With a problem the four facts above are None.
     problem: str | None = None
+    #: Other names that load it.
     aliases: tuple[str, ...] = ()
+    #: Whether it is in memory.
     loaded: bool = False
+    #: Whether the pool keeps it there.
     pinned: bool = False
 
 

@@ -35,47 +35,46 @@ class Borrow(Protocol):
 
 
 class LoadedModel:
-    """A model that a ModelPool has loaded, with what it takes to answer a conversation.
+    """A handle on a model of a ModelPool. Thread-safe.
 
-    The pool may evict it to make room for another; its next use loads it again. Thread-safe.
-    Every use raises ModelNotLoadedError once the model was unloaded or its pool closed,
-    ModelChangedError when its file has other contents by then, and PoolFullError when there is no
-    room to load it again.
+    The pool may evict the model to make room for another; its next use loads it again.
 
-    name            the model's name in its pool
-    path            its GGUF file, or the first part of it
-    fingerprint     hex digest of its content: the file, its chat template, and the version of
-                    llama.cpp
-    computation     what else decides the bytes of its answers; see ResidentModel
-    generators      compute completions, each under a lease of its own: "batched" together with
-                    others, "isolated" one at a time, in a context of its own
-    n_ctx_train     tokens of context it was trained with
-    context_length  tokens of context that a request and its answer may have
-    capabilities    what its chat template can express
-    template_variables  names in the chat template, its variables among them
-    calls_tools     whether it can be given tools, and its calls be read
-    n_vocab         tokens that it knows
-    turn_stops      texts at which a turn ends beside the vocabulary's own tokens
-    placement       what it runs on, and why
-    device          the first of that in words, such as "CPU (Intel Xeon)"
+    Raises:
+        ModelNotLoadedError: on use, the model was unloaded or its pool closed.
+        ModelChangedError: on use, the file has other contents than when the model was loaded.
+        PoolFullError: on use, there is no room to load it again.
     """
 
     def __init__(
         self, name: str, path: Path, resident: ResidentModel, placement: Placement, borrow: Borrow
     ) -> None:
+        #: The model's name in its pool.
         self.name = name
+        #: Its GGUF file, or the first part of it.
         self.path = path
+        #: Hex digest of the file, its chat template and the version of llama.cpp.
         self.fingerprint = resident.fingerprint
+        #: What else decides the bytes of its answers: devices, layers on them, threads and so on.
         self.computation = resident.computation
+        #: Tokens of context that it was trained with.
         self.n_ctx_train = resident.model.n_ctx_train
+        #: Tokens of context that a request and its answer may have together.
         self.context_length = placement.context_length
+        #: What its chat template can express.
         self.capabilities = resident.template.capabilities
+        #: Names in the chat template, its variables among them.
         self.template_variables = resident.template_variables
+        #: Whether it can be given tools, and its calls be read.
         self.calls_tools = resident.calls_tools
+        #: Tokens of its vocabulary.
         self.n_vocab = resident.model.vocab.n_tokens
+        #: Texts that end a turn, beside the vocabulary's own tokens.
         self.turn_stops = () if resident.has_template else ("\n\nUser:", "\n\nSystem:")
+        #: What it runs on, and why.
         self.placement = placement
+        #: The first device in words, such as ``"CPU (Intel Xeon)"``.
         self.device = _in_words(placement.devices)
+        #: Compute completions: ``"batched"`` together with others, ``"isolated"`` one at a time.
         self.generators: Mapping[Execution, Generator] = MappingProxyType(
             {execution: _LeasedGenerator(borrow, execution) for execution in get_args(Execution)}
         )
@@ -85,21 +84,28 @@ class LoadedModel:
         self._turn_ends: tuple[int, ...] | None = None
 
     def lease(self) -> Lease[pyllama.Model]:
-        """The model itself, kept in memory for the block.
+        """The model itself, kept in memory for a ``with`` block.
 
-        Take one around a request that uses the model several times. Neither eviction nor
-        unload_model() takes the model away meanwhile; leases taken within cost nothing.
+        Take a lease around a request that uses the model several times. During the block the model
+        is neither evicted nor unloaded. Further leases within the block cost nothing.
         """
         return self._borrow(attrgetter("model"))
 
     def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> pyllama.RenderedChat:
-        """A conversation as the model wants it, ending where the assistant's answer begins.
+        """Apply the model's chat template to a conversation.
 
-        The model's chat template is applied by llama.cpp's own engine, with the options of
-        ``pyllama.ChatTemplate.apply``; a model without one gets ``System: … / User: …``.
+        A model without a template gets ``System: … / User: …``.
 
-        Raises TokenizationError for messages that the template refuses, and TemplateAbortedError
-        for a template that does not end, or ends its process.
+        Args:
+            messages: the turns, as mappings with ``"role"`` and ``"content"``.
+            options: as for ``pyllama.ChatTemplate.apply``.
+
+        Returns:
+            the prompt, which ends where the assistant's answer begins.
+
+        Raises:
+            TokenizationError: the template refuses the messages.
+            TemplateAbortedError: the template does not end, or ends its process.
         """
         with self._borrow(whole) as resident:
             try:
@@ -117,10 +123,11 @@ class LoadedModel:
     def tokenize(self, prompt: pyllama.RenderedChat | str) -> list[int]:
         """The tokens of a rendered prompt, with BOS once as the model wants it.
 
-        Control tokens are recognised where the chat template wrote them, and nowhere else; a str
-        counts as the template's.
+        Control tokens are recognised where the chat template wrote them, and nowhere else. A str
+        counts as written by the template.
 
-        Raises TokenizationError for text that has no UTF-8 form, or is too long.
+        Raises:
+            TokenizationError: the text has no UTF-8 form, or is too long.
         """
         text, literal = (prompt, ()) if isinstance(prompt, str) else (prompt.prompt, prompt.literal)
         with self._borrow(whole) as resident:
@@ -143,7 +150,7 @@ class LoadedModel:
     def fewest_tokens(self, constraint: Constraint) -> int:
         """How many tokens the shortest answer has that follows a constraint.
 
-        0 where that is not known, and for a grammar that cannot be used, which answering tells.
+        0 if that is not known, or if the grammar cannot be used.
         """
         with self._borrow(whole) as resident:
             try:

@@ -40,56 +40,59 @@ _LOOK = 1.0
 
 
 class ModelPool:
-    """The models of one folder, loaded when asked for, evicted when others need the room.
+    """The models of one folder. It loads them when they are asked for, and evicts them for others.
 
-    Thread-safe. Several pools may be used at once; each evicts its own models alone.
+    Thread-safe. Several pools may be used at once; each evicts its own models only.
 
-    model_dir       the folder; the model called name is its file name.gguf, or the split files
-                    name-00001-of-00003.gguf and so on
-    aliases         more names: each for another name, or for a path below the folder that ends
-                    in .gguf, the only way to files in subfolders. Links are followed
-    memory_budget   bytes that models and their contexts may take together, as llama.cpp
-                    estimates them; "auto" for what was free of the host's memory and of each
-                    GPU's before the pools of this process took any, less a margin; None for no
-                    limit
-    max_models      models in memory at once; None for any number
-    hardware        decides what a model runs on
-    rpc             "host:port" of servers (pyllama rpc-server) whose devices models run on too,
-                    beside those of this machine; in place of hardware. A request fails when a
-                    server goes away, and the next one loads the model again
-    n_gpu_layers    layers kept on the GPUs, negative for all, 0 for none; None for what fits
-    context_length  tokens of context for each request; None for what the model was trained
-                    with, at most 4096
-    max_contexts    requests of the full length that each model has memory for at once, and as
-                    many more as are shorter; None for what memory allows: up to 16 on a CPU, and
-                    up to 32 on a GPU
-    context         how the contexts of its models are made, such as
-                    ContextParams(type_k="q8_0", n_threads=4): types of keys and values, RoPE,
-                    threads, batch sizes, flash attention. What is left open, and what belongs to
-                    the pool, the pool decides. Flash attention, which quantized values need, has
-                    answers on a CPU decoded one by one, unless reproducible is False
-    reproducible    on a CPU, have a request with a seed give the same bytes whatever runs beside it
-                    or ran before; False computes faster, and reuses answers as the beginning of
-                    the next prompt. On GPUs it is False in effect
-    prefix_folder   a folder, made if missing, where beginnings of prompts are kept for the next
-                    process, up to 1 GiB for each model; None to keep them in memory only. Its
-                    files are states of llama.cpp: use a folder that nobody else can write
-    chat_template   a template in Jinja in place of the models' own: its text, or the path of a file
-                    that holds it. One for all models of the pool, or a mapping from their names.
-                    What a model can do is found by trying it, and it is part of the lm's name
-    progress        True draws a bar on standard error while a model loads, if that is a terminal;
-                    False draws nothing. Or a function, called in a thread of the pool with a
-                    model's name and the fraction loaded, 0.0 to 1.0. What it raises stops the load,
-                    and is raised by whoever waits for it. It may unload models and close the pool;
-                    asking for one that is not in memory is a ModelInUseError
+    Args:
+        model_dir: the folder. The model ``name`` is the file ``name.gguf``, or the split files
+            ``name-00001-of-00003.gguf`` and so on.
+        aliases: more names, each for another name or for a path below the folder that ends in
+            ``.gguf``. An alias is the only way to a file in a subfolder. Links are followed.
+        memory_budget: bytes that models and their contexts may take together, as llama.cpp
+            estimates them. ``"auto"`` allows what was free on the machine and on each GPU before
+            the pools of this process took any, less a margin; None sets no limit.
+        max_models: models in memory at once; None for any number.
+        hardware: decides what a model runs on.
+        rpc: ``"host:port"`` of servers (``pyllama rpc-server``). Models run on their devices and on
+            those of this machine. Give this or ``hardware``. If a server goes away, requests fail,
+            and the next request loads the model again.
+        n_gpu_layers: layers kept on the GPUs, negative for all, 0 for none; None for what fits.
+        context_length: tokens of context for each request; None for what the model was trained
+            with, at most 4096.
+        max_contexts: requests of the full length for which each model has memory at once. More
+            requests run if they are shorter. None for what memory allows, up to 16 on a CPU and
+            up to 32 on a GPU.
+        context: how the contexts of the models are made, such as
+            ``pyllama.ContextParams(type_k="q8_0", n_threads=4)``: types of keys and values, RoPE,
+            threads, batch sizes, flash attention. The pool decides what is left open, and what
+            belongs to it. Quantized values need flash attention. With it, answers on a CPU are
+            decoded one by one unless ``reproducible`` is False.
+        reproducible: on a CPU, a request with a seed gives the same bytes whatever runs beside it
+            or ran before. False computes faster, and reuses an answer as the beginning of the next
+            prompt. On GPUs it has no effect.
+        prefix_folder: a folder that keeps the beginnings of prompts for the next process, up to
+            1 GiB for each model. It is made if it is missing. None keeps them in memory only. The
+            files are states of llama.cpp: use a folder that nobody else can write.
+        chat_template: a template in Jinja that replaces the models' own: its text, or the path of
+            a file. Give one for all models, or a mapping from their names. The pool tries what
+            the template can do, and the lm's name contains it.
+        progress: True draws a bar on standard error while a model loads, if that is a terminal;
+            False draws nothing. Or a function, called in a thread of the pool with a model's name
+            and the fraction loaded, 0.0 to 1.0. An exception of this function stops the load, and
+            is raised by the call that waits for it. The function may unload models and close the
+            pool. If it asks for a model that is not in memory, it gets a ModelInUseError.
 
-    Raises NotADirectoryError when model_dir or prefix_folder is no folder, PermissionError or other
-    OSErrors for a prefix_folder that is not to be trusted or cannot be written,
-    InvalidParameterError for a number out of range, an rpc that is no "host:port", a progress that
-    is neither a function nor a bool, and a context that says what the pool decides,
-    InvalidModelNameError for an alias that is no plain name or leads out of the folder,
-    ConfigurationError for both hardware and rpc, and for a chat_template that cannot be read or
-    does not parse, ModelNotFoundError where it names a model that the folder does not have.
+    Raises:
+        NotADirectoryError: ``model_dir`` or ``prefix_folder`` is no folder.
+        OSError: ``prefix_folder`` cannot be written, or others can write it (PermissionError).
+        InvalidParameterError: a number out of range, an ``rpc`` that is no ``"host:port"``, a
+            ``progress`` that is neither a function nor a bool, or a ``context`` that sets what the
+            pool decides.
+        InvalidModelNameError: an alias is no plain name, or leads out of the folder.
+        ConfigurationError: both ``hardware`` and ``rpc`` were given, or a ``chat_template`` cannot
+            be read or does not parse.
+        ModelNotFoundError: ``chat_template`` names a model that the folder does not have.
     """
 
     def __init__(
@@ -113,6 +116,7 @@ class ModelPool:
         require_integer("context_length", context_length, least=1)
         require_integer("max_contexts", max_contexts, least=1)
         require_integer("n_gpu_layers", n_gpu_layers)
+        #: The folder of the models.
         self.model_dir = Path(model_dir).expanduser()
         self._folder = ModelFolder(self.model_dir, aliases or {})
         if rpc and hardware is not None:
@@ -138,30 +142,37 @@ class ModelPool:
     # Loading
 
     def load_model(self, name: str) -> LoadedModel:
-        """The model called name, loaded from its file unless it is in memory already.
+        """The model of a name, loaded from its file unless it is in memory.
 
-        Several threads that ask for one model at once wait for one load. Where there is no room,
-        models that nobody is using are evicted, the least recently used first.
+        Threads that ask for the same model at once wait for one load. If there is no room, the
+        pool evicts models that nobody uses, the least recently used ones first.
 
-        The name hf:owner/repo:Q4_K_M means a model of a hub: it is downloaded, unless the cache
-        of huggingface_hub has it. HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE count. The
-        names lmstudio:owner/repo/file and ollama:model:tag mean models that these programs keep.
+        Args:
+            name: a file name without ``.gguf``, an alias, or one of these.
+                ``"hf:owner/repo:Q4_K_M"`` is a model of a hub. It is downloaded unless the cache of
+                huggingface_hub has it; HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE apply.
+                ``"lmstudio:owner/repo/file"`` and ``"ollama:model:tag"`` are models of those
+                programs.
 
-        Raises InvalidModelNameError for a name that is no plain file name, ModelNotFoundError
-        when the folder has no such file, ModelDownloadError when a hub does not give it,
-        ModelLoadError for a file that is no model,
-        PoolFullError when no room can be made, TransientError when the process lacks descriptors
-        or threads just now, or others ended the template's process, BackendError when memory or a
-        device fails, and ModelNotLoadedError when the pool is closed.
+        Raises:
+            InvalidModelNameError: the name is no plain file name.
+            ModelNotFoundError: the folder has no such file.
+            ModelDownloadError: the model could not be downloaded.
+            ModelLoadError: the file is no model that llama.cpp can load.
+            PoolFullError: no room can be made.
+            TransientError: the process lacks descriptors or threads at the moment, or the
+                template's process was ended by others.
+            BackendError: memory or a device failed.
+            ModelNotLoadedError: the pool is closed.
         """
         path = self._folder.fetch(name)
         with self._loader.borrow(name, path, None, whole) as resident:
             return self._handle(name, path, resident)
 
     async def aload_model(self, name: str) -> LoadedModel:
-        """The same, without blocking the event loop.
+        """The same as ``load_model``, without blocking the event loop.
 
-        A load goes on when the call is cancelled: the model is there for whoever asks next.
+        If the call is cancelled the load goes on, and the next caller finds the model loaded.
         """
         loop = asyncio.get_running_loop()
         loaded: asyncio.Future[LoadedModel] = loop.create_future()
@@ -191,10 +202,11 @@ class ModelPool:
             loaded.cancel()  # if nobody waits any more
 
     def get_loaded_model(self, name: str | None = None) -> LoadedModel:
-        """A model that was loaded and not unloaded: the one called name, or the only one.
+        """A model that was loaded and not unloaded: the one of that name, or the only one.
 
-        Raises ModelNotLoadedError when it was not loaded, or without a name when there are none
-        or several.
+        Raises:
+            ModelNotLoadedError: it was not loaded; or no name was given and there is no model, or
+                more than one.
         """
         if name is None:
             live = self._live_handles()
@@ -209,8 +221,7 @@ class ModelPool:
     def models(self) -> list[ModelInfo]:
         """Every model of the folder, from the headers of the files, ordered by name.
 
-        A damaged file is among them, with its problem. Headers are read once, and again when a
-        file has changed.
+        A damaged file is listed with its problem. A header is read again when its file changes.
         """
         found = []
         for info in self._folder.models():
@@ -225,46 +236,53 @@ class ModelPool:
     def metrics(self) -> dict[str, MetricsSnapshot]:
         """What the schedulers of the models have done since each was first loaded, by name.
 
-        Raises ModelNotLoadedError in a child of fork().
+        Raises:
+            ModelNotLoadedError: in a child of ``fork()``.
         """
         self._loader.refuse_in_child("")
         slots = dict.fromkeys(slot for slot, _ in self._live_handles())
         return {slot.name: slot.metrics.snapshot() for slot in slots}
 
     def pin_model(self, name: str) -> LoadedModel:
-        """Load a model, and never evict it. Raises what load_model() raises."""
+        """Load a model, and never evict it. Raises what ``load_model`` raises."""
         loaded = self.load_model(name)
         with loaded.lease():
             self._loaded_slot(name).pinned = True
         return loaded
 
     def unpin_model(self, name: str) -> None:
-        """Let a model be evicted again. Raises ModelNotLoadedError when it was not loaded."""
+        """Let a model be evicted again.
+
+        Raises:
+            ModelNotLoadedError: it was not loaded.
+        """
         self._loaded_slot(name).pinned = False
 
     def unload_model(self, name: str) -> None:
-        """Free a model, once the requests that use it are done; new ones are refused meanwhile.
+        """Free a model once the requests that use it are done. New requests are refused meanwhile.
 
-        Its handles cannot be used any more; load_model() gives a new one. A load of it that is
-        in progress is stopped. Where Ctrl-C ends the wait for its requests, it stays loaded.
+        Its handles cannot be used any more; ``load_model`` gives a new one. A load in progress is
+        stopped. If Ctrl-C ends the wait for the requests, the model stays loaded. In a progress
+        callback the method returns at once.
 
-        A progress callback may call it, too; it returns at once then.
-
-        Raises ModelNotLoadedError when it was not loaded, ModelInUseError when this thread itself
-        holds a lease on it, and BackendError when it is still not freed two minutes after its last
-        request: what it computes on may hang, a GPU or another machine. It is freed when it can be.
+        Raises:
+            ModelNotLoadedError: it was not loaded.
+            ModelInUseError: this thread holds a lease on it.
+            BackendError: it is not freed two minutes after its last request, because a GPU or
+                another machine hangs. It is freed when that is possible.
         """
         slot = self._loaded_slot(name)
         self._loader.unload(slot)
 
     def close(self) -> None:
-        """Free every model, once the requests that use it are done. Closing again does nothing.
+        """Free every model once the requests that use it are done. Closing again does nothing.
 
-        A pool that is dropped without it is closed, too, once no handle on one of its models is
-        left. A progress callback may call it; it returns at once then.
+        A pool that is not closed is closed when nothing refers to it or to a handle of it any more.
+        In a progress callback the method returns at once.
 
-        Raises ModelInUseError when this thread itself holds a lease on a model, and BackendError
-        where one cannot be freed, as unload_model() does.
+        Raises:
+            ModelInUseError: this thread holds a lease on a model.
+            BackendError: a model cannot be freed; see ``unload_model``.
         """
         self._loader.close()
 

@@ -361,14 +361,19 @@ class _ExactStrings:
 
 
 def constrained(adapter: AnyAdapter) -> AnyAdapter:
-    """One of DSPy's adapters, whose answers cannot fail to parse with a model of this package.
+    """A copy of one of DSPy's adapters whose answers always parse with a model of this package.
+
+    ::
 
         dspy.configure(lm=…, adapter=constrained(dspy.ChatAdapter()))
 
-    It is a copy that is of the same kind, and does the same with every other lm. An adapter of
-    ChatAdapter's, JSONAdapter's, BAMLAdapter's or XMLAdapter's form will do.
+    The copy is of the same class, and treats every other lm as the original does.
 
-    Raises ConfigurationError for an adapter of another form.
+    Args:
+        adapter: an adapter with the form of ChatAdapter, JSONAdapter, BAMLAdapter or XMLAdapter.
+
+    Raises:
+        ConfigurationError: the adapter has another form.
     """
     made = copy.copy(adapter)
     kind: Any = type(adapter)

@@ -52,47 +52,43 @@ MAX_THOUGHT = 600
 class LlamaCppAdapter(BoundAnswers, Adapter):
     """Formats signatures for a small local model, runs them on it, and parses its answers.
 
-    Use it with its own language model, for DSPy demands one:
+    Use it with its own language model, because DSPy needs one::
 
         adapter = LlamaCppAdapter.from_loaded_model(loaded, LlamaCppConfig(loaded.name))
         dspy.configure(lm=adapter.lm, adapter=adapter)
 
     Without an lm the adapter only formats and parses, as DSPy's own adapters do.
 
-    `route_other_lms` says which calls that DSPy makes with another lm are answered by this
-    adapter's model all the same, under that lm's history, callbacks, cache switch, retries and
-    generation settings:
-
-    - None: those with the lm that DSPy is configured with, or a copy of it; where none is
-      configured, all. An optimizer's teacher or prompt model is another one, and answers itself.
-    - True: all, the teacher's and the prompt model's too.
-    - False: none.
-
     A value that its field does not allow is asked for again, with seeds that follow from the first
-    one's, and is an InvalidValueError where the last attempt fails.
-
-    `use_json_adapter_fallback` asks once more through DSPy's JSONAdapter when a text has not the
-    form of an answer, as ChatAdapter does. Its answer is bound and checked like the first.
-
-    Nothing is asked for again after a part of the answer was streamed.
+    one. If the last attempt fails, the call raises InvalidValueError. Nothing is asked for again
+    after a part of the answer was streamed.
 
     Outputs of dspy.experimental's types Choice, Score and Noul get probabilities that are measured
-    from the model's logits. `pick_by_likelihood` has outputs of type bool, Literal and Enum
-    answered by the likeliest value too, instead of by sampling. Such outputs are measured after
-    the other outputs are generated; see docs/probabilities.md.
+    from the model's logits, after the other outputs were generated; see docs/probabilities.md.
 
-    `use_native_function_calling` gives an input of dspy.Tool and an output of dspy.ToolCalls to
-    the model's own format for functions, where its chat template has one; a grammar sees to it
-    that calls are valid. Otherwise they are fields like any other.
-
-    `end_texts_at_blank_line` has the text of an output that is not the last one end at a blank
-    line, for a small model seldom finds another end. It may have blank lines all the same where
-    its name or description asks for something long (an essay, paragraphs, steps …), and where a
-    demonstration has one.
+    Args:
+        lm: the language model that ``from_loaded_model`` makes.
+        route_other_lms: which calls with another lm this adapter's model answers, under that lm's
+            history, callbacks, cache switch, retries and generation settings. None: calls with the
+            lm that DSPy is configured with, or a copy of it; all calls if none is configured. An
+            optimizer's teacher or prompt model is another lm, and answers for itself. True: all
+            calls. False: none.
+        use_json_adapter_fallback: ask once more through DSPy's JSONAdapter if a text does not have
+            the form of an answer, as ChatAdapter does. That answer is bound and checked as well.
+        pick_by_likelihood: answer outputs of type bool, Literal and Enum with their likeliest
+            value, instead of sampling one.
+        use_native_function_calling: use the model's own format for functions, if its chat template
+            has one, for an input of dspy.Tool and an output of dspy.ToolCalls. A grammar makes
+            sure that calls are valid. Otherwise they are ordinary fields.
+        end_texts_at_blank_line: end the text of every output except the last one at a blank line,
+            because a small model seldom finds another end. A text may have blank lines if its name
+            or description asks for something long (an essay, paragraphs, steps), or if a
+            demonstration has one.
+        callbacks: DSPy's callbacks.
     """
 
-    form = FIELD_LINES
-    parse_checks_constraints = True
+    form = FIELD_LINES  #: How an answer is written: a line for each field.
+    parse_checks_constraints = True  #: Whether parse() refuses values that a field does not allow.
 
     def __init__(
         self,
@@ -127,10 +123,16 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         end_texts_at_blank_line: bool = True,
         callbacks: list[BaseCallback] | None = None,
     ) -> LlamaCppAdapter:
-        """Build the adapter of a model that is already in memory.
+        """Build the adapter of a loaded model, with its lm.
 
-        Raises ConfigurationError when the config is for another model, or asks for more context
-        than the model was loaded with.
+        Args:
+            loaded: the model.
+            config: its settings.
+            route_other_lms: as for the class, like all that follow.
+
+        Raises:
+            ConfigurationError: the config is for another model, or asks for more context than the
+                model was loaded with.
         """
         return cls(
             language_model(loaded, config),

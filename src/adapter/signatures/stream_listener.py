@@ -26,13 +26,15 @@ class LlamaCppStreamListener(StreamListener):
         listener = LlamaCppStreamListener("answer")
         stream = dspy.streamify(dspy.Predict("question -> answer"), stream_listeners=[listener])
 
-    The chunks of a field add up to its text in the answer, without markers. What may yet become a
-    marker is held back. An answer without the field's marker comes as one chunk, when it is
-    complete. Under another adapter it does what DSPy's listener does.
+    The chunks of a field add up to its text in the answer, without markers. Text that may become a
+    marker waits until that is known. An answer without the field's marker comes as one chunk when
+    it is complete. With another adapter the listener works like DSPy's own.
     """
 
     reads_field_lines = True  # looked for by the adapter
+    #: Whether the field has begun.
     stream_start: bool
+    #: Whether the field has ended.
     stream_end: bool
     _markers: FieldMarkers | None = None
     _sent = ""
