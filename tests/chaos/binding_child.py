@@ -23,6 +23,7 @@ import tempfile
 import threading
 import traceback
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -33,6 +34,10 @@ from binding_calls import CALLS
 from binding_world import Interrupted, Planned, Skipped, World
 
 import pyllama
+from pyllama._callbacks import raise_polled
+
+# numpy imports it when it is first used, and a signal's handler can part an import from its lock.
+_ = np.random
 
 #: What pyllama's documentation lets leave a call.
 DOCUMENTED = (pyllama.LlamaError, ValueError, TypeError, IndexError, OSError)
@@ -107,6 +112,8 @@ class Runner:
             self._shorten(None)
             shutil.rmtree(folder, ignore_errors=True)
         try:
+            with suppress(Interrupted):  # came while the last call logged a line
+                raise_polled()
             if self._compute() != self._expected:
                 self._wrong.append("other logits after the case than before it")
         except Exception as error:

@@ -154,9 +154,10 @@ class Load(Job):
                     prefix_folder=self._loader.prefix_folder,
                     chat_template=self._loader.templates.source_for(slot.path),
                 )
+                after = _stamps(slot.path)
             if slot.fingerprint not in (None, resident.fingerprint):
                 raise ModelChangedError(self._name, slot.path)
-            if _stamps(slot.path) != before:  # the fingerprint may not be that of the weights
+            if after != before:  # the fingerprint may not be that of the weights
                 reason = "the file was changed or replaced while it was read; load it again"
                 raise ModelLoadError(self._name, slot.path, reason)
             self.residency = Residency(slot, resident, placement)

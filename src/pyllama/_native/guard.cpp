@@ -126,12 +126,7 @@ void end_log_line(thread_state & state) {
 }
 
 // llama.cpp logs in pieces: a line may come in several calls, the later ones at level CONT.
-void on_log(ggml_log_level level, const char * text, void *) {
-    // The state of a thread that is ending may be gone already.
-    if (is_ending || !pyllama::settle_thread()) {
-        return;
-    }
-    thread_state & state = this_thread();
+void add_to_log(thread_state & state, ggml_log_level level, const char * text) {
     if (level != GGML_LOG_LEVEL_CONT) {
         if (!state.line.empty()) {
             end_log_line(state);
@@ -146,6 +141,19 @@ void on_log(ggml_log_level level, const char * text, void *) {
         text = end + 1;
     }
     state.line += text;
+}
+
+void on_log(ggml_log_level level, const char * text, void *) {
+    // The state of a thread that is ending may be gone already.
+    if (is_ending || !pyllama::settle_thread()) {
+        return;
+    }
+    try {
+        add_to_log(this_thread(), level, text);
+    } catch (const std::bad_alloc &) {
+        // Destructors of llama.cpp log, too, and nothing may leave one. The line is lost.
+        this_thread().line.clear();
+    }
 }
 
 #ifdef PYLLAMA_VECTOR_REGISTERS

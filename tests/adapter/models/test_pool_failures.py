@@ -18,6 +18,7 @@ from adapter.errors import (
     BackendError,
     ModelInUseError,
     ModelLoadError,
+    ModelNotFoundError,
     ModelNotLoadedError,
     PoolFullError,
     TransientError,
@@ -195,6 +196,17 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused(pool, write_tiny_mo
             other.load_model("one")
         replaces = False
         assert other.load_model("one").tokenize("hello")
+
+
+def test_a_file_that_is_deleted_while_it_is_read_is_not_found(pool):
+    def progress(_name, done):
+        if done == 1.0:
+            (pool.model_dir / "one.gguf").unlink(missing_ok=True)
+
+    with ModelPool(pool.model_dir, progress=progress) as other:
+        with pytest.raises(ModelNotFoundError, match=r"one\.gguf"):
+            other.load_model("one")
+        assert other.load_model("two").tokenize("hello")
 
 
 # Threads and processes
