@@ -7,10 +7,12 @@ import sys
 
 import typer
 
+from adapter.cli.bench import bench
 from adapter.cli.chat import chat
 from adapter.cli.console import examples
 from adapter.cli.demo import demo
 from adapter.cli.devices import devices, rpc_server
+from adapter.cli.doctor import doctor
 from adapter.cli.models import models, rm
 from adapter.cli.pull import pull
 from adapter.cli.run import embed, run
@@ -18,6 +20,7 @@ from adapter.cli.show import fit, show_model
 
 app = typer.Typer(
     no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -71,6 +74,12 @@ app.command(
 app.command(
     epilog=examples("pyllama rm my-model", "pyllama rm hf:owner/repo:Q4_K_M --yes"),
 )(rm)
+app.command(
+    epilog=examples("pyllama bench", "pyllama bench owner/repo:Q4_K_M -p 512 -n 128 -r 3 --json"),
+)(bench)
+app.command(
+    epilog=examples("pyllama doctor", "pyllama doctor --no-test > report.txt"),
+)(doctor)
 app.command(
     epilog=examples("pyllama devices", "pyllama devices --build"),
 )(devices)

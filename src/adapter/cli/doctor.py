@@ -1,0 +1,211 @@
+"""What is here, and whether it works: the text for a report of a fault."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adapter.cli.console import fail, file_size, note, say, say_json
+
+_PACKAGES = ("dspy", "litellm", "huggingface_hub", "numpy", "cffi", "pydantic", "rich", "typer")
+_SETTINGS = (
+    "PYLLAMA_BACKEND",
+    "PYLLAMA_CPU_VARIANT",
+    "GGML_VK_VISIBLE_DEVICES",
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "OLLAMA_MODELS",
+    "OMP_NUM_THREADS",
+)
+_NVIDIA = Path("/proc/driver/nvidia/version")
+_N_TOKENS = 16
+
+
+def doctor(
+    test: Annotated[
+        bool, typer.Option(help="Load the demo's model and have it answer, if it is here.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
+) -> None:
+    """Say what this build has, what is on this machine, and whether a model answers.
+
+    The output is what to put into a report of a fault. It names folders of yours and nothing
+    secret. The exit code is 1 where the test fails.
+    """
+    facts: dict[str, Any] = {}
+    problems = []
+    sections = {**_SECTIONS, "test": _self_test} if test else _SECTIONS
+
+    def report(name: str) -> None:
+        try:
+            facts[name] = sections[name]()
+        except Exception as error:  # what is broken here is what this command is for
+            facts[name] = problem = f"failed: {type(error).__name__}: {error}"
+            problems.append(f"{name} {problem}")
+
+    for name in sections:
+        if name == "test":
+            note("testing …")
+        report(name)
+    if as_json:
+        say_json(facts)
+    else:
+        for name, value in facts.items():
+            _write(name, value)
+    if problems:
+        fail("; ".join(problems))
+
+
+def _write(name: str, value: Any) -> None:
+    if isinstance(value, dict):
+        say(f"{name}:")
+        for key, each in value.items():
+            say(f"  {key}: {each}")
+    elif isinstance(value, list):
+        say(f"{name}:")
+        for each in value:
+            say(f"  {each}")
+    else:
+        say(f"{name}: {value}")
+
+
+def _versions() -> dict[str, str]:
+    import pyllama
+
+    found = {
+        "pyllama": pyllama.__version__,
+        "llama.cpp": pyllama.llama_cpp_version(),
+        "python": f"{platform.python_implementation()} {sys.version.split()[0]}",
+    }
+    installed = {each.name: each.version for each in importlib.metadata.distributions()}
+    return found | {package: installed.get(package, "missing") for package in _PACKAGES}
+
+
+def _system() -> dict[str, str]:
+    libc = " ".join(platform.libc_ver()).strip()
+    found = {"platform": platform.platform(), "machine": platform.machine()}
+    if libc:
+        found["libc"] = libc
+    if _NVIDIA.is_file():
+        found["NVIDIA driver"] = _NVIDIA.read_text(errors="replace").splitlines()[0]
+    return found
+
+
+def _backends() -> list[str]:
+    import pyllama
+
+    built = [entry for entry in pyllama.build_info() if entry.built]
+    loaded = {backend.name for backend in pyllama.backends()}
+    lines = [f"built: {', '.join(entry.name for entry in built)}"]
+    lines.append(f"loaded: {', '.join(sorted(loaded))}")
+    variant = pyllama.cpu_variant()
+    if variant:
+        lines.append(f"CPU variant: {variant}")
+    lines.append(pyllama.system_info())
+    return lines
+
+
+def _devices() -> list[str]:
+    from adapter.models.hardware import HardwareManager
+
+    lines = []
+    for choice in HardwareManager().choices():
+        device = choice.device
+        free, total = device.memory
+        memory = f"{file_size(free)} of {file_size(total)} free" if total else "system's memory"
+        used = "used" if choice.used else "not used"
+        lines.append(
+            f"{device.name} ({device.backend}, {device.description}): {memory}; {used}: "
+            f"{choice.reason}"
+        )
+    return lines
+
+
+def _cpu() -> dict[str, object]:
+    from adapter.models.hardware import cpu_threads
+
+    return {
+        "threads": cpu_threads(),
+        "processors": os.cpu_count(),
+        "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+    }
+
+
+def _folders() -> dict[str, str]:
+    from adapter.models.embedded_model import model_dir
+    from adapter.models.hub.cache import cache_folder
+
+    return {
+        "models": _folder(model_dir()),
+        "Hugging Face cache": _folder(cache_folder()),
+    }
+
+
+def _folder(path: Path) -> str:
+    there = path
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    state = "there" if path.is_dir() else "not there yet"
+    if not os.access(there, os.W_OK):
+        state += ", cannot be written"
+    return f"{path} ({state}, {file_size(shutil.disk_usage(there).free)} free)"
+
+
+def _environment() -> dict[str, str]:
+    return {name: os.environ[name] for name in _SETTINGS if name in os.environ}
+
+
+_SECTIONS: dict[str, Callable[[], Any]] = {
+    "versions": _versions,
+    "system": _system,
+    "backends": _backends,
+    "devices": _devices,
+    "cpu": _cpu,
+    "folders": _folders,
+    "environment": _environment,
+}
+
+
+def _self_test() -> dict[str, object]:
+    """Have the demo's model answer twice with one seed. It is not downloaded for that."""
+    from adapter.generation.request import GenerationRequest
+    from adapter.generation.sampling import Sampling
+    from adapter.models.embedded_model import MODEL_NAME, model_dir
+    from adapter.models.pool import ModelPool
+
+    if not (model_dir() / f"{MODEL_NAME}.gguf").is_file():
+        return {"result": "left out: pyllama demo 'Hello?' fetches the model for it"}
+    begun = time.perf_counter()
+    with ModelPool(model_dir(), context_length=256) as pool:
+        loaded = pool.load_model(MODEL_NAME)
+        seconds_to_load = time.perf_counter() - begun
+        rendered = loaded.render([{"role": "user", "content": "Count from one to ten."}])
+        request = GenerationRequest(
+            tuple(loaded.tokenize(rendered)), max_tokens=_N_TOKENS, sampling=Sampling(), seed=1
+        )
+        begun = time.perf_counter()
+        first, second = (loaded.generators["batched"].generate(request) for _ in range(2))
+        seconds = time.perf_counter() - begun
+        if not first.text.strip():
+            raise RuntimeError("the model answered nothing")
+        if not loaded.placement.devices and first.text != second.text:
+            raise RuntimeError(f"one seed gave two answers: {first.text!r} and {second.text!r}")
+        n_tokens = first.completion_tokens + second.completion_tokens
+        return {
+            "result": "a model was loaded and answered twice alike",
+            "device": loaded.device,
+            "loaded in": f"{seconds_to_load:.1f} s",
+            "tokens/s": round(n_tokens / seconds, 1),
+        }

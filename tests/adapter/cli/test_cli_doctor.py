@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from shutil import copyfile
+
+import pytest
+
+import pyllama
+from adapter.cli import doctor
+from adapter.models import embedded_model
+
+
+@pytest.fixture
+def own_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(embedded_model, "model_dir", lambda: tmp_path / "own")
+    return tmp_path / "own"
+
+
+def test_doctor_says_what_is_here(run, own_folder):
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    for words in ("llama.cpp: ", "CPU (", "threads: ", str(own_folder)):
+        assert words in result.stdout
+    assert "left out: pyllama demo" in result.stdout
+    facts = json.loads(run("doctor", "--no-test", "--json").stdout)
+    assert facts["versions"]["pyllama"] == pyllama.__version__
+    assert "test" not in facts
+
+
+def test_doctor_has_a_model_answer(run, own_folder, tiny_model_path):
+    own_folder.mkdir()
+    copyfile(tiny_model_path, own_folder / f"{embedded_model.MODEL_NAME}.gguf")
+    result = run("doctor", "--json")
+    assert result.exit_code == 0, result.output
+    assert "answered twice alike" in json.loads(result.stdout)["test"]["result"]
+
+
+def test_what_is_broken_is_told_beside_the_rest(run, own_folder, monkeypatch):
+    def fail():
+        raise RuntimeError("the driver is gone")
+
+    monkeypatch.setitem(doctor._SECTIONS, "devices", fail)
+    own_folder.mkdir()
+    (own_folder / f"{embedded_model.MODEL_NAME}.gguf").write_bytes(b"GGUF and no more")
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "the driver is gone" in result.stderr
+    assert "test failed: ModelLoadError" in result.stderr
+    assert "versions:" in result.stdout
