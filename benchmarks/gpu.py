@@ -317,7 +317,7 @@ def measure_scheduler(
                 scheduler = Scheduler(
                     model, context_length=4096, n_threads=pyllama.cpu_math_cores(),
                     n_cells=32 * 4096, max_sequences=64, max_queued=4 * count, cache_bytes=2**28,
-                    reproducible=False, chunk=DEVICE_CHUNK, mixed=True,
+                    reproducible=False, chunk=DEVICE_CHUNK, shared_memory=True,
                 )  # fmt: skip
                 requests = [
                     GenerationRequest(beginning + tokens(int(size)), 32, endless, 1)

@@ -6,11 +6,9 @@ import logging
 import math
 import threading
 import time
-import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import NoReturn
 
 import pyllama
@@ -21,25 +19,23 @@ from adapter.errors import (
     QueueFullError,
     TransientError,
 )
-from adapter.generation.batch_runner import BatchRunner
-from adapter.generation.contexts import warnings_as_info, with_flash_attention
+from adapter.generation.batch_plan import ExactPlan, MixedPlan, Plan
+from adapter.generation.contexts import Contexts, with_flash_attention
+from adapter.generation.core import SchedulerCore
 from adapter.generation.exactness import Exactness
 from adapter.generation.failures import for_one_caller, insist, note, translation
-from adapter.generation.memory.blocks import CHUNK, longest_call
-from adapter.generation.memory.lanes import Lanes
+from adapter.generation.memory.blocks import CHUNK
+from adapter.generation.memory.own import OwnMemory
 from adapter.generation.memory.prefix_cache import PrefixCache
 from adapter.generation.memory.prefix_files import PrefixFiles
 from adapter.generation.memory.prefix_folder import PrefixFolder
 from adapter.generation.memory.prefix_reuse import PrefixReuse, rolls_back
+from adapter.generation.memory.shared import SharedMemory
+from adapter.generation.memory.strategy import Memory
 from adapter.generation.metrics import Metrics
 from adapter.generation.outcomes import NobodyComputes
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
-from adapter.generation.scoring import (
-    ScoringRequest,
-    ScoringResult,
-    longest_continuation,
-    scoring_context,
-)
+from adapter.generation.scoring import ScoringRequest, ScoringResult, longest_continuation
 from adapter.generation.scoring_queue import ScoringJob, ScoringQueue
 from adapter.generation.sequence import Sequence
 from adapter.generation.shutdown import end_at_exit
@@ -47,9 +43,6 @@ from adapter.generation.thread_start import start_thread
 from adapter.generation.waiting import Waiting
 
 logger = logging.getLogger(__name__)
-
-LOOKED_AT = 32
-"""Requests that wait of which a step finds out what is in memory of them."""
 
 FILE_SECONDS = 0.02
 """How long requests that wait for a file are left alone, unless it is read before."""
@@ -73,8 +66,6 @@ class Scheduler:
         model: its owner closes the scheduler before it.
         context_length: tokens that a request and its answer may have together.
         n_threads: threads to compute with.
-        context: how its contexts are made, but for what it decides itself: their sizes, their
-            sequences, and flash attention where that is "auto".
         n_cells: tokens that all sequences may hold together.
         max_sequences: the most requests that run at once; more wait.
         max_queued: the most that wait; more are refused.
@@ -83,12 +74,14 @@ class Scheduler:
             attention, of batches that change them, and of answers that are not reused. With flash
             attention all the same, sequences are decoded one by one.
         chunk: tokens of a prompt that are computed at once.
-        mixed: compute all that there is in one batch, with one memory for all sequences: what a GPU
-            is fastest with. Bytes do not stay then.
-        isolated: compute one request at a time, each from nothing, and have a context only while
-            there are requests: what one gives cannot depend on another then, on a GPU either.
+        shared_memory: have one KV cache for all sequences, and compute all that there is in one
+            batch: what a GPU is fastest with. Bytes do not stay then.
+        isolated: compute one request at a time, each from nothing, in one context that is there
+            only while there are requests: what one gives cannot depend on another then, on a GPU
+            either.
         metrics: counts what it does.
         prefix_folder: keeps beginnings of prompts for other processes.
+        context: what the user says of contexts.
     """
 
     def __init__(
@@ -103,7 +96,7 @@ class Scheduler:
         cache_bytes: int,
         reproducible: bool,
         chunk: int = CHUNK,
-        mixed: bool = False,
+        shared_memory: bool = False,
         isolated: bool = False,
         metrics: Metrics | None = None,
         prefix_folder: PrefixFolder | None = None,
@@ -111,66 +104,67 @@ class Scheduler:
     ) -> None:
         self._model = model
         self._context_length = context_length
-        asked = replace(context or pyllama.ContextParams(), n_threads=n_threads)
-        self._params = with_flash_attention(asked, reproducible=reproducible)
         self._max_queued = max_queued
-        self._mixed = mixed
         self._isolated = isolated
-        self._rolls_back = rolls_back(model)
-        # A state that cannot be cut back is saved where a call ends.
-        self._chunk = chunk if self._rolls_back else CHUNK
-        self._exactness = Exactness(
-            self._make_context,
-            reproducible=reproducible,
-            flash_attention=self._params.flash_attn != "disabled",
-        )
-        self._max_sequences = max_sequences
-        self._lanes = Lanes(
-            self._make_context,
-            longest=context_length,
-            n_cells=n_cells,
-            max_sequences=max_sequences,
-            unified=mixed or isolated,
-            leave=lambda lane: self._prefixes.leave(lane),
-        )
-        # A GPU computes a beginning anew in the time that it takes to save one.
-        saves = not (mixed and self._rolls_back) or prefix_folder is not None
-        saved = PrefixCache(cache_bytes if saves else 0, rolls_back=self._rolls_back)
-        self._files: PrefixFiles | None = None
-        if prefix_folder is not None:
-            self._files = PrefixFiles(prefix_folder, saved, self._wake)
-        self._prefixes = PrefixReuse(model, saved, self._exactness, self._files, lanes=self._lanes)
-        self._waiting = Waiting(count_borders=not self._rolls_back)
-        self._contexts: weakref.WeakSet[pyllama.Context] = weakref.WeakSet()
+        #: What it has done so far.
+        self.metrics = metrics or Metrics()
         # Taken by itself: Ctrl-C inside of a Condition's __enter__ would leave it locked.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._closed = False
         self._failed: BaseException | None = None
         self._thread: threading.Thread | None = None
-        #: What it has done so far.
-        self.metrics = metrics or Metrics()
-        self._runner = BatchRunner(
-            self._lanes,
-            self._prefixes,
-            self._exactness,
-            self.metrics,
-            waiting=self._waiting,
-            stopping=lambda: self._closed,
-            n_threads=n_threads,
-            chunk=self._chunk,
-            mixed=mixed,
-            reproducible=reproducible,
-            rolls_back=self._rolls_back,
-            reuses=not isolated,
+        # A state that cannot be cut back is saved, and so computed, up to where a call ends.
+        whole_states = not rolls_back(model)
+        call = CHUNK if whole_states else chunk
+        asked = replace(context or pyllama.ContextParams(), n_threads=n_threads)
+        params = with_flash_attention(asked, reproducible=reproducible)
+        self._contexts = Contexts(
+            model, params, chunk=call, scoring_chunk=chunk, mixed=shared_memory
         )
+        exactness = Exactness(
+            self._contexts.make,
+            reproducible=reproducible,
+            flash_attention=params.flash_attn != "disabled",
+        )
+        saved = PrefixCache(cache_bytes, rolls_back=not whole_states)
+        files = PrefixFiles(prefix_folder, saved, self._wake) if prefix_folder else None
+        prefixes = PrefixReuse(
+            model,
+            saved,
+            exactness,
+            files,
+            reuses=not isolated,
+            keeps_answers=not reproducible,
+        )
+        one_context = shared_memory or isolated
+        memory: Memory = (SharedMemory if one_context else OwnMemory)(
+            self._contexts.make,
+            prefixes,
+            longest=context_length,
+            n_cells=n_cells,
+            max_sequences=max_sequences,
+        )
+        plan: Plan = MixedPlan(call) if one_context else ExactPlan(exactness, call)
+        self._waiting = Waiting(count_borders=whole_states)
         self._scoring = ScoringQueue(
-            partial(self._make_scoring_context, chunk=chunk),
-            stopping=lambda: self._closed,
+            self._contexts.make_for_scoring,
+            stopping=self._is_closed,
             longest=context_length,
             chunk=chunk,
-            reuses=self._rolls_back and not isolated,
+            reuses=not (whole_states or isolated),
             metrics=self.metrics,
+        )
+        self._core = SchedulerCore(
+            memory,
+            plan,
+            self._waiting,
+            self._scoring,
+            self.metrics,
+            max_sequences=max_sequences,
+            n_threads=n_threads,
+            isolated=isolated,
+            stopping=self._is_closed,
         )
 
     # For callers' threads
@@ -249,10 +243,7 @@ class Scheduler:
                 return
             thread.join(min(patience, left))
             patience = STOP_SECONDS
-            with self._lock:
-                contexts = list(self._contexts)
-            for context in contexts:
-                context.cancel()  # what is being computed is of use to nobody
+            self._contexts.cancel()
 
     def stop(self) -> None:
         """Refuse requests from now on, and have the thread end after its step."""
@@ -374,11 +365,12 @@ class Scheduler:
             time.sleep(0.01)
             return True
         try:
-            self._step()
+            self._core.step()
+            self._wait_for_files()
         except pyllama.DecodeCancelled:
-            pass  # whom it concerned was told
+            pass  # whom it concerned has its error
         except BaseException as error:
-            self._recover(error)
+            self._core.recover(error)
         return True
 
     def _claim_thread(self) -> bool:
@@ -395,130 +387,25 @@ class Scheduler:
             with self._lock:
                 if self._closed:
                     return False
-                if self._waiting or self._scoring or self._runner.occupied:
+                if self._core.has_work:
                     return True
                 if self._changed.wait(patience):
                     continue
             patience = None
-            self._lanes.close()
-            self._scoring.close()
-
-    def _step(self) -> None:
-        """Admit what has room, compute a chunk, decode a token of each sequence, score a group."""
-        self._drop_finished()
-        generates = scores = True
-        if self._isolated:
-            scores = self._scores_next()
-            generates = not scores
-            (self._lanes if scores else self._scoring).close()  # one context at a time
-        if generates:
-            self._admit()
-            self._runner.step()
-            self._lanes.close_drained()
-        if scores:
-            self._scoring.step()
-        self._wait_for_files()
-        try:
-            self._measure()
-        except Exception as error:  # of no concern to any request
-            note(logger, logging.DEBUG, "not measured: %s", error)
-
-    def _wait_for_files(self) -> None:
-        """Let a little time pass where there is nothing to do until a file was read."""
-        with self._lock:
-            idle = not (self._closed or self._scoring or self._runner.occupied)
-            if idle and self._waiting and self._waiting.first() is None:
-                self._changed.wait(FILE_SECONDS)
+            self._core.free()
 
     def _wake(self) -> None:
         with self._lock:
             self._changed.notify_all()
 
-    def _scores_next(self) -> bool:
-        """Whether a scoring request came first of those that wait, or is being computed."""
-        job = self._scoring.first
-        if job is None or self._runner.occupied:
-            return False
-        first = self._waiting.first()
-        return self._scoring.begun or first is None or job.arrived < first.arrived
+    def _is_closed(self) -> bool:
+        return self._closed
 
-    def _measure(self) -> None:
-        slots = [slot for lane in self._lanes for slot in lane.slots.slots]
-        self.metrics.at(
-            running=sum(slot.sequence is not None for slot in slots),
-            waiting=len(self._waiting),
-            kv_tokens=sum(slot.n_tokens for slot in slots),
-            kv_cells=sum(lane.n_cells for lane in self._lanes),
-        )
-
-    def _drop_finished(self) -> None:
-        """End the requests whose callers have gone, and those whose time is over."""
-        for lane, slot in self._runner.occupied:
-            if slot.sequence is not None and slot.sequence.ended_by_caller_or_clock():
-                self._runner.release(lane, slot)
-        self._waiting.drop_finished()
-        self._scoring.drop_finished()
-
-    # Admission
-
-    def _admit(self) -> None:
-        """Give sequences to the requests that have waited longest, as many as there is room for.
-
-        One whose prompt begins like one that is being computed waits for those blocks, and others
-        may pass it. Otherwise nobody passes: a long request gets its turn.
-        """
-        self._waiting.unpark()
-        for _ in range(min(2 * self._max_sequences, LOOKED_AT)):  # at the others in later steps
-            sequence = None if self._lanes.full else self._waiting.first()
-            if sequence is None:
-                return
-            try:
-                owner = self._prefixes.awaited(sequence)
-                if owner is not None:
-                    self._waiting.park(sequence, owner)
-                    continue
-                lane = self._lanes.lane_for(sequence, len(self._waiting))
-            except pyllama.DecodeCancelled:
-                raise
-            except Exception as error:  # no memory for its context
-                sequence.fail(translation(error))
-                self._waiting.leave(sequence)
-                continue
-            if lane is None or self._prefixes.must_wait(lane, sequence):
-                return
-            self._runner.begin(lane, sequence)
-            self._waiting.leave(sequence)
-            self._prefixes.begin(lane, sequence)
-
-    # Endings
-
-    def _recover(self, error: BaseException) -> None:
-        """End the requests that a step which failed may concern, and go on with new contexts.
-
-        Where nothing was being computed, that is the one that has waited longest. Where nobody
-        waits either, the error would come for ever, and is raised.
-        """
-        note(logger, logging.ERROR, "a step of the scheduler failed", exc_info=error)
-        own = translation(error)
-        n_ended = sum(self._runner.drop(lane, own) for lane in self._lanes)
-        if self._scoring.begun:
-            self._scoring.fail_first(own)
-            n_ended += 1
-        if not n_ended and not self._fail_oldest(own):
-            raise error
-
-    def _fail_oldest(self, error: BaseException) -> bool:
-        """End the request that has waited longest with an error; return whether there is one."""
-        self._waiting.unpark()
-        job, first = self._scoring.first, self._waiting.first()
-        if first is not None and (job is None or first.arrived <= job.arrived):
-            first.fail(error)
-            self._waiting.leave(first)
-        elif job is not None:
-            self._scoring.fail_first(error)
-        else:
-            return False
-        return True
+    def _wait_for_files(self) -> None:
+        """Let a little time pass where there is nothing to do until a file was read."""
+        with self._lock:
+            if not self._closed and self._core.only_waits:
+                self._changed.wait(FILE_SECONDS)
 
     def _shut_down(self) -> None:
         """End all that is left, save what the slots hold, and free the contexts."""
@@ -528,43 +415,13 @@ class Scheduler:
             self._closed = True
         if failed is not None:
             note(logger, logging.ERROR, "the scheduler failed", exc_info=failed)
-        with ExitStack() as ends:  # whatever one of them raises, nobody waits in vain
-            ends.callback(self._scoring.fail, reason)
-            ends.callback(self._waiting.fail, reason)
-            self._runner.end_all(reason)
+        self._core.end_all(reason)
         try:
             with ExitStack() as last:
-                last.callback(self._scoring.close)
-                last.callback(self._lanes.close)
-                if self._files is not None:
-                    last.callback(self._files.close)
-                self._prefixes.keep_all(lane for lane in self._lanes if lane.context.usable)
+                last.callback(self._core.free)
+                self._core.memory.prefixes.write_all()
         except BaseException as error:
             note(logger, logging.ERROR, "closing a scheduler failed", exc_info=error)
-
-    def _make_context(self, n_cells: int, count: int) -> pyllama.Context:
-        with warnings_as_info():
-            context = pyllama.Context(
-                self._model,
-                self._params,
-                n_ctx=n_cells,
-                n_seq_max=count,
-                # Where all goes into one batch: a token of each answer, and a call of a prompt.
-                n_batch=longest_call(self._chunk) + (count if self._mixed else 0),
-                n_outputs_max=count,
-                kv_unified=self._mixed,
-            )
-        return self._known(context)
-
-    def _make_scoring_context(self, length: int, *, chunk: int) -> pyllama.Context:
-        with warnings_as_info():
-            context = scoring_context(self._model, self._params, length, chunk=chunk)
-        return self._known(context)
-
-    def _known(self, context: pyllama.Context) -> pyllama.Context:
-        with self._lock:
-            self._contexts.add(context)
-        return context
 
 
 def _closed_error() -> ModelNotLoadedError:

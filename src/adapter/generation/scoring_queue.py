@@ -124,7 +124,7 @@ class ScoringQueue:
             return job in self._waiting
 
     @property
-    def begun(self) -> bool:
+    def computing(self) -> bool:
         """Whether a request is being computed."""
         return self._work is not None
 

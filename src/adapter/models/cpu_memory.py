@@ -10,7 +10,7 @@ from bisect import bisect_right
 
 import pyllama
 from adapter.generation.contexts import PADDING, padded
-from adapter.generation.memory.lanes import FEWEST, SHORTEST
+from adapter.generation.memory.own import FEWEST, SHORTEST
 
 MAX_SEQUENCES = 16
 """Requests computed at once where the user names no number: a CPU gains little from more."""

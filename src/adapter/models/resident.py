@@ -13,6 +13,7 @@ import pyllama
 from adapter.errors import ConfigurationError
 from adapter.generation.contexts import PADDING, with_flash_attention
 from adapter.generation.memory.prefix_folder import PrefixFolder
+from adapter.generation.memory.prefix_reuse import rolls_back
 from adapter.generation.metrics import Metrics
 from adapter.generation.request import Execution, Generator
 from adapter.generation.scheduler import Scheduler
@@ -137,6 +138,8 @@ class ResidentModel:
                 prefixes = PrefixFolder(folder, key, max_bytes=MAX_FILE_BYTES)
             except OSError as error:  # it was in order when the pool was made
                 logger.warning("%s runs without prefix_folder: %s", self.model.desc, error)
+        # A GPU computes a beginning anew in the time that it takes to save one.
+        saves = not placement.devices or not rolls_back(self.model) or prefixes is not None
         return Scheduler(
             self.model,
             context_length=placement.context_length,
@@ -144,10 +147,10 @@ class ResidentModel:
             n_cells=placement.n_cells,
             max_sequences=placement.n_sequences,
             max_queued=MAX_QUEUED,
-            cache_bytes=placement.kept_bytes,
+            cache_bytes=placement.kept_bytes if saves else 0,
             reproducible=self._reproducible,
             chunk=self._chunk,
-            mixed=bool(placement.devices),
+            shared_memory=bool(placement.devices),
             metrics=metrics,
             prefix_folder=prefixes,
             context=placement.context,

@@ -89,7 +89,7 @@ def scoring_daemons(path, wait):
 def mixed_daemons(path, wait):
     """Several schedulers on one model, one of them as on a GPU."""
     model = pyllama.Model(path)
-    mixed = scheduler_of(model, mixed=True, reproducible=False, chunk=512)
+    mixed = scheduler_of(model, shared_memory=True, reproducible=False, chunk=512)
     in_daemons(call_for_ever, scheduler_of(model), mixed, mixed, isolated_of(model))
     time.sleep(wait)
 

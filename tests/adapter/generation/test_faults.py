@@ -23,15 +23,17 @@ import adapter.generation
 import pyllama
 from adapter.generation import (
     answer_writer,
+    batch_plan,
     batch_runner,
     completion,
     exactness,
     metrics,
+    running,
     scoring,
     scoring_queue,
     sequence,
 )
-from adapter.generation.memory import lanes, prefix_cache, prefix_reuse, slots
+from adapter.generation.memory import kv_cache, prefix_cache, prefix_reuse, shared, strategy
 from adapter.generation.request import GenerationResult
 from adapter.generation.sampling import Constraint
 from adapter.generation.scheduler import Scheduler
@@ -81,20 +83,29 @@ CALLS = [
     (sequence.Sequence, "write"),
     (sequence.Sequence, "tokens_between"),
     (sequence.Sequence, "ended_by_caller_or_clock"),
-    (batch_runner, "choose_parts"),
+    (batch_plan, "choose_parts"),
+    (batch_plan, "groups"),
+    (batch_plan.ExactPlan, "step"),
     (batch_runner, "fill"),
-    (batch_runner.BatchRunner, "begin"),
-    (batch_runner.BatchRunner, "step"),
-    (batch_runner.BatchRunner, "release"),
+    (batch_runner.BatchRunner, "compute"),
+    (batch_runner.BatchRunner, "sample"),
+    (running.RunningBatch, "admit"),
+    (running.RunningBatch, "computed"),
+    (running.RunningBatch, "write"),
+    (running.RunningBatch, "release"),
     (exactness, "exact_batch_size"),
     (exactness, "exact_cuts"),
     (exactness.Exactness, "batch_size"),
-    (lanes.Lanes, "lane_for"),
-    (slots.Slots, "to_overwrite"),
-    (slots.Slots, "take"),
-    (slots.Slots, "give_back"),
-    (prefix_reuse.PrefixReuse, "n_held"),
-    (prefix_reuse.PrefixReuse, "bring"),
+    (strategy.Memory, "in_progress"),
+    (strategy.Memory, "place"),
+    (strategy.Memory, "restore"),
+    (strategy.Memory, "release"),
+    (kv_cache.KVCache, "to_overwrite"),
+    (kv_cache.KVCache, "take"),
+    (kv_cache.KVCache, "give_back"),
+    (prefix_reuse.PrefixReuse, "n_cached"),
+    (prefix_reuse.PrefixReuse, "restore"),
+    (prefix_reuse.PrefixReuse, "track"),
     (prefix_reuse.PrefixReuse, "checkpoint"),
     (prefix_cache.PrefixCache, "find"),
     *[
@@ -106,13 +117,15 @@ CALLS = [
     (scoring_queue.ScoringQueue, "step"),
     (scoring_queue.ScoringQueue, "drop_finished"),
 ]
-MIXED_CALLS = [
-    (prefix_reuse.PrefixReuse, "trim"),
-    (prefix_reuse.PrefixReuse, "make_room"),
+SHARED_CALLS = [
+    (batch_plan.MixedPlan, "step"),
+    (shared.SharedMemory, "release"),
+    (shared.SharedMemory, "_evict"),
+    (kv_cache.Slot, "keep"),
     (pyllama.Memory, "seq_rm"),
     (pyllama.Memory, "seq_cp"),
     (pyllama.Context, "decode"),
-    (batch_runner, "block_hashes"),
+    (prefix_reuse, "block_hashes"),
 ]
 """Of what is computed as on a GPU."""
 
@@ -165,8 +178,8 @@ class Schedules:
         deadline = time.monotonic() + 30
         while scheduler.metrics.snapshot().running and time.monotonic() < deadline:
             time.sleep(0.001)  # the step goes on after the last result
-        assert not scheduler._runner.occupied
-        assert not scheduler._runner.prefilling
+        assert not scheduler._core.memory.taken
+        assert not scheduler._core.running.prefilling
         assert not scheduler.n_queued
         return scheduler
 
@@ -185,15 +198,15 @@ def schedules_of(write_tiny_model, tmp_path_factory):
     model = pyllama.Model(path)
     recurrent = pyllama.Model(write_tiny_model(architecture="mamba", n_ctx_train=4096))
     window = pyllama.Model(write_tiny_model(architecture="gemma2", n_ctx_train=4096))
-    as_on_gpus = {"mixed": True, "reproducible": False, "chunk": 512}
+    as_on_gpus = {"shared_memory": True, "reproducible": False, "chunk": 512}
     yield {
         "batched": Schedules(lambda: scheduler_of(model)),
         "few sequences": Schedules(lambda: scheduler_of(model, max_sequences=2)),
         "isolated": Schedules(lambda: isolated_of(model)),
         "recurrent": Schedules(lambda: scheduler_of(recurrent)),
         "window": Schedules(lambda: scheduler_of(window)),
-        "mixed": Schedules(lambda: scheduler_of(model, **as_on_gpus), exact=False),
-        "mixed recurrent": Schedules(lambda: scheduler_of(recurrent, **as_on_gpus), exact=False),
+        "shared": Schedules(lambda: scheduler_of(model, **as_on_gpus), exact=False),
+        "shared recurrent": Schedules(lambda: scheduler_of(recurrent, **as_on_gpus), exact=False),
     }
     for each in (model, recurrent, window):
         each.close()
@@ -247,9 +260,9 @@ def test_an_error_of_a_call_ends_whom_it_concerns(schedules_of, owner, name, kin
 
 
 @pytest.mark.parametrize("kind", ["MemoryError", "NativeMemoryError", "DecodeCancelled"])
-@pytest.mark.parametrize(("owner", "name"), MIXED_CALLS, ids=named)
+@pytest.mark.parametrize(("owner", "name"), SHARED_CALLS, ids=named)
 def test_an_error_of_a_call_as_on_a_gpu_ends_whom_it_concerns(schedules_of, owner, name, kind):
-    schedules = schedules_of["mixed"]
+    schedules = schedules_of["shared"]
     assert inject(schedules, owner, name, ERRORS[kind], calls=(1, 4)), "it was never called"
 
 
@@ -302,7 +315,7 @@ N_LINES = int(os.environ.get("PYLLAMA_FAULT_LINES", "12"))
 
 @pytest.mark.parametrize(
     "kind",
-    ["batched", "few sequences", "isolated", "recurrent", "window", "mixed", "mixed recurrent"],
+    ["batched", "few sequences", "isolated", "recurrent", "window", "shared", "shared recurrent"],
 )
 def test_no_memory_at_any_line_ends_whom_it_concerns(schedules_of, kind, monkeypatch):
     schedules = schedules_of[kind]

@@ -1,4 +1,4 @@
-"""What is put right after an error: batches undone, lanes replaced, threads and trials anew."""
+"""What is put right after an error: batches undone, contexts replaced, threads and trials anew."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from adapter.errors import (
     RequestTimeoutError,
     TransientError,
 )
-from adapter.generation import batch_runner, exactness, outcomes
+from adapter.generation import batch_plan, exactness, outcomes
 from adapter.generation import scheduler as scheduler_module
 from adapter.generation.request import GenerationResult
 from adapter.generation.sampling import Constraint
@@ -31,22 +31,7 @@ from adapter.generation.scoring import ScoringRequest
 
 FORCING = Constraint('root ::= "so: " [a-z]+ (", and so on: " [a-z]+)+')
 
-
-@pytest.fixture(scope="module")
-def models(write_tiny_model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("quantized") / "q8.gguf"
-    pyllama.quantize(write_tiny_model(n_embd=256, n_ff=256, n_ctx_train=4096), path, "Q8_0")
-    made = {"llama": pyllama.Model(path)}
-    for name in ("mamba", "jamba", "gemma2"):
-        made[name] = pyllama.Model(write_tiny_model(architecture=name, n_ctx_train=4096))
-    yield made
-    for model in made.values():
-        model.close()
-
-
-@pytest.fixture
-def model(models):
-    return models["llama"]
+AS_ON_GPUS = {"shared_memory": True, "reproducible": False, "chunk": 512}
 
 
 def fail_batches(patch, *, least, times, code=-2):
@@ -74,7 +59,9 @@ def fail_batches(patch, *, least, times, code=-2):
 
 
 @pytest.mark.parametrize("name", ["llama", "mamba", "jamba", "gemma2"])
-@pytest.mark.parametrize("options", [{}, {"mixed": True, "reproducible": False, "chunk": 512}])
+@pytest.mark.parametrize(
+    "options", [{}, {"shared_memory": True, "reproducible": False, "chunk": 512}]
+)
 def test_a_batch_that_failed_half_way_is_undone(models, name, options, monkeypatch):
     """Nobody in it fails, and the bytes are those of each alone."""
     model = models[name]
@@ -108,29 +95,28 @@ def test_what_cannot_be_cut_back_is_computed_anew_in_the_same_calls(models, name
     ]
     expected = [alone(model, request) for request in requests]
     scheduler = scheduler_of(model)
-    restarted, restart = [], type(scheduler._runner)._restart
+    running, runner = scheduler._core.running, scheduler._core.runner
+    restarted, roll_back, compute = [], running.roll_back, runner.compute
     n_calls = [0]
 
-    def failing(lane, group):
+    def failing(group):
         """All running sequences at once, which fails, every tenth step."""
         n_calls[0] += 1
-        if n_calls[0] % 10 == 0 and len(restarted) < 4:
-            error = pyllama.DecodeError("decode: llama.cpp returned -3", -3)
-            running = list(lane.slots.running)
-            if len(running) == 2:
-                parts = batch_runner.choose_parts(running, [], room=200, chunk=64)
-                for part in parts:
-                    lane.context.memory.seq_rm(part.slot.seq_id)  # as _forget_halves does
-                scheduler._runner._put_right(lane, parts, error)
-                return
-        compute(lane, group)
+        slots = group[0].slot.cache.running if group else []
+        if n_calls[0] % 10 or len(restarted) >= 4 or len(slots) < 2:
+            return compute(group)
+        error = pyllama.DecodeError("decode: llama.cpp returned -3", -3)
+        parts = batch_plan.choose_parts(slots, [], room=200, chunk=64)
+        for slot in slots:
+            slot.cache.context.memory.seq_rm(slot.seq_id)  # what a decode that failed may leave
+        runner._undo(parts, error)
+        return iter(())
 
-    compute = scheduler._runner._compute
-    monkeypatch.setattr(scheduler._runner, "_compute", failing)
+    monkeypatch.setattr(runner, "compute", failing)
     monkeypatch.setattr(
-        scheduler._runner,
-        "_restart",
-        lambda lane, part: (restarted.append(part), restart(scheduler._runner, lane, part)),
+        running,
+        "roll_back",
+        lambda part, **options: (restarted.append(part), roll_back(part, **options)),
     )
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(scheduler.generate, requests))
@@ -159,7 +145,7 @@ def test_a_poisoned_context_fails_all_its_requests_once(model, count):
     streams = [scheduler.stream(request) for request in requests]
     for stream in streams:
         next(stream)
-    contexts = [lane.context for lane in scheduler._lanes]
+    contexts = [cache.context for cache in scheduler._core.memory]
     for context in contexts:
         context._poison = "GGML_ASSERT(mine) failed"
     for stream in streams:
@@ -191,7 +177,7 @@ def test_a_cancelled_computation_is_not_tried_again(model, monkeypatch):
     streams = [scheduler.stream(request) for request in requests]
     for stream in streams:
         next(stream)
-    (_,) = scheduler._lanes
+    (_,) = scheduler._core.memory
     calls = []
     with monkeypatch.context() as patch:
         cancelled = pyllama.DecodeCancelled("decode: cancelled", 2)
@@ -286,17 +272,17 @@ def test_a_trial_that_fails_is_made_again_later(model, monkeypatch):
     requests = [request_of(tokens(seed, 40), max_tokens=30, seed=seed) for seed in range(4)]
     with monkeypatch.context() as patch:
         no_memory = pyllama.NativeMemoryError("no memory")
-        patch.setattr(scheduler._exactness, "_make", raising(no_memory))
+        patch.setattr(scheduler._core.plan._exactness, "_make", raising(no_memory))
         with ThreadPoolExecutor(4) as threads:
             found = list(threads.map(scheduler.generate, requests))
         assert scheduler.metrics.snapshot().histograms["batch_size"].mean == 1
-        assert not scheduler._exactness.cuts_anywhere
+        assert not scheduler._core.plan._exactness.cuts_anywhere
     assert all(map(same, found, [alone(model, request) for request in requests]))
     time.sleep(0.2)
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(scheduler.generate, requests))
     assert scheduler.metrics.snapshot().histograms["batch_size"].mean > 1
-    assert scheduler._exactness.cuts_anywhere
+    assert scheduler._core.plan._exactness.cuts_anywhere
     scheduler.close()
 
 
@@ -407,7 +393,7 @@ def test_each_caller_raises_an_error_of_its_own(model):
     with ThreadPoolExecutor(4) as threads:
         for seed in range(4):
             threads.submit(ask, seed)
-        while len(scheduler._runner.occupied) < 4:
+        while len(scheduler._core.memory.taken) < 4:
             time.sleep(0.001)
         scheduler.close()
     assert len({id(error) for error in errors}) == 4

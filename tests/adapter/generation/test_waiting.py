@@ -221,20 +221,22 @@ def test_scores_that_nobody_waits_for_are_noticed_in_turn():
 def test_a_step_looks_at_few_of_many_that_wait(write_tiny_model, monkeypatch):
     """Thousands wait for a prompt that is being computed."""
     looked_at = []
-    computing = PrefixReuse.computing
+    in_progress = PrefixReuse.in_progress
     monkeypatch.setattr(
         PrefixReuse,
-        "computing",
-        lambda self, sequence: looked_at.append(sequence) or computing(self, sequence),
+        "in_progress",
+        lambda self, sequence: looked_at.append(sequence) or in_progress(self, sequence),
     )
     with pyllama.Model(write_tiny_model(n_ctx_train=4096)) as model:
         scheduler = scheduler_of(model, context_length=4096, max_queued=5000)
         shared = tokens(0, 2000)
         request = GenerationRequest((*shared, 5, 6), 2, Sampling(), 1)
         steps = []
-        step = scheduler._step
+        step = scheduler._core.step
         monkeypatch.setattr(
-            scheduler, "_step", lambda: (looked_at.clear(), step(), steps.append(len(looked_at)))
+            scheduler._core,
+            "step",
+            lambda: (looked_at.clear(), step(), steps.append(len(looked_at))),
         )
         streams = [
             scheduler.stream(replace(request, prompt=(*shared, *tokens(seed, 20))))

@@ -135,7 +135,7 @@ def test_a_failed_scheduler_is_replaced_at_its_next_use(pool):
         def fail_anyhow(*_error):
             raise failing
 
-        scheduler._step = scheduler._recover = fail_anyhow
+        scheduler._core.step = scheduler._core.recover = fail_anyhow
         with pytest.raises((MemoryError, BackendError), match="none left"):
             generator.generate(request)
         assert generator.generate(request).token_ids == expected

@@ -16,22 +16,38 @@ from schedules import scheduler_of, tokens
 import pyllama
 from adapter import ModelPool
 from adapter.generation.memory.blocks import BLOCK
-from adapter.generation.memory.lanes import FEWEST, GROWTH, SHORTEST, Lanes, lengths
+from adapter.generation.memory.own import FEWEST, GROWTH, SHORTEST, OwnMemory, lengths
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
 
 
 @dataclass(eq=False)
 class Request:
-    """What lanes ask of a sequence."""
+    """What a memory asks of a sequence."""
 
     n_needed: int
     hashes: tuple[bytes, ...] = ()
 
 
+class NoPrefixes:
+    """Stands for a memory's beginnings of prompts, of which there are none."""
+
+    def __init__(self):
+        self.caches = []
+
+    def must_wait(self, cache, sequence):
+        return False
+
+    def save_unused(self, cache):
+        pass
+
+    def forget_unless_reused(self, slot):
+        pass
+
+
 @dataclass(eq=False)
-class Memory:
-    """Stands for the machine's: contexts take of it what they were made with."""
+class Machine:
+    """Its memory: contexts take of it what they were made with."""
 
     most: int
     in_use: int = 0
@@ -47,36 +63,34 @@ class Memory:
 
 @dataclass(eq=False)
 class Context:
-    memory: Memory
+    machine: Machine
     n_cells: int
     n_batch: int = 96
 
     def close(self):
-        self.memory.in_use -= self.n_cells
+        self.machine.in_use -= self.n_cells
 
 
-def lanes_of(n_cells, *, longest=4096, max_sequences=16, most=None):
-    memory = Memory(n_cells if most is None else most)
-    made = Lanes(memory.make, longest=longest, n_cells=n_cells, max_sequences=max_sequences)
-    return made, memory
+def memory_of(n_cells, *, longest=4096, max_sequences=16, most=None):
+    machine = Machine(n_cells if most is None else most)
+    options = {"longest": longest, "n_cells": n_cells, "max_sequences": max_sequences}
+    return OwnMemory(machine.make, NoPrefixes(), **options), machine
 
 
-def admit(lanes, requests):
-    """Give requests sequences in their order, as long as there is room; return their slots."""
+def admit(memory, requests):
+    """Give requests slots in their order, as long as there is room; return the slots."""
     taken = []
     for n_done, request in enumerate(requests):
-        lane = lanes.lane_for(request, len(requests) - n_done)
-        if lane is None:
+        slot = memory.place(request, len(requests) - n_done)
+        if slot is None:
             break
-        slot = lane.slots.to_overwrite(request.hashes)
-        lane.slots.take(slot, request)
-        taken.append((lane, slot))
+        taken.append(slot)
     return taken
 
 
-def end(taken):
-    for lane, slot in taken:
-        lane.slots.give_back(slot)
+def end(memory, slots):
+    for slot in slots:
+        memory.release(slot)
 
 
 def test_sequences_are_as_long_as_the_longest_request_or_half_or_a_quarter():
@@ -89,63 +103,63 @@ def test_sequences_are_as_long_as_the_longest_request_or_half_or_a_quarter():
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 16])
 @pytest.mark.parametrize("longest", [100, 1000, 4096, 32768])
 def test_as_many_of_the_full_length_run_as_memory_is_reserved_for(count, longest):
-    lanes, _ = lanes_of(count * longest, longest=longest, most=10**9)
-    assert len(admit(lanes, [Request(longest)] * 20)) == count
+    memory, _ = memory_of(count * longest, longest=longest, most=10**9)
+    assert len(admit(memory, [Request(longest)] * 20)) == count
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_of_shorter_ones_run_as_many_more(count):
-    lanes, _ = lanes_of(count * 4096)
-    n_running = len(admit(lanes, [Request(500)] * 20))
+    memory, _ = memory_of(count * 4096)
+    n_running = len(admit(memory, [Request(500)] * 20))
     assert n_running >= min(16, count * 4 - 4, 20) or count == 1
     assert n_running >= min(16, 4 * count) - 4
     assert n_running > count
 
 
 def test_the_first_context_is_small_and_grows_with_what_comes():
-    lanes, memory = lanes_of(16 * 4096 + (16 + FEWEST) * SHORTEST)
-    admit(lanes, [Request(500)])
-    assert memory.made == [(FEWEST * SHORTEST, FEWEST)]
-    admit(lanes, [Request(500)] * 10)
-    assert memory.made[1:] == [(16 * SHORTEST, 16)]
-    admit(lanes, [Request(1500)])
-    assert memory.made[2:] == [(16 * GROWTH * SHORTEST, 16)]
-    first, second, last = lanes
+    memory, machine = memory_of(16 * 4096 + (16 + FEWEST) * SHORTEST)
+    admit(memory, [Request(500)])
+    assert machine.made == [(FEWEST * SHORTEST, FEWEST)]
+    admit(memory, [Request(500)] * 10)
+    assert machine.made[1:] == [(16 * SHORTEST, 16)]
+    admit(memory, [Request(1500)])
+    assert machine.made[2:] == [(16 * GROWTH * SHORTEST, 16)]
+    first, second, last = memory
     assert first.drains
     assert second.drains
-    end([(first, slot) for slot in first.slots.taken])
-    admit(lanes, [Request(100)])
-    assert list(lanes) == [second, last]  # what is empty is closed
+    end(memory, first.taken)
+    admit(memory, [Request(100)])
+    assert list(memory) == [second, last]  # what is empty is closed
 
 
 def test_the_larger_context_takes_all_that_come():
-    lanes, _ = lanes_of(16 * 4096 + 16 * 1024)
-    old = admit(lanes, [Request(500)] * 5)
-    ((large, _),) = admit(lanes, [Request(4000)])
-    assert all(lane is large for lane, _ in admit(lanes, [Request(100)] * 5))
-    assert old[0][0].drains
-    end(old)
+    memory, _ = memory_of(16 * 4096 + 16 * 1024)
+    old = admit(memory, [Request(500)] * 5)
+    (slot,) = admit(memory, [Request(4000)])
+    assert all(other.cache is slot.cache for other in admit(memory, [Request(100)] * 5))
+    assert old[0].cache.drains
+    end(memory, old)
 
 
 def test_many_short_ones_get_short_sequences_again_after_long_ones():
-    lanes, _ = lanes_of(4 * 4096)
-    end(admit(lanes, [Request(4000)] * 4))
-    running = admit(lanes, [Request(100)] * 30)
+    memory, _ = memory_of(4 * 4096)
+    end(memory, admit(memory, [Request(4000)] * 4))
+    running = admit(memory, [Request(100)] * 30)
     assert len(running) == 4
-    assert admit(lanes, [Request(100)] * 26) == []  # it is left to end
-    end(running[:1])
-    assert admit(lanes, [Request(100)] * 26) == []
-    end(running[1:])
-    assert len(admit(lanes, [Request(100)] * 26)) >= 8
+    assert admit(memory, [Request(100)] * 26) == []  # it is left to end
+    end(memory, running[:1])
+    assert admit(memory, [Request(100)] * 26) == []
+    end(memory, running[1:])
+    assert len(admit(memory, [Request(100)] * 26)) >= 8
 
 
 def test_a_few_short_ones_do_not_end_a_long_context():
-    lanes, memory = lanes_of(4 * 4096)
-    end(admit(lanes, [Request(4000)] * 4))
-    running = admit(lanes, [Request(100)] * 6)
-    end(running)
-    assert len(admit(lanes, [Request(100)] * 2)) == 2
-    assert len(memory.made) == 1
+    memory, machine = memory_of(4 * 4096)
+    end(memory, admit(memory, [Request(4000)] * 4))
+    running = admit(memory, [Request(100)] * 6)
+    end(memory, running)
+    assert len(admit(memory, [Request(100)] * 2)) == 2
+    assert len(machine.made) == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -153,38 +167,38 @@ def test_whatever_comes_the_budget_holds_and_everybody_gets_a_sequence(seed):
     chosen = random.Random(seed)
     longest = chosen.choice([256, 1000, 4096, 10_000])
     n_cells = int(longest * chosen.choice([1, 1.25, 2, 3.5, 8, 20]))
-    lanes, memory = lanes_of(n_cells, longest=longest, most=10**9)
+    memory, machine = memory_of(n_cells, longest=longest, most=10**9)
     budget = max(n_cells, longest) * lengths(longest)[-1] // longest
     waiting = [Request(chosen.randrange(1, longest + 1)) for _ in range(300)]
     running = []
     while waiting or running:
-        came = admit(lanes, waiting[: chosen.randrange(1, 40)])
+        came = admit(memory, waiting[: chosen.randrange(1, 40)])
         waiting = waiting[len(came) :]
         running += came
-        assert memory.in_use == sum(lane.n_cells for lane in lanes) <= budget
-        assert all(lane.length >= slot.sequence.n_needed for lane, slot in running)
+        assert machine.in_use == sum(cache.n_cells for cache in memory) <= budget
+        assert all(slot.cache.length >= slot.sequence.n_needed for slot in running)
         assert len(running) <= 16
         assert came or running  # else all would wait for ever
         chosen.shuffle(running)
         n_ending = chosen.randrange(1, len(running) + 1) if running else 0
-        end(running[:n_ending])
+        end(memory, running[:n_ending])
         running = running[n_ending:]
 
 
 def test_where_memory_is_shorter_than_planned_there_are_fewer_sequences(caplog):
-    lanes, memory = lanes_of(16 * 4096, most=5 * 4096)
-    assert len(admit(lanes, [Request(4000)] * 16)) == 4
+    memory, machine = memory_of(16 * 4096, most=5 * 4096)
+    assert len(admit(memory, [Request(4000)] * 16)) == 4
     assert "16 sequences of 4096 tokens" in caplog.text
-    assert memory.in_use == 4 * 4096
-    assert admit(lanes, [Request(4000)]) == []
+    assert machine.in_use == 4 * 4096
+    assert admit(memory, [Request(4000)]) == []
 
 
 def test_where_there_is_no_memory_for_one_sequence_it_is_an_error_and_works_later():
-    lanes, memory = lanes_of(16 * 4096, most=100)
+    memory, machine = memory_of(16 * 4096, most=100)
     with pytest.raises(pyllama.ContextError):
-        lanes.lane_for(Request(10), 1)
-    memory.most = 10**6
-    assert len(admit(lanes, [Request(10)])) == 1
+        memory.place(Request(10), 1)
+    machine.most = 10**6
+    assert len(admit(memory, [Request(10)])) == 1
 
 
 # With a model
@@ -314,7 +328,7 @@ def test_a_context_that_was_replaced_ends_with_its_last_request(model):
         long = request_of(tokens(77, 20), max_tokens=600)
         with ThreadPoolExecutor() as threads:
             first = threads.submit(scheduler.generate, long)
-            while not scheduler._lanes.n_taken:
+            while not scheduler._core.memory.taken:
                 time.sleep(0.001)
             rest = [
                 threads.submit(scheduler.generate, request_of(tokens(seed, 1500), max_tokens=4))
@@ -323,8 +337,8 @@ def test_a_context_that_was_replaced_ends_with_its_last_request(model):
             for done in (first, *rest):
                 done.result()
         deadline = time.monotonic() + 10
-        while any(lane.drains for lane in scheduler._lanes) and time.monotonic() < deadline:
+        while any(cache.drains for cache in scheduler._core.memory) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert not any(lane.drains for lane in scheduler._lanes)
+        assert not any(cache.drains for cache in scheduler._core.memory)
     finally:
         scheduler.close()

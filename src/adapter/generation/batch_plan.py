@@ -1,0 +1,176 @@
+"""Plans the batches of a step: which tokens of which requests are computed in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import pyllama
+from adapter.generation.answer_writer import LONGEST_RUN
+from adapter.generation.exactness import Exactness, groups
+from adapter.generation.memory.blocks import CHUNK, longest_call
+from adapter.generation.memory.kv_cache import KVCache, Slot
+from adapter.generation.sequence import Sequence as Request
+
+LEAST_PIECE = 32
+"""Tokens of a prompt that are worth a place in a batch, unless they are its last."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A slot's tokens in a batch: those from ``begin``, where its memory ends, up to ``end``."""
+
+    slot: Slot
+    sequence: Request
+    begin: int
+    end: int
+
+    @property
+    def n_tokens(self) -> int:
+        """How many are to be computed."""
+        return self.end - self.begin
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the request has neither ended nor been set back since."""
+        return self.slot.sequence is self.sequence and self.sequence.n_past == self.begin
+
+    @property
+    def gives_output(self) -> bool:
+        """Whether a token can be sampled after it."""
+        return self.end == self.sequence.n_tokens
+
+
+Batches = Iterator[list[Part]]
+"""Batches of one KV cache. Each is planned when the one before it has been computed."""
+
+
+class Plan(Protocol):
+    """How a step computes prompts and answers."""
+
+    def step(
+        self, caches: Iterable[KVCache], prefilling: Sequence[Slot]
+    ) -> Iterator[tuple[KVCache, Batches]]:
+        """Yield each KV cache with its batches; one may come more than once.
+
+        Args:
+            prefilling: slots whose prompts are being computed, in turn.
+        """
+
+
+class ExactPlan:
+    """Batches that give a request the same bytes whatever runs beside it.
+
+    One chunk of one prompt, then a token of each answer, in batches that keep the bytes. Each
+    text that a grammar forced is computed in a call of its own, as a prompt is.
+
+    Args:
+        exactness: how many answers one batch may hold.
+        chunk: tokens of a prompt that are computed at once.
+    """
+
+    def __init__(self, exactness: Exactness, chunk: int) -> None:
+        self._exactness = exactness
+        self._chunk = chunk
+
+    def step(
+        self, caches: Iterable[KVCache], prefilling: Sequence[Slot]
+    ) -> Iterator[tuple[KVCache, Batches]]:
+        """Yield the KV cache of the prompt whose turn it is, then each with running answers."""
+        if prefilling:
+            yield prefilling[0].cache, self._prefill(prefilling[0])
+        for cache in caches:
+            yield cache, self._decode(cache)
+
+    def _prefill(self, slot: Slot) -> Batches:
+        yield choose_parts([], [slot], room=slot.cache.context.n_batch, chunk=self._chunk)
+
+    def _decode(self, cache: KVCache) -> Batches:
+        room = (LONGEST_RUN + 1) * cache.count
+        parts = choose_parts(cache.running, [], room=room, chunk=self._chunk)
+        single = [part for part in parts if part.n_tokens == 1 and not part.sequence.restarted]
+        others = [part for part in parts if part.n_tokens > 1 or part.sequence.restarted]
+        size = self._exactness.batch_size(cache.count) if len(single) > 1 else 1
+        yield from groups(single, size)
+        yield from groups(others, 1)
+
+
+class MixedPlan:
+    """One batch of all answers, and of what there is room for of prompts: the least calls.
+
+    Args:
+        chunk: the most tokens of a prompt that are computed at once.
+    """
+
+    def __init__(self, chunk: int) -> None:
+        self._chunk = chunk
+
+    def step(
+        self, caches: Iterable[KVCache], prefilling: Sequence[Slot]
+    ) -> Iterator[tuple[KVCache, Batches]]:
+        """Yield each KV cache with one batch, and one for each request that failed before."""
+        for cache in caches:
+            yield cache, self._batches(cache, prefilling)
+
+    def _batches(self, cache: KVCache, prefilling: Sequence[Slot]) -> Batches:
+        prompts = [slot for slot in prefilling if slot.cache is cache]
+        room = cache.context.n_batch
+        parts = choose_parts(cache.running, prompts, room=room, chunk=self._chunk)
+        yield [part for part in parts if not part.sequence.restarted]
+        yield from groups([part for part in parts if part.sequence.restarted], 1)
+
+
+def choose_parts(
+    running: Iterable[Slot], prompts: Iterable[Slot], *, room: int, chunk: int
+) -> list[Part]:
+    """Choose what goes into a batch of so many tokens.
+
+    First answers that go on by one token, then those by a text that was forced, then prompts. Of
+    the forced texts those come first that were passed over longest, and where prompts wait they
+    leave room for a call of one: so neither keeps the others from going on.
+
+    Args:
+        prompts: in turn. One that may end anywhere is cut to the room.
+        chunk: the most tokens of one prompt.
+    """
+    going_on = [_part(slot, chunk) for slot in running if slot.sequence is not None]
+    going_on.sort(key=lambda part: (part.n_tokens > 1, part.n_tokens > 1 and part.sequence.step))
+    waiting = [_part(slot, chunk) for slot in prompts if slot.sequence is not None]
+    kept = longest_call(CHUNK) if waiting else 0
+    parts = []
+    for part in going_on:
+        if 0 < part.n_tokens <= (room if part.n_tokens == 1 else room - kept):
+            parts.append(part)
+            room -= part.n_tokens
+    for part in waiting:
+        size = part.n_tokens
+        if size > room and chunk > CHUNK:
+            size = room if room >= LEAST_PIECE else 0
+        if 0 < size <= room:
+            parts.append(replace(part, end=part.begin + size))
+            room -= size
+    return parts
+
+
+def _part(slot: Slot, chunk: int) -> Part:
+    """What comes next of a request."""
+    sequence = slot.sequence
+    assert sequence is not None
+    return Part(slot, sequence, sequence.n_past, sequence.next_end(chunk))
+
+
+def fill(batch: pyllama.Batch, parts: Iterable[Part]) -> dict[int, Part]:
+    """Put the parts into an empty batch; return by output those after which one is sampled."""
+    batch.clear()
+    outputs = {}
+    for part in parts:
+        batch.add_tokens(
+            part.sequence.tokens_between(part.begin, part.end),
+            pos=part.begin,
+            seq_id=part.slot.seq_id,
+            outputs="last" if part.gives_output else "none",
+        )
+        if part.gives_output:
+            outputs[len(batch) - 1] = part
+    return outputs

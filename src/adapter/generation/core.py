@@ -1,0 +1,196 @@
+"""What a scheduler's thread does with requests: it decides, and leaves computing to others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pyllama
+from adapter.generation.batch_plan import Batches, Plan
+from adapter.generation.batch_runner import BatchRunner
+from adapter.generation.failures import note, translation
+from adapter.generation.memory.kv_cache import KVCache
+from adapter.generation.memory.strategy import Memory
+from adapter.generation.metrics import Metrics
+from adapter.generation.running import RunningBatch
+from adapter.generation.scoring_queue import ScoringQueue
+from adapter.generation.waiting import Waiting
+
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 32
+"""Requests that wait of which a step finds out what is cached of them."""
+
+
+class SchedulerCore:
+    """Steps of a scheduler. For its thread alone, but for the queues.
+
+    Args:
+        plan: decides what is computed together.
+        waiting: requests for an answer that wait for a slot.
+        scoring: requests for scores, which are computed in a context of their own.
+        max_sequences: the most requests that have a slot at once.
+        isolated: compute either answers or scores in a step, so that there is one context.
+        stopping: whether nothing is to be computed any more.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        plan: Plan,
+        waiting: Waiting,
+        scoring: ScoringQueue,
+        metrics: Metrics,
+        *,
+        max_sequences: int,
+        n_threads: int,
+        isolated: bool,
+        stopping: Callable[[], bool],
+    ) -> None:
+        self.memory = memory
+        self.waiting = waiting
+        self.scoring = scoring
+        self.running = RunningBatch(memory, metrics, waiting, stopping)
+        self.runner = BatchRunner(self.running, metrics, stopping=stopping, n_threads=n_threads)
+        self.plan = plan
+        self._metrics = metrics
+        self._max_sequences = max_sequences
+        self._isolated = isolated
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a request."""
+        return bool(self.waiting or self.scoring or self.memory.taken)
+
+    @property
+    def only_waits(self) -> bool:
+        """Whether all requests wait for files: there is nothing to do until one was read."""
+        if self.scoring or self.memory.taken or not self.waiting:
+            return False
+        return self.waiting.first() is None
+
+    def step(self) -> None:
+        """Admit requests; plan batches, compute and sample each, finish what has ended; score."""
+        self._end_abandoned()
+        answers, scores = self._turns()
+        if answers:
+            self._admit()
+            for cache, batches in self.plan.step(self.memory, self.running.prefilling):
+                self._compute(cache, batches)
+            self.memory.tidy()
+        if scores:
+            self.scoring.step()
+        self._measure()
+
+    def _compute(self, cache: KVCache, batches: Batches) -> None:
+        """Compute the batches of a KV cache, which is dropped over what nobody dealt with."""
+        try:
+            for batch in batches:
+                for outputs in self.runner.compute(batch):
+                    for output, outcome in self.runner.sample(outputs).items():
+                        self.running.write(outputs[output], output, outcome)
+        except BaseException as error:
+            self.running.drop_over(cache, error)
+
+    def _turns(self) -> tuple[bool, bool]:
+        """Whether answers are computed in this step, and whether scores are.
+
+        Isolated, that is whichever came first, since there is one context at a time.
+        """
+        if not self._isolated:
+            return True, True
+        job, first = self.scoring.first, self.waiting.first()
+        scores = (
+            job is not None
+            and not self.memory.taken
+            and (self.scoring.computing or first is None or job.arrived < first.arrived)
+        )
+        (self.memory if scores else self.scoring).close()
+        return not scores, scores
+
+    def _measure(self) -> None:
+        try:
+            slots = self.memory.slots
+            self._metrics.at(
+                running=sum(slot.sequence is not None for slot in slots),
+                waiting=len(self.waiting),
+                kv_tokens=sum(slot.n_tokens for slot in slots),
+                kv_cells=sum(cache.n_cells for cache in self.memory),
+            )
+        except Exception as error:  # of no concern to any request
+            note(logger, logging.DEBUG, "not measured: %s", error)
+
+    def _end_abandoned(self) -> None:
+        """End the requests whose callers have gone, and those whose time is over."""
+        for slot in self.memory.taken:
+            if slot.sequence is not None and slot.sequence.ended_by_caller_or_clock():
+                self.running.release(slot)
+        self.waiting.drop_finished()
+        self.scoring.drop_finished()
+
+    def _admit(self) -> None:
+        """Give slots to the requests that have waited longest, as many as there is room for.
+
+        One whose prompt begins like one that is being computed waits for those blocks, and others
+        may pass it. Otherwise nobody passes: a long request gets its turn.
+        """
+        self.waiting.unpark()
+        for _ in range(min(2 * self._max_sequences, LOOKED_AT)):  # at the others in later steps
+            sequence = None if self.memory.full else self.waiting.first()
+            if sequence is None:
+                return
+            try:
+                owner = self.memory.in_progress(sequence)
+                if owner is not None:
+                    self.waiting.park(sequence, owner)
+                    continue
+            except pyllama.DecodeCancelled:
+                raise
+            except Exception as error:
+                sequence.fail(translation(error))
+            else:
+                if not self.running.admit(sequence, len(self.waiting)):
+                    return
+            self.waiting.leave(sequence)
+
+    def recover(self, error: BaseException) -> None:
+        """End the requests that a step which failed may concern, and go on with new contexts.
+
+        Where nothing was being computed, that is the one that has waited longest. Where nobody
+        waits either, the error would come for ever, and is raised.
+        """
+        note(logger, logging.ERROR, "a step of the scheduler failed", exc_info=error)
+        own = translation(error)
+        n_ended = sum(self.running.drop(cache, own) for cache in self.memory)
+        if self.scoring.computing:
+            self.scoring.fail_first(own)
+            n_ended += 1
+        if not n_ended and not self._fail_oldest(own):
+            raise error
+
+    def _fail_oldest(self, error: BaseException) -> bool:
+        """End the request that has waited longest with an error; return whether there is one."""
+        self.waiting.unpark()
+        job, first = self.scoring.first, self.waiting.first()
+        if first is not None and (job is None or first.arrived <= job.arrived):
+            first.fail(error)
+            self.waiting.leave(first)
+        elif job is not None:
+            self.scoring.fail_first(error)
+        else:
+            return False
+        return True
+
+    def end_all(self, reason: BaseException) -> None:
+        """End all requests with an error."""
+        with ExitStack() as ends:  # whatever one of them raises, nobody waits in vain
+            ends.callback(self.scoring.fail, reason)
+            ends.callback(self.waiting.fail, reason)
+            self.running.end_all(reason)
+
+    def free(self) -> None:
+        """Free all contexts. The next request makes another."""
+        with ExitStack() as last:
+            last.callback(self.scoring.close)
+            self.memory.close()

@@ -1,0 +1,125 @@
+"""A context's KV cache: its slots, who has which, and which blocks of prompts each still holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pyllama
+from adapter.generation.memory.blocks import BLOCK, BlockHashes, n_shared
+from adapter.generation.sequence import Sequence
+
+
+@dataclass(eq=False)
+class Slot:
+    """One sequence of a KV cache.
+
+    blocks are those at the beginning of its memory that were computed as blocks of a prompt:
+    another request may reuse them. What comes after them is of no use to anybody else.
+    """
+
+    cache: KVCache
+    seq_id: int
+    blocks: BlockHashes = ()
+    sequence: Sequence | None = None
+    last_used: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in its memory that are of use."""
+        n_reusable = len(self.blocks) * BLOCK
+        return n_reusable if self.sequence is None else max(n_reusable, self.sequence.n_past)
+
+    def keep(self, n_blocks: int) -> bool:
+        """Remove all but the first blocks from its memory, and say whether that was possible."""
+        kept = self.cache.context.memory.seq_rm(self.seq_id, n_blocks * BLOCK)
+        self.blocks = self.blocks[:n_blocks]
+        return kept
+
+
+@dataclass(eq=False)
+class KVCache:
+    """A context with its slots, and the batch in which they are computed.
+
+    length   tokens that one slot can hold
+    n_cells  tokens that all of them can hold together
+    drains   whether it admits no more requests, and is closed with its last one
+    """
+
+    context: pyllama.Context
+    count: int
+    length: int
+    n_cells: int
+    last_used: int = 0
+    drains: bool = False
+    batch: pyllama.Batch = field(init=False)
+    slots: list[Slot] = field(init=False)
+    _clock: int = 0
+
+    def __post_init__(self) -> None:
+        self.batch = pyllama.Batch(self.context.n_batch)
+        self.slots = [Slot(self, seq_id) for seq_id in range(self.count)]
+
+    @property
+    def taken(self) -> list[Slot]:
+        """The slots with a request, in order of their sequence ids."""
+        return [slot for slot in self.slots if slot.sequence is not None]
+
+    @property
+    def running(self) -> list[Slot]:
+        """Those whose request's prompt is in memory."""
+        return [slot for slot in self.taken if slot.sequence and slot.sequence.state == "running"]
+
+    @property
+    def free(self) -> list[Slot]:
+        """Those without a request."""
+        return [slot for slot in self.slots if slot.sequence is None]
+
+    @property
+    def n_promised(self) -> int:
+        """Tokens that its requests may come to hold."""
+        return sum(slot.sequence.n_needed for slot in self.taken if slot.sequence)
+
+    def has_room(self, sequence: Sequence) -> bool:
+        """Whether a request can begin here."""
+        if self.drains or self.length < sequence.n_needed or not self.free:
+            return False
+        shared = self.n_cells < self.length * self.count
+        return not shared or self.n_promised + sequence.n_needed <= self.n_cells
+
+    def n_shared(self, hashes: BlockHashes) -> int:
+        """How many blocks of a prompt the slot holds that holds most of them."""
+        return n_shared(self.nearest(hashes).blocks, hashes)
+
+    def nearest(self, hashes: BlockHashes) -> Slot:
+        """The slot, taken or free, that holds the longest beginning of a prompt; free first."""
+        return max(
+            self.slots, key=lambda slot: (n_shared(slot.blocks, hashes), slot.sequence is None)
+        )
+
+    def to_overwrite(self, hashes: BlockHashes) -> Slot:
+        """The free slot for a prompt: the one that shares most with it.
+
+        Of several, one beside slots that are taken: llama.cpp computes sequences together whose
+        numbers follow each other, and those behind a gap in a call of their own. Then the one that
+        holds least, and was used longest ago.
+        """
+        taken = {slot.seq_id for slot in self.taken}
+        return max(
+            self.free,
+            key=lambda slot: (
+                n_shared(slot.blocks, hashes),
+                len(taken & {slot.seq_id - 1, slot.seq_id + 1}),
+                -len(slot.blocks),
+                -slot.last_used,
+            ),
+        )
+
+    def take(self, slot: Slot, sequence: Sequence) -> None:
+        """Give a free slot to a request."""
+        self._clock += 1
+        slot.last_used, slot.sequence = self._clock, sequence
+
+    def give_back(self, slot: Slot) -> None:
+        """Make a slot free; what it holds stays."""
+        self._clock += 1
+        slot.sequence, slot.last_used = None, self._clock

@@ -1,0 +1,57 @@
+"""One KV cache, whose cells go to whichever request needs them.
+
+A GPU is fastest with that: one batch for all requests is computed in one call, and what prompts
+share is in memory once.
+"""
+
+from __future__ import annotations
+
+from adapter.generation.memory.blocks import BLOCK
+from adapter.generation.memory.kv_cache import KVCache, Slot
+from adapter.generation.memory.strategy import Memory
+from adapter.generation.sequence import Sequence
+
+MAX_IDLE = 8192
+"""Tokens that are left in a shared memory for requests to come."""
+
+
+class SharedMemory(Memory):
+    """One context for all requests."""
+
+    def restore(self, slot: Slot, sequence: Sequence) -> None:
+        """Bring what is cached of a prompt into a slot, and make room for the rest."""
+        super().restore(slot, sequence)
+        self._evict(slot.cache)
+
+    def release(self, slot: Slot) -> Exception | None:
+        """Make a slot free, and leave in memory only what it holds of prompts."""
+        super().release(slot)
+        if not slot.cache.context.usable:
+            return None
+        try:
+            try:
+                slot.keep(len(slot.blocks) if self.prefixes.rolls_back else 0)
+            except Exception:
+                slot.keep(0)
+        except Exception as error:  # its cells are lost to the others
+            return error
+        return None
+
+    def _cache_for(self, sequence: Sequence, n_waiting: int) -> KVCache | None:
+        if not self._caches:
+            self._add(self._longest, self._max_sequences, self._n_cells)
+        (cache,) = self._caches
+        return cache if cache.has_room(sequence) else None
+
+    def _evict(self, cache: KVCache) -> None:
+        """Empty free slots, but for those used last.
+
+        What the requests may need must be free, and attention goes over all that is in memory.
+        """
+        left = cache.n_cells - cache.n_promised
+        blocks: set[bytes] = set()
+        for slot in sorted(cache.free, key=lambda slot: -slot.last_used):
+            left -= len(slot.blocks) * BLOCK
+            blocks.update(slot.blocks)
+            if left < 0 or len(blocks) * BLOCK > MAX_IDLE:
+                self.prefixes.evict(slot)

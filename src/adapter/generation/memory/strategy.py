@@ -1,0 +1,131 @@
+"""What a scheduler asks of a memory: room for requests, and what is cached of their prompts."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+
+import pyllama
+from adapter.generation.memory.kv_cache import KVCache, Slot
+from adapter.generation.memory.prefix_files import Reading
+from adapter.generation.memory.prefix_reuse import PrefixReuse
+from adapter.generation.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+class Memory(ABC):
+    """The KV caches of a model's requests. For the scheduler's thread alone.
+
+    Args:
+        make: makes a context for a number of tokens and of sequences.
+        prefixes: finds, restores and saves beginnings of prompts.
+        longest: tokens that the longest requests have.
+        n_cells: tokens that all KV caches may hold together; a request of any length always fits.
+        max_sequences: the most requests that have a slot at once.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int, int], pyllama.Context],
+        prefixes: PrefixReuse,
+        *,
+        longest: int,
+        n_cells: int,
+        max_sequences: int,
+    ) -> None:
+        self._make = make
+        self._longest = longest
+        self._n_cells = max(n_cells, longest)
+        self._max_sequences = max_sequences
+        self._caches = prefixes.caches
+        #: What is in memory of beginnings of prompts.
+        self.prefixes = prefixes
+
+    def __iter__(self) -> Iterator[KVCache]:
+        return iter(list(self._caches))
+
+    @property
+    def slots(self) -> list[Slot]:
+        """All slots that there are."""
+        return [slot for cache in self._caches for slot in cache.slots]
+
+    @property
+    def taken(self) -> list[Slot]:
+        """The slots that have a request."""
+        return [slot for cache in self._caches for slot in cache.taken]
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for any request, however short."""
+        return len(self.taken) >= self._max_sequences
+
+    def in_progress(self, sequence: Sequence) -> Sequence | Reading | None:
+        """What a request is to wait for, which will give more of its prompt than is cached now.
+
+        That is a request whose prompt is being computed, or a file that is being read.
+        """
+        return self.prefixes.in_progress(sequence)
+
+    def place(self, sequence: Sequence, n_waiting: int = 1) -> Slot | None:
+        """Give a request a slot that is long enough; None while there is no room.
+
+        What the slot holds is not touched before ``restore``.
+
+        Args:
+            n_waiting: requests that wait for a slot, this one among them.
+
+        Raises:
+            pyllama.LlamaError: a context cannot be made, and there is no other to wait for.
+        """
+        cache = None if self.full else self._cache_for(sequence, n_waiting)
+        if cache is None:
+            return None
+        slot = cache.to_overwrite(sequence.hashes)
+        cache.take(slot, sequence)
+        return slot
+
+    def restore(self, slot: Slot, sequence: Sequence) -> None:
+        """Bring as much of a request's prompt into its slot as is cached."""
+        sequence.n_past = self.prefixes.restore(slot, sequence)
+        self.prefixes.track(slot, sequence)
+
+    def roll_back(self, slot: Slot, sequence: Sequence) -> bool:
+        """Leave in memory what the request had before a batch that failed, if that is possible."""
+        memory = slot.cache.context.memory
+        return self.prefixes.rolls_back and memory.seq_rm(slot.seq_id, sequence.n_past)
+
+    def release(self, slot: Slot) -> Exception | None:
+        """Make a slot free whose request has ended. What it holds of prompts stays for others.
+
+        Returns:
+            An error that left its memory unusable to others: its KV cache is to be dropped.
+        """
+        self.prefixes.forget_unless_reused(slot)
+        slot.cache.give_back(slot)
+        return None
+
+    def tidy(self) -> None:  # noqa: B027 - few have anything to free
+        """Free what nobody needs any more, after a step."""
+
+    def drop(self, cache: KVCache) -> None:
+        """Free a context that is not to be used any more."""
+        if cache in self._caches:
+            self._caches.remove(cache)
+            cache.context.close()
+
+    def close(self) -> None:
+        """Free all contexts."""
+        for cache in self:
+            self.drop(cache)
+
+    @abstractmethod
+    def _cache_for(self, sequence: Sequence, n_waiting: int) -> KVCache | None:
+        """A KV cache with room for a request; None while there is none."""
+
+    def _add(self, length: int, count: int, n_cells: int) -> KVCache:
+        cache = KVCache(self._make(n_cells, count), count, length, n_cells)
+        logger.info("a context of %d sequences of %d tokens, of %d in all", count, length, n_cells)
+        self._caches.append(cache)
+        return cache

@@ -1,0 +1,177 @@
+"""The running batch: the requests that have a slot, from their admission to their end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import pyllama
+from adapter.generation.batch_plan import Part
+from adapter.generation.failures import translation
+from adapter.generation.memory.kv_cache import KVCache, Slot
+from adapter.generation.memory.strategy import Memory
+from adapter.generation.metrics import Metrics
+from adapter.generation.sequence import Sequence
+from adapter.generation.waiting import Waiting
+
+
+class RunningBatch:
+    """Requests with a slot. For the scheduler's thread alone.
+
+    Whatever fails ends the requests that it concerns, with the true error, and no others. A KV
+    cache whose state cannot be trusted any more is dropped, and the next request gets a new one.
+    No error loses a request: the queue or a slot has it until it has ended.
+
+    Args:
+        waiting: the requests that wait for a slot.
+        stopping: whether nothing is to be computed any more.
+    """
+
+    def __init__(
+        self, memory: Memory, metrics: Metrics, waiting: Waiting, stopping: Callable[[], bool]
+    ) -> None:
+        self._memory = memory
+        self._metrics = metrics
+        self._waiting = waiting
+        self._stopping = stopping
+        #: Slots whose prompts are being computed, in turn.
+        self.prefilling: deque[Slot] = deque()
+
+    def admit(self, sequence: Sequence, n_waiting: int) -> bool:
+        """Begin a request with what is cached of its prompt; False while there is no room for it.
+
+        Args:
+            n_waiting: requests that wait for a slot, this one among them.
+        """
+        slot = None
+        try:
+            slot = self._memory.place(sequence, n_waiting)
+            if slot is None:
+                return False
+            self._metrics.admitted(time.monotonic() - sequence.arrived)
+            if not sequence.begin():
+                self.release(slot)
+                return True
+            sequence.state = "prefilling"
+            self._memory.restore(slot, sequence)
+            sequence.n_cached = sequence.n_past
+            self._metrics.reused(sequence.n_cached)
+            self.prefilling.append(slot)
+        except BaseException as error:
+            cancelled = isinstance(error, pyllama.DecodeCancelled)
+            if cancelled and slot is None:
+                raise
+            untouched = sequence.state == "queued"  # its grammar was refused, say
+            sequence.fail(translation(error))
+            if slot is not None and slot.sequence is sequence:
+                if untouched:
+                    self.release(slot)
+                else:
+                    self.fail(slot, translation(error))
+            if cancelled:
+                raise
+        return True
+
+    def computed(self, part: Part) -> None:
+        """Note what of a request is in memory now, and let the next prompt have its turn."""
+        slot, sequence = part.slot, part.sequence
+        try:
+            if slot.sequence is not sequence or sequence.state != "prefilling":
+                return
+            self.prefilling.remove(slot)
+            self._metrics.computed(part.n_tokens)
+            slot.blocks = sequence.hashes[: sequence.n_computed_blocks]
+            if not part.gives_output:
+                self._memory.prefixes.checkpoint(slot, self._waiting)
+                self.prefilling.append(slot)
+        except Exception as error:
+            self.fail(slot, translation(error))
+
+    def write(self, part: Part, output: int, outcome: int | Exception) -> None:
+        """Write a token that was sampled from an output, or fail the request over an error."""
+        sequence, slot = part.sequence, part.slot
+        try:
+            if slot.sequence is not sequence:
+                return  # one before it took its KV cache down
+            if isinstance(outcome, Exception):
+                raise outcome
+            if sequence.state == "prefilling" and not sequence.restarted:
+                self._metrics.began(time.monotonic() - sequence.arrived)
+            sequence.write(outcome, slot.cache.context, output)
+            if sequence.state == "ended":
+                self._metrics.ended(time.monotonic() - sequence.arrived, sequence.n_written)
+                self._memory.prefixes.keep_answer(slot, sequence)
+                self.release(slot)
+        except Exception as error:
+            self.fail(slot, translation(error))
+
+    def roll_back(self, part: Part, *, nothing_done: bool) -> None:
+        """Undo what a batch that failed may have computed of a request.
+
+        A memory that cannot be cut back is computed anew, from what is saved of the prompt or from
+        its beginning.
+
+        Args:
+            nothing_done: whether the batch was refused before anything was computed.
+        """
+        slot, sequence = part.slot, part.sequence
+        if self._memory.roll_back(slot, sequence) or nothing_done:
+            return
+        if slot in self.prefilling:
+            self.prefilling.remove(slot)
+        n_cached = sequence.n_cached
+        slot.blocks = ()
+        slot.keep(0)
+        sequence.restart()
+        self._memory.restore(slot, sequence)
+        sequence.n_cached = min(n_cached, sequence.n_past)
+        self.prefilling.append(slot)
+
+    # Endings
+
+    def fail(self, slot: Slot, error: BaseException) -> None:
+        """End a request with an error, and all others of its KV cache if that is unusable now."""
+        if slot.sequence is not None:
+            slot.sequence.fail(error)
+            slot.blocks = ()  # who knows what is in there
+            self.release(slot)
+        if not slot.cache.context.usable:
+            self.drop(slot.cache, error)
+
+    def release(self, slot: Slot) -> None:
+        """Make a slot free whose request has ended."""
+        if slot in self.prefilling:
+            self.prefilling.remove(slot)
+        error = self._memory.release(slot)
+        if error is not None:
+            self.drop(slot.cache, translation(error))
+
+    def drop_over(self, cache: KVCache, error: BaseException) -> None:
+        """Drop a KV cache over an error that nobody dealt with. A cancel is raised again."""
+        cancelled = isinstance(error, pyllama.DecodeCancelled)
+        if not (cancelled and self._stopping()):
+            self.drop(cache, translation(error))
+        if cancelled:
+            raise error
+
+    def drop(self, cache: KVCache, error: BaseException) -> int:
+        """End all requests of a KV cache with an error, free it, and count the requests."""
+        self.prefilling = deque(slot for slot in self.prefilling if slot.cache is not cache)
+        count = self._end(cache, error)
+        self._memory.drop(cache)
+        return count
+
+    def end_all(self, error: BaseException) -> None:
+        """End all requests with an error. The contexts, and what slots hold for others, stay."""
+        self.prefilling.clear()
+        for cache in self._memory:
+            self._end(cache, error)
+
+    def _end(self, cache: KVCache, error: BaseException) -> int:
+        taken = cache.taken
+        for slot in taken:
+            if slot.sequence is not None:
+                slot.sequence.fail(error)  # before it is let go of: it must not be lost
+            slot.sequence, slot.blocks = None, ()
+        return len(taken)
