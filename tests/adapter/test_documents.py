@@ -29,6 +29,7 @@ PAGES = {
 LONG_PAGES = {
     "docs/howto/typed_extraction.md": "product=",
     "docs/howto/agents.md": "{",
+    "docs/probabilities.md": "{'mood'",
 }
 """The same for pages that would keep a real model busy for long: theirs has random weights."""
 
