@@ -15,6 +15,7 @@ from adapter.cli.devices import devices, rpc_server
 from adapter.cli.doctor import doctor
 from adapter.cli.models import models, rm
 from adapter.cli.pull import pull
+from adapter.cli.quantize import perplexity, quantize
 from adapter.cli.run import embed, run
 from adapter.cli.show import fit, show_model
 
@@ -77,6 +78,16 @@ app.command(
 app.command(
     epilog=examples("pyllama bench", "pyllama bench owner/repo:Q4_K_M -p 512 -n 128 -r 3 --json"),
 )(bench)
+app.command(
+    epilog=examples(
+        "pyllama quantize ./model-f16.gguf Q4_K_M",
+        "pyllama quantize ./model-f16.gguf IQ2_M small.gguf --imatrix imatrix.gguf",
+        "pyllama quantize owner/repo:BF16 Q8_0 --dry-run",
+    ),
+)(quantize)
+app.command(
+    epilog=examples("pyllama perplexity ./model-Q4_K_M.gguf text.txt --chunks 50"),
+)(perplexity)
 app.command(
     epilog=examples("pyllama doctor", "pyllama doctor --no-test > report.txt"),
 )(doctor)

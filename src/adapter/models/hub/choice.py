@@ -68,7 +68,7 @@ def candidates(paths: Iterable[str]) -> list[Candidate]:
     for (stem, count), files in models.items():
         if count and not _is_complete(files, int(count)):
             continue
-        found.append(Candidate(stem, tuple(files), _mmproj(known, files[0]), _quantization(stem)))
+        found.append(Candidate(stem, tuple(files), _mmproj(known, files[0]), quantization_of(stem)))
     return found
 
 
@@ -108,13 +108,14 @@ def _is_complete(files: Sequence[str], count: int) -> bool:
     return [int(part["index"]) for part in indices if part] == list(range(1, count + 1))
 
 
-def _quantization(stem: str) -> str | None:
+def quantization_of(stem: str) -> str | None:
+    """The quantization that a name without .gguf says, in capitals."""
     found = _QUANTIZATION.findall(stem)
     return found[-1].upper() if found else None
 
 
 def _bits(path: str) -> int:
-    digits = re.search(r"\d+", _quantization(_GGUF.sub("", path)) or "")
+    digits = re.search(r"\d+", quantization_of(_GGUF.sub("", path)) or "")
     return int(digits[0]) if digits else 0
 
 

@@ -1,0 +1,223 @@
+"""A model with smaller weights, and how much worse it is for that."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adapter.cli.console import (
+    fail,
+    file_size,
+    note,
+    progress_bar,
+    row,
+    say,
+    say_json,
+    show,
+    table,
+)
+from adapter.cli.session import GpuLayers, Model, errors_told, found
+
+if TYPE_CHECKING:
+    import pyllama
+
+_SPARE = 64 * 2**20
+
+
+def quantize(
+    model: Model,
+    kind: Annotated[
+        str,
+        typer.Argument(metavar="TYPE", help="Such as Q4_K_M, Q8_0, IQ4_XS or F16."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(help="The file to write; by default the name with the type, beside it."),
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An importance matrix.")
+    ] = None,
+    requantize: Annotated[
+        bool, typer.Option("--requantize", help="Also what is quantized already; it costs quality.")
+    ] = False,
+    pure: Annotated[bool, typer.Option("--pure", help="One type, instead of a mixture.")] = False,
+    keep_split: Annotated[
+        bool, typer.Option("--keep-split", help="As many files as the model has.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would come out, and write nothing.")
+    ] = False,
+    threads: Annotated[int | None, typer.Option("-t", min=1, max=512, help="Threads.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
+) -> None:
+    """Write a model with its weights quantized by llama.cpp.
+
+    Best from F32, F16 or BF16. The file appears when it is complete.
+    """
+    import pyllama
+    from adapter.models.parts import parts
+
+    ftype: Any = kind.upper()  # quantize() knows which there are
+    with errors_told():
+        path = found(model).path()
+        target = out if out is not None else _beside(model, path, ftype)
+        if target.is_dir():
+            target = target / _name(path, ftype)
+        if not dry_run and not force and target.exists():
+            fail(f"{target} is there already; to replace it: --force")
+        settings: dict[str, Any] = {
+            "imatrix": imatrix,
+            "allow_requantize": requantize,
+            "pure": pure,
+            "keep_split": keep_split,
+            "nthread": threads,
+        }
+        try:
+            done = pyllama.quantize(path, None, ftype, dry_run=True, **settings)
+            if not dry_run:
+                _require_room(target, done.size)
+                with progress_bar(f"Quantizing to {ftype}") as report:
+                    done = pyllama.quantize(path, target, ftype, progress=report, **settings)
+        except pyllama.QuantizeError as error:
+            if "requantiz" in str(error):
+                fail(f"{error}; give a model in F32, F16 or BF16, or --requantize")
+            raise
+        except ValueError as error:
+            fail(str(error))
+        before = sum(part.stat().st_size for part in parts(path))
+        with pyllama.Model(path, vocab_only=True) as original:
+            n_params = original.n_params
+    _tell(done, ftype, before, n_params, as_json=as_json)
+
+
+def _tell(
+    done: pyllama.Quantization, ftype: str, before: int, n_params: int, *, as_json: bool
+) -> None:
+    written = sum(Path(path).stat().st_size for path in done.paths) or done.size
+    kinds: dict[str, int] = {}
+    for kind in done.tensor_types.values():
+        kinds[kind] = kinds.get(kind, 0) + 1
+    bits = [8 * size / n_params if n_params else 0.0 for size in (done.original_size, done.size)]
+    if as_json:
+        say_json(
+            {
+                "paths": list(done.paths),
+                "type": ftype,
+                "size_before": before,
+                "size": written,
+                "bits_per_weight_before": bits[0],
+                "bits_per_weight": bits[1],
+                "tensor_types": kinds,
+            }
+        )
+        return
+    made = table("", "size", "bits per weight")
+    row(made, "before", file_size(before), f"{bits[0]:.2f}")
+    row(made, ftype, file_size(written), f"{bits[1]:.2f}")
+    show(made)
+    for path in done.paths:
+        say(path)
+    if not done.paths:
+        note("nothing was written")
+
+
+def _beside(model: str, path: Path, ftype: str) -> Path:
+    """Beside a file that the user named, and in pyllama's own folder for a name."""
+    from adapter.models.embedded_model import model_dir
+
+    named = Path(model).expanduser()
+    if named.is_file():
+        return named.parent / _name(path, ftype)
+    folder = model_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / _name(path, ftype)
+
+
+def _name(path: Path, ftype: str) -> str:
+    """The name of a model with the type in place of the one that it has."""
+    from adapter.models.hub.choice import quantization_of
+    from adapter.models.parts import plain_name
+
+    name = plain_name(path)
+    old = quantization_of(name)
+    if old is not None:
+        bare = re.sub(rf"[-._]?{re.escape(old)}\Z", "", name, flags=re.IGNORECASE)
+        name = bare or name
+    return f"{name}-{ftype}.gguf"
+
+
+def _require_room(target: Path, size: int) -> None:
+    folder = target.absolute().parent
+    if not folder.is_dir():
+        fail(f"there is no folder {folder}")
+    free = shutil.disk_usage(folder).free
+    if size + _SPARE > free:
+        fail(f"{file_size(size)} would be written, but {folder} has {file_size(free)} free")
+
+
+def perplexity(
+    model: Model,
+    text: Annotated[Path, typer.Argument(help="A file of text, the longer the better.")],
+    length: Annotated[
+        int, typer.Option("--context", "-c", min=8, max=2**20, help="Tokens of each part.")
+    ] = 512,
+    chunks: Annotated[
+        int | None, typer.Option(min=1, help="Parts to compute; by default all.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option("-t", min=1, max=512, help="Threads.")] = None,
+    gpu_layers: GpuLayers = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Say how surprised a model is by a text: the lower, the better it knows it.
+
+    Measured as llama-perplexity does: the second half of each part is predicted from what comes
+    before. Compare models of one vocabulary, with one text and one length.
+    """
+    from adapter.cli.text_surprise import measure
+    from adapter.models.hardware import HardwareManager
+
+    with errors_told():
+        path = found(model).path()
+        try:
+            content = text.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            fail(f"{text} is no UTF-8: {error}")
+        placement = HardwareManager().plan(
+            path, context_length=length, n_gpu_layers=gpu_layers, n_contexts=1
+        )
+        with progress_bar("Computing") as report:
+            try:
+                surprise = measure(
+                    path,
+                    placement,
+                    content,
+                    n_ctx=length,
+                    n_chunks=chunks,
+                    n_threads=threads,
+                    report=report,
+                )
+            except ValueError as error:
+                fail(str(error))
+    if as_json:
+        say(
+            json.dumps(
+                {
+                    "perplexity": surprise.perplexity,
+                    "error": surprise.error,
+                    "tokens": surprise.n_tokens,
+                    "chunks": surprise.n_chunks,
+                    "context_length": length,
+                }
+            )
+        )
+        return
+    say(
+        f"perplexity: {surprise.perplexity:.4f} ± {surprise.error:.4f} over {surprise.n_tokens} "
+        f"tokens, in {surprise.n_chunks} parts of {length}"
+    )
