@@ -30,6 +30,8 @@ LONG_PAGES = {
     "docs/howto/typed_extraction.md": "product=",
     "docs/howto/agents.md": "{",
     "docs/probabilities.md": "{'mood'",
+    "docs/limits.md": "usable",
+    "docs/chat_templates.md": "<|im_start|>assistant",
 }
 """The same for pages that would keep a real model busy for long: theirs has random weights."""
 
