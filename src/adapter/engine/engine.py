@@ -33,8 +33,8 @@ from adapter.engine.answer import (
     message_of,
     usage_of,
 )
-from adapter.engine.call_settings import call_settings, require_tellable
-from adapter.engine.config import LlamaCppConfig
+from adapter.engine.call_settings import call_settings, drawn_seed, require_tellable
+from adapter.engine.config import OPENAI_SETTINGS, LlamaCppConfig
 from adapter.engine.judgment import (
     Judgment,
     judged_response,
@@ -94,22 +94,7 @@ class LlamaCppEngine:
 
     # Read by DSPy, like the two hints that depend on the model: what an adapter may ask for.
     supports_response_schema = True
-    supported_params = frozenset(
-        {
-            "max_tokens",
-            "temperature",
-            "top_p",
-            "top_k",
-            "seed",
-            "stop",
-            "frequency_penalty",
-            "presence_penalty",
-            "logprobs",
-            "logit_bias",
-            "response_format",
-            "reasoning_effort",
-        }
-    )
+    supported_params = OPENAI_SETTINGS
 
     #: Read by LlamaCppAdapter: it answers requests with config.probabilities.
     measures_probabilities = True
@@ -185,7 +170,7 @@ class LlamaCppEngine:
     ) -> Response | None:
         """Generate what of the answer is to be generated, then measure the rest of it."""
         begun = time.monotonic()
-        settings = call_settings(request, self.config, self.loaded.n_vocab)
+        settings, ignored = call_settings(request, self.config, self.loaded.n_vocab)
         refuse_grammar(request, settings.grammar)
         rest = unmeasured(request, judgments)
         written = None if rest is None else self._generate(cancelled, rest, ())
@@ -205,7 +190,7 @@ class LlamaCppEngine:
                 return None
             taken.prompt, taken.answer = result.prompt_tokens, result.n_computed
         provider_data = {"device": self.loaded.device}
-        adaptations = settings.adaptations + told + unused_settings(request)
+        adaptations = ignored + told + unused_settings(request)
         if written is not None:
             provider_data, adaptations = dict(written.provider_data or {}), written.adaptations
         return judged_response(
@@ -334,14 +319,14 @@ class LlamaCppEngine:
 
         It is charged for the tokens that it took by the end of the block.
         """
-        settings = call_settings(request, self.config, self.loaded.n_vocab)
+        settings, ignored = call_settings(request, self.config, self.loaded.n_vocab)
         prompt = build_prompt(
             request, self.loaded, settings.grammar, self.config.chat_template_kwargs
         )
         room = self.context_length - len(prompt.tokens)
         if room < 1:
             raise ContextTooLongError(len(prompt.tokens), self.context_length)
-        adaptations = settings.adaptations + noted + prompt.adaptations
+        adaptations = ignored + noted + prompt.adaptations
         if settings.logprobs is not None:
             require_tellable(settings.logprobs, settings.max_tokens, room)
         max_tokens = room if settings.max_tokens is None else min(settings.max_tokens, room)
@@ -354,7 +339,7 @@ class LlamaCppEngine:
             prompt=prompt.tokens,
             max_tokens=max_tokens,
             sampling=settings.sampling,
-            seed=settings.seed,
+            seed=drawn_seed(settings.seed),
             stop=settings.stop,
             turn_stops=prompt.stops,
             constraint=prompt.constraint,

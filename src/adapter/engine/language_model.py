@@ -10,10 +10,10 @@ from dspy import LM
 from dspy.utils.exceptions import LMUnsupportedFeatureError
 
 from adapter.engine.async_engine import AsyncLlamaCppEngine
-from adapter.engine.call_settings import LLAMACPP_SETTINGS
-from adapter.engine.config import MAX_TOP_K, LlamaCppConfig, is_integer
+from adapter.engine.config import LLAMACPP_SETTINGS, LlamaCppConfig
 from adapter.engine.engine import LlamaCppEngine
 from adapter.engine.rollouts import rollout
+from adapter.generation.sampling import MAX_TOP_K
 
 if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel
@@ -96,9 +96,9 @@ class LlamaCppLM(LM):
             before = settings.get("metadata", getattr(self, "kwargs", {}).get("metadata")) or {}
             asked = {**before.get("llamacpp", {}), **own}
             settings["metadata"] = {**before, "llamacpp": asked}
-        if is_integer(settings.get("top_k")) and settings["top_k"] in (-1, 0):
+        if type(settings.get("top_k")) is int and settings["top_k"] in (-1, 0):
             settings["top_k"] = MAX_TOP_K  # DSPy has no number for "all"
-        if is_integer(settings.get("max_tokens")) and settings["max_tokens"] == -1:
+        if type(settings.get("max_tokens")) is int and settings["max_tokens"] == -1:
             settings["max_tokens"] = self.engine.context_length
         if isinstance(settings.get("logit_bias"), dict):
             settings["logit_bias"] = {str(key): it for key, it in settings["logit_bias"].items()}

@@ -9,23 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from adapter.engine.config import LlamaCppConfig
 from adapter.errors import UnknownModelError
+from adapter.generation.settings import settings_of
 
 if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel
-
-INDIFFERENT = frozenset(
-    {
-        "model_name", "requests_per_minute", "timeout_secs", "max_retries", "initial_backoff_ms",
-        "max_backoff_ms", "enable_cache", "cache_ttl_secs", "enable_streaming",
-    }
-)  # fmt: skip
-"""The fields of a config that decide whether and when there is an answer, and not which. The token
-budget is not one of them: it cuts answers."""
 
 
 def engine_name(loaded: LoadedModel, config: LlamaCppConfig) -> str:
@@ -43,9 +34,9 @@ def portable_name(loaded: LoadedModel, config: LlamaCppConfig) -> str:
 
 def _name(loaded: LoadedModel, config: LlamaCppConfig, computation: tuple[str, ...]) -> str:
     decisive = {
-        field.name: getattr(config, field.name)
-        for field in fields(config)
-        if field.name not in INDIFFERENT
+        name: value
+        for name, each in settings_of(type(config)).items()
+        if each.is_named(value := getattr(config, name))
     }
     decisive |= {
         "model": loaded.fingerprint,

@@ -6,10 +6,13 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from types import MappingProxyType
+from typing import Annotated
 from weakref import ref
 
+from annotated_types import Ge, Gt, Le
+
 import pyllama
+from adapter.generation.settings import Fraction, Words, only_if, setting
 
 KEPT_GRAMMARS = 64
 """Grammars that stay checked: a program asks for the same few again and again."""
@@ -55,58 +58,138 @@ class ReasoningBudget:
     begun: bool = False
 
 
-@dataclass(frozen=True)
+MAX_LAST_N = 2**24
+"""Tokens that a sampler can look back on; it allocates as many at once."""
+
+MAX_TOP_K = 2**31 - 1
+
+Factor = Annotated[float, Ge(0), Le(1000)]
+Penalty = Annotated[float, Ge(-2), Le(2)]
+Count = Annotated[int, Ge(0), Le(MAX_LAST_N)]
+Mirostat = Annotated[int, Ge(0), Le(2), Words("0, 1 or 2")]
+TopK = Annotated[int, Ge(0), Le(MAX_TOP_K), Words(f"an integer from 0 to {MAX_TOP_K} (0 = off)")]
+
+
+def _are_breakers(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(text, str) and 0 < len(text.encode("utf-8", "replace")) <= 40 for text in value
+    )
+
+
+Breakers = Annotated[
+    tuple[str, ...], only_if(_are_breakers), Words("a list of texts of 1 to 40 bytes")
+]
+
+
+def are_biases(value: object) -> bool:
+    """Whether a value may be added to logits, by token."""
+    return isinstance(value, Mapping) and all(
+        isinstance(token, int)
+        and isinstance(bias, (int, float))
+        and not isinstance(bias, bool)
+        and -100 <= bias <= 100
+        for token, bias in value.items()
+    )
+
+
+Biases = Annotated[
+    Mapping[int, float],
+    only_if(are_biases),
+    Words("a dict of tokens and numbers from -100 to 100"),
+]
+
+_ours, _llama = partial(setting, call="openai"), partial(setting, call="llamacpp")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is chosen. Names and defaults are those of llama.cpp's server.
 
-    temperature            0 to 2; 0 takes the likeliest token
-    dynatemp_range         0 or more; how far the temperature follows the entropy, 0 = not
-    dynatemp_exponent      0 or more; how steeply it does
-    top_k                  candidates kept, 0 = all
-    top_p                  0 to 1; smallest set of candidates whose probabilities reach it, 1 = all
-    min_p                  0 to 1; least probability, relative to the likeliest token, 0 = off
-    typical_p              0 to 1; as top_p, of candidates nearest the expected surprise, 1 = off
-    top_n_sigma            candidates within so many standard deviations of the best, 0 = off
-    xtc_probability        0 to 1; how often the likeliest candidates are left out, 0 = off
-    xtc_threshold          0 to 1; what is at least so likely is one of them
-    mirostat               1 or 2 in place of the six above: a steady surprise; 0 = off
-    mirostat_tau           the surprise to reach, in bits
-    mirostat_eta           how fast it is corrected
-    repeat_penalty         above 0; divides the logits of recent tokens, 1 = off
-    repeat_last_n          how many recent tokens the three penalties look at, 0 = none
-    frequency_penalty      -2 to 2; subtracted from a recent token's logit for each occurrence
-    presence_penalty       -2 to 2; subtracted once from each recent token's logit
-    dry_multiplier         0 or more; penalty on going on with a repetition, 0 = off
-    dry_base               1 or more; what it grows by for each token of the repetition
-    dry_allowed_length     repetitions shorter than so many tokens are let be
-    dry_penalty_last_n     how many recent tokens it looks at
-    dry_sequence_breakers  texts that no repetition spans
-    logit_bias             what is added to a token's logit, by token
+    A setting that is declared here can be given in a config, in a call, and by name to DSPy; the
+    samplers below read it.
     """
 
-    temperature: float = 0.8
-    dynatemp_range: float = 0.0
-    dynatemp_exponent: float = 1.0
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    typical_p: float = 1.0
-    top_n_sigma: float = 0.0
-    xtc_probability: float = 0.0
-    xtc_threshold: float = 0.1
-    mirostat: int = 0
-    mirostat_tau: float = 5.0
-    mirostat_eta: float = 0.1
-    repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    dry_multiplier: float = 0.0
-    dry_base: float = 1.75
-    dry_allowed_length: int = 2
-    dry_penalty_last_n: int = 1024
-    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
-    logit_bias: Mapping[int, float] = field(default_factory=lambda: MappingProxyType({}))
+    temperature: Annotated[float, Ge(0), Le(2)] = field(
+        default=0.8, metadata=_ours("0 takes the likeliest token", in_name="always")
+    )
+    dynatemp_range: Annotated[float, Ge(0), Le(2)] = field(
+        default=0.0, metadata=_llama("how far the temperature follows the entropy, 0 = not")
+    )
+    dynatemp_exponent: Factor = field(default=1.0, metadata=_llama("how steeply it does"))
+    top_k: TopK = field(
+        default=40,
+        metadata=_ours("candidates kept, 0 or -1 = all", in_name="always", minus_one=0),
+    )
+    top_p: Fraction = field(
+        default=0.95,
+        metadata=_ours(
+            "smallest set of candidates whose probabilities reach it, 1 = all", in_name="always"
+        ),
+    )
+    min_p: Fraction = field(
+        default=0.05,
+        metadata=_llama(
+            "least probability, relative to the likeliest token, 0 = off", in_name="always"
+        ),
+    )
+    typical_p: Fraction = field(
+        default=1.0,
+        metadata=_llama("as top_p, of candidates nearest the expected surprise, 1 = off"),
+    )
+    top_n_sigma: Factor = field(
+        default=0.0,
+        metadata=_llama("candidates within so many standard deviations of the best, 0 = off"),
+    )
+    xtc_probability: Fraction = field(
+        default=0.0, metadata=_llama("how often the likeliest candidates are left out, 0 = off")
+    )
+    xtc_threshold: Fraction = field(
+        default=0.1, metadata=_llama("what is at least so likely is one of them")
+    )
+    mirostat: Mirostat = field(
+        default=0,
+        metadata=_llama(
+            "a steady surprise by version 1 or 2, in place of top_k, top_p, min_p, typical_p, "
+            "top_n_sigma and xtc; 0 = off"
+        ),
+    )
+    mirostat_tau: Factor = field(default=5.0, metadata=_llama("the surprise to reach, in bits"))
+    mirostat_eta: Factor = field(default=0.1, metadata=_llama("how fast it is corrected"))
+    repeat_penalty: Annotated[float, Gt(0), Le(2)] = field(
+        default=1.0,
+        metadata=_llama("divides the logits of recent tokens, 1 = off", in_name="always"),
+    )
+    repeat_last_n: Count = field(
+        default=64,
+        metadata=_llama("how many recent tokens the three penalties look at, 0 = none"),
+    )
+    frequency_penalty: Penalty = field(
+        default=0.0,
+        metadata=_ours("subtracted from a recent token's logit for each occurrence"),
+    )
+    presence_penalty: Penalty = field(
+        default=0.0, metadata=_ours("subtracted once from each recent token's logit")
+    )
+    dry_multiplier: Factor = field(
+        default=0.0, metadata=_llama("penalty on going on with a repetition, 0 = off")
+    )
+    dry_base: Annotated[float, Ge(1), Le(1000)] = field(
+        default=1.75, metadata=_llama("what it grows by for each token of the repetition")
+    )
+    dry_allowed_length: Count = field(
+        default=2, metadata=_llama("repetitions shorter than so many tokens are let be")
+    )
+    dry_penalty_last_n: Count = field(
+        default=1024, metadata=_llama("how many recent tokens it looks at")
+    )
+    dry_sequence_breakers: Breakers = field(
+        default=("\n", ":", '"', "*"), metadata=_llama("texts that no repetition spans")
+    )
+    logit_bias: Biases = field(
+        default_factory=dict,
+        hash=False,
+        metadata=_ours("what is added to a token's logit, by token"),
+    )
 
     @property
     def n_last(self) -> int:

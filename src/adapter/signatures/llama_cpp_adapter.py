@@ -14,7 +14,7 @@ from dspy.signatures import Signature
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
-from adapter.engine.config import LlamaCppConfig
+from adapter.engine.config import OPENAI_SETTINGS, LlamaCppConfig
 from adapter.engine.language_model import language_model
 from adapter.errors import ConfigurationError
 from adapter.signatures.answer_grammar import FIELD_LINES, AnswerGrammar
@@ -37,11 +37,7 @@ from adapter.signatures.parsing import parse_completion
 if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel
 
-GENERATION_SETTINGS = (
-    "temperature", "top_p", "top_k", "max_tokens", "stop", "n", "seed", "frequency_penalty",
-    "presence_penalty", "logprobs", "top_logprobs", "logit_bias", "response_format",
-    "reasoning_effort", "metadata", "rollout_id",
-)  # fmt: skip
+GENERATION_SETTINGS = OPENAI_SETTINGS | {"n", "top_logprobs", "metadata", "rollout_id"}
 """What a call takes over from the settings of the dspy.LM it was meant for."""
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from adapter.engine.async_engine import AsyncLlamaCppEngine
-from adapter.engine.config import LlamaCppConfig
+from adapter.engine.config import LLAMACPP_SETTINGS, LlamaCppConfig
 from adapter.engine.engine import LlamaCppEngine
 
 TOOLS_TEMPLATE = (
@@ -84,13 +84,7 @@ schemas = st.recursive(
     ),
     max_leaves=5,
 )
-LLAMACPP = [
-    "min_p", "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold", "dynatemp_range",
-    "dynatemp_exponent", "mirostat", "mirostat_tau", "mirostat_eta", "repeat_penalty",
-    "repeat_last_n", "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n",
-    "dry_sequence_breakers", "reasoning_budget_tokens", "grammar", "chat_template_kwargs",
-    "complete_answers", "nonsense",
-]  # fmt: skip
+LLAMACPP = [*LLAMACPP_SETTINGS, "nonsense"]
 metadata = st.one_of(
     anything,
     st.fixed_dictionaries(
@@ -274,9 +268,3 @@ def test_numbers_beyond_any_range_are_refused_by_name(name, value):
     request = asked(extensions={"metadata": {"llamacpp": {name: value}}})(ENGINES[0].model)
     with pytest.raises(lm15.InvalidRequestError, match=name):
         ENGINES[0].complete(request)
-
-
-def test_the_names_of_settings_are_those_of_the_engine():
-    from adapter.engine.call_settings import LLAMACPP_SETTINGS
-
-    assert set(LLAMACPP) - {"nonsense"} == set(LLAMACPP_SETTINGS)

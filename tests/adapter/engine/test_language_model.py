@@ -14,8 +14,9 @@ from dspy.lm15 import Message, Request, UnsupportedFeatureError
 from dspy.utils import exceptions as public
 from fake_generator import fake_model
 
-from adapter.engine.config import MAX_TOP_K, LlamaCppConfig
+from adapter.engine.config import LlamaCppConfig
 from adapter.engine.language_model import ExpiringLM, language_model
+from adapter.generation.sampling import MAX_TOP_K
 
 
 def lm_of(model, **settings):
