@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 
 import pyllama
@@ -46,17 +44,6 @@ def test_at_temperature_zero_the_likeliest_is_taken(tiny):
 @pytest.mark.parametrize(("version", "name"), [(1, "mirostat"), (2, "mirostat-v2")])
 def test_mirostat_takes_the_place_of_the_others(tiny, version, name):
     assert names(tiny, mirostat=version, top_k=5) == ["temp-ext", name]
-
-
-def test_every_setting_changes_the_samplers_or_is_part_of_one_that_is_on():
-    """A new field must find its way into the chain."""
-    assert {field.name for field in fields(Sampling)} == {
-        "temperature", "dynatemp_range", "dynatemp_exponent", "top_k", "top_p", "min_p",
-        "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat", "mirostat_tau",
-        "mirostat_eta", "repeat_penalty", "repeat_last_n", "frequency_penalty",
-        "presence_penalty", "dry_multiplier", "dry_base", "dry_allowed_length",
-        "dry_penalty_last_n", "dry_sequence_breakers", "logit_bias",
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
