@@ -155,6 +155,17 @@ class Sampling:
     )
     mirostat_tau: Factor = field(default=5.0, metadata=_llama("the surprise to reach, in bits"))
     mirostat_eta: Factor = field(default=0.1, metadata=_llama("how fast it is corrected"))
+    adaptive_target: Annotated[float, Ge(-1), Le(1)] = field(
+        default=-1.0,
+        metadata=_llama(
+            "choose tokens whose probability is near this one over time, with no more than a mild "
+            "min_p before it; below 0 = off"
+        ),
+    )
+    adaptive_decay: Annotated[float, Ge(0), Le(0.99)] = field(
+        default=0.9,
+        metadata=_llama("how long earlier tokens count for it, about 1 / (1 - decay) tokens"),
+    )
     repeat_penalty: Annotated[float, Gt(0), Le(2)] = field(
         default=1.0,
         metadata=_llama("divides the logits of recent tokens, 1 = off", in_name="always"),
@@ -354,4 +365,7 @@ def _choosing(vocab: pyllama.Vocab, sampling: Sampling, seed: int) -> list[pylla
     steps += [make.top_p(sampling.top_p), make.min_p(sampling.min_p)]
     if sampling.xtc_probability:
         steps.append(make.xtc(sampling.xtc_probability, sampling.xtc_threshold, seed))
-    return [*steps, temperature, make.dist(seed)]
+    last = make.dist(seed)
+    if sampling.adaptive_target >= 0:
+        last = make.adaptive_p(seed, target=sampling.adaptive_target, decay=sampling.adaptive_decay)
+    return [*steps, temperature, last]

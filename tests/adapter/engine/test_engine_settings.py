@@ -203,6 +203,7 @@ def test_a_bias_out_of_range_is_refused(engine, bias):
         {"dynatemp_range": 2.0, "dynatemp_exponent": 3.0},
         {"mirostat": 1, "mirostat_tau": 9.0},
         {"mirostat": 2, "mirostat_tau": 9.0, "mirostat_eta": 0.5},
+        {"adaptive_target": 0.1, "adaptive_decay": 0.5},
         {"repeat_penalty": 2.0, "repeat_last_n": 200},
         {"dry_multiplier": 5.0, "dry_allowed_length": 0, "dry_sequence_breakers": []},
     ],

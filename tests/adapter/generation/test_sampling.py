@@ -46,6 +46,11 @@ def test_mirostat_takes_the_place_of_the_others(tiny, version, name):
     assert names(tiny, mirostat=version, top_k=5) == ["temp-ext", name]
 
 
+def test_adaptive_p_chooses_in_place_of_chance(tiny):
+    chain = names(tiny, adaptive_target=0.0, min_p=0.01)
+    assert chain == ["top-k", "top-p", "min-p", "temp-ext", "adaptive-p"]
+
+
 @pytest.mark.parametrize(
     ("settings", "n_last"),
     [({}, 64), ({"repeat_last_n": 0}, 0), ({"dry_multiplier": 1, "dry_penalty_last_n": 99}, 99)],
