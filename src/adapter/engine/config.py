@@ -60,99 +60,74 @@ class LlamaCppConfig(Sampling):
     All but the model's name is given by keyword. ``docs/reference/settings.md`` lists the settings,
     those of the samplers among them; their defaults are llama.cpp's own.
 
-    Raises InvalidParameterError for a value outside its range.
+    Raises:
+        InvalidParameterError: a value outside its range.
     """
 
-    model_name: Text = field(kw_only=False, metadata=_whether("the model's name in its ModelPool"))
-    max_tokens: Positive | None = field(
-        default=512,
-        metadata=_ours(
-            "tokens an answer may have, None or -1 = as many as the context has room for",
-            in_name="always",
-            minus_one=None,
-        ),
+    model_name: Text = field(
+        kw_only=False, metadata=_whether(None, "the model's name in its ModelPool").metadata
     )
-    context_length: Annotated[int, Ge(2)] | None = field(
-        default=None,
-        metadata=setting(
-            "tokens a prompt and its answer may have together, None = as many as the model was "
-            "loaded for",
-            in_name="always",
-        ),
+    max_tokens: Positive | None = _ours(
+        512,
+        "tokens an answer may have, None or -1 = as many as the context has room for",
+        in_name="always",
+        minus_one=None,
     )
-    seed: Seed | None = field(
-        default=None,
-        metadata=_ours(
-            "None or -1 draws one for each call. The n candidates of a call, and the rollouts of "
-            "BestOfN and Refine, each have one that follows from it",
-            in_name="always",
-            minus_one=None,
-        ),
+    context_length: Annotated[int, Ge(2)] | None = setting(
+        None,
+        "tokens a prompt and its answer may have together, None = as many as the model was "
+        "loaded for",
+        in_name="always",
     )
-    stop: Texts = field(default=(), metadata=_ours("texts that end an answer", in_name="always"))
-    complete_answers: bool = field(
-        default=True,
-        metadata=_llama(
-            "complete an answer that has a form within max_tokens, by ending its texts and lists "
-            "in time, and refuse max_tokens that hold no answer; False lets max_tokens cut it off",
-            in_name="always",
-        ),
+    seed: Seed | None = _ours(
+        None,
+        "None or -1 draws one for each call. The n candidates of a call, and the rollouts of "
+        "BestOfN and Refine, each have one that follows from it",
+        in_name="always",
+        minus_one=None,
     )
-    chat_template_kwargs: Variables = field(
-        default_factory=dict,
-        hash=False,
-        metadata=_llama(
-            'variables for the model\'s chat template, such as {"enable_thinking": False} or '
-            '{"reasoning_effort": "low"}; those of a request come before them',
-            in_name="always",
-        ),
+    stop: Texts = _ours((), "texts that end an answer", in_name="always")
+    complete_answers: bool = _llama(
+        True,
+        "complete an answer that has a form within max_tokens, by ending its texts and lists in"
+        " time, and refuse max_tokens that hold no answer; False lets max_tokens cut it off",
+        in_name="always",
     )
-    token_budget_limit: Positive | None = field(
-        default=None,
-        metadata=setting(
-            "tokens that all requests together may take, prompts and answers, None = any number. A "
-            "request that fails, or is given up, is charged for what was computed of it",
-            in_name="always",  # it cuts answers
-        ),
+    chat_template_kwargs: Variables = _llama(
+        dict,
+        'variables for the model\'s chat template, such as {"enable_thinking": False} or '
+        '{"reasoning_effort": "low"}; those of a request come before them',
+        in_name="always",
     )
-    requests_per_minute: Positive | None = field(
-        default=None,
-        metadata=_whether(
-            "more raise an error that DSPy waits and retries after, None = any number. A request "
-            "that is refused before any work does not count"
-        ),
+    token_budget_limit: Positive | None = setting(
+        None,
+        "tokens that all requests together may take, prompts and answers, None = any number. A "
+        "request that fails, or is given up, is charged for what was computed of it",
+        in_name="always",
     )
-    timeout_secs: Seconds | None = field(
-        default=None,
-        metadata=_whether(
-            "how long a request may take, its wait for others included, None = any time. DSPy "
-            "tries again after the error"
-        ),
+    requests_per_minute: Positive | None = _whether(
+        None,
+        "more raise an error that DSPy waits and retries after, None = any number. A request "
+        "that is refused before any work does not count",
     )
-    max_retries: Natural = field(
-        default=3,
-        metadata=_whether("how often DSPy tries again after an error that may pass"),
+    timeout_secs: Seconds | None = _whether(
+        None,
+        "how long a request may take, its wait for others included, None = any time. DSPy tries"
+        " again after the error",
     )
-    initial_backoff_ms: Natural = field(
-        default=100, metadata=_whether("the least that it waits before")
+    max_retries: Natural = _whether(3, "how often DSPy tries again after an error that may pass")
+    initial_backoff_ms: Natural = _whether(100, "the least that it waits before")
+    max_backoff_ms: Natural = _whether(
+        60_000, "the most that it waits, at least initial_backoff_ms"
     )
-    max_backoff_ms: Natural = field(
-        default=60_000, metadata=_whether("the most that it waits, at least initial_backoff_ms")
-    )
-    enable_cache: bool = field(
-        default=True, metadata=_whether("let DSPy answer a repeated call from its cache")
-    )
-    cache_ttl_secs: Seconds | None = field(
-        default=None, metadata=_whether("how old such an answer may be, None = any age")
-    )
-    enable_streaming: bool = field(default=True, metadata=_whether("let DSPy stream answers"))
-    execution: Execution = field(
-        default="batched",
-        metadata=setting(
-            '"batched" computes requests together and shares what their prompts have in common, '
-            '"isolated" computes one at a time, in a context of its own',
-            in_name="always",
-        ),
+    enable_cache: bool = _whether(True, "let DSPy answer a repeated call from its cache")
+    cache_ttl_secs: Seconds | None = _whether(None, "how old such an answer may be, None = any age")
+    enable_streaming: bool = _whether(True, "let DSPy stream answers")
+    execution: Execution = setting(
+        "batched",
+        '"batched" computes requests together and shares what their prompts have in common, '
+        '"isolated" computes one at a time, in a context of its own',
+        in_name="always",
     )
 
     def __post_init__(self) -> None:
@@ -205,22 +180,20 @@ class LlamaCppConfig(Sampling):
 class CallSettings(LlamaCppConfig):
     """The settings of one call: the config's with what the call sets, and what only calls have."""
 
-    grammar: Annotated[str, only_if(is_text), Words("a grammar in GBNF")] | None = field(
-        default=None, metadata=_llama("a grammar in GBNF that the answer follows")
+    grammar: Annotated[str, only_if(is_text), Words("a grammar in GBNF")] | None = _llama(
+        None, "a grammar in GBNF that the answer follows"
     )
-    reasoning_budget_tokens: Count | None = field(
-        default=None, metadata=_llama("tokens that the model may reason for before it answers")
+    reasoning_budget_tokens: Count | None = _llama(
+        None, "tokens that the model may reason for before it answers"
     )
-    logprobs: Natural | None = field(
-        default=None,
-        metadata=_ours("likeliest tokens to tell beside each sampled one, with log-probabilities"),
+    logprobs: Natural | None = _ours(
+        None, "likeliest tokens to tell beside each sampled one, with log-probabilities"
     )
-    response_format: Annotated[Any, Words("as OpenAI's API has it")] = field(
-        default=None, metadata=_ours("JSON, or the JSON Schema that the answer follows")
+    response_format: Annotated[Any, Words("as OpenAI's API has it")] = _ours(
+        None, "JSON, or the JSON Schema that the answer follows"
     )
-    reasoning_effort: Annotated[Any, Words("as OpenAI's API has it")] = field(
-        default=None,
-        metadata=_ours("how long the model thinks, where its template has levels"),
+    reasoning_effort: Annotated[Any, Words("as OpenAI's API has it")] = _ours(
+        None, "how long the model thinks, where its template has levels"
     )
 
     @property

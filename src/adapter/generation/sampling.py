@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Annotated
 from weakref import ref
@@ -109,98 +109,65 @@ class Sampling:
     samplers below read it.
     """
 
-    temperature: Annotated[float, Ge(0), Le(2)] = field(
-        default=0.8, metadata=_ours("0 takes the likeliest token", in_name="always")
+    temperature: Annotated[float, Ge(0), Le(2)] = _ours(
+        0.8, "0 takes the likeliest token", in_name="always"
     )
-    dynatemp_range: Annotated[float, Ge(0), Le(2)] = field(
-        default=0.0, metadata=_llama("how far the temperature follows the entropy, 0 = not")
+    dynatemp_range: Annotated[float, Ge(0), Le(2)] = _llama(
+        0.0, "how far the temperature follows the entropy, 0 = not"
     )
-    dynatemp_exponent: Factor = field(default=1.0, metadata=_llama("how steeply it does"))
-    top_k: TopK = field(
-        default=40,
-        metadata=_ours("candidates kept, 0 or -1 = all", in_name="always", minus_one=0),
+    dynatemp_exponent: Factor = _llama(1.0, "how steeply it does")
+    top_k: TopK = _ours(40, "candidates kept, 0 or -1 = all", in_name="always", minus_one=0)
+    top_p: Fraction = _ours(
+        0.95, "smallest set of candidates whose probabilities reach it, 1 = all", in_name="always"
     )
-    top_p: Fraction = field(
-        default=0.95,
-        metadata=_ours(
-            "smallest set of candidates whose probabilities reach it, 1 = all", in_name="always"
-        ),
+    min_p: Fraction = _llama(
+        0.05, "least probability, relative to the likeliest token, 0 = off", in_name="always"
     )
-    min_p: Fraction = field(
-        default=0.05,
-        metadata=_llama(
-            "least probability, relative to the likeliest token, 0 = off", in_name="always"
-        ),
+    typical_p: Fraction = _llama(
+        1.0, "as top_p, of candidates nearest the expected surprise, 1 = off"
     )
-    typical_p: Fraction = field(
-        default=1.0,
-        metadata=_llama("as top_p, of candidates nearest the expected surprise, 1 = off"),
+    top_n_sigma: Factor = _llama(
+        0.0, "candidates within so many standard deviations of the best, 0 = off"
     )
-    top_n_sigma: Factor = field(
-        default=0.0,
-        metadata=_llama("candidates within so many standard deviations of the best, 0 = off"),
+    xtc_probability: Fraction = _llama(
+        0.0, "how often the likeliest candidates are left out, 0 = off"
     )
-    xtc_probability: Fraction = field(
-        default=0.0, metadata=_llama("how often the likeliest candidates are left out, 0 = off")
+    xtc_threshold: Fraction = _llama(0.1, "what is at least so likely is one of them")
+    mirostat: Mirostat = _llama(
+        0,
+        "a steady surprise by version 1 or 2, in place of top_k, top_p, min_p, typical_p, "
+        "top_n_sigma and xtc; 0 = off",
     )
-    xtc_threshold: Fraction = field(
-        default=0.1, metadata=_llama("what is at least so likely is one of them")
+    mirostat_tau: Factor = _llama(5.0, "the surprise to reach, in bits")
+    mirostat_eta: Factor = _llama(0.1, "how fast it is corrected")
+    adaptive_target: Annotated[float, Ge(-1), Le(1)] = _llama(
+        -1.0,
+        "choose tokens whose probability is near this one over time, with no more than a mild "
+        "min_p before it; below 0 = off",
     )
-    mirostat: Mirostat = field(
-        default=0,
-        metadata=_llama(
-            "a steady surprise by version 1 or 2, in place of top_k, top_p, min_p, typical_p, "
-            "top_n_sigma and xtc; 0 = off"
-        ),
+    adaptive_decay: Annotated[float, Ge(0), Le(0.99)] = _llama(
+        0.9, "how long earlier tokens count for it, about 1 / (1 - decay) tokens"
     )
-    mirostat_tau: Factor = field(default=5.0, metadata=_llama("the surprise to reach, in bits"))
-    mirostat_eta: Factor = field(default=0.1, metadata=_llama("how fast it is corrected"))
-    adaptive_target: Annotated[float, Ge(-1), Le(1)] = field(
-        default=-1.0,
-        metadata=_llama(
-            "choose tokens whose probability is near this one over time, with no more than a mild "
-            "min_p before it; below 0 = off"
-        ),
+    repeat_penalty: Annotated[float, Gt(0), Le(2)] = _llama(
+        1.0, "divides the logits of recent tokens, 1 = off", in_name="always"
     )
-    adaptive_decay: Annotated[float, Ge(0), Le(0.99)] = field(
-        default=0.9,
-        metadata=_llama("how long earlier tokens count for it, about 1 / (1 - decay) tokens"),
+    repeat_last_n: Count = _llama(
+        64, "how many recent tokens the three penalties look at, 0 = none"
     )
-    repeat_penalty: Annotated[float, Gt(0), Le(2)] = field(
-        default=1.0,
-        metadata=_llama("divides the logits of recent tokens, 1 = off", in_name="always"),
+    frequency_penalty: Penalty = _ours(
+        0.0, "subtracted from a recent token's logit for each occurrence"
     )
-    repeat_last_n: Count = field(
-        default=64,
-        metadata=_llama("how many recent tokens the three penalties look at, 0 = none"),
+    presence_penalty: Penalty = _ours(0.0, "subtracted once from each recent token's logit")
+    dry_multiplier: Factor = _llama(0.0, "penalty on going on with a repetition, 0 = off")
+    dry_base: Annotated[float, Ge(1), Le(1000)] = _llama(
+        1.75, "what it grows by for each token of the repetition"
     )
-    frequency_penalty: Penalty = field(
-        default=0.0,
-        metadata=_ours("subtracted from a recent token's logit for each occurrence"),
+    dry_allowed_length: Count = _llama(2, "repetitions shorter than so many tokens are let be")
+    dry_penalty_last_n: Count = _llama(1024, "how many recent tokens it looks at")
+    dry_sequence_breakers: Breakers = _llama(
+        ("\n", ":", '"', "*"), "texts that no repetition spans"
     )
-    presence_penalty: Penalty = field(
-        default=0.0, metadata=_ours("subtracted once from each recent token's logit")
-    )
-    dry_multiplier: Factor = field(
-        default=0.0, metadata=_llama("penalty on going on with a repetition, 0 = off")
-    )
-    dry_base: Annotated[float, Ge(1), Le(1000)] = field(
-        default=1.75, metadata=_llama("what it grows by for each token of the repetition")
-    )
-    dry_allowed_length: Count = field(
-        default=2, metadata=_llama("repetitions shorter than so many tokens are let be")
-    )
-    dry_penalty_last_n: Count = field(
-        default=1024, metadata=_llama("how many recent tokens it looks at")
-    )
-    dry_sequence_breakers: Breakers = field(
-        default=("\n", ":", '"', "*"), metadata=_llama("texts that no repetition spans")
-    )
-    logit_bias: Biases = field(
-        default_factory=dict,
-        hash=False,
-        metadata=_ours("what is added to a token's logit, by token"),
-    )
+    logit_bias: Biases = _ours(dict, "what is added to a token's logit, by token")
 
     @property
     def n_last(self) -> int:

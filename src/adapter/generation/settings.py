@@ -1,8 +1,8 @@
 """Settings: each is declared once, as a field of a dataclass, and all else follows from it.
 
-A field's annotation says which values it takes, its metadata what it is for and who may set it::
+Its annotation says which values it takes::
 
-    min_p: Fraction = field(default=0.05, metadata=setting("0 = off", call="llamacpp"))
+    min_p: Fraction = setting(0.05, "0 = off", call="llamacpp")
 
 ``Sampling`` declares those of llama.cpp's samplers, and ``engine.config`` the others.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -50,17 +50,26 @@ class _Purpose:
 
 
 def setting(
-    doc: str, *, call: Call | None = None, in_name: InName = "changed", minus_one: Any = MISSING
-) -> Mapping[str, Any]:
-    """The metadata of a field that is a setting.
+    default: Any,
+    doc: str,
+    *,
+    call: Call | None = None,
+    in_name: InName = "changed",
+    minus_one: Any = MISSING,
+) -> Any:
+    """A dataclass's field that is a setting.
 
     Args:
+        default: its default; ``dict`` for an empty one.
         doc: one line of documentation, for what its values mean.
         call: by whose name a call may set it; None where only a config has it.
         in_name: whether it is part of the lm's name; "never" says that it decides no answer.
         minus_one: what -1 stands for, as it does in llama.cpp.
     """
-    return {"setting": _Purpose(doc, call, in_name, minus_one)}
+    metadata = {"setting": _Purpose(doc, call, in_name, minus_one)}
+    if default is dict:
+        return field(default_factory=dict, hash=False, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 class Setting:
@@ -125,7 +134,7 @@ def _settings_of(cls: type) -> Mapping[str, Setting]:
     for each in fields(cls):
         purpose = each.metadata.get("setting")
         if not isinstance(purpose, _Purpose):
-            raise TypeError(f"{cls.__name__}.{each.name} needs metadata=setting(…)")
+            raise TypeError(f"{cls.__name__}.{each.name} needs = setting(…)")
         made = each.default_factory() if each.default_factory is not MISSING else each.default
         found[each.name] = Setting(each.name, made, hints[each.name], purpose)
     return MappingProxyType(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from types import SimpleNamespace
 
 import dspy
@@ -68,7 +68,7 @@ def model_of(**changes):
 class MoreSampling(Sampling):
     """What a stranger adds: one field."""
 
-    warmth: Fraction = field(default=0.5, metadata=setting("how warm it is", call="llamacpp"))
+    warmth: Fraction = setting(0.5, "how warm it is", call="llamacpp")
 
 
 def test_a_declaration_says_all_there_is_to_know():
@@ -87,7 +87,7 @@ def test_a_declaration_says_all_there_is_to_know():
 
 def test_a_field_that_is_declared_as_no_setting_is_found():
     made = make_dataclass("Made", [("warmth", float, 0.5)], bases=(Sampling,), frozen=True)
-    with pytest.raises(TypeError, match=r"Made\.warmth needs metadata=setting"):
+    with pytest.raises(TypeError, match=r"Made\.warmth needs = setting"):
         settings_of(made)
 
 
