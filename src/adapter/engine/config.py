@@ -48,8 +48,8 @@ Texts = Annotated[
 ]
 Variables = Annotated[Mapping[str, Any], only_if(are_template_variables), Words(ALLOWED)]
 
-_ours, _llama = partial(setting, call="openai"), partial(setting, call="llamacpp")
-_whether = partial(setting, in_name="never")
+_openai, _llamacpp = partial(setting, call="openai"), partial(setting, call="llamacpp")
+_indifferent = partial(setting, in_name="never")
 
 
 @documented
@@ -65,9 +65,9 @@ class LlamaCppConfig(Sampling):
     """
 
     model_name: Text = field(
-        kw_only=False, metadata=_whether(None, "the model's name in its ModelPool").metadata
+        kw_only=False, metadata=_indifferent(None, "the model's name in its ModelPool").metadata
     )
-    max_tokens: Positive | None = _ours(
+    max_tokens: Positive | None = _openai(
         512,
         "tokens an answer may have, None or -1 = as many as the context has room for",
         in_name="always",
@@ -79,21 +79,21 @@ class LlamaCppConfig(Sampling):
         "loaded for",
         in_name="always",
     )
-    seed: Seed | None = _ours(
+    seed: Seed | None = _openai(
         None,
         "None or -1 draws one for each call. The n candidates of a call, and the rollouts of "
         "BestOfN and Refine, each have one that follows from it",
         in_name="always",
         minus_one=None,
     )
-    stop: Texts = _ours((), "texts that end an answer", in_name="always")
-    complete_answers: bool = _llama(
+    stop: Texts = _openai((), "texts that end an answer", in_name="always")
+    complete_answers: bool = _llamacpp(
         True,
         "complete an answer that has a form within max_tokens, by ending its texts and lists in"
         " time, and refuse max_tokens that hold no answer; False lets max_tokens cut it off",
         in_name="always",
     )
-    chat_template_kwargs: Variables = _llama(
+    chat_template_kwargs: Variables = _llamacpp(
         dict,
         'variables for the model\'s chat template, such as {"enable_thinking": False} or '
         '{"reasoning_effort": "low"}; those of a request come before them',
@@ -105,24 +105,28 @@ class LlamaCppConfig(Sampling):
         "request that fails, or is given up, is charged for what was computed of it",
         in_name="always",
     )
-    requests_per_minute: Positive | None = _whether(
+    requests_per_minute: Positive | None = _indifferent(
         None,
         "more raise an error that DSPy waits and retries after, None = any number. A request "
         "that is refused before any work does not count",
     )
-    timeout_secs: Seconds | None = _whether(
+    timeout_secs: Seconds | None = _indifferent(
         None,
         "how long a request may take, its wait for others included, None = any time. DSPy tries"
         " again after the error",
     )
-    max_retries: Natural = _whether(3, "how often DSPy tries again after an error that may pass")
-    initial_backoff_ms: Natural = _whether(100, "the least that it waits before")
-    max_backoff_ms: Natural = _whether(
+    max_retries: Natural = _indifferent(
+        3, "how often DSPy tries again after an error that may pass"
+    )
+    initial_backoff_ms: Natural = _indifferent(100, "the least that it waits before")
+    max_backoff_ms: Natural = _indifferent(
         60_000, "the most that it waits, at least initial_backoff_ms"
     )
-    enable_cache: bool = _whether(True, "let DSPy answer a repeated call from its cache")
-    cache_ttl_secs: Seconds | None = _whether(None, "how old such an answer may be, None = any age")
-    enable_streaming: bool = _whether(True, "let DSPy stream answers")
+    enable_cache: bool = _indifferent(True, "let DSPy answer a repeated call from its cache")
+    cache_ttl_secs: Seconds | None = _indifferent(
+        None, "how old such an answer may be, None = any age"
+    )
+    enable_streaming: bool = _indifferent(True, "let DSPy stream answers")
     execution: Execution = setting(
         "batched",
         '"batched" computes requests together and shares what their prompts have in common, '
@@ -180,19 +184,19 @@ class LlamaCppConfig(Sampling):
 class CallSettings(LlamaCppConfig):
     """The settings of one call: the config's with what the call sets, and what only calls have."""
 
-    grammar: Annotated[str, only_if(is_text), Words("a grammar in GBNF")] | None = _llama(
+    grammar: Annotated[str, only_if(is_text), Words("a grammar in GBNF")] | None = _llamacpp(
         None, "a grammar in GBNF that the answer follows"
     )
-    reasoning_budget_tokens: Count | None = _llama(
+    reasoning_budget_tokens: Count | None = _llamacpp(
         None, "tokens that the model may reason for before it answers"
     )
-    logprobs: Natural | None = _ours(
+    logprobs: Natural | None = _openai(
         None, "likeliest tokens to tell beside each sampled one, with log-probabilities"
     )
-    response_format: Annotated[Any, Words("as OpenAI's API has it")] = _ours(
+    response_format: Annotated[Any, Words("as OpenAI's API has it")] = _openai(
         None, "JSON, or the JSON Schema that the answer follows"
     )
-    reasoning_effort: Annotated[Any, Words("as OpenAI's API has it")] = _ours(
+    reasoning_effort: Annotated[Any, Words("as OpenAI's API has it")] = _openai(
         None, "how long the model thinks, where its template has levels"
     )
 
