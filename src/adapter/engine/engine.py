@@ -154,7 +154,7 @@ class LlamaCppEngine:
         self, cancelled: threading.Event | None, request: Request, noted: tuple[Adaptation, ...]
     ) -> Response | None:
         with self._admitted(request, noted) as call:
-            with closing(call.pieces(self._generator, cancelled, whole=True)) as pieces:
+            with closing(call.pieces(self._generator, cancelled, streamed=False)) as pieces:
                 for piece in pieces:
                     if isinstance(piece, GenerationResult):
                         return self._response(request, call, piece)
@@ -400,10 +400,10 @@ class _Call:
     adaptations: tuple[Adaptation, ...]
 
     def pieces(
-        self, generator: Generator, cancelled: threading.Event | None, *, whole: bool = False
+        self, generator: Generator, cancelled: threading.Event | None, *, streamed: bool = True
     ) -> PieceIterator:
         """The completion piece by piece, or in one."""
-        pieces = generator.stream(replace(self.request, whole=whole), cancelled)
+        pieces = generator.stream(replace(self.request, streamed=streamed), cancelled)
         taken = self.request.taken
         try:
             for piece in pieces:

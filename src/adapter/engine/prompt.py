@@ -185,7 +185,7 @@ def _constraint(rendered: pyllama.RenderedChat, loaded: LoadedModel) -> Constrai
             trigger_patterns=tuple(t.pattern for t in triggers if t.pattern is not None),
             trigger_tokens=tuple(t.token for t in triggers if t.token is not None),
         )
-    return Constraint(rendered.grammar, begun=loaded.answer_tokens(rendered.generation_prompt))
+    return Constraint(rendered.grammar, prefix=loaded.answer_tokens(rendered.generation_prompt))
 
 
 def _require_usable(name: str, gbnf: str) -> None:

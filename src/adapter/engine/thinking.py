@@ -72,7 +72,7 @@ def reasoning_budget(
             loaded.answer_tokens(start),
             tuple(loaded.answer_tokens(end) for end in ends),
             asked,
-            begun=bool(begun) and not any(end in after for end in ends),
+            started=bool(begun) and not any(end in after for end in ends),
         ),
         (),
     )

@@ -44,7 +44,7 @@ def after_thinking(
         template = template.replace(_SAYS_JSON, "")
         template = template.replace(_THINKS_AGAIN, _THINKS_AGAIN.replace("*", "?"))
         template = template.replace(_IN_FORMAT, _ANSWER)
-        return Constraint(f"{template}\n{renamed}", begun=answer_tokens(shaped.generation_prompt))
+        return Constraint(f"{template}\n{renamed}", prefix=answer_tokens(shaped.generation_prompt))
     start, ends = shaped.thinking_start_tag, shaped.thinking_end_tags
     if not ends:
         return Constraint(gbnf)

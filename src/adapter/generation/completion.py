@@ -43,7 +43,7 @@ class Completion:
         self._n_bytes = 0  # of the text shown so far
         self._logprobs: list[TokenLogprob] = []
         self._ends: list[int] = []  # where in the text, in bytes, each of their tokens ends
-        self._told = 0  # logprobs that an earlier delta carried
+        self._n_logprobs_shown = 0  # those that an earlier delta carried
         self._complete = True
         #: The tokens sampled so far.
         self.tokens: list[int] = []
@@ -83,8 +83,8 @@ class Completion:
         if not self._stop.stopped:
             rest = self._stop.push(self._detokenizer.flush()) + self._stop.flush()
         last = None
-        if rest or self._shown < len(self.tokens) or self._told < len(self._logprobs):
-            last = self._delta(rest, whole=True)
+        if rest or self._shown < len(self.tokens) or self._n_logprobs_shown < len(self._logprobs):
+            last = self._delta(rest, last=True)
         return last, GenerationResult(
             text="".join(self._pieces),
             token_ids=tuple(self.tokens),
@@ -103,17 +103,17 @@ class Completion:
             "utf-8", "replace"
         )
 
-    def _delta(self, text: str, *, whole: bool = False) -> Delta:
+    def _delta(self, text: str, *, last: bool = False) -> Delta:
         self._pieces.append(text)
         self._n_bytes += len(text.encode())
-        told = len(self._logprobs) if whole else bisect_right(self._ends, self._n_bytes)
+        n_logprobs = len(self._logprobs) if last else bisect_right(self._ends, self._n_bytes)
         delta = Delta(
             text,
             tuple(self.tokens[self._shown :]),
-            tuple(self._logprobs[self._told : told]),
+            tuple(self._logprobs[self._n_logprobs_shown : n_logprobs]),
             self._complete,
         )
-        self._shown, self._told = len(self.tokens), told
+        self._shown, self._n_logprobs_shown = len(self.tokens), n_logprobs
         return delta
 
     def _cut_logprobs(self, n_bytes: int) -> None:

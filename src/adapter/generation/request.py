@@ -38,8 +38,8 @@ class GenerationRequest:
                       log-probabilities of all; None for none
     timeout           seconds that it may take from its arrival on; None for any time
     reasoning_budget  where the model's reasoning is to end at the latest
-    whole             the text may come as one piece, at the end: where nobody looks at pieces, no
-                      thread need be woken for each
+    streamed          whether each piece of text is given at once; if not, all come as one at the
+                      end, and no thread is woken for each
     taken             the tokens that it has taken so far, counted while it is computed
     """
 
@@ -55,7 +55,7 @@ class GenerationRequest:
     logprobs: int | None = None
     reasoning_budget: ReasoningBudget | None = None
     timeout: float | None = None
-    whole: bool = False
+    streamed: bool = True
     taken: TokenCount = field(default_factory=TokenCount, compare=False, repr=False)
 
 

@@ -25,7 +25,7 @@ class Constraint:
     gbnf              llama.cpp's form of it, whose root is "root"
     trigger_patterns  regular expressions; the grammar applies from the first match on
     trigger_tokens    tokens from which on it applies; with neither it applies at once
-    begun             tokens at the prompt's end that belong to what the grammar describes
+    prefix            tokens at the prompt's end that belong to what the grammar describes
     shown             control tokens that it may name: the answer shows their names, or needs none.
                       Of no other token does it take the name for text
     """
@@ -33,7 +33,7 @@ class Constraint:
     gbnf: str
     trigger_patterns: tuple[str, ...] = ()
     trigger_tokens: tuple[int, ...] = ()
-    begun: tuple[int, ...] = ()
+    prefix: tuple[int, ...] = ()
     shown: frozenset[int] = frozenset()
 
     @property
@@ -49,13 +49,13 @@ class ReasoningBudget:
     start     the tokens that begin its reasoning
     ends      sequences of tokens that end it; once the budget is spent, the first one is written
     n_tokens  0 or more; how many tokens come between the two
-    begun     whether the prompt ends within the reasoning
+    started   whether the prompt ends within the reasoning
     """
 
     start: tuple[int, ...]
     ends: tuple[tuple[int, ...], ...]
     n_tokens: int
-    begun: bool = False
+    started: bool = False
 
 
 MAX_LAST_N = 2**24
@@ -171,7 +171,7 @@ class Sampling:
 
     @property
     def n_last(self) -> int:
-        """How many tokens of the prompt the samplers have to be told."""
+        """How many tokens of the prompt the samplers have to accept."""
         return max(self.repeat_last_n, self.dry_penalty_last_n if self.dry_multiplier else 0)
 
 
@@ -185,7 +185,7 @@ def sampler_chain(
     reasoning_budget: ReasoningBudget | None = None,
     complete_within: int | None = None,
 ) -> pyllama.SamplerChain:
-    """The samplers of a request, in llama.cpp's own order, told of the prompt's last tokens.
+    """The samplers of a request, in llama.cpp's order; they accepted the prompt's last tokens.
 
     Args:
         complete_within: how many tokens there are to complete the grammar's text in; None where it
@@ -199,7 +199,7 @@ def sampler_chain(
         for token in prompt[max(0, len(prompt) - sampling.n_last) :]:
             step.accept(token)
     if reasoning_budget is not None:
-        # It is not told of the prompt, in which earlier thoughts may stand.
+        # It does not accept the prompt, in which earlier thoughts may stand.
         is_bound = constraint is not None and not constraint.is_lazy
         steps.insert(0, reasoning_budget_sampler(vocab, reasoning_budget, once=is_bound))
     steps += _choosing(vocab, sampling, seed)
@@ -226,7 +226,7 @@ def reasoning_budget_sampler(
         ends=budget.ends,
         forced=budget.ends[0],
         budget=budget.n_tokens,
-        counting=budget.begun,
+        counting=budget.started,
         once=once,
     )
 
@@ -240,7 +240,7 @@ def grammar_sampler(vocab: pyllama.Vocab, constraint: Constraint) -> pyllama.Gra
         trigger_tokens=constraint.trigger_tokens,
         shown=constraint.shown | {*constraint.trigger_tokens},
     )
-    for token in constraint.begun:
+    for token in constraint.prefix:
         sampler.accept(token)
     return sampler
 

@@ -51,8 +51,8 @@ IDLE_SECONDS = 5.0
 """How long an isolated scheduler keeps its context for the next request."""
 
 GRACE_SECONDS, STOP_SECONDS = 1.0, 0.1
-"""How long a thread that is to end has for its step, and how often it is then told to stop what it
-computes: llama.cpp logs that as an error."""
+"""How long a thread that is to end has for its step, and how often what it computes is then
+cancelled: llama.cpp logs that as an error."""
 
 
 class Scheduler:
@@ -81,7 +81,7 @@ class Scheduler:
             either.
         metrics: counts what it does.
         prefix_folder: keeps beginnings of prompts for other processes.
-        context: what the user says of contexts.
+        context: settings of all contexts, where the user has any.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Scheduler:
 
     def generate(self, request: GenerationRequest) -> GenerationResult:
         """Return the whole completion."""
-        *_, result = self.stream(replace(request, whole=True))
+        *_, result = self.stream(replace(request, streamed=False))
         assert isinstance(result, GenerationResult)
         return result
 
@@ -302,7 +302,7 @@ class Scheduler:
                     self._waiting.append(arrival)
             except BaseException:  # no memory, or Ctrl-C
                 if arrival.state == "queued" and not self._waits(arrival):
-                    taken.pending = False  # nobody else will say so
+                    taken.pending = False  # nobody else will set it
                 raise
 
     def _waits(self, arrival: Sequence | ScoringJob) -> bool:

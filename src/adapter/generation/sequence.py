@@ -56,7 +56,7 @@ class Sequence:
         self._vocab = vocab
         self._max_tokens = max_tokens
         self._writer: AnswerWriter | None = None
-        self._held: list[Delta] = []  # of an answer that is given whole
+        self._unsent: list[Delta] = []  # of an answer that is not streamed
         self._ends: list[int] = []  # of its calls, from the first with an output on
 
     @property
@@ -139,7 +139,7 @@ class Sequence:
         self.n_past = 0
 
     def begin(self) -> bool:
-        """Make the sampler, tell it the prompt, and write what is forced; whether it goes on.
+        """Make the sampler with the prompt, and write what is forced; return whether it goes on.
 
         Raises:
             pyllama.LlamaError: a grammar that this model cannot follow.
@@ -186,8 +186,8 @@ class Sequence:
         self._end(result)
 
     def _give(self, deltas: list[Delta]) -> None:
-        if self.request.whole:
-            self._held += deltas
+        if not self.request.streamed:
+            self._unsent += deltas
             return
         for delta in deltas:
             self.events.put(delta)
@@ -197,9 +197,9 @@ class Sequence:
         if self.state == "ended":
             return
         try:
-            if self._held:
-                self.events.put(joined(self._held))
-                self._held = []
+            if self._unsent:
+                self.events.put(joined(self._unsent))
+                self._unsent = []
             if self._writer is not None:
                 self._writer.close()
         except Exception as error:
@@ -214,4 +214,4 @@ class Sequence:
         )
         insist(lambda: self.events.put(last))
         self.request.taken.pending = False
-        self.state = "ended"  # last: until then the caller may still have to be told
+        self.state = "ended"  # last: until then the caller may not have its last event

@@ -36,7 +36,7 @@ def supports_function_calling(source):
 
 
 def allows(tiny, prompt, text):
-    begun = "".join(map(chr, prompt.constraint.begun))
+    begun = "".join(map(chr, prompt.constraint.prefix))
     return matches(tiny.vocab, prompt.constraint.gbnf, begun + text)
 
 

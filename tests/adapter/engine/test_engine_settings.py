@@ -132,7 +132,7 @@ def test_more_alternatives_than_an_answer_can_carry_are_refused_before_any_work(
 def test_alternatives_are_kept_as_arrays_until_the_response_is_made(engine):
     """On the way 12 bytes each; as objects of lm15 they would be ten times that."""
     [*_, result] = engine.loaded.generators["batched"].stream(
-        GenerationRequest((1, 2, 3), 8, Sampling(), 1, logprobs=40_000, whole=True)
+        GenerationRequest((1, 2, 3), 8, Sampling(), 1, logprobs=40_000, streamed=False)
     )
     assert result.logprobs
     for one in result.logprobs:

@@ -60,7 +60,7 @@ def test_a_plain_conversation_has_no_grammar_and_no_parser(plain):
 def test_a_schema_becomes_a_grammar_of_the_whole_answer(plain):
     prompt = prompt_of(plain, response_format={"type": "json_schema", "schema": SCHEMA})
     assert r'"\"age\""' in prompt.constraint.gbnf
-    assert prompt.constraint.begun == ()
+    assert prompt.constraint.prefix == ()
     assert prompt.parser is None
 
 
@@ -186,7 +186,7 @@ def test_a_budget_counts_at_once_where_the_prompt_has_begun_the_reasoning():
     model = fake_model("x", source=TOOLS_AND_THINKING.replace(BEGIN, BEGIN + "{{- '<think>' }}"))
     prompt = prompt_of(model, reasoning=Reasoning("low", thinking_budget=50))
     assert text(prompt).endswith("<think>")
-    assert prompt.reasoning_budget.begun
+    assert prompt.reasoning_budget.started
 
 
 def test_without_reasoning_there_is_nothing_to_count(able, plain):

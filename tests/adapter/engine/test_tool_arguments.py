@@ -59,7 +59,7 @@ def prompt_of(source: str, *schemas: dict[str, Any], mode: str = "required", **c
 
 
 def allows(tiny, prompt, text):
-    begun = "".join(map(chr, prompt.constraint.begun))
+    begun = "".join(map(chr, prompt.constraint.prefix))
     return matches(tiny.vocab, prompt.constraint.gbnf, begun + text)
 
 

@@ -43,7 +43,7 @@ SHARED = tokens(0, 130)
 FORCING = Constraint('root ::= "so: " [a-z]+ (", and so on: " [a-z]+)+')
 REQUESTS = [
     request_of(SHARED + tokens(1, 70), max_tokens=8, seed=1),
-    request_of(SHARED + tokens(2, 20), max_tokens=10, seed=2, whole=True),
+    request_of(SHARED + tokens(2, 20), max_tokens=10, seed=2, streamed=False),
     request_of(tokens(3, 30), max_tokens=9, seed=3, constraint=FORCING),
     request_of(tokens(4, 75), max_tokens=6, seed=4, logprobs=1),
 ]

@@ -148,7 +148,7 @@ def test_the_end_of_the_program_does_not_wait_for_a_computation_that_hangs(
 def test_a_whole_answer_is_one_piece(scheduler, logprobs):
     request = replace(request_of(tokens(0, 30), max_tokens=20), logprobs=logprobs)
     *pieces, result = scheduler.stream(request)
-    piece, same_result = scheduler.stream(replace(request, whole=True))
+    piece, same_result = scheduler.stream(replace(request, streamed=False))
     assert len(pieces) > 1
     assert replace(result, cache_read_tokens=0) == replace(same_result, cache_read_tokens=0)
     assert piece.text == "".join(each.text for each in pieces)
@@ -160,7 +160,7 @@ def test_a_whole_answer_that_is_cancelled_says_what_it_took(scheduler):
     """Its tokens count for whoever pays for them."""
     cancelled = threading.Event()
     threading.Timer(0.2, cancelled.set).start()
-    (piece,) = scheduler.stream(replace(endless(0), whole=True), cancelled)
+    (piece,) = scheduler.stream(replace(endless(0), streamed=False), cancelled)
     assert len(piece.token_ids) > 0
 
 

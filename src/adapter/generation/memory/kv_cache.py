@@ -30,7 +30,7 @@ class Slot:
         return n_reusable if self.sequence is None else max(n_reusable, self.sequence.n_past)
 
     def keep(self, n_blocks: int) -> bool:
-        """Remove all but the first blocks from its memory, and say whether that was possible."""
+        """Remove all but the first blocks from its memory; return whether that was possible."""
         kept = self.cache.context.memory.seq_rm(self.seq_id, n_blocks * BLOCK)
         self.blocks = self.blocks[:n_blocks]
         return kept

@@ -49,7 +49,7 @@ class Reading:
 
 
 class _Job(NamedTuple):
-    """Something to do, and what is to be said at its end, however it ends."""
+    """Something to do, and what is to be called at its end, however it ends."""
 
     work: Callable[[], object]
     end: Callable[[], object]
@@ -79,14 +79,14 @@ class PrefixFiles:
         self._busy_since: float | None = None
         self._closing = self._given_up = False
 
-    def fetch(self, wanted: BlockHashes, *, more_than: int, whole: bool) -> Reading | None:
+    def fetch(self, wanted: BlockHashes, *, more_than: int, exact: bool) -> Reading | None:
         """Begin to read the file with most of these blocks, if one has more than so many."""
         if self._hangs:
             return None
         if self._folder.is_to_be_looked_at:
             self._do(_Job(self._folder.look, _nothing))
         path = self._folder.best(
-            wanted, more_than=more_than, whole=whole, most_bytes=self._saved.max_bytes
+            wanted, more_than=more_than, exact=exact, most_bytes=self._saved.max_bytes
         )
         if path is None:
             return None

@@ -71,23 +71,23 @@ class PrefixFolder:
         self.look()
 
     def best(
-        self, wanted: BlockHashes, *, more_than: int, whole: bool, most_bytes: int
+        self, wanted: BlockHashes, *, more_than: int, exact: bool, most_bytes: int
     ) -> Path | None:
         """The file with most of these blocks, from the first on, if it has more than so many.
 
         Nothing is asked of the disk for this.
 
         Args:
-            whole: take states only that hold none but these blocks.
+            exact: take states only that hold none but these blocks.
             most_bytes: take smaller files only.
         """
         with self._lock:
             for count in range(self._known.find(wanted), more_than, -1):
                 for path in self._known.owners(wanted[count - 1]):
-                    is_whole = self._known.blocks(path)[-1] == wanted[count - 1]
-                    if (is_whole or not whole) and self._sizes.get(path, 0) <= most_bytes:
+                    is_exact = self._known.blocks(path)[-1] == wanted[count - 1]
+                    if (is_exact or not exact) and self._sizes.get(path, 0) <= most_bytes:
                         return path
-                if not whole:
+                if not exact:
                     return None
         return None
 

@@ -78,7 +78,7 @@ class PrefixReuse:
             return owner
         self._read_for.add(sequence)  # one file is enough
         wanted, n_cached = self._wanted(sequence), self.n_cached(sequence)
-        return self._files.fetch(wanted, more_than=n_cached, whole=not self.rolls_back)
+        return self._files.fetch(wanted, more_than=n_cached, exact=not self.rolls_back)
 
     def shared(self, blocks: BlockHashes, sequence: Sequence) -> int:
         """How many blocks a prompt can take over from another that is or was computed."""
@@ -216,8 +216,8 @@ class PrefixReuse:
         n_found -= n_found % (CHUNK // BLOCK)
         if not n_found:
             return 0
-        n_held = max(len(slot.blocks) for slot in self._in_slots.owners(wanted[n_found - 1]))
-        return self._cut_to(n_found, n_held, sequence)
+        n_other = max(len(slot.blocks) for slot in self._in_slots.owners(wanted[n_found - 1]))
+        return self._cut_to(n_found, n_other, sequence)
 
     def _is_usable(self, other: Sequence, sequence: Sequence) -> bool:
         """Whether a slot that a request can have will have room for what another one computes."""
@@ -267,7 +267,7 @@ class PrefixReuse:
         return n_blocks * BLOCK
 
     def _move(self, slot: Slot, donor: Slot) -> bool:
-        """Copy what a slot of another context holds, and say whether that was possible."""
+        """Copy what a slot of another context holds; return whether that was possible."""
         if donor.sequence is None:
             donor.keep(len(donor.blocks))
         state = self._state(donor)
@@ -280,16 +280,20 @@ class PrefixReuse:
         """The blocks of a prompt that need not be computed if they are in memory."""
         return sequence.hashes[: sequence.n_reusable if self.rolls_back else sequence.n_to_border]
 
-    def _cut_to(self, n_blocks: int, n_held: int, sequence: Sequence) -> int:
-        """At how many of these blocks, of so many that another holds, a prompt may be cut.
+    def _cut_to(self, n_blocks: int, n_other: int, sequence: Sequence) -> int:
+        """After how many blocks a prompt may be cut, of those that it shares with another.
 
-        Where not at any, at the end of a whole chunk of both prompts.
+        That is after any where the bytes stay, and at the end of a chunk of both prompts elsewhere.
+
+        Args:
+            n_blocks: how many they share.
+            n_other: how many the other has.
         """
-        whole = min(n_blocks, last_border(n_held * BLOCK) // BLOCK, sequence.n_to_border)
-        whole -= whole % (CHUNK // BLOCK)
-        if whole == n_blocks or not self.rolls_back:
-            return whole
-        return n_blocks if self._exactness.cuts_anywhere else whole
+        in_chunks = min(n_blocks, last_border(n_other * BLOCK) // BLOCK, sequence.n_to_border)
+        in_chunks -= in_chunks % (CHUNK // BLOCK)
+        if in_chunks == n_blocks or not self.rolls_back:
+            return in_chunks
+        return n_blocks if self._exactness.cuts_anywhere else in_chunks
 
     def _cut_to_saved(self, saved: SavedPrefix | None, n_found: int, sequence: Sequence) -> int:
         if saved is None or not self.rolls_back:

@@ -37,7 +37,7 @@ class Files:
     def use(self):
         """Read one file, write another and remove a third; whatever is raised ends that alone."""
         with suppress(MemoryError):
-            self.files.fetch(saved("old").hashes, more_than=0, whole=False)
+            self.files.fetch(saved("old").hashes, more_than=0, exact=False)
         with suppress(MemoryError):
             self.files.add(saved("new"))
         with suppress(MemoryError):
@@ -54,7 +54,7 @@ class Files:
         assert self.settle()
         assert self.files._unwritten._value == MOST_UNWRITTEN
         self.files.add(saved("next"))
-        reading = self.files.fetch(saved("old").hashes, more_than=0, whole=False)
+        reading = self.files.fetch(saved("old").hashes, more_than=0, exact=False)
         assert self.settle()
         assert reading is None or reading.state == "ended"
         path = self.folder.path(saved("next").hashes)

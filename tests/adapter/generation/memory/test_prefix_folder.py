@@ -32,9 +32,9 @@ def hashes(*names):
     return tuple(f"{name:<16}".encode() for name in names)
 
 
-def find(folder, wanted, *, more_than=0, whole=False):
+def find(folder, wanted, *, more_than=0, exact=False):
     """What a folder has of these blocks; nothing of what cannot be read."""
-    path = folder.best(wanted, more_than=more_than, whole=whole, most_bytes=10**9)
+    path = folder.best(wanted, more_than=more_than, exact=exact, most_bytes=10**9)
     return None if path is None else folder.read(path)
 
 
@@ -48,10 +48,10 @@ def test_the_longest_beginning_is_found_by_another_process(folder, tmp_path):
     folder.add(SavedPrefix(hashes("a", "b", "c", "x"), b"long"))
     other = PrefixFolder(tmp_path, "a model", max_bytes=10_000)
     wanted = hashes("a", "b", "c", "d")
-    assert find(other, wanted, more_than=0, whole=False).state == b"long"
-    assert find(other, wanted, more_than=0, whole=True).state == b"short"
-    assert find(other, wanted, more_than=3, whole=False) is None
-    assert find(other, hashes("z"), more_than=0, whole=False) is None
+    assert find(other, wanted, more_than=0, exact=False).state == b"long"
+    assert find(other, wanted, more_than=0, exact=True).state == b"short"
+    assert find(other, wanted, more_than=3, exact=False) is None
+    assert find(other, hashes("z"), more_than=0, exact=False) is None
     assert find(PrefixFolder(tmp_path, "another", max_bytes=9), wanted) is None
 
 
@@ -70,18 +70,18 @@ def test_a_damaged_file_is_not_used(folder, tmp_path, damage):
         }[damage]
     )
     other = PrefixFolder(tmp_path, "a model", max_bytes=10_000)
-    assert find(other, hashes("a"), more_than=0, whole=False) is None
+    assert find(other, hashes("a"), more_than=0, exact=False) is None
 
 
 def test_what_was_used_longest_ago_makes_room(folder):
     for name in "abc":
         folder.add(SavedPrefix(hashes(name), name.encode() * 3000))
-    assert find(folder, hashes("a"), more_than=0, whole=False) is not None
+    assert find(folder, hashes("a"), more_than=0, exact=False) is not None
     folder.add(SavedPrefix(hashes("d"), b"d" * 3000))
-    kept = [name for name in "abcd" if find(folder, hashes(name), more_than=0, whole=False)]
+    kept = [name for name in "abcd" if find(folder, hashes(name), more_than=0, exact=False)]
     assert kept == ["a", "c", "d"]
     folder.add(SavedPrefix(hashes("e"), b"e" * 20_000))
-    assert find(folder, hashes("e"), more_than=0, whole=False) is None
+    assert find(folder, hashes("e"), more_than=0, exact=False) is None
 
 
 # When the folder does not do what it should
@@ -160,12 +160,12 @@ def test_a_damaged_file_that_cannot_be_removed_is_looked_at_once(folder, tmp_pat
     other = PrefixFolder(tmp_path, "a model", max_bytes=10_000)
     assert find(other, hashes("a")) is None
     other.look()
-    assert other.best(hashes("a"), more_than=0, whole=False, most_bytes=10**9) is None
+    assert other.best(hashes("a"), more_than=0, exact=False, most_bytes=10**9) is None
 
 
 def test_a_file_larger_than_what_is_kept_in_memory_is_not_read(folder):
     folder.add(SavedPrefix(hashes("a"), b"x" * 1000))
-    assert folder.best(hashes("a"), more_than=0, whole=False, most_bytes=500) is None
+    assert folder.best(hashes("a"), more_than=0, exact=False, most_bytes=500) is None
 
 
 def test_a_folder_of_its_own_is_private(tmp_path):
@@ -345,8 +345,8 @@ def test_whoever_looks_for_a_file_asks_nothing_of_the_disk(folder, tmp_path, mon
         for name in ("stat", "scandir", "open"):
             patched.setattr(os, name, fail)
         for known in (folder, other):
-            assert known.best(hashes("a"), more_than=0, whole=False, most_bytes=100) is None
-            assert known.best(hashes("a"), more_than=0, whole=False, most_bytes=1000) is not None
+            assert known.best(hashes("a"), more_than=0, exact=False, most_bytes=100) is None
+            assert known.best(hashes("a"), more_than=0, exact=False, most_bytes=1000) is not None
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mamba"])
