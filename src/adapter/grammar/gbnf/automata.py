@@ -6,7 +6,7 @@ automata, which is written back as rules, one for a state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -289,6 +289,7 @@ class _Nondeterministic:
     def __init__(self) -> None:
         self.steps: list[list[tuple[Characters, int]]] = []
         self._free: list[list[int]] = []
+        self._closures: dict[int, frozenset[int]] = {}
 
     def state(self) -> int:
         if len(self.steps) == 4 * MAX_STATES:
@@ -300,9 +301,19 @@ class _Nondeterministic:
     def characters(self) -> Iterable[Characters]:
         return dict.fromkeys(characters for steps in self.steps for characters, _ in steps)
 
-    def closure(self, states: Iterable[int]) -> frozenset[int]:
-        found = set(states)
-        todo = list(found)
+    def closure(self, states: Collection[int]) -> frozenset[int]:
+        if len(states) > 1:
+            return frozenset().union(*[self._closure(state) for state in states])
+        return self._closure(*states)
+
+    def _closure(self, state: int) -> frozenset[int]:
+        """A state with those that are reached from it without reading."""
+        if state not in self._closures:
+            self._closures[state] = self._reached(state)
+        return self._closures[state]
+
+    def _reached(self, state: int) -> frozenset[int]:
+        found, todo = {state}, [state]
         while todo:
             for to in self._free[todo.pop()]:
                 if to not in found:

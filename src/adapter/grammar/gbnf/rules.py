@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from adapter.grammar.gbnf.characters import Characters
 
@@ -19,18 +19,20 @@ _MAX_NESTED = 20  # parentheses within each other
 class _Hashed:
     """Keeps its hash: expressions are compared again and again, and each is a tree of others."""
 
+    __slots__ = ("_hash",)
+    __match_args__: ClassVar[tuple[str, ...]]
     _hash: int
 
     def __hash__(self) -> int:
         try:
             return self._hash
         except AttributeError:
-            made = hash((type(self), *vars(self).values()))
+            made = hash((type(self), *[getattr(self, name) for name in self.__match_args__]))
             object.__setattr__(self, "_hash", made)
             return made
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Text(_Hashed):
     """This very text."""
 
@@ -39,7 +41,7 @@ class Text(_Hashed):
     __hash__ = _Hashed.__hash__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OneOf(_Hashed):
     """One character of a set."""
 
@@ -48,7 +50,7 @@ class OneOf(_Hashed):
     __hash__ = _Hashed.__hash__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sequence(_Hashed):
     """One expression after the other; none is the empty text."""
 
@@ -57,7 +59,7 @@ class Sequence(_Hashed):
     __hash__ = _Hashed.__hash__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Choice(_Hashed):
     """Any one of several expressions; of none, nothing fits."""
 
@@ -66,7 +68,7 @@ class Choice(_Hashed):
     __hash__ = _Hashed.__hash__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Repeat(_Hashed):
     """An expression `least` to `most` times; None is any number."""
 
@@ -77,7 +79,7 @@ class Repeat(_Hashed):
     __hash__ = _Hashed.__hash__
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rule(_Hashed):
     """Whatever the rule of this name describes."""
 

@@ -40,6 +40,7 @@ from adapter.grammar.schema.json_text import JsonText
 from adapter.grammar.schema.limits import MAX_COMPARED, Effort, require_short, too_deep
 from adapter.grammar.schema.merging import Schema, SchemaError
 from adapter.grammar.schema.once_each import once_each
+from adapter.grammar.schema.schema_numbers import SchemaNumbers
 from adapter.grammar.schema.string_texts import StringTexts
 
 MAX_ALTERNATIVES = 5000
@@ -83,6 +84,7 @@ class SchemaText:
         self._identity = object()  # what "$ref" means is another thing in another document
         self._alternatives = 0
         self._effort = Effort()
+        self._numbers = SchemaNumbers(self._effort)
         self._unchecked: dict[str, None] = {}
         merging.assertions(document)
         merging.require_no_other_base(document)
@@ -120,9 +122,8 @@ class SchemaText:
 
     def rule(self, hint: str, *schemas: Any) -> Rule:
         """Texts that all of the schemas describe."""
-        texts = sorted({json.dumps(schema, sort_keys=True) for schema in schemas})
-        self._effort.spend(20 + sum(map(len, texts)) // 50)
-        key = ("schema", self._identity, *texts)
+        self._effort.spend(20)
+        key = ("schema", self._identity, frozenset([self._numbers.of(one) for one in schemas]))
         with self._effort:
             return self._json.rules.add(
                 hint[:_HINT], key, lambda: self._body(hint[:_HINT], schemas)

@@ -34,6 +34,10 @@ class JsonText:
     def __init__(self, rules: Rules, raw: Characters = PRINTABLE) -> None:
         self.rules = rules
         self.raw = raw - Characters.of('"\\')
+        # Quotes and backslashes are those of JSON itself.
+        self._written = self.raw | Characters.of('"\\')
+        #: Between two items or members.
+        self.comma = sequence(",", self.space)
 
     @property
     def space(self) -> Rule:
@@ -87,11 +91,6 @@ class JsonText:
         """An object with this between its braces."""
         return sequence("{", self.space, members, self.space, "}")
 
-    @property
-    def comma(self) -> Expression:
-        """Between two items or members."""
-        return sequence(",", self.space)
-
     def member(self, key: Expression, value: Expression) -> Expression:
         """A key with its value."""
         return sequence(key, ":", self.space, value)
@@ -107,14 +106,11 @@ class JsonText:
         Raises ValueError for a value that JSON has not.
         """
         text = json.dumps(value, ensure_ascii=False, separators=(", ", ": "), allow_nan=False)
-        # Quotes and backslashes are those of JSON itself.
-        allowed = self.raw | Characters.of('"\\')
-
         def escaped(match: re.Match[str]) -> str:
             code = ord(match[0])
             if 0xD800 <= code < 0xE000:
                 raise ValueError("a surrogate alone")
-            return match[0] if match[0] in allowed else json.dumps(match[0])[1:-1]
+            return match[0] if match[0] in self._written else json.dumps(match[0])[1:-1]
 
         return re.sub(r"[^\x20-\x25\x27-\x3B\x3D\x3F-\x7E]", escaped, text)
 
