@@ -6,9 +6,14 @@ automata, which is written back as rules, one for a state.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from adapter.grammar.gbnf.characters import Characters
 from adapter.grammar.gbnf.rules import (
@@ -29,6 +34,9 @@ from adapter.grammar.gbnf.rules import (
 
 MAX_STATES = 6000
 """Of any automaton on the way; a large one takes a tenth of a second."""
+
+_KEPT = 16
+"""Automata of expressions that stay made: a schema has the same format again and again."""
 
 MAX_RULES = 2000
 """States of what is written into a grammar."""
@@ -90,16 +98,16 @@ class Automaton:
         return _Writer(least, rules, spelled).whole()
 
 
+@lru_cache(_KEPT)
 def automaton_of(expression: Expression) -> Automaton:
     """The automaton of an expression without rules. Raises TooLarge, ValueError for a rule."""
     made = _Nondeterministic()
     end = made.state()
     begin = made.add(expression, end)
-    classes = _classes(made.characters())
+    classes, members = _classes(made.characters())
     # Which class of characters leads from a state where.
     leads: list[list[tuple[int, int]]] = [
-        [(index, to) for sets, to in steps for index, one in enumerate(classes) if one & sets]
-        for steps in made.steps
+        [(index, to) for sets, to in steps for index in members[sets]] for steps in made.steps
     ]
 
     def following(states: frozenset[int]) -> Iterable[tuple[Characters, frozenset[int]]]:
@@ -228,59 +236,79 @@ def minimal(automaton: Automaton) -> Automaton:
 
     Where that takes long, as with states that only count, it is the automaton itself.
     """
-    sets = list(dict.fromkeys(one for steps in automaton.steps for one, _ in steps))
-    classes = _classes(sets)
-    masks = {
-        one: sum(1 << index for index, part in enumerate(classes) if part & one) for one in sets
-    }
-    steps = [[(masks[one], to) for one, to in leaving] for leaving in automaton.steps]
-
-    def refined() -> list[int]:
-        known: dict[object, int] = {}
-        found = []
-        for state, leaving in enumerate(steps):
-            targets: dict[int, int] = {}
-            for mask, to in leaving:
-                targets[blocks[to]] = targets.get(blocks[to], 0) | mask
-            signature = (blocks[state], frozenset(targets.items()))
-            found.append(known.setdefault(signature, len(known)))
-        return found
-
-    blocks = [int(state in automaton.accepting) for state in range(len(steps))]
-    count, looked_at = 0, 0
-    while count != len(set(blocks)):
-        count = len(set(blocks))
-        looked_at += len(blocks)
+    sets = dict.fromkeys(one for steps in automaton.steps for one, _ in steps)
+    classes, members = _classes(sets)
+    n_states = len(automaton.steps)
+    # Where each class of characters leads; behind the last state stands one that nothing leaves.
+    leads = np.full((n_states, len(classes)), n_states, np.int16)
+    for state, steps in enumerate(automaton.steps):
+        for one, to in steps:
+            leads[state, members[one]] = to
+    blocks = np.zeros(n_states + 1, np.int16)
+    blocks[list(automaton.accepting)] = 1
+    blocks[n_states] = -1
+    count, found, looked_at = 0, len({*blocks[:n_states].tolist()}), 0
+    while count != found:
+        count = found
+        looked_at += n_states
         if looked_at > _REFINED:
             return automaton
-        blocks = refined()
+        found = _refine(blocks, leads)
     firsts: dict[int, int] = {}
-    for state, block in enumerate(blocks):
+    for state, block in enumerate(blocks[:n_states].tolist()):
         firsts.setdefault(block, state)
+    unions: dict[tuple[int, ...], Characters] = {}
     merged: list[list[tuple[Characters, int]]] = []
     for state in firsts.values():
-        by_target: dict[int, int] = {}
-        for mask, to in steps[state]:
-            by_target[blocks[to]] = by_target.get(blocks[to], 0) | mask
-        merged.append([(_union(classes, mask), to) for to, mask in by_target.items()])
-    return _pruned(merged, frozenset(blocks[state] for state in automaton.accepting))
+        by_target: dict[int, list[int]] = {}
+        for index, to in enumerate(blocks[leads[state]].tolist()):
+            if to >= 0:
+                by_target.setdefault(to, []).append(index)
+        for parts in map(tuple, by_target.values()):
+            if parts not in unions:
+                unions[parts] = Characters.of(*[ends for i in parts for ends in classes[i].ranges])
+        merged.append([(unions[tuple(parts)], to) for to, parts in by_target.items()])
+    return _pruned(merged, frozenset(blocks[list(automaton.accepting)].tolist()))
 
 
-def _union(classes: list[Characters], mask: int) -> Characters:
-    parts = [part for index, part in enumerate(classes) if mask >> index & 1]
-    return Characters.of(*(ends for part in parts for ends in part.ranges))
+def _refine(blocks: NDArray[np.int16], leads: NDArray[np.int16]) -> int:
+    """Part the states of a block that lead to different ones. Returns how many blocks there are.
+
+    Blocks are numbered by their first states.
+    """
+    n_states = len(leads)
+    rows = np.concatenate([blocks[:n_states, None], blocks[leads]], axis=1)
+    keys = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel()
+    _, first, block = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.empty(len(first), np.int16)
+    order[np.argsort(first)] = np.arange(len(first))
+    blocks[:n_states] = order[block]
+    return len(first)
 
 
-def _classes(sets: Iterable[Characters]) -> list[Characters]:
-    """Disjoint sets of which each of the given ones is made."""
-    classes: list[Characters] = []
-    for one in sets:
-        rest, parts = one, []
-        for known in classes:
-            parts += [part for part in (known & one, known - one) if part]
-            rest -= known
-        classes = [*parts, rest] if rest else parts
-    return classes
+def _classes(
+    sets: Iterable[Characters],
+) -> tuple[list[Characters], dict[Characters, list[int]]]:
+    """Disjoint sets, and of which of them each of the given ones is made."""
+    given = list(sets)
+    turns: dict[int, int] = {}  # by the character: the sets that begin or have ended there, as bits
+    for index, one in enumerate(given):
+        for low, high in one.ranges:
+            turns[low] = turns.get(low, 0) ^ 1 << index
+            turns[high + 1] = turns.get(high + 1, 0) ^ 1 << index
+    covered: dict[int, list[tuple[int, int]]] = {}  # ranges by the sets that have them
+    codes = sorted(turns)
+    now = 0
+    for code, following in itertools.pairwise(codes):
+        now ^= turns[code]
+        if now:
+            covered.setdefault(now, []).append((code, following - 1))
+    members: dict[Characters, list[int]] = {one: [] for one in given}
+    for number, those in enumerate(covered):
+        for index, one in enumerate(given):
+            if those >> index & 1:
+                members[one].append(number)
+    return [Characters(tuple(ranges)) for ranges in covered.values()], members
 
 
 class _Nondeterministic:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -16,6 +16,13 @@ class Characters:
     """A set of characters: ranges of code points, in order, none touching the next."""
 
     ranges: Ranges
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.ranges)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @classmethod
     def of(cls, *items: str | tuple[int, int]) -> Characters:
@@ -53,7 +60,11 @@ class Characters:
         return Characters(tuple(gaps))
 
     def __contains__(self, character: str) -> bool:
-        return any(low <= ord(character) <= high for low, high in self.ranges)
+        code = ord(character)
+        for low, high in self.ranges:
+            if code <= high:
+                return low <= code
+        return False
 
     def __bool__(self) -> bool:
         return bool(self.ranges)

@@ -26,6 +26,9 @@ _LISTED = 500
 
 _LARGEST = 10**15
 
+_MOST_REMAINDERS = 300
+"""Of a step without bounds: 10 digits of each are more than MAX_RULES."""
+
 _LIMITS = (10**9, 10**6)
 """The largest number where there is no bound; the next one where that takes too many rules."""
 
@@ -102,6 +105,8 @@ def special_number(
             return any_text(listed)
     made = automaton_of(number(*bounds, above=above, below=below))
     if step is not None:
+        if None in bounds:
+            _require_small(step)
         made = both(made, minimal(multiples(step)))
     if total is not None or places is not None:
         made = both(made, so_many_digits(total, places))
@@ -125,6 +130,19 @@ def _listed(
         text = f"{count * step:f}"
         texts.append(text.rstrip("0").rstrip(".") if "." in text else text)
     return texts
+
+
+def _require_small(step: Decimal) -> None:
+    """Refuse steps without bounds whose automaton is too large, before it is made.
+
+    It has a state for each remainder but those by powers of 2 and 5, at each of some ten digits.
+    """
+    odd = int("".join(map(str, step.as_tuple().digits)))
+    for factor in (2, 5):
+        while odd % factor == 0:
+            odd //= factor
+    if odd > _MOST_REMAINDERS:
+        raise TooLarge(f"multiples of {step} without bounds")
 
 
 def multiples(step: Decimal) -> Automaton:

@@ -38,7 +38,8 @@ class Text(_Hashed):
 
     text: str
 
-    __hash__ = _Hashed.__hash__
+    def __hash__(self) -> int:
+        return hash(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,8 @@ class Rule(_Hashed):
 
     name: str
 
-    __hash__ = _Hashed.__hash__
+    def __hash__(self) -> int:
+        return hash(self.name)
 
 
 Expression: TypeAlias = "Text | OneOf | Sequence | Choice | Repeat | Rule"
@@ -274,29 +276,39 @@ def _rules_in(part: Expression) -> dict[str, None]:
 
 
 _NONE, _SOME, _ALL = range(3)
+_LEAVES = (Text, OneOf)
 
 
 def _fit(part: Expression, possible: set[str]) -> int:
     """Whether texts fit none of an expression, some part of it, or all of its parts."""
-    if isinstance(part, Rule):
-        return _ALL if part.name in possible else _NONE
-    if isinstance(part, Sequence):
+    kind = type(part)
+    if kind is Rule:
+        return _ALL if part.name in possible else _NONE  # type: ignore[union-attr]
+    if kind is Sequence:
         fits = _ALL
-        for one in part.parts:
-            if type(one) is not Text:
+        for one in part.parts:  # type: ignore[union-attr]
+            if type(one) is Rule:
+                if one.name not in possible:
+                    return _NONE
+            elif type(one) not in _LEAVES:
                 fit = _fit(one, possible)
                 if fit == _NONE:
                     return _NONE
                 fits = min(fits, fit)
         return fits
-    if isinstance(part, Choice):
-        found = {_ALL if type(one) is Text else _fit(one, possible) for one in part.options}
+    if kind is Choice:
+        found = set()
+        for one in part.options:  # type: ignore[union-attr]
+            if type(one) is Rule:
+                found.add(_ALL if one.name in possible else _NONE)
+            else:
+                found.add(_ALL if type(one) in _LEAVES else _fit(one, possible))
         if found <= {_NONE}:
             return _NONE
         return _ALL if found == {_ALL} else _SOME
-    if isinstance(part, Repeat):
-        fit = _fit(part.part, possible)
-        return _SOME if fit == _NONE and part.least == 0 else fit
+    if kind is Repeat:
+        fit = _fit(part.part, possible)  # type: ignore[union-attr]
+        return _SOME if fit == _NONE and part.least == 0 else fit  # type: ignore[union-attr]
     return _ALL
 
 
@@ -320,23 +332,27 @@ def _pruned(part: Expression, possible: set[str]) -> Expression | None:
 
 
 def _gbnf(part: Expression, *, nested: bool = False) -> str:
-    if isinstance(part, Rule):
-        return part.name
-    if isinstance(part, Text):
-        return f'"{_UNUSUAL(_escaped, part.text)}"'
-    if isinstance(part, OneOf):
-        return part.characters.gbnf()
-    if isinstance(part, Repeat):
-        return _gbnf(part.part, nested=True) + _count(part.least, part.most)
-    if isinstance(part, Sequence):
+    kind = type(part)
+    if kind is Rule:
+        return part.name  # type: ignore[union-attr]
+    if kind is Text:
+        return f'"{_UNUSUAL(_escaped, part.text)}"'  # type: ignore[union-attr]
+    if kind is OneOf:
+        return part.characters.gbnf()  # type: ignore[union-attr]
+    if kind is Sequence:
         written = [
             one.name if type(one) is Rule else _gbnf(one, nested=type(one) is Choice)
-            for one in part.parts
+            for one in part.parts  # type: ignore[union-attr]
         ]
         text = " ".join(written) or '""'
         return f"({text})" if nested and len(written) != 1 else text
-    text = " | ".join([one.name if type(one) is Rule else _gbnf(one) for one in part.options])
-    return f"({text})" if nested else text
+    if kind is Choice:
+        text = " | ".join(
+            [one.name if type(one) is Rule else _gbnf(one) for one in part.options]  # type: ignore[union-attr]
+        )
+        return f"({text})" if nested else text
+    assert isinstance(part, Repeat)
+    return _gbnf(part.part, nested=True) + _count(part.least, part.most)
 
 
 def _count(least: int, most: int | None) -> str:

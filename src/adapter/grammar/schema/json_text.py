@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import lru_cache
 from typing import Any
 
 from adapter.grammar.gbnf.characters import PRINTABLE, Characters
@@ -51,8 +52,7 @@ class JsonText:
 
     def spelled(self, characters: Characters) -> Expression:
         """One character of a set, as a string has it."""
-        escapes = [written for one, written in _SHORT_ESCAPES.items() if one in characters]
-        return choice([one_of(characters & self.raw), *escapes])
+        return _spelled(characters, self.raw)
 
     @property
     def character(self) -> Rule:
@@ -106,6 +106,7 @@ class JsonText:
         Raises ValueError for a value that JSON has not.
         """
         text = json.dumps(value, ensure_ascii=False, separators=(", ", ": "), allow_nan=False)
+
         def escaped(match: re.Match[str]) -> str:
             code = ord(match[0])
             if 0xD800 <= code < 0xE000:
@@ -121,3 +122,9 @@ class JsonText:
         members = sequence(member, repeat(sequence(comma, member)))
         scalars = [NUMBER, "true", "false", "null", self.string()]
         return choice([self.object(optional(members)), self.array(optional(items)), *scalars])
+
+
+@lru_cache(4096)
+def _spelled(characters: Characters, raw: Characters) -> Expression:
+    escapes = [written for one, written in _SHORT_ESCAPES.items() if one in characters]
+    return choice([one_of(characters & raw), *escapes])
