@@ -238,7 +238,7 @@ def grammar_sampler(vocab: pyllama.Vocab, constraint: Constraint) -> pyllama.Gra
         checked_grammar(constraint.gbnf),
         trigger_patterns=constraint.trigger_patterns,
         trigger_tokens=constraint.trigger_tokens,
-        shown=constraint.shown | {*constraint.trigger_tokens},
+        shown=constraint.shown.union(constraint.trigger_tokens, constraint.prefix),
     )
     for token in constraint.prefix:
         sampler.accept(token)
