@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 INT32_MAX = 2**31 - 1
 UINT32_MAX = 2**32 - 1
+#: llama.cpp computes the position after it, and its distance from an empty cell's, which is -1.
+MAX_POS = INT32_MAX - 1
 
 
 def integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
@@ -61,16 +63,16 @@ def any_array(name: str, values: ArrayLike) -> NDArray[Any]:
         raise TypeError(f"{name} must be an array, got {values!r}") from None
 
 
-def int32_array(name: str, values: ArrayLike) -> NDArray[np.int32]:
-    """The values as an int32 array of any shape, if they are integers of 0 or more."""
+def int32_array(name: str, values: ArrayLike, most: int = INT32_MAX) -> NDArray[np.int32]:
+    """The values as an int32 array of any shape, if they are integers from 0 to ``most``."""
     array = any_array(name, values)
     if not array.size:
         return array.astype(np.int32)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold integers, got {array.dtype} {array.shape}")
     low, high = int(array.min()), int(array.max())
-    if low < 0 or high > INT32_MAX:
-        raise ValueError(f"{name} must be 0 or more, got {low if low < 0 else high}")
+    if low < 0 or high > most:
+        raise ValueError(f"{name} must be from 0 to {most}, got {low if low < 0 else high}")
     return array.astype(np.int32, copy=False)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pyllama._arguments import INT32_MAX, any_array, int32_array, integer, token_array
+from pyllama._arguments import INT32_MAX, MAX_POS, any_array, int32_array, integer, token_array
 from pyllama._native._binding import ffi
 from pyllama._process import make_lock
 from pyllama._uncopyable import Uncopyable
@@ -108,7 +108,7 @@ class Batch(Uncopyable):
             ValueError: the batch is full or holds embeddings, or a value is out of range.
         """
         token = integer("token", token, 0, INT32_MAX)
-        pos = integer("pos", pos, 0, INT32_MAX)
+        pos = integer("pos", pos, 0, MAX_POS)
         if not isinstance(seq_ids, Iterable):
             raise TypeError(f"seq_ids must hold sequence ids, got {seq_ids!r}")
         ids = [integer("seq_ids", seq_id, 0, INT32_MAX) for seq_id in seq_ids]
@@ -241,7 +241,7 @@ class Batch(Uncopyable):
         if _is_number(pos):
             first = integer("pos", pos, 0, INT32_MAX - count)
             return np.arange(first, first + count, dtype=np.int32)
-        array = int32_array("pos", pos)
+        array = int32_array("pos", pos, MAX_POS)
         shape = (count,) if self.n_pos_per_embd == 1 else (self.n_pos_per_embd, count)
         if array.shape != shape:
             raise ValueError(f"pos must be an integer or of shape {shape}, got {array.shape}")

@@ -8,7 +8,7 @@ from threading import get_ident, main_thread
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 from pyllama import _process
-from pyllama._arguments import INT32_MAX, integer
+from pyllama._arguments import INT32_MAX, MAX_POS, integer
 from pyllama._attached_chains import AttachedChains
 from pyllama._context_check import require_consistent
 from pyllama._context_memory import require_memory
@@ -147,7 +147,7 @@ class Context(Decoding):
         Generating so costs less time than with a ``Batch`` of one.
         """
         token = integer("token", token, 0, INT32_MAX)
-        pos = integer("pos", pos, 0, INT32_MAX)
+        pos = integer("pos", pos, 0, MAX_POS)
         seq_id = integer("seq_id", seq_id, 0, INT32_MAX)
         with self._lock:
             pointer = self._open().pointer

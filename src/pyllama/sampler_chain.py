@@ -76,14 +76,15 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
         self._likeness = object()  # shared with clones, as long as they hold the same samplers
         self._context: ContextOutputs | None = None
         self._require_fitting([*steps, *([] if grammar is None else [grammar])], steps)
-        self._own_chain(lib.guarded_chain_init(bool(no_perf)))
-        for step in steps:
-            self._take(step)
-        if grammar is not None:
-            self._depend_on(grammar)
-            joined = grammar._join(self)
-            check(lib.guarded_chain_set_grammar(self._open().pointer, joined), "adding a grammar")
-            self._grammar = grammar
+        with self._lock:  # whoever closes the model of a sampler meanwhile closes this as well
+            self._own_chain(lib.guarded_chain_init(bool(no_perf)))
+            for step in steps:
+                self._take(step)
+            if grammar is not None:
+                self._depend_on(grammar)
+                joined, pointer = grammar._join(self), self._open().pointer
+                check(lib.guarded_chain_set_grammar(pointer, joined), "adding a grammar")
+                self._grammar = grammar
 
     # What it is made of.
 

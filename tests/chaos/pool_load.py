@@ -11,6 +11,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,10 @@ def request(engine: LlamaCppEngine, number: int) -> Request:
 
 def answer(engine: LlamaCppEngine, number: int) -> str:
     return str(engine.complete(request(engine, number)).text)
+
+
+#: At once, in the thread with an event loop.
+N_TASKS = 4
 
 
 @dataclass
@@ -81,8 +86,14 @@ class Load:
             for number in range(n_threads)
         ]
         self._threads.append(threading.Thread(target=self._tasks, name="load-tasks"))
+        self._helpers = ThreadPoolExecutor(N_TASKS)
 
     def start(self) -> None:
+        # All now: Python waits for ever for a thread that has not the memory to begin.
+        ready = threading.Barrier(N_TASKS + 1)
+        for _ in range(N_TASKS):
+            self._helpers.submit(ready.wait)
+        ready.wait()
         for thread in self._threads:
             thread.start()
 
@@ -90,6 +101,7 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join()
+        self._helpers.shutdown()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -159,7 +171,7 @@ class Load:
         draw = random.Random(f"{self._seed}/tasks")
         while not self._stop.is_set():
             self._go.wait()
-            tasks = [asyncio.create_task(self._task(draw)) for _ in range(4)]
+            tasks = [asyncio.create_task(self._task(draw)) for _ in range(N_TASKS)]
             await asyncio.sleep(draw.choice([0, 0.01, 0.05]))
             for task in tasks:
                 if draw.random() < 0.4:
@@ -171,7 +183,8 @@ class Load:
         twin = None
         try:
             number = draw.randrange(N_REQUESTS)
-            engine = await asyncio.to_thread(self._engine, draw)
+            loop = asyncio.get_running_loop()
+            engine = await loop.run_in_executor(self._helpers, self._engine, draw)
             twin = AsyncLlamaCppEngine(engine)
             response = await twin.complete(request(engine, number))
             outcomes.text(str(response.text), self._expected[engine.loaded.name, number])

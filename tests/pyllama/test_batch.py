@@ -163,6 +163,7 @@ def test_a_token_is_checked(arguments, error, name):
         ({"tokens": None}, TypeError, "tokens"),
         ({"tokens": [1], "pos": -1}, ValueError, "pos"),
         ({"tokens": [1, 2], "pos": 2**31 - 1}, ValueError, "pos"),
+        ({"tokens": [1, 2], "pos": [5, 2**31 - 1]}, ValueError, "2147483646, got 2147483647"),
         ({"tokens": [1], "seq_id": -1}, ValueError, "seq_id"),
         ({"tokens": [1], "seq_id": "0"}, TypeError, "seq_id"),
         ({"tokens": [1], "outputs": "first"}, ValueError, "outputs"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 
@@ -268,3 +269,24 @@ def test_threads_copy_chains_crosswise(ready):
         thread.join(60)
         assert not thread.is_alive()
     assert one.sample(ready) >= 0
+
+
+def test_a_model_that_is_closed_while_a_chain_is_made_waits_for_it(tiny_model_path, monkeypatch):
+    adopt, closing = pyllama.Model._adopt, []
+
+    def adopt_and_close(model, dependent):
+        adopt(model, dependent)
+        if not isinstance(dependent, SamplerChain):
+            return
+        closing.append(threading.Thread(target=model.close))
+        closing[0].start()
+        closing[0].join(0.2)  # long enough to free the chain, if it may
+        assert closing[0].is_alive()
+
+    monkeypatch.setattr(pyllama.Model, "_adopt", adopt_and_close)
+    model = pyllama.Model(tiny_model_path)
+    sampler = Sampler.infill(model.vocab)
+    with contextlib.suppress(pyllama.ClosedError):
+        SamplerChain([sampler, Sampler.greedy()])
+    closing[0].join()
+    assert model.closed
