@@ -134,6 +134,13 @@ def _gcc_file(session: nox.Session, name: str) -> str:
 
 
 @nox.session
+def conversions(session: nox.Session) -> None:
+    """Models that transformers writes, converted by llama.cpp's converter and compared."""
+    session.run("pip", "install", ".[convert,test]", "peft")
+    session.run("pytest", "tests/conversions", *session.posargs)
+
+
+@nox.session
 def finished(session: nox.Session) -> None:
     """Answers for every budget: ``nox -s finished -- --seed 3 --cases 10000``."""
     session.run("pip", "install", ".[test]")
@@ -163,6 +170,14 @@ def _check_wheel(session: nox.Session, wheel: Path) -> None:
     extra = [name for name in names if name.endswith(unwanted)]
     if extra:
         session.error(f"{wheel.name} holds build inputs: {extra}")
-    for needed in ("licenses/LICENSE", "licenses/llama.cpp/LICENSE", "pyllama/py.typed"):
+    for needed in (
+        "licenses/LICENSE",
+        "licenses/llama.cpp/LICENSE",
+        "pyllama/py.typed",
+        "converter/convert_hf_to_gguf.py",
+        "converter/convert_lora_to_gguf.py",
+        "converter/conversion/llama.py",
+        "converter/gguf-py/gguf/gguf_writer.py",
+    ):
         if not any(name.endswith(needed) for name in names):
             session.error(f"{wheel.name} does not hold {needed}")

@@ -6,6 +6,7 @@
     ├── InvalidModelNameError   (ValueError)         a name that is not a plain file name
     ├── ModelNotFoundError      (FileNotFoundError)  no such file in the model folder
     ├── ModelDownloadError      (OSError)            a model that no hub or server gives
+    ├── ConversionError         (RuntimeError)       a model that cannot be converted
     ├── ModelLoadError          (RuntimeError)       a file that is no loadable model
     ├── ModelChangedError       (RuntimeError)       a file that is not what was loaded from it
     ├── ModelNotLoadedError     (LookupError)        a model that is not in memory
@@ -134,6 +135,10 @@ class ModelDownloadError(LlamaCppError, OSError):
         self.choices = tuple(choices)
         hint = f"; there are {', '.join(choices)}" if choices else ""
         super().__init__(f"{name} cannot be downloaded: {reason}{hint}")
+
+
+class ConversionError(LlamaCppError, RuntimeError):
+    """A model in Hugging Face's format could not be converted; the message says what to do."""
 
 
 class ModelLoadError(LlamaCppError, RuntimeError):

@@ -17,6 +17,7 @@ from pyllama.chat import ChatTemplate
 from pyllama.chat_parser import ChatMessage, ChatMessageDiff, ChatParser, ChatToolCall
 from pyllama.context import Context
 from pyllama.context_params import ContextParams
+from pyllama.converter import converter_script
 from pyllama.device import (
     Backend,
     Device,
@@ -132,6 +133,7 @@ __all__ = [
     # Files and their memory
     "tensor_infos",
     "TensorInfo",
+    "converter_script",
     "quantize",
     "Quantization",
     "load_imatrix",

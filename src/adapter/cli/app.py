@@ -10,6 +10,7 @@ import typer
 from adapter.cli.bench import bench
 from adapter.cli.chat import chat
 from adapter.cli.console import examples
+from adapter.cli.convert import convert
 from adapter.cli.demo import demo
 from adapter.cli.devices import devices, rpc_server
 from adapter.cli.doctor import doctor
@@ -78,6 +79,13 @@ app.command(
 app.command(
     epilog=examples("pyllama bench", "pyllama bench owner/repo:Q4_K_M -p 512 -n 128 -r 3 --json"),
 )(bench)
+app.command(
+    epilog=examples(
+        "pyllama convert owner/repo",
+        "pyllama convert ./my-model model-f16.gguf --outtype f16",
+        "pyllama convert ./my-adapter --lora --base owner/repo",
+    ),
+)(convert)
 app.command(
     epilog=examples(
         "pyllama quantize ./model-f16.gguf Q4_K_M",

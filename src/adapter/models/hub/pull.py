@@ -74,7 +74,46 @@ def pull(
         raise Unclear(name, f"{name.repo}: {error}", error.choices) from error
     if listed is not None:
         listed(listing, model)
+    # The first part comes last: where it is, all is.
     paths = [*([model.mmproj] if model.mmproj else []), *reversed(model.files)]
+    made = _fetch_all(name, listing, paths, report)
+    return PulledModel(
+        name=str(name),
+        paths=tuple(made[path] for path in model.files),
+        mmproj=made[model.mmproj] if model.mmproj else None,
+        size=sum(listing.files[path].size for path in paths),
+    )
+
+
+def pull_files(
+    name: HubName,
+    wanted: Callable[[Listing], list[str]],
+    *,
+    report: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Download files of a repository, and return the folder that holds them.
+
+    Args:
+        wanted: picks the paths out of what the hub has.
+
+    Raises:
+        ModelDownloadError: with what to do.
+    """
+    listing = list_repository(name)
+    paths = wanted(listing)
+    if not paths:
+        raise ModelDownloadError(str(name), f"{name.repo} holds nothing of what is looked for")
+    _fetch_all(name, listing, paths, report)
+    return CachedRepository(name.repo).path(listing.commit, "")
+
+
+def _fetch_all(
+    name: HubName,
+    listing: Listing,
+    paths: Sequence[str],
+    report: Callable[[int, int], None] | None,
+) -> dict[str, Path]:
+    """Have files in the cache, checked, and put into the tree in that order."""
     files = [listing.files[path] for path in paths]
     cached = CachedRepository(name.repo)
     _require_room(name, cached, files)
@@ -89,17 +128,11 @@ def pull(
     for file in files:
         fetch(name, listing, cached, file, arrived)
     try:
-        # The first part comes last: where it is, all is.
         made = {file.path: cached.link(listing.commit, file.path, file.digest) for file in files}
         cached.set_main(listing.commit)
     except OSError as error:
         raise ModelDownloadError(str(name), f"the cache cannot be written: {error}") from error
-    return PulledModel(
-        name=str(name),
-        paths=tuple(made[path] for path in model.files),
-        mmproj=made[model.mmproj] if model.mmproj else None,
-        size=total,
-    )
+    return made
 
 
 def cached_path(name: str) -> Path:

@@ -1,0 +1,132 @@
+"""A model in Hugging Face's format, as GGUF."""
+
+from __future__ import annotations
+
+import json
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from adapter.cli.console import fail, file_size, progress_bar, say, say_json
+from adapter.cli.session import errors_told
+
+if TYPE_CHECKING:
+    from adapter.models.hub.listing import Listing
+
+_OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+_TEXTS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+_MAX_TEXT = 2**28
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(help="A folder in Hugging Face's format, or owner/repo of a hub.")
+    ],
+    out: Annotated[
+        Path | None, typer.Argument(help="The file to write; by default in pyllama's own folder.")
+    ] = None,
+    outtype: Annotated[
+        str, typer.Option(help="auto (16 bits as in the original), f32, f16, bf16 or q8_0.")
+    ] = "auto",
+    lora: Annotated[
+        bool, typer.Option("--lora", help="It is a LoRA adapter, as peft writes them.")
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="The adapter's model: a folder or owner/repo; its weights are not read."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let Python code run that comes with it.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+) -> None:
+    """Convert a model to GGUF by llama.cpp's own converter, in a process of its own.
+
+    It needs torch and transformers: pip install 'pyllama[convert]'. The file appears when it is
+    complete.
+    """
+    from adapter.models.conversion import convert as convert_folder
+    from adapter.models.embedded_model import model_dir
+
+    if outtype not in _OUTTYPES:
+        fail(f"there is no type {outtype!r}; there are {', '.join(_OUTTYPES)}")
+    with errors_told():
+        folder = _folder(source, weights=True, code=trust_remote_code)
+        if lora:
+            base = base or _base_of(folder)
+        elif base is not None:
+            fail("--base is for an adapter: give --lora, too")
+        lora_base = _folder(base, weights=False, code=trust_remote_code) if base else None
+        if out is None:
+            model_dir().mkdir(parents=True, exist_ok=True)
+            name = source.rpartition("/")[2] if _is_repo(source) else folder.resolve().name
+            out = model_dir() / f"{name}{'-lora' if lora else ''}-{{type}}.gguf"
+        elif out.exists() and not force:
+            fail(f"{out} is there already; to replace it: --force")
+        with progress_bar(f"Converting {source}") as report:
+            made = convert_folder(
+                folder,
+                out.absolute(),
+                outtype="f32" if lora and outtype == "auto" else outtype,
+                lora_base=lora_base,
+                trust_remote_code=trust_remote_code,
+                report=report,
+            )
+        size = made.stat().st_size
+    if as_json:
+        say_json({"path": str(made), "size": size})
+    else:
+        say(f"{made}, {file_size(size)}")
+
+
+def _is_repo(source: str) -> bool:
+    from adapter.models.hub.names import is_repo
+
+    return not Path(source).expanduser().exists() and is_repo(source)
+
+
+def _folder(source: str, *, weights: bool, code: bool) -> Path:
+    """The folder that is meant; a repository's files are downloaded into the cache."""
+    from adapter.cli.pull import transfer_bar
+    from adapter.models.hub.names import HubName
+    from adapter.models.hub.pull import pull_files
+
+    if not _is_repo(source):
+        return Path(source).expanduser()
+    with transfer_bar() as report:
+        return pull_files(
+            HubName(source), lambda listing: _wanted(listing, weights, code), report=report
+        )
+
+
+def _wanted(listing: Listing, weights: bool, code: bool) -> list[str]:
+    """The files of a repository that the converter reads."""
+    names = {path: path.rpartition("/")[2] for path in listing.files}
+    patterns = [*_TEXTS, *(["*.py"] if code else [])]
+    found = [
+        path
+        for path, name in names.items()
+        if any(fnmatch(name, pattern) for pattern in patterns)
+        and path.count("/") <= 1  # the modules of sentence-transformers lie one below
+        and listing.files[path].size <= _MAX_TEXT
+    ]
+    if weights:
+        top = [path for path in names if "/" not in path and not path.startswith("consolidated")]
+        safe = [path for path in top if path.endswith(".safetensors")]
+        found += safe or [path for path in top if fnmatch(path, "*model*.bin")]
+    return found
+
+
+def _base_of(folder: Path) -> str:
+    """The model that an adapter names."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        name = config["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        name = None
+    if not isinstance(name, str) or not name:
+        fail(f"{folder} does not say which model it is for; give --base")
+    return name

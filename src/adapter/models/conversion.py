@@ -1,0 +1,175 @@
+"""Models in Hugging Face's format as GGUF, by llama.cpp's own converter in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO
+
+import pyllama
+from adapter.errors import ConversionError
+
+_NEEDED = ("torch", "transformers", "sentencepiece", "safetensors", "google.protobuf")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+_SPARE = 64 * 2**20
+_PERCENT = re.compile(r"Writing: +(\d+)%")
+_KEPT_LINES = 30
+
+
+def convert(
+    folder: Path,
+    target: Path,
+    *,
+    outtype: str = "auto",
+    lora_base: Path | None = None,
+    trust_remote_code: bool = False,
+    report: Callable[[float], object] | None = None,
+) -> Path:
+    """Convert a model, or an adapter, and return the file that was written.
+
+    The file appears when it is complete and llama.cpp reads its header. The converter asks no hub.
+
+    Args:
+        folder: with config.json, the tokenizer's files and the weights; of an adapter with
+            adapter_config.json.
+        target: the file to write. "{type}" in its name becomes the type of most of its weights.
+        outtype: "f32", "f16", "bf16", "q8_0", or "auto" for 16 bits as in the original.
+        lora_base: the folder of the model that an adapter is for; None where it is no adapter.
+        trust_remote_code: let the converter run Python code that the folder holds.
+        report: called with the fraction that was written.
+
+    Raises:
+        ConversionError: with what to do.
+    """
+    missing = [name for name in _NEEDED if not _is_installed(name)]
+    if missing:
+        raise ConversionError(
+            f"converting needs {', '.join(missing)}: pip install 'pyllama[convert]'; where no GPU "
+            "is used, install a CPU build of torch first, which is much smaller"
+        )
+    kind = "model" if lora_base is None else "adapter"
+    folders = [folder] if lora_base is None else [folder, lora_base]
+    for each in folders:
+        _require_convertible(each, trust_remote_code=trust_remote_code)
+    config = folder / ("config.json" if lora_base is None else "adapter_config.json")
+    if not config.is_file():
+        raise ConversionError(f"{folder} holds no {config.name}: it is no {kind} that can be read")
+    try:
+        size = sum(path.stat().st_size for path in _weights(folder))
+        if not size:
+            raise ConversionError(f"{folder} holds no weights: no {' or '.join(_WEIGHTS)}")
+        free = shutil.disk_usage(target.parent).free
+        needed = size * (2 if outtype == "f32" else 1) + _SPARE
+        if needed > free:
+            raise ConversionError(
+                f"up to {needed / 1e9:.2f} GB would be written, but {target.parent} has "
+                f"{free / 1e9:.2f} GB free"
+            )
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
+            made = Path(scratch) / "model.gguf"
+            script = pyllama.converter_script("model" if lora_base is None else "lora")
+            command = [sys.executable, str(script), str(folder.resolve())]
+            command += ["--outfile", str(made), "--outtype", outtype]
+            if lora_base is not None:
+                command += ["--base", str(lora_base.resolve())]
+            _run(command, report)
+            final = target.with_name(target.name.replace("{type}", _type_of(made, kind)))
+            os.replace(made, final)
+            return final
+    except OSError as error:
+        raise ConversionError(str(error)) from error
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:  # the package that it lies in
+        return False
+
+
+def _require_convertible(folder: Path, *, trust_remote_code: bool) -> None:
+    if not folder.is_dir():
+        raise ConversionError(f"{folder} is no folder")
+    code = sorted(path.name for path in folder.rglob("*.py"))
+    if code and not trust_remote_code:
+        raise ConversionError(
+            f"{folder} holds Python code ({', '.join(code[:3])}), which the converter would run: "
+            "remove it, or allow it with --trust-remote-code where you trust its author"
+        )
+
+
+def _weights(folder: Path) -> Iterable[Path]:
+    return {path for pattern in _WEIGHTS for path in folder.glob(pattern)}
+
+
+def _run(command: list[str], report: Callable[[float], object] | None) -> None:
+    """Run the converter, and end it with whatever ends this."""
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8",
+    }
+    environment.pop("NO_LOCAL_GGUF", None)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+    )
+    try:
+        assert process.stdout is not None
+        said = _follow(process.stdout, report)
+        code = process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        if process.stdout is not None:
+            process.stdout.close()
+    if code:
+        raise ConversionError(f"llama.cpp's converter failed ({code}); it said:\n{said}")
+
+
+def _follow(output: IO[bytes], report: Callable[[float], object] | None) -> str:
+    """Read all that the converter says, and return the end of it."""
+    lines: deque[str] = deque(maxlen=_KEPT_LINES)
+    pending = b""
+    while chunk := os.read(output.fileno(), 2**16):
+        *whole, pending = re.split(rb"[\r\n]", (pending + chunk)[-(2**20) :])
+        for line in whole:
+            text = line.decode("utf-8", "replace").rstrip()
+            if found := _PERCENT.match(text):
+                if report is not None:
+                    report(int(found[1]) / 100)
+            elif text:
+                lines.append(text)
+    lines.append(pending.decode("utf-8", "replace"))
+    return "\n".join(filter(None, lines))
+
+
+def _type_of(path: Path, kind: str) -> str:
+    """The type of a file's weights; refuses what llama.cpp does not read."""
+    ftype: str | None = None
+    try:
+        if kind == "model":
+            with pyllama.Model(path, vocab_only=True) as model:
+                ftype = model.ftype
+        tensors = pyllama.tensor_infos(path)
+    except pyllama.LlamaError as error:
+        raise ConversionError(f"what the converter wrote cannot be read: {error}") from error
+    sizes: dict[str, int] = {}
+    for tensor in tensors:
+        sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.size
+    return ftype or max(sizes, key=sizes.__getitem__, default="f32").upper()

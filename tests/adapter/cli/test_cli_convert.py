@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from shutil import copyfile
+
+import pytest
+
+from adapter.models import conversion, embedded_model
+
+
+@pytest.fixture
+def converted(monkeypatch, tmp_path, tiny_model_path):
+    """What the converter was asked for; it needs torch, so a copy stands in for its work."""
+    asked = []
+
+    def convert(folder, target, **options):
+        asked.append((folder, target, options))
+        assert folder.is_dir()
+        made = target.with_name(target.name.replace("{type}", "F16"))
+        return Path(copyfile(tiny_model_path, made))
+
+    monkeypatch.setattr(conversion, "convert", convert)
+    monkeypatch.setattr(embedded_model, "model_dir", lambda: tmp_path / "own")
+    return asked
+
+
+def test_a_folder_is_converted_into_the_own_folder(run, converted, tmp_path):
+    (tmp_path / "my-model").mkdir()
+    result = run("convert", tmp_path / "my-model", "--outtype", "f16", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["path"] == str(tmp_path / "own" / "my-model-F16.gguf")
+    assert converted[0][2]["outtype"] == "f16"
+    assert converted[0][2]["lora_base"] is None
+    out = tmp_path / "x.gguf"
+    assert run("convert", tmp_path / "my-model", out).exit_code == 0
+    assert "--force" in run("convert", tmp_path / "my-model", out).stderr
+    assert run("convert", tmp_path / "my-model", out, "--force").exit_code == 0
+
+
+def test_a_repository_is_downloaded_without_its_code(run, hub, converted):
+    files = {
+        "config.json": b"{}",
+        "tokenizer.json": b"{}",
+        "tokenizer.model": b"x",
+        "model-00001-of-00001.safetensors": b"w" * 100,
+        "pytorch_model.bin": b"p" * 100,
+        "consolidated.safetensors": b"c" * 100,
+        "modeling_evil.py": b"evil",
+        "1_Pooling/config.json": b"{}",
+        "onnx/deep/model.json": b"{}",
+        "picture.png": b"i",
+    }
+    hub.add("owner/my-repo", files)
+    result = run("convert", "owner/my-repo")
+    assert result.exit_code == 0, result.output
+    folder = converted[0][0]
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {
+        "config.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "model-00001-of-00001.safetensors",
+        "1_Pooling/config.json",
+    }
+    assert "my-repo-F16.gguf" in result.stdout
+    run("convert", "owner/my-repo", "--trust-remote-code", "--json")
+    assert (folder / "modeling_evil.py").is_file()
+
+
+def test_an_adapter_finds_its_base(run, hub, converted, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    missing = run("convert", adapter, "--lora")
+    assert missing.exit_code == 1
+    assert "--base" in missing.stderr
+    hub.add("owner/base", {"config.json": b"{}", "model.safetensors": b"w" * 100})
+    config = {"base_model_name_or_path": "owner/base"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    result = run("convert", adapter, "--lora")
+    assert result.exit_code == 0, result.output
+    base = converted[0][2]["lora_base"]
+    assert [path.name for path in base.iterdir()] == ["config.json"]
+    assert converted[0][2]["outtype"] == "f32"
+    assert "adapter-lora-F16.gguf" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [("owner/none",), (".", "--outtype", "q9"), (".", "--base", "."), ("a/b/c",)]
+)
+def test_what_cannot_be_converted_is_one_line(run, hub, arguments):
+    result = run("convert", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.output
