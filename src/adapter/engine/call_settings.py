@@ -88,6 +88,11 @@ def require_tellable(logprobs: int, max_tokens: int | None, room: int) -> None:
         )
 
 
+def asked_llamacpp(config: Config) -> dict[str, Any]:
+    """What metadata={"llamacpp": {...}} holds, once ``call_settings`` has checked it."""
+    return dict(_metadata(config).get("llamacpp") or {})
+
+
 def _llamacpp_settings(config: Config) -> dict[str, Any]:
     """The settings in metadata={"llamacpp": {...}}, checked."""
     settings = _metadata(config).get("llamacpp", {})

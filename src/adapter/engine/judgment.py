@@ -26,10 +26,13 @@ from dspy.lm15 import (
     Usage,
 )
 
+from adapter.engine.call_settings import asked_llamacpp
+from adapter.engine.config import SETTINGS
 from adapter.engine.lm15_errors import PROVIDER
 from adapter.engine.messages import rendered_by, template_messages
 from adapter.errors import InferenceError
 from adapter.generation.scoring import ScoringRequest, ScoringResult
+from adapter.models.template_variables import SETTING
 
 if TYPE_CHECKING:
     import pyllama
@@ -38,11 +41,8 @@ if TYPE_CHECKING:
 METHOD = "candidate_sequence_likelihood"
 """lm15's name for how the probabilities are measured."""
 
-_UNUSED = (
-    "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "frequency_penalty",
-    "presence_penalty", "logprobs",
-)  # fmt: skip
-"""What has no effect where nothing is sampled."""
+_USED = frozenset({"response_format", "grammar", SETTING})
+"""What has an effect where nothing is sampled, or is refused."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,11 @@ def unmeasured(request: Request, judgments: Mapping[str, Judgment]) -> Request |
 def unused_settings(request: Request) -> tuple[Adaptation, ...]:
     """Return which settings have no effect where judgments are all that is asked for."""
     config = request.config
-    asked = {f"config.{name}": getattr(config, name) for name in _UNUSED}
+    unused = [name for name in SETTINGS if name not in _USED]
+    asked = {f"config.{name}": getattr(config, name, None) for name in unused}
     asked["config.extensions.logit_bias"] = (config.extensions or {}).get("logit_bias")
+    llamacpp = asked_llamacpp(config)
+    asked |= {f"metadata['llamacpp'][{name!r}]": llamacpp.get(name) for name in unused}
     adaptations = [
         Adaptation(field, "dropped", "nothing is sampled: the logits are measured", asked=value)
         for field, value in asked.items()

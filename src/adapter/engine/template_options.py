@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dspy.lm15 import Adaptation, Config
 
+from adapter.engine.call_settings import asked_llamacpp
 from adapter.engine.thinking import thinking_options
 from adapter.models.template_variables import SETTING
 
@@ -26,7 +27,7 @@ def template_options(
     Args:
         defaults: the variables that the lm's config has.
     """
-    own = template_kwargs(config)
+    own = dict(asked_llamacpp(config).get(SETTING) or {})
     thinking, adaptations = thinking_options(config, loaded)
     said = dict(thinking.pop(SETTING, {})) | thinking
     for name in said.keys() & own.keys():
@@ -47,12 +48,6 @@ def template_options(
     if variables:
         options[SETTING] = variables
     return options, adaptations
-
-
-def template_kwargs(config: Config) -> dict[str, Any]:
-    """The variables in a request's metadata."""
-    metadata = (config.extensions or {}).get("metadata") or {}
-    return dict((metadata.get("llamacpp") or {}).get(SETTING) or {})
 
 
 def _unread(name: str, value: Any, loaded: LoadedModel) -> Adaptation:

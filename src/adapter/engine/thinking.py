@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dspy.lm15 import Adaptation, Config
 
 import pyllama
+from adapter.engine.call_settings import asked_llamacpp
 from adapter.generation.sampling import ReasoningBudget
 
 if TYPE_CHECKING:
@@ -82,6 +83,5 @@ def _asked_budget(config: Config) -> tuple[str, int | None]:
     """Where a budget stands, and what it is."""
     if config.reasoning is not None and config.reasoning.thinking_budget is not None:
         return "config.reasoning.thinking_budget", config.reasoning.thinking_budget
-    llamacpp = ((config.extensions or {}).get("metadata") or {}).get("llamacpp") or {}
     name = "reasoning_budget_tokens"
-    return f"metadata['llamacpp'][{name!r}]", llamacpp.get(name)
+    return f"metadata['llamacpp'][{name!r}]", asked_llamacpp(config).get(name)

@@ -198,11 +198,14 @@ def test_settings_of_sampling_are_answered_with_adaptations():
         temperature=0.5,
         stop=("x",),
         logprobs=2,
+        extensions={"metadata": {"llamacpp": {"min_p": 0.5, "complete_answers": False}}},
     )
     assert [(a.field, a.action) for a in response.adaptations] == [
         ("config.temperature", "dropped"),
         ("config.stop", "dropped"),
         ("config.logprobs", "dropped"),
+        ("metadata['llamacpp']['min_p']", "dropped"),
+        ("metadata['llamacpp']['complete_answers']", "dropped"),
     ]
 
 
