@@ -150,7 +150,8 @@ class GrammarSampler(Sampler):
         tokens = _tokens_in("trigger_tokens", vocab, trigger_tokens)
         names = None if shown is None else _tokens_in("shown", vocab, shown)
         with vocab._open() as pointer:
-            problem = _problem(pointer, grammar)
+            # Without tokens named by their text it means the same for every vocabulary.
+            problem = _problem(pointer, grammar) if "<" in grammar.gbnf else ""
             if problem:
                 raise GrammarError(problem)
             with _tokens_of(vocab, pointer) as known:

@@ -100,12 +100,13 @@ def sequence(*parts: Expression | str) -> Expression:
     """Expressions one after the other; texts stand for themselves."""
     flat: list[Expression] = []
     for part in parts:
-        if isinstance(part, str):
-            part = Text(part)
-        if isinstance(part, Sequence):
+        if type(part) is str:
+            if part:
+                flat.append(Text(part))
+        elif type(part) is Sequence:
             flat += part.parts
-        elif not isinstance(part, Text) or part.text:
-            flat.append(part)
+        elif type(part) is not Text or part.text:
+            flat.append(part)  # type: ignore[arg-type]
     return flat[0] if len(flat) == 1 else Sequence(tuple(flat))
 
 
@@ -114,7 +115,10 @@ def choice(options: Iterable[Expression | str]) -> Expression:
     flat: dict[Expression, None] = {}
     for option in options:
         one = Text(option) if isinstance(option, str) else option
-        flat |= dict.fromkeys(one.options if isinstance(one, Choice) else (one,))
+        if type(one) is Choice:
+            flat |= dict.fromkeys(one.options)
+        else:
+            flat[one] = None
     return next(iter(flat)) if len(flat) == 1 else Choice(tuple(flat))
 
 

@@ -69,15 +69,15 @@ def assertions(schema: Any) -> Schema:
         if "additionalItems" in found:
             found["items"] = found["additionalItems"]
     found.pop("additionalItems", None)
-    for keyword, form in _FORMS.items():
-        if keyword in found and not form(found[keyword]):
+    for keyword in found:
+        form = _FORMS.get(keyword)
+        if form is not None and not form(found[keyword]):
             raise SchemaError(f"{keyword} has a value that it cannot have: {found[keyword]!r}")
     for kind in found.get("type", []):
         if kind not in _TYPES:
             raise SchemaError(f"type {kind!r} is none of {', '.join(_TYPES)}")
-    for keyword in _COUNTS:
-        if keyword in found:
-            found[keyword] = int(found[keyword])
+    for keyword in found.keys() & _COUNTS:
+        found[keyword] = int(found[keyword])
     return found
 
 
