@@ -166,7 +166,7 @@ class _Reader:
         try:
             return _SCALARS[kind]
         except KeyError:
-            raise DamagedFile(f"{self._what} is of type {kind}, which GGUF has not") from None
+            raise DamagedFile(f"{self._what} is of type {kind}, which GGUF does not have") from None
 
     def _tensor(self, index: int) -> Tensor:
         self._what = f"tensor {index}"

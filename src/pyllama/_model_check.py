@@ -94,7 +94,9 @@ def _check_model(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> None
         raise DamagedFile(f"{architecture}.attention.sliding_window must be more than 0")
     pooling = settings.get("pooling_type", 0)
     if isinstance(pooling, int) and pooling not in POOLING_TYPES:
-        raise DamagedFile(f"{architecture}.pooling_type is {pooling}, which llama.cpp has not")
+        raise DamagedFile(
+            f"{architecture}.pooling_type is {pooling}, which llama.cpp does not have"
+        )
     dummies = settings.get("vocab_size", 0)
     if isinstance(dummies, int) and dummies > MAX_DUMMY_TOKENS:
         raise DamagedFile(f"{architecture}.vocab_size is {dummies}; at most {MAX_DUMMY_TOKENS}")

@@ -60,9 +60,9 @@ def check() -> None:
     """
     if forked:
         raise ForkedError(
-            "this process was forked from one that uses pyllama, and llama.cpp's threads do not "
-            "come along. Start processes with multiprocessing's 'spawn' or 'forkserver' method, or "
-            "fork before the first model is loaded"
+            "this process was forked from one that uses pyllama, and fork() does not copy "
+            "llama.cpp's threads. Start processes with multiprocessing's 'spawn' or 'forkserver' "
+            "method, or fork before the first model is loaded"
         )
     if ended:
         raise ClosedError("the interpreter is ending, and pyllama is closed")

@@ -150,7 +150,7 @@ def require_answers(devices: Sequence[OnServer]) -> Iterator[list[Handle[Any]]]:
     reasons = [reason for server, since in asked if (reason := server.failure(since))]
     if reasons:
         raise ServerLostError(
-            f"{reasons[0]}. Once it is back, rpc_devices() gives its devices anew"
+            f"{reasons[0]}. Once it is back, rpc_devices() gives its devices again"
         ) from error
     if error is not None:
         raise error

@@ -51,9 +51,9 @@ def build_info() -> list[BackendBuild]:
 def backend_devices(backend: BackendName | None = None) -> list[Device] | None:
     """The devices to give ``Model(devices=…)`` so that it runs on one backend.
 
-    The GPUs of that backend: those with memory of their own, or, where there is none, those that
-    share the system's. Empty for ``"cpu"``; None for ``"auto"``, which leaves the choice to
-    llama.cpp. Loading a model with ``devices=None`` calls it.
+    These are the GPUs of that backend: those with memory of their own, or, if there are none, those
+    that share the system's memory. Empty for ``"cpu"``; None for ``"auto"``, which leaves the
+    choice to llama.cpp. Loading a model with ``devices=None`` calls this function.
 
     Args:
         backend: None for what the environment variable ``PYLLAMA_BACKEND`` says, or else
@@ -61,7 +61,7 @@ def backend_devices(backend: BackendName | None = None) -> list[Device] | None:
 
     Raises:
         ValueError: there is no backend of that name.
-        BackendError: it is not loaded, or has no device here. The message lists what there is.
+        BackendError: it is not loaded, or has no device here. The message lists the devices.
     """
     name = requested_backend(backend)
     if name == "auto":
@@ -93,7 +93,7 @@ def requested_backend(backend: BackendName | None = None) -> BackendName:
 
 
 def _unmet(name: str) -> str:
-    """Why a demanded backend cannot be had, and what can."""
+    """Why the backend that was asked for cannot be used, and which devices can."""
     here = ", ".join(f"{device.name} ({device.description})" for device in devices()) or "none"
     option = name.upper()
     build = {entry.name: entry for entry in build_info()}[option]
@@ -108,4 +108,4 @@ def _unmet(name: str) -> str:
         reason = "its loader or driver is not installed here (this build has the backend)"
     else:
         reason = f"this build does not have it. {build.note}"
-    return f"backend {name!r} was demanded, but {reason.rstrip('.')}. Devices here: {here}"
+    return f"backend {name!r} was asked for, but {reason.rstrip('.')}. Devices here: {here}"

@@ -30,8 +30,8 @@ class Batch(Uncopyable):
     The arrays are allocated once, for ``capacity`` tokens; ``clear`` makes room for the next
     call. An entry's index in the batch is what ``Context.logits`` takes.
 
-    A batch with ``n_embd`` holds rows of embeddings in place of tokens, as an encoder of images
-    or sound makes them.
+    A batch with ``n_embd`` holds rows of embeddings instead of tokens, as an encoder of images or
+    sound makes them.
 
     Args:
         capacity: the most tokens it can hold.

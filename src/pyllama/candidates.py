@@ -14,10 +14,10 @@ _ROW = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 class Candidates:
-    """The tokens that may come next. It cannot be changed; samplers make new ones from it.
+    """The tokens that may come next. The object is immutable; samplers make new ones from it.
 
     Args:
-        logits: float array of shape (n,), n at least 1; minus infinity for what cannot be.
+        logits: float array of shape (n,), n at least 1; minus infinity excludes a token.
         ids: the tokens they belong to, integers of shape (n,); None for 0 to n - 1, so that
             ``Context.logits`` can be given as it is.
 
@@ -61,7 +61,7 @@ class Candidates:
     def p(self) -> NDArray[np.float32]:
         """Their probabilities, float32 of shape (n,), read-only.
 
-        They are what the last sampler that needed any computed, and 0 before the first.
+        The last sampler that needed probabilities computed them; before the first they are 0.
         """
         p: NDArray[np.float32] = self._data["p"]
         return p

@@ -1,7 +1,7 @@
 """Chat templates: messages to a prompt, by llama.cpp's own template engine.
 
-A template comes out of the model file, which is untrusted input: it is interpreted by
-libllama-common in C++, which gives it nothing but the messages, and never by Python.
+A template comes from the model file, which is untrusted input. libllama-common interprets it in
+C++, and gives it nothing but the messages. Python never does.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class ChatTemplate(Uncopyable):
         bos: the text of the token that begins a sequence, for a source without a model.
         eos: the text of the token that ends one.
         isolated: run the template in a child process, for files that are not trusted. A call that
-            computes for more than 5 seconds, takes more than 1 GiB (on Linux), or that the child
-            does not survive, is an error then. It costs a process, and a fraction of a millisecond
-            a call.
+            computes for more than 5 seconds, takes more than 1 GiB (on Linux), or that ends
+            the child, is an error then. It costs a process, and a fraction of a millisecond for
+            each call.
 
     Raises:
         ChatTemplateError: the template does not parse, or the model has none.
@@ -161,9 +161,8 @@ class ChatTemplate(Uncopyable):
             chat_template_kwargs: more variables for the template, of what JSON can hold.
             add_generation_prompt: end with the beginning of an assistant's turn.
             continue_final_message: the last message is the beginning of the answer: of its content
-                or reasoning, True for what it has last. No other turn is begun then.
-            now: what a template takes for the present, for those that tell the date; None for the
-                local time.
+                or reasoning, or True for the part that it ends with. No other turn begins then.
+            now: the time for templates that mention the date; None for the local time.
 
         Raises:
             ChatTemplateError: messages or tools of another form, nested deeper than 100, or that

@@ -55,11 +55,11 @@ class ChatMessage:
     tool_calls: tuple[ChatToolCall, ...] = ()
 
     def compute_diffs(self, previous: ChatMessage) -> tuple[ChatMessageDiff, ...]:
-        """What this message has and a shorter one had not (``common_chat_msg_diff``).
+        """What this message has beyond an earlier one (``common_chat_msg_diff``).
 
         Args:
-            previous: what an earlier part of the same text was parsed to; ``ChatMessage()`` at the
-                beginning.
+            previous: the result of parsing an earlier part of the same text; ``ChatMessage()`` at
+                the beginning.
 
         Raises:
             ChatParseError: it is no earlier part of this message.
@@ -102,7 +102,7 @@ class ChatParser(Uncopyable):
             text: all that was generated after the prompt, without the tokens that end the turn, and
                 with the text of those in ``RenderedChat.preserved_tokens``. Bytes may end
                 within a character; those that are no UTF-8 become U+FFFD.
-            partial: the text goes on. What could still become something else is held back.
+            partial: the text goes on. A part that could still become something else is left out.
 
         Raises:
             ChatParseError: it does not fit the format, or nests brackets deeper than 200.

@@ -107,7 +107,7 @@ class ContextParams:
         kv_unified: one memory for all sequences, instead of an equal part for each. Without it a
             sequence has n_ctx / n_seq_max tokens, and what is computed for one does not depend on
             the others.
-        embeddings: compute embeddings beside logits.
+        embeddings: compute embeddings as well as logits.
         no_perf: do not measure times for ``performance``.
 
     Raises:

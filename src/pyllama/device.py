@@ -112,7 +112,7 @@ class Device(_Found):
 
     @property
     def device_id(self) -> str | None:
-        """The PCI bus id, such as ``"0000:c1:00.0"``; None for a device that tells none."""
+        """The PCI bus id, such as ``"0000:c1:00.0"``; None if the device does not report one."""
         device_id = self._props().device_id
         return None if device_id == ffi.NULL else to_str(device_id)
 
@@ -138,8 +138,9 @@ def load_backends(
 ) -> None:
     """Load llama.cpp's backend modules, once (``ggml_backend_load_all_from_path``).
 
-    Loading a model or listing devices does it; call it to have the time that it takes elsewhere,
-    or to choose. The environment variable ``GGML_BACKEND_PATH`` can name one module more.
+    Loading a model or listing devices does this as well. Call it earlier to spend the time at
+    another moment, or to choose. The environment variable ``GGML_BACKEND_PATH`` can name one more
+    module.
 
     Args:
         folder: where the modules are; None for the package's own.
@@ -184,8 +185,8 @@ def load_backends(
 def load_backend(path: str | os.PathLike[str]) -> Backend:
     """Load one more backend from a module's file (``ggml_backend_load``).
 
-    Before backends are used: afterwards other threads may be reading the list of them. One of the
-    CPU takes the place of the package's own.
+    Call it before backends are used: afterwards other threads may be reading the list. A CPU
+    backend replaces the package's own.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -262,8 +263,8 @@ def cpu_variant() -> str | None:
 def cpu_math_cores() -> int:
     """Cores worth computing on: physical ones, of hybrid processors the fast ones.
 
-    ``common_cpu_get_num_math``, which llama.cpp's own programs take for their threads; at most
-    the CPUs that this process may run on.
+    ``common_cpu_get_num_math``, as llama.cpp's own programs use it, but at most the CPUs that this
+    process may run on.
     """
     cores = max(1, check(lib.guarded_cpu_math_cores(), "counting the cores"))
     if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows

@@ -14,7 +14,7 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     ├── ModelLoadError(RuntimeError)        a file that is no loadable model
     │   └── ModelLoadCancelled              the progress callback said stop
     ├── ModelSaveError(RuntimeError)        a model could not be written
-    ├── MemoryFitError(RuntimeError)        nothing fits the memory there is
+    ├── MemoryFitError(RuntimeError)        nothing fits the memory
     ├── AdapterError(RuntimeError)          a LoRA or control vector that cannot be used
     ├── QuantizeError(RuntimeError)         a model could not be quantized
     │   └── QuantizeCancelled               the progress callback said stop
@@ -27,7 +27,7 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     ├── StateError(ValueError)              bytes or a file that are no state of this context
     ├── TokenizationError(ValueError)       text or tokens that cannot be converted
     ├── ChatTemplateError(ValueError)       a template that does not parse or apply
-    │   └── ChatTemplateAborted             it took its process down, or too long
+    │   └── ChatTemplateAborted             it ended its process, or took too long
     ├── ChatProcessError(RuntimeError)      the process of a template was ended, or stalled
     ├── GrammarError(ValueError)            a grammar that does not parse, a token it refuses
     ├── SamplingError(RuntimeError)         nothing that could be sampled
@@ -48,7 +48,7 @@ class ClosedError(LlamaError, ValueError):
 
 
 class PoisonedError(LlamaError, RuntimeError):
-    """An earlier call on this object failed half way: by an assertion, or for want of memory."""
+    """An earlier call on this object failed half way: an assertion fired, or memory ran out."""
 
 
 class ForkedError(LlamaError, RuntimeError):
@@ -91,7 +91,7 @@ class ModelSaveError(LlamaError, RuntimeError):
 
 
 class MemoryFitError(LlamaError, RuntimeError):
-    """No layout of the model and its context fits the memory there is."""
+    """No layout of the model and its context fits the memory."""
 
 
 class AdapterError(LlamaError, RuntimeError):
@@ -99,7 +99,7 @@ class AdapterError(LlamaError, RuntimeError):
 
 
 class QuantizeError(LlamaError, RuntimeError):
-    """The model, or the imatrix for it, cannot be quantized so; no output was written."""
+    """The model cannot be quantized like this, or not with this imatrix. Nothing was written."""
 
 
 class QuantizeCancelled(QuantizeError):
@@ -148,9 +148,10 @@ class ChatTemplateError(LlamaError, ValueError):
 
 
 class ChatTemplateAborted(ChatTemplateError):
-    """An isolated chat template took its process down, or took too long; nobody knows its answer.
+    """An isolated chat template ended its process, or took too long, so its answer is unknown.
 
-    What a template can express is not told by that: ``ChatTemplate.capabilities`` raises it.
+    This says nothing about what the template can express: ``ChatTemplate.capabilities`` raises it
+    too.
     """
 
 

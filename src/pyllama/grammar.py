@@ -47,7 +47,7 @@ class Grammar:
     llama.cpp's own parser reads it, where a repetition with a maximum over 2000 has none. Beyond
     what llama.cpp refuses by itself (left recursion, repetitions that stand for more than 2000
     rules), these limits hold: 4 MiB of text, 64 MiB in memory with repetitions written out,
-    parentheses 200 deep, 50,000 ways to go on at one place, chains of 4,000 rules that begin with
+    parentheses 200 deep, 50,000 continuations at one place, chains of 4,000 rules that begin with
     the next one, and no rule that can begin with itself after parts that may be empty.
 
     Args:
@@ -74,8 +74,8 @@ class Grammar:
     def from_json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Grammar:
         """The grammar of the JSON texts that a schema describes.
 
-        The conversion is llama.cpp's own, and covers what it covers; keywords that it does not
-        know are ignored. ``$ref`` only refers within the schema, nothing is fetched.
+        The conversion is llama.cpp's own. It ignores keywords that it does not know. ``$ref`` may
+        only refer to parts of the schema; nothing is fetched.
         ``unsupported_patterns`` holds each ``pattern`` that it could not convert.
 
         Args:
@@ -103,18 +103,18 @@ class Grammar:
 
 
 class GrammarSampler(Sampler):
-    """Rules out tokens that a grammar does not let follow, as ``llama_sampler_init_grammar`` does.
+    """Excludes tokens that a grammar does not allow, like ``llama_sampler_init_grammar``.
 
-    Give it to a ``SamplerChain`` as its ``grammar``; as one of its samplers it is applied to
-    all candidates, for every token.
+    Give it to a ``SamplerChain`` as its ``grammar``. As one of the chain's samplers it would be
+    applied to all candidates, for every token.
 
-    A whole vocabulary is walked as a tree of characters, with the same result as llama.cpp's own
-    check of each token: in some 0.2 ms where little may follow, in milliseconds where nearly all
-    may, and at once where it has been in the same state before. Grammars that name tokens
+    The vocabulary is searched as a tree of characters, with the same result as llama.cpp's own
+    check of each token. That takes about 0.2 ms if little is allowed, milliseconds if nearly
+    everything is, and no time in a state that it was in before. Grammars that name tokens
     (``<[7]>``) and texts that stop within a character have all tokens checked one by one.
 
-    With triggers it is lazy, as ``llama_sampler_init_grammar_lazy_patterns``: everything may follow
-    until a trigger has been accepted, and from there on the grammar holds.
+    With triggers it is lazy, like ``llama_sampler_init_grammar_lazy_patterns``: everything is
+    allowed until a trigger has been accepted, and from then on the grammar applies.
 
     Args:
         vocab: of the model to sample for; closing the model closes the sampler.
@@ -122,10 +122,9 @@ class GrammarSampler(Sampler):
         trigger_patterns: ECMAScript regular expressions, searched in all text so far. The grammar
             begins with the first group that matched, or else with the whole match.
         trigger_tokens: the grammar begins with the first of these tokens.
-        shown: None to read every token as llama.cpp does. Else, while the grammar holds, no token
-            may follow that it reads otherwise than the text of the answer has it: control and
-            unknown tokens, whose names it reads and ``Detokenizer`` leaves out, but for these; and
-            bytes that form no text in UTF-8.
+        shown: None to read every token as llama.cpp does. Otherwise, while the grammar applies,
+            tokens are excluded that the text of the answer would not show: control and unknown
+            tokens, except for these, and bytes that are not UTF-8.
 
     Raises:
         GrammarError: a grammar or pattern that cannot be used with this vocabulary.
@@ -204,10 +203,10 @@ class GrammarSampler(Sampler):
         return self._eog != lib.LLAMA_TOKEN_NULL and bool(self.allows([self._eog])[0])
 
     def forced_text(self) -> str:
-        """The text that any way to go on begins with: what the grammar leaves no choice about.
+        """The text about which the grammar leaves no choice: every continuation begins with it.
 
-        A token of a model may end anywhere in it, or reach over its end. It takes microseconds,
-        and changes nothing.
+        A token may end anywhere in it, or extend beyond it. The call takes microseconds and changes
+        nothing.
 
         Returns:
             at most 1 KiB of it. Empty where several characters may come next or the text may end,
@@ -217,18 +216,18 @@ class GrammarSampler(Sampler):
             return take_str(lib.guarded_grammar_forced_text(self._pointer), "asking a grammar")
 
     def complete_within(self, n_tokens: int | None) -> None:
-        """Have a chain choose no token after which the text could not be completed in time.
+        """Exclude tokens after which the text could not be completed in time.
 
-        The fewest tokens that complete it are kept in reserve. Before they are needed, values that
-        are still to come are given room, and a text that runs on is ended with a sentence, a line
-        or a word, where one ends in time. So what may follow depends on the text so far. That
-        holds for what a ``SamplerChain`` samples under this grammar; ``accept`` and
-        ``allows`` do not ask for it. Where it takes more tokens than these to complete the
-        text, and where ``fewest_tokens`` is not known, nothing is ruled out.
+        The fewest tokens that complete it are kept in reserve. Before they are needed, room is kept
+        for the values that still come, and a long text is ended with a sentence, a line or a word
+        that ends in time. What is allowed depends on the text so far. This applies to what a
+        ``SamplerChain`` samples under this grammar; ``accept`` and ``allows`` ignore it. Nothing is
+        excluded if completing the text takes more tokens than these, or if ``fewest_tokens`` is not
+        known.
 
         Args:
-            n_tokens: how many more tokens there are, at least 1, the one that ends the text not
-                counted; a lazy grammar counts them while it waits, too. None for any number.
+            n_tokens: how many more tokens may come, at least 1, without the one that ends the
+                text. A lazy grammar also counts them while it waits. None for any number.
         """
         n = 0 if n_tokens is None else integer("n_tokens", n_tokens, 1, INT32_MAX)
         with self._held() as owner:
@@ -238,7 +237,7 @@ class GrammarSampler(Sampler):
     def fewest_tokens(self) -> int | None:
         """How many tokens complete the text from here on, by the shortest way.
 
-        0 where it may end. None where that is not known: for a grammar that names tokens or whose
+        0 if it may end here. None if that is not known: for a grammar that names tokens or whose
         shortest text has more than 16 KiB, and while a lazy grammar waits.
         """
         found = ffi.new("int64_t *")
@@ -269,14 +268,14 @@ class GrammarSampler(Sampler):
             return bool(fits)
 
     def shortened(self, *, here: bool = False) -> list[frozenset[str]]:
-        """Where a token was not chosen because of ``complete_within``.
+        """The places where ``complete_within`` excluded a token that would have been chosen.
 
         Args:
-            here: count the present place among them.
+            here: include the present place.
 
         Returns:
-            for each place the names of the rules that it is in or, if a rule is the last part of
-            another, not all of them.
+            for each place the names of the rules that it is in. If a rule is the last part of
+            another, some may be missing.
         """
         with self._held():
             text = take_str(

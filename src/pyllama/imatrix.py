@@ -25,7 +25,7 @@ MAX_IMPORTANCE = 1e12
 
 
 def load_imatrix(path: str | os.PathLike[str]) -> dict[str, NDArray[np.float32]]:
-    """Read the file that ``llama-imatrix`` writes, in its present or its older format.
+    """Read the file that ``llama-imatrix`` writes, in its current or its older format.
 
     ``common_imatrix_load``.
 

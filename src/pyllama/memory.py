@@ -61,8 +61,8 @@ class Memory(Uncopyable):
         """Forget positions of a sequence; ``seq_id=-1`` means every sequence.
 
         Returns:
-            False if part of a sequence cannot be removed, as in a recurrent model; nothing is
-            removed then. A whole sequence always can.
+            False if a part of a sequence cannot be removed, as in a recurrent model. Then nothing
+            is removed. A complete sequence can always be removed.
         """
         seq_id, p0, p1 = self._seq("seq_id", seq_id, low=-1), _pos("p0", p0), _pos("p1", p1)
         if seq_id < 0 and p0 <= 0 and p1 < 0:
@@ -79,15 +79,15 @@ class Memory(Uncopyable):
 
         Raises:
             ValueError: part of a sequence, in a context whose sequences have memory of their own
-                (``kv_unified=False``), or of a recurrent model: there only whole ones can be
-                copied.
+                (``kv_unified=False``), or of a recurrent model: there only complete sequences can
+                be copied.
         """
         p0, p1 = _pos("p0", p0), _pos("p1", p1)
         separate = self._n_seq_max > 1 and not self._kv_unified
         if (separate or self._recurrent) and (p0 > 0 or p1 >= 0):
             raise ValueError(
-                f"p0={p0}, p1={p1}: with kv_unified=False, or a recurrent model, only whole "
-                "sequences can be copied; leave both out"
+                f"p0={p0}, p1={p1}: with kv_unified=False, or a recurrent model, only "
+                "complete sequences can be copied; leave both out"
             )
         source, destination = self._seq("source", source), self._seq("destination", destination)
         with self._context._lock:

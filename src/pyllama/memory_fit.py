@@ -1,4 +1,4 @@
-"""How much memory a model and its context would take, and which of them fits the memory there is.
+"""How much memory a model and its context would take, and which layout fits.
 
 llama.cpp simulates the loading: it reads no weights, and allocates no memory for them.
 """
@@ -44,8 +44,8 @@ _simulating = threading.Lock()
 class LayoutOptions(TypedDict, total=False):
     """What else ``memory_use`` and ``memory_fit`` take.
 
-    They mean what they mean for ``Model`` and ``Context``, and have their defaults. ``context``
-    says all else of the context; what is named beside it comes first.
+    They have the meaning and the defaults that they have for ``Model`` and ``Context``. ``context``
+    has the other parameters of the context; what is given beside it takes precedence.
     """
 
     context: ContextParams | None
@@ -70,7 +70,7 @@ _OF_CONTEXT = LayoutOptions.__annotations__.keys() & ContextOptions.__annotation
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What would be taken of one memory, and what there is of it, in bytes."""
+    """What would be taken of one memory, and how much it has, in bytes."""
 
     #: None for the host's memory.
     device: Device | None
@@ -185,7 +185,7 @@ def memory_fit(
 
     Raises:
         ModelLoadError: the file is no model that llama.cpp can load.
-        MemoryFitError: nothing fits; the message tells what it would take.
+        MemoryFitError: nothing fits; the message says what it would take.
         ServerLostError: an RPC server of the devices does not answer.
     """
     own = {"n_gpu_layers", "tensor_split", "tensor_buft_overrides"} & options.keys()

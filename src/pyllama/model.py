@@ -98,7 +98,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
             float or str (at most 127 bytes). One whose type is not the key's is ignored, with a
             warning in the log.
         vocab_only: load the vocabulary and metadata without weights.
-        load_mtp: load the layers that predict several tokens ahead, where the file has them.
+        load_mtp: load the layers that predict several tokens ahead, if the file has them.
         check_tensors: validate every tensor's values while loading.
         use_extra_bufts: let the CPU backend repack weights into layouts that it computes faster
             with; such a model cannot be saved again.
@@ -109,7 +109,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
         FileNotFoundError: there is no such file.
         OSError: a file cannot be read, or too many files are open.
         ModelLoadError: the file is no model that llama.cpp can load; the message says why.
-        ModelLoadCancelled: ``progress`` returned False. What it raises is raised as it is.
+        ModelLoadCancelled: ``progress`` returned False. An exception of it is raised unchanged.
         ValueError: an argument out of range.
     """
 
@@ -355,7 +355,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
 
     @property
     def chat_template_names(self) -> tuple[str, ...]:
-        """The names that ``chat_template`` knows, beside the default one."""
+        """The names that ``chat_template`` knows, without the default one."""
         prefix = f"{_TEMPLATE_KEY}."
         return tuple(key[len(prefix) :] for key in self.metadata if key.startswith(prefix))
 
@@ -386,8 +386,8 @@ class Model(NativeObject["Pointer[llama_model]"]):
         Raises:
             ModelSaveError: llama.cpp cannot write models of this architecture, or could not write
                 the file.
-            ValueError: the weights are not here (``vocab_only=True``), or were repacked while
-                loading: load it with ``use_extra_bufts=False``.
+            ValueError: the weights were not loaded (``vocab_only=True``), or were repacked while
+                loading: load the model with ``use_extra_bufts=False``.
         """
         target = _model_file.writable_path("path", path)
         if self.vocab_only:
@@ -409,7 +409,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
     def close(self) -> None:
         """Free the model, after closing its contexts and adapters. Closing again does nothing.
 
-        A decode that another thread is in is waited for.
+        It waits for a decode of another thread.
         """
         if _process.ended:
             return
@@ -426,7 +426,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
 
     @property
     def lost(self) -> bool:
-        """Whether an RPC server went away that a part of it is on; it can only be closed then."""
+        """Whether an RPC server with a part of it went away; then it can only be closed."""
         return self._lost is not None
 
     def _number_in_use(self, key: str, default: int) -> int:

@@ -30,8 +30,9 @@ T = TypeVar("T")
 class ContextOutputs(NativeObject["Pointer[llama_context]"]):
     """What a ``Context`` computed last.
 
-    An output stands for each entry of the batch that asked for one; with embeddings switched on,
-    and after encode(), for every entry. The next encode or decode replaces them, even if it fails.
+    There is an output for each entry of the batch that asked for one. With embeddings switched on,
+    and after encode(), every entry has one. The next encode or decode replaces them, even if it
+    fails.
     """
 
     model: Model
@@ -167,7 +168,7 @@ class ContextOutputs(NativeObject["Pointer[llama_context]"]):
             classifier, shape (n_cls_out,).
 
         Raises:
-            IndexError: the last batch held no such sequence, or embeddings are off.
+            IndexError: the last batch had no such sequence, or embeddings are off.
             ValueError: this context does not pool.
         """
         seq_id = integer("seq_id", seq_id, 0, INT32_MAX)
@@ -194,7 +195,7 @@ class ContextOutputs(NativeObject["Pointer[llama_context]"]):
             return result
 
     def close(self) -> None:
-        """Free it, after waiting for a call that another thread is in.
+        """Free it, after waiting for a call of another thread.
 
         Its memory stays while arrays of ``logits_view`` are alive. Closing again does nothing.
         """

@@ -23,9 +23,9 @@ def sample_each(
 ) -> dict[int, int | LlamaError]:
     """Select a token from each of several outputs of the last decode, with a chain for each.
 
-    Every chain selects and accepts what ``SamplerChain.sample`` would have. Several threads
-    do so side by side, in C++, without the interpreter: with a vocabulary of 150,000 tokens
-    choosing takes a noticeable part of what a GPU takes to decode.
+    Every chain selects and accepts what ``SamplerChain.sample`` would. Several threads work in
+    parallel, in C++ and without the interpreter. With a vocabulary of 150,000 tokens, sampling
+    takes a noticeable part of the time that a GPU takes to decode.
 
     Args:
         chains: by output, as in ``Context.logits``; each chain once. They must neither hold
@@ -38,7 +38,7 @@ def sample_each(
 
     Raises:
         IndexError: the last decode gave no output there; no chain has changed then.
-        ValueError: chains that cannot be used so, or as in ``SamplerChain.sample``.
+        ValueError: chains that cannot be used here, or as in ``SamplerChain.sample``.
     """
     if not isinstance(context, Context):
         raise TypeError(f"context must be a pyllama.Context, got {context!r}")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Performance:
     """Times and counts since a context was made, or since ``Context.reset_performance``.
 
-    Times are measured in contexts made with ``no_perf=False`` alone; in others they are 0.
-    llama.cpp counts no fewer than 1 token, so that dividing by a count is safe, and takes calls
-    whose outputs nobody read or waited for for one call with what followed.
+    Times are measured only in contexts with ``no_perf=False``; in others they are 0. llama.cpp
+    counts at least 1 token, so dividing by a count is safe. It counts calls whose outputs nobody
+    read or waited for together with the next call.
     """
 
     #: Time of the start on a clock of its own, in milliseconds.

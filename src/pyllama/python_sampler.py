@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class PythonSampler:
     """Base of samplers written in Python; ``Sampler.python`` makes a sampler of one.
 
-    An exception in a method ends the call that led to it, ``SamplerChain.sample`` for
-    example, and comes out of it as it is. A method must not use the chain that it is called from.
+    An exception in a method ends the call that led to it, such as ``SamplerChain.sample``, which
+    raises it unchanged. A method must not use the chain that it is called from.
     """
 
     #: Shown by :attr:`Sampler.name`.
@@ -34,12 +34,12 @@ class PythonSampler:
     def apply(self, candidates: Candidates) -> Candidates:
         """The candidates that are left, with new logits if wanted; see ``Candidates``.
 
-        They can become fewer, not more. If it selects, one of them must be selected.
+        There may be fewer of them, not more. If the sampler selects, one of them must be selected.
         """
         raise NotImplementedError
 
     def accept(self, token: int) -> None:
-        """Take note of the token that was chosen."""
+        """Note the token that was chosen."""
 
     def reset(self) -> None:
         """Forget what was accepted."""

@@ -54,9 +54,9 @@ _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 @dataclass(frozen=True)
 class Quantization:
-    """What became of a model, or would.
+    """The result of a quantization, or of a dry run.
 
-    Sizes are those of all tensors, in bytes; a file holds its metadata beside them.
+    Sizes are those of all tensors, in bytes, without the file's metadata.
     """
 
     #: The files written; empty after a dry run.
@@ -92,12 +92,12 @@ def quantize(
 ) -> Quantization:
     """Write a model with its tensors quantized (``llama_model_quantize``).
 
-    The output appears, or replaces an older one, when it is complete. llama.cpp tells of each
-    tensor in its log. ``progress`` and Ctrl-C in the main thread stop it between two tensors;
+    The output appears, or replaces an older one, when it is complete. llama.cpp logs each
+    tensor. ``progress`` and Ctrl-C in the main thread stop it between two tensors;
     a large one can take seconds.
 
     Args:
-        src: the model, best of F32, F16 or BF16; of a split one the first part.
+        src: the model, preferably in F32, F16 or BF16; the first part of a split one.
         dst: the file to write; None with ``dry_run``.
         ftype: the mixture of types, such as ``"Q4_K_M"``.
         imatrix: how much each column of a tensor matters: by tensor names float32 arrays of shape
@@ -107,7 +107,7 @@ def quantize(
         token_embedding_type: the type of the token embeddings.
         tensor_types: types for the tensors in whose names a regular expression (C++'s
             ``std::regex``) is found; the first one found counts.
-        allow_requantize: also quantize what is quantized already, which costs quality.
+        allow_requantize: also quantize tensors that are quantized already, which costs quality.
         quantize_output_tensor: also quantize ``output.weight``.
         only_copy: copy the tensors as they are, whatever ftype is.
         pure: give all tensors one type, instead of a mixture.
@@ -118,7 +118,7 @@ def quantize(
             bytes).
         nthread: threads; None for one for each processor.
         max_buf_size: bytes of a tensor to hold in memory at once; 0 for llama.cpp's 8 GiB.
-        dry_run: write nothing, and tell the sizes and types that would come out.
+        dry_run: write nothing, and return the sizes and types of the result.
         progress: called with the fraction done before each tensor, 0.0 to 1.0; returning False
             cancels.
 
@@ -126,7 +126,7 @@ def quantize(
         FileNotFoundError: no such source, or no such folder for the output.
         ModelLoadError: the source is no GGUF file.
         QuantizeError: llama.cpp refused, or the disk failed; the message says why.
-        QuantizeCancelled: ``progress`` returned False. What it raises is raised as it is.
+        QuantizeCancelled: ``progress`` returned False. An exception of it is raised unchanged.
         ValueError: an argument out of range, or a dst that is the source.
     """
     source = _model_file.readable_gguf(src, "src")

@@ -1,4 +1,4 @@
-"""Reasoning budgets: a model's thoughts, ended after so many tokens."""
+"""Reasoning budgets: they end a model's thoughts after a number of tokens."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from pyllama.vocab import Vocab
 class ReasoningBudgetSampler(Sampler):
     """Ends a model's reasoning once it has taken its budget (``common_reasoning_budget_init``).
 
-    It counts the tokens accepted after ``start``. When there are ``budget`` of them, it lets
-    nothing but ``forced`` follow, token by token, and from then on everything again; it waits for
-    the end of a character that is cut. One of ``ends`` before that ends the counting. A later
-    ``start`` begins a budget anew. Put it first in a chain, so that other samplers choose among
-    what it leaves. ``reset`` has it wait for a ``start``.
+    It counts the tokens accepted after ``start``. After ``budget`` of them it allows only
+    ``forced``, token by token, and then everything again. It does not cut within a character. If
+    one of ``ends`` comes before, the counting ends. A later ``start`` begins a new budget. Put it
+    first in a chain, so that other samplers choose among what it leaves. After ``reset`` it waits
+    for a ``start``.
 
-    Other tokens may spell ``start`` and ``ends``, as under a grammar. Where the text ends with a
-    part of ``forced`` already, the rest of it follows. Where a grammar lets no token of ``forced``
-    follow, any of its tokens may that go on with the same text, and if there is none, nothing is
-    forced.
+    Other tokens may spell ``start`` and ``ends``, as under a grammar. If the text already ends with
+    a part of ``forced``, only the rest is forced. If a grammar allows no token of ``forced``, any
+    token is allowed that continues the same text; if there is none, nothing is forced.
 
     Args:
         vocab: of the model to sample for; closing the model closes the sampler.
@@ -31,9 +30,9 @@ class ReasoningBudgetSampler(Sampler):
         ends: sequences of tokens that end it, at least one.
         forced: tokens that end it once the budget is spent, at least one.
         budget: tokens that it may take, 0 or more.
-        counting: whether it has already begun, as where the prompt ends with its start.
-        once: whether only what begins the text, but for space, is reasoning. A later ``start`` is
-            text like any other then, as in an answer that follows a grammar.
+        counting: whether it has already begun, as when the prompt ends with its start.
+        once: whether only the beginning of the text can be reasoning, apart from white space. Then
+            a later ``start`` is ordinary text, as in an answer that follows a grammar.
 
     Raises:
         TokenizationError: the model has no tokenizer.

@@ -2,8 +2,8 @@
 
 A build has it when it was asked for: ``pip install . -C cmake.define.GGML_RPC=ON``.
 
-The protocol has no encryption and asks for no password: whoever reaches a server's port has its
-process in hand. Use it on a network that you trust, or over loopback.
+The protocol has no encryption and no password: whoever reaches a server's port controls its
+process. Use it on a network that you trust, or over loopback.
 """
 
 # socket, subprocess, queue and the relay with its socket are imported where they are used: they

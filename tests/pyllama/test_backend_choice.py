@@ -52,7 +52,7 @@ def test_an_unknown_backend_is_refused(variable, tiny_model_path):
 
 def test_a_demand_that_cannot_be_met_lists_what_there_is(variable, tiny_model_path):
     name = lacking()
-    with pytest.raises(pyllama.BackendError, match=rf"'{name}' was demanded, but .*Devices here:"):
+    with pytest.raises(pyllama.BackendError, match=rf"'{name}' was asked for, but .*Devices here:"):
         pyllama.backend_devices(name)
     variable(name)
     with pytest.raises(pyllama.BackendError, match="CPU"):

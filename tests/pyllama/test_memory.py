@@ -122,7 +122,7 @@ def test_part_of_a_sequence_is_copied_within_one_memory_only(two, shared):
     shared.memory.seq_cp(0, 1, 0, 16)
     assert span(shared, 1) == (0, 15)
     for p0, p1 in [(0, 16), (16, -1), (4, 8)]:
-        with pytest.raises(ValueError, match="whole sequences"):
+        with pytest.raises(ValueError, match="complete sequences"):
             two.memory.seq_cp(0, 1, p0, p1)
     assert span(two, 1) == (-1, -1)
     two.memory.seq_cp(0, 1, 0, -1)
@@ -295,7 +295,7 @@ def test_recurrent_sequences_are_copied_and_forgotten_as_a_whole(kinds, tiny_mam
         memory = context.memory
         context.decode(Batch.from_tokens(PREFIX))
         for p0, p1 in [(4, -1), (0, 16), (-1, 31)]:
-            with pytest.raises(ValueError, match="whole"):
+            with pytest.raises(ValueError, match="complete"):
                 memory.seq_cp(0, 1, p0, p1)
             assert not memory.seq_rm(0, max(p0, 1), p1)
         memory.seq_cp(0, 1)

@@ -83,7 +83,7 @@ def require_tellable(logprobs: int, max_tokens: int | None, room: int) -> None:
             "logprobs",
             logprobs,
             f"at most {MAX_ALTERNATIVES // longest} where an answer may have {longest} tokens: "
-            f"one answer can tell of {MAX_ALTERNATIVES} likely tokens; ask for fewer, or for a "
+            f"one answer can list {MAX_ALTERNATIVES} likely tokens; ask for fewer, or for a "
             "smaller max_tokens",
         )
 

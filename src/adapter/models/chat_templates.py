@@ -54,7 +54,7 @@ def _source(template: Template) -> str:
     try:
         pyllama.ChatTemplate(source=source, isolated=True)
     except pyllama.ChatProcessError as error:
-        raise TransientError(f"{where} cannot be looked at just now: {error}") from error
+        raise TransientError(f"{where} cannot be read at the moment: {error}") from error
     except pyllama.ChatTemplateError as error:
         raise ConfigurationError(f"{where} cannot be used: {error}") from error
     return source

@@ -119,7 +119,7 @@ class HardwareManager:
         rpc: Sequence[str] = (),
     ) -> None:
         if devices is not None and backend is not None:
-            raise ConfigurationError(f"devices and backend={backend!r} exclude each other")
+            raise ConfigurationError(f"give devices or backend={backend!r}, not both")
         if backend is not None and backend not in get_args(pyllama.BackendName):
             allowed = f"one of {', '.join(get_args(pyllama.BackendName))}, or None"
             raise InvalidParameterError("backend", backend, allowed)

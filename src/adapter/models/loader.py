@@ -112,8 +112,8 @@ class ModelLoader:
         if os.getpid() != self._process:
             raise ModelNotLoadedError(
                 name,
-                "this process was forked from the one that made the pool, and threads do not come "
-                "along; start processes with multiprocessing's 'spawn' or 'forkserver' method",
+                "this process was forked from the one that made the pool, and fork() does not copy "
+                "threads; start processes with multiprocessing's 'spawn' or 'forkserver' method",
             )
 
     def _ask(self, request: Request, message: Callable[[], None]) -> None:

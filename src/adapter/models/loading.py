@@ -276,17 +276,19 @@ def translated_load(name: str, path: Path) -> Iterator[None]:
     except pyllama.ModelLoadCancelled as error:
         raise StoppedLoad(name, "its load was stopped") from error
     except pyllama.ChatProcessError as error:
-        raise TransientError(f"model {name!r} cannot be loaded just now: {error}") from error
+        raise TransientError(f"model {name!r} cannot be loaded at the moment: {error}") from error
     except (pyllama.ModelLoadError, pyllama.ChatTemplateError, OSError) as error:
         if isinstance(error, OSError) and error.errno in _PASSING:
-            raise TransientError(f"model {name!r} cannot be loaded just now: {error}") from error
+            raise TransientError(
+                f"model {name!r} cannot be loaded at the moment: {error}"
+            ) from error
         raise ModelLoadError(name, path, str(error)) from error
     except (pyllama.MemoryFitError, pyllama.BackendError) as error:
         raise BackendError(f"model {name!r} cannot be loaded: {error}") from error
     except pyllama.ClosedError as error:
         raise ModelNotLoadedError(name, str(error)) from error
     except pyllama.NativeMemoryError as error:
-        raise TransientError(f"no memory for model {name!r} just now: {error}") from error
+        raise TransientError(f"no memory for model {name!r} at the moment: {error}") from error
 
 
 def _forget_threads() -> None:

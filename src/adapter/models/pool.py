@@ -120,7 +120,9 @@ class ModelPool:
         self.model_dir = Path(model_dir).expanduser()
         self._folder = ModelFolder(self.model_dir, aliases or {})
         if rpc and hardware is not None:
-            raise ConfigurationError("rpc and hardware exclude each other: HardwareManager(rpc=…)")
+            raise ConfigurationError(
+                "give rpc or hardware, not both: HardwareManager(rpc=…) takes rpc as well"
+            )
         plan = partial(
             (hardware or HardwareManager(rpc=rpc)).plan,
             context_length=context_length,

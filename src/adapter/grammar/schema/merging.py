@@ -58,7 +58,7 @@ def assertions(schema: Any) -> Schema:
     if isinstance(kinds, str):
         found["type"] = [kinds]
     if "enum" in found and not isinstance(found["enum"], list):
-        raise SchemaError(f"enum has a value that it cannot have: {found['enum']!r}")
+        raise SchemaError(f"enum has an invalid value: {found['enum']!r}")
     if "const" in found:
         const = [found.pop("const")]
         found["enum"] = _common_values(found["enum"], const) if "enum" in found else const
@@ -72,7 +72,7 @@ def assertions(schema: Any) -> Schema:
     for keyword in found:
         form = _FORMS.get(keyword)
         if form is not None and not form(found[keyword]):
-            raise SchemaError(f"{keyword} has a value that it cannot have: {found[keyword]!r}")
+            raise SchemaError(f"{keyword} has an invalid value: {found[keyword]!r}")
     for kind in found.get("type", []):
         if kind not in _TYPES:
             raise SchemaError(f"type {kind!r} is none of {', '.join(_TYPES)}")

@@ -63,7 +63,7 @@ def test_one_object_of_a_schema_may_have_an_order_of_its_own(tiny):
 
 
 def test_an_order_that_there_is_not_is_refused():
-    with pytest.raises(SchemaError, match="x-key-order has a value that it cannot have: 1"):
+    with pytest.raises(SchemaError, match="x-key-order has an invalid value: 1"):
         json_schema_grammar('{"x-key-order": 1}')
 
 
