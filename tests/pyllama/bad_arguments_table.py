@@ -25,6 +25,8 @@ ROWS: dict[str, Row] = {
     "Model.chat_template": lambda w: (w.model.chat_template, {}),
     "Model.save": lambda w: (w.model.save, {"path": w.folder / "saved"}),
     "Model.close": lambda w: (w.model.close, {}),
+    "tensor_infos": lambda w: (pyllama.tensor_infos, {"path": w.model_path}),
+    "converter_script": lambda w: (pyllama.converter_script, {"kind": "lora"}),
     # Vocabularies
     "Vocab.tokenize": lambda w: (w.model.vocab.tokenize, {"text": "hello"}),
     "Vocab.tokenize_array": lambda w: (w.model.vocab.tokenize_array, {"text": "hello"}),
