@@ -100,6 +100,12 @@ class Point:
     y: float | None = None
 
 
+class HoldsJson(pydantic.BaseModel):
+    anything: pydantic.Json
+    points: pydantic.Json[Annotated[list[Point], pydantic.Field(max_length=2)]]
+    flags: Annotated[dict[str, pydantic.Json[bool]], pydantic.Field(max_length=2)]
+
+
 class Pair(NamedTuple):
     level: Level
     word: Annotated[str, pydantic.Field(max_length=4)]
@@ -165,6 +171,10 @@ BOUND_KINDS: list[Any] = [
     Union[ipaddress.IPv4Address, ipaddress.IPv6Address],
     pydantic.UUID4,
     complex,
+    pydantic.Json,
+    Optional[pydantic.Json],
+    Annotated[list[pydantic.Json], few],
+    HoldsJson,
     pydantic.AwareDatetime,
     pydantic.NaiveDatetime,
     pydantic.NegativeFloat,

@@ -135,7 +135,8 @@ class _Generator(GenerateJsonSchema):
         return {"type": "string", "pattern": f"^-?{number}([+-]{number}j)?$"}
 
     def json_schema(self, schema: Any) -> JsonSchemaValue:
-        return {"type": "string", "x-unchecked": ["JSON in a string"]}
+        inner = self.generate_inner(schema["schema"]) if "schema" in schema else {}
+        return {"type": "string", "x-json": inner}
 
     def handle_invalid_for_json_schema(
         self, schema: CoreSchema, error_info: str

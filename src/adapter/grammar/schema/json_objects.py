@@ -123,7 +123,11 @@ class ObjectText:
         if keys is None:
             return None
         other = self._rule(f"{hint}-value", value)
-        texts = [self._json.member(sequence(key), other) for key in keys if key[0] == '"']
+        texts = [
+            self._json.member(sequence(key), other)
+            for key in keys
+            if key.startswith(self._json.quote)
+        ]
         return once_each(self._json.rules, hint, texts, self._json.comma, least, most)
 
     def _declared(self, hint: str, schema: Schema) -> list[Member]:

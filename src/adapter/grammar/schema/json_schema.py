@@ -36,7 +36,7 @@ from adapter.grammar.schema import merging
 from adapter.grammar.schema.bounds import bounds
 from adapter.grammar.schema.formats import format_expression
 from adapter.grammar.schema.json_objects import ObjectText
-from adapter.grammar.schema.json_text import JsonText
+from adapter.grammar.schema.json_text import HeldJsonText, JsonText
 from adapter.grammar.schema.limits import MAX_COMPARED, Effort, require_short, too_deep
 from adapter.grammar.schema.merging import Schema, SchemaError
 from adapter.grammar.schema.once_each import once_each
@@ -72,18 +72,25 @@ class SchemaText:
     """The JSON texts that a schema describes, within the rules of a grammar.
 
     unchecked   the keywords that the grammar leaves out: what they demand must be checked after
+    effort      counts what the schema takes
     any_order   the keys of objects come in any order, unless their schema has
                 "x-key-order": "schema"
     """
 
     def __init__(
-        self, json_text: JsonText, document: Mapping[str, Any], *, any_order: bool = False
+        self,
+        json_text: JsonText,
+        document: Mapping[str, Any],
+        *,
+        any_order: bool = False,
+        effort: Effort | None = None,
     ) -> None:
         self._json = json_text
         self._document = document
         self._identity = object()  # what "$ref" means is another thing in another document
         self._alternatives = 0
-        self._effort = Effort()
+        self._effort = effort or Effort()
+        self._within: SchemaText | None = None  # what strings hold
         self._numbers = SchemaNumbers(self._effort)
         self._unchecked: dict[str, None] = {}
         merging.assertions(document)
@@ -327,6 +334,8 @@ class SchemaText:
         least, most = _counts(schema, "minLength", "maxLength")
         if most is not None and least > most:
             return IMPOSSIBLE
+        if "x-json" in schema:
+            return self._held(hint, schema)
         kind = schema.get("format")
         if kind is not None and format_expression(kind) is None:
             if kind not in merging.FORMATS_OF_ANY_TEXT:
@@ -341,6 +350,20 @@ class SchemaText:
             self._leave("maxLength")
             most = None
         return self._json.string(_repeated("minLength", least), most)
+
+    def _held(self, hint: str, schema: Schema) -> Expression:
+        """A string that holds JSON of another schema of the same document."""
+        self._leave_given(schema, "minLength", "maxLength", "pattern", "format")
+        if isinstance(self._json, HeldJsonText):
+            self._leave("JSON in a string in a string")
+            return self._json.string()
+        if self._within is None:
+            self._within = SchemaText(
+                HeldJsonText(self._json.rules, self._json.raw), self._document, effort=self._effort
+            )
+        content = self._within.rule(hint, schema["x-json"])
+        self._unchecked |= self._within._unchecked
+        return self._json.quoted(content)
 
     def _content(
         self,

@@ -32,6 +32,9 @@ class JsonText:
     raw     what may stand in a string as itself
     """
 
+    quote = '"'
+    """What begins and ends a string."""
+
     def __init__(self, rules: Rules, raw: Characters = PRINTABLE) -> None:
         self.rules = rules
         self.raw = raw - Characters.of('"\\')
@@ -48,7 +51,7 @@ class JsonText:
             indented = sequence(repeat("\n", 1, 2), repeat(one_of(Characters.of(" \t")), 0, 20))
             return choice([EMPTY, " ", indented])
 
-        return self.rules.add("space", "space", body)
+        return self.rules.add("space", ("space", self.quote), body)
 
     def spelled(self, characters: Characters) -> Expression:
         """One character of a set, as a string has it."""
@@ -73,7 +76,7 @@ class JsonText:
             )
             return choice([one_of(self.raw), escape])
 
-        return self.rules.add("char", ("char", self.raw), body)
+        return self.rules.add("char", ("char", self.raw, self.quote), body)
 
     def string(self, least: int = 0, most: int | None = None) -> Expression:
         """A string of so many characters."""
@@ -81,7 +84,7 @@ class JsonText:
 
     def quoted(self, content: Expression) -> Expression:
         """A string with this content."""
-        return sequence('"', content, '"')
+        return sequence(self.quote, content, self.quote)
 
     def array(self, items: Expression) -> Expression:
         """An array with this between its brackets."""
@@ -98,7 +101,7 @@ class JsonText:
     @property
     def value(self) -> Rule:
         """Any value."""
-        return self.rules.add("value", "value", self._value)
+        return self.rules.add("value", ("value", self.quote), self._value)
 
     def written(self, value: Any) -> str:
         """A value as JSON, in characters that may stand here.
@@ -122,6 +125,34 @@ class JsonText:
         members = sequence(member, repeat(sequence(comma, member)))
         scalars = [NUMBER, "true", "false", "null", self.string()]
         return choice([self.object(optional(members)), self.array(optional(items)), *scalars])
+
+
+class HeldJsonText(JsonText):
+    """JSON that a string of JSON holds: in it each quote is escaped once more.
+
+    Its own strings have no escapes, and it has no line breaks.
+    """
+
+    quote = '\\"'
+
+    @property
+    def space(self) -> Rule:
+        """White space: none, or one space."""
+        return self.rules.add("space", ("space", self.quote), lambda: choice([EMPTY, " "]))
+
+    def spelled(self, characters: Characters) -> Expression:
+        """One character of a set, where none has to be escaped."""
+        return one_of(characters & self.raw)
+
+    @property
+    def character(self) -> Rule:
+        """Any character of a string."""
+        key = ("char", self.raw, self.quote)
+        return self.rules.add("char", key, lambda: one_of(self.raw))
+
+    def written(self, value: Any) -> str:
+        """A value as JSON within a string. Raises ValueError for a value that JSON has not."""
+        return super().written(value).replace("\\", "\\\\").replace('"', '\\"')
 
 
 @lru_cache(4096)

@@ -23,7 +23,7 @@ KEYWORDS_OF_TYPE: dict[str, tuple[str, ...]] = {
         "contains", "minContains", "maxContains", "unevaluatedItems", "x-set",
     ),
     "string": (
-        "minLength", "maxLength", "pattern", "format", "formatMinimum", "formatMaximum",
+        "minLength", "maxLength", "pattern", "format", "formatMinimum", "formatMaximum", "x-json",
     ),
     "number": (
         "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "x-digits",
