@@ -136,7 +136,7 @@ def _gcc_file(session: nox.Session, name: str) -> str:
 @nox.session
 def conversions(session: nox.Session) -> None:
     """Models that transformers writes, converted by llama.cpp's converter and compared."""
-    session.run("pip", "install", ".[convert,test]", "peft")
+    session.run("pip", "install", ".[convert,test]", "peft", "sentence-transformers")
     session.run("pytest", "tests/conversions", *session.posargs)
 
 
