@@ -92,7 +92,7 @@ def _pull_from_hub(name: HubName, report: Callable[[int, int], None]) -> dict[st
     from adapter.models.hub.pull import pull as pull_model
 
     def listed(listing: Listing, chosen: Candidate) -> None:
-        for path in (*chosen.files, *([chosen.mmproj] if chosen.mmproj else [])):
+        for path in (*chosen.files, *chosen.extras):
             note(f"{listing.repo}: {path}, {file_size(listing.files[path].size)}")
 
     pulled = pull_model(name, listed=listed, report=report)

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import pyllama
 from adapter.errors import ConfigurationError, TransientError
+from adapter.models.hub.cache import template_beside
 
 Template: TypeAlias = "str | os.PathLike[str]"
 
@@ -58,6 +59,15 @@ def _source(template: Template) -> str:
     except pyllama.ChatTemplateError as error:
         raise ConfigurationError(f"{where} cannot be used: {error}") from error
     return source
+
+
+def of_the_hub(path: Path) -> str | None:
+    """The template that lies beside a hub's model, for a model whose own file has none.
+
+    Raises ConfigurationError for one that cannot be read.
+    """
+    beside = template_beside(path)
+    return None if beside is None else _read(beside)
 
 
 _MAX_BYTES = 2**20

@@ -17,6 +17,7 @@ from adapter.generation.memory.prefix_reuse import rolls_back
 from adapter.generation.metrics import Metrics
 from adapter.generation.request import Execution, Generator
 from adapter.generation.scheduler import Scheduler
+from adapter.models.chat_templates import of_the_hub
 from adapter.models.context_settings import changed, chunk_of, decisive
 from adapter.models.hardware import Placement
 from adapter.models.parts import parts
@@ -84,6 +85,8 @@ class ResidentModel:
         )
         try:
             self._try_out(placement)
+            if chat_template is None and self.model.chat_template() is None:
+                chat_template = of_the_hub(path)
             self.has_template = (chat_template or self.model.chat_template()) is not None
             self.template = _chat_template(self.model, chat_template)
             self.template_variables = _variables(self.model, self.template, chat_template)

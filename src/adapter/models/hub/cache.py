@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from adapter.models.hub.choice import Candidate, UnclearError, choose, is_safe
+from adapter.models.hub.choice import TEMPLATE, Candidate, UnclearError, choose, is_safe
 from adapter.models.hub.names import is_repo
 
 _REVISION = "main"
@@ -102,6 +102,20 @@ class CachedRepository:
             made = Path(scratch) / "ref"
             made.write_text(commit, encoding="ascii")
             os.replace(made, refs / _REVISION)
+
+
+def template_beside(path: Path) -> Path | None:
+    """The chat template that belongs to a model in the cache, by the model's path there."""
+    try:
+        inside = path.relative_to(cache_folder()).parts
+    except ValueError:  # it is not in the cache
+        return None
+    if len(inside) < 4 or inside[1] != "snapshots":
+        return None
+    for folder in path.parents[: len(inside) - 3]:
+        if (folder / TEMPLATE).is_file():
+            return folder / TEMPLATE
+    return None
 
 
 def repositories() -> Iterator[CachedRepository]:

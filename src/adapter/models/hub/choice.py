@@ -14,6 +14,7 @@ _QUANTIZATION = re.compile(
     r"(?:^|[-._/])((?:UD-)?(?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|NVFP4\w*|BF16|F16|F32|FP16|FP32))(?=$|[-./])",
     re.IGNORECASE,
 )
+TEMPLATE = "chat_template.jinja"
 _NO_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 
 
@@ -24,13 +25,20 @@ class Candidate:
     stem          path without the number of the part and without .gguf
     files         its file, or its parts in their order
     mmproj        what turns images or sound into what the model reads, where there is one
+    template      a chat template beside it, where there is one
     quantization  as the name says it, in capitals; None where it does not
     """
 
     stem: str
     files: tuple[str, ...]
     mmproj: str | None = None
+    template: str | None = None
     quantization: str | None = None
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What belongs to it beside its own files."""
+        return tuple(path for path in (self.mmproj, self.template) if path is not None)
 
 
 class UnclearError(Exception):
@@ -55,7 +63,8 @@ def is_safe(path: str) -> bool:
 
 def candidates(paths: Iterable[str]) -> list[Candidate]:
     """The models among the files of a repository, those with all parts, ordered by path."""
-    known = sorted(path for path in paths if is_safe(path) and _GGUF.search(path))
+    safe = sorted(filter(is_safe, paths))
+    known = [path for path in safe if _GGUF.search(path)]
     models: dict[tuple[str, str], list[str]] = {}
     for path in known:
         if any(mark in PurePosixPath(path).name.casefold() for mark in _NO_MODELS):
@@ -68,7 +77,8 @@ def candidates(paths: Iterable[str]) -> list[Candidate]:
     for (stem, count), files in models.items():
         if count and not _is_complete(files, int(count)):
             continue
-        found.append(Candidate(stem, tuple(files), _mmproj(known, files[0]), quantization_of(stem)))
+        mmproj, template = _mmproj(known, files[0]), _template(safe, files[0])
+        found.append(Candidate(stem, tuple(files), mmproj, template, quantization_of(stem)))
     return found
 
 
@@ -117,6 +127,18 @@ def quantization_of(stem: str) -> str | None:
 def _bits(path: str) -> int:
     digits = re.search(r"\d+", quantization_of(_GGUF.sub("", path)) or "")
     return int(digits[0]) if digits else 0
+
+
+def _template(paths: Iterable[str], model: str) -> str | None:
+    """The chat template in the model's folder, or the nearest above it."""
+    folder = PurePosixPath(model).parent
+    fitting = [
+        path
+        for path in paths
+        if PurePosixPath(path).name == TEMPLATE
+        and PurePosixPath(path).parent in (folder, *folder.parents)
+    ]
+    return max(fitting, key=lambda path: path.count("/"), default=None)
 
 
 def _mmproj(paths: Iterable[str], model: str) -> str | None:

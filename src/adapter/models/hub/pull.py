@@ -55,7 +55,7 @@ def pull(
     listed: Callable[[Listing, Candidate], None] | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> PulledModel:
-    """Download a model, its other parts and its mmproj, or what of them is not here yet.
+    """Download a model, its other parts, mmproj and chat template, or what of them is not here yet.
 
     Everything is checked by its digest. The model appears when all of it is there. Where this is
     stopped, what has arrived stays, and the next call goes on.
@@ -75,7 +75,7 @@ def pull(
     if listed is not None:
         listed(listing, model)
     # The first part comes last: where it is, all is.
-    paths = [*([model.mmproj] if model.mmproj else []), *reversed(model.files)]
+    paths = [*model.extras, *reversed(model.files)]
     made = _fetch_all(name, listing, paths, report)
     return PulledModel(
         name=str(name),

@@ -26,9 +26,8 @@ def removable(cached: CachedRepository, tag: str | None) -> list[Path]:
             if model.stem != stem:
                 continue
             files += [tree / path for path in model.files]
-            shared = any(one.mmproj == model.mmproj for one in models if one.stem != stem)
-            if model.mmproj is not None and not shared:
-                files.append(tree / model.mmproj)
+            shared = {path for one in models if one.stem != stem for path in one.extras}
+            files += [tree / path for path in model.extras if path not in shared]
     return files
 
 

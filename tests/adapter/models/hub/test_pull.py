@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants, scan_cache_dir, try_to_load_from_cache
 
-from adapter.errors import InvalidModelNameError, ModelDownloadError, ModelNotFoundError
+from adapter.errors import (
+    InvalidModelNameError,
+    ModelDownloadError,
+    ModelLoadError,
+    ModelNotFoundError,
+)
 from adapter.models.hub import pull as pulling
 from adapter.models.hub import transfer
 from adapter.models.hub.names import HubName
@@ -260,3 +265,33 @@ def test_a_pool_loads_by_the_hubs_name_and_offline_once_pulled(
     shutil.rmtree(tmp_path / "hub")
     with ModelPool(folder) as pool, pytest.raises(ModelDownloadError, match="offline"):
         pool.load_model(name)
+
+
+def test_a_chat_template_comes_with_a_model_and_counts_where_its_file_has_none(
+    hub, write_tiny_model, tmp_path
+):
+    plain = write_tiny_model(chat_template=None).read_bytes()
+    own = write_tiny_model(chat_template="{{ 'own' }}").read_bytes()
+    hub.add(
+        "owner/repo",
+        {
+            "plain.gguf": plain,
+            "q/nearer.gguf": plain,
+            "own.gguf": own,
+            "chat_template.jinja": b"{{ 'root' }}",
+            "q/chat_template.jinja": b"{{ 'q' }}",
+        },
+    )
+    expected = {"plain.gguf": "root", "q/nearer.gguf": "q", "own.gguf": "own"}
+    with ModelPool(tmp_path, context_length=256) as pool:
+        for file, prompt in expected.items():
+            loaded = pool.load_model(f"hf:owner/repo:{file}")
+            assert loaded.render([{"role": "user", "content": "x"}]).prompt == prompt
+            pool.unload_model(loaded.name)
+        (path,) = Path(constants.HF_HUB_CACHE).glob("*/snapshots/*/chat_template.jinja")
+        path.unlink()
+        assert pool.load_model("hf:owner/repo:plain.gguf").turn_stops
+        pool.unload_model("hf:owner/repo:plain.gguf")
+        path.write_bytes(b"{% if")
+        with pytest.raises(ModelLoadError):
+            pool.load_model("hf:owner/repo:plain.gguf")
