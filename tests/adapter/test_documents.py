@@ -18,9 +18,7 @@ PAGES = {
     "docs/why_llama_cpp.md": "bytes become",
     "docs/howto/rag.md": "second floor",
     "docs/howto/web_service.md": "Paris",
-    "docs/howto/many_models.md": "Paris",
     "docs/howto/gpus.md": "CPU True",
-    "docs/howto/reproducibility.md": "SmolLM2",
     "docs/howto/from_llama_cpp_python.md": "Paris",
     "docs/howto/from_ollama.md": "Paris",
 }
@@ -29,6 +27,8 @@ PAGES = {
 LONG_PAGES = {
     "docs/howto/typed_extraction.md": "product=",
     "docs/howto/agents.md": "{",
+    "docs/howto/many_models.md": "no room for model",
+    "docs/howto/reproducibility.md": "llamacpp/",
     "docs/probabilities.md": "{'mood'",
     "docs/limits.md": "usable",
     "docs/chat_templates.md": "<|im_start|>assistant",
