@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -41,14 +42,14 @@ def run(asked: Asked, script: str, env: dict[str, str]) -> Told:
     def failures(numbers: range) -> Iterator[Failure]:
         arguments = (asked.folder, asked.seed, numbers.start, numbers.stop)
         ended = run_child(command(script, *arguments), BOUND * BATCH, env=environment(**env))
-        lines = [line.split("\t") for line in ended.out.splitlines()]
+        lines = [json.loads(line) for line in ended.out.splitlines()]
         for number, kind, outcome, detail in lines:
             outcomes[f"{kind}: {outcome}"] += 1
             by_others = _ENDED_BY_OTHERS.get(outcome)
             if by_others is not None and by_others in detail:
                 continue
             if outcome not in ("done", "refused"):
-                yield Failure(int(number), f"{kind}: {outcome}", detail.replace("\\n", "\n"))
+                yield Failure(number, f"{kind}: {outcome}", detail)
         if ended.status != 0 or len(lines) != len(numbers):
             yield Failure(numbers.start, f"the child {ended.words}", ended.err[-3000:])
 
@@ -66,8 +67,8 @@ def work_off(case: Callable[[Path, random.Random], tuple[str, Callable[[], None]
     for number in range(start, stop):
         words, work = case(folder, random.Random(f"{seed}.{number}"))
         outcome, said = _fork(work)
-        detail = f"{words}\n{said[-1500:]}".replace("\t", " ").replace("\n", "\\n")
-        print(number, words.split(",")[0], outcome, detail, sep="\t", flush=True)
+        detail = f"{words}\n{said[-1500:]}"  # in it may be what some would take for ends of lines
+        print(json.dumps([number, words.split(",")[0], outcome, detail]), flush=True)
 
 
 def _fork(work: Callable[[], None]) -> tuple[str, str]:
