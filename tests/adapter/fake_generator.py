@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyllama
 from adapter.engine.config import LlamaCppConfig
@@ -86,8 +87,15 @@ class FakeGenerator:
         return result
 
 
-class FakeLease(nullcontext[None]):
-    """A lease on nothing."""
+class FakeVocab:
+    """What a fake model's tokens are: characters."""
+
+    def token_to_piece(self, token: int) -> bytes:
+        return chr(token).encode()
+
+
+class FakeLease(nullcontext[SimpleNamespace]):
+    """A lease on a model that has no more than a vocabulary."""
 
     def move_here(self) -> None:
         """It is nobody's."""
@@ -128,7 +136,7 @@ class FakeModel:
         self.calls_tools = calls_tools(self.template)
 
     def lease(self) -> FakeLease:
-        return FakeLease()
+        return FakeLease(SimpleNamespace(vocab=FakeVocab()))
 
     def render(
         self, messages: Sequence[Mapping[str, object]], **options: object
@@ -148,9 +156,6 @@ class FakeModel:
 
     def fewest_tokens(self, constraint: object) -> int:
         return self.fewest
-
-    def piece(self, token: int) -> bytes:
-        return chr(token).encode()
 
 
 def fake_model(answer: str | Script, **changes: object) -> FakeModel:

@@ -28,6 +28,7 @@ from dspy.lm15 import (
 
 from adapter.engine.answer import (
     AnswerStream,
+    Piece,
     finish_reason_of,
     logprobs_of,
     message_of,
@@ -144,16 +145,20 @@ class LlamaCppEngine:
         """Answer a request, or stop within a step and return None once `cancelled` is set."""
         if _is_set(cancelled):
             return None
-        with self._errors(), self._leased(request):
+        with self._errors(), self._leased(request) as model:
             judgments, noted = judgments_to_measure(request, self.loaded)
             if judgments:
-                return self._judge(cancelled, request, judgments)
-            return self._generate(cancelled, request, noted)
+                return self._judge(cancelled, request, model, judgments)
+            return self._generate(cancelled, request, model, noted)
 
     def _generate(
-        self, cancelled: threading.Event | None, request: Request, noted: tuple[Adaptation, ...]
+        self,
+        cancelled: threading.Event | None,
+        request: Request,
+        model: pyllama.Model,
+        noted: tuple[Adaptation, ...],
     ) -> Response | None:
-        with self._admitted(request, noted) as call:
+        with self._admitted(request, model, noted) as call:
             with closing(call.pieces(self._generator, cancelled, streamed=False)) as pieces:
                 for piece in pieces:
                     if isinstance(piece, GenerationResult):
@@ -166,6 +171,7 @@ class LlamaCppEngine:
         self,
         cancelled: threading.Event | None,
         request: Request,
+        model: pyllama.Model,
         judgments: Mapping[str, Judgment],
     ) -> Response | None:
         """Generate what of the answer is to be generated, then measure the rest of it."""
@@ -173,7 +179,7 @@ class LlamaCppEngine:
         settings, ignored = call_settings(request, self.config, self.loaded.n_vocab)
         refuse_grammar(request, settings.grammar)
         rest = unmeasured(request, judgments)
-        written = None if rest is None else self._generate(cancelled, rest, ())
+        written = None if rest is None else self._generate(cancelled, rest, model, ())
         if rest is not None and (written is None or written.finish_reason != "stop"):
             return written
         bare = replace(request.config, reasoning=None)  # unused_settings() sees to it
@@ -234,8 +240,8 @@ class LlamaCppEngine:
         with self._errors():
             lease = self._leased(request)
             with (
-                lease,
-                self._streamed(request) as call,
+                lease as model,
+                self._streamed(request, model) as call,
                 closing(self._events(request, call, cancelled)) as events,
             ):
                 for event in events:
@@ -246,7 +252,7 @@ class LlamaCppEngine:
         self, request: Request, call: _Call, cancelled: threading.Event | None
     ) -> collections.abc.Generator[StreamEvent, None, None]:
         yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
-        answer = AnswerStream(call.parser, self.loaded.piece)
+        answer = AnswerStream(call.parser, call.piece)
         with closing(call.pieces(self._generator, cancelled)) as pieces:
             for piece in pieces:
                 if isinstance(piece, GenerationResult):
@@ -254,7 +260,7 @@ class LlamaCppEngine:
                     yield from answer.finish(piece)
                     yield StreamEndEvent(
                         finish_reason_of(piece, called=answer.called),
-                        usage_of(piece, call.parser, self.loaded.piece),
+                        usage_of(piece, call.parser, call.piece),
                         self._provider_data(call, piece),
                     )
                 else:
@@ -302,9 +308,9 @@ class LlamaCppEngine:
             "state with program.save('program.json') instead"
         )
 
-    def _streamed(self, request: Request) -> AbstractContextManager[_Call]:
+    def _streamed(self, request: Request, model: pyllama.Model) -> AbstractContextManager[_Call]:
         _, noted = judgments_to_measure(request, self.loaded, streaming=True)
-        return self._admitted(request, noted)
+        return self._admitted(request, model, noted)
 
     def _leased(self, request: Request) -> Lease[pyllama.Model]:
         """The model that a request names, kept in memory for a block."""
@@ -314,7 +320,9 @@ class LlamaCppEngine:
         return self.loaded.lease()
 
     @contextmanager
-    def _admitted(self, request: Request, noted: tuple[Adaptation, ...]) -> Iterator[_Call]:
+    def _admitted(
+        self, request: Request, model: pyllama.Model, noted: tuple[Adaptation, ...]
+    ) -> Iterator[_Call]:
         """Turn a request into tokens and settings that fit the context, and charge for it.
 
         It is charged for the tokens that it took by the end of the block.
@@ -362,7 +370,8 @@ class LlamaCppEngine:
                 adaptations += (_clamped(reason, max_tokens, granted),)
             if granted < fewest and self.budget.limit is not None:
                 raise TokenBudgetExhaustedError(self.budget.limit - granted, self.budget.limit)
-            yield _Call(replace(asked, max_tokens=granted), prompt.parser, adaptations)
+            asked = replace(asked, max_tokens=granted)
+            yield _Call(asked, prompt.parser, model.vocab.token_to_piece, adaptations)
 
     def _errors(self) -> AbstractContextManager[None]:
         return lm15_errors(
@@ -378,8 +387,8 @@ class LlamaCppEngine:
             model=request.model,
             message=message,
             finish_reason=finish_reason_of(result, called=bool(message.parts_of(ToolCallPart))),
-            usage=usage_of(result, call.parser, self.loaded.piece),
-            logprobs=logprobs_of(result.logprobs, self.loaded.piece) if told else None,
+            usage=usage_of(result, call.parser, call.piece),
+            logprobs=logprobs_of(result.logprobs, call.piece) if told else None,
             logprobs_complete=result.logprobs_complete,
             provider_data=self._provider_data(call, result),
             adaptations=call.adaptations + shortened(call.request, result).adaptations,
@@ -397,6 +406,7 @@ class _Call:
 
     request: GenerationRequest
     parser: pyllama.ChatParser | None
+    piece: Piece
     adaptations: tuple[Adaptation, ...]
 
     def pieces(

@@ -7,14 +7,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from adapter.models.pool_requests import this_thread
+from adapter.models.loader import ModelLoader
+from adapter.models.pool_requests import Request, this_thread
 from adapter.models.resident import ResidentModel
-
-if TYPE_CHECKING:
-    from adapter.models.loader import ModelLoader
-    from adapter.models.slot import ModelSlot, Residency
+from adapter.models.slot import Lessee, ModelSlot, Residency
 
 T = TypeVar("T")
 
@@ -44,7 +42,7 @@ class Lease(AbstractContextManager[T], Generic[T]):
         #: Whose lease it is.
         self.thread = this_thread()
         #: What stands for it where leases are kept.
-        self.reference = weakref.ref(self)
+        self.reference: weakref.ref[Lessee] = weakref.ref(self)
         self._give = give
         #: What it is on while it is held.
         self.residency: Residency | None = None
@@ -83,9 +81,18 @@ class Lease(AbstractContextManager[T], Generic[T]):
             if slot.residency is residency and (not slot.closing or self._goes_on(residency)):
                 return self._use(residency)
             residency.leases.discard(self.reference)
-        self.loader.lease(self)
+        self.loader.lease(Request(self.name, self), self.path, self.slot)
         assert self.residency is not None
         return self._use(self.residency)
+
+    def take(self, residency: Residency, request: Request[Residency]) -> None:
+        """In the pool's thread: the model is there."""
+        self.residency = residency
+        residency.leases.add(self.reference)
+        # Looked at last: whoever stops waiting says so before it gives the lease back. One that is
+        # interrupted again while it does may only come to say the second.
+        if request.abandoned or self.over:
+            residency.leases.discard(self.reference)
 
     def _goes_on(self, residency: Residency) -> bool:
         """Whether it belongs to a request that has a lease already, and may go on to its end."""

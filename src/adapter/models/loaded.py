@@ -180,7 +180,7 @@ class LoadedModel:
             )
 
     def piece(self, token: int) -> bytes:
-        """The bytes of one token."""
+        """The bytes of one token. For many, ask the vocabulary of one lease."""
         with self._borrow(whole) as resident:
             return resident.model.vocab.token_to_piece(token)
 

@@ -10,55 +10,26 @@ import itertools
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from adapter.errors import ModelInUseError, ModelNotLoadedError
-from adapter.models.chat_templates import ChatTemplates
-from adapter.models.hardware import Placement
-from adapter.models.lease import Lease
-from adapter.models.loading_bar import Watch
-from adapter.models.memory_budget import MemoryBudget
+from adapter.models.load_settings import LoadSettings
 from adapter.models.pool_requests import Request, in_pool_thread
 from adapter.models.pool_thread import Message, PoolThread
-from adapter.models.resident import ResidentModel
-from adapter.models.slot import ModelSlot
-
-T = TypeVar("T")
+from adapter.models.slot import ModelSlot, Residency
 
 _uses = itertools.count(1)
 
 
-class Plan(Protocol):
-    """Where the model in a file runs, as HardwareManager.plan() decides it."""
-
-    def __call__(self, path: Path, **settings: Any) -> Placement: ...
-
-
-@dataclass(eq=False)
 class ModelLoader:
-    """Has the models of one pool loaded, leased and freed. Thread-safe.
+    """Has the models of one pool loaded, leased and freed. Thread-safe."""
 
-    plan           decides where a model goes
-    budget         how much the pool may hold
-    reproducible   whether requests give the same bytes whatever runs beside them
-    prefix_folder  where beginnings of prompts are kept
-    templates      chat templates in place of the models' own
-    watch          gives what a load calls with the fraction loaded
-    """
-
-    plan: Plan
-    budget: MemoryBudget
-    reproducible: bool
-    prefix_folder: Path | None
-    templates: ChatTemplates
-    watch: Watch
-
-    def __post_init__(self) -> None:
+    def __init__(self, settings: LoadSettings) -> None:
+        self.settings = settings
         self._process = os.getpid()
-        self._thread = PoolThread()
+        self._thread = PoolThread(settings)
         self._thread.start(self)
 
     def slots(self) -> list[ModelSlot]:
@@ -69,32 +40,21 @@ class ModelLoader:
         """That of a file."""
         return self._thread.slots.get(path)
 
-    def borrow(
-        self,
-        name: str,
-        path: Path,
-        slot: ModelSlot | None,
-        give: Callable[[ResidentModel], T],
-    ) -> Lease[T]:
-        """Have a model in memory for a block, loading it if need be; see Lease."""
-        return Lease(self, name, path, slot, give)
-
-    def lease(self, lease: Lease[Any]) -> None:
-        """Have the thread take a lease, once the model is there."""
+    def lease(self, request: Request[Residency], path: Path, slot: ModelSlot | None) -> None:
+        """Have the thread grant a lease on the model of a file, or a slot, once it is there."""
         if in_pool_thread():
-            raise ModelInUseError(lease.name, _IN_CALLBACK)
-        request = Request(lease.name, self, lease)
-        self._ask(request, partial(self._thread.lease, request, lease.path, lease.slot))
+            raise ModelInUseError(request.name, _IN_CALLBACK)
+        self._ask(request, partial(self._thread.lease, request, path, slot))
 
     def unload(self, slot: ModelSlot) -> None:
         """Free a model once its leases have ended. In a progress callback nothing is waited for."""
-        request = Request(slot.name, None, None)
+        request: Request[object] = Request(slot.name)
         self._ask(request, partial(self._thread.unload, request, slot))
 
     def close(self) -> None:
         """Free them all, once their leases have ended, for good; likewise."""
         if os.getpid() == self._process:  # a child may drop what is its parent's
-            request = Request("", None, None)
+            request: Request[object] = Request("")
             self._ask(request, partial(self._thread.close, request))
 
     def next_use(self) -> int:
@@ -105,7 +65,7 @@ class ModelLoader:
         """Have the thread look, if it waits for leases; it would look by itself a little later."""
         if self._thread.looks_by_itself:
             with suppress(MemoryError):
-                self._thread.inbox.put(None)
+                self._thread.look()
 
     def refuse_in_child(self, name: str) -> None:
         """Raise ModelNotLoadedError in a child of fork(), which has not the pool's threads."""
@@ -116,7 +76,7 @@ class ModelLoader:
                 "threads; start processes with multiprocessing's 'spawn' or 'forkserver' method",
             )
 
-    def _ask(self, request: Request, message: Callable[[], None]) -> None:
+    def _ask(self, request: Request[Any], message: Callable[[], None]) -> None:
         """Have the thread do something, and wait until it is done, or raise why it is not."""
         self.refuse_in_child(request.name)
         try:
@@ -127,7 +87,7 @@ class ModelLoader:
                 request.wait(self._thread.keep_going)
         except BaseException:  # Ctrl-C
             request.abandoned = True
-            self._thread.inbox.put(None)
+            self._thread.look()
             raise
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import pyllama
 from adapter.errors import (
@@ -27,15 +27,12 @@ from adapter.errors import (
 )
 from adapter.generation.thread_start import start_thread
 from adapter.models.hardware import Placement
+from adapter.models.load_settings import LoadSettings
 from adapter.models.machine_memory import machine
 from adapter.models.parts import parts
 from adapter.models.pool_requests import enter_pool_thread
 from adapter.models.resident import ResidentModel
 from adapter.models.slot import ModelSlot, Residency, Verdicts
-
-if TYPE_CHECKING:
-    from adapter.models.loader import ModelLoader
-    from adapter.models.pool_thread import PoolThread
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +57,22 @@ class StoppedLoad(ModelNotLoadedError):
     """A load was stopped: nobody waited for it any more, or the process ends."""
 
 
+class Pool(Protocol):
+    """What is asked of the thread of a pool: see pool_thread."""
+
+    settings: LoadSettings
+    slots: dict[Path, ModelSlot]
+
+    def look(self) -> None:
+        """Have it look at what it works on."""
+
+    def stops(self, slot: ModelSlot) -> bool:
+        """Whether a load is to stop."""
+
+    def ask_for_room(self, name: str, placement: Placement, verdicts: Verdicts) -> None:
+        """Have it say whether there is room for a model, and make some."""
+
+
 class Job:
     """Something that takes long, on a thread of its own. It tells the pool's thread when it ends.
 
@@ -68,7 +81,7 @@ class Job:
     begun   when it was made, as time.monotonic() counts
     """
 
-    def __init__(self, pool: PoolThread) -> None:
+    def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.begun = time.monotonic()
         self.thread = threading.Thread(target=self.run, name="model-pool-job", daemon=True)
@@ -90,7 +103,7 @@ class Job:
             self.work()
         finally:
             self._ended = True
-            self.pool.inbox.put(None)
+            self.pool.look()
 
     def work(self) -> None:
         """What there is to do."""
@@ -100,19 +113,18 @@ class Job:
 class Load(Job):
     """One load of a model.
 
-    loader     the pool's settings
     slot       of the model
     name       the model, as it was asked for
     residency  the model, once it is loaded
     error      why it is not
     """
 
-    def __init__(self, pool: PoolThread, loader: ModelLoader, slot: ModelSlot, name: str) -> None:
+    def __init__(self, pool: Pool, slot: ModelSlot, name: str) -> None:
         super().__init__(pool)
         self.slot = slot
         self.residency: Residency | None = None
         self.error: BaseException | None = None
-        self._loader = loader
+        self._settings = pool.settings
         self._name = name
         self._raised: BaseException | None = None
         self._watcher: Callable[[float], None] = lambda _fraction: None
@@ -139,9 +151,12 @@ class Load(Job):
             thread.join(_LOOK)
 
     def _load(self) -> None:
-        slot, resident = self.slot, None
+        settings, slot, resident = self._settings, self.slot, None
         try:
-            with translated_load(self._name, slot.path), self._loader.watch(self._name) as watcher:
+            with (
+                translated_load(self._name, slot.path),
+                settings.watch(self._name) as watcher,
+            ):
                 self._watcher = watcher
                 placement = self._place()
                 before = _stamps(slot.path)
@@ -150,9 +165,9 @@ class Load(Job):
                     placement,
                     self._reporter(),
                     slot.metrics,
-                    reproducible=self._loader.reproducible,
-                    prefix_folder=self._loader.prefix_folder,
-                    chat_template=self._loader.templates.source_for(slot.path),
+                    reproducible=settings.reproducible,
+                    prefix_folder=settings.prefix_folder,
+                    chat_template=settings.templates.source_for(slot.path),
                 )
                 after = _stamps(slot.path)
             if slot.fingerprint not in (None, resident.fingerprint):
@@ -205,18 +220,18 @@ class Load(Job):
 
     def _plan(self) -> Placement:
         slots = self.pool.slots.copy().values()
-        room = self._loader.budget.room([each for slot in slots for each in slot.residencies])
+        room = self._settings.budget.room([each for slot in slots for each in slot.residencies])
         before = self.slot.placement
         if before is None:
-            return self._loader.plan(self.slot.path, room=room)
+            return self._settings.plan(self.slot.path, room=room)
         # Handles have told how long a request may be.
-        return self._loader.plan(self.slot.path, context_length=before.context_length, room=room)
+        return self._settings.plan(self.slot.path, context_length=before.context_length, room=room)
 
     def _has_room(self, placement: Placement) -> bool:
         """Whether there is room; False when that was made just now. Raises PoolFullError."""
         while True:
             verdicts: Verdicts = SimpleQueue()
-            self.pool.ask_for_room(self._loader, self._name, placement, verdicts)
+            self.pool.ask_for_room(self._name, placement, verdicts)
             verdict = verdicts.get()
             if not isinstance(verdict, BaseException):
                 return verdict
@@ -233,7 +248,7 @@ class Load(Job):
 class Free(Job):
     """The freeing of a model."""
 
-    def __init__(self, pool: PoolThread, residency: Residency) -> None:
+    def __init__(self, pool: Pool, residency: Residency) -> None:
         super().__init__(pool)
         self._residency = residency
 

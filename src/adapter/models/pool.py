@@ -22,6 +22,8 @@ from adapter.models.context_settings import checked
 from adapter.models.files import ModelFolder
 from adapter.models.hardware import HardwareManager, require_integer
 from adapter.models.info import ModelInfo
+from adapter.models.lease import Lease
+from adapter.models.load_settings import LoadSettings
 from adapter.models.loaded import LoadedModel, whole
 from adapter.models.loader import ModelLoader
 from adapter.models.loading import translated_load
@@ -133,12 +135,14 @@ class ModelPool:
         #: What load_model() returned: aliases have handles of their own.
         self._handles: dict[tuple[ModelSlot, str], LoadedModel] = {}
         self._loader = ModelLoader(
-            plan,
-            MemoryBudget(memory_budget, max_models),
-            reproducible=reproducible,
-            prefix_folder=_made(prefix_folder),
-            templates=ChatTemplates(chat_template, self._folder.find),
-            watch=watch(progress),
+            LoadSettings(
+                plan,
+                MemoryBudget(memory_budget, max_models),
+                reproducible=reproducible,
+                prefix_folder=_made(prefix_folder),
+                templates=ChatTemplates(chat_template, self._folder.find),
+                watch=watch(progress),
+            )
         )
 
     # Loading
@@ -168,7 +172,7 @@ class ModelPool:
             ModelNotLoadedError: the pool is closed.
         """
         path = self._folder.fetch(name)
-        with self._loader.borrow(name, path, None, whole) as resident:
+        with Lease(self._loader, name, path, None, whole) as resident:
             return self._handle(name, path, resident)
 
     async def aload_model(self, name: str) -> LoadedModel:
@@ -326,7 +330,7 @@ class ModelPool:
         assert slot.placement is not None
         for key in self._handles.keys() - self._live_handles().keys():
             self._handles.pop(key, None)
-        borrow = partial(self._loader.borrow, name, path, slot)
+        borrow = partial(Lease, self._loader, name, path, slot)
         with translated_load(name, path):
             made = LoadedModel(name, path, resident, slot.placement, borrow)
         known = self._handles.setdefault((slot, name), made)

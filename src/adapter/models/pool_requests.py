@@ -11,15 +11,11 @@ import threading
 import weakref
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from adapter.errors import LlamaCppError
 
-if TYPE_CHECKING:
-    from adapter.models.lease import Lease
-    from adapter.models.loader import ModelLoader
-    from adapter.models.slot import Residency
-
+T = TypeVar("T")
 
 _INTERRUPTED = 0.5
 """Seconds after which a wait sees Ctrl-C where the system does not end it at once."""
@@ -49,21 +45,25 @@ def in_pool_thread() -> bool:
     return _thread.works_for_a_pool
 
 
-class Request:
+class Taker(Protocol[T]):
+    """Takes what a request is for."""
+
+    def take(self, given: T, request: Request[T]) -> None: ...
+
+
+class Request(Generic[T]):
     """Something that one thread asks of the pool's thread, which answers it once.
 
     name       the model, as it was asked for
-    loader     the pool's settings, for a request that may have a model loaded
     thread     who asks
     abandoned  nobody waits any more
     """
 
-    def __init__(self, name: str, loader: ModelLoader | None, lease: Lease[Any] | None) -> None:
+    def __init__(self, name: str, taker: Taker[T] | None = None) -> None:
         self.name = name
-        self.loader = loader
         self.thread = this_thread()
         self.abandoned = False
-        self._lease = None if lease is None else weakref.ref(lease)
+        self._taker = None if taker is None else weakref.ref(taker)
         self._answers: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def wait(self, look: Callable[[], object]) -> None:
@@ -91,20 +91,15 @@ class Request:
         """Say why it cannot be done."""
         self._answers.put(error)
 
-    def grant(self, residency: Residency) -> None:
-        """Take the lease that is asked for, and say that it is done."""
-        lease = None if self._lease is None else self._lease()
-        if lease is not None:
-            lease.residency = residency
-            residency.leases.add(lease.reference)
-            # Looked at last: whoever stops waiting says so before it gives the lease back. One that
-            # is interrupted again while it does may only come to say the second.
-            if self.abandoned or lease.over:
-                residency.leases.discard(lease.reference)
+    def grant(self, given: T) -> None:
+        """Have what is asked for be taken, and say that it is done."""
+        taker = None if self._taker is None else self._taker()
+        if taker is not None:
+            taker.take(given, self)
         self.answer()
 
 
-def fail_all(requests: list[Request], error: BaseException) -> None:
+def fail_all(requests: list[Request[Any]], error: BaseException) -> None:
     """Answer them all with an error: each with one of its own, as several threads raise it."""
     for index, request in enumerate(requests):
         request.fail(error if index == 0 else _copy(error))

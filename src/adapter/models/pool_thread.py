@@ -22,17 +22,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from adapter.errors import BackendError, ModelInUseError, ModelNotLoadedError, TransientError
 from adapter.generation.thread_start import start_thread
 from adapter.models.hardware import Placement
+from adapter.models.load_settings import LoadSettings
 from adapter.models.loading import Free, Load, StoppedLoad
 from adapter.models.pool_requests import Request, enter_pool_thread, fail_all
 from adapter.models.slot import ModelSlot, Residency, Verdicts
-
-if TYPE_CHECKING:
-    from adapter.models.loader import ModelLoader
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +54,7 @@ class Message(NamedTuple):
 class PoolThread:
     """Keeps the state of a pool's models.
 
+    settings         what they are loaded with
     inbox            what it is asked to do. The end of its owner comes as the dead reference
     slots            the models that are known, by file; others may read it
     looks_by_itself  whether it waits for a lease or a job to end, of which it may not be told
@@ -63,23 +62,24 @@ class PoolThread:
     ended            it looks into its inbox no more: everything is freed, for good
     """
 
-    def __init__(self) -> None:
-        self.inbox: SimpleQueue[Message | weakref.ref[ModelLoader] | None] = SimpleQueue()
+    def __init__(self, settings: LoadSettings) -> None:
+        self.settings = settings
+        self.inbox: SimpleQueue[Message | weakref.ref[Any] | None] = SimpleQueue()
         self.slots: dict[Path, ModelSlot] = {}
         self.looks_by_itself = False
         self.ended = False
         self.stopping = False
-        self._owner: weakref.ref[ModelLoader] | None = None
+        self._owner: weakref.ref[Any] | None = None
         self._thread: threading.Thread | None = None
         self._claiming = threading.Lock()
         self._closed = False
-        self._closers: list[Request] = []
+        self._closers: list[Request[Any]] = []
         self._gone: list[ModelSlot] = []
         self._load: Load | None = None
-        self._message: Message | weakref.ref[ModelLoader] | None = None
+        self._message: Message | weakref.ref[Any] | None = None
         self._collected: float | None = None  # when, or since when it waits for a lease
 
-    def start(self, owner: ModelLoader) -> None:
+    def start(self, owner: object) -> None:
         """Begin. It ends once it was closed, or its owner collected, and all is freed."""
         self._owner = weakref.ref(owner, self.inbox.put)
         self.keep_going()
@@ -98,7 +98,7 @@ class PoolThread:
 
     # What the user's threads ask for
 
-    def lease(self, request: Request, path: Path, slot: ModelSlot | None) -> None:
+    def lease(self, request: Request[Residency], path: Path, slot: ModelSlot | None) -> None:
         """Grant a lease on a model once it is there: that of a slot, or the one of its file."""
         known = self.slots.get(path)
         if self._closed:
@@ -120,7 +120,7 @@ class PoolThread:
             else:
                 known.waiters.append(request)
 
-    def unload(self, request: Request, slot: ModelSlot) -> None:
+    def unload(self, request: Request[Any], slot: ModelSlot) -> None:
         """Free a model once its leases have ended."""
         if self.slots.get(slot.path) is not slot:
             request.answer()
@@ -128,7 +128,7 @@ class PoolThread:
             slot.unloaders.append(request)
             slot.closing = True
 
-    def close(self, request: Request) -> None:
+    def close(self, request: Request[Any]) -> None:
         """Free all models once their leases have ended, and end."""
         if any(_is_refused(request, slot) for slot in self.slots.values()):
             return
@@ -140,26 +140,27 @@ class PoolThread:
 
     # What a load asks for
 
-    def ask_for_room(
-        self, loader: ModelLoader, name: str, placement: Placement, verdicts: Verdicts
-    ) -> None:
+    def look(self) -> None:
+        """Have it look at what it works on."""
+        self.inbox.put(None)
+
+    def ask_for_room(self, name: str, placement: Placement, verdicts: Verdicts) -> None:
         """Have make_room() called."""
-        ask = partial(self.make_room, loader, name, placement, verdicts)
+        ask = partial(self.make_room, name, placement, verdicts)
         self.inbox.put(Message(ask, verdicts.put))
 
-    def make_room(
-        self, loader: ModelLoader, name: str, placement: Placement, verdicts: Verdicts
-    ) -> None:
+    def make_room(self, name: str, placement: Placement, verdicts: Verdicts) -> None:
         """Say whether there is room for a model, once one that is in the way was freed, or fail."""
+        budget = self.settings.budget
         while True:
             own = [each for other in self.slots.values() for each in other.residencies]
             kept = [each for each in own if each.kept_because]
-            error = loader.budget.shortage(name, placement, own, kept)
+            error = budget.shortage(name, placement, own, kept)
             if error is not None:
                 verdicts.put(error)
                 return
-            crowded = not placement.fits and not loader.budget.is_unlimited
-            if not crowded and not loader.budget.shortage(name, placement, own, own):
+            crowded = not placement.fits and not budget.is_unlimited
+            if not crowded and not budget.shortage(name, placement, own, own):
                 verdicts.put(True)
                 return
             others = [each for each in own if each not in kept]
@@ -220,13 +221,13 @@ class PoolThread:
             time.sleep(_LOOK)
             logger.exception("the thread of a model pool failed, and goes on")
 
-    def _next(self) -> Message | weakref.ref[ModelLoader] | None:
+    def _next(self) -> Message | weakref.ref[Any] | None:
         try:
             return self.inbox.get(timeout=_LOOK if self.looks_by_itself else None)
         except Empty:
             return None
 
-    def _handle(self, message: Message | weakref.ref[ModelLoader]) -> None:
+    def _handle(self, message: Message | weakref.ref[Any]) -> None:
         if isinstance(message, weakref.ref):
             self._close()
             return
@@ -318,8 +319,7 @@ class PoolThread:
         for slot in list(self.slots.values()):
             if self._load is None and slot.waiters and not self.stopping:
                 request = slot.waiters[0]
-                assert request.loader is not None
-                load = Load(self, request.loader, slot, request.name)
+                load = Load(self, slot, request.name)
                 try:
                     self._load = load
                     load.start()
@@ -372,17 +372,12 @@ class PoolThread:
         for requests in (slot.unloaders, slot.successors, self._closers):
             fail_all(requests, BackendError(f"model {slot.name!r} is {residency.kept_because}"))
 
-    @property
-    def _jobs(self) -> list[Load | Free]:
-        """What is under way."""
-        retired = [each for slot in self.slots.copy().values() for each in slot.retired]
-        frees = [each.freeing for each in retired if each.freeing is not None]
-        return [*frees, *([] if self._load is None else [self._load])]
-
     def stop(self) -> list[threading.Thread]:
         """Load nothing any more; return the threads that work for it."""
         self.stopping = True
-        return [job.thread for job in self._jobs]
+        retired = [each for slot in self.slots.copy().values() for each in slot.retired]
+        frees = [each.freeing.thread for each in retired if each.freeing is not None]
+        return [*frees, *([] if self._load is None else [self._load.thread])]
 
 
 _running: set[PoolThread] = set()
@@ -400,7 +395,7 @@ def _stop_loads() -> None:
             thread.join(max(0.0, end - time.monotonic()))
 
 
-def _is_refused(request: Request, slot: ModelSlot) -> bool:
+def _is_refused(request: Request[Any], slot: ModelSlot) -> bool:
     """Refuse a request that would wait for a lease of the thread that makes it."""
     own = any(lease.thread is request.thread for lease in slot.lessees())
     if own:
@@ -408,7 +403,7 @@ def _is_refused(request: Request, slot: ModelSlot) -> bool:
     return own
 
 
-def _answer_all(requests: list[Request]) -> None:
+def _answer_all(requests: list[Request[Any]]) -> None:
     while requests:
         requests[-1].answer()
         requests.pop()

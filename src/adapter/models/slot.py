@@ -18,22 +18,36 @@ import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, TypeAlias
+from threading import Thread
+from typing import Protocol, TypeAlias
 
 from adapter.generation.metrics import Metrics
 from adapter.models.hardware import Placement
 from adapter.models.machine_memory import machine
+from adapter.models.pool_requests import Request
 from adapter.models.resident import ResidentModel
-
-if TYPE_CHECKING:
-    from adapter.models.lease import Lease
-    from adapter.models.loading import Free
-    from adapter.models.pool_requests import Request
 
 logger = logging.getLogger(__name__)
 
 Verdicts: TypeAlias = "SimpleQueue[bool | BaseException]"
 """Whether there is room for a model; False where it is to be asked again. Or why there is none."""
+
+
+class Lessee(Protocol):
+    """What is asked of a Lease: whose it is."""
+
+    thread: object
+
+
+class Freeing(Protocol):
+    """What frees a model just now: see loading.Free."""
+
+    thread: Thread
+
+    @property
+    def hangs(self) -> bool: ...
+    @property
+    def is_over(self) -> bool: ...
 
 
 class Residency:
@@ -53,9 +67,9 @@ class Residency:
         self._resident: ResidentModel | None = resident
         self.placement = placement
         self.slot = slot
-        self.leases: set[weakref.ref[Lease[Any]]] = set()
+        self.leases: set[weakref.ref[Lessee]] = set()
         self.replaced = False
-        self.freeing: Free | None = None
+        self.freeing: Freeing | None = None
         self.freed: list[Verdicts] = []
         machine.hold(resident, placement.memory)
 
@@ -76,7 +90,7 @@ class Residency:
         resident = self._resident
         return resident is not None and resident.usable
 
-    def lessees(self) -> list[Lease[Any]]:
+    def lessees(self) -> list[Lessee]:
         """The leases that are held."""
         leases = []
         for reference in self.leases.copy():
@@ -159,9 +173,9 @@ class ModelSlot:
     last_used: int = 0
     metrics: Metrics = field(default_factory=Metrics)
     closing: bool = False
-    waiters: list[Request] = field(default_factory=list)
-    unloaders: list[Request] = field(default_factory=list)
-    successors: list[Request] = field(default_factory=list)
+    waiters: list[Request[Residency]] = field(default_factory=list)
+    unloaders: list[Request[Residency]] = field(default_factory=list)
+    successors: list[Request[Residency]] = field(default_factory=list)
 
     @property
     def residencies(self) -> list[Residency]:
@@ -169,7 +183,7 @@ class ModelSlot:
         current = self.residency
         return [*self.retired] if current is None else [current, *self.retired]
 
-    def lessees(self) -> list[Lease[Any]]:
+    def lessees(self) -> list[Lessee]:
         """The leases on any of them."""
         return [lease for residency in self.residencies for lease in residency.lessees()]
 

@@ -136,6 +136,6 @@ def test_where_memory_is_short_already_others_make_room_before_a_model_is_cut_do
     pool.load_model("one")
     tight = Numbers({HOST: GIB}, {HOST: 10 * GIB})
     tight.numbers["fits"] = False
-    pool._loader.plan = tight.plan
+    pool._loader.settings.plan = tight.plan
     pool.load_model("two")
     assert in_memory(pool) == ["two"]
