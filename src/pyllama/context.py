@@ -29,7 +29,12 @@ from pyllama.threadpool import MAX_THREADS, Threadpool
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from pyllama._native._binding import Pointer, llama_adapter_lora, llama_context
+    from pyllama._native._binding import (
+        Pointer,
+        llama_adapter_lora,
+        llama_context,
+        pyllama_interrupt,
+    )
 
     _Scales = dict[NativeObject[Pointer[llama_adapter_lora]], float]
 
@@ -84,10 +89,11 @@ class Context(Decoding):
         require_memory(model, struct)
         attached = AttachedChains(model, struct, samplers)
 
-        self._interrupt = ffi.new("pyllama_interrupt *")
+        self._interrupt = _interrupt()
         handle = model._open()
         with handle as pointer:
-            context = lib.guarded_init_from_model(pointer, ffi.addressof(struct), self._interrupt)
+            interrupt = self._interrupt.pointer
+            context = lib.guarded_init_from_model(pointer, ffi.addressof(struct), interrupt)
             if context == ffi.NULL:
                 _raise_context_error(model)
             needs = (handle, self._interrupt, *attached.handles)
@@ -194,7 +200,7 @@ class Context(Decoding):
         A recurrent or hybrid model forgets the sequences of the batch, whose states were being
         changed.
         """
-        self._interrupt.cancelled = 1
+        lib.pyllama_interrupt_cancel(self._interrupt.pointer)
 
     def synchronize(self) -> None:
         """Wait until the devices are done (``llama_synchronize``); reading outputs does so too."""
@@ -352,9 +358,8 @@ class Context(Decoding):
         if self._views is not None:
             self._forget_outputs()
         self._n_outputs = 0
-        interrupt = self._interrupt
-        interrupt.cancelled = 0
-        interrupt.poll_signals = get_ident() == main_thread().ident
+        on_main_thread = get_ident() == main_thread().ident
+        lib.pyllama_interrupt_begin(self._interrupt.pointer, on_main_thread)
         if self._used is not self._attached:
             # The backend looks once more at the pool that it used before.
             self._used = [*self._used, *self._attached]
@@ -374,6 +379,13 @@ class Context(Decoding):
     def _require_encoded(self) -> None:
         if not self._encoded:
             raise ContextError(f"this model decodes what it encoded: {self.model.desc}; encode()")
+
+
+def _interrupt() -> Handle[Pointer[pyllama_interrupt]]:
+    pointer = lib.pyllama_interrupt_init()
+    if pointer == ffi.NULL:
+        raise MemoryError
+    return Handle(pointer, lib.pyllama_interrupt_free)
 
 
 def _raise_context_error(model: Model) -> None:

@@ -192,10 +192,10 @@ def computation(request, write_tiny_model):
 
 
 def stop(context, compute):
-    context._interrupt.cancelled = 1
+    context.cancel()
     assert compute(context) == 2
     assert "failed to compute graph" in last_errors()
-    context._interrupt.cancelled = 0
+    lib.pyllama_interrupt_begin(context._interrupt.pointer, False)
 
 
 def test_a_stopped_computation_logs_no_errors(computation, caplog):

@@ -1,5 +1,6 @@
 #include "apart.hpp"
 
+#include "ending.hpp"
 #include "no_memory.h"
 #include "own_thread.hpp"
 #include "thread_memory.hpp"

@@ -1,5 +1,6 @@
 #include "apart.hpp"
 #include "compute_threads.hpp"
+#include "guard_log.hpp"
 
 using pyllama::guarded;
 using pyllama::guarded_apart;

@@ -1,4 +1,5 @@
 #include "apart.hpp"
+#include "guard_log.hpp"
 
 #include "common/fit.h"
 

@@ -9,4 +9,3 @@ void pyllama_settle_context(struct llama_context * ctx);
 void pyllama_leave_without_destructors(void);
 void pyllama_set_log_level(int32_t level);
 const char * pyllama_upstream_commit(void);
-bool pyllama_should_stop(void * data);

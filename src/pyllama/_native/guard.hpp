@@ -66,32 +66,6 @@ bool take_swallowed_assertion() noexcept;
 // What keeps a caught exception apart: what the guarded call is to report. Call it in a handler.
 void keep_current_exception() noexcept;
 
-// While it lives, it hears every line that this thread writes to the log, whatever its level, and
-// nobody else does if it is exclusive. It may throw: the exception then leaves the function of
-// llama.cpp that wrote the line.
-class log_listener {
-  public:
-    using callback = std::function<void(const std::string & line)>;
-    log_listener(bool exclusive, callback on_line) noexcept;
-    ~log_listener() noexcept;
-    log_listener(const log_listener &) = delete;
-    log_listener & operator=(const log_listener &) = delete;
-    void hear(const std::string & line);
-    const bool exclusive;
-
-  private:
-    callback on_line;
-    log_listener * previous;
-};
-
-// A computation: what it returns is 0, or says what failed. Its log waits until then. llama.cpp logs
-// errors for a computation that was stopped (it returned stopped): those lines are logged for
-// debugging only.
-int32_t compute(int32_t stopped, const std::function<int32_t()> & call);
-
-// Have the log come to us again, after a function that set a log callback of its own.
-void restore_log() noexcept;
-
 // Whether what a function of llama.cpp returned says that it failed.
 template <class T> bool is_failure(T result) noexcept {
     if constexpr (std::is_integral_v<T> && std::is_signed_v<T>) {
@@ -133,11 +107,6 @@ template <class Call> int32_t guarded(Call && call) noexcept {
 // Calls into Python. A thread that Python ends in there, because the interpreter is ending, stays
 // where it is for ever: unwinding it would run through llama.cpp.
 void call_python(const std::function<void()> & call);
-
-// Whether the interpreter is ending: what runs long should stop.
-bool ending() noexcept;
-
-[[noreturn]] void park() noexcept;
 
 // A copy on the heap, for Python to read and then give to pyllama_free().
 char * copy_string(const std::string & text);

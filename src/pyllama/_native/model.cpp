@@ -1,4 +1,5 @@
 #include "apart.hpp"
+#include "ending.hpp"
 
 #include <cerrno>
 #include <cstdio>

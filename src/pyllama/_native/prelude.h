@@ -21,12 +21,7 @@ enum pyllama_caught_kind {
     PYLLAMA_CAUGHT_ENDING,        // the interpreter is ending
 };
 
-// Read by the abort callback of a context, written by Python.
-typedef struct pyllama_interrupt {
-    volatile int32_t cancelled;    // stop at the next node of the graph
-    volatile int32_t poll_signals; // the caller is Python's main thread: look for Ctrl-C
-    int64_t          last_poll_us;
-} pyllama_interrupt;
+typedef struct pyllama_interrupt pyllama_interrupt;
 
 // Why a chain gave no token, where one is expected; tokens are 0 or more.
 enum pyllama_refusal {
@@ -111,6 +106,7 @@ typedef struct pyllama_sampler_handlers {
 extern "C" {
 #endif
 #include "guard.h"
+#include "interrupt.h"
 
 #include "chat.h"
 #include "confine.h"

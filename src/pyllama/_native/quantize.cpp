@@ -1,4 +1,6 @@
 #include "apart.hpp"
+#include "ending.hpp"
+#include "guard_log.hpp"
 #include "gguf_file.hpp"
 
 #include "common/imatrix-loader.h"

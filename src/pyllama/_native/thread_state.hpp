@@ -9,6 +9,8 @@
 
 namespace pyllama {
 
+class log_listener;
+
 struct thread_state {
     thread_state() noexcept;
 
