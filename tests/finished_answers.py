@@ -36,7 +36,7 @@ from adapter.generation.sampling import Constraint, Sampling, fewest_tokens
 from adapter.generation.scheduler import Scheduler
 from adapter.grammar.schema.annotations import annotated
 from adapter.signatures.answer_grammar import CHAT, FIELD_LINES, JSON, XML, Form, answer_grammar
-from adapter.signatures.bound_answers import constrained
+from adapter.signatures.constrained_adapters import constrained
 from adapter.signatures.field_values import constrained_values
 from adapter.signatures.parsing import parse_completion
 

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from adapter.models.info import ModelInfo
     from adapter.models.loaded import LoadedModel
     from adapter.models.pool import ModelPool
-    from adapter.signatures.bound_answers import CutAnswerError, InvalidValueError, constrained
+    from adapter.signatures.bound_answers import CutAnswerError, InvalidValueError
+    from adapter.signatures.constrained_adapters import constrained
     from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
     from adapter.signatures.stream_listener import LlamaCppStreamListener
 
@@ -108,7 +109,7 @@ _HOMES = {
     "ModelPool": "adapter.models.pool",
     "CutAnswerError": "adapter.signatures.bound_answers",
     "InvalidValueError": "adapter.signatures.bound_answers",
-    "constrained": "adapter.signatures.bound_answers",
+    "constrained": "adapter.signatures.constrained_adapters",
     "LlamaCppAdapter": "adapter.signatures.llama_cpp_adapter",
     "LlamaCppStreamListener": "adapter.signatures.stream_listener",
 }

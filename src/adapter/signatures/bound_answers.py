@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import dspy
-import pydantic
-from dspy.adapters import Adapter, ChatAdapter, JSONAdapter, XMLAdapter
+from dspy.adapters import Adapter, JSONAdapter
 from dspy.adapters.types import ToolCalls
 from dspy.clients.base_lm import BaseLM
 from dspy.clients.call_context import StreamProgress, adapter_fallback_scope
@@ -26,15 +22,16 @@ from dspy.utils.exceptions import AdapterParseError
 
 from adapter.engine.config import MAX_SEED
 from adapter.engine.engine import LlamaCppEngine
-from adapter.errors import ConfigurationError
 from adapter.grammar.schema.merging import SchemaError
-from adapter.signatures.answer_grammar import CHAT, JSON, XML, AnswerGrammar, Form, answer_grammar
+from adapter.signatures.answer_grammar import AnswerGrammar, Form, answer_grammar
 from adapter.signatures.field_values import Misfit, constrained_values
 from adapter.signatures.known_tools import calls_schema
-from adapter.signatures.long_lists import ShortenedLists
 from adapter.signatures.typed_values import MISFITS
 
-AnyAdapter = TypeVar("AnyAdapter", bound=Adapter)
+if TYPE_CHECKING:
+    from dspy.adapters import Adapter as _Adapter
+else:  # it stands before a class of DSPy's, and is none by itself
+    _Adapter = object
 
 
 class CutAnswerError(AdapterParseError):
@@ -91,7 +88,7 @@ def bound_signature(predict: Any) -> type[Signature] | None:
     return _bound_predicts.get(predict)
 
 
-class BoundAnswers:
+class BoundAnswers(_Adapter):
     """Put before an adapter's class: its answers follow a grammar of its own form.
 
     So they do where they come from an engine of this package. Whatever else answers is asked as
@@ -118,7 +115,7 @@ class BoundAnswers:
         """
         call = (signature, demos, inputs)
         if not _is_ours(lm):
-            return self._checked(signature, _next(self).__call__(lm, lm_kwargs, *call))
+            return self._checked(signature, super().__call__(lm, lm_kwargs, *call))
         with _watched(lm, demos) as (watched, watch), adapter_fallback_scope() as progress:
             # Not what DSPy's subclasses add to it: a schema, or another try without the form.
             answers: list[dict[str, Any]] = Adapter.__call__(self, watched, dict(lm_kwargs), *call)
@@ -138,7 +135,7 @@ class BoundAnswers:
         """Do the same without blocking the event loop."""
         call = (signature, demos, inputs)
         if not _is_ours(lm):
-            return self._checked(signature, await _next(self).acall(lm, lm_kwargs, *call))
+            return self._checked(signature, await super().acall(lm, lm_kwargs, *call))
         with _watched(lm, demos) as (watched, watch), adapter_fallback_scope() as progress:
             answers: list[dict[str, Any]] = await Adapter.acall(
                 self, watched, dict(lm_kwargs), *call
@@ -206,7 +203,7 @@ class BoundAnswers:
         signature: type[Signature],
         inputs: dict[str, Any],
     ) -> type[Signature]:
-        processed: type[Signature] = _next(self)._call_preprocess(lm, lm_kwargs, signature, inputs)
+        processed: type[Signature] = super()._call_preprocess(lm, lm_kwargs, signature, inputs)
         watch = _watch.get()
         if watch is not None:
             watch.grammar = self._bind(lm, lm_kwargs, processed, inputs, watch.demos)
@@ -224,11 +221,13 @@ class BoundAnswers:
         lm: BaseLM,
         lm_kwargs: dict[str, Any],
     ) -> list[dict[str, Any]]:
+        postprocess = super()._call_postprocess
+
         def read(output: dict[str, Any] | str) -> dict[str, Any]:
             if not processed_signature.output_fields:
                 output = _with_text(output)  # where calls are all there may be, there may be none
             try:
-                [answer] = _next(self)._call_postprocess(
+                [answer] = postprocess(
                     processed_signature, original_signature, [output], lm, lm_kwargs
                 )
             except MISFITS as error:  # of a type that DSPy's own reading stumbles over
@@ -259,7 +258,7 @@ class BoundAnswers:
         """Return the output fields in a model's answer; a signature without fields has none."""
         if not signature.output_fields:
             return {}
-        parsed: dict[str, Any] = _next(self).parse(signature, completion)
+        parsed: dict[str, Any] = super().parse(signature, completion)
         return parsed
 
     def _require_whole(
@@ -337,76 +336,11 @@ class BoundAnswers:
         return grammar
 
 
-class _ExactStrings:
-    """Put before JSONAdapter's class: it reads strings in JSON once more, as JSON of their own.
-
-    Where that makes another value of one, as the number 9 of "9", the string is taken as it is.
-    """
-
-    def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
-        parent: Any = super()
-        try:
-            read: dict[str, Any] = parent.parse(signature, completion)
-        except AdapterParseError:
-            try:
-                values = json.loads(completion)
-                return {
-                    name: pydantic.TypeAdapter(field.annotation).validate_python(values[name])
-                    for name, field in signature.output_fields.items()
-                }
-            except (*MISFITS, KeyError):
-                pass  # the first error is what counts
-            raise
-        return read
-
-
-def constrained(adapter: AnyAdapter) -> AnyAdapter:
-    """A copy of one of DSPy's adapters whose answers always parse with a model of this package.
-
-    ::
-
-        dspy.configure(lm=…, adapter=constrained(dspy.ChatAdapter()))
-
-    The copy is of the same class, and treats every other lm as the original does.
-
-    Args:
-        adapter: an adapter with the form of ChatAdapter, JSONAdapter, BAMLAdapter or XMLAdapter.
-
-    Raises:
-        ConfigurationError: the adapter has another form.
-    """
-    made = copy.copy(adapter)
-    kind: Any = type(adapter)
-    made.__class__ = _bound_class(kind)
-    return made
-
-
-@cache
-def _bound_class(kind: type[Adapter]) -> type[Adapter]:
-    forms = {XMLAdapter: XML, JSONAdapter: JSON, ChatAdapter: CHAT}
-    form = next((form for base, form in forms.items() if issubclass(kind, base)), None)
-    if form is None or issubclass(kind, BoundAnswers):
-        raise ConfigurationError(
-            f"{kind.__name__} has no form that this package knows, or is bound already; give "
-            "constrained() a ChatAdapter, JSONAdapter, BAMLAdapter or XMLAdapter"
-        )
-    # DSPy knows its adapters by the names of their classes.
-    reading = (_ExactStrings,) if form is JSON else ()
-    bases = (ShortenedLists, BoundAnswers, *reading, kind)
-    made: type[Adapter] = type(kind.__name__, bases, {"form": form, "__doc__": kind.__doc__})
-    return made
-
-
 def _with_text(output: dict[str, Any] | str) -> dict[str, Any] | str:
     """An answer that DSPy does not take for none."""
     if isinstance(output, str):
         return output or "(no text)"
     return {**output, "text": output.get("text") or "(no text)"}
-
-
-def _next(adapter: BoundAnswers) -> Any:
-    """The adapter's class after BoundAnswers: DSPy's own, which have no types."""
-    return super(BoundAnswers, adapter)
 
 
 def _is_ours(lm: BaseLM) -> bool:

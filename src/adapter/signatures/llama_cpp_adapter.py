@@ -12,7 +12,7 @@ from dspy.clients.base_lm import BaseLM
 from dspy.clients.call_context import adapter_fallback_scope
 from dspy.signatures import Signature
 from dspy.utils.callback import BaseCallback
-from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
+from dspy.utils.exceptions import AdapterParseError
 
 from adapter.engine.config import OPENAI_SETTINGS, LlamaCppConfig
 from adapter.engine.language_model import language_model
@@ -22,15 +22,15 @@ from adapter.signatures.bound_answers import (
     BoundAnswers,
     CutAnswerError,
     InvalidValueError,
-    constrained,
     is_being_bound,
 )
+from adapter.signatures.constrained_adapters import constrained
 from adapter.signatures.decisions import DecisionPlan, decisions_in
 from adapter.signatures.field_lines import input_lines, output_lines
 from adapter.signatures.field_markers import FieldMarkers
 from adapter.signatures.formatting import beginnings_of_placeholders, demonstrated, system_message
 from adapter.signatures.known_tools import calling_agent, step_schemas
-from adapter.signatures.long_lists import shortened
+from adapter.signatures.long_lists import ShortenedLists
 from adapter.signatures.paragraphs import has_line_breaks, may_be_empty, single_paragraphs
 from adapter.signatures.parsing import parse_completion
 
@@ -45,7 +45,7 @@ MAX_THOUGHT = 600
 """Characters of a dspy.ReAct's thoughts, which are one line unless a demonstration has more."""
 
 
-class LlamaCppAdapter(BoundAnswers, Adapter):
+class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
     """Formats signatures for a small local model, runs them on it, and parses its answers.
 
     Use it with its own language model, because DSPy needs one::
@@ -189,20 +189,6 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
         demos: list[dict[str, Any]],
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
-        try:
-            return self._generate_once(lm, lm_kwargs, signature, demos, inputs)
-        except ContextWindowExceededError as error:
-            with shortened(signature, error):
-                return self._generate_once(lm, lm_kwargs, signature, demos, inputs)
-
-    def _generate_once(
-        self,
-        lm: BaseLM,
-        lm_kwargs: dict[str, Any],
-        signature: type[Signature],
-        demos: list[dict[str, Any]],
-        inputs: dict[str, Any],
-    ) -> list[dict[str, Any]]:
         call = (signature, demos, inputs)
         with adapter_fallback_scope() as progress:
             try:
@@ -239,20 +225,6 @@ class LlamaCppAdapter(BoundAnswers, Adapter):
             ]
 
     async def _agenerate(
-        self,
-        lm: BaseLM,
-        lm_kwargs: dict[str, Any],
-        signature: type[Signature],
-        demos: list[dict[str, Any]],
-        inputs: dict[str, Any],
-    ) -> list[dict[str, Any]]:
-        try:
-            return await self._agenerate_once(lm, lm_kwargs, signature, demos, inputs)
-        except ContextWindowExceededError as error:
-            with shortened(signature, error):
-                return await self._agenerate_once(lm, lm_kwargs, signature, demos, inputs)
-
-    async def _agenerate_once(
         self,
         lm: BaseLM,
         lm_kwargs: dict[str, Any],

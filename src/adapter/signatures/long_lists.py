@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dspy.adapters.utils import get_annotation_name
 from dspy.clients.base_lm import BaseLM
@@ -21,9 +21,14 @@ from adapter.signatures.typed_values import allowed_values
 
 logger = logging.getLogger(__name__)
 
+if TYPE_CHECKING:
+    from dspy.adapters import Adapter as _Adapter
+else:  # it stands before a class of DSPy's, and is none by itself
+    _Adapter = object
+
 
 @contextmanager
-def shortened(signature: type[Signature], error: ContextWindowExceededError) -> Iterator[None]:
+def _shortened(signature: type[Signature], error: ContextWindowExceededError) -> Iterator[None]:
     """Name some of the values of long lists only, and say so; raise the error where there are none.
 
     The grammar lets all of them through.
@@ -40,7 +45,7 @@ def shortened(signature: type[Signature], error: ContextWindowExceededError) -> 
         yield
 
 
-class ShortenedLists:
+class ShortenedLists(_Adapter):
     """Put before a class of DSPy's whose answers are bound: too long a prompt lists less."""
 
     def __call__(
@@ -54,10 +59,10 @@ class ShortenedLists:
         """Have the adapter do its work, again with fewer values in the prompt if need be."""
         call = (signature, demos, inputs)
         try:
-            answers: list[dict[str, Any]] = _next(self).__call__(lm, dict(lm_kwargs), *call)
+            answers: list[dict[str, Any]] = super().__call__(lm, dict(lm_kwargs), *call)
         except ContextWindowExceededError as error:
-            with shortened(signature, error):
-                answers = _next(self).__call__(lm, lm_kwargs, *call)
+            with _shortened(signature, error):
+                answers = super().__call__(lm, lm_kwargs, *call)
         return answers
 
     async def acall(
@@ -71,10 +76,10 @@ class ShortenedLists:
         """Do the same without blocking the event loop."""
         call = (signature, demos, inputs)
         try:
-            answers: list[dict[str, Any]] = await _next(self).acall(lm, dict(lm_kwargs), *call)
+            answers: list[dict[str, Any]] = await super().acall(lm, dict(lm_kwargs), *call)
         except ContextWindowExceededError as error:
-            with shortened(signature, error):
-                answers = await _next(self).acall(lm, lm_kwargs, *call)
+            with _shortened(signature, error):
+                answers = await super().acall(lm, lm_kwargs, *call)
         return answers
 
     def format(
@@ -87,7 +92,7 @@ class ShortenedLists:
 
         These two say what the answer must be; the others are demonstrations.
         """
-        messages: list[dict[str, Any]] = _next(self).format(signature, demos, inputs)
+        messages: list[dict[str, Any]] = super().format(signature, demos, inputs)
         if is_shortened():
             for message in {id(each): each for each in (messages[0], messages[-1])}.values():
                 if isinstance(message["content"], str):
@@ -130,7 +135,3 @@ _LISTINGS: list[tuple[Callable[[list[Any]], str], str]] = [
 ]
 """How DSPy writes the values of a type: in a note, as a Python type, in a JSON schema, and in one
 that is a string of JSON itself."""
-
-
-def _next(adapter: ShortenedLists) -> Any:
-    return super(ShortenedLists, adapter)

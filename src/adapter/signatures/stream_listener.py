@@ -5,7 +5,6 @@ DSPy's StreamListener knows the forms of its own adapters by their class names, 
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import dspy
@@ -18,6 +17,7 @@ from adapter.signatures.bound_answers import bound_signature
 from adapter.signatures.field_markers import FieldMarkers
 from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
 from adapter.signatures.parsing import parse_completion
+from adapter.signatures.values import is_dspy_type
 
 
 class LlamaCppStreamListener(StreamListener):
@@ -105,8 +105,8 @@ class LlamaCppStreamListener(StreamListener):
     def _native_piece(self, chunk: Any) -> Any:
         """Return the piece of a field that does not come as text, such as native reasoning."""
         kind: Any = self._output_type
-        is_dspy_type = inspect.isclass(kind) and issubclass(kind, Type)
-        return kind.parse_stream_chunk(chunk) if is_dspy_type and kind.is_streamable() else None
+        native = is_dspy_type(kind, Type) and kind.is_streamable()
+        return kind.parse_stream_chunk(chunk) if native else None
 
     def _response(self, piece: Any) -> StreamResponse:
         return StreamResponse(

@@ -20,7 +20,7 @@ MISFITS = (ValueError, TypeError, RecursionError, MemoryError)
 """What converting a hostile text raises. pydantic's ValidationError is a ValueError."""
 
 _COLLECTIONS = (list, set, frozenset, tuple)
-_TEMPORAL = (datetime.date, datetime.datetime, datetime.time, datetime.timedelta)
+TEMPORAL = (datetime.date, datetime.datetime, datetime.time, datetime.timedelta)
 _NOTHING = ("none", "null", "n/a")
 
 
@@ -34,14 +34,14 @@ def typed_value(raw: Any, annotation: Any) -> Any:
     """
     if annotation is str:
         return raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False)
-    if annotation in _TEMPORAL:
+    if annotation in TEMPORAL:
         return _moment(raw, annotation)
     if _is_text_type(annotation) and isinstance(raw, str):
         return _text_type(raw, annotation)
     if raw in ("None", "null") and annotation_allows_none(annotation):
         return None
     try:
-        if any(member in _TEMPORAL for member in union_members(annotation)):
+        if any(member in TEMPORAL for member in union_members(annotation)):
             raise TypeError(f"{raw!r} is none of {annotation}")
         return parse_value(raw, annotation)
     except MISFITS:

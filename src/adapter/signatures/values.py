@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,12 +30,11 @@ from adapter.grammar.schema.json_schema import SchemaText
 from adapter.grammar.schema.json_text import JsonText
 from adapter.grammar.schema.merging import SchemaError, same
 from adapter.grammar.schema.string_texts import StringTexts
-from adapter.signatures.typed_values import MISFITS, allowed_values, union_members
+from adapter.signatures.typed_values import MISFITS, TEMPORAL, allowed_values, union_members
 
 Reader = Callable[[str, Any], Any]
 """Reads a text as a value of a type, or raises one of MISFITS."""
 
-_TEMPORAL = (datetime.date, datetime.datetime, datetime.time, datetime.timedelta)
 
 TOOL_CALLS: dict[str, Any] = {
     "type": "object",
@@ -131,7 +129,7 @@ def values_of(
             return Values(None, unchecked=("a form of its own",))
         else:
             schema = annotation_schema(annotation, metadata)
-        if annotation in _TEMPORAL and bare_strings:
+        if annotation in TEMPORAL and bare_strings:
             texts = StringTexts(json_text.rules, one_of)
             texts.add_format(
                 schema["format"], schema.get("formatMinimum"), schema.get("formatMaximum")

@@ -19,7 +19,7 @@ import pyllama
 from adapter.engine.config import LlamaCppConfig
 from adapter.engine.engine import LlamaCppEngine
 from adapter.engine.messages import in_turns
-from adapter.signatures.bound_answers import constrained
+from adapter.signatures.constrained_adapters import constrained
 
 STRICT = (
     "{% set turns = messages | rejectattr('role', 'equalto', 'tool') | list %}"
