@@ -66,7 +66,8 @@ def check(code: int, what: str) -> int:
 
 def last_errors() -> str:
     """What llama.cpp logged as errors during the last guarded call of this thread."""
-    return "; ".join(to_str(lib.pyllama_last_errors()).strip().splitlines())
+    lines = [line.strip() for line in to_str(lib.pyllama_last_errors()).splitlines()]
+    return "; ".join(filter(None, lines)).replace(":; ", ": ")  # a line may announce the next one
 
 
 def to_str(text: Pointer[bytes]) -> str:
