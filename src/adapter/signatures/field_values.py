@@ -14,7 +14,7 @@ import pydantic
 from dspy.adapters.utils import annotation_allows_none
 from pydantic.fields import FieldInfo
 
-from adapter.grammar.schema.annotations import annotated
+from adapter.grammar.schema.annotations import annotated, with_json_read
 from adapter.signatures.typed_values import MISFITS
 
 _SHOWN = 200  # characters of a value in an error
@@ -46,7 +46,7 @@ def constrained_value(name: str, value: Any, field: FieldInfo) -> Any:
 
 
 def _validator(annotation: Any, metadata: tuple[Any, ...]) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(annotated(annotation, metadata))
+    return pydantic.TypeAdapter(annotated(with_json_read(annotation), metadata))
 
 
 _kept_validator = lru_cache(256)(_validator)
