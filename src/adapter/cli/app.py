@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from io import TextIOWrapper
 
 import typer
 
@@ -109,6 +110,9 @@ app.command(
 
 def main() -> None:
     """Run the command. Ctrl-C ends it with exit code 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files need not be text
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except KeyboardInterrupt:  # outside of a command, such as while modules are imported

@@ -17,6 +17,7 @@ from adapter.cli.session import (
     ModelOrDemo,
     errors_told,
     loaded_model,
+    require_generator,
 )
 
 _HELP = """\
@@ -49,6 +50,8 @@ def chat(
     with errors_told():
         model_loaded = loaded_model(model, context_length=context, n_gpu_layers=gpu_layers)
         with model_loaded as loaded:
+            with loaded.lease() as weights:
+                require_generator(loaded.name, weights)
             conversation = Conversation(loaded, settings, system=system)
             if sys.stdin.isatty():
                 note(f"{loaded.name} on {loaded.device}; /help for help")

@@ -21,7 +21,7 @@ from adapter.cli.console import (
     show,
     table,
 )
-from adapter.cli.session import GpuLayers, Model, errors_told, found
+from adapter.cli.session import GpuLayers, Model, errors_told, found, require_generator
 
 if TYPE_CHECKING:
     import pyllama
@@ -179,11 +179,14 @@ def perplexity(
     Measured as llama-perplexity does: the second half of each part is predicted from what comes
     before. Compare models of one vocabulary, with one text and one length.
     """
+    import pyllama
     from adapter.cli.text_surprise import measure
     from adapter.models.hardware import HardwareManager
 
     with errors_told():
         path = found(model).path()
+        with pyllama.Model(path, vocab_only=True) as header:
+            require_generator(model, header)
         try:
             content = text.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:

@@ -11,7 +11,14 @@ import typer
 
 from adapter.cli.console import fail, note, say, say_json
 from adapter.cli.conversation import Answer, Conversation, show_answer
-from adapter.cli.session import ContextLength, GpuLayers, Model, errors_told, loaded_model
+from adapter.cli.session import (
+    ContextLength,
+    GpuLayers,
+    Model,
+    errors_told,
+    loaded_model,
+    require_generator,
+)
 
 MaxTokens = Annotated[
     int | None,
@@ -58,6 +65,8 @@ def run(
     with errors_told():
         model_loaded = loaded_model(model, context_length=context, n_gpu_layers=gpu_layers)
         with model_loaded as loaded:
+            with loaded.lease() as weights:
+                require_generator(loaded.name, weights)
             conversation = Conversation(loaded, settings, system=system, form=form)
             try:
                 if as_json:

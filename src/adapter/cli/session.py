@@ -12,6 +12,7 @@ from adapter.cli.console import fail, progress_bar
 from adapter.cli.references import HELP, Reference, completed, refer
 
 if TYPE_CHECKING:
+    import pyllama
     from adapter.models.loaded import LoadedModel
     from adapter.models.pool import ModelPool
 
@@ -59,6 +60,15 @@ def found(model: str | None) -> Reference:
     reference = refer(model)
     pull_missing(reference.name)
     return reference
+
+
+def require_generator(name: str, model: pyllama.Model) -> None:
+    """End the command where a model does not predict the next token from those before it."""
+    architecture = model.metadata.get("general.architecture")
+    if model.metadata.get(f"{architecture}.attention.causal") == "false":
+        fail(f"{name} is an embedding model ({architecture}): pyllama embed gives its vectors")
+    if model.has_encoder:
+        fail(f"{name} ({architecture}) encodes a text before it answers: that is not supported")
 
 
 @contextmanager

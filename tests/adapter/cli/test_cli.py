@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,3 +75,15 @@ def test_the_package_is_the_command_too():
     assert "python -m pyllama" in result.stdout
     assert "demo" in result.stdout
     assert result.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text elsewhere")
+def test_a_file_whose_name_is_no_text_is_listed(tiny_model_path, tmp_path):
+    folder = os.fsencode(tmp_path)
+    with open(folder + b"/odd-\xff.gguf", "wb") as file:
+        file.write(tiny_model_path.read_bytes())
+    for options in ([], ["--json"]):
+        command = [sys.executable, "-m", "pyllama", "models", str(tmp_path), *options]
+        done = subprocess.run(command, capture_output=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert b"odd-" in done.stdout

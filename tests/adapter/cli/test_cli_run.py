@@ -88,3 +88,18 @@ def test_texts_become_vectors_of_length_one(run, write_tiny_model):
     for wrong in (run("embed", path, input=""), run("embed", path, "x", "--pooling", "none")):
         assert wrong.exit_code == 1
         assert wrong.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(("kind", "words"), [("bert", "pyllama embed"), ("t5", "not supported")])
+@pytest.mark.parametrize("command", ["run", "chat", "perplexity"])
+def test_a_model_that_does_not_generate_is_told_at_once(
+    run, write_tiny_model, tmp_path, command, kind, words
+):
+    path = write_tiny_model(architecture=kind)
+    text = tmp_path / "text.txt"
+    text.write_text("hello " * 100)
+    arguments = {"run": ["hello"], "chat": [], "perplexity": [text]}[command]
+    result = run(command, path, *arguments, "-c", 128, input="hello\n")
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.output
