@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from adapter.models.pool import ModelPool
     from adapter.signatures.bound_answers import CutAnswerError, InvalidValueError
     from adapter.signatures.constrained_adapters import constrained
+    from adapter.signatures.decision_requests import LlamaCppDecisions
     from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
     from adapter.signatures.stream_listener import LlamaCppStreamListener
 
@@ -63,6 +64,7 @@ __all__ = [
     "LlamaCppConfig",
     "LlamaCppAdapter",
     "LlamaCppStreamListener",
+    "LlamaCppDecisions",
     "constrained",
     "LlamaCppEngine",
     "AsyncLlamaCppEngine",
@@ -111,6 +113,7 @@ _HOMES = {
     "InvalidValueError": "adapter.signatures.bound_answers",
     "constrained": "adapter.signatures.constrained_adapters",
     "LlamaCppAdapter": "adapter.signatures.llama_cpp_adapter",
+    "LlamaCppDecisions": "adapter.signatures.decision_requests",
     "LlamaCppStreamListener": "adapter.signatures.stream_listener",
 }
 

@@ -27,9 +27,9 @@ from adapter.signatures.typed_values import allowed_values
 
 Distribution = Mapping[str, float]
 
-# What dspy.adapters.decision makes of a signature: types of its own, and demos as text.
-_EVIDENCE_MODULE = "dspy.adapters.decision"
-_EXAMPLES = "\n\nTask examples (labels or evidence):\n"
+# The fields of the types that DSPy puts in the place of its own, and what their questions are of.
+_EVIDENCE = ({"noul"}, {"probabilities", "confidence"})
+_QUESTIONS = ("noul", "score", "choice")
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,26 @@ class DecisionPlan:
 def _evidence(field: FieldInfo) -> Decision | None:
     """What DSPy asks for by a type of its own: probabilities, and the question as JSON."""
     annotation = field.annotation
-    if not (
-        isinstance(annotation, type)
-        and issubclass(annotation, BaseModel)
-        and annotation.__module__ == _EVIDENCE_MODULE
-    ):
+    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return None
-    question = json.loads(_described(field))
+    if annotation.model_fields.keys() not in _EVIDENCE:
+        return None
+    try:
+        question = json.loads(_described(field))
+    except ValueError:
+        return None
+    if not isinstance(question, dict) or question.get("type") not in _QUESTIONS:
+        return None
+    return asked(question)
+
+
+def asked(question: Mapping[str, Any]) -> Decision:
+    """The decision that answers a question in DSPy's form.
+
+    Args:
+        question: ``type`` (noul, score or choice), ``instructions``, and ``criteria``, which a noul
+            may lack.
+    """
     criteria = question.get("criteria")
     instructions = _words(question["instructions"])
     if question["type"] == "noul":
@@ -171,11 +184,11 @@ def _evidence(field: FieldInfo) -> Decision | None:
             lambda p: {"noul": p["True"]},
         )
     if question["type"] == "score":
-        criteria = {str(level): said for level, said in enumerate(criteria)}
-    keys = tuple(criteria)
+        criteria = {str(level): said for level, said in enumerate(criteria or ())}
+    keys = tuple(criteria or ())
     return Decision(
         Literal[keys],
-        _with_criteria(instructions, criteria),
+        _with_criteria(instructions, criteria or {}),
         keys,
         lambda p: {"probabilities": dict(p), "confidence": confidence(p)},
     )
@@ -186,22 +199,35 @@ def _with_examples(
 ) -> tuple[type[Signature], list[dict[str, Any]]]:
     """Take the demonstrations out of the instructions, where DSPy puts those of evidence as JSON.
 
-    As turns of the conversation they show a small model what to do.
+    They are the last line, under a heading. As turns of the conversation they show a small model
+    what to do.
     """
-    instructions, found, listed = signature.instructions.rpartition(_EXAMPLES)
-    if not found:
-        return signature, []
+    before, _, listed = signature.instructions.rpartition("\n")
+    instructions, blank, _heading = before.rpartition("\n\n")
     try:
         examples = json.loads(listed)
     except ValueError:
         return signature, []
+    if not (blank and isinstance(examples, list) and examples):
+        return signature, []
+    if not all(
+        isinstance(each, dict) and each.keys() <= signature.fields.keys() for each in examples
+    ):
+        return signature, []
+    return signature.with_instructions(instructions), labelled(examples, decisions)
+
+
+def labelled(
+    examples: list[dict[str, Any]], decisions: Mapping[str, Decision]
+) -> list[dict[str, Any]]:
+    """Demonstrations with each decision as one of its keys, where DSPy has an object with more."""
     for example in examples:
         for name in decisions.keys() & example.keys():
             label = example[name]
             example[name] = label.get("level") if isinstance(label, dict) else label
             if isinstance(label, dict) and example[name] is None:
                 example[name] = label.get("value")
-    return signature.with_instructions(instructions), examples
+    return examples
 
 
 def _pick(name: str, field: FieldInfo) -> Decision | None:

@@ -11,6 +11,7 @@ import pytest
 from dspy.experimental import Choice, Noul, Score
 from fake_generator import adapter_of, fake_model
 
+from adapter import ConfigurationError, LlamaCppDecisions
 from adapter.signatures.decisions import confidence
 
 Kind = Choice[("bill", "about money"), ("bug", "about a fault")]
@@ -153,6 +154,63 @@ def test_async(configured):
     configured(model)
     found = asyncio.run(dspy.ChainOfThought(Triage).acall(ticket="It burns"))
     assert (found.kind.value, found.reasoning) == ("bug", "hot")
+
+
+# DSPy's own adapters, by decision requests
+
+
+@pytest.mark.parametrize("adapter", [dspy.ChatAdapter(), dspy.JSONAdapter()])
+def test_decisions_are_measured_under_any_adapter(configured, adapter):
+    model = judging(**SHARES)
+    ours = configured(model)
+    with dspy.context(adapter=adapter):
+        found = dspy.Predict(Triage)(lm=LlamaCppDecisions(ours.lm), ticket="It burns")
+    assert found.kind.probabilities == pytest.approx({"bill": 0.25, "bug": 0.75})
+    assert found.urgent.probability == pytest.approx(0.25)
+    assert found.anger.probabilities == pytest.approx({0: 0.25, 1: 0.5, 2: 0.25})
+    assert model.generator.requests == []
+
+
+def test_a_decision_request_shows_what_the_adapter_shows(configured):
+    model = judging(**SHARES)
+    ours = configured(model)
+    predict = dspy.Predict(Triage)
+    predict.demos = [
+        {"ticket": "It is dear", "kind": "bill", "urgent": False, "anger": 1},
+        {"ticket": "It smokes", **predict(ticket="It smokes").toDict()},
+    ]
+    predict(ticket="It burns")
+    shown = [message["content"] for message in model.rendered[-1]]
+    predict(lm=LlamaCppDecisions(ours.lm), ticket="It burns")
+    [system, *turns] = [message["content"] for message in model.rendered[-1]]
+    assert turns == shown[1:]
+    for line in shown[0].splitlines():
+        assert line in system
+
+
+def test_decision_requests_async_and_of_plain_types(configured):
+    class Native(dspy.Signature):
+        ticket: str = dspy.InputField()
+        kind: Literal["bill", "bug"] = dspy.OutputField(desc="What it is about")
+        urgent: bool = dspy.OutputField(desc="Today?")
+
+    ours = configured(judging(**SHARES))
+    lm = LlamaCppDecisions(ours.lm)
+    found = asyncio.run(dspy.Predict(Native).acall(lm=lm, ticket="It burns"))
+    assert (found.kind, found.urgent) == ("bug", False)
+
+
+def test_an_lm_that_measures_nothing_answers_no_decision_requests():
+    with pytest.raises(ConfigurationError, match="LlamaCppAdapter"):
+        LlamaCppDecisions(dspy.LM("openai/gpt-4o-mini"))
+
+
+def test_words_that_look_like_examples_are_left_alone(configured):
+    model = judging(**SHARES)
+    configured(model)
+    asked = Triage.with_instructions('Sort it, as in\n\nthis list:\n["bill", "bug"]')
+    dspy.Predict(asked)(ticket="It burns")
+    assert '["bill", "bug"]' in model.rendered[-1][0]["content"]
 
 
 # Plain fields, on demand
