@@ -19,16 +19,16 @@ INTRODUCTION = """# Settings
 Written by `scripts/settings_table.py` from the declarations in `adapter/generation/sampling.py` and
 `adapter/engine/config.py`. Do not edit it by hand.
 
-`LlamaCppConfig` holds the settings of a model. A call may set those that the third column names: as
-keyword of `dspy.Predict`, `adapter.lm` or `adapter.lm.copy`, by the same name. A plain `dspy.LM`
-passes those of llama.cpp on in `metadata={"llamacpp": {"min_p": 0.1}}`.
+`LlamaCppConfig` holds the settings of a model. The third column says which of them a call may set,
+as a keyword argument of `dspy.Predict`, `adapter.lm` or `adapter.lm.copy` with the same name. With
+a plain `dspy.LM`, pass those of llama.cpp in `metadata={"llamacpp": {"min_p": 0.1}}`.
 
-The last column says whether what a config has is part of the lm's name, by which DSPy's cache tells
-answers apart: always, where it is not the default, or never, since it decides no answer. The cache
-knows what a call sets by the request itself."""
+DSPy's cache distinguishes answers by the lm's name and by the request. The last column says whether
+a setting of the config is part of that name: always, if it was changed, or never, because it does
+not decide the answer. What a call sets is part of the request."""
 
-IN_NAME = {"always": "always", "changed": "where changed", "never": "never"}
-SET_BY = {"openai": "DSPy's name", "llamacpp": "llama.cpp's name", None: "the config alone"}
+IN_NAME = {"always": "always", "changed": "if changed", "never": "never"}
+SET_BY = {"openai": "DSPy's name", "llamacpp": "llama.cpp's name", None: "only the config"}
 
 
 def render() -> str:

@@ -55,10 +55,10 @@ _indifferent = partial(setting, in_name="never")
 @documented
 @dataclass(frozen=True, kw_only=True)
 class LlamaCppConfig(Sampling):
-    """How a loaded model answers where a request says nothing else.
+    """The settings of a model, for requests that set nothing else.
 
-    All but the model's name is given by keyword. ``docs/reference/settings.md`` lists the settings,
-    those of the samplers among them; their defaults are llama.cpp's own.
+    All settings except the model's name are keyword arguments. ``docs/reference/settings.md`` lists
+    them. The defaults of the samplers are llama.cpp's own.
 
     Raises:
         InvalidParameterError: a value outside its range.
@@ -69,58 +69,61 @@ class LlamaCppConfig(Sampling):
     )
     max_tokens: Positive | None = _openai(
         512,
-        "tokens an answer may have, None or -1 = as many as the context has room for",
+        "tokens that an answer may have, None or -1 = as many as fit the context",
         in_name="always",
         minus_one=None,
     )
     context_length: Annotated[int, Ge(2)] | None = setting(
         None,
-        "tokens a prompt and its answer may have together, None = as many as the model was "
+        "tokens that a prompt and its answer may have together, None = as many as the model was "
         "loaded for",
         in_name="always",
     )
     seed: Seed | None = _openai(
         None,
         "None or -1 draws one for each call. The n candidates of a call, and the rollouts of "
-        "BestOfN and Refine, each have one that follows from it",
+        "BestOfN and Refine, have seeds of their own, which follow from it",
         in_name="always",
         minus_one=None,
     )
     stop: Texts = _openai((), "texts that end an answer", in_name="always")
     complete_answers: bool = _llamacpp(
         True,
-        "complete an answer that has a form within max_tokens, by ending its texts and lists in"
-        " time, and refuse max_tokens that hold no answer; False lets max_tokens cut it off",
+        "complete an answer that follows a grammar within max_tokens, by ending its texts and "
+        "lists in time, and refuse max_tokens that can hold no answer; False lets max_tokens cut "
+        "it off",
         in_name="always",
     )
     chat_template_kwargs: Variables = _llamacpp(
         dict,
         'variables for the model\'s chat template, such as {"enable_thinking": False} or '
-        '{"reasoning_effort": "low"}; those of a request come before them',
+        '{"reasoning_effort": "low"}; those of a request take precedence',
         in_name="always",
     )
     token_budget_limit: Positive | None = setting(
         None,
         "tokens that all requests together may take, prompts and answers, None = any number. A "
-        "request that fails, or is given up, is charged for what was computed of it",
+        "request that fails or is cancelled is charged for what was computed of it",
         in_name="always",
     )
     requests_per_minute: Positive | None = _indifferent(
         None,
-        "more raise an error that DSPy waits and retries after, None = any number. A request "
-        "that is refused before any work does not count",
+        "beyond this number a request raises an error, and DSPy waits and tries again. None = any "
+        "number. A request that is refused before any work does not count",
     )
     timeout_secs: Seconds | None = _indifferent(
         None,
-        "how long a request may take, its wait for others included, None = any time. DSPy tries"
-        " again after the error",
+        "seconds that a request may take, its wait for others included, None = any time. DSPy "
+        "tries again after the error",
     )
     max_retries: Natural = _indifferent(
-        3, "how often DSPy tries again after an error that may pass"
+        3, "how often DSPy tries again after an error that is only temporary"
     )
-    initial_backoff_ms: Natural = _indifferent(100, "the least that it waits before")
+    initial_backoff_ms: Natural = _indifferent(
+        100, "milliseconds that DSPy waits at least before it tries again"
+    )
     max_backoff_ms: Natural = _indifferent(
-        60_000, "the most that it waits, at least initial_backoff_ms"
+        60_000, "milliseconds that DSPy waits at most, at least initial_backoff_ms"
     )
     enable_cache: bool = _indifferent(True, "let DSPy answer a repeated call from its cache")
     cache_ttl_secs: Seconds | None = _indifferent(
@@ -191,7 +194,7 @@ class CallSettings(LlamaCppConfig):
         None, "tokens that the model may reason for before it answers"
     )
     logprobs: Natural | None = _openai(
-        None, "likeliest tokens to tell beside each sampled one, with log-probabilities"
+        None, "likeliest tokens to report beside each sampled one, with log-probabilities"
     )
     response_format: Annotated[Any, Words("as OpenAI's API has it")] = _openai(
         None, "JSON, or the JSON Schema that the answer follows"

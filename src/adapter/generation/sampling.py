@@ -115,57 +115,63 @@ class Sampling:
     dynatemp_range: Annotated[float, Ge(0), Le(2)] = _llamacpp(
         0.0, "how far the temperature follows the entropy, 0 = not"
     )
-    dynatemp_exponent: Factor = _llamacpp(1.0, "how steeply it does")
+    dynatemp_exponent: Factor = _llamacpp(1.0, "how steeply the temperature does so")
     top_k: TopK = _openai(40, "candidates kept, 0 or -1 = all", in_name="always", minus_one=0)
     top_p: Fraction = _openai(
         0.95, "smallest set of candidates whose probabilities reach it, 1 = all", in_name="always"
     )
     min_p: Fraction = _llamacpp(
-        0.05, "least probability, relative to the likeliest token, 0 = off", in_name="always"
+        0.05, "lowest probability, relative to the likeliest token, 0 = off", in_name="always"
     )
     typical_p: Fraction = _llamacpp(
-        1.0, "as top_p, of candidates nearest the expected surprise, 1 = off"
+        1.0, "like top_p, but keeps the candidates nearest the expected surprise, 1 = off"
     )
     top_n_sigma: Factor = _llamacpp(
-        0.0, "candidates within so many standard deviations of the best, 0 = off"
+        0.0, "keeps candidates within this many standard deviations of the best, 0 = off"
     )
     xtc_probability: Fraction = _llamacpp(
         0.0, "how often the likeliest candidates are left out, 0 = off"
     )
-    xtc_threshold: Fraction = _llamacpp(0.1, "what is at least so likely is one of them")
+    xtc_threshold: Fraction = _llamacpp(
+        0.1, "candidates of at least this probability are among them"
+    )
     mirostat: Mirostat = _llamacpp(
         0,
-        "a steady surprise by version 1 or 2, in place of top_k, top_p, min_p, typical_p, "
+        "keeps the surprise steady, by version 1 or 2, instead of top_k, top_p, min_p, typical_p, "
         "top_n_sigma and xtc; 0 = off",
     )
-    mirostat_tau: Factor = _llamacpp(5.0, "the surprise to reach, in bits")
-    mirostat_eta: Factor = _llamacpp(0.1, "how fast it is corrected")
+    mirostat_tau: Factor = _llamacpp(5.0, "the surprise to keep, in bits")
+    mirostat_eta: Factor = _llamacpp(0.1, "how fast the surprise is corrected")
     adaptive_target: Annotated[float, Ge(-1), Le(1)] = _llamacpp(
         -1.0,
         "choose tokens whose probability is near this one over time, with no more than a mild "
         "min_p before it; below 0 = off",
     )
     adaptive_decay: Annotated[float, Ge(0), Le(0.99)] = _llamacpp(
-        0.9, "how long earlier tokens count for it, about 1 / (1 - decay) tokens"
+        0.9, "for how long earlier tokens count, about 1 / (1 - decay) tokens"
     )
     repeat_penalty: Annotated[float, Gt(0), Le(2)] = _llamacpp(
         1.0, "divides the logits of recent tokens, 1 = off", in_name="always"
     )
     repeat_last_n: Count = _llamacpp(
-        64, "how many recent tokens the three penalties look at, 0 = none"
+        64, "how many recent tokens the three penalties consider, 0 = none"
     )
     frequency_penalty: Penalty = _openai(
         0.0, "subtracted from a recent token's logit for each occurrence"
     )
     presence_penalty: Penalty = _openai(0.0, "subtracted once from each recent token's logit")
-    dry_multiplier: Factor = _llamacpp(0.0, "penalty on going on with a repetition, 0 = off")
+    dry_multiplier: Factor = _llamacpp(0.0, "penalty on continuing a repetition, 0 = off")
     dry_base: Annotated[float, Ge(1), Le(1000)] = _llamacpp(
-        1.75, "what it grows by for each token of the repetition"
+        1.75, "factor of the penalty for each token of the repetition"
     )
-    dry_allowed_length: Count = _llamacpp(2, "repetitions shorter than so many tokens are let be")
-    dry_penalty_last_n: Count = _llamacpp(1024, "how many recent tokens it looks at")
+    dry_allowed_length: Count = _llamacpp(
+        2, "repetitions shorter than this many tokens have no penalty"
+    )
+    dry_penalty_last_n: Count = _llamacpp(
+        1024, "how many recent tokens are searched for repetitions"
+    )
     dry_sequence_breakers: Breakers = _llamacpp(
-        ("\n", ":", '"', "*"), "texts that no repetition spans"
+        ("\n", ":", '"', "*"), "texts that end a repetition"
     )
     logit_bias: Biases = _openai(dict, "what is added to a token's logit, by token")
 
