@@ -18,7 +18,7 @@ POLLED = 64
 """Requests that are asked in a step whether their callers have gone: all of them in turn."""
 
 MOST_TAKEN_IN = 256
-"""Requests that are put in order at once, of those that have come."""
+"""Requests that are put in order in a step, of those that have come."""
 
 _STRIDE = CHUNK // BLOCK
 
@@ -60,15 +60,17 @@ class Waiting:
 
     def first(self) -> Sequence | None:
         """The one whose turn it is, unless all wait for prompts."""
-        self._take_in()
-        while self._ready:
-            sequence = self._ready[0][1]
-            if sequence in self._orders:
-                if sequence.state == "queued":
-                    return sequence
-                self.leave(sequence)
-            heapq.heappop(self._ready)
-        return None
+        while True:
+            while self._ready:
+                sequence = self._ready[0][1]
+                if sequence in self._orders:
+                    if sequence.state == "queued":
+                        return sequence
+                    self.leave(sequence)
+                heapq.heappop(self._ready)
+            if not self._arrived:
+                return None
+            self._take_in()
 
     def park(self, sequence: Sequence, owner: Sequence | Reading) -> None:
         """Let others pass the first one, until what it waits for is computed, or read."""
