@@ -18,9 +18,11 @@ import selectors
 import socket
 import struct
 import sys
-import threading
 import time
 from collections.abc import Callable
+from functools import partial
+
+from pyllama import _threads
 
 logger = logging.getLogger("pyllama.rpc")
 
@@ -40,6 +42,9 @@ _GREETING_SECONDS = 10.0
 
 _SILENCE = 30
 """Seconds without a sign of life from the server's system, after which it is given up."""
+
+_PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""Seconds until a connection is waited for again, after one, two and more could not be taken."""
 
 # Neither takes a descriptor.
 _SELECTOR: type[selectors.BaseSelector] = getattr(
@@ -74,7 +79,11 @@ class Relay:
         self.failure = ""
         #: What llama.cpp connects to.
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, name="rpc-relay", daemon=True).start()
+        try:
+            _threads.start(self._accept)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Listen no more. Connections go on."""
@@ -84,23 +93,27 @@ class Relay:
         self._listener.close()
 
     def _accept(self) -> None:
-        wait = 0.0
+        n_failed = 0
         while not self._closed:
-            time.sleep(wait)
-            wait = 0.0 if self._accept_one() else min(2 * wait + 0.05, 1.0)
+            if self._accept_one():
+                n_failed = 0
+            else:
+                n_failed = min(n_failed + 1, len(_PAUSES) - 1)
+                time.sleep(_PAUSES[n_failed])
 
     def _accept_one(self) -> bool:
         """Take a connection and serve it on a thread; whether that worked."""
         client = None
         try:
             client, _ = self._listener.accept()
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+            _threads.start(partial(self._serve, client))
             return True
         except Exception as error:  # no descriptor, thread or memory
-            if not self._closed:
-                logger.warning("cannot take a connection to %s:%s: %s", *self._target, error)
-            if client is not None:
-                client.close()  # its greeting fails, which is an exception
+            with contextlib.suppress(Exception):
+                if client is not None:
+                    client.close()  # its greeting fails, which is an exception
+                if not self._closed:
+                    logger.warning("cannot take a connection to %s:%s: %s", *self._target, error)
             return False
 
     def _serve(self, client: socket.socket) -> None:

@@ -20,8 +20,10 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import IO, TYPE_CHECKING
 
+from pyllama import _threads
 from pyllama._arguments import integer, real
 from pyllama._callbacks import logger
 from pyllama._object import NativeObject
@@ -154,15 +156,15 @@ class RpcServer(NativeObject["Popen[str]"]):
 
         output: deque[str] = deque(maxlen=20)
         ports: SimpleQueue[int | None] = queue.SimpleQueue()
-        reader = threading.Thread(target=_log_output, args=(process, output, ports), daemon=True)
-        reader.start()
+        _threads.start(partial(_log_output, process, output, ports))
         host, _, wanted = self.endpoint.partition(":")
         if TELLS_PORT:
             port = ports.get()
         else:
             port = _probed(process, "127.0.0.1" if host == "0.0.0.0" else host, int(wanted))
         if port is None:
-            reader.join()
+            if not TELLS_PORT:
+                ports.get()  # once all that it said was read
             raise BackendError(
                 f"the RPC server on {self.endpoint} did not start: {'; '.join(output)}"
             )
@@ -255,14 +257,28 @@ def _probed(process: Popen[str], host: str, port: int) -> int | None:
 def _log_output(process: Popen[str], output: deque[str], ports: SimpleQueue[int | None]) -> None:
     """Log what a server says, and tell its port once it listens; None when it ended."""
     assert process.stdout is not None
-    with process.stdout:
-        for line in process.stdout:
-            told = line.partition(LISTENS)[2].strip()
-            if told:
-                ports.put(int(told))
+    try:
+        with process.stdout:
+            while _log_line(process.stdout, output, ports):
+                pass
+    finally:
+        ports.put(None)
+
+
+def _log_line(stream: IO[str], output: deque[str], ports: SimpleQueue[int | None]) -> bool:
+    """Whether there is more: a lack of memory costs a line, and does not have the server wait."""
+    try:
+        line = stream.readline()
+        told = line.partition(LISTENS)[2].strip()
+        if told:
+            ports.put(int(told))
+        if line:
             output.append(line.strip())
             logger.info("RPC server: %s", line.rstrip())
-    ports.put(None)
+        return bool(line)
+    except MemoryError:
+        time.sleep(0.01)
+        return True
 
 
 def _end(process: Popen[str]) -> None:

@@ -7,11 +7,15 @@ built from the same llama.cpp.
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import socket
 import threading
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,6 +135,38 @@ def test_a_server_that_cannot_find_out_its_port_ends(monkeypatch):
     _rpc_child._tell_port()
     assert b"cannot find out which port it listens on: no /proc" in ended[0]
     assert ended[1] == 1
+
+
+def test_what_a_server_says_is_read_to_its_end_though_memory_is_short(monkeypatch):
+    """Nobody else reads it: the server would wait, and whoever started it for its port."""
+    read, write = os.pipe()
+    process = SimpleNamespace(stdout=os.fdopen(read, encoding="utf-8"))
+    with os.fdopen(write, "w", encoding="utf-8") as server:
+        server.write(f"first\n{rpc.LISTENS}77\nlast\n")
+    shortage = iter([MemoryError])
+    output, ports = deque(), SimpleQueue()
+
+    def info(*_args):
+        for error in shortage:
+            raise error
+
+    monkeypatch.setattr(rpc.logger, "info", info)
+    rpc._log_output(process, output, ports)
+    assert list(output) == ["first", f"{rpc.LISTENS}77", "last"]
+    assert [ports.get(), ports.get()] == [77, None]
+
+
+def test_whoever_waits_for_a_server_hears_of_the_end_of_what_it_says(monkeypatch):
+    process = SimpleNamespace(stdout=io.StringIO())
+    ports = SimpleQueue()
+
+    def fail(*_args):
+        raise RuntimeError("mine")
+
+    monkeypatch.setattr(rpc, "_log_line", fail)
+    with pytest.raises(RuntimeError, match="mine"):
+        rpc._log_output(process, deque(), ports)
+    assert ports.get() is None
 
 
 if pyllama.supports_rpc():

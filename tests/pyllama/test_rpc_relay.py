@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
+import mmap
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -90,19 +93,49 @@ def test_it_takes_connections_again_after_an_error(relay, error, caplog):
     assert "cannot take a connection" in caplog.text
 
 
-def test_a_thread_that_cannot_start_costs_one_connection(relay, monkeypatch):
-    real = threading.Thread.start
+def no_thread(monkeypatch):
+    def fail(*_args):
+        raise RuntimeError("can't start new thread")
 
-    def start(self):
-        if fails:
-            fails.pop()
-            raise RuntimeError("can't start new thread")
-        real(self)
+    monkeypatch.setattr(_thread, "start_new_thread", fail)
 
-    fails = [True]
-    monkeypatch.setattr(threading.Thread, "start", start)
-    assert not greets(relay)
+
+def no_room(monkeypatch):
+    def fail(*_args, **_options):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", fail)
+
+
+def no_beginning(monkeypatch):
+    monkeypatch.setattr(_thread, "start_new_thread", lambda *_: None)
+
+
+SHORTAGES = {
+    no_thread: (RuntimeError, "can't start"),
+    no_room: (MemoryError, "no room for another thread"),
+    no_beginning: (MemoryError, "before it began"),
+}
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES)
+def test_a_thread_that_cannot_start_costs_one_connection(relay, shortage):
+    with pytest.MonkeyPatch.context() as patch:
+        shortage(patch)
+        assert not greets(relay)
     assert greets(relay)
+
+
+@pytest.mark.parametrize("shortage", SHORTAGES)
+def test_a_relay_that_gets_no_thread_listens_no_more(shortage, monkeypatch):
+    made, real = [], socket.create_server
+    monkeypatch.setattr(socket, "create_server", lambda *args: made.append(real(*args)) or made[-1])
+    kind, message = SHORTAGES[shortage]
+    with pytest.MonkeyPatch.context() as patch:
+        shortage(patch)
+        with pytest.raises(kind, match=message):
+            Relay("127.0.0.1", 1, lambda _: None)
+    assert made[0].fileno() == -1
 
 
 def test_a_server_that_is_not_there_ends_the_connection_alone(relay, monkeypatch):
@@ -123,15 +156,16 @@ def test_a_server_that_takes_a_connection_and_does_not_answer_is_not_waited_for(
 
 
 def test_a_closed_relay_ends_its_thread(server):
-    before = set(threading.enumerate())
+    before = set(sys._current_frames())
     made = Relay(*server, lambda _: None)
     assert greets(made)
     made.close()
     with pytest.raises(OSError, match="refused"):
         greets(made)
-    for thread in set(threading.enumerate()) - before:
-        thread.join(10)
-        assert not thread.is_alive()
+    end = time.monotonic() + 60
+    while set(sys._current_frames()) - before and time.monotonic() < end:
+        time.sleep(0.001)
+    assert not set(sys._current_frames()) - before
 
 
 _STRANGER = """
