@@ -176,6 +176,8 @@ class LlamaCppEmbedder:
         )
 
     def __repr__(self) -> str:
+        if "n_embd" not in vars(self):
+            return "<LlamaCppEmbedder, which could not be made>"
         return f"<LlamaCppEmbedder {self.loaded.name!r}: {self.n_embd} numbers, {self.pooling}>"
 
     # Tokens

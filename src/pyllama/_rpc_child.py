@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from contextlib import suppress
 
+from pyllama import _threads
 from pyllama._guard import check
 from pyllama._native._binding import ffi, lib
 from pyllama.device import devices, load_backend, registered
@@ -22,9 +22,9 @@ def serve(
     endpoint: str, cache_dir: str | None, n_threads: int, names: list[str], modules: list[str]
 ) -> None:
     """The server's own process: the backends of the process that made it, until that one ends."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _threads.start(_end_with_parent)
     if TELLS_PORT:
-        threading.Thread(target=_tell_port, daemon=True).start()
+        _threads.start(_tell_port)
     built_in = [backend.path for backend in registered()]
     for module in modules:
         if module not in built_in:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyllama._arguments import INT32_MAX, MAX_POS, any_array, int32_array, integer, token_array
+from pyllama._half_made import or_half_made
 from pyllama._native._binding import ffi
 from pyllama._process import make_lock
 from pyllama._uncopyable import Uncopyable
@@ -206,6 +207,7 @@ class Batch(Uncopyable):
         length: int = self._struct.n_tokens
         return length
 
+    @or_half_made
     def __repr__(self) -> str:
         what = "embeddings" if self.n_embd else "tokens"
         return f"<pyllama.Batch: {len(self)} of {self.capacity} {what}>"

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pyllama._arguments import INT32_MAX, any_array, integer
+from pyllama._half_made import or_half_made
 
 # llama_token_data.
 _ROW = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
@@ -102,6 +103,7 @@ class Candidates:
     def __len__(self) -> int:
         return len(self._data)
 
+    @or_half_made
     def __repr__(self) -> str:
         chosen = "" if self.selected is None else f", token {self.token} selected"
         return f"<pyllama.Candidates: {len(self)}{chosen}>"

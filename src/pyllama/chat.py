@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pyllama import _chat_answers
 from pyllama._arguments import choice
 from pyllama._guard import raise_caught, take_str
+from pyllama._half_made import or_half_made
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._text_marks import TextMarker
@@ -200,6 +201,7 @@ class ChatTemplate(Uncopyable):
         rendered = engine.apply(format_inputs, prompt_inputs, chat_template_kwargs or {})
         return rendered if grammar is None else replace(rendered, grammar=grammar)
 
+    @or_half_made
     def __repr__(self) -> str:
         return f"<pyllama.ChatTemplate of {len(self.source)} characters>"
 

@@ -14,6 +14,7 @@ from pyllama._context_check import require_consistent
 from pyllama._context_memory import require_memory
 from pyllama._decoding import Decoding
 from pyllama._guard import last_errors, raise_caught
+from pyllama._half_made import or_half_made
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject, holding_all
@@ -293,6 +294,7 @@ class Context(Decoding):
             self.synchronize()
             self._call(lib.guarded_perf_context_reset)
 
+    @or_half_made
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"n_ctx {self.n_ctx}, n_seq_max {self.n_seq_max}"
         return f"<pyllama.Context of {self.model.desc!r}: {state}>"

@@ -16,6 +16,7 @@ from pyllama import _callbacks  # noqa: F401  (installs the guard before any gua
 from pyllama import _sampler_arguments as checked
 from pyllama._arguments import INT32_MAX, integer, token_array
 from pyllama._guard import check, raise_caught, take_str
+from pyllama._half_made import or_half_made
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama.errors import GrammarError, NativeError
@@ -98,6 +99,7 @@ class Grammar:
         except GrammarError as error:
             raise GrammarError(f"the grammar of the JSON schema cannot be used: {error}") from None
 
+    @or_half_made
     def __repr__(self) -> str:
         return f"<pyllama.Grammar of {self.gbnf.count('::=')} rules, from {self.root!r}>"
 

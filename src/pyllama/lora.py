@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pyllama import _model_file, _process, python_sampler
 from pyllama._arguments import integer, real
 from pyllama._guard import last_errors, raise_caught
+from pyllama._half_made import or_half_made
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject, holding_all
 from pyllama.context import Context
@@ -93,6 +94,7 @@ class LoraAdapter(NativeObject["Pointer[llama_adapter_lora]"]):
         if not python_sampler.is_calling():  # which would wait for itself; the model frees it then
             self.model._at_rest(Context, self.model._free_retired_adapters)
 
+    @or_half_made
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"for {self.model.desc!r}"
         return f"<pyllama.LoraAdapter {os.path.basename(self.path)!r}: {state}>"

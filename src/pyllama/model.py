@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 from pyllama import _model_file, _process
 from pyllama._gguf_file import DamagedFile
 from pyllama._guard import check, last_errors, raise_caught, raise_if_caught, to_str
+from pyllama._half_made import or_half_made
 from pyllama._model_check import check_files
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject, holding_all
@@ -420,6 +421,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
             dependent.close()
         del handle  # frees the model unless another thread is inside a call on it
 
+    @or_half_made
     def __repr__(self) -> str:
         state = "closed" if self.closed else self.desc
         return f"<pyllama.Model {os.path.basename(self.path)!r}: {state}>"

@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING
 from pyllama import _threads
 from pyllama._arguments import integer, real
 from pyllama._callbacks import logger
+from pyllama._half_made import or_half_made
 from pyllama._object import NativeObject
 from pyllama._rpc_child import LISTENS, TELLS_PORT
 from pyllama._rpc_servers import Server, greet, replaced, servers
@@ -170,6 +171,7 @@ class RpcServer(NativeObject["Popen[str]"]):
             )
         self.endpoint = f"{host}:{port}"
 
+    @or_half_made
     def __repr__(self) -> str:
         return f"<pyllama.RpcServer on {self.endpoint}{': closed' if self.closed else ''}>"
 

@@ -11,6 +11,7 @@ from pyllama import _callbacks, _process  # noqa: F401  (installs the guard befo
 from pyllama import _sampler_arguments as checked
 from pyllama._arguments import INT32_MAX, integer, real
 from pyllama._guard import check, guarded_str, raise_caught, raise_if_caught
+from pyllama._half_made import or_half_made
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._sampling import SamplerObject
@@ -399,6 +400,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         except ClosedError:
             return True
 
+    @or_half_made
     def __repr__(self) -> str:
         return f"<pyllama.{type(self).__name__} {self.name}{', in a chain' if self._chain else ''}>"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from pyllama._arguments import INT32_MAX, integer
 from pyllama._guard import CAUGHT, caught_error, check, raise_caught, raise_if_caught, to_str
+from pyllama._half_made import or_half_made
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._sampling import SamplerObject, refusal
@@ -325,6 +326,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
         with self._lock, self._open() as pointer:
             self._run("resetting counters", lib.guarded_chain_perf_reset, pointer)
 
+    @or_half_made
     def __repr__(self) -> str:
         steps = " → ".join(self.names) or "empty"
         return f"<pyllama.SamplerChain {steps}{', with a grammar' if self._grammar else ''}>"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pyllama import _callbacks  # noqa: F401  (installs the guard before any guarded call)
 from pyllama._arguments import choice, integer
 from pyllama._guard import raise_caught
+from pyllama._half_made import or_half_made
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject
 from pyllama.device import load_backends
@@ -90,5 +91,6 @@ class Threadpool(NativeObject["Pointer[ggml_threadpool]"]):
             # Not freed here: a context's CPU backend remembers the pool that it last used.
             self._handle = None
 
+    @or_half_made
     def __repr__(self) -> str:
         return f"<pyllama.Threadpool: {'closed' if self.closed else f'{self.n_threads} threads'}>"

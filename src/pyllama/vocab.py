@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pyllama._arguments import integer
 from pyllama._guard import CAUGHT, check, raise_caught, to_str
+from pyllama._half_made import or_half_made
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama._process import make_lock
@@ -136,6 +137,7 @@ class Vocab(Uncopyable):
     def __len__(self) -> int:
         return self.n_tokens
 
+    @or_half_made
     def __repr__(self) -> str:
         return f"<pyllama.Vocab {self.type}: {self.n_tokens} tokens>"
 

@@ -100,6 +100,8 @@ class AsyncLlamaCppEngine:
         return cls(LlamaCppEngine.load_state(state))
 
     def __repr__(self) -> str:
+        if "engine" not in vars(self):
+            return "<AsyncLlamaCppEngine, which could not be made>"
         return f"<AsyncLlamaCppEngine of {self.engine!r}>"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AsyncLlamaCppEngine:

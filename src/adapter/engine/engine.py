@@ -295,6 +295,8 @@ class LlamaCppEngine:
         return engine
 
     def __repr__(self) -> str:
+        if "_closed" not in vars(self):
+            return "<LlamaCppEngine, which could not be made>"
         state = " (closed)" if self._closed else ""
         return f"<LlamaCppEngine {self.model!r} on {self.loaded.device}{state}>"
 

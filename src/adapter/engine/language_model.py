@@ -83,6 +83,8 @@ class LlamaCppLM(LM):
         )
 
     def __repr__(self) -> str:
+        if "kwargs" not in vars(self):
+            return f"<{type(self).__name__}, which could not be made>"
         settings = "".join(f" {name}={value!r}" for name, value in self.kwargs.items())
         return f"<{type(self).__name__} {self.model!r}{settings}>"
 

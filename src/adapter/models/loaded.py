@@ -185,6 +185,8 @@ class LoadedModel:
             return resident.model.vocab.token_to_piece(token)
 
     def __repr__(self) -> str:
+        if "device" not in vars(self):
+            return "<LoadedModel, which could not be made>"
         return f"<LoadedModel {self.name!r} on {self.device}>"
 
 

@@ -299,6 +299,8 @@ class ModelPool:
         self.close()
 
     def __repr__(self) -> str:
+        if "_loader" not in vars(self):
+            return "<ModelPool, which could not be made>"
         names = ", ".join(slot.name for slot in self._loader.slots() if slot.residency)
         return f"<ModelPool {str(self.model_dir)!r}: {names or 'no model'} in memory>"
 

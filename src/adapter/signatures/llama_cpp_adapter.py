@@ -250,6 +250,8 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         )
 
     def __repr__(self) -> str:
+        if "_lm" not in vars(self):
+            return "<LlamaCppAdapter, which could not be made>"
         own = "without an lm" if self._lm is None else f"of {self._lm!r}"
         return f"<LlamaCppAdapter {own}>"
 
