@@ -46,7 +46,12 @@ class LoadedModel:
     """
 
     def __init__(
-        self, name: str, path: Path, resident: ResidentModel, placement: Placement, borrow: Borrow
+        self,
+        name: str,
+        path: Path,
+        resident: ResidentModel,
+        placed: Callable[[], Placement],
+        borrow: Borrow,
     ) -> None:
         #: The model's name in its pool.
         self.name = name
@@ -59,7 +64,7 @@ class LoadedModel:
         #: Tokens of context that it was trained with.
         self.n_ctx_train = resident.model.n_ctx_train
         #: Tokens of context that a request and its answer may have together.
-        self.context_length = placement.context_length
+        self.context_length = placed().context_length
         #: What its chat template can express.
         self.capabilities = resident.template.capabilities
         #: Names in the chat template, its variables among them.
@@ -70,10 +75,9 @@ class LoadedModel:
         self.n_vocab = resident.model.vocab.n_tokens
         #: Texts that end a turn, beside the vocabulary's own tokens.
         self.turn_stops = () if resident.has_template else ("\n\nUser:", "\n\nSystem:")
-        #: What it runs on, and why.
-        self.placement = placement
-        #: The first device in words, such as ``"CPU (Intel Xeon)"``.
-        self.device = _in_words(placement.devices)
+        self._placed = placed
+        placement = placed()
+        self._device = placement, _in_words(placement.devices)
         #: Compute completions: ``"batched"`` together with others, ``"isolated"`` one at a time.
         self.generators: Mapping[Execution, Generator] = MappingProxyType(
             {execution: _LeasedGenerator(borrow, execution) for execution in get_args(Execution)}
@@ -82,6 +86,19 @@ class LoadedModel:
         # No cached_property: before Python 3.12 those of all handles share a lock, which one that
         # waits for a load would hold.
         self._turn_ends: tuple[int, ...] | None = None
+
+    @property
+    def placement(self) -> Placement:
+        """What it runs on, and why; after the loss of a server that may be something else."""
+        return self._placed()
+
+    @property
+    def device(self) -> str:
+        """The first device in words, such as ``"CPU (Intel Xeon)"``."""
+        placement, words = self.placement, self._device
+        if words[0] is not placement:
+            self._device = words = placement, _in_words(placement.devices)
+        return words[1]
 
     def lease(self) -> Lease[pyllama.Model]:
         """The model itself, kept in memory for a ``with`` block.
@@ -185,7 +202,7 @@ class LoadedModel:
             return resident.model.vocab.token_to_piece(token)
 
     def __repr__(self) -> str:
-        if "device" not in vars(self):
+        if "_device" not in vars(self):
             return "<LoadedModel, which could not be made>"
         return f"<LoadedModel {self.name!r} on {self.device}>"
 

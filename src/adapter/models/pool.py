@@ -334,7 +334,7 @@ class ModelPool:
             self._handles.pop(key, None)
         borrow = partial(Lease, self._loader, name, path, slot)
         with translated_load(name, path):
-            made = LoadedModel(name, path, resident, slot.placement, borrow)
+            made = LoadedModel(name, path, resident, slot.placed, borrow)
         known = self._handles.setdefault((slot, name), made)
         if known.computation == made.computation:
             return known

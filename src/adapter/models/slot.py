@@ -177,6 +177,11 @@ class ModelSlot:
     unloaders: list[Request[Residency]] = field(default_factory=list)
     successors: list[Request[Residency]] = field(default_factory=list)
 
+    def placed(self) -> Placement:
+        """Where it runs, or ran last; it was loaded once."""
+        assert self.placement is not None
+        return self.placement
+
     @property
     def residencies(self) -> list[Residency]:
         """All that it has in memory."""

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import replace
 from shutil import copyfile
 
 import pytest
 
+import pyllama
 from adapter.engine.config import LlamaCppConfig
 from adapter.engine.model_names import engine_name
 from adapter.errors import TokenizationError
@@ -133,6 +135,17 @@ def test_a_handle_says_what_it_runs_on(pool):
     assert one.placement.context_length == one.context_length == 64
     assert one.device.startswith("CPU (")
     assert "one" in repr(one)
+
+
+def test_a_handle_says_what_it_runs_on_now(pool):
+    """A model whose server was lost may be loaded elsewhere the next time."""
+    one = pool.load_model("one")
+    slot = pool._loader.slot(one.path)
+    (cpu,) = [device for device in pyllama.devices() if device.type == "cpu"]
+    elsewhere = replace(cpu, description="elsewhere")
+    slot.placement = replace(slot.placement, devices=(elsewhere,))
+    assert one.placement is slot.placement
+    assert one.device == f"{cpu.name} (elsewhere)"
 
 
 def test_the_process_of_a_template_ends_with_its_model(pool, write_tiny_model, monkeypatch):
