@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
 
 import pytest
@@ -10,7 +11,15 @@ from chats import TOOL, TOOLS_AND_THINKING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyllama import ChatMessage, ChatMessageDiff, ChatParseError, ChatTemplate, ChatToolCall
+from pyllama import (
+    ChatMessage,
+    ChatMessageDiff,
+    ChatParseError,
+    ChatParser,
+    ChatTemplate,
+    ChatToolCall,
+    NativeError,
+)
 
 CONVERSATION = [{"role": "user", "content": "What is 1 + 2?"}]
 THOUGHT = "<think>\nAdd them.\n</think>\n\n"
@@ -149,6 +158,14 @@ def test_text_that_nests_too_deep(parser, brackets, partial):
     assert parser.parse((opening + closing) * 100_000).content
 
 
+@pytest.mark.parametrize("partial", [True, False])
+def test_brackets_that_strings_close_nest_all_the_same(parser, partial):
+    """A million bytes of stack for each 1,000 of them."""
+    value = '{"}": ' * 20_000 + "1" + "}" * 20_000
+    message = parser.parse(CALL.replace("1", value), partial=partial)
+    assert message.tool_calls[0].arguments.count("{") == 20_001
+
+
 def test_terminal_colours_do_not_nest(parser):
     text = "\x1b[31mred\x1b[0m " * 1_000
     assert parser.parse(text).content == text
@@ -196,3 +213,77 @@ def test_threads_may_share_a_parser(parser):
 def test_parse_errors_are_value_errors(parser):
     with pytest.raises(ValueError, match="format"):
         parser.parse('<tool_call>\n{"name": "sub"')
+
+
+def parser_of(parts, root=0, rules=None):
+    """A parser with these parts in place of those of its format."""
+    rendered = ChatTemplate(source=TOOLS_AND_THINKING)
+    given = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ChatParser, "__init__", lambda _, params: given.append(json.loads(params)))
+        rendered.apply(CONVERSATION, tools=[TOOL])
+    arena = {"parsers": parts, "rules": rules or {}, "root": root}
+    return ChatParser(json.dumps({**given[0], "parser": json.dumps(arena)}))
+
+
+OPENING = {"type": "literal", "literal": "{}"}
+ANY = {"type": "any"}
+ENDLESS = {
+    "a part of itself": [{"type": "sequence", "children": [0]}],
+    "a rule of itself": [{"type": "ref", "name": "rule"}],
+    "once a character": [{"type": "sequence", "children": [1, 0]}, ANY],
+    "behind what need not be there": [
+        {"type": "sequence", "children": [1, 0]},
+        {"type": "repetition", "child": 2, "min_count": 0, "max_count": 1},
+        OPENING,
+    ],
+    "behind one of two": [
+        {"type": "sequence", "children": [1, 0]},
+        {"type": "choice", "children": [2, 3]},
+        OPENING,
+        ANY,
+    ],
+    "behind what is only looked at": [
+        {"type": "sequence", "children": [1, 0]},
+        {"type": "and", "child": 2},
+        OPENING,
+    ],
+    "behind a child that is none": [
+        {"type": "sequence", "children": [1, 0]},
+        {**ANY, "child": 2, "children": [2]},
+        OPENING,
+    ],
+    "before a bracket": [{"type": "sequence", "children": [0, 1]}, OPENING],
+}
+"""Parsers whose recursion nothing bounds, as a process that was taken over might send them."""
+
+
+@pytest.mark.parametrize("parts", ENDLESS.values(), ids=list(ENDLESS))
+def test_a_parser_that_calls_itself_without_end_is_refused(parts):
+    with pytest.raises(NativeError, match="calls itself without end"):
+        parser_of(parts, rules={"rule": 0})
+
+
+def test_a_parser_with_a_part_that_is_not_there_is_refused():
+    with pytest.raises(NativeError, match="no part 7"):
+        parser_of([{"type": "sequence", "children": [7]}])
+
+
+def test_a_parser_that_nests_too_deep_is_refused():
+    with pytest.raises(NativeError, match="nests deeper"):
+        parser_of([{**ANY, "more": json.loads("[" * 200 + "]" * 200)}])
+
+
+def test_a_parser_that_comes_to_itself_behind_brackets_has_the_stack_for_them():
+    parts = [{"type": "tag", "tag": "x", "child": index + 1} for index in range(40)]
+    parts += [{"type": "sequence", "children": [41, 0]}, OPENING]
+    root = len(parts)
+    parts += [
+        {"type": "sequence", "children": [root + 1, 0]},
+        {"type": "until", "delimiters": ["{"]},
+    ]
+    parser = parser_of(parts, root)
+    with pytest.raises(ChatParseError, match="does not match"):
+        parser.parse("{}" * 2000 + "!")
+    with pytest.raises(ChatParseError, match="bytes of stack"):
+        parser.parse("{}" * 30000 + "!")

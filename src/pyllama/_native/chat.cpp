@@ -1,4 +1,6 @@
+#include "deep_stack.hpp"
 #include "guard.hpp"
+#include "parser_depth.hpp"
 
 #include "common/chat.h"
 
@@ -18,6 +20,7 @@ struct pyllama_chat {
 
 struct pyllama_chat_parser {
     common_chat_parser_params params;
+    pyllama::parser_depth     depth;
 };
 
 namespace {
@@ -35,6 +38,9 @@ constexpr size_t MAX_JSON_DEPTH   = 100;
 constexpr size_t MAX_OUTPUT_DEPTH = 200;
 constexpr size_t MAX_REFERENCES   = 200;
 constexpr size_t MAX_SIGNS        = 512; // see check_name()
+
+// What reading an answer takes of the stack beside its parser's recursion.
+constexpr size_t PARSER_STACK = 256 * 1024;
 
 // llama.cpp lets nobody set the time that strftime_now() tells, so a macro takes its place. Python
 // gives what each directive stands for.
@@ -401,7 +407,9 @@ pyllama_chat_parser * guarded_chat_parser_init(const char * params) {
         parser->params.generation_prompt = json.at("generation_prompt");
         const std::string arena          = json.at("parser");
         if (!arena.empty()) {
-            parser->params.parser.load(arena);
+            const auto parts      = parse_json(arena, "the chat parser nests deeper than");
+            parser->depth         = pyllama::parser_depth(parts);
+            parser->params.parser = common_peg_arena::from_json(parts);
         }
         return parser.release();
     });
@@ -417,7 +425,14 @@ char * guarded_chat_parse(const pyllama_chat_parser * parser, const char * text,
         const std::string input(text, length);
         require(output_depth(input) <= MAX_OUTPUT_DEPTH, "it nests brackets deeper than",
                 MAX_OUTPUT_DEPTH);
-        return message_to_json(common_chat_parse(input, partial, parser->params)).dump_safe();
+        const size_t stack = parser->depth.stack_for(input) + PARSER_STACK;
+        require(stack <= pyllama::DEEPEST_STACK, "its brackets may take more bytes of stack than",
+                pyllama::DEEPEST_STACK);
+        std::string message;
+        pyllama::run_with_stack(stack, [&] {
+            message = message_to_json(common_chat_parse(input, partial, parser->params)).dump_safe();
+        });
+        return message;
     });
 }
 
