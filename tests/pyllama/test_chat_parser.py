@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -287,3 +289,31 @@ def test_a_parser_that_comes_to_itself_behind_brackets_has_the_stack_for_them():
         parser.parse("{}" * 2000 + "!")
     with pytest.raises(ChatParseError, match="bytes of stack"):
         parser.parse("{}" * 30000 + "!")
+
+
+_SHORT = """
+import json, resource, sys
+import pyllama
+from pyllama._native._binding import lib
+
+def message(count):
+    calls = [{"name": "f", "arguments": "{}", "id": "0"}] * count
+    return json.dumps({"content": "", "reasoning_content": "", "tool_calls": calls}).encode()
+
+few, many = message(0), message(20_000)
+lib.guarded_chat_compute_diffs(few, few)
+with open("/proc/self/statm") as file:
+    mapped = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + int(sys.argv[1]),) * 2)
+failed = not lib.guarded_chat_compute_diffs(many, many)
+assert failed and lib.pyllama_caught() == lib.PYLLAMA_CAUGHT_OUT_OF_MEMORY
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what a process maps")
+@pytest.mark.parametrize("megabytes", [12, 15, 18, 20])
+def test_no_memory_to_free_an_object_is_an_error(megabytes):
+    """The JSON library takes some to free an object, and would end the process."""
+    code = [sys.executable, "-c", _SHORT, str(megabytes << 20)]
+    ended = subprocess.run(code, timeout=60, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr

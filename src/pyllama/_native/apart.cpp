@@ -202,6 +202,27 @@ void run_apart(no_memory policy, const std::function<void()> & call) {
     }
 }
 
+void run_with_memory(size_t size, const std::function<void()> & call) {
+    constexpr size_t OTHERS = 64 << 20; // other threads take some meanwhile
+    void * const     memory = std::malloc(OTHERS + size);
+    std::free(memory);
+    if (memory) {
+        return call();
+    }
+    bool begun = false;
+    try {
+        run_apart(no_memory::strands, [&] {
+            begun = true;
+            call();
+        });
+    } catch (const refused &) { // a process without other threads, as a template's is
+        if (begun) {
+            throw;
+        }
+        call();
+    }
+}
+
 void free_apart(const std::function<void()> & call) {
     try {
         run_apart(no_memory::unwinds, call);

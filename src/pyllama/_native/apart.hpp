@@ -52,6 +52,10 @@ bool ask_home(const std::function<void()> & question);
 // From now on a failed allocation of ggml's or of C++'s ends in one of the ways above.
 void watch_allocations() noexcept;
 
+// For what cannot bear it that memory ends: makes a call here where there is plenty, more than so many
+// bytes, and apart where there is not, on a thread that stays where it is then.
+void run_with_memory(size_t size, const std::function<void()> & call);
+
 // Throws pyllama::refused unless so much memory can be had just now.
 void require_memory(size_t size);
 

@@ -1,3 +1,4 @@
+#include "apart.hpp"
 #include "deep_stack.hpp"
 #include "guard.hpp"
 #include "parser_depth.hpp"
@@ -8,6 +9,7 @@
 #include "common/jinja/lexer.h"
 
 #include <algorithm>
+#include <cstring>
 #include <string_view>
 
 struct pyllama_chat {
@@ -53,8 +55,18 @@ constexpr std::string_view STRFTIME_NOW =
     "{{- formatted.text }}"
     "{%- endmacro %}\n";
 
-template <class Text> char * guarded_text(Text && text) {
-    return guarded<char *>(nullptr, [&] { return pyllama::copy_string(text()); });
+// The JSON library takes memory to free an object, and ends the process where there is none.
+template <class Result, class Call> Result guarded_json(size_t n_bytes, Call && call) {
+    constexpr size_t MEMORY_PER_BYTE = 64;
+    return guarded<Result>(nullptr, [&] {
+        Result result = nullptr;
+        pyllama::run_with_memory(n_bytes * MEMORY_PER_BYTE, [&] { result = call(); });
+        return result;
+    });
+}
+
+template <class Text> char * guarded_text(size_t n_bytes, Text && text) {
+    return guarded_json<char *>(n_bytes, [&] { return pyllama::copy_string(text()); });
 }
 
 void require(bool fits, const char * what, size_t limit) {
@@ -334,7 +346,7 @@ extern "C" {
 // bos and eos: the texts of those tokens. llama.cpp would take them from the model, and leave out of
 // the prompt what tokenizing adds: EOS, too, which ends no prompt of ours.
 pyllama_chat * guarded_chat_init(const char * source, const char * bos, const char * eos) {
-    return guarded<pyllama_chat *>(nullptr, [&] {
+    return guarded_json<pyllama_chat *>(std::strlen(source), [&] {
         check_source(source);
         const bool tells_time = std::string_view(source).find("strftime_now") != std::string::npos;
         const std::string_view prelude = tells_time ? STRFTIME_NOW : "";
@@ -351,7 +363,7 @@ int32_t guarded_chat_free(pyllama_chat * chat) {
 }
 
 char * guarded_chat_describe(const pyllama_chat * chat) {
-    return guarded_text([&] {
+    return guarded_text(0, [&] {
         const auto * templates = chat->templates.get();
         return common_json{
             {"source", common_chat_templates_source(templates).substr(chat->prelude)},
@@ -364,7 +376,7 @@ char * guarded_chat_describe(const pyllama_chat * chat) {
 
 // The prompt alone: all that depends on the messages, when llama.cpp finds the format out.
 char * guarded_chat_render(const pyllama_chat * chat, const char * inputs) {
-    return guarded_text([&] {
+    return guarded_text(std::strlen(inputs), [&] {
         auto parsed               = parse_inputs(inputs);
         parsed.force_pure_content = true;
 
@@ -375,7 +387,7 @@ char * guarded_chat_render(const pyllama_chat * chat, const char * inputs) {
 }
 
 char * guarded_chat_apply(const pyllama_chat * chat, const char * inputs) {
-    return guarded_text([&] {
+    return guarded_text(std::strlen(inputs), [&] {
         const auto params = common_chat_templates_apply(chat->templates.get(), parse_inputs(inputs));
         return common_json{
             {"prompt", params.prompt},
@@ -399,7 +411,7 @@ char * guarded_chat_apply(const pyllama_chat * chat, const char * inputs) {
 }
 
 pyllama_chat_parser * guarded_chat_parser_init(const char * params) {
-    return guarded<pyllama_chat_parser *>(nullptr, [&] {
+    return guarded_json<pyllama_chat_parser *>(std::strlen(params), [&] {
         const auto json   = common_json::parse(params);
         auto       parser = std::make_unique<pyllama_chat_parser>();
         parser->params.format =
@@ -421,7 +433,7 @@ int32_t guarded_chat_parser_free(pyllama_chat_parser * parser) {
 
 char * guarded_chat_parse(const pyllama_chat_parser * parser, const char * text, size_t length,
                           bool partial) {
-    return guarded_text([&] {
+    return guarded_text(length, [&] {
         const std::string input(text, length);
         require(output_depth(input) <= MAX_OUTPUT_DEPTH, "it nests brackets deeper than",
                 MAX_OUTPUT_DEPTH);
@@ -437,7 +449,7 @@ char * guarded_chat_parse(const pyllama_chat_parser * parser, const char * text,
 }
 
 char * guarded_chat_compute_diffs(const char * previous, const char * message) {
-    return guarded_text([&] {
+    return guarded_text(std::strlen(previous) + std::strlen(message), [&] {
         const auto diffs = common_chat_msg_diff::compute_diffs(
             message_from_json(common_json::parse(previous)),
             message_from_json(common_json::parse(message)));

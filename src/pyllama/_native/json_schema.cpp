@@ -1,3 +1,4 @@
+#include "apart.hpp"
 #include "deep_stack.hpp"
 #include "guard.hpp"
 
@@ -122,15 +123,20 @@ class schema_check {
 
 // The converter recurses along the schema and its references, and over its names with std::regex.
 extern "C" char * guarded_json_schema_to_grammar(const char * schema, size_t length) {
-    constexpr size_t STACK_PER_BYTE = 1024;
+    constexpr size_t STACK_PER_BYTE  = 1024;
+    constexpr size_t MEMORY_PER_BYTE = 64;
     return pyllama::guarded<char *>(nullptr, [&] {
         char * result = nullptr;
-        pyllama::run_with_stack(length * STACK_PER_BYTE, [&] {
+        const auto convert = [&] {
             auto document = common_chat_schema_from_json(common_json::parse(schema));
             const schema_check check(document);
             result = pyllama::copy_string(
                 common_json{{"gbnf", json_schema_to_grammar(document)}, {"patterns", check.patterns}}
                     .dump());
+        };
+        // The JSON library takes memory to free an object, and ends the process where there is none.
+        pyllama::run_with_memory(length * MEMORY_PER_BYTE, [&] {
+            pyllama::run_with_stack(length * STACK_PER_BYTE, convert);
         });
         return result;
     });
