@@ -43,6 +43,7 @@ class LoopbackHub:
     drops         how often each transfer is broken off, and after how many bytes
     redirects     whether contents come from another address, as from a content delivery network
     ranges        whether a part of a file may be asked for
+    shift         how far behind what was asked for a part begins
     requests      method, path and headers of each request
     """
 
@@ -52,6 +53,7 @@ class LoopbackHub:
         self.drops: list[int] = []
         self.redirects = True
         self.ranges = True
+        self.shift = 0
         self.body: bytes | None = None
         self.status = 200
         self.requests: list[tuple[str, str, dict[str, str]]] = []
@@ -158,6 +160,8 @@ class _Handler(BaseHTTPRequestHandler):
         if start >= len(content):
             self._answer(416, b"", {"Content-Range": f"bytes */{len(content)}"})
             return
+        if start:
+            start += hub.shift
         end = min(end, len(content) - 1)
         etag["Content-Range"] = f"bytes {start}-{end}/{len(content)}"
         self._answer(206, content[start : end + 1], etag)

@@ -131,7 +131,7 @@ def _download(url: str, target: Path, sha256: str | None, report: Report | None)
             with partial.open("a+b") as stream:
                 content = Content(stream, size, arrived, hashlib.sha256())
                 _require_room(url, target.parent, size - content.written)
-                receive(url, {}, content)
+                receive(url, {}, content, version if version and version[0] == '"' else None)
                 stream.flush()
                 os.fsync(stream.fileno())
             found = content.digest.hexdigest()
@@ -151,7 +151,8 @@ def _probe(url: str) -> tuple[int, str | None]:
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
-    asked, timeout = {"Range": "bytes=0-0"}, constants.HF_HUB_DOWNLOAD_TIMEOUT
+    asked = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     # Not a HEAD request: signed URLs are for one method alone.
     with get_session().stream("GET", url, headers=asked, timeout=timeout) as response:
         hf_raise_for_status(response)

@@ -113,27 +113,35 @@ def _download(
         raise WrongDigestError
 
 
-def receive(url: str, headers: Mapping[str, str], content: Content) -> None:
+def receive(
+    url: str, headers: Mapping[str, str], content: Content, version: str | None = None
+) -> None:
     """Write what a URL gives from where the content ends, until it is complete.
 
-    A transfer that breaks off is resumed. Where the server cannot do that, it begins anew.
+    A transfer that breaks off is resumed, of the `version` of the file that is given as an ETag.
+    Where the server cannot do that, it begins anew.
 
-    Raises WrongDigestError for more than there should be, and what the HTTP client raises.
+    Raises WrongDigestError for what is not the rest of the file, and what the HTTP client raises.
     """
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     failures = 0
     while content.written < content.size:
-        before, asked = content.written, dict(headers)
+        # A body that is packed has other lengths than the file.
+        before, asked = content.written, {"Accept-Encoding": "identity", **headers}
         if before:
             asked["Range"] = f"bytes={before}-"
+            if version is not None:
+                asked["If-Range"] = version
         try:
             timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
             with get_session().stream("GET", url, headers=asked, timeout=timeout) as response:
                 hf_raise_for_status(response)
-                if response.status_code != 206 and before:
+                if response.status_code != 206:
                     content.restart()
+                elif not response.headers.get("Content-Range", "").startswith(f"bytes {before}-"):
+                    raise WrongDigestError
                 for chunk in response.iter_bytes():
                     content.write(chunk)
             if content.written < content.size:  # it says that this is all

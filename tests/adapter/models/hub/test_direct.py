@@ -63,6 +63,17 @@ def test_what_changed_on_the_server_is_not_mixed_with_what_arrived(hub, url, tmp
     assert path.read_bytes() == changed
 
 
+def test_another_part_than_was_asked_for_is_not_put_behind_what_arrived(hub, url, tmp_path):
+    hub.drops, hub.shift = [len(MODEL) // 2], 7
+    with pytest.raises(ModelDownloadError, match="try again"):
+        direct.download(url, tmp_path)
+    assert not list(tmp_path.glob("*.gguf"))
+    hub.shift = 0
+    (path,) = direct.download(url, tmp_path)
+    assert path.read_bytes() == MODEL
+    assert hub.requests[-1][2]["If-Range"].startswith('"')
+
+
 def test_the_parts_of_a_split_model_come_together(hub, tmp_path):
     parts = {f"m-0000{i}-of-00002.gguf": b"GGUF" + bytes([i]) * 99 for i in (1, 2)}
     hub.add("any/server", parts)
