@@ -146,9 +146,10 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
     plain = line_without(rules, (*markers, fence), may_be_empty=False)
 
     def text(field: Field, *, is_last: bool) -> Expression:
-        paragraph = field.paragraph and not is_last
-        key = ("text", paragraph, field.required, field.unwritten)
-        return rules.add("text", key, lambda: text_body(field, paragraph))
+        key = ("text", field.paragraph, field.required, field.unwritten)
+        body = rules.add("text", key, lambda: text_body(field, field.paragraph))
+        # The blank line at its end, where no marker of another field follows.
+        return sequence(body, optional("\n\n")) if field.paragraph and is_last else body
 
     def text_body(field: Field, paragraph: bool) -> Expression:
         never = [Marker(_INDENTATION, one) for one in field.unwritten]

@@ -21,6 +21,7 @@ from dspy.adapters.types import Code, Reasoning, Type
 from dspy.signatures import Signature
 from pydantic.fields import FieldInfo
 
+from adapter.signatures.shapes import shape_of
 from adapter.signatures.typed_values import allowed_values, union_members
 from adapter.signatures.values import is_dspy_type
 
@@ -115,14 +116,29 @@ def demonstrated(by_demos: bool) -> Iterator[None]:
 def placeholder(name: str, field: FieldInfo) -> str:
     """What stands for an output's value in the form of the answer.
 
-    Where no demonstration shows the form, small models follow `<name>` better than `(text)`.
+    Where no demonstration shows the form, small models follow `<name>` better than `(text)`, and
+    the shape of a JSON value better than its schema.
     """
-    form = _output_form(name, field)
+    description = description_of(name, field)
     if _demonstrated.get():
-        return f"({form})"
-    return f"<{name if form == 'text' else form}>"
+        return f"({_output_form(field.annotation, description)})"
+    form = describe_form(field.annotation)
+    if form.startswith(_BY_SCHEMA) and (shape := shape_of(_schema(field.annotation))):
+        return f"{shape} ({description})" if description else shape
+    if form == "text":
+        return f"<{description or name}>"
+    if field.annotation in (int, float):
+        # Measured: with fewer words a small model copies the number rather than make one up.
+        return f"<{description}, a number>" if description else "<a number>"
+    return f"<{description}; {form}>" if description else f"<{form}>"
 
 
+_BRACKETS = (
+    ("[", "]"),
+    ("(", ")"),
+    ("{", "}"),
+)  # a model that may not write <name> writes [name] or [your name]
+_BY_SCHEMA = "JSON with this schema: "
 _FIRST_LETTERS = 3
 
 
@@ -138,8 +154,16 @@ def beginnings_of_placeholders(
     if not demos and not _MARKUP.search(_words_of(signature)):
         found = {"<": None}
     with demonstrated(bool(demos)):
-        for name, field in signature.output_fields.items():
-            text = placeholder(name, field)
+        texts = [placeholder(name, field) for name, field in signature.output_fields.items()]
+        if not demos:
+            names = [
+                name
+                for name, field in signature.output_fields.items()
+                if describe_form(field.annotation) == "text"
+            ]
+            words = [*names, "your", "insert"] if names else []
+            texts += [f"{opening}{word}{end}" for word in words for opening, end in _BRACKETS]
+        for text in texts:
             word = re.match(r".\w*", text, re.DOTALL)
             is_long = word is not None and len(word[0]) > _FIRST_LETTERS
             beginning = text[: _FIRST_LETTERS + 1] if is_long else text
@@ -183,16 +207,15 @@ def describe_form(annotation: Any) -> str:
         return f"{annotation.language} code in a ```{annotation.language.lower()} block"
     if is_dspy_type(annotation, Type) and (own_words := annotation.description()):
         return str(own_words)
-    return "JSON with this schema: " + json.dumps(_schema(annotation), ensure_ascii=False)
+    return _BY_SCHEMA + json.dumps(_schema(annotation), ensure_ascii=False)
 
 
 def _has_phrase(annotation: Any) -> bool:
     return annotation in _PLAIN_FORMS or bool(allowed_values(annotation))
 
 
-def _output_form(name: str, field: FieldInfo) -> str:
-    form = describe_form(field.annotation)
-    description = description_of(name, field)
+def _output_form(annotation: Any, description: str) -> str:
+    form = describe_form(annotation)
     if not description:
         return form
     return description if form == "text" else f"{description}; {form}"
@@ -208,7 +231,7 @@ def description_of(name: str, field: FieldInfo) -> str:
     return "; ".join(str(part) for part in (description, extra.get("constraints")) if part)
 
 
-def _schema(annotation: Any) -> object:
+def _schema(annotation: Any) -> Any:
     """Return a type's JSON schema without the titles, which only repeat the names."""
 
     def untitled(node: object) -> object:

@@ -76,10 +76,10 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         use_native_function_calling: use the model's own format for functions, if its chat template
             has one, for an input of dspy.Tool and an output of dspy.ToolCalls. A grammar makes
             sure that calls are valid. Otherwise they are ordinary fields.
-        end_texts_at_blank_line: end the text of every output except the last one at a blank line,
-            because a small model seldom finds another end. A text may have blank lines if its name
-            or description asks for something long (an essay, paragraphs, steps), or if a
-            demonstration has one.
+        end_texts_at_blank_line: end the text of an output that is one of several at a blank line,
+            because a small model seldom finds another end. Reasoning ends there too, and does not
+            count as one of several. A text may have blank lines if its name or description asks
+            for something long (an essay, paragraphs, steps), or if a demonstration has one.
         callbacks: DSPy's callbacks.
     """
 

@@ -27,12 +27,15 @@ _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 def single_paragraphs(
     signature: type[Signature], demos: Iterable[Mapping[str, Any]]
 ) -> frozenset[str]:
-    """The outputs before the last whose text ends at a blank line.
+    """The outputs whose text ends at a blank line: those that are one of several.
 
-    They are those whose name and description ask for nothing longer, and that have no blank line
-    in a demonstration either.
+    Reasoning is none of these, so an answer that only reasoning comes before may be long. Nor are
+    those whose name or description asks for something longer, or that have a blank line in a
+    demonstration.
     """
-    names = [*signature.output_fields][:-1]
+    names = [*signature.output_fields]
+    if len([name for name in names if name != "reasoning"]) < 2:
+        del names[-1]
     return frozenset(
         name
         for name in names

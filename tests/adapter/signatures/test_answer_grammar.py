@@ -128,7 +128,11 @@ def test_a_paragraph_ends_at_a_blank_line(tiny, text, is_one):
     gbnf = answer_grammar(signature, FIELD_LINES, known).gbnf
     assert takes(tiny, f"answer:{text}\n\nwhy: x", answer=str, why=str)
     assert fits(tiny, gbnf, f"answer:{text}\n\nwhy: x") == is_one
-    assert fits(tiny, gbnf, f"answer: x\nwhy:{text}")  # the last one ends with the answer
+    assert fits(tiny, gbnf, f"answer: x\nwhy:{text}") == is_one
+    if is_one:  # the last one may have the blank line after which it ends
+        assert fits(tiny, gbnf, f"answer: x\nwhy:{text}\n\n")
+    gbnf = answer_grammar(signature, FIELD_LINES, {"answer": {"paragraph": True}}).gbnf
+    assert fits(tiny, gbnf, f"answer: x\nwhy:{text}")
 
 
 def test_a_paragraph_that_must_be_there_begins_at_its_marker(tiny):

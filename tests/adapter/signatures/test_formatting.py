@@ -72,15 +72,67 @@ def test_without_a_demonstration_names_stand_for_texts():
     signature = dspy.Signature("question -> reasoning, answer: int, title: Literal['a', 'b']")
     fields = signature.with_updated_fields("title", desc="what it is called")
     assert messages_of(fields, {"question": "q"})[0]["content"].partition("form:\n")[2] == (
-        "reasoning: <reasoning>\nanswer: <a whole number>\ntitle: <what it is called; one of: a, b>"
+        "reasoning: <reasoning>\nanswer: <a number>\ntitle: <what it is called; one of: a, b>"
     )
+
+
+class Item(pydantic.BaseModel):
+    product: str
+    quantity: int = pydantic.Field(description="how many")
+    note: str | None = None
+
+
+class Tree(pydantic.BaseModel):
+    children: list[Tree]
+
+
+class Bounded(pydantic.BaseModel):
+    share: float = pydantic.Field(le=1)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "shape"),
+    [
+        (
+            list[Item],
+            '[{"product": ..., "quantity": a whole number (how many), '
+            '"note": ... or null (may be left out)}, ...]',
+        ),
+        (dict[str, list[int]], "{...: [a whole number, ...], ...}"),
+        (list[dict[str, Literal["a", "b"]]], '[{...: "a" or "b", ...}, ...]'),
+        (Tree, None),
+        (list[Bounded], None),
+        (dict[str, dict[str, Any]], None),
+        (tuple[int, str], None),
+    ],
+)
+def test_without_a_demonstration_a_shape_stands_for_a_schema(annotation, shape):
+    signature = dspy.Signature(
+        {
+            "order": (str, dspy.InputField()),
+            "items": (annotation, dspy.OutputField(desc="what is ordered")),
+        }
+    )
+    [system, _] = messages_of(signature, {"order": "x"})
+    said = system["content"].partition("items: ")[2]
+    if shape is None:
+        assert said.startswith("<what is ordered; JSON with this schema: {")
+    else:
+        assert said == f"{shape} (what is ordered)"
+    demo = {"order": "y", "items": []}
+    [system, *_] = messages_of(signature, {"order": "x"}, [demo])
+    assert "JSON with this schema" in system["content"]
 
 
 def test_what_repeats_a_placeholder():
     signature = dspy.Signature("question -> reasoning, a, Of: int")
-    assert beginnings_of_placeholders(signature, []) == ("<",)
+    made_up = ("[rea", "(rea", "{rea", "[a]", "(a)", "{a}", "[you", "(you", "{you", "[ins")
+    made_up += ("(ins", "{ins")
+    assert beginnings_of_placeholders(signature, []) == ("<", *made_up)
     markup = signature.with_instructions("Write HTML.")
-    assert beginnings_of_placeholders(markup, []) == ("<rea", "<a>", "<a whole number>")
+    assert beginnings_of_placeholders(markup, []) == ("<rea", "<a>", "<a number>", *made_up)
+    numbers = dspy.Signature("question -> answer: int")
+    assert beginnings_of_placeholders(numbers, []) == ("<",)
     assert beginnings_of_placeholders(signature, [{"a": "x"}]) == ("(tex", "(a whole number)")
     assert beginnings_of_placeholders(signature, [{"a": "(texts)"}]) == ("(a whole number)",)
 

@@ -10,9 +10,14 @@ from adapter import LlamaCppAdapter
 from adapter.signatures.paragraphs import single_paragraphs
 
 
-def test_all_but_the_last_end_at_a_blank_line():
+def test_one_of_several_ends_at_a_blank_line():
     signature = dspy.Signature("question -> reasoning, title, answer")
-    assert single_paragraphs(signature, []) == {"reasoning", "title"}
+    assert single_paragraphs(signature, []) == {"reasoning", "title", "answer"}
+
+
+def test_an_answer_alone_may_be_long():
+    assert single_paragraphs(dspy.Signature("question -> reasoning, answer"), []) == {"reasoning"}
+    assert single_paragraphs(dspy.Signature("question -> answer"), []) == set()
 
 
 @pytest.mark.parametrize(
@@ -24,19 +29,23 @@ def test_a_field_may_ask_for_more(name, desc):
     described = dspy.OutputField(**({"desc": desc} if desc else {}))
     signature = dspy.Signature(
         {"question": (str, dspy.InputField()), name: (str, described),
-         "answer": (str, dspy.OutputField())}
+         "sure": (bool, dspy.OutputField())}
     )  # fmt: skip
-    assert single_paragraphs(signature, []) == set()
+    assert single_paragraphs(signature, []).isdisjoint({name})
 
 
 def test_only_whole_words_ask_for_more():
     signature = dspy.Signature("question -> storyteller, decoded, answer")
-    assert single_paragraphs(signature, []) == {"storyteller", "decoded"}
+    assert single_paragraphs(signature, []) == {"storyteller", "decoded", "answer"}
 
 
 def test_a_demonstration_shows_more():
     signature = dspy.Signature("question -> why, answer")
-    for why, expected in (("a\n\nb", set()), ("a\n \t\nb", set()), ("a\nb", {"why"})):
+    for why, expected in (
+        ("a\n\nb", {"answer"}),
+        ("a\n \t\nb", {"answer"}),
+        ("a\nb", {"why", "answer"}),
+    ):
         assert single_paragraphs(signature, [{"why": "x"}, {"why": why}]) == expected
     assert single_paragraphs(signature, [{"answer": "a\n\nb"}, {}]) == {"why"}
 
@@ -50,3 +59,6 @@ def test_the_setting(tiny, setting, is_taken):
     [request] = model.generator.requests
     grammar = pyllama.Grammar(request.constraint.gbnf)
     assert matches(tiny.vocab, grammar, "why: a\n\nb\nanswer: y") == is_taken
+    assert matches(tiny.vocab, grammar, "why: a\nanswer: y\n\nz") == is_taken
+    # A model whose text ends there need find no other end.
+    assert matches(tiny.vocab, grammar, "why: a\nanswer: y\n\n") != is_taken
