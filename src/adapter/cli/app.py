@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from io import TextIOWrapper
+from typing import Annotated
 
 import typer
 
 from adapter.cli.bench import bench
 from adapter.cli.chat import chat
-from adapter.cli.console import examples
+from adapter.cli.console import examples, say
 from adapter.cli.convert import convert
 from adapter.cli.demo import demo
 from adapter.cli.devices import devices, rpc_server
@@ -28,84 +30,97 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        import pyllama
+
+        say(f"pyllama {pyllama.__version__}, llama.cpp {pyllama.llama_cpp_version()}")
+        raise typer.Exit
+
+
 @app.callback()
-def pyllama() -> None:
+def pyllama(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
+    ] = False,
+) -> None:
     """Run GGUF models inside Python through llama.cpp."""
 
 
-app.command(
-    epilog=examples('pyllama demo "What is the capital of France?"'),
-)(demo)
-app.command(
-    epilog=examples(
-        "pyllama pull owner/repo",
-        "pyllama pull owner/repo:Q4_K_M",
-        "pyllama pull owner/repo:folder/model-f16.gguf",
-        "pyllama pull ~/Downloads/model.gguf",
-    ),
-)(pull)
-app.command(
-    epilog=examples("pyllama chat", 'pyllama chat owner/repo:Q4_K_M --system "Be brief."'),
-)(chat)
-app.command(
-    epilog=examples(
-        'pyllama run my-model "What is DSPy?"',
-        'cat report.txt | pyllama run my-model "Summarize this:" -n 200',
-        'pyllama run my-model "Invent a person." --schema person.json --json',
-    ),
-)(run)
-app.command(
-    epilog=examples(
-        'pyllama embed my-model "one text" "another"',
-        "pyllama embed my-model < lines.txt > vectors.jsonl",
-    ),
-)(embed)
-app.command(
-    epilog=examples("pyllama models", "pyllama models ~/models --json"),
-)(models)
-app.command(
-    "show",
-    epilog=examples(
-        "pyllama show SmolLM2-135M-Instruct.Q4_1",
-        "pyllama show ./model.gguf --template",
-        "pyllama show ollama:llama3.2:3b --json",
-    ),
-)(show_model)
-app.command(
-    epilog=examples("pyllama fit ./model.gguf", "pyllama fit hf:owner/repo:Q4_K_M -c 32768"),
-)(fit)
-app.command(
-    epilog=examples("pyllama rm my-model", "pyllama rm hf:owner/repo:Q4_K_M --yes"),
-)(rm)
-app.command(
-    epilog=examples("pyllama bench", "pyllama bench owner/repo:Q4_K_M -p 512 -n 128 -r 3 --json"),
-)(bench)
-app.command(
-    epilog=examples(
-        "pyllama convert owner/repo",
-        "pyllama convert ./my-model model-f16.gguf --outtype f16",
-        "pyllama convert ./my-adapter --lora --base owner/repo",
-    ),
-)(convert)
-app.command(
-    epilog=examples(
-        "pyllama quantize ./model-f16.gguf Q4_K_M",
-        "pyllama quantize ./model-f16.gguf IQ2_M small.gguf --imatrix imatrix.gguf",
-        "pyllama quantize owner/repo:BF16 Q8_0 --dry-run",
-    ),
-)(quantize)
-app.command(
-    epilog=examples("pyllama perplexity ./model-Q4_K_M.gguf text.txt --chunks 50"),
-)(perplexity)
-app.command(
-    epilog=examples("pyllama doctor", "pyllama doctor --no-test > report.txt"),
-)(doctor)
-app.command(
-    epilog=examples("pyllama devices", "pyllama devices --build"),
-)(devices)
-app.command(
-    epilog=examples("pyllama rpc-server", "pyllama rpc-server --host 192.168.0.5 --expose"),
-)(rpc_server)
+def _add(panel: str, command: Callable[..., None], *lines: str, name: str | None = None) -> None:
+    app.command(name, epilog=examples(*lines), rich_help_panel=panel)(command)
+
+
+_USE = "Use a model"
+_add(_USE, demo, 'pyllama demo "What is the capital of France?"')
+_add(_USE, chat, "pyllama chat", 'pyllama chat owner/repo:Q4_K_M --system "Be brief."')
+_add(
+    _USE,
+    run,
+    'pyllama run my-model "What is DSPy?"',
+    'cat report.txt | pyllama run my-model "Summarize this:" -n 200',
+    'pyllama run my-model "Invent a person." --schema person.json --json',
+)
+_add(
+    _USE,
+    embed,
+    'pyllama embed my-model "one text" "another"',
+    "pyllama embed my-model < lines.txt > vectors.jsonl",
+)
+
+_GET = "Get and keep models"
+_add(
+    _GET,
+    pull,
+    "pyllama pull owner/repo",
+    "pyllama pull owner/repo:Q4_K_M",
+    "pyllama pull owner/repo:folder/model-f16.gguf",
+    "pyllama pull ~/Downloads/model.gguf",
+)
+_add(_GET, models, "pyllama models", "pyllama models ~/models --json")
+_add(
+    _GET,
+    show_model,
+    "pyllama show SmolLM2-135M-Instruct.Q4_1",
+    "pyllama show ./model.gguf --template",
+    "pyllama show ollama:llama3.2:3b --json",
+    name="show",
+)
+_add(_GET, fit, "pyllama fit ./model.gguf", "pyllama fit hf:owner/repo:Q4_K_M -c 32768")
+_add(_GET, rm, "pyllama rm my-model", "pyllama rm hf:owner/repo:Q4_K_M --yes")
+
+_MAKE = "Make models"
+_add(
+    _MAKE,
+    convert,
+    "pyllama convert owner/repo",
+    "pyllama convert ./my-model model-f16.gguf --outtype f16",
+    "pyllama convert ./my-adapter --lora --base owner/repo",
+)
+_add(
+    _MAKE,
+    quantize,
+    "pyllama quantize ./model-f16.gguf Q4_K_M",
+    "pyllama quantize ./model-f16.gguf IQ2_M small.gguf --imatrix imatrix.gguf",
+    "pyllama quantize owner/repo:BF16 Q8_0 --dry-run",
+)
+_add(_MAKE, perplexity, "pyllama perplexity ./model-Q4_K_M.gguf text.txt --chunks 50")
+
+_MACHINE = "This machine"
+_add(
+    _MACHINE,
+    bench,
+    "pyllama bench",
+    "pyllama bench owner/repo:Q4_K_M -p 512 -n 128 -r 3 --json",
+)
+_add(_MACHINE, doctor, "pyllama doctor", "pyllama doctor --no-test > report.txt")
+_add(_MACHINE, devices, "pyllama devices", "pyllama devices --build")
+_add(
+    _MACHINE,
+    rpc_server,
+    "pyllama rpc-server",
+    "pyllama rpc-server --host 192.168.0.5 --expose",
+)
 
 
 def main() -> None:

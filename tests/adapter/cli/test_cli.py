@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import adapter
+import pyllama
 from adapter.cli.app import app
 from adapter.models.hardware import HardwareManager
 
@@ -87,3 +88,30 @@ def test_a_file_whose_name_is_no_text_is_listed(tiny_model_path, tmp_path):
         done = subprocess.run(command, capture_output=True, timeout=120)
         assert done.returncode == 0, done.stderr
         assert b"odd-" in done.stdout
+
+
+def test_the_version_is_that_of_the_package_and_of_llama_cpp(run):
+    result = run("--version")
+    assert result.exit_code == 0
+    assert pyllama.__version__ in result.stdout
+    assert pyllama.llama_cpp_version() in result.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no pseudo-terminals")
+@pytest.mark.parametrize("no_color", [True, False])
+def test_errors_are_red_on_a_terminal_unless_no_color_is_set(no_color):
+    import pty
+
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"}
+    environment.pop("NO_COLOR", None)
+    if no_color:
+        environment["NO_COLOR"] = "1"
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "pyllama", "models", "/no/such/folder"]
+    done = subprocess.run(command, env=environment, stderr=theirs, stdout=theirs, timeout=120)
+    os.close(theirs)
+    shown = os.read(ours, 4096)
+    os.close(ours)
+    assert done.returncode == 1
+    assert b"error: " in shown
+    assert (b"\x1b[31m" in shown) != no_color
