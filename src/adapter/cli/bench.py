@@ -28,7 +28,7 @@ def bench(
     gpu_layers: GpuLayers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
-    """Measure a model's rates in llama-bench's terms, with random tokens.
+    """Measure a model's speed as llama-bench does, with random tokens.
 
     pp512 is a prompt of 512 tokens, tg128 are 128 tokens decoded one after the other, and
     tg128 x8 those of 8 sequences at once, all their tokens together.

@@ -42,9 +42,9 @@ def chat(
     context: ContextLength = None,
     gpu_layers: GpuLayers = None,
 ) -> None:
-    """Talk with a model. /help lists what can be typed beside questions.
+    """Talk with a model. Type /help for the commands of a conversation.
 
-    Ctrl-C stops an answer, and ends the command where none is being written.
+    Ctrl-C stops an answer. Without one it ends the command.
     """
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     with errors_told():

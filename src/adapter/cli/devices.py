@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 def devices(
     build: Annotated[
-        bool, typer.Option("--build", help="Say which backends this build has, and why.")
+        bool,
+        typer.Option(
+            "--build", help="List the backends of this build, and why others are missing."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
 ) -> None:
-    """List the devices that there are, which of them models run on, and why."""
+    """List the devices, and why models run on each of them or not."""
     import pyllama
     from adapter.errors import LlamaCppError
     from adapter.models.hardware import HardwareManager, cpu_threads
@@ -87,7 +90,7 @@ def rpc_server(
         int | None, typer.Option(min=1, help="Threads of a CPU that is offered.")
     ] = None,
 ) -> None:
-    """Offer this machine's devices to ModelPool(rpc=[…]) on others, until Ctrl-C."""
+    """Offer this machine's devices to ModelPool(rpc=[…]) on other machines, until Ctrl-C."""
     import pyllama
 
     if not host.startswith("127."):

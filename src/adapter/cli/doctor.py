@@ -39,7 +39,7 @@ def doctor(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
 ) -> None:
-    """Say what this build has, what is on this machine, and whether a model answers.
+    """Check the build, the machine, and whether a model answers.
 
     The output is what to put into a report of a fault. It names folders of yours and nothing
     secret. The exit code is 1 where the test fails.

@@ -25,7 +25,7 @@ def models(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
 ) -> None:
-    """List models, by what their files say, without loading them.
+    """List models by the headers of their files, without loading them.
 
     Without a folder, they are those of pyllama's own folder, of the cache of huggingface_hub, of
     LM Studio and of Ollama. Each name can be given to the other commands.
@@ -79,7 +79,7 @@ def rm(
 ) -> None:
     """Delete a model's files from pyllama's own folder, or from the cache of huggingface_hub.
 
-    What LM Studio and Ollama keep is theirs.
+    Models of LM Studio and Ollama are never deleted.
     """
     from adapter.errors import LlamaCppError
     from adapter.models.hub.choice import UnclearError

@@ -36,15 +36,16 @@ def pull(
         ),
     ],
     sha256: Annotated[
-        str | None, typer.Option(metavar="HEX", help="What a file from a URL must have.")
+        str | None,
+        typer.Option(metavar="HEX", help="The SHA-256 that the file of a URL must have."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON: what is where.")] = False,
 ) -> None:
-    """Download a model, or what of it is missing, and check it.
+    """Download a model, or the missing parts of it, and check it.
 
-    A download that broke off goes on where it was. A hub's model goes into the cache of
-    huggingface_hub, and HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE count. What a URL or
-    a path names goes to pyllama's own folder.
+    A download that broke off is continued. A hub's model goes into the cache of huggingface_hub,
+    and HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE apply. The file of a URL or a path names
+    goes to pyllama's own folder.
     """
     from adapter.errors import LlamaCppError
     from adapter.models.embedded_model import model_dir

@@ -43,22 +43,27 @@ def quantize(
         Path | None, typer.Option(metavar="FILE", help="An importance matrix.")
     ] = None,
     requantize: Annotated[
-        bool, typer.Option("--requantize", help="Also what is quantized already; it costs quality.")
+        bool,
+        typer.Option(
+            "--requantize", help="Also quantize what is quantized already, which costs quality."
+        ),
     ] = False,
-    pure: Annotated[bool, typer.Option("--pure", help="One type, instead of a mixture.")] = False,
+    pure: Annotated[
+        bool, typer.Option("--pure", help="Use one type, instead of a mixture.")
+    ] = False,
     keep_split: Annotated[
-        bool, typer.Option("--keep-split", help="As many files as the model has.")
+        bool, typer.Option("--keep-split", help="Write as many files as the model has.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would come out, and write nothing.")
+        bool, typer.Option("--dry-run", help="Print the result, and write nothing.")
     ] = False,
     threads: Annotated[int | None, typer.Option("-t", min=1, max=512, help="Threads.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
 ) -> None:
     """Write a model with its weights quantized by llama.cpp.
 
-    Best from F32, F16 or BF16. The file appears when it is complete.
+    Begin with F32, F16 or BF16 if you can. The file appears when it is complete.
     """
     import pyllama
     from adapter.models.parts import parts
@@ -174,7 +179,7 @@ def perplexity(
     gpu_layers: GpuLayers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:
-    """Say how surprised a model is by a text: the lower, the better it knows it.
+    """Measure how well a model predicts a text: lower is better.
 
     Measured as llama-perplexity does: the second half of each part is predicted from what comes
     before. Compare models of one vocabulary, with one text and one length.

@@ -22,14 +22,17 @@ from adapter.cli.session import (
 
 MaxTokens = Annotated[
     int | None,
-    typer.Option("--max-tokens", "-n", min=1, help="Longest answer; by default, what has room."),
+    typer.Option(
+        "--max-tokens", "-n", min=1, help="Longest answer, in tokens; by default, as many as fit."
+    ),
 ]
 Temperature = Annotated[
     float,
     typer.Option("--temperature", "-t", min=0.0, max=2.0, help="0 takes the likeliest token."),
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, max=2**32 - 2, help="The same seed, the same answer.")
+    int | None,
+    typer.Option("--seed", min=0, max=2**32 - 2, help="The same seed gives the same answer."),
 ]
 System = Annotated[str | None, typer.Option("--system", "-s", help="The system prompt.")]
 
@@ -55,7 +58,7 @@ def run(
         bool, typer.Option("--json", help="Write JSON: the text, its thoughts and its tokens.")
     ] = False,
 ) -> None:
-    """Ask a model one question. The answer goes to standard output, and all else beside it."""
+    """Ask a model one question. Only the answer goes to standard output."""
     text = _prompt(prompt)
     form = _form(schema, grammar)
     from dspy.lm15 import LM15Error
@@ -103,7 +106,7 @@ def embed(
     context: ContextLength = None,
     gpu_layers: GpuLayers = None,
 ) -> None:
-    """Turn texts into vectors, one JSON array a line, in the texts' order."""
+    """Turn texts into vectors: one JSON array per line, in the order of the texts."""
     lines = texts or [line.rstrip("\n") for line in _standard_input().splitlines()]
     lines = [line for line in lines if line.strip()] if not texts else lines
     if not lines:

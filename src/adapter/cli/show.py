@@ -30,7 +30,7 @@ def show_model(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
 ) -> None:
-    """Show what a model's file says, what it needs, and what it would run on.
+    """Show a model's header, the memory it needs, and the devices it would run on.
 
     No weights are read.
     """
@@ -66,9 +66,9 @@ def fit(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
 ) -> None:
-    """Say what of a model fits where, for several lengths of context.
+    """Show what fits on which device, for several lengths of context.
 
-    It is measured by llama.cpp against the memory that is free now. No weights are read.
+    llama.cpp compares it with the memory that is free now. No weights are read.
     """
     import pyllama
     from adapter.cli.references import refer
