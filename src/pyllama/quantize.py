@@ -6,7 +6,7 @@ import os
 import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ class Quantization:
     #: Bytes of the tensors now.
     size: int
     #: The type that each tensor has now, such as ``"q4_K"``.
-    tensor_types: Mapping[str, str]
+    tensor_types: Mapping[str, str] = field(repr=False)  # one for each of hundreds of tensors
 
 
 def quantize(

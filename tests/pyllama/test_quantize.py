@@ -486,3 +486,9 @@ def test_the_names_of_file_types_are_llama_cpps_own():
         for prefix in ("MOSTLY_", "ALL_"):
             known = gguf.LlamaFileType.__members__.get(prefix + name)
             assert known is None or known == number
+
+
+def test_what_is_printed_is_short(tiny_model_path):
+    made = pyllama.quantize(tiny_model_path, None, "Q8_0", dry_run=True)
+    assert made.tensor_types
+    assert "blk.0" not in repr(made)

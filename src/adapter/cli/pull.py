@@ -44,8 +44,8 @@ def pull(
     """Download a model, or the missing parts of it, and check it.
 
     A download that broke off is continued. A hub's model goes into the cache of huggingface_hub,
-    and HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE apply. The file of a URL or a path names
-    goes to pyllama's own folder.
+    and HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE apply. The file of a URL or a path goes
+    to pyllama's own folder.
     """
     from adapter.errors import LlamaCppError
     from adapter.models.embedded_model import model_dir
