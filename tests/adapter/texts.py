@@ -7,7 +7,7 @@ import json
 from grammars import matches
 
 import pyllama
-from adapter.grammar.gbnf.rules import OneOf, Repeat, Rule, Rules, Sequence, Text
+from adapter.grammar.gbnf.rules import Concatenation, OneOf, Repeat, Rule, Rules, Text
 from adapter.grammar.schema.json_schema import json_schema_grammar
 
 
@@ -19,7 +19,7 @@ def fits(model, gbnf, text):
 def expression_fits(model, expression, text, rules=None):
     """Whether an expression takes a text, as a whole."""
     # Behind a character, for a grammar of the empty text alone is refused.
-    gbnf = (rules or Rules()).gbnf(Sequence((Text("x"), expression)))
+    gbnf = (rules or Rules()).gbnf(Concatenation((Text("x"), expression)))
     return gbnf is not None and fits(model, gbnf, "x" + text)
 
 
@@ -37,7 +37,7 @@ def random_text(rules, expression, random):
     if isinstance(expression, OneOf):
         low, high = random.choice(expression.characters.ranges[:4])
         return chr(random.randint(low, min(high, low + 40)))
-    if isinstance(expression, Sequence):
+    if isinstance(expression, Concatenation):
         return "".join(random_text(rules, part, random) for part in expression.parts)
     if isinstance(expression, Repeat):
         most = expression.least + 4

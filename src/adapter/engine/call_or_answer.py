@@ -13,19 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pyllama
-
-_GBNF = re.compile(
-    r"""
-      "(?:\\.|[^"\\])*"        # a literal
-    | \[(?:\\.|[^\]\\])*\]     # a class of characters
-    | <[^>]*>                  # a token
-    | \#[^\n]*                 # a comment
-    | \{[0-9,\ ]*\}            # a number of repetitions
-    | (?P<rule>[A-Za-z0-9-]+)  # the name of a rule
-    """,
-    re.VERBOSE,
-)
-
+from adapter.grammar.gbnf.rule_names import renamed_rules
 
 _TEXT_BEFORE_CALLS = re.compile(r"until-\d+\??(?= (?:space )?[a-z0-9-]*tool-call)")
 """In the root of a format's grammar: all text up to where a call begins."""
@@ -73,18 +61,13 @@ def render_call_or_answer(
 
 def either(one: str, other: str) -> str:
     """A grammar in GBNF of all texts of two grammars, whose roots are both "root"."""
-    rules = [renamed_rules(one, "a-"), renamed_rules(other, "b-")]
+    rules = [prefixed_rules(one, "a-"), prefixed_rules(other, "b-")]
     return "\n".join([*rules, "root ::= a-root | b-root\n"])
 
 
-def renamed_rules(gbnf: str, prefix: str) -> str:
+def prefixed_rules(gbnf: str, prefix: str) -> str:
     """The grammar with a prefix before the names of its rules."""
-
-    def rename(found: re.Match[str]) -> str:
-        name = found["rule"]
-        return found[0] if name is None else f"{prefix}{name}"
-
-    return _GBNF.sub(rename, gbnf)
+    return renamed_rules(gbnf, lambda name: f"{prefix}{name}")
 
 
 class _EitherParser(pyllama.ChatParser):

@@ -190,7 +190,7 @@ def unused_settings(request: Request) -> tuple[Adaptation, ...]:
 
 
 @dataclass(frozen=True)
-class Placement:
+class PlacedJudgments:
     """The keys of all judgments as continuations of one prompt.
 
     begins  for each judgment, how many tokens of its continuations come before the key
@@ -206,7 +206,7 @@ def place(
     loaded: LoadedModel,
     judgments: Mapping[str, Judgment],
     options: Mapping[str, Any],
-) -> Placement:
+) -> PlacedJudgments:
     """Place the keys of judgments in the answer to a conversation.
 
     A conversation that ends with an assistant's message is continued: the keys come on a line after
@@ -226,7 +226,7 @@ def place(
     owned = [_n_common([stem, *keys]) for stem, keys in zip(stems, paths, strict=True)]
     n_prompt = min(*owned, _n_common(stems)) if len(stems) > 1 else owned[0]
     continuations = tuple(tuple(path[n_prompt:]) for keys in paths for path in keys)
-    return Placement(
+    return PlacedJudgments(
         ScoringRequest(tuple(stems[0][:n_prompt]), continuations, loaded.turn_ends),
         tuple(judgments.values()),
         tuple(count - n_prompt for count in owned),
@@ -299,7 +299,7 @@ class Measured:
     coverage: dict[str, float]
 
 
-def measured(placement: Placement, result: ScoringResult) -> Measured:
+def measured(placement: PlacedJudgments, result: ScoringResult) -> Measured:
     """Read the scores of the keys.
 
     Raises InferenceError where no key of a judgment is possible at all.

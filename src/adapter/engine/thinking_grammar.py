@@ -9,6 +9,7 @@ from typing import Any
 import pyllama
 from adapter.generation.sampling import Constraint
 from adapter.grammar.gbnf.characters import Characters
+from adapter.grammar.gbnf.rule_names import renamed_rules
 from adapter.grammar.gbnf.rules import Rule, Rules, Text, choice, one_of, optional, repeat, sequence
 
 _PLACE = "the answer stands here"
@@ -81,18 +82,6 @@ def _until(rules: Rules, end: str) -> Rule:
     return state("")
 
 
-_TOKEN = re.compile(
-    r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|!?<[^>\n]*>|#[^\n]*|[A-Za-z][A-Za-z0-9-]*', re.DOTALL
-)
-
-
 def _with_names(gbnf: str) -> str:
     """The grammar with names that no template's grammar has, its root being the answer."""
-
-    def renamed(match: re.Match[str]) -> str:
-        word = match[0]
-        if not word[0].isalpha():
-            return word
-        return _ANSWER if word == "root" else f"{_ANSWER}-{word}"
-
-    return _TOKEN.sub(renamed, gbnf)
+    return renamed_rules(gbnf, lambda name: _ANSWER if name == "root" else f"{_ANSWER}-{name}")

@@ -20,7 +20,7 @@ from dspy.lm15 import Adaptation
 
 import pyllama
 from adapter.engine.call_ids import with_call_ids
-from adapter.engine.call_or_answer import renamed_rules
+from adapter.engine.call_or_answer import prefixed_rules
 from adapter.errors import TemplateAbortedError, TokenizationError
 from adapter.grammar.schema.json_schema import KEPT, json_schema_grammar
 from adapter.grammar.schema.merging import SchemaError
@@ -103,7 +103,7 @@ class BoundCalls:
             if literal not in grammar:
                 return None
             grammar = grammar.replace(literal, f"arguments-{index}-root")
-            rules.append(renamed_rules(gbnf, f"arguments-{index}-"))
+            rules.append(prefixed_rules(gbnf, f"arguments-{index}-"))
         return _Bound("\n".join([grammar.rstrip("\n"), *rules]), None, tuple(told))
 
     def _as_tags(self, options: Mapping[str, Any], rendered: pyllama.RenderedChat) -> _Bound | None:
@@ -240,7 +240,7 @@ class _TagPlan:
             if argument.is_text:
                 grammar = _as_string(grammar, literal)
             grammar = grammar.replace(literal, f"{prefix}root")
-            rules.append(renamed_rules(argument.gbnf, prefix))
+            rules.append(prefixed_rules(argument.gbnf, prefix))
         for probe, name in self._names.items():
             if probe not in grammar:
                 return None

@@ -20,12 +20,12 @@ from adapter.grammar.gbnf.rules import (
     EMPTY,
     IMPOSSIBLE,
     Choice,
+    Concatenation,
     Expression,
     OneOf,
     Repeat,
     Rule,
     Rules,
-    Sequence,
     Text,
     choice,
     one_of,
@@ -357,7 +357,7 @@ class _Nondeterministic:
             return end
         if isinstance(part, OneOf):
             return self._reading(part.characters, end)
-        if isinstance(part, Sequence):
+        if isinstance(part, Concatenation):
             for one in reversed(part.parts):
                 end = self.add(one, end)
             return end

@@ -52,7 +52,7 @@ class OneOf(_Hashed):
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence(_Hashed):
+class Concatenation(_Hashed):
     """One expression after the other; none is the empty text."""
 
     parts: tuple[Expression, ...]
@@ -90,9 +90,9 @@ class Rule(_Hashed):
         return hash(self.name)
 
 
-Expression: TypeAlias = "Text | OneOf | Sequence | Choice | Repeat | Rule"
+Expression: TypeAlias = "Text | OneOf | Concatenation | Choice | Repeat | Rule"
 
-EMPTY = Sequence(())
+EMPTY = Concatenation(())
 IMPOSSIBLE = Choice(())
 
 
@@ -103,11 +103,11 @@ def sequence(*parts: Expression | str) -> Expression:
         if type(part) is str:
             if part:
                 flat.append(Text(part))
-        elif type(part) is Sequence:
+        elif type(part) is Concatenation:
             flat += part.parts
         elif type(part) is not Text or part.text:
             flat.append(part)  # type: ignore[arg-type]
-    return flat[0] if len(flat) == 1 else Sequence(tuple(flat))
+    return flat[0] if len(flat) == 1 else Concatenation(tuple(flat))
 
 
 def choice(options: Iterable[Expression | str]) -> Expression:
@@ -167,7 +167,7 @@ def one_of(characters: Characters) -> Expression:
 
 def may_be_empty(part: Expression) -> bool:
     """Whether the empty text fits an expression without rules."""
-    if isinstance(part, Sequence):
+    if isinstance(part, Concatenation):
         return all(map(may_be_empty, part.parts))
     if isinstance(part, Choice):
         return any(map(may_be_empty, part.options))
@@ -270,7 +270,7 @@ def _rules_in(part: Expression) -> dict[str, None]:
         kind = type(one)
         if kind is Rule:
             found[one.name] = None  # type: ignore[union-attr]
-        elif kind is Sequence:
+        elif kind is Concatenation:
             todo += one.parts  # type: ignore[union-attr]
         elif kind is Choice:
             todo += one.options  # type: ignore[union-attr]
@@ -288,7 +288,7 @@ def _fit(part: Expression, possible: set[str]) -> int:
     kind = type(part)
     if kind is Rule:
         return _ALL if part.name in possible else _NONE  # type: ignore[union-attr]
-    if kind is Sequence:
+    if kind is Concatenation:
         fits = _ALL
         for one in part.parts:  # type: ignore[union-attr]
             if type(one) is Rule:
@@ -320,7 +320,7 @@ def _pruned(part: Expression, possible: set[str]) -> Expression | None:
     """The expression without what can never be completed; None if that is all of it."""
     if isinstance(part, Rule):
         return part if part.name in possible else None
-    if isinstance(part, Sequence):
+    if isinstance(part, Concatenation):
         parts = [_pruned(one, possible) for one in part.parts]
         return None if None in parts else sequence(*(one for one in parts if one is not None))
     if isinstance(part, Choice):
@@ -343,7 +343,7 @@ def _gbnf(part: Expression, *, nested: bool = False) -> str:
         return f'"{_UNUSUAL(_escaped, part.text)}"'  # type: ignore[union-attr]
     if kind is OneOf:
         return part.characters.gbnf()  # type: ignore[union-attr]
-    if kind is Sequence:
+    if kind is Concatenation:
         written = [
             one.name if type(one) is Rule else _gbnf(one, nested=type(one) is Choice)
             for one in part.parts  # type: ignore[union-attr]

@@ -9,9 +9,9 @@ from adapter.grammar.gbnf.characters import Characters
 from adapter.grammar.gbnf.rules import (
     EMPTY,
     Choice,
+    Concatenation,
     Expression,
     Rule,
-    Sequence,
     Text,
     choice,
     optional,
@@ -55,7 +55,7 @@ def members_in_order(
     for must, name, member in reversed(members):
         with_it, following = sequence(member, after), sequence(json.comma, member, after)
         if must:
-            if isinstance(following, Sequence) and len(following.parts) > _MAX_PARTS:
+            if isinstance(following, Concatenation) and len(following.parts) > _MAX_PARTS:
                 body = following
                 following = json.rules.add(f"{hint}-{name}-on", ("on", body), lambda b=body: b)  # type: ignore[misc]
             first, after = with_it, following
@@ -92,9 +92,11 @@ def key_other_than(json: JsonText, declared: list[str]) -> Expression:
     )
     for node in root.deepest_first():
         options: list[Expression] = [] if node.ends else [EMPTY]
-        options += [Sequence((Text(one), child.others)) for one, child in node.following.items()]
+        options += [
+            Concatenation((Text(one), child.others)) for one, child in node.following.items()
+        ]
         others = _others(json, "".join(sorted(node.following)))
-        node.others = Choice((*options, Sequence((others, any_more))))
+        node.others = Choice((*options, Concatenation((others, any_more))))
         node.depth = 1 + max((child.depth for child in node.following.values()), default=0)
         if node.depth == _MAX_NESTED:
             # A name may be as long as it likes, and expressions are walked by recursion.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from adapter.grammar.gbnf.rules import (
     IMPOSSIBLE,
+    Concatenation,
     Expression,
     Rule,
-    Sequence,
     Text,
     choice,
     common_beginning,
@@ -89,8 +89,8 @@ def by_key(members: list[Expression], depth: int = 0) -> Expression:
     by_first: dict[str, list[tuple[str, Expression]]] = {}
     options: list[Expression] = []
     for member in members:
-        if isinstance(member, Sequence) and isinstance(member.parts[0], Text):
-            key, rest = member.parts[0].text, Sequence(member.parts[1:])
+        if isinstance(member, Concatenation) and isinstance(member.parts[0], Text):
+            key, rest = member.parts[0].text, Concatenation(member.parts[1:])
             by_first.setdefault(key[:1], []).append((key, rest))
         else:
             options.append(member)

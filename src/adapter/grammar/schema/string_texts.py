@@ -16,11 +16,11 @@ from adapter.grammar.gbnf.rules import (
     IMPOSSIBLE,
     MAX_REPEAT,
     Choice,
+    Concatenation,
     Expression,
     OneOf,
     Repeat,
     Rules,
-    Sequence,
     Text,
     choice,
     one_of,
@@ -124,7 +124,7 @@ class StringTexts:
             return sequence(*(self._spelled(Characters.of(one)) for one in part.text))
         if isinstance(part, OneOf):
             return self._spelled(part.characters)
-        if isinstance(part, Sequence):
+        if isinstance(part, Concatenation):
             return sequence(*map(self._respelled, part.parts))
         if isinstance(part, Choice):
             return choice(map(self._respelled, part.options))
@@ -137,7 +137,7 @@ class StringTexts:
 
         None where it has none, or several, or parts of several lengths.
         """
-        parts: list[Expression] = [*only.parts] if isinstance(only, Sequence) else [only]
+        parts: list[Expression] = [*only.parts] if isinstance(only, Concatenation) else [only]
         sizes = [_length(part) for part in parts]
         if sizes.count(None) != 1:
             return None
@@ -172,16 +172,16 @@ def _extent(part: Expression) -> tuple[int, int | None]:
         least, most = _extent(part.part)
         longest = None if most is None or part.most is None else most * part.most
         return least * part.least, longest
-    if not isinstance(part, (Sequence, Choice)):
+    if not isinstance(part, (Concatenation, Choice)):
         return 0, None
-    parts = part.parts if isinstance(part, Sequence) else part.options
+    parts = part.parts if isinstance(part, Concatenation) else part.options
     if not parts:
         return 0, 0
     extents = [_extent(one) for one in parts]
     leasts = [least for least, _ in extents]
     mosts = [most for _, most in extents if most is not None]
     is_bounded = len(mosts) == len(parts)
-    if isinstance(part, Sequence):
+    if isinstance(part, Concatenation):
         return sum(leasts), sum(mosts) if is_bounded else None
     return min(leasts), max(mosts) if is_bounded else None
 
@@ -199,7 +199,7 @@ def _length(part: Expression) -> int | None:
     if isinstance(part, Repeat):
         size = _length(part.part)
         return None if size is None or part.least != part.most else size * part.least
-    if isinstance(part, Sequence):
+    if isinstance(part, Concatenation):
         found = [_length(one) for one in part.parts]
         return None if None in found else sum(one for one in found if one is not None)
     if isinstance(part, Choice):
