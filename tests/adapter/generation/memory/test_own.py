@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 import synthetic
@@ -231,6 +232,20 @@ def test_a_conversation_that_outgrows_its_sequence_keeps_what_was_computed(model
     scheduler.generate(request_of(prompt, 50))
     result = scheduler.generate(request_of(prompt + tokens(1, 1000), 50))
     assert result.cache_read_tokens == 896
+    scheduler.close()
+
+
+def test_a_conversation_that_outgrows_its_sequence_keeps_its_answers_where_bytes_may_change(model):
+    scheduler = scheduler_of(model, context_length=4096, n_cells=2 * 4096, reproducible=False)
+    prompt = tokens(0, 800)
+    turns = []
+    for turn in range(3):
+        result = scheduler.generate(request_of(prompt, 100))
+        turns.append((len(prompt), result.cache_read_tokens))
+        prompt = prompt + result.token_ids + tokens(turn + 1, 500)
+    for (before, _), (_, cached) in pairwise(turns):
+        assert before + 100 - 2 * BLOCK <= cached <= before + 100
+    assert [cache.length for cache in scheduler._core.memory][-1] > SHORTEST
     scheduler.close()
 
 
