@@ -17,34 +17,44 @@ if TYPE_CHECKING:
 
 
 class AttachedChains:
-    """Checks them, writes them into the parameters, and gives them to the context once made."""
+    """Checks them, writes them into the parameters, and gives them to the context once made.
 
-    def __init__(
-        self, model: Model, params: llama_context_params, chains: Mapping[int, SamplerChain] | None
-    ) -> None:
-        self._chains: list[SamplerChain] = []
-        #: What the context stands on.
-        self.handles: list[Handle[Any]] = []
-        if chains is None:
-            return
-        if not isinstance(chains, Mapping):
+    Whoever calls ``check`` and ``attach`` holds all chains' locks from the one to the other: nobody
+    closes or uses a chain meanwhile.
+    """
+
+    def __init__(self, chains: Mapping[int, SamplerChain] | None) -> None:
+        if chains is not None and not isinstance(chains, Mapping):
             raise TypeError(f"samplers must map sequence ids to SamplerChains, got {chains!r}")
-        self._configs = ffi.new("struct llama_sampler_seq_config[]", max(1, len(chains)))
-        for config, (seq_id, chain) in zip(self._configs, chains.items(), strict=False):
-            config.seq_id = integer("samplers' sequence id", seq_id, 0, params.n_seq_max - 1)
+        self._chains = dict(chains or {})
+        for chain in self._chains.values():
             if not isinstance(chain, SamplerChain):
                 raise TypeError(f"samplers must hold pyllama.SamplerChain objects, got {chain!r}")
+        #: What the context stands on.
+        self.handles: list[Handle[Any]] = []
+
+    @property
+    def in_order(self) -> list[SamplerChain]:
+        """The chains, in the order in which all threads lock them."""
+        return sorted(self._chains.values(), key=id)
+
+    def check(self, model: Model, params: llama_context_params) -> None:
+        """Refuse chains that cannot be attached; the parameters name the others."""
+        self._configs = ffi.new("struct llama_sampler_seq_config[]", max(1, len(self._chains)))
+        seen: list[SamplerChain] = []
+        for config, (seq_id, chain) in zip(self._configs, self._chains.items(), strict=False):
+            config.seq_id = integer("samplers' sequence id", seq_id, 0, params.n_seq_max - 1)
             chain._require_attachable(model)
-            if chain in self._chains:
+            if chain in seen:
                 raise ValueError(f"samplers must hold each chain once, got {chain!r} twice")
+            seen.append(chain)
             handle = chain._open()
             config.sampler = lib.guarded_chain_get(handle.pointer, -1)  # the chain itself
-            self._chains.append(chain)
             self.handles.append(handle)
-        if chains:
-            params.samplers, params.n_samplers = self._configs, len(chains)
+        if seen:
+            params.samplers, params.n_samplers = self._configs, len(seen)
             params.n_outputs_max_per_seq = 1
 
     def attach(self, context: ContextOutputs) -> None:
-        for chain in self._chains:
+        for chain in self._chains.values():
             chain._attach(context)

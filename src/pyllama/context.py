@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from threading import get_ident, main_thread
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         Pointer,
         llama_adapter_lora,
         llama_context,
+        llama_context_params,
         pyllama_interrupt,
     )
 
@@ -88,8 +90,13 @@ class Context(Decoding):
         struct.n_ctx = struct.n_ctx or model.n_ctx_train
         require_consistent(model, struct)
         require_memory(model, struct)
-        attached = AttachedChains(model, struct, samplers)
+        attached = AttachedChains(samplers)
+        holding_all(attached.in_order, partial(self._make, struct, attached))
+        model._adopt(self)
 
+    def _make(self, struct: llama_context_params, attached: AttachedChains) -> None:
+        model = self.model
+        attached.check(model, struct)
         self._interrupt = _interrupt()
         handle = model._open()
         with handle as pointer:
@@ -100,7 +107,6 @@ class Context(Decoding):
             needs = (handle, self._interrupt, *attached.handles)
             self._own(context, lib.guarded_context_free, *needs)
             _process.settle_at_exit(self._open())
-        attached.attach(self)
         self._describe(context, struct)
         self._encoded = not model.has_encoder
         self._decodes_logits = self._has_memory or model.is_diffusion
@@ -111,7 +117,7 @@ class Context(Decoding):
         self._adapters: _Scales = {}
         #: Saves and restores what the memory holds.
         self.state = State(self, struct, has_memory=self._has_memory)
-        model._adopt(self)
+        attached.attach(self)  # last: closing a chain closes its context
 
     # Computing
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from pyllama import _process
 from pyllama._arguments import INT32_MAX, integer
 from pyllama._guard import CAUGHT, caught_error, check, raise_caught, raise_if_caught, to_str
 from pyllama._half_made import or_half_made
@@ -147,10 +149,24 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
 
     def close(self) -> None:
         """Free it, after closing the context that it is attached to. Again does nothing."""
-        if self._context is not None and not self._context.closed:
+        while not _process.ended and not self._close_under(self._lock):
             self._require_idle()
-            self._context.close()
-        super().close()
+            if self._context is not None:
+                self._context.close()
+
+    def _close_under(self, lock: threading.RLock) -> bool:
+        """Whether it could be closed: it was attached to no context before the lock was had."""
+        with lock:
+            if self._context is not None and not self._context.closed:
+                return False
+            super().close()
+            return True
+
+    def _open(self) -> Handle[Pointer[pyllama_chain]]:
+        # A thread that waited for the lock which the chain had before it was attached.
+        if self._context is not None and not self._lock._is_owned():  # type: ignore[attr-defined]
+            self._require_detached()
+        return super()._open()
 
     def _require_attachable(self, model: Model) -> None:
         """Refuse to be attached to a context of a model."""

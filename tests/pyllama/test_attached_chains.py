@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 
 import pytest
 from decoding import PROMPT
@@ -148,3 +149,44 @@ def test_a_context_keeps_its_chains(tiny):
 def test_what_cannot_be_attached_is_refused(tiny, make, error, match):
     with pytest.raises(error, match=match):
         Context(tiny, n_ctx=256, samplers=make(tiny))
+
+
+def meanwhile(monkeypatch, work):
+    """Have a thread do something while a context is made; it must wait for that."""
+    describe, raised = Context._describe, []
+
+    def run():
+        try:
+            work()
+        except ValueError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+
+    def describe_slowly(context, *arguments):
+        describe(context, *arguments)
+        thread.start()
+        thread.join(0.2)  # long enough to do it, if it may
+        assert thread.is_alive()
+
+    monkeypatch.setattr(Context, "_describe", describe_slowly)
+    return thread, raised
+
+
+def test_a_chain_that_is_closed_while_its_context_is_made_closes_that(tiny, monkeypatch):
+    chain = SamplerChain([Sampler.greedy()])
+    thread, raised = meanwhile(monkeypatch, chain.close)
+    context = Context(tiny, n_ctx=256, n_threads=1, samplers={0: chain})
+    thread.join()
+    assert not raised
+    assert chain.closed
+    assert context.closed
+
+
+def test_a_thread_that_waited_for_a_chain_does_not_use_it_once_attached(tiny, monkeypatch):
+    chain = SamplerChain([Sampler.greedy()])
+    thread, raised = meanwhile(monkeypatch, chain.reset)
+    with Context(tiny, n_ctx=256, n_threads=1, samplers={0: chain}) as context:
+        thread.join()
+        assert ["attached to a context" in str(error) for error in raised] == [True]
+        assert len(generate(context, chain)) == 8

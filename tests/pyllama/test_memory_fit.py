@@ -98,6 +98,40 @@ def set_log_level(level):
     lib.pyllama_set_log_level(level)
 
 
+def test_what_other_threads_log_meanwhile_keeps_its_level(tiny, tiny_model_path):
+    """llama.cpp sets a log callback of its own to measure, for the whole process."""
+    logger, records = logging.getLogger("pyllama.llama_cpp"), []
+    measuring = threading.get_ident()
+
+    def warn():
+        pyllama.Context(tiny, n_ctx=1024, n_threads=1).close()
+
+    def look(record):
+        records.append(record)
+        if record.thread == measuring and len(records) == 1:
+            other = threading.Thread(target=warn)
+            other.start()
+            other.join()
+        return False
+
+    logger.addFilter(look)
+    before = logger.level
+    logger.setLevel(logging.DEBUG)
+    set_log_level(1)
+    try:
+        pyllama.memory_use(tiny_model_path, n_ctx=2048)
+    finally:
+        set_log_level(3)
+        logger.setLevel(before)
+        logger.removeFilter(look)
+    levels = {
+        record.thread == measuring: record.levelno
+        for record in records
+        if "possible training context overflow" in record.getMessage()
+    }
+    assert levels == {False: logging.WARNING, True: logging.DEBUG}
+
+
 def test_a_recurrent_model(write_tiny_model):
     path = write_tiny_model(architecture="mamba")
     one, four = (pyllama.memory_use(path, n_seq_max=n).host.context for n in (1, 4))

@@ -8,15 +8,6 @@
 using pyllama::guarded_apart;
 using pyllama::no_memory;
 
-namespace {
-
-// libllama-common sets a log callback of its own, which stays set when an assertion interrupts it.
-struct log_restorer {
-    ~log_restorer() { pyllama::restore_log(); }
-};
-
-} // namespace
-
 extern "C" {
 
 // The devices of the model, and after them the host. Returns how many entries were written.
@@ -25,7 +16,7 @@ int32_t guarded_device_memory(const char * path, const llama_model_params * mode
                               pyllama_device_memory * memory, int32_t room, uint32_t * n_layer,
                               uint32_t * n_ctx_train) {
     return guarded_apart(PYLLAMA_CAUGHT, no_memory::strands, [&] {
-        log_restorer                    restorer;
+        const pyllama::trial            quiet;
         std::vector<ggml_backend_dev_t> devices;
         uint32_t                        n_expert = 0;
         const auto found =
@@ -52,7 +43,7 @@ int32_t guarded_fit_params(const char * path, llama_model_params * model_params,
                            llama_model_tensor_buft_override * overrides, size_t * margins,
                            uint32_t n_ctx_min) {
     return guarded_apart(PYLLAMA_CAUGHT, no_memory::strands, [&] {
-        log_restorer restorer;
+        const pyllama::trial quiet;
         return static_cast<int32_t>(common_fit_params(path, model_params, context_params,
                                                       tensor_split, overrides, margins, n_ctx_min,
                                                       nullptr, GGML_LOG_LEVEL_ERROR));

@@ -169,7 +169,7 @@ void pyllama_install(void (*log)(int32_t, const char *), bool (*poll)(void)) {
     pyllama::poll_signals_by(poll);
     ggml_set_abort_callback(on_abort);
     pyllama::watch_allocations();
-    pyllama::restore_log();
+    pyllama::hear_log();
     // libllama-common writes to stdout and stderr by itself; its failures reach us as exceptions.
     common_log_set_verbosity_thold(-1);
 }

@@ -79,7 +79,7 @@ void add_to_log(thread_state & state, ggml_log_level level, const char * text) {
         if (!state.line.empty()) {
             end_log_line(state);
         }
-        state.level = level;
+        state.level = state.is_trial && level < GGML_LOG_LEVEL_ERROR ? GGML_LOG_LEVEL_DEBUG : level;
     }
     while (const char * end = std::strchr(text, '\n')) {
         state.line.append(text, end);
@@ -114,6 +114,7 @@ void hand_log_to(void (*handler)(int32_t, const char *)) noexcept {
 
 void begin_log(thread_state & state) noexcept {
     state.errors.clear();
+    state.is_trial = false; // of a call that never ended
 }
 
 void log_failed(thread_state & state, size_t first) noexcept {
@@ -178,7 +179,15 @@ int32_t compute(int32_t stopped, const std::function<int32_t()> & call) {
     return result;
 }
 
-void restore_log() noexcept {
+trial::trial() noexcept {
+    this_thread().is_trial = true;
+}
+
+trial::~trial() noexcept {
+    this_thread().is_trial = false;
+}
+
+void hear_log() noexcept {
     llama_log_set(on_log, nullptr);
 }
 

@@ -44,7 +44,16 @@ class log_listener {
 // debugging only.
 int32_t compute(int32_t stopped, const std::function<int32_t()> & call);
 
-// Have the log come to us again, after a function that set a log callback of its own.
-void restore_log() noexcept;
+// While it lives, what this thread logs below an error is logged for debugging.
+class trial {
+  public:
+    trial() noexcept;
+    ~trial() noexcept;
+    trial(const trial &) = delete;
+    trial & operator=(const trial &) = delete;
+};
+
+// Have the log of llama.cpp come to us.
+void hear_log() noexcept;
 
 } // namespace pyllama

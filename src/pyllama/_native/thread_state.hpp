@@ -22,6 +22,7 @@ struct thread_state {
     ggml_log_level      level    = GGML_LOG_LEVEL_NONE;
     log_listener *      listener = nullptr;
     bool                holds_log = false; // until it is known how a computation ends
+    bool                is_trial  = false; // what is logged below an error is for debugging
     // Lines that wait: from the first error on until it is known how the call ends.
     std::vector<std::pair<ggml_log_level, std::string>> held;
     bool                asserted = false; // an assertion failed that nobody has been told of
