@@ -83,7 +83,7 @@ class AnswerWriter:
         return deltas
 
     def finish(self, *, cache_read_tokens: int = 0) -> tuple[list[Delta], GenerationResult]:
-        """What was still held back, and the whole."""
+        """The rest of the text, and the result."""
         rest, result = self._completion.finish(cache_read_tokens=cache_read_tokens)
         deltas = [*self._opening, *([] if rest is None else [rest])]
         return deltas, replace(result, shortened=self._shortened())
@@ -123,7 +123,7 @@ class AnswerWriter:
     def _may_end(self) -> bool:
         """Whether the grammar lets the answer end here; where nothing depends on it, True."""
         grammar = self._chain.grammar
-        # Of a vocabulary without a token that ends an answer no grammar can tell.
+        # In a vocabulary without a token that ends an answer, no grammar knows when one may end.
         return grammar is None or not self._request.turn_stops or not self._ends or grammar.complete
 
     def _forced_tokens(self) -> list[int]:

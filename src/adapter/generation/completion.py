@@ -77,7 +77,7 @@ class Completion:
         return self._delta(text) if text else None
 
     def finish(self, *, cache_read_tokens: int = 0) -> tuple[Delta | None, GenerationResult]:
-        """What was still held back, and the whole."""
+        """The rest of the text, and the result."""
         assert self.finish_reason is not None
         rest = ""
         if not self._stop.stopped:

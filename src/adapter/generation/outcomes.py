@@ -51,7 +51,7 @@ class Outcomes(Generic[T]):
             lives: whether there still is somebody who gives outcomes.
 
         Raises:
-            TimeoutError: its time is over, and the scheduler's thread has not said so.
+            TimeoutError: its time is over, and the scheduler's thread has not ended it.
             NobodyComputes: there is nobody any more.
         """
         while True:

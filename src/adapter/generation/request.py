@@ -34,7 +34,7 @@ class GenerationRequest:
     completes         whether an answer that follows a grammar is completed within max_tokens, by
                       ending its texts and lists in time, rather than cut off
     preserved_tokens  special tokens whose text is part of the completion, as others' is not
-    logprobs          how many of the likeliest tokens to tell beside each sampled one, and the
+    logprobs          how many of the likeliest tokens to give beside each sampled one, and the
                       log-probabilities of all; None for none
     timeout           seconds that it may take from its arrival on; None for any time
     reasoning_budget  where the model's reasoning is to end at the latest

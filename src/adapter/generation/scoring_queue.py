@@ -114,7 +114,7 @@ class ScoringQueue:
         self._work: Iterator[ScoringResult | None] | None = None
         self._context: pyllama.Context | None = None
         self._scorer: Scorer | None = None
-        self._held: BlockHashes = ()
+        self._blocks: BlockHashes = ()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -197,7 +197,7 @@ class ScoringQueue:
         self._free()
 
     def _free(self) -> None:
-        self._held, self._scorer = (), None
+        self._blocks, self._scorer = (), None
         context, self._context = self._context, None
         if context is not None:
             context.close()
@@ -213,23 +213,23 @@ class ScoringQueue:
         request = job.request
         prompt, hashes = request.prompt, block_hashes(request.prompt)
         context, scorer = self._ready(len(prompt) + sum(map(len, request.continuations)))
-        n_held = n_shared(self._held, hashes) * BLOCK if self._reuses else 0
+        n_cached = n_shared(self._blocks, hashes) * BLOCK if self._reuses else 0
         # As far as both were computed in whole chunks.
-        n_held = min(n_held, last_border(len(prompt)), last_border(len(self._held) * BLOCK))
-        begin = n_held // CHUNK * CHUNK
+        n_cached = min(n_cached, last_border(len(prompt)), last_border(len(self._blocks) * BLOCK))
+        begin = n_cached // CHUNK * CHUNK
         if begin:
             for seq_id in range(1, context.n_seq_max):  # of one that was given up
                 context.memory.seq_rm(seq_id)
             context.memory.seq_rm(0, begin)
         else:
             context.memory.clear(data=False)
-        self._held = self._held[: begin // BLOCK]
+        self._blocks = self._blocks[: begin // BLOCK]
         self._metrics.reused(begin)
         done = begin
         for end in prompt_steps(context, prompt, begin, chunk=self._chunk):
             self._metrics.computed(end - done)
             done = request.taken.prompt = end
-            self._held = hashes[: end // BLOCK]
+            self._blocks = hashes[: end // BLOCK]
             if end < len(prompt):
                 yield None
         scores: list[Score] = []

@@ -20,8 +20,8 @@ class StopMatcher:
     ) -> None:
         self._stops = stops
         self._turn_stops = turn_stops
-        self._held = ""
-        self._borders = [0]  # where pieces begin and end in what is held
+        self._pending = ""
+        self._borders = [0]  # where pieces begin and end in the pending text
         self._may_end = [may_end]  # there
         #: Whether a stop text was found; nothing passes after it.
         self.stopped = False
@@ -34,24 +34,24 @@ class StopMatcher:
         """
         if self.stopped:
             return ""
-        self._held += text
-        self._borders.append(len(self._held))
+        self._pending += text
+        self._borders.append(len(self._pending))
         self._may_end.append(may_end)
-        found = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
+        found = [index for stop in self._stops if (index := self._pending.find(stop)) >= 0]
         found += [index for stop in self._turn_stops for index in self._found(stop)]
         if found:
             self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            shown, self._pending = self._pending[: min(found)], ""
             return shown
-        return self._show(len(self._held) - self._beginning_of_stop())
+        return self._show(len(self._pending) - self._beginning_of_stop())
 
     def flush(self) -> str:
-        """What was held back, once no more text comes."""
-        shown, self._held = self._held, ""
+        """The pending text, once no more comes."""
+        shown, self._pending = self._pending, ""
         return shown
 
     def _show(self, size: int) -> str:
-        shown, self._held = self._held[:size], self._held[size:]
+        shown, self._pending = self._pending[:size], self._pending[size:]
         passed = bisect_left(self._borders, size)
         self._borders = [border - size for border in self._borders[passed:]]
         del self._may_end[:passed]
@@ -59,9 +59,9 @@ class StopMatcher:
 
     def _found(self, stop: str) -> list[int]:
         """Where the first such text stands that ends a turn, if there is one."""
-        index = self._held.find(stop)
+        index = self._pending.find(stop)
         while index >= 0 and not self._ends_before(index):
-            index = self._held.find(stop, index + 1)
+            index = self._pending.find(stop, index + 1)
         return [index] if index >= 0 else []
 
     def _ends_before(self, index: int) -> bool:
@@ -73,12 +73,12 @@ class StopMatcher:
         return self._may_end[at]
 
     def _beginning_of_stop(self) -> int:
-        """The length of the longest end of the held text that begins a stop text."""
+        """The length of the longest end of the pending text that begins a stop text."""
         stops = self._stops + self._turn_stops
         longest = max(map(len, stops), default=1) - 1
-        for length in range(min(longest, len(self._held)), 0, -1):
-            end = self._held[-length:]
-            ends_turn = bool(self._turn_stops) and self._ends_before(len(self._held) - length)
+        for length in range(min(longest, len(self._pending)), 0, -1):
+            end = self._pending[-length:]
+            ends_turn = bool(self._turn_stops) and self._ends_before(len(self._pending) - length)
             for stop in stops if ends_turn else self._stops:
                 if stop.startswith(end):
                     return length

@@ -61,15 +61,15 @@ class PrefixFiles:
     Args:
         folder: the files.
         saved: where states go that were read.
-        tell: called, on another thread, when one is there.
+        notify: called, on another thread, when one is there.
     """
 
     def __init__(
-        self, folder: PrefixFolder, saved: PrefixCache, tell: Callable[[], object]
+        self, folder: PrefixFolder, saved: PrefixCache, notify: Callable[[], object]
     ) -> None:
         self._folder = folder
         self._saved = saved
-        self._tell = tell
+        self._notify = notify
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._job: _Job | None = None
@@ -111,11 +111,11 @@ class PrefixFiles:
             if not self._unwritten.acquire(timeout=WRITE_SECONDS):
                 self._give_up()
                 return
-        begun = False
+        queued = False
         try:
-            begun = self._do(job)
+            queued = self._do(job)
         finally:
-            if not begun:
+            if not queued:
                 job.end()
 
     def refuse(self, prefix: SavedPrefix) -> None:
@@ -154,7 +154,7 @@ class PrefixFiles:
     def _goes_on(self) -> bool:
         try:
             return self._do_next()
-        except MemoryError:  # what was not begun is begun once there is memory
+        except MemoryError:  # what has not started starts once there is memory
             time.sleep(0.01)
             return True
 
@@ -199,7 +199,7 @@ class PrefixFiles:
 
     def _end(self, reading: Reading) -> None:
         reading.end()
-        self._tell()
+        self._notify()
 
 
 def _nothing() -> None:

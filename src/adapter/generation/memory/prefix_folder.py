@@ -43,7 +43,7 @@ class PrefixFolder:
     """States of sequences in files, the least recently used of which make room for new ones.
 
     Several processes may use one folder at once. A file that is damaged, or of another version, is
-    not used: what it held is computed anew. States are llama.cpp's own and are set as they are, so
+    not used: its prompt is computed anew. States are llama.cpp's own and are set as they are, so
     the folder must be as trusted as the program. Thread-safe.
 
     Args:

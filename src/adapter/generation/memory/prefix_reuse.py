@@ -104,7 +104,7 @@ class PrefixReuse:
         )
 
     def restore(self, slot: Slot, sequence: Sequence) -> int:
-        """Bring as much of a prompt into a slot as is cached; return how many tokens that is."""
+        """Set a slot to as much of a prompt as is cached; return how many tokens that is."""
         donor = slot.cache.nearest(self._wanted(sequence))
         n_here = n_there = 0
         if self.rolls_back:

@@ -19,7 +19,7 @@ class SharedMemory(Memory):
     """One context for all requests."""
 
     def restore(self, slot: Slot, sequence: Sequence) -> None:
-        """Bring what is cached of a prompt into a slot, and make room for the rest."""
+        """Restore what is cached of a prompt, and make room for the rest."""
         super().restore(slot, sequence)
         self._evict(slot.cache)
 

@@ -87,7 +87,7 @@ class Memory(ABC):
         return slot
 
     def restore(self, slot: Slot, sequence: Sequence) -> None:
-        """Bring as much of a request's prompt into its slot as is cached."""
+        """Restore as much of a request's prompt as is cached."""
         sequence.n_past = self.prefixes.restore(slot, sequence)
         self.prefixes.track(slot, sequence)
 

@@ -15,7 +15,7 @@ from adapter.generation.memory.prefix_folder import PrefixFolder
 NET = {"_run", "_goes_on"}
 """Functions that are the net itself."""
 
-NO_MEMORY = {"finally:", "begun = False", "if not begun:", "try:", "return True", "return False"}
+NO_MEMORY = {"finally:", "queued = False", "if not queued:", "try:", "return True", "return False"}
 NO_MEMORY |= {"if self._job is None:", "self._job = self._busy_since = None"}
 """Lines that take none."""
 
