@@ -18,6 +18,7 @@ from pyllama.chat_parser import ChatMessage, ChatMessageDiff, ChatParser, ChatTo
 from pyllama.context import Context
 from pyllama.context_params import ContextParams
 from pyllama.converter import converter_script
+from pyllama.detokenizer import Detokenizer
 from pyllama.device import (
     Backend,
     Device,
@@ -92,7 +93,7 @@ from pyllama.sampler_chain import SamplerChain, SamplerPerf
 from pyllama.state import State
 from pyllama.tensor_info import TensorInfo, tensor_infos
 from pyllama.threadpool import Threadpool
-from pyllama.vocab import Detokenizer, Vocab
+from pyllama.vocab import Vocab
 
 __version__ = "0.1.0"
 

@@ -14,11 +14,12 @@ from pyllama import _model_file, _process, python_sampler
 from pyllama._arguments import integer, real
 from pyllama._guard import last_errors, raise_caught
 from pyllama._half_made import or_half_made
+from pyllama._model_metadata import read_string
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject, holding_all
 from pyllama.context import Context
 from pyllama.errors import AdapterError, NativeError
-from pyllama.model import Model, read_string
+from pyllama.model import Model
 
 if TYPE_CHECKING:
     from pyllama._native._binding import Pointer, llama_adapter_lora

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +11,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 from pyllama import _model_file, _process
 from pyllama._gguf_file import DamagedFile
-from pyllama._guard import check, last_errors, raise_caught, raise_if_caught, to_str
+from pyllama._guard import check, raise_if_caught, to_str
 from pyllama._half_made import or_half_made
 from pyllama._model_check import check_files
+from pyllama._model_metadata import as_metadata, classifier_labels, metadata_of, read_string
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject, holding_all
 from pyllama._rpc_servers import require_answers, watch
 from pyllama.errors import (
     ClosedError,
-    ModelLoadCancelled,
     ModelLoadError,
     ModelSaveError,
     NativeError,
@@ -296,7 +295,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
             with require_answers(devices) as connections:
                 pointer = load(ffi.addressof(self._params.struct))
                 if pointer == ffi.NULL:
-                    _raise_load_error(what, self._params)
+                    self._params.raise_failed(what)
                 # It stays connected even if no layer is there: its contexts use all its devices.
                 self._own(pointer, lib.guarded_model_free, *connections)
         except ServerLostError:
@@ -333,12 +332,12 @@ class Model(NativeObject["Pointer[llama_model]"]):
         self.is_recurrent = lib.llama_model_is_recurrent(pointer)
         self.is_hybrid = lib.llama_model_is_hybrid(pointer)
         self.is_diffusion = lib.llama_model_is_diffusion(pointer)
-        self.classifier_labels = _classifier_labels(pointer)
+        self.classifier_labels = classifier_labels(pointer)
         self.desc = read_string(lib.guarded_model_desc, pointer)
-        self.metadata = MappingProxyType(_metadata(pointer))
+        self.metadata = MappingProxyType(metadata_of(pointer))
         # What holds of it: llama.cpp keeps the file's, whatever was given in its place.
         self._metadata_in_use: Mapping[str, str] = MappingProxyType(
-            {**self.metadata, **_as_metadata(options.get("kv_overrides") or {})}
+            {**self.metadata, **as_metadata(options.get("kv_overrides") or {})}
         )
         self.ftype = file_type(
             # llama.cpp says F32 of a model whose tensors it did not load.
@@ -493,60 +492,3 @@ class Model(NativeObject["Pointer[llama_model]"]):
             f"this Model was closed while a {type(dependent).__name__} was made from it: "
             f"{self.path}"
         )
-
-
-def read_string(getter: Callable[..., int], *arguments: Any) -> str:
-    """What a llama.h function writes into a buffer, whatever its length."""
-    size = 256
-    while True:
-        buffer = ffi.new("char[]", size)
-        length = check(getter(*arguments, buffer, size), "reading metadata")
-        if length < size:
-            return to_str(buffer) if length >= 0 else ""
-        size = length + 1
-
-
-def _metadata(pointer: Pointer[llama_model]) -> dict[str, str]:
-    return {
-        read_string(lib.guarded_model_meta_key, pointer, index): read_string(
-            lib.guarded_model_meta_val, pointer, index
-        )
-        for index in range(lib.llama_model_meta_count(pointer))
-    }
-
-
-def _as_metadata(overrides: Mapping[str, bool | int | float | str]) -> dict[str, str]:
-    """Values as llama.cpp writes those of a file."""
-    return {
-        key: str(value).lower() if isinstance(value, bool) else str(value)
-        for key, value in overrides.items()
-    }
-
-
-def _classifier_labels(pointer: Pointer[llama_model]) -> tuple[str, ...]:
-    labels = []
-    # Its number of outputs is 1 for models that are no classifiers; those have no label.
-    for index in range(lib.llama_model_n_cls_out(pointer)):
-        label = lib.llama_model_cls_label(pointer, index)
-        if label != ffi.NULL:
-            labels.append(to_str(label))
-    return tuple(labels)
-
-
-def _raise_load_error(what: str, params: ModelParams) -> None:
-    params.progress.raise_if_stopped(
-        ModelLoadCancelled(f"{what}: cancelled by the progress callback")
-    )
-    reasons = last_errors()
-    try:
-        raise_caught(what)
-    except NativeError as error:
-        for code in errno.EMFILE, errno.ENFILE:
-            if os.strerror(code) in f"{error} {reasons}":  # nothing is wrong with the file
-                raise OSError(code, f"{what}: {os.strerror(code)}") from None
-        raise ModelLoadError(
-            f"{error}. The file is damaged, incomplete, or of a kind that this llama.cpp "
-            "does not know."
-            if not reasons
-            else f"{what}: {reasons}"
-        ) from None

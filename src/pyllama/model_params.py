@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypedDict
 
 from pyllama._arguments import INT32_MAX, UINT32_MAX, choice, integer, real
 from pyllama._callbacks import Progress
-from pyllama._guard import raise_caught
+from pyllama._guard import last_errors, raise_caught
 from pyllama._native._binding import ffi, lib
 from pyllama.backend_choice import backend_devices
 from pyllama.device import Device, load_backends
 from pyllama.device import devices as all_devices
+from pyllama.errors import ModelLoadCancelled, ModelLoadError, NativeError
 
 if TYPE_CHECKING:
     from pyllama._native._binding import (
@@ -124,6 +127,25 @@ class ModelParams:
         ) = self._pointees
         params.progress_callback = lib.pyllama_on_progress
         self.struct = params
+
+    def raise_failed(self, what: str) -> NoReturn:
+        """Raise for a load that failed."""
+        self.progress.raise_if_stopped(
+            ModelLoadCancelled(f"{what}: cancelled by the progress callback")
+        )
+        reasons = last_errors()
+        try:
+            raise_caught(what)
+        except NativeError as error:
+            for code in errno.EMFILE, errno.ENFILE:
+                if os.strerror(code) in f"{error} {reasons}":  # nothing is wrong with the file
+                    raise OSError(code, f"{what}: {os.strerror(code)}") from None
+            raise ModelLoadError(
+                f"{error}. The file is damaged, incomplete, or of a kind that this llama.cpp "
+                "does not know."
+                if not reasons
+                else f"{what}: {reasons}"
+            ) from None
 
 
 def kv_override_array(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import operator
 import reprlib
 from collections.abc import Callable, Iterator, Sequence
@@ -421,41 +420,6 @@ class Vocab(Uncopyable):
 
     def _special(self, token: int) -> int | None:
         return None if token == lib.LLAMA_TOKEN_NULL else token
-
-
-class Detokenizer:
-    """Turns a stream of tokens into text, never splitting a character.
-
-    Bytes of a character that is not complete yet are held back until its last token comes.
-
-    Args:
-        special: render special tokens as their text, instead of as nothing.
-    """
-
-    def __init__(self, vocab: Vocab, *, special: bool = False) -> None:
-        if not isinstance(vocab, Vocab):
-            raise TypeError(f"vocab must be a pyllama.Vocab, got {vocab!r}")
-        self._vocab = vocab
-        self._special = special
-        self._texts = vocab._texts[bool(special)]
-        self._held = b""
-
-    def push(self, token: int) -> str:
-        """The text that this token completes; empty while a character is unfinished."""
-        if not self._held and type(token) is int and token in self._texts:
-            self._vocab._model._open()
-            return self._texts[token]
-        data = self._held + self._vocab.token_to_piece(token, special=self._special)
-        text, length = codecs.utf_8_decode(data, "replace", False)
-        if not self._held and length == len(data):
-            self._texts[token] = text
-        self._held = data[length:]
-        return text
-
-    def flush(self) -> str:
-        """End the stream: what is still held back, as U+FFFD."""
-        held, self._held = self._held, b""
-        return held.decode("utf-8", "replace")
 
 
 def _suppress_tokens(pointer: Pointer[llama_vocab]) -> tuple[int, ...]:
