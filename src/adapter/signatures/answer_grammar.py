@@ -192,11 +192,15 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
         begin = sequence(repeat("\n", 1, 2) if whole else EMPTY, f"{field.name}:")
         if field.by_value:
             # The field before it is written together with this one.
-            both = choice(
-                sequence(f" {one}", begin, space, SchemaText(json_text, json.loads(schema)).root())
-                for one, schema in field.by_value
-            )
-            whole[-1] = place_of_field(rules, len(values), both)
+            number = len(values)
+            alternatives = []
+            for one, schema in field.by_value:
+                text = sequence(space, SchemaText(json_text, json.loads(schema)).root())
+                before = place_of_field(rules, number - 1, sequence(f" {one}"), one)
+                alternatives.append(
+                    sequence(before, begin, place_of_field(rules, number, text, one))
+                )
+            whole[-1] = choice(alternatives)
         else:
             whole += [begin, place_of_field(rules, len(values), value)]
     return sequence(*whole), values

@@ -19,6 +19,7 @@ from texts import fits
 
 import pyllama
 from adapter import LlamaCppAdapter, constrained
+from adapter.grammar.gbnf.field_places import fields_at
 from adapter.signatures.answer_grammar import CHAT, FIELD_LINES, JSON, XML, answer_grammar
 from adapter.signatures.parsing import parse_completion
 
@@ -162,6 +163,28 @@ def test_values_that_depend_on_the_field_before(tiny):
     for name, good, bad in (("add", '{"n": 1}', "{}"), ("finish", "{}", '{"n": 1}')):
         assert fits(tiny, gbnf, f"thought: x\nname: {name}\narguments: {good}")
         assert not fits(tiny, gbnf, f"thought: x\nname: {name}\narguments: {bad}")
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("thought: a", "thought"),
+        ("thought: a\nname: ad", "name"),
+        ("thought: a\nname: fin", "name"),
+        ('thought: a\nname: add\narguments: {"n"', "arguments"),
+        ("thought: a\nname: finish\narguments: {", "arguments"),
+    ],
+)
+def test_which_of_two_fields_that_are_written_together_is_told(tiny, text, field):
+    number = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    by_value = (("add", json.dumps(number)), ("finish", '{"type": "object", "maxProperties": 0}'))
+    signature = asked(thought=str, name=Literal["add", "finish"], arguments=dict[str, Any])
+    gbnf = answer_grammar(signature, FIELD_LINES, {"arguments": {"by_value": by_value}}).gbnf
+    with pyllama.GrammarSampler(tiny.vocab, gbnf) as sampler:
+        sampler.complete_within(500)
+        for token in tiny.vocab.tokenize(text, add_special=False):
+            sampler.accept(token)
+        assert fields_at(gbnf, sampler.shortened(here=True)) == [field]
 
 
 def test_fields_come_in_their_order(tiny):

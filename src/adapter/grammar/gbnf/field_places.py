@@ -9,9 +9,15 @@ from collections.abc import Iterable
 from adapter.grammar.gbnf.rules import Expression, Rules
 
 
-def place_of_field(rules: Rules, number: int, value: Expression) -> Expression:
-    """A field's value as a rule of its own, by which its place is known. Fields count from 1."""
-    return rules.add(f"{_RULE}{number}", (_RULE, number), lambda: value)
+def place_of_field(
+    rules: Rules, number: int, value: Expression, alternative: str = ""
+) -> Expression:
+    """A field's value as a rule of its own, by which its place is known. Fields count from 1.
+
+    Args:
+        alternative: which one, where a field's values are written in several places.
+    """
+    return rules.add(f"{_RULE}{number}", (_RULE, number, alternative), lambda: value)
 
 
 def with_field_names(gbnf: str, names: Iterable[str]) -> str:
@@ -44,5 +50,5 @@ def fields_at(gbnf: str, places: Iterable[frozenset[str]]) -> list[str] | None:
 _RULE = "value-of-field-"
 _COMMENT = "# fields: "
 # What comes after a model's thoughts has names of its own.
-_IN_FIELD = re.compile(f"(?:answer-itself-)?{_RULE}([0-9]+)")
+_IN_FIELD = re.compile(f"(?:answer-itself-)?{_RULE}([0-9]+)(?:-[0-9]+)?")
 _IS_ROOT = re.compile("root|answer-itself")
