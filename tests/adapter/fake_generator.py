@@ -113,6 +113,7 @@ class FakeModel:
     n_ctx_train: int = 8192
     context_length: int = 4096
     turn_stops: tuple[str, ...] = ()
+    has_chat_template: bool = True
     device: str = "CPU"
     n_vocab: int = 0x110000
     turn_ends: tuple[int, ...] = (0,)

@@ -73,6 +73,8 @@ class LoadedModel:
         self.calls_tools = resident.calls_tools
         #: Tokens of its vocabulary.
         self.n_vocab = resident.model.vocab.n_tokens
+        #: Whether it has a chat template. A model without one is given a plain form of turns.
+        self.has_chat_template = resident.has_template
         #: Texts that end a turn, beside the vocabulary's own tokens.
         self.turn_stops = () if resident.has_template else ("\n\nUser:", "\n\nSystem:")
         self._placed = placed

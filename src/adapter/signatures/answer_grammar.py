@@ -195,10 +195,10 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
             number = len(values)
             alternatives = []
             for one, schema in field.by_value:
-                text = sequence(space, SchemaText(json_text, json.loads(schema)).root())
+                arguments = sequence(space, SchemaText(json_text, json.loads(schema)).root())
                 before = place_of_field(rules, number - 1, sequence(f" {one}"), one)
                 alternatives.append(
-                    sequence(before, begin, place_of_field(rules, number, text, one))
+                    sequence(before, begin, place_of_field(rules, number, arguments, one))
                 )
             whole[-1] = choice(alternatives)
         else:

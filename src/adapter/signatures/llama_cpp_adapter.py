@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dspy
 from dspy import LM
 from dspy.adapters import Adapter, JSONAdapter
+from dspy.adapters.types import ToolCalls
 from dspy.clients.base_lm import BaseLM
 from dspy.clients.call_context import adapter_fallback_scope
 from dspy.signatures import Signature
@@ -15,6 +16,7 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
 from adapter.engine.config import OPENAI_SETTINGS, LlamaCppConfig
+from adapter.engine.engine import LlamaCppEngine
 from adapter.engine.language_model import language_model
 from adapter.errors import ConfigurationError
 from adapter.signatures.answer_grammar import FIELD_LINES, AnswerGrammar
@@ -71,6 +73,8 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
             calls. False: none.
         use_json_adapter_fallback: ask once more through DSPy's JSONAdapter if a text does not have
             the form of an answer, as ChatAdapter does. That answer is bound and checked as well.
+            A model without a chat template is asked so from the start if there is no demonstration,
+            no stream and no tool, because it follows JSON better than any other form.
         pick_by_likelihood: answer outputs of type bool, Literal and Enum with their likeliest
             value, instead of sampling one.
         use_native_function_calling: use the model's own format for functions, if its chat template
@@ -190,6 +194,9 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         call = (signature, demos, inputs)
+        if self._asks_in_json(lm, signature, demos):
+            in_json: list[dict[str, Any]] = self._json_adapter()(lm, lm_kwargs, *call)
+            return in_json
         with adapter_fallback_scope() as progress:
             try:
                 answers: list[dict[str, Any]] = super().__call__(lm, dict(lm_kwargs), *call)
@@ -233,6 +240,9 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         call = (signature, demos, inputs)
+        if self._asks_in_json(lm, signature, demos):
+            in_json: list[dict[str, Any]] = await self._json_adapter().acall(lm, lm_kwargs, *call)
+            return in_json
         with adapter_fallback_scope() as progress:
             try:
                 answers: list[dict[str, Any]] = await super().acall(lm, dict(lm_kwargs), *call)
@@ -243,6 +253,22 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
                     raise
                 answers = await self._json_adapter().acall(lm, lm_kwargs, *call)
         return answers
+
+    def _asks_in_json(
+        self, lm: BaseLM, signature: type[Signature], demos: list[dict[str, Any]]
+    ) -> bool:
+        """Whether a call is better asked in JSON from the start.
+
+        A model without a chat template was not taught to follow instructions, but has read much
+        JSON. A demonstration shows it our own form as well, which streams and agents rely on.
+        """
+        engine = getattr(lm, "engine", None)
+        if not isinstance(engine, LlamaCppEngine) or engine.loaded.has_chat_template or demos:
+            return False
+        if not self.use_json_adapter_fallback or dspy.settings.send_stream is not None:
+            return False
+        calls = any(field.annotation is ToolCalls for field in signature.output_fields.values())
+        return not calls and calling_agent(signature) is None
 
     def _json_adapter(self) -> JSONAdapter:
         return constrained(

@@ -9,6 +9,7 @@ from dspy.utils.dummies import DummyLM
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 from fake_generator import adapter_of, echo, fake_model
 
+from adapter import LlamaCppStreamListener
 from adapter.engine.engine import LlamaCppEngine
 
 QA = "question -> answer"
@@ -131,6 +132,48 @@ def test_the_fallback_goes_where_the_call_went(configured):
     adapter = configured(fake_model(json_when_asked_for), lm=outer)
     assert dspy.Predict("question -> answer: int")(question="2+2?").answer == 4
     assert [entry["model"] for entry in outer.history] == [adapter.lm.model] * 2
+
+
+def in_either_form(prompt, request):
+    return '{"answer": 4}' if "JSON object" in prompt else "answer: 4"
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_model_without_a_chat_template_is_asked_in_json(configured, is_async):
+    """It was not taught to follow instructions, but has read much JSON."""
+    model = fake_model(in_either_form, has_chat_template=False)
+    adapter = configured(model)
+    predict = dspy.Predict("question -> answer: int")
+    found = asyncio.run(predict.acall(question="q")) if is_async else predict(question="q")
+    assert found.answer == 4
+    assert [entry["outputs"] for entry in adapter.lm.history] == [['{"answer": 4}']]
+
+
+@pytest.mark.parametrize("case", ["template", "demonstration", "setting", "stream", "tools"])
+def test_it_is_asked_in_lines_where_more_is_known_or_wanted_of_them(configured, case):
+    model = fake_model(
+        lambda *_: 'answer: 4\ncalls: {"tool_calls": []}', has_chat_template=case == "template"
+    )
+    adapter = configured(model, use_json_adapter_fallback=case != "setting")
+    signature, inputs = "question -> answer: int", {"question": "q"}
+    if case == "tools":
+        signature = "question, tools: list[dspy.Tool] -> answer: int, calls: dspy.ToolCalls"
+        inputs["tools"] = [dspy.Tool(len, "length", args={})]
+    predict = dspy.Predict(signature)
+    if case == "demonstration":
+        predict.demos = [dspy.Example(question="1+1", answer=2).with_inputs("question")]
+    if case == "stream":
+        listener = LlamaCppStreamListener("answer")
+        program = dspy.streamify(predict, stream_listeners=[listener])
+
+        async def main():
+            return [piece async for piece in program(**inputs)]
+
+        assert asyncio.run(main())[-1].answer == 4
+    else:
+        assert predict(**inputs).answer == 4
+    assert len(adapter.lm.history) == 1
+    assert "JSON object" not in model.rendered[0][0]["content"].partition("calls:")[0]
 
 
 def test_an_engines_error_is_no_reason_to_ask_again(configured):
