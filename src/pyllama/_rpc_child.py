@@ -22,9 +22,9 @@ def serve(
     endpoint: str, cache_dir: str | None, n_threads: int, names: list[str], modules: list[str]
 ) -> None:
     """The server's own process: the backends of the process that made it, until that one ends."""
-    _threads.start(_end_with_parent)
+    _threads.start(_end_with_parent, "end-with-parent")
     if TELLS_PORT:
-        _threads.start(_tell_port)
+        _threads.start(_tell_port, "tell-port")
     built_in = [backend.path for backend in registered()]
     for module in modules:
         if module not in built_in:

@@ -80,7 +80,7 @@ class Relay:
         #: What llama.cpp connects to.
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         try:
-            _threads.start(self._accept)
+            _threads.start(self._accept, "rpc-relay")
         except BaseException:
             self.close()
             raise
@@ -106,7 +106,7 @@ class Relay:
         client = None
         try:
             client, _ = self._listener.accept()
-            _threads.start(partial(self._serve, client))
+            _threads.start(partial(self._serve, client), "rpc-connection")
             return True
         except Exception as error:  # no descriptor, thread or memory
             with contextlib.suppress(Exception):

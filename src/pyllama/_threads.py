@@ -1,40 +1,25 @@
-"""Threads that begin, or say that they do not.
-
-``threading.Thread.start`` waits until the new thread says that it runs: for ever, where that one
-finds no memory to say it.
-"""
+"""Threads that begin, or say that they do not."""
 
 # queue and mmap are imported where they are used: ``import pyllama`` does without them.
 
 from __future__ import annotations
 
-import _thread
 import sys
-import weakref
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from queue import SimpleQueue
 
 _ROOM = 12 << 20
 """Bytes for a thread's stack, and for what it needs before it begins."""
 
-
-class _Begin:
-    """What a new thread does. It alone refers to this, so that its end is seen."""
-
-    def __init__(self, said: SimpleQueue[object], work: Callable[[], object]) -> None:
-        self._said = said
-        self._work = work
-
-    def __call__(self) -> None:
-        self._said.put(None)
-        self._work()
+_LOOK = 0.5
+"""Seconds after which it is looked whether a thread that has not begun still lives."""
 
 
-def start(work: Callable[[], object]) -> None:
+def start(work: Callable[[], object], name: str) -> None:
     """Do something on a thread of its own, which keeps no program from ending.
+
+    CPython waits until the new thread says that it runs: for ever, if that one finds no memory to
+    say it. So there must be room for it first. It may also end right after that.
 
     Raises:
         RuntimeError: the process has as many threads as it may.
@@ -43,13 +28,21 @@ def start(work: Callable[[], object]) -> None:
     import queue
 
     _require_room()
-    said: SimpleQueue[object] = queue.SimpleQueue()
-    begin = _Begin(said, work)
-    ended = weakref.ref(begin, said.put)
-    _thread.start_new_thread(begin, ())
-    del begin
-    if said.get() is ended:
-        raise MemoryError("a thread ended before it began")
+    begun: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def begin() -> None:
+        begun.put(None)
+        work()
+
+    thread = threading.Thread(target=begin, name=name, daemon=True)
+    thread.start()
+    while True:
+        lives = thread.is_alive()
+        try:
+            return begun.get(timeout=_LOOK if lives else 0)
+        except queue.Empty:
+            if not lives:
+                raise MemoryError(f"the thread {name!r} ended before it began") from None
 
 
 def _require_room() -> None:

@@ -157,7 +157,7 @@ class RpcServer(NativeObject["Popen[str]"]):
 
         output: deque[str] = deque(maxlen=20)
         ports: SimpleQueue[int | None] = queue.SimpleQueue()
-        _threads.start(partial(_log_output, process, output, ports))
+        _threads.start(partial(_log_output, process, output, ports), "rpc-server-log")
         host, _, wanted = self.endpoint.partition(":")
         if TELLS_PORT:
             port = ports.get()
