@@ -30,10 +30,9 @@ def require_consistent(model: Model, params: llama_context_params) -> None:
             f"n_outputs_max must be at least n_seq_max ({params.n_seq_max}), got "
             f"{params.n_outputs_max}: each sequence gives one output at a time"
         )
-    prefix = model._metadata_in_use.get("general.architecture", "")
     pooling = params.pooling_type
     if pooling == lib.LLAMA_POOLING_TYPE_UNSPECIFIED:
-        pooling = model._number_in_use(f"{prefix}.pooling_type", pooling)
+        pooling = model._in_use.number("pooling_type", pooling)
     n_ubatch = min(params.n_ubatch, n_batch)
     if pooling == lib.LLAMA_POOLING_TYPE_MEAN and n_ubatch % params.n_seq_max:
         raise ValueError(
@@ -74,9 +73,8 @@ def _require_whole_blocks(model: Model, params: llama_context_params) -> None:
 
 def _head_size(model: Model) -> int:
     """The numbers in a key of one head, 0 where that is not told."""
-    prefix = model._metadata_in_use.get("general.architecture", "")
     size = model.n_embd // model.n_head if model.n_head else 0
-    return model._number_in_use(f"{prefix}.attention.key_length", size)
+    return model._in_use.number("attention.key_length", size)
 
 
 def reason_not_to_shift(model: Model, params: llama_context_params) -> str | None:
@@ -99,13 +97,8 @@ def reason_not_to_shift(model: Model, params: llama_context_params) -> str | Non
 
 def _rotates_quantized_keys(model: Model) -> bool:
     """Whether the shift finds the matrix that it undoes the keys' own rotation with."""
-    prefix = model._metadata_in_use.get("general.architecture", "")
-
-    def size(name: str, default: int) -> int:
-        return model._number_in_use(f"{prefix}.{name}", default)
-
     if any(
-        f"{prefix}.{name}" in model._metadata_in_use
+        model._in_use.text(name) is not None
         for name in (
             "attention.key_length_swa",
             "attention.key_length_mla",
@@ -115,4 +108,5 @@ def _rotates_quantized_keys(model: Model) -> bool:
         return False  # heads of several sizes, or rotated in part
     head = _head_size(model)
     disabled = os.environ.get("LLAMA_ATTN_ROT_DISABLE", "0") not in ("", "0")
-    return head > 0 and head % 64 == 0 == head - size("rope.dimension_count", head) and not disabled
+    rotated = model._in_use.number("rope.dimension_count", head)
+    return head > 0 and head % 64 == 0 == head - rotated and not disabled

@@ -44,8 +44,7 @@ def least_bytes(model: Model, params: llama_context_params) -> int:
     An estimate from below, so that nothing is refused that could fit: parts whose size llama.cpp
     does not tell (recurrent states, layers of a sliding window, scratch space) count as nothing.
     """
-    prefix = model._metadata_in_use.get("general.architecture", "")
-    causal = model._metadata_in_use.get(f"{prefix}.attention.causal") != "false"
+    causal = model._in_use.text("attention.causal") != "false"
     n_ctx = params.n_ctx
     n_batch = min(params.n_batch, n_ctx) if causal else params.n_batch
     needed = n_batch * _FLOAT  # which output belongs to which token
@@ -60,15 +59,15 @@ def least_bytes(model: Model, params: llama_context_params) -> int:
     if not model.n_swa or params.swa_full:
         n_ctx_seq = n_ctx if params.kv_unified else n_ctx // params.n_seq_max
         needed += n_ctx_seq * n_ubatch * _MASK_VALUE
-        needed += n_ctx * _cell_bytes(model, prefix, params)
+        needed += n_ctx * _cell_bytes(model, params)
     return int(needed)
 
 
-def _cell_bytes(model: Model, prefix: str, params: llama_context_params) -> int:
+def _cell_bytes(model: Model, params: llama_context_params) -> int:
     """Bytes of the keys and values of one token, in all layers."""
 
     def size(name: str) -> int:
-        return model._number_in_use(f"{prefix}.attention.{name}", 0)
+        return model._in_use.number(f"attention.{name}", 0)
 
     n_head_kv = size("head_count_kv")
     if not n_head_kv and model.n_head_kv == size("head_count"):

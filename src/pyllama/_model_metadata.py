@@ -33,12 +33,43 @@ def metadata_of(pointer: Pointer[llama_model]) -> dict[str, str]:
     }
 
 
-def as_metadata(overrides: Mapping[str, bool | int | float | str]) -> dict[str, str]:
-    """Values as llama.cpp writes those of a file."""
-    return {
-        key: str(value).lower() if isinstance(value, bool) else str(value)
-        for key, value in overrides.items()
-    }
+class MetadataInUse:
+    """What holds of a model: the metadata of its file, with what was given in its place.
+
+    Args:
+        file: llama.cpp's, which stays the file's whatever was given.
+        given: overrides of keys.
+    """
+
+    def __init__(
+        self, file: Mapping[str, str], given: Mapping[str, bool | int | float | str] | None
+    ) -> None:
+        self._file = file
+        # As llama.cpp writes values of a file.
+        self._all = {
+            **file,
+            **{
+                key: str(value).lower() if isinstance(value, bool) else str(value)
+                for key, value in (given or {}).items()
+            },
+        }
+        #: The model's architecture, such as ``"llama"``.
+        self.architecture = self._all.get("general.architecture", "")
+
+    def items(self) -> list[tuple[str, str]]:
+        """All keys with their values, in order."""
+        return sorted(self._all.items())
+
+    def text(self, name: str) -> str | None:
+        """A setting of the architecture, such as ``"attention.causal"``; None without it."""
+        return self._all.get(f"{self.architecture}.{name}")
+
+    def number(self, name: str, default: int) -> int:
+        """A setting that is a whole number. llama.cpp ignores what is given and is none."""
+        for metadata in (self._all, self._file):
+            if (value := metadata.get(f"{self.architecture}.{name}", "")).isdecimal():
+                return int(value)
+        return default
 
 
 def classifier_labels(pointer: Pointer[llama_model]) -> tuple[str, ...]:

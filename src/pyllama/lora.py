@@ -55,8 +55,7 @@ class LoraAdapter(NativeObject["Pointer[llama_adapter_lora]"]):
         self.path = _model_file.readable_gguf(path)
         #: The model it changes.
         self.model = model
-        architecture = model.metadata.get("general.architecture", "")
-        n_expert = model._number_in_use(f"{architecture}.expert_count", 0)
+        n_expert = model._in_use.number("expert_count", 0)
         handle = model._open()
 
         def load() -> None:

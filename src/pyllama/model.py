@@ -14,7 +14,7 @@ from pyllama._gguf_file import DamagedFile
 from pyllama._guard import check, raise_if_caught, to_str
 from pyllama._half_made import or_half_made
 from pyllama._model_check import check_files
-from pyllama._model_metadata import as_metadata, classifier_labels, metadata_of, read_string
+from pyllama._model_metadata import MetadataInUse, classifier_labels, metadata_of, read_string
 from pyllama._native._binding import ffi, lib
 from pyllama._object import NativeObject, holding_all
 from pyllama._rpc_servers import require_answers, watch
@@ -335,10 +335,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
         self.classifier_labels = classifier_labels(pointer)
         self.desc = read_string(lib.guarded_model_desc, pointer)
         self.metadata = MappingProxyType(metadata_of(pointer))
-        # What holds of it: llama.cpp keeps the file's, whatever was given in its place.
-        self._metadata_in_use: Mapping[str, str] = MappingProxyType(
-            {**self.metadata, **as_metadata(options.get("kv_overrides") or {})}
-        )
+        self._in_use = MetadataInUse(self.metadata, options.get("kv_overrides"))
         self.ftype = file_type(
             # llama.cpp says F32 of a model whose tensors it did not load.
             int(self.metadata.get("general.file_type", -1))
@@ -429,13 +426,6 @@ class Model(NativeObject["Pointer[llama_model]"]):
     def lost(self) -> bool:
         """Whether an RPC server with a part of it went away; then it can only be closed."""
         return self._lost is not None
-
-    def _number_in_use(self, key: str, default: int) -> int:
-        """A number of the metadata in use; llama.cpp ignores what is given for one and is none."""
-        for metadata in (self._metadata_in_use, self.metadata):
-            if (value := metadata.get(key, "")).isdecimal():
-                return int(value)
-        return default
 
     def _lose(self, reason: str) -> None:
         super()._lose(reason)

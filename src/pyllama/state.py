@@ -73,7 +73,7 @@ class State(Uncopyable):
         model = context.model
         self._kinds = int(params.type_k), int(params.type_v)
         self._n_memories = 1 if context.kv_unified else context.n_seq_max
-        self._architecture = model._metadata_in_use.get("general.architecture", "")
+        self._architecture = model._in_use.architecture
         self._attention = has_memory and not model.is_recurrent
         self._recurrent = has_memory and (model.is_recurrent or model.is_hybrid)
         rope = (
@@ -86,7 +86,7 @@ class State(Uncopyable):
             params.yarn_beta_slow,
             params.yarn_orig_ctx,
         )
-        identity = (sorted(model._metadata_in_use.items()), model.n_params, model.size, rope)
+        identity = (model._in_use.items(), model.n_params, model.size, rope)
         # Not by hashlib: it stays broken for good if memory ends while it is imported.
         self._fingerprint = _fingerprint(repr(identity).encode())
 

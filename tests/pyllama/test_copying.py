@@ -49,7 +49,7 @@ VALUES = {
     *("Backend", "BackendBuild", "Candidates", "ChatCapabilities", "ChatMessage", "ContextParams"),
     *("ChatMessageDiff", "ChatToolCall", "Detokenizer", "Device", "DeviceMemory", "Grammar"),
     *("GrammarTrigger", "MemoryFit", "MemoryUse", "Performance", "PythonSampler", "Quantization"),
-    *("RenderedChat", "SamplerPerf"),
+    *("RenderedChat", "SamplerPerf", "TensorInfo"),
 }
 
 
