@@ -64,6 +64,9 @@ class Context(Decoding):
         ValueError: an argument out of range, or one that does not fit the model.
     """
 
+    #: Saves and restores what the memory holds.
+    state: State
+
     _breaks_without_memory = True
     _instead_of_copying = (
         "Make another with Context(model, …), and pass what it remembers by Context.state"
@@ -115,7 +118,6 @@ class Context(Decoding):
         self._used: list[Handle[Any]] = []
         # The LoRA adapters in use, kept alive, each with its scale.
         self._adapters: _Scales = {}
-        #: Saves and restores what the memory holds.
         self.state = State(self, struct, has_memory=self._has_memory)
         attached.attach(self)  # last: closing a chain closes its context
 
