@@ -182,6 +182,9 @@ BOUND_KINDS: list[Any] = [
     pydantic.NonNegativeFloat,
     Annotated[list[Annotated[bytes, pydantic.Field(min_length=2, max_length=4)]], few],
     Annotated[Decimal, pydantic.Field(max_digits=4, decimal_places=2, ge=Decimal("0.5"), lt=7)],
+    Annotated[Decimal, pydantic.Field(gt=Decimal(10) ** 16)],
+    Annotated[float, pydantic.Field(gt=1e15, lt=1e15 + 1)],
+    Annotated[dict[Annotated[float, pydantic.Field(gt=1e15)], bool], few],
     Annotated[
         datetime.timedelta,
         pydantic.Field(ge=datetime.timedelta(hours=1), lt=datetime.timedelta(days=2)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
+from functools import cache
 
 from adapter.grammar.gbnf.automata import (
     Automaton,
@@ -21,6 +22,8 @@ from adapter.grammar.gbnf.rules import Expression, Rules, any_text, choice, sequ
 _MINUS = Characters.of("-")
 _POINT = Characters.of(".")
 _ZERO = Characters.of("0")
+_EXPONENT = Characters.of("eE")
+_SIGNS = Characters.of("+-")
 _LISTED = 500
 """Multiples between bounds that are written out."""
 
@@ -88,6 +91,7 @@ def special_number(
     step: Decimal | None,
     total: int | None,
     places: int | None,
+    is_exact: bool = False,
 ) -> Expression:
     """Decimal numbers between bounds that are multiples of `step`, of so many digits.
 
@@ -95,6 +99,7 @@ def special_number(
         are_open: whether the bounds themselves are left out.
         total: digits in all, as pydantic counts them for max_digits.
         places: digits after the point.
+        is_exact: only numbers that stay as they are written where they are read as doubles.
 
     Raises TooLarge where too many rules would be needed.
     """
@@ -102,8 +107,10 @@ def special_number(
     if step is not None and total is None and places is None:
         listed = _listed(bounds, are_open, step)
         if listed is not None:
-            return any_text(listed)
+            return any_text(one for one in listed if not is_exact or _is_kept(one))
     made = automaton_of(number(*bounds, above=above, below=below))
+    if is_exact:
+        made = both(made, kept_by_doubles())
     if step is not None:
         if None in bounds:
             _require_small(step)
@@ -187,6 +194,9 @@ _SIGN, _MINUSED, _WHOLE, _ENDED = (
 )  # before the point; then the number of digits after it
 
 
+_RAISED, _RAISED_SIGNED, _RAISED_BY = -7, -6, -5  # in an exponent
+
+
 def so_many_digits(total: int | None, places: int | None) -> Automaton:
     """Numbers without an exponent of so many digits in all, and after the point.
 
@@ -218,6 +228,52 @@ def so_many_digits(total: int | None, places: int | None) -> Automaton:
         whole, place = state
         ended = place == _ENDED and most_whole > 0
         return place > 0 or ended or (place == _WHOLE and whole > 0)
+
+    return explored((0, _SIGN), following, accepts)
+
+
+EXACT_DIGITS = 15
+"""A number of so many digits can be read as a double, and written again as it was."""
+
+
+def _is_kept(text: str) -> bool:
+    return "." not in text or Decimal(repr(float(text))) == Decimal(text)
+
+
+@cache
+def kept_by_doubles() -> Automaton:
+    """Numbers of JSON that Python reads as they are written.
+
+    With a point or an exponent they are doubles, and have no more than EXACT_DIGITS digits. A zero
+    before the point does not count. Other numbers are read exactly, whatever their length.
+    """
+
+    def following(state: tuple[int, int]) -> list[tuple[Characters, tuple[int, int]]]:
+        count, place = state
+        found: list[tuple[Characters, tuple[int, int]]] = []
+        if place == _SIGN:
+            found.append((_MINUS, (0, _WHOLE)))
+        if place in (_SIGN, _WHOLE):
+            if count == 0:
+                found.append((_ZERO, (0, _ENDED)))
+            digits = DIGITS if count else DIGITS - _ZERO
+            found.append((digits, (min(count + 1, EXACT_DIGITS + 1), _WHOLE)))
+        is_whole = place == _ENDED or (place == _WHOLE and count > 0)
+        if is_whole and count < EXACT_DIGITS:
+            found.append((_POINT, (count, 0)))
+        if place in (0, 1) and count < EXACT_DIGITS:
+            found.append((DIGITS, (count + 1, 1)))
+        if (is_whole or place == 1) and count <= EXACT_DIGITS:
+            found.append((_EXPONENT, (0, _RAISED)))
+        if place == _RAISED:
+            found.append((_SIGNS, (0, _RAISED_SIGNED)))
+        if place in (_RAISED, _RAISED_SIGNED, _RAISED_BY):
+            found.append((DIGITS, (0, _RAISED_BY)))
+        return found
+
+    def accepts(state: tuple[int, int]) -> bool:
+        count, place = state
+        return place in (_ENDED, 1, _RAISED_BY) or (place == _WHOLE and count > 0)
 
     return explored((0, _SIGN), following, accepts)
 

@@ -143,8 +143,8 @@ class _Generator(GenerateJsonSchema):
             if keyword in made and Decimal(repr(made[keyword])) != Decimal(schema[name])
         ]
         digits = {name: schema[name] for name in ("max_digits", "decimal_places") if name in schema}
-        if digits:
-            made["x-digits"] = digits
+        # Also where there is none: the number must be read as it is written.
+        made["x-digits"] = digits
         return {**made, "x-unchecked": unsaid} if unsaid else made
 
     def str_schema(self, schema: Any) -> JsonSchemaValue:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 
 from adapter.grammar.gbnf.numbers import FRACTION_DIGITS
 from adapter.grammar.schema.merging import Schema, SchemaError
 
+Bounds = tuple[Decimal | None, bool, Decimal | None, bool]
 
-def bounds(schema: Schema) -> tuple[Decimal | None, bool, Decimal | None, bool]:
+
+def bounds(schema: Schema) -> Bounds:
     """The least and the most of a number, and whether these themselves are left out."""
 
     def exact(keyword: str) -> Decimal | None:
@@ -43,3 +46,21 @@ def _rounded(bound: Decimal, is_open: bool, rounding: str) -> tuple[Decimal, boo
         context.prec = 2 * _DIGITS
         rounded = bound.quantize(Decimal(1).scaleb(-FRACTION_DIGITS), rounding=rounding)
     return rounded, is_open and rounded == bound
+
+
+def within_as_doubles(
+    low: Decimal | None, above: bool, high: Decimal | None, below: bool
+) -> Bounds:
+    """The bounds of numbers that are read as doubles, and rounded, so that none becomes its bound.
+
+    One that is left out gives way to the double next to it. Near zero, doubles are closer to each
+    other than numbers of FRACTION_DIGITS.
+    """
+    if low is not None and above and abs(low) >= _SPARSE:
+        low, above = Decimal(repr(math.nextafter(float(low), math.inf))), False
+    if high is not None and below and abs(high) >= _SPARSE:
+        high, below = Decimal(repr(math.nextafter(float(high), -math.inf))), False
+    return low, above, high, below
+
+
+_SPARSE = 8

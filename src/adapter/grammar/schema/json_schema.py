@@ -9,7 +9,6 @@ told (see `SchemaText.unchecked`).
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,8 +16,6 @@ from typing import Any
 from urllib.parse import unquote
 
 from adapter.grammar.gbnf.automata import TooLarge
-from adapter.grammar.gbnf.digits import digits_of, exact, multiple_integer, special_number
-from adapter.grammar.gbnf.numbers import integer, number
 from adapter.grammar.gbnf.rules import (
     EMPTY,
     IMPOSSIBLE,
@@ -33,12 +30,12 @@ from adapter.grammar.gbnf.rules import (
     sequence,
 )
 from adapter.grammar.schema import merging
-from adapter.grammar.schema.bounds import bounds
 from adapter.grammar.schema.formats import format_expression
 from adapter.grammar.schema.json_objects import ObjectText
 from adapter.grammar.schema.json_text import HeldJsonText, JsonText
 from adapter.grammar.schema.limits import MAX_COMPARED, Effort, require_short, too_deep
 from adapter.grammar.schema.merging import Schema, SchemaError
+from adapter.grammar.schema.number_texts import integer_text, number_text
 from adapter.grammar.schema.once_each import once_each
 from adapter.grammar.schema.schema_numbers import SchemaNumbers
 from adapter.grammar.schema.string_texts import StringTexts
@@ -293,42 +290,10 @@ class SchemaText:
         return choice(["true", "false"])
 
     def _integer(self, hint: str, schema: Schema) -> Expression:
-        low, above, high, below = bounds(schema)
-        least = None if low is None else math.floor(low) + 1 if above else math.ceil(low)
-        most = None if high is None else math.ceil(high) - 1 if below else math.floor(high)
-        if least is not None and most is not None and least > most:
-            return IMPOSSIBLE
-        if "multipleOf" in schema:
-            try:
-                return multiple_integer(self._json.rules, least, most, exact(schema["multipleOf"]))
-            except TooLarge:
-                self._leave("multipleOf")
-        return integer(least, most)
+        return integer_text(self._json.rules, schema, self._leave)
 
     def _number(self, hint: str, schema: Schema) -> Expression:
-        low, above, high, below = bounds(schema)
-        if (
-            low is not None
-            and high is not None
-            and (low > high or (low == high and (above or below)))
-        ):
-            return IMPOSSIBLE
-        step = exact(schema["multipleOf"]) if "multipleOf" in schema else None
-        digits = schema.get("x-digits")
-        total, places = digits_of(digits)
-        if step is not None or total is not None or places is not None:
-            try:
-                return special_number(
-                    self._json.rules,
-                    (low, high),
-                    (above, below),
-                    step=step,
-                    total=total,
-                    places=places,
-                )
-            except TooLarge:
-                self._leave_given(schema, "multipleOf", "x-digits")
-        return number(low, high, above=above, below=below)
+        return number_text(self._json.rules, schema, self._leave)
 
     def _string(self, hint: str, schema: Schema) -> Expression:
         least, most = _counts(schema, "minLength", "maxLength")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from decimal import Decimal
 
 import pydantic
 from answer_types import constrained
@@ -27,5 +26,4 @@ def test_every_text_of_a_constraints_grammar_is_valid(kind, random):
     validator = pydantic.TypeAdapter(kind)
     for _ in range(8):
         written = random_text(rules, root, random)
-        number = Decimal if "Decimal" in str(kind) else float
-        validator.validate_python(json.loads(written, parse_float=number))
+        validator.validate_python(json.loads(written))

@@ -71,10 +71,10 @@ REFUSED = {
         {"allOf": [{"properties": {"a": {"const": one}}, "required": ["a"]} for one in (1, True)]},
         "no text",
     ),
-    "no count": ({"type": "array", "maxItems": 0.5}, "maxItems has a value"),
+    "no count": ({"type": "array", "maxItems": 0.5}, "maxItems has an invalid value"),
     "no bound of a date": (
         {"type": "string", "format": "date", "formatMinimum": 5},
-        "formatMinimum has a value",
+        "formatMinimum has an invalid value",
     ),
     "common multiple": (
         {"type": "number", "allOf": [{"multipleOf": 1e308}, {"multipleOf": 7e307}]},
@@ -84,7 +84,7 @@ REFUSED = {
         {"properties": {f"p{i}": {} for i in range(20_000)}},
         "more than 2,000,000 steps",
     ),
-    "own keyword": ({"x-unchecked": 5}, "x-unchecked has a value"),
+    "own keyword": ({"x-unchecked": 5}, "x-unchecked has an invalid value"),
 }
 
 
