@@ -1,6 +1,7 @@
-"""``python -m pyllama``: the same as the ``pyllama`` command."""
+"""``python -m pyllama``: the same as the ``pyllama`` command, which another package holds."""
 
-from adapter.cli.app import main
+from importlib.metadata import entry_points
 
 if __name__ == "__main__":
-    main()
+    command, *_ = entry_points(group="console_scripts", name="pyllama")
+    command.load()()
