@@ -51,11 +51,12 @@ class Context(Decoding):
     model alive; closing the model closes it.
 
     Args:
+        model: the model to decode with.
         params: how it is made; None for the defaults.
-        options: fields of ``ContextParams``, in place of those in params.
+        options: fields of ``ContextParams``, which replace those in params.
         samplers: chains that run on the device, by sequence id: a token comes back, not a row of
-            logits (experimental in llama.cpp). What the device cannot run of one, and all without a
-            GPU, the CPU does. Read it with ``SamplerChain.sample``. A decode then gives one
+            logits (experimental in llama.cpp). The CPU does what the device cannot, and everything
+            without a GPU. Read the token with ``SamplerChain.sample``. A decode then gives one
             output for each such sequence. A chain belongs to one context; closing it closes that.
 
     Raises:
