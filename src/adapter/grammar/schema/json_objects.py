@@ -97,7 +97,8 @@ class ObjectText:
                 missing -= 1
         extra = None
         room = None if most is None else most - len(members)
-        if room != 0 and (missing or not declared or "additionalProperties" in schema):
+        is_closed = any(one is not False for one in declared.values())
+        if room != 0 and (missing or not is_closed or "additionalProperties" in schema):
             names = [*dict.fromkeys([*declared, *schema.get("required", [])])]
             extra = self._other_members(hint, schema, names)
         if missing > 1 and extra is not None:

@@ -9,11 +9,10 @@ told (see `SchemaText.unchecked`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote
 
 from adapter.grammar.gbnf.automata import TooLarge
 from adapter.grammar.gbnf.rules import (
@@ -30,18 +29,17 @@ from adapter.grammar.gbnf.rules import (
     sequence,
 )
 from adapter.grammar.schema import merging
+from adapter.grammar.schema.alternatives import Alternatives
 from adapter.grammar.schema.formats import format_expression
+from adapter.grammar.schema.json_members import key_other_than
 from adapter.grammar.schema.json_objects import ObjectText
 from adapter.grammar.schema.json_text import HeldJsonText, JsonText
-from adapter.grammar.schema.limits import MAX_COMPARED, Effort, require_short, too_deep
+from adapter.grammar.schema.limits import Effort, require_short, too_deep
 from adapter.grammar.schema.merging import Schema, SchemaError
 from adapter.grammar.schema.number_texts import integer_text, number_text
 from adapter.grammar.schema.once_each import once_each
 from adapter.grammar.schema.schema_numbers import SchemaNumbers
 from adapter.grammar.schema.string_texts import StringTexts
-
-MAX_ALTERNATIVES = 5000
-"""Of all unions in a schema, written out."""
 
 _HINT = 40
 """Characters of a rule's name."""
@@ -50,6 +48,7 @@ _NOT_EXPRESSED = {
     "object": ("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties"),
     "array": ("contains", "unevaluatedItems"),
 }
+_ALL_TYPES = [kind for kind in merging.TYPES if kind != "integer"]
 _EVERYWHERE = ("not", "if", "x-unchecked")
 
 
@@ -70,6 +69,7 @@ class SchemaText:
 
     unchecked   the keywords that the grammar leaves out: what they demand must be checked after
     effort      counts what the schema takes
+    says_conditions  whether the grammar says conditions where it can; else they are left out
     any_order   the keys of objects come in any order, unless their schema has
                 "x-key-order": "schema"
     """
@@ -81,15 +81,18 @@ class SchemaText:
         *,
         any_order: bool = False,
         effort: Effort | None = None,
+        says_conditions: bool = True,
     ) -> None:
         self._json = json_text
         self._document = document
         self._identity = object()  # what "$ref" means is another thing in another document
-        self._alternatives = 0
         self._effort = effort or Effort()
         self._within: SchemaText | None = None  # what strings hold
         self._numbers = SchemaNumbers(self._effort)
         self._unchecked: dict[str, None] = {}
+        self._alternatives = Alternatives(
+            document, self._effort, self._leave, says_conditions=says_conditions
+        )
         merging.assertions(document)
         merging.require_no_other_base(document)
         if document.get("x-key-order") is not None:
@@ -122,7 +125,7 @@ class SchemaText:
     def alternatives(self, *schemas: Any) -> list[Schema]:
         """Schemas without references and unions: any one describes what all of these do."""
         with self._effort:
-            return self._plain(schemas)
+            return self._alternatives.of(schemas)
 
     def rule(self, hint: str, *schemas: Any) -> Rule:
         """Texts that all of the schemas describe."""
@@ -138,15 +141,15 @@ class SchemaText:
             keywords = merging.assertions(schemas[0])
             [first, *others] = keywords or [""]
             if first == "$ref" and not others:
-                return self.rule(hint, self._resolved(keywords["$ref"]))
+                return self.rule(hint, self._alternatives.resolved(keywords["$ref"]))
             if first in ("anyOf", "oneOf") and not others:
                 options = merging.schemas_in(keywords, first)
                 if first == "oneOf":
-                    self._require_exclusive(options)
+                    options = self._alternatives.exclusive(options)
                 return choice(
                     self._preferred([(f"{hint}-{i}", option) for i, option in enumerate(options)])
                 )
-        return choice(self._typed(hint, plain) for plain in self._plain(schemas))
+        return choice(self._typed(hint, plain) for plain in self._alternatives.of(schemas))
 
     def _preferred(self, options: list[tuple[str, Any]]) -> list[Expression]:
         """The options that a grammar says whole, where there are some; else all."""
@@ -162,84 +165,6 @@ class SchemaText:
         for _, unchecked in found:
             self._unchecked |= unchecked
         return [rule for rule, _ in found]
-
-    def _plain(self, schemas: Iterable[Any]) -> list[Schema]:
-        """Schemas without references and unions: any one describes what all of these do."""
-        self._alternatives += 1
-        if self._alternatives > MAX_ALTERNATIVES:
-            raise SchemaError(f"its unions have more than {MAX_ALTERNATIVES} combinations")
-        merged: Schema = {}
-        unions: list[list[Any]] = []
-        todo = list(schemas)
-        followed: set[str] = set()
-        while todo:
-            schema = todo.pop(0)
-            self._effort.spend(50 + len(todo) // 10 + len(merged.get("properties", ())))
-            if schema is False:
-                return []
-            if schema is True:
-                continue
-            rest = merging.assertions(schema)
-            if "$ref" in rest:
-                reference = rest.pop("$ref")
-                if reference in followed:
-                    continue  # it has been taken in already
-                followed.add(reference)
-                todo.insert(0, self._resolved(reference))
-            if "allOf" in rest:
-                todo += merging.schemas_in(rest, "allOf")
-                del rest["allOf"]
-            for keyword in ("anyOf", "oneOf"):
-                if keyword in rest:
-                    options = merging.schemas_in(rest, keyword)
-                    if keyword == "oneOf":
-                        self._require_exclusive(options)
-                    unions.append(options)
-                    del rest[keyword]
-            merged = merging.merged(merged, rest)
-        if not unions:
-            return [merged]
-        others = [{"anyOf": union} for union in unions[1:]]
-        return [plain for option in unions[0] for plain in self._plain([merged, option, *others])]
-
-    def _resolved(self, reference: Any) -> Any:
-        if not isinstance(reference, str) or not (reference + "/").startswith("#/"):
-            raise SchemaError(f"$ref {reference!r} does not refer into the same schema")
-        found: Any = self._document
-        for step in filter(None, reference[1:].split("/")[1:]):
-            key = unquote(step).replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
-                found = found[int(key)]
-            elif isinstance(found, Mapping) and key in found:
-                found = found[key]
-            else:
-                raise SchemaError(f"$ref {reference!r} refers to nothing: {key!r} is not there")
-        return found
-
-    def _require_exclusive(self, options: list[Any]) -> None:
-        """Tell where a text may fit several options of a oneOf."""
-        kinds = [self._meant(option) for option in options]
-        n_pairs = len(kinds) * (len(kinds) - 1) // 2
-        if n_pairs > MAX_COMPARED:
-            self._leave(f"oneOf (more than {MAX_COMPARED} pairs of options)")
-            return
-        self._effort.spend(5 * n_pairs)
-        for index, one in enumerate(kinds):
-            if not all(merging.exclusive(one, other) for other in kinds[:index]):
-                self._leave("oneOf")
-                return
-
-    def _meant(self, option: Any) -> Any:
-        """The schema that an option refers to, through any number of references."""
-        followed: set[str] = set()
-        while isinstance(option, dict) and "$ref" in option:
-            reference = option["$ref"]
-            found = self._resolved(reference)
-            if reference in followed:
-                return True  # it refers to itself: anything would do
-            followed.add(reference)
-            option = found
-        return option
 
     def _leave(self, what: str) -> None:
         self._unchecked[what] = None
@@ -258,6 +183,9 @@ class SchemaText:
         if "enum" in schema:
             return self._enumerated(schema)
         types = merging.types_of(schema)
+        others = schema.get("x-not-enum")
+        if others is not None:
+            types = _ALL_TYPES if types is None else types
         if types is None:
             return self._json.value
         options = []
@@ -265,8 +193,25 @@ class SchemaText:
             for keyword in _NOT_EXPRESSED.get(kind, ()):
                 if keyword in schema:
                     self._leave(keyword)
-            options.append(getattr(self, f"_{kind}")(hint, schema))
+            if others is None:
+                options.append(getattr(self, f"_{kind}")(hint, schema))
+            else:
+                options.append(self._other_than(hint, kind, schema, others))
         return choice(options)
+
+    def _other_than(self, hint: str, kind: str, schema: Schema, values: list[Any]) -> Expression:
+        """What a schema describes of one type, without some values."""
+        own = [one for one in values if merging.is_of(one, kind)]
+        if kind == "boolean":
+            return any_text(text for text in ("true", "false") if (text == "true") not in own)
+        if kind == "null" and own:
+            return IMPOSSIBLE
+        if kind == "string" and own and not schema.keys() & merging.KEYWORDS_OF_TYPE["string"]:
+            return key_other_than(self._json, own)
+        if own:
+            self._leave("not")
+        described: Expression = getattr(self, f"_{kind}")(hint, schema)
+        return described
 
     def _enumerated(self, schema: Schema) -> Expression:
         values = []
@@ -402,7 +347,7 @@ class SchemaText:
     def _listed(self, schema: Any) -> list[str] | None:
         """The texts of all values of a schema, where these are few; None where they are not."""
         found: dict[str, None] = {}
-        for plain in self._plain([schema]):
+        for plain in self._alternatives.of([schema]):
             values = merging.few_values(plain)
             if values is None:
                 return None
@@ -418,7 +363,7 @@ class SchemaText:
     def _key_of(self, hint: str, names: Any) -> Expression:
         """A key that a schema describes; a number or the like is put in quotes."""
         found = []
-        for plain in self._plain([names]):
+        for plain in self._alternatives.of([names]):
             kinds = merging.types_of(plain) or ["string"]
             if "enum" in plain or kinds == ["string"]:
                 found.append(self._typed(hint, {**plain, "type": ["string"]}))
@@ -461,11 +406,17 @@ def json_schema_grammar(schema: str, *, any_order: bool = False) -> SchemaGramma
         document = json.loads(schema)
         if document is False:
             raise SchemaError("no text can ever fit it")
-        rules = Rules()
-        text = SchemaText(
-            JsonText(rules), {} if document is True else document, any_order=any_order
-        )
-        gbnf = rules.gbnf(text.root())
+        for says_conditions in (True, False):
+            rules = Rules()
+            text = SchemaText(
+                JsonText(rules),
+                {} if document is True else document,
+                any_order=any_order,
+                says_conditions=says_conditions,
+            )
+            gbnf = rules.gbnf(text.root())
+            if gbnf is not None:
+                break
     except RecursionError:
         raise too_deep() from None
     if gbnf is None:

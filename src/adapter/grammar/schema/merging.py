@@ -29,10 +29,10 @@ KEYWORDS_OF_TYPE: dict[str, tuple[str, ...]] = {
         "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "x-digits",
     ),
 }  # fmt: skip
-_TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
+TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 _ASSERTIONS = {
     "type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else",
-    "x-unchecked", "x-key-order",
+    "x-unchecked", "x-key-order", "x-not-enum",
     *(keyword for keywords in KEYWORDS_OF_TYPE.values() for keyword in keywords),
 }  # fmt: skip
 
@@ -74,8 +74,8 @@ def assertions(schema: Any) -> Schema:
         if form is not None and not form(found[keyword]):
             raise SchemaError(f"{keyword} has an invalid value: {found[keyword]!r}")
     for kind in found.get("type", []):
-        if kind not in _TYPES:
-            raise SchemaError(f"type {kind!r} is none of {', '.join(_TYPES)}")
+        if kind not in TYPES:
+            raise SchemaError(f"type {kind!r} is none of {', '.join(TYPES)}")
     for keyword in found.keys() & _COUNTS:
         found[keyword] = int(found[keyword])
     return found
@@ -127,9 +127,11 @@ def scalar_fits(value: Any, schema: Any) -> bool | None:
     if isinstance(schema, bool):
         return schema
     plain = assertions(schema)
-    if "type" in plain and not any(_is_of(value, kind) for kind in plain["type"]):
+    if "type" in plain and not any(is_of(value, kind) for kind in plain["type"]):
         return False
     if "enum" in plain and not any(same(value, one) for one in plain["enum"]):
+        return False
+    if any(same(value, one) for one in plain.get("x-not-enum", ())):
         return False
     kind = type_of(value)
     family = "number" if kind == "integer" else kind
@@ -243,7 +245,8 @@ def require_no_other_base(document: Mapping[str, Any]) -> None:
         raise SchemaError("schemas with an $id of their own inside another are not supported")
 
 
-def _is_of(value: Any, kind: str) -> bool:
+def is_of(value: Any, kind: str) -> bool:
+    """Whether a value is of a JSON type."""
     own = type_of(value)
     return own == kind or (own, kind) == ("integer", "number")
 
@@ -317,6 +320,7 @@ _MERGERS: dict[str, Any] = {
     "required": _united,
     "pattern": _united,
     "x-unchecked": _united,
+    "x-not-enum": lambda one, other: [*one, *other],
     "x-key-order": lambda one, other: one if one == other else "schema",
     "items": _both,
     "additionalProperties": _both,

@@ -1,0 +1,154 @@
+"""The alternatives that a JSON schema stands for: unions, references and conditions resolved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from adapter.grammar.schema import merging
+from adapter.grammar.schema.limits import MAX_COMPARED, Effort
+from adapter.grammar.schema.merging import Schema, SchemaError
+from adapter.grammar.schema.negation import (
+    CONDITIONS,
+    MAX_OPTIONS,
+    exclusive_options,
+    union_of_condition,
+)
+
+MAX_ALTERNATIVES = 5000
+"""Of all unions in a schema, written out."""
+
+MAX_CONDITIONAL = 128
+"""Alternatives of a whole schema that stand for conditions; what needs more is told."""
+
+
+class Alternatives:
+    """Makes schemas without references, unions and conditions of others.
+
+    leave              is told what the alternatives leave out
+    says_conditions    whether conditions are alternatives, where these are few; else they are told
+    """
+
+    def __init__(
+        self,
+        document: Mapping[str, Any],
+        effort: Effort,
+        leave: Callable[[str], None],
+        *,
+        says_conditions: bool = True,
+    ) -> None:
+        self._document = document
+        self._effort = effort
+        self._leave = leave
+        self._count = 0
+        self._conditional = 0 if says_conditions else MAX_CONDITIONAL
+
+    def of(self, schemas: Iterable[Any]) -> list[Schema]:
+        """Schemas without references and unions: any one describes what all of these do."""
+        self._count += 1
+        if self._count > MAX_ALTERNATIVES:
+            raise SchemaError(f"its unions have more than {MAX_ALTERNATIVES} combinations")
+        merged: Schema = {}
+        unions: list[list[Any]] = []
+        conditions: list[Schema] = []
+        todo = list(schemas)
+        followed: set[str] = set()
+        while todo:
+            schema = todo.pop(0)
+            self._effort.spend(50 + len(todo) // 10 + len(merged.get("properties", ())))
+            if schema is False:
+                return []
+            if schema is True:
+                continue
+            rest = merging.assertions(schema)
+            if "$ref" in rest:
+                reference = rest.pop("$ref")
+                if reference in followed:
+                    continue  # it has been taken in already
+                followed.add(reference)
+                todo.insert(0, self.resolved(reference))
+            if "allOf" in rest:
+                todo += merging.schemas_in(rest, "allOf")
+                del rest["allOf"]
+            for keyword in ("anyOf", "oneOf"):
+                if keyword in rest:
+                    options = merging.schemas_in(rest, keyword)
+                    if keyword == "oneOf":
+                        options = self.exclusive(options)
+                    unions.append(options)
+                    del rest[keyword]
+            conditions += [
+                {keyword: rest.pop(keyword) for keyword in condition if keyword in rest}
+                for condition in CONDITIONS
+                if condition[0] in rest
+            ]
+            merged = merging.merged(merged, rest)
+        for condition in conditions:
+            union = union_of_condition(condition, self._meant)
+            n_alternatives = math.prod(map(len, unions)) * len(union or ())
+            if union is None or n_alternatives > MAX_OPTIONS or not self._may_add(len(union)):
+                merged = merging.merged(merged, condition)  # it is told
+            else:
+                unions.append(union)
+        if not unions:
+            return [merged]
+        others = [{"anyOf": union} for union in unions[1:]]
+        return [plain for option in unions[0] for plain in self.of([merged, option, *others])]
+
+    def resolved(self, reference: Any) -> Any:
+        """The schema that a reference means. Raises SchemaError for one that means none here."""
+        if not isinstance(reference, str) or not (reference + "/").startswith("#/"):
+            raise SchemaError(f"$ref {reference!r} does not refer into the same schema")
+        found: Any = self._document
+        for step in filter(None, reference[1:].split("/")[1:]):
+            key = unquote(step).replace("~1", "/").replace("~0", "~")
+            if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
+                found = found[int(key)]
+            elif isinstance(found, Mapping) and key in found:
+                found = found[key]
+            else:
+                raise SchemaError(f"$ref {reference!r} refers to nothing: {key!r} is not there")
+        return found
+
+    def exclusive(self, options: list[Any]) -> list[Any]:
+        """The options of a oneOf, each without what fits another one, or told."""
+        if not self._may_overlap(options):
+            return options
+        parted = exclusive_options(options, self._meant)
+        if parted is None or not self._may_add(2 * len(options)):
+            self._leave("oneOf")
+            return options
+        return parted
+
+    def _may_add(self, n_alternatives: int) -> bool:
+        """Count alternatives that stand for conditions. Returns whether there is room for them."""
+        self._conditional += n_alternatives
+        return self._conditional <= MAX_CONDITIONAL
+
+    def _may_overlap(self, options: list[Any]) -> bool:
+        """Whether a text may fit several options of a oneOf; told where there are too many."""
+        kinds = [self._meant(option) for option in options]
+        n_pairs = len(kinds) * (len(kinds) - 1) // 2
+        if n_pairs > MAX_COMPARED:
+            self._leave(f"oneOf (more than {MAX_COMPARED} pairs of options)")
+            return False
+        self._effort.spend(5 * n_pairs)
+        return not all(
+            merging.exclusive(one, other)
+            for index, one in enumerate(kinds)
+            for other in kinds[:index]
+        )
+
+    def _meant(self, option: Any) -> Any:
+        """The schema that an option refers to, through any number of references."""
+        followed: set[str] = set()
+        while isinstance(option, dict) and "$ref" in option:
+            reference = option["$ref"]
+            found = self.resolved(reference)
+            if reference in followed:
+                return True  # it refers to itself: anything would do
+            followed.add(reference)
+            option = found
+        return option
