@@ -21,6 +21,7 @@ from dspy.lm15 import (
 )
 
 import pyllama
+from adapter.engine.plain_tools import plain_tools
 from adapter.errors import TemplateAbortedError, TokenizationError
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def rendered_by(
 ) -> pyllama.RenderedChat:
     """Render a conversation as it is, or in the first stricter form that the template takes.
 
+    Tools are described by their schemas or, where the template fails on these, by plain ones.
+
     Raises TokenizationError where it takes none, and TemplateAbortedError where it ends its
     process.
     """
@@ -54,6 +57,9 @@ def rendered_by(
         _calls(one) or one["role"] == "tool" for one in messages
     ):
         messages = in_words(messages)  # such a template leaves them out
+    described = [options]
+    if options.get("tools"):
+        described.append({**options, "tools": plain_tools(options["tools"])})
     first: TokenizationError | None = None
     tried: list[Any] = []
     for form in (None, list, one_call_each, in_words):
@@ -61,14 +67,25 @@ def rendered_by(
         if turns in tried:
             continue
         tried.append(turns)
-        try:
-            return loaded.render(turns, **options)
-        except TemplateAbortedError:
-            raise
-        except TokenizationError as error:
-            first = first or error
+        for given in described:
+            made = _rendered(loaded, turns, given)
+            if not isinstance(made, TokenizationError):
+                return made
+            first = first or made
     assert first is not None
     raise first
+
+
+def _rendered(
+    loaded: LoadedModel, messages: list[dict[str, Any]], options: Mapping[str, Any]
+) -> pyllama.RenderedChat | TokenizationError:
+    """A conversation as the template renders it, or why it does not."""
+    try:
+        return loaded.render(messages, **options)
+    except TemplateAbortedError:
+        raise
+    except TokenizationError as error:
+        return error
 
 
 def in_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,70 @@
+"""Descriptions of functions for chat templates that expect one type of each parameter.
+
+Some templates write parameters as TypeScript or Python does, and fail on a schema that is true, has
+several types or none, or is an array of anything. What binds the arguments is the given schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adapter.grammar.schema.merging import type_of
+
+_DEEPEST = 20  # schemas within each other
+
+
+def plain_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the same functions, each schema in them with one type."""
+    made = []
+    for tool in tools:
+        function = dict(tool["function"])
+        parameters = function.get("parameters")
+        if isinstance(parameters, Mapping):
+            function["parameters"] = _plain(parameters, parameters, 0)
+        made.append({**tool, "function": function})
+    return made
+
+
+def _plain(schema: Any, document: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    if not isinstance(schema, Mapping) or depth > _DEEPEST:
+        return {"type": "string"}
+    made = dict(schema)
+    kind = made["type"] = _type(schema, document, 0)
+    if isinstance(made.get("properties"), Mapping):
+        made["properties"] = {
+            name: _plain(one, document, depth + 1) for name, one in made["properties"].items()
+        }
+    if kind == "array":
+        made["items"] = _plain(made.get("items"), document, depth + 1)
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        if isinstance(made.get(keyword), list):
+            made[keyword] = [_plain(one, document, depth + 1) for one in made[keyword]]
+    return made
+
+
+def _type(schema: Any, document: Mapping[str, Any], depth: int) -> str:
+    """One type of the values of a schema, but null where there is another."""
+    if not isinstance(schema, Mapping) or depth > _DEEPEST:
+        return "string"
+    given = schema.get("type")
+    kinds = [given] if isinstance(given, str) else [*given] if isinstance(given, list) else []
+    if not kinds and "const" in schema:
+        kinds = [type_of(schema["const"])]
+    if not kinds and isinstance(schema.get("enum"), list):
+        kinds = [type_of(value) for value in schema["enum"]]
+    if not kinds and isinstance(schema.get("$ref"), str):
+        kinds = [_type(_referred(schema["$ref"], document), document, depth + 1)]
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        if not kinds and isinstance(schema.get(keyword), list):
+            kinds = [_type(one, document, depth + 1) for one in schema[keyword]]
+    if not kinds:
+        kinds = ["object" if "properties" in schema else "array" if "items" in schema else "string"]
+    return next((kind for kind in kinds if kind != "null"), kinds[0])
+
+
+def _referred(reference: str, document: Mapping[str, Any]) -> Any:
+    found: Any = document
+    for step in reference.lstrip("#/").split("/"):
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return found
