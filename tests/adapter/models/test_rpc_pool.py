@@ -52,7 +52,7 @@ def test_a_wrong_list_of_servers_is_refused(folder, wrong):
 
 
 def test_servers_and_hardware_exclude_each_other(folder):
-    with pytest.raises(ConfigurationError, match="exclude"):
+    with pytest.raises(ConfigurationError, match="not both"):
         ModelPool(folder, rpc=["127.0.0.1:1"], hardware=HardwareManager())
 
 
