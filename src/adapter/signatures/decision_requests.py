@@ -51,6 +51,8 @@ class LlamaCppDecisions:
         return plan.values({}, self._response(await self.lm.acall(self._request(plan))))
 
     def __repr__(self) -> str:
+        if "lm" not in vars(self):
+            return "<LlamaCppDecisions, which could not be made>"
         return f"<LlamaCppDecisions of {self.lm!r}>"
 
     def _plan(self, state: dict[str, Any], questions: dict[str, Any]) -> DecisionPlan:
