@@ -8,6 +8,7 @@ import functools
 import operator
 import types
 from decimal import Decimal
+from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pydantic
@@ -132,6 +133,10 @@ class _Generator(GenerateJsonSchema):
     def timedelta_schema(self, schema: Any) -> JsonSchemaValue:
         return _between({"type": "string", "format": "duration"}, schema, _MICROSECOND)
 
+    def float_schema(self, schema: Any) -> JsonSchemaValue:
+        made = super().float_schema(schema)
+        return _of_exact_multiples(made) if "multipleOf" in made else made
+
     def decimal_schema(self, schema: Any) -> JsonSchemaValue:
         made: dict[str, Any] = {"type": "number"}
         for name, keyword in _OF_DECIMALS.items():
@@ -184,6 +189,28 @@ def _of_values(made: dict[str, Any], annotation: Any) -> JsonSchemaValue:
 def _as_set(made: dict[str, Any]) -> JsonSchemaValue:
     """A set takes items twice; it only counts them once."""
     return {**{key: value for key, value in made.items() if key != "uniqueItems"}, "x-set": True}
+
+
+def _of_exact_multiples(made: dict[str, Any]) -> JsonSchemaValue:
+    """A schema of floats all of whose multiples are multiples to pydantic, or that says otherwise.
+
+    The larger a float is, the more it is rounded, and pydantic lets it miss a multiple by no more
+    than 1e-9. Multiples of 0.25 are exact up to a large number, which becomes the bound where
+    there is none. Those of 0.1 are inexact early. There a bound would keep out common numbers.
+    """
+    given = made["multipleOf"]
+    step, read = Fraction(repr(given)), Fraction(float(given))
+    if step == read:
+        most = Fraction(10 ** (len(str(2**53 // read.denominator)) - 1))
+        lower, upper = {"minimum": -int(most)}, {"maximum": int(most)}
+        made = made if "exclusiveMinimum" in made else {**lower, **made}
+        made = made if "exclusiveMaximum" in made else {**upper, **made}
+    else:
+        most = Fraction(1, 2 * 10**9) / (Fraction(1, 2**53) + abs(read - step) / step)
+    for keywords in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        if not any(abs(made[keyword]) <= most for keyword in keywords if keyword in made):
+            return {**made, "x-unchecked": ["multiple_of of large numbers"]}
+    return made
 
 
 _MICROSECOND = datetime.timedelta(microseconds=1)
