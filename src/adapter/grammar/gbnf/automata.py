@@ -98,9 +98,24 @@ class Automaton:
         return _Writer(least, rules, spelled).whole()
 
 
-@lru_cache(_KEPT)
 def automaton_of(expression: Expression) -> Automaton:
     """The automaton of an expression without rules. Raises TooLarge, ValueError for a rule."""
+    made = _kept_automaton(expression)
+    if made is None:
+        raise TooLarge(f"more than {MAX_STATES} states")
+    return made
+
+
+@lru_cache(_KEPT)
+def _kept_automaton(expression: Expression) -> Automaton | None:
+    """The automaton of an expression; None where it is too large, which is kept, too."""
+    try:
+        return _automaton_of(expression)
+    except TooLarge:
+        return None
+
+
+def _automaton_of(expression: Expression) -> Automaton:
     made = _Nondeterministic()
     end = made.state()
     begin = made.add(expression, end)
