@@ -9,6 +9,7 @@ import json
 import re
 import types
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, Literal, Union, get_args, get_origin
 
 import json_repair
@@ -38,6 +39,9 @@ def typed_value(raw: Any, annotation: Any) -> Any:
         return _moment(raw, annotation)
     if _is_text_type(annotation) and isinstance(raw, str):
         return _text_type(raw, annotation)
+    if annotation is Decimal and isinstance(raw, str):
+        with contextlib.suppress(*MISFITS):  # exactly, and not as the double that JSON has for it
+            return pydantic.TypeAdapter(Decimal).validate_python(raw.strip())
     if raw in ("None", "null") and annotation_allows_none(annotation):
         return None
     try:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import enum
 from datetime import date, datetime, time, timezone
+from decimal import Decimal
 from typing import Literal
 
 import dspy
@@ -269,6 +270,8 @@ def test_the_error_keeps_what_was_found():
         ('{"sky": "DARK_BLUE"}', dict[str, Colour], {"sky": Colour.DARK_BLUE}),
         ("- RED\n- red", set[Colour], {Colour.RED}),
         ("1, 2", tuple[int, int], (1, 2)),
+        ("2117111111531102.4", Decimal, Decimal("2117111111531102.4")),
+        ("**1,234.50**", Decimal, Decimal("1234.5")),
         ("(1, 'a')", tuple[int, str], (1, "a")),
         ([{"name": "Ada", "age": 36}], list[Person], [Person(name="Ada", age=36)]),
         ('{"name": "add", "args": {"a": 1}}', dspy.ToolCalls, ADD),
