@@ -243,6 +243,8 @@ class Load(Job):
                     del verdict  # it refers to this frame
             for free, thread in frees.items():  # of other pools: there is more room then
                 self._wait_until(partial(_is_over, free, thread), thread)
+                if _has_ended(thread):
+                    _frees.pop(free, None)  # it has removed itself, unless it lacked memory
 
 
 class Free(Job):

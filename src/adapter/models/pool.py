@@ -197,12 +197,18 @@ class ModelPool:
             start_thread(thread)
         except (RuntimeError, MemoryError) as error:  # the process has as many as it may
             raise TransientError(f"no thread to load model {name!r} on: {error}") from error
+
+        def watch(lived: bool) -> None:
+            if loaded.done():
+                return
+            if lived:
+                loop.call_later(_LOOK, watch, thread.is_alive())
+            else:
+                message = f"no memory for a thread to load model {name!r} on"
+                loaded.set_exception(TransientError(message))
+
         try:
-            while not loaded.done():
-                lives = thread.is_alive()
-                await asyncio.wait([loaded], timeout=_LOOK)
-                if not (lives or loaded.done()):
-                    raise TransientError(f"no memory for a thread to load model {name!r} on")
+            watch(True)
             return await loaded
         finally:
             loaded.cancel()  # if nobody waits any more

@@ -71,7 +71,7 @@ class PoolThread:
         self.stopping = False
         self._owner: weakref.ref[Any] | None = None
         self._thread: threading.Thread | None = None
-        self._claiming = threading.Lock()
+        self._claims: list[threading.Thread] = []  # of those that would be the one
         self._closed = False
         self._closers: list[Request[Any]] = []
         self._gone: list[ModelSlot] = []
@@ -191,10 +191,12 @@ class PoolThread:
 
     def _claim(self) -> bool:
         """Whether this thread is the one: two of the user's may have started one each."""
-        with self._claiming:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.current_thread()
-            return self._thread is threading.current_thread()
+        mine = threading.current_thread()
+        self._claims.append(mine)
+        if next(each for each in self._claims if each.is_alive()) is not mine:
+            return False
+        self._thread, self._claims = mine, [mine]
+        return True
 
     def _work(self) -> None:
         """Do what comes. What fails for a lack of memory is tried again: nobody waits in vain."""
