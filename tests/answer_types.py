@@ -225,6 +225,14 @@ CHECKED_KINDS: list[Any] = [
 ]
 """Types of which a grammar leaves something to be checked after."""
 
+
+def is_checked_after(field: Any) -> bool:
+    """Whether a field's type is one of those that a grammar does not say whole."""
+    kinds = [pydantic.fields.FieldInfo.from_annotation(kind) for kind in CHECKED_KINDS]
+    asked = (field.annotation, field.metadata)
+    return any((kind.annotation, kind.metadata) == asked for kind in kinds)
+
+
 short_text = st.sampled_from([
     Annotated[str, pydantic.Field(max_length=10)],
     Annotated[str, pydantic.Field(min_length=2, max_length=6)],

@@ -25,7 +25,7 @@ from typing import Any
 import dspy
 import pydantic
 import synthetic
-from answer_types import signatures
+from answer_types import is_checked_after, signatures
 from dspy.utils.exceptions import AdapterParseError
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -85,7 +85,10 @@ def case_of(vocab: pyllama.Vocab, signature: Any, number: int) -> Case | None:
         completes=True,
         logprobs=chosen.choice((None, None, None, 0)),
     )
-    return Case(name, signature, request, fewest, not grammar.unchecked)
+    is_checked = not grammar.unchecked and not any(
+        map(is_checked_after, signature.output_fields.values())  # by a function of the user's
+    )
+    return Case(name, signature, request, fewest, is_checked)
 
 
 def check(case: Case, result: GenerationResult) -> None:

@@ -32,7 +32,7 @@ import dspy
 import jsonschema
 import pydantic
 from answer_schemas import schemas
-from answer_types import CHECKED_KINDS, signatures
+from answer_types import is_checked_after, signatures
 from dspy.adapters.baml_adapter import BAMLAdapter
 from dspy.lm15 import Config, FunctionTool, Message, Request, ToolCallPart, ToolChoice
 from dspy.utils.exceptions import (
@@ -180,13 +180,6 @@ class Trial:
             fits = jsonschema.Draft202012Validator(arguments).is_valid(dict(call.input))
             assert fits or told, f"{call.input} does not fit {arguments}"
         return "unbound, and told" if told else "completed"
-
-
-def is_checked_after(field: Any) -> bool:
-    """Whether a field's type is one of those that a grammar does not say whole."""
-    kinds = [pydantic.fields.FieldInfo.from_annotation(kind) for kind in CHECKED_KINDS]
-    asked = (field.annotation, field.metadata)
-    return any((kind.annotation, kind.metadata) == asked for kind in kinds)
 
 
 def brief_prompt(signature: Any, demos: Any, inputs: Any) -> list[dict[str, str]]:

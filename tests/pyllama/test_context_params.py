@@ -294,12 +294,10 @@ def test_every_field_of_the_struct_is_a_param():
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6])
 @pytest.mark.parametrize("rope", ["none", "linear", "yarn", "longrope"])
-def test_odd_scales_leave_the_process_alive(tiny, scale, rope):
-    with Context(
-        tiny, n_ctx=256, n_threads=1, rope_scaling_type=rope, rope_freq_scale=scale
-    ) as context:
-        context.decode(Batch.from_tokens(PROMPT))
-        assert context.logits().shape == (tiny.vocab.n_tokens,)
+def test_odd_scales_leave_the_process_alive(tiny_model_path, scale, rope):
+    options = {"rope_scaling_type": rope, "rope_freq_scale": scale}
+    with pyllama.Model(tiny_model_path) as model:  # of its own: see above
+        assert logits_with(model, PROMPT, **options).shape == (model.vocab.n_tokens,)
 
 
 # Running
