@@ -29,6 +29,7 @@ from instruments import (
     checking_allocator,
     command,
     environment,
+    is_ended_by_others,
     run_child,
     side_by_side,
 )
@@ -91,7 +92,12 @@ class Fuzzer:
                 del left[0]
             if left:
                 case = left.pop(0)
-                what = f"{_how(ended)} in {ended.doing}"
+                how = _how(ended)
+                if case["short"] and is_ended_by_others(how, ended.ended.err):
+                    with self._lock:
+                        self.notes["ended by others, without memory"] += 1
+                    continue
+                what = f"{how} in {ended.doing}"
                 said = f"{ended.strays[-3000:]}\n{ended.ended.err[-4000:]}"
                 failures.append(self._failure(case, what, said, checked))
             elif ended.strays:

@@ -13,7 +13,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from instruments import Asked, Failure, Told, command, environment, run_child, side_by_side
+from instruments import (
+    Asked,
+    Failure,
+    Told,
+    command,
+    environment,
+    is_ended_by_others,
+    run_child,
+    side_by_side,
+)
 
 import pyllama
 
@@ -23,12 +32,6 @@ BATCH = 25
 BOUND = 60
 #: What a case may end with that neither succeeds nor dies: it was told that it cannot be done.
 _REFUSED = 4
-#: How glibc's loader and OpenMP end a process that has no memory for a new thread's variables, or
-#: for a few hundred bytes. docs/limits.md says where nothing can prevent it.
-_ENDED_BY_OTHERS = {
-    "ended with 127": "cannot allocate memory for thread-local data",
-    "ended with 1": "libgomp: ",
-}
 
 
 def run(asked: Asked, script: str, env: dict[str, str]) -> Told:
@@ -45,8 +48,7 @@ def run(asked: Asked, script: str, env: dict[str, str]) -> Told:
         lines = [json.loads(line) for line in ended.out.splitlines()]
         for number, kind, outcome, detail in lines:
             outcomes[f"{kind}: {outcome}"] += 1
-            by_others = _ENDED_BY_OTHERS.get(outcome)
-            if by_others is not None and by_others in detail:
+            if is_ended_by_others(outcome, detail):
                 continue
             if outcome not in ("done", "refused"):
                 yield Failure(number, f"{kind}: {outcome}", detail)

@@ -83,6 +83,19 @@ class Ended:
         return f"ended with {self.status}"
 
 
+#: How glibc's loader and OpenMP end a process that has no memory for a new thread's variables, or
+#: for a few hundred bytes. docs/limits.md says where nothing can prevent it.
+_ENDED_BY_OTHERS = {
+    "ended with 127": "cannot allocate memory for thread-local data",
+    "ended with 1": "libgomp: ",
+}
+
+
+def is_ended_by_others(words: str, err: str) -> bool:
+    """Whether libraries that nobody can keep from it ended a child for want of memory."""
+    return words in _ENDED_BY_OTHERS and _ENDED_BY_OTHERS[words] in err
+
+
 def command(script: str, *arguments: object) -> list[str]:
     return [sys.executable, "-X", "faulthandler", str(HERE / script), *map(str, arguments)]
 
