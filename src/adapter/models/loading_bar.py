@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -29,6 +30,20 @@ def watch(progress: Progress) -> Watch:
     if progress is not None and not isinstance(progress, bool):
         raise InvalidParameterError("progress", progress, "a function, True or False")
     return LoadingBar if progress else lambda _name: nullcontext(_ignore)
+
+
+def weakly(watch: Watch) -> Watch:
+    """The same for as long as somebody else keeps it.
+
+    A pool's thread may keep this: a user's function often refers to the pool, which would live on.
+    """
+    found = weakref.ref(watch)
+
+    def of(name: str) -> AbstractContextManager[Callable[[float], None]]:
+        kept = found()
+        return nullcontext(_ignore) if kept is None else kept(name)
+
+    return of
 
 
 class LoadingBar:

@@ -27,7 +27,7 @@ from adapter.models.load_settings import LoadSettings
 from adapter.models.loaded import LoadedModel, whole
 from adapter.models.loader import ModelLoader
 from adapter.models.loading import translated_load
-from adapter.models.loading_bar import Progress, watch
+from adapter.models.loading_bar import Progress, watch, weakly
 from adapter.models.memory_budget import MemoryBudget
 from adapter.models.resident import ResidentModel
 from adapter.models.slot import ModelSlot
@@ -134,6 +134,7 @@ class ModelPool:
         )
         #: What load_model() returned: aliases have handles of their own.
         self._handles: dict[tuple[ModelSlot, str], LoadedModel] = {}
+        self._watch = watch(progress)
         self._loader = ModelLoader(
             LoadSettings(
                 plan,
@@ -141,7 +142,7 @@ class ModelPool:
                 reproducible=reproducible,
                 prefix_folder=_made(prefix_folder),
                 templates=ChatTemplates(chat_template, self._folder.find),
-                watch=watch(progress),
+                watch=weakly(self._watch),
             )
         )
 
@@ -198,17 +199,17 @@ class ModelPool:
         except (RuntimeError, MemoryError) as error:  # the process has as many as it may
             raise TransientError(f"no thread to load model {name!r} on: {error}") from error
 
-        def watch(lived: bool) -> None:
+        def look(lived: bool) -> None:
             if loaded.done():
                 return
             if lived:
-                loop.call_later(_LOOK, watch, thread.is_alive())
+                loop.call_later(_LOOK, look, thread.is_alive())
             else:
                 message = f"no memory for a thread to load model {name!r} on"
                 loaded.set_exception(TransientError(message))
 
         try:
-            watch(True)
+            look(True)
             return await loaded
         finally:
             loaded.cancel()  # if nobody waits any more
