@@ -5,6 +5,7 @@ Tests run on what ``pip install ".[test]"`` gives, as the README has it.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tarfile
 import zipfile
@@ -92,13 +93,13 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def next_dspy(session: nox.Session) -> None:
     """What knows DSPy, against a pre-release of it, if there is one. Failures are shown alone."""
-    session.run("pip", "install", ".[test]")
+    session.run("pip", "install", "--quiet", "--pre", "dspy")
     version = ("python", "-c", "from importlib.metadata import version; print(version('dspy'))")
-    known = session.run(*version, silent=True)
+    found = str(session.run(*version, silent=True)).strip()
+    if not re.search("[a-z]", found):
+        session.skip(f"the index has no pre-release after dspy {found}")
+    session.run("pip", "install", ".[test]")
     session.run("pip", "install", "--pre", "--upgrade", "dspy")
-    found = session.run(*version, silent=True)
-    if found == known:
-        session.skip(f"the index has no pre-release after dspy {str(known).strip()}")
     folders = ("tests/adapter/signatures", "tests/adapter/engine")
     arguments = ("-m", "not model and not download", *folders, *session.posargs)
     session.run("pytest", *arguments, success_codes=range(256))
