@@ -48,13 +48,7 @@ def bench(
         placement = HardwareManager().plan(
             path, context_length=max(n_prompt, n_gen), n_gpu_layers=gpu_layers, n_contexts=1
         )
-        with pyllama.Model(
-            path,
-            devices=placement.devices,
-            n_gpu_layers=placement.n_gpu_layers,
-            tensor_split=placement.tensor_split,
-            tensor_buft_overrides=placement.tensor_buft_overrides or None,
-        ) as loaded:
+        with placement.load(path) as loaded:
             facts: dict[str, Any] = {
                 "model": reference.name,
                 "description": loaded.desc,

@@ -46,13 +46,7 @@ def measure(
 
     Raises ValueError for a text of fewer than two parts, and pyllama's errors.
     """
-    with pyllama.Model(
-        path,
-        devices=placement.devices,
-        n_gpu_layers=placement.n_gpu_layers,
-        tensor_split=placement.tensor_split,
-        tensor_buft_overrides=placement.tensor_buft_overrides or None,
-    ) as model:
+    with placement.load(path) as model:
         tokens = model.vocab.tokenize_array(text)
         if len(tokens) < 2 * n_ctx:
             raise ValueError(

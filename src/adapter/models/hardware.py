@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -73,6 +73,19 @@ class Placement:
     tensor_buft_overrides: Mapping[str, pyllama.Device] = field(default_factory=dict)
     #: How its contexts are made, as far as the user says it.
     context: pyllama.ContextParams = field(default_factory=pyllama.ContextParams)
+
+    def load(
+        self, path: Path, progress: Callable[[float], bool | None] | None = None
+    ) -> pyllama.Model:
+        """The model of a file, loaded where this says. Raises what ``pyllama.Model`` raises."""
+        return pyllama.Model(
+            path,
+            devices=self.devices,
+            n_gpu_layers=self.n_gpu_layers,
+            tensor_split=self.tensor_split,
+            tensor_buft_overrides=self.tensor_buft_overrides or None,
+            progress=progress,
+        )
 
 
 def margin(free: int) -> int:

@@ -75,14 +75,7 @@ class ResidentModel:
             on_device=bool(placement.devices),
             reproducible=self._reproducible,
         )
-        self.model = pyllama.Model(
-            path,
-            devices=placement.devices,
-            n_gpu_layers=placement.n_gpu_layers,
-            tensor_split=placement.tensor_split,
-            tensor_buft_overrides=placement.tensor_buft_overrides or None,
-            progress=progress,
-        )
+        self.model = placement.load(path, progress)
         try:
             self._try_out(placement)
             if chat_template is None and self.model.chat_template() is None:
