@@ -3,9 +3,10 @@ r"""How good the answers of small models are: each adapter, on tasks whose answe
     python benchmarks/quality.py [--models FOLDER] [--data FOLDER] [--out quality.json]
 
 Every task is answered greedily, one call after the other and with DSPy's cache off, by each
-adapter with 0, 1 and 5 demonstrations. quality_tasks.py says what the tasks are; `--data` is a
-folder of public data, which adds those of quality_data.py. `--models` is a folder of GGUF files;
-without it, the embedded model answers.
+adapter with 0, 1 and 5 demonstrations. quality_tasks.py says what the tasks are.
+quality_held_out.py has tasks that no prompt and no grammar was chosen by. `--data` is a folder of
+public data, which adds the tasks of quality_data.py. `--models` is a folder of GGUF files; without
+it, the embedded model answers.
 
 The rows are independent: `--shard 2/8` measures the third of eight parts, in a process that may
 have cores of its own, and `--table quality-*.json` prints what all of them found:
@@ -42,6 +43,7 @@ import dspy
 from dspy.adapters import Adapter
 from dspy.adapters.baml_adapter import BAMLAdapter
 from quality_data import from_folder
+from quality_held_out import held_out
 from quality_tasks import Task, made_here
 
 from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool, constrained
@@ -144,7 +146,7 @@ def main() -> None:
     if arguments.table:
         print_table([row for path in arguments.table for row in read(path)])
         return
-    tasks = made_here()
+    tasks = made_here() + held_out()
     if arguments.data:
         tasks += from_folder(arguments.data, arguments.questions)
     if arguments.tasks:
