@@ -192,6 +192,7 @@ def _check_wheel(session: nox.Session, wheel: Path) -> None:
         "licenses/LICENSE",
         "licenses/llama.cpp/LICENSE",
         "pyllama/py.typed",
+        "lib/llama-imatrix",
         "converter/convert_hf_to_gguf.py",
         "converter/convert_lora_to_gguf.py",
         "converter/conversion/llama.py",

@@ -43,6 +43,7 @@ WANTED = {
         "conversion/**",
         "gguf-py/**",
         "convert_*.py",
+        "tools/imatrix/imatrix.cpp",
     ),
     TEST_DATA: ("models/ggml-vocab-*", "models/templates/**"),
 }

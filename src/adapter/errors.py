@@ -7,6 +7,7 @@
     ├── ModelNotFoundError      (FileNotFoundError)  no such file in the model folder
     ├── ModelDownloadError      (OSError)            a model that no hub or server gives
     ├── ConversionError         (RuntimeError)       a model that cannot be converted
+    ├── ImatrixError            (RuntimeError)       an importance matrix that cannot be computed
     ├── ModelLoadError          (RuntimeError)       a file that is no loadable model
     ├── ModelChangedError       (RuntimeError)       a file that is not what was loaded from it
     ├── ModelNotLoadedError     (LookupError)        a model that is not in memory
@@ -139,6 +140,10 @@ class ModelDownloadError(LlamaCppError, OSError):
 
 class ConversionError(LlamaCppError, RuntimeError):
     """A model in Hugging Face's format could not be converted; the message says what to do."""
+
+
+class ImatrixError(LlamaCppError, RuntimeError):
+    """An importance matrix could not be computed; the message says what to do."""
 
 
 class ModelLoadError(LlamaCppError, RuntimeError):

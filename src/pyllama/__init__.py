@@ -71,7 +71,7 @@ from pyllama.errors import (
     TokenizationError,
 )
 from pyllama.grammar import Grammar, GrammarSampler
-from pyllama.imatrix import load_imatrix
+from pyllama.imatrix import imatrix_program, load_imatrix
 from pyllama.lora import (
     LoraAdapter,
     load_control_vector,
@@ -137,6 +137,7 @@ __all__ = [
     "converter_script",
     "quantize",
     "Quantization",
+    "imatrix_program",
     "load_imatrix",
     "memory_use",
     "MemoryUse",

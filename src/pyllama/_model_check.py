@@ -17,6 +17,13 @@ from pyllama._gguf_file import DamagedFile, Tensor, read_header
 
 # Unspecified, as numbers of both kinds have it, none, mean, cls, last, rank.
 POOLING_TYPES = {-1, 2**32 - 1, *range(5)}
+# Files that hold something else, by their general.type.
+_NO_MODELS = {
+    "adapter": "a LoRA adapter",
+    "imatrix": "an importance matrix",
+    "mmproj": "a projector for images or sound, which belongs to a model",
+}
+
 MAX_DUMMY_TOKENS = 2**22  # 16 times the largest vocabulary known; each takes 40 bytes
 
 # They compute with a window even where the file says that there is none.
@@ -57,6 +64,9 @@ def check_files(
     """
     first, *others = (read_header(file, offset) for file in files)
     metadata = {**first.metadata}
+    kind = metadata.get("general.type")
+    if isinstance(kind, str) and kind in _NO_MODELS:
+        raise DamagedFile(f"it is {_NO_MODELS[kind]}, and no model")
     if isinstance(files[0], str) and not others:
         others = [read_header(part) for part in _other_parts(files[0], metadata)]
     for name, value in (kv_overrides or {}).items():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from pyllama import _model_file
 from pyllama import device as _device  # noqa: F401  (installs the log before anything logs)
 from pyllama._guard import guarded_str, raise_caught, raise_if_caught
 from pyllama._handle import Handle
+from pyllama._native import _binding
 from pyllama._native._binding import ffi, lib
 from pyllama.errors import NativeError, QuantizeError
 from pyllama.model_params import utf8
@@ -20,8 +23,20 @@ from pyllama.model_params import utf8
 if TYPE_CHECKING:
     from pyllama._native._binding import Array, Pointer, llama_model_imatrix_data, pyllama_imatrix
 
+_PROGRAM = "llama-imatrix.exe" if sys.platform == "win32" else "llama-imatrix"
+
 # Beyond it the squares that quantization weighs with it overflow, and llama.cpp asserts.
 MAX_IMPORTANCE = 1e12
+
+
+def imatrix_program() -> Path:
+    """The path of llama.cpp's own program that computes importance matrices.
+
+    Run it in a process of its own, with the options of llama-imatrix: ``-m`` for the model, ``-f``
+    for the text and ``-o`` for the file to write. It uses the libraries and the backend modules
+    beside it, and loads modules of the current folder as well: run it in a folder of yours.
+    """
+    return Path(os.path.dirname(_binding.__file__)) / "lib" / _PROGRAM
 
 
 def load_imatrix(path: str | os.PathLike[str]) -> dict[str, NDArray[np.float32]]:

@@ -215,6 +215,7 @@ ROWS: dict[str, Row] = {
         pyllama.quantize,
         {"src": w.model_path, "dst": w.folder / "quantized", "ftype": "Q8_0"},
     ),
+    "imatrix_program": lambda w: (pyllama.imatrix_program, {}),
     "load_imatrix": lambda w: (pyllama.load_imatrix, {"path": w.model_path}),
     "memory_use": lambda w: (pyllama.memory_use, {"path": w.model_path, "n_ctx": 64}),
     "memory_fit": lambda w: (pyllama.memory_fit, {"path": w.model_path, "n_ctx": 64}),

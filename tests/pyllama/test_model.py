@@ -199,6 +199,16 @@ def test_a_missing_file(tmp_path):
         pyllama.Model(path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"), [("adapter", "LoRA"), ("imatrix", "importance"), ("mmproj", "projector")]
+)
+@pytest.mark.parametrize("vocab_only", [True, False])
+def test_a_file_of_another_kind_is_called_by_its_name(write_tiny_model, kind, words, vocab_only):
+    path = write_tiny_model(metadata={"general.type": kind})
+    with pytest.raises(pyllama.ModelLoadError, match=rf"it is an? {words}.*, and no model"):
+        pyllama.Model(path, vocab_only=vocab_only)
+
+
 def test_a_folder(tmp_path):
     with pytest.raises(IsADirectoryError, match="folder"):
         pyllama.Model(tmp_path)

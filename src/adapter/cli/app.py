@@ -17,6 +17,7 @@ from adapter.cli.convert import convert
 from adapter.cli.demo import demo
 from adapter.cli.devices import devices, rpc_server
 from adapter.cli.doctor import doctor
+from adapter.cli.imatrix import imatrix
 from adapter.cli.models import models, rm
 from adapter.cli.pull import pull
 from adapter.cli.quantize import perplexity, quantize
@@ -101,8 +102,14 @@ _add(
     _MAKE,
     quantize,
     "pyllama quantize ./model-f16.gguf Q4_K_M",
-    "pyllama quantize ./model-f16.gguf IQ2_M small.gguf --imatrix imatrix.gguf",
+    "pyllama quantize ./model-f16.gguf IQ2_M --imatrix model-f16-imatrix.gguf",
     "pyllama quantize owner/repo:BF16 Q8_0 --dry-run",
+)
+_add(
+    _MAKE,
+    imatrix,
+    "pyllama imatrix ./model-f16.gguf text.txt",
+    "pyllama imatrix owner/repo:F16 text.txt -o my-imatrix.gguf --chunks 100",
 )
 _add(_MAKE, perplexity, "pyllama perplexity ./model-Q4_K_M.gguf text.txt --chunks 50")
 

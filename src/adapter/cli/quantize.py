@@ -76,6 +76,9 @@ def quantize(
             target = target / _name(path, ftype)
         if not dry_run and not force and target.exists():
             fail(f"{target} is there already; to replace it: --force")
+        with pyllama.Model(path, vocab_only=True) as original:
+            n_params = original.n_params
+        before = sum(part.stat().st_size for part in parts(path))
         settings: dict[str, Any] = {
             "imatrix": imatrix,
             "allow_requantize": requantize,
@@ -95,9 +98,6 @@ def quantize(
             raise
         except ValueError as error:
             fail(str(error))
-        before = sum(part.stat().st_size for part in parts(path))
-        with pyllama.Model(path, vocab_only=True) as original:
-            n_params = original.n_params
     _tell(done, ftype, before, n_params, as_json=as_json)
 
 

@@ -6,22 +6,19 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
 
 import pyllama
 from adapter.errors import ConversionError
+from adapter.models.tool_process import run_tool
 
 _NEEDED = ("torch", "transformers", "sentencepiece", "safetensors", "google.protobuf")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 _SPARE = 64 * 2**20
 _PERCENT = re.compile(r"Writing: +(\d+)%")
-_KEPT_LINES = 30
 
 
 def convert(
@@ -111,7 +108,6 @@ def _weights(folder: Path) -> Iterable[Path]:
 
 
 def _run(command: list[str], report: Callable[[float], object] | None) -> None:
-    """Run the converter, and end it with whatever ends this."""
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -120,43 +116,16 @@ def _run(command: list[str], report: Callable[[float], object] | None) -> None:
         "PYTHONIOENCODING": "utf-8",
     }
     environment.pop("NO_LOCAL_GGUF", None)
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
-    )
-    try:
-        assert process.stdout is not None
-        said = _follow(process.stdout, report)
-        code = process.wait()
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    finally:
-        if process.stdout is not None:
-            process.stdout.close()
+
+    def follow(line: str) -> bool:
+        found = _PERCENT.match(line)
+        if found and report is not None:
+            report(int(found[1]) / 100)
+        return found is not None
+
+    code, said = run_tool(command, follow, environment=environment)
     if code:
         raise ConversionError(f"llama.cpp's converter failed ({code}); it said:\n{said}")
-
-
-def _follow(output: IO[bytes], report: Callable[[float], object] | None) -> str:
-    """Read all that the converter says, and return the end of it."""
-    lines: deque[str] = deque(maxlen=_KEPT_LINES)
-    pending = b""
-    while chunk := os.read(output.fileno(), 2**16):
-        *whole, pending = re.split(rb"[\r\n]", (pending + chunk)[-(2**20) :])
-        for line in whole:
-            text = line.decode("utf-8", "replace").rstrip()
-            if found := _PERCENT.match(text):
-                if report is not None:
-                    report(int(found[1]) / 100)
-            elif text:
-                lines.append(text)
-    lines.append(pending.decode("utf-8", "replace"))
-    return "\n".join(filter(None, lines))
 
 
 def _type_of(path: Path, kind: str) -> str:

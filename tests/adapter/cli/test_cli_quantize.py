@@ -62,6 +62,13 @@ def test_what_cannot_be_quantized_is_one_line(run, wide, tmp_path, arguments):
     assert [one.name for one in tmp_path.iterdir()] == ["tiny.gguf"]
 
 
+def test_an_adapter_is_not_quantized(run, write_tiny_model, tmp_path):
+    path = write_tiny_model(metadata={"general.type": "adapter"})
+    result = run("quantize", path, "Q8_0", tmp_path / "out.gguf")
+    assert result.exit_code == 1
+    assert "LoRA adapter, and no model" in result.stderr
+
+
 def test_ctrl_c_leaves_nothing_half_made(run, wide, tmp_path, monkeypatch):
     path = copyfile(wide, tmp_path / "tiny.gguf")
     original = pyllama.quantize

@@ -27,6 +27,7 @@ MAPPED = [
     (errors.ModelNotLoadedError("a", "load it"), lm15.ConfigurationError),
     (errors.ModelLoadError("a", Path("a.gguf"), "no"), lm15.ConfigurationError),
     (errors.ConversionError("no torch"), lm15.ProviderError),
+    (errors.ImatrixError("no text"), lm15.ProviderError),
     (errors.ModelDownloadError("a", "no network", ["b"]), lm15.ConfigurationError),
     (errors.ModelChangedError("a", Path("a.gguf")), lm15.ConfigurationError),
     (errors.UnknownModelError("a", ["b"], []), lm15.UnknownModelError),
