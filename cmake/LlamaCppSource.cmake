@@ -3,8 +3,8 @@
 
 set(PYLLAMA_LLAMA_CPP_DIR "" CACHE PATH "Build against this llama.cpp checkout, not the pinned one")
 
-set(pin_file "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama_cpp_pin.json")
-set(vendor_script "${CMAKE_CURRENT_SOURCE_DIR}/vendor/fetch_llama_cpp.py")
+set(pin_file "${CMAKE_CURRENT_LIST_DIR}/../vendor/llama_cpp_pin.json")
+set(vendor_script "${CMAKE_CURRENT_LIST_DIR}/../vendor/fetch_llama_cpp.py")
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS "${pin_file}" "${vendor_script}")
 
 if(PYLLAMA_LLAMA_CPP_DIR)
@@ -17,7 +17,7 @@ else()
   if(NOT vendor_result EQUAL 0)
     message(FATAL_ERROR "llama.cpp's sources are not in vendor/llama.cpp; see the error above.")
   endif()
-  set(PYLLAMA_LLAMA_CPP_DIR "${CMAKE_CURRENT_SOURCE_DIR}/vendor/llama.cpp")
+  set(PYLLAMA_LLAMA_CPP_DIR "${CMAKE_CURRENT_LIST_DIR}/../vendor/llama.cpp")
   file(READ "${pin_file}" pin)
   string(JSON PYLLAMA_LLAMA_CPP_COMMIT GET "${pin}" commit)
 endif()

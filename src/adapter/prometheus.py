@@ -1,4 +1,4 @@
-"""What a pool's models have done, for Prometheus. Needs the extra ``pyllama[prometheus]``.
+"""What a pool's models have done, for Prometheus. Needs the extra ``prometheus``.
 
 from prometheus_client import REGISTRY
 from adapter.prometheus import PoolCollector

@@ -11,6 +11,7 @@
 """
 
 from pyllama.backend_choice import BackendBuild, BackendName, backend_devices, build_info
+from pyllama.backend_packages import BackendPackage
 from pyllama.batch import Batch
 from pyllama.candidates import Candidates
 from pyllama.chat import ChatTemplate
@@ -23,6 +24,7 @@ from pyllama.device import (
     Backend,
     Device,
     backend_features,
+    backend_packages,
     backends,
     cpu_math_cores,
     cpu_variant,
@@ -38,6 +40,7 @@ from pyllama.device import (
     supports_rpc,
     system_info,
 )
+from pyllama.distribution import distribution_name, extra_command
 from pyllama.errors import (
     AdapterError,
     BackendError,
@@ -154,6 +157,10 @@ __all__ = [
     "build_info",
     "BackendBuild",
     "BackendName",
+    "backend_packages",
+    "BackendPackage",
+    "distribution_name",
+    "extra_command",
     "load_backends",
     "load_backend",
     "cpu_variant",

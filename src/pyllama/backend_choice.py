@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from pyllama._native import _binding
-from pyllama.device import Device, backends, devices
+from pyllama.device import Device, backend_packages, backends, devices
+from pyllama.distribution import extra_command
 from pyllama.errors import BackendError
 
 BackendName = Literal["auto", "cpu", "cuda", "hip", "metal", "opencl", "sycl", "vulkan"]
@@ -25,6 +26,9 @@ _REGISTERED = {
     "sycl": "SYCL",
     "vulkan": "Vulkan",
 }
+
+# The extra that brings a backend to a build without it.
+_EXTRAS = {"cuda": "cuda13", "hip": "rocm"}
 
 # Written by cmake/BuildSummary.cmake, beside the extension module.
 _SUMMARY = os.path.join(os.path.dirname(_binding.__file__), "build.json")
@@ -98,7 +102,10 @@ def _unmet(name: str) -> str:
     option = name.upper()
     build = {entry.name: entry for entry in build_info()}[option]
     loaded = any(backend.name == _REGISTERED[name] for backend in backends())
-    if loaded:
+    packages = [package for package in backend_packages() if package.backend == option]
+    if packages and not loaded:
+        reason = "; ".join(f"{package.name} is not used: {package.problem}" for package in packages)
+    elif loaded:
         reason = "its driver offers no GPU"
         if name == "vulkan":
             reason += (
@@ -108,4 +115,6 @@ def _unmet(name: str) -> str:
         reason = "its loader or driver is not installed here (this build has the backend)"
     else:
         reason = f"this build does not have it. {build.note}"
+        if name in _EXTRAS:
+            reason += f" Or install it ready-made: {extra_command(_EXTRAS[name])}"
     return f"backend {name!r} was asked for, but {reason.rstrip('.')}. Devices here: {here}"

@@ -7,11 +7,12 @@ so that any thread may read it.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -20,6 +21,7 @@ from pyllama._guard import check, last_errors, raise_caught, raise_if_caught, ta
 from pyllama._native import _binding
 from pyllama._native._binding import ffi, lib
 from pyllama._rpc_servers import require_answers
+from pyllama.backend_packages import BackendPackage, find_packages
 from pyllama.errors import BackendError, NativeError
 
 if TYPE_CHECKING:
@@ -48,8 +50,11 @@ _LIBRARIES = os.path.join(os.path.dirname(_binding.__file__), "lib")
 # A module of the CPU backend: libggml-cpu-haswell.so, ggml-cpu-haswell.dll.
 _CPU_MODULE = re.compile(r"(?:lib)?ggml-cpu-(\w+)\.(?:so|dll)")
 
+logger = logging.getLogger("pyllama.backends")
+
 _loading = threading.Lock()
 _loaded = False
+_packages: list[BackendPackage] = []
 
 
 class _Found:
@@ -138,12 +143,13 @@ def load_backends(
 ) -> None:
     """Load llama.cpp's backend modules, once (``ggml_backend_load_all_from_path``).
 
-    Loading a model or listing devices does this as well. Call it earlier to spend the time at
-    another moment, or to choose. The environment variable ``GGML_BACKEND_PATH`` can name one more
-    module.
+    They are the package's own, and those of packages such as pyllama-dspy-cuda13 beside it; see
+    ``backend_packages``. Loading a model or listing devices does this as well. Call it earlier to
+    spend the time at another moment, or to choose. The environment variable ``GGML_BACKEND_PATH``
+    can name one more module.
 
     Args:
-        folder: where the modules are; None for the package's own.
+        folder: where the modules are; None for the package's own and those of other packages.
         cpu_variant: which of the CPU modules to take, such as ``"haswell"``. None for what the
             environment variable ``PYLLAMA_CPU_VARIANT`` names, or else the best for this processor.
 
@@ -167,6 +173,9 @@ def load_backends(
         wanted = cpu_variant or os.environ.get("PYLLAMA_CPU_VARIANT")
         if wanted:
             _load_cpu_variant(source, wanted)
+        if chosen is None:
+            # First, so that a card that Vulkan reaches as well is used through its maker's backend.
+            _packages[:] = _load_packages()
         before = [reg for reg in _registry() if _reg_name(reg) == "CPU"]
         check(lib.guarded_backend_init(os.fsencode(source)), f"loading the backends in {source}")
         for reg in _registry() if before else ():
@@ -201,6 +210,16 @@ def load_backend(path: str | os.PathLike[str]) -> Backend:
                 "before load_backends(), devices() and the first model"
             )
         return _backend(_load_module(name))
+
+
+def backend_packages() -> list[BackendPackage]:
+    """Every package that adds a backend to this one, and why those that are not used are not.
+
+    Such packages come with an extra, as in ``pip install "pyllama-dspy[cuda13]"``. One that was
+    built for another llama.cpp is refused, with a warning in the log.
+    """
+    load_backends()
+    return list(_packages)
 
 
 def backends() -> list[Backend]:
@@ -362,6 +381,42 @@ def _load_module(path: str) -> Pointer[ggml_backend_reg]:
         except NativeError as error:
             raise BackendError(str(error)) from None
     return reg
+
+
+def _load_packages() -> list[BackendPackage]:
+    """Load what other packages bring. Whatever is wrong with one is no reason to fail."""
+    found = []
+    own = os.listdir(_LIBRARIES)
+    used: dict[str, BackendPackage] = {}
+    for package in find_packages():
+        if package.problem is None:
+            if package.backend in used:
+                problem: str | None = f"{used[package.backend].name} drives the same devices"
+            elif os.path.basename(package.path) in own:
+                problem = f"this build has a {package.backend} backend of its own"
+            else:
+                problem = _load_package(package)
+            package = replace(package, problem=problem)
+        if package.problem is None:
+            used[package.backend] = package
+        else:
+            level = logging.WARNING if package.is_unfit else logging.INFO
+            logger.log(level, "%s is not used: %s", package.name, package.problem)
+        found.append(package)
+    return found
+
+
+def _load_package(package: BackendPackage) -> str | None:
+    """Why a package's module could not be loaded; None if it was."""
+    try:
+        reg = _load_module(package.path)
+    except BackendError as error:
+        return f"a driver or a library is missing ({error})"
+    if not lib.ggml_backend_reg_dev_count(reg):
+        # So that another package for the same devices, which needs an older driver, has its turn.
+        check(lib.guarded_backend_unload(reg), f"unloading {package.path}")
+        return "its driver offers no GPU"
+    return None
 
 
 def _load_cpu_variant(folder: str, variant: str) -> None:

@@ -45,7 +45,7 @@ def convert(
 ) -> None:
     """Convert a model to GGUF by llama.cpp's own converter, in a process of its own.
 
-    It needs torch and transformers: pip install 'pyllama[convert]'. The file appears when it is
+    It needs torch and transformers, which the extra "convert" brings. The file appears when it is
     complete.
     """
     from adapter.models.conversion import convert as convert_folder

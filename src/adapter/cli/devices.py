@@ -48,6 +48,9 @@ def devices(
     for choice in choices:
         used = "used" if choice.used else "not used"
         say(f"{choice.device.name} is {used}: {choice.reason}")
+    for package in pyllama.backend_packages():
+        if package.problem is not None:
+            say(f"{package.name} is not used: {package.problem}")
     say(f"threads: {cpu_threads()}")
     say(f"llama.cpp {pyllama.llama_cpp_version()}")
 

@@ -85,7 +85,7 @@ def _versions() -> dict[str, str]:
     import pyllama
 
     found = {
-        "pyllama": pyllama.__version__,
+        pyllama.distribution_name(): pyllama.__version__,
         "llama.cpp": pyllama.llama_cpp_version(),
         "python": f"{platform.python_implementation()} {sys.version.split()[0]}",
     }
@@ -113,6 +113,9 @@ def _backends() -> list[str]:
     variant = pyllama.cpu_variant()
     if variant:
         lines.append(f"CPU variant: {variant}")
+    for package in pyllama.backend_packages():
+        state = "used" if package.problem is None else f"not used: {package.problem}"
+        lines.append(f"{package.name} {package.version}: {state}")
     lines.append(pyllama.system_info())
     return lines
 

@@ -49,8 +49,8 @@ def convert(
     missing = [name for name in _NEEDED if not _is_installed(name)]
     if missing:
         raise ConversionError(
-            f"converting needs {', '.join(missing)}: pip install 'pyllama[convert]'; where no GPU "
-            "is used, install a CPU build of torch first, which is much smaller"
+            f"converting needs {', '.join(missing)}: {pyllama.extra_command('convert')}; where no "
+            "GPU is used, install a CPU build of torch first, which is much smaller"
         )
     kind = "model" if lora_base is None else "adapter"
     folders = [folder] if lora_base is None else [folder, lora_base]

@@ -23,7 +23,7 @@ def test_doctor_says_what_is_here(run, own_folder):
         assert words in result.stdout
     assert "left out: pyllama demo" in result.stdout
     facts = json.loads(run("doctor", "--no-test", "--json").stdout)
-    assert facts["versions"]["pyllama"] == pyllama.__version__
+    assert facts["versions"][pyllama.distribution_name()] == pyllama.__version__
     assert "test" not in facts
 
 
