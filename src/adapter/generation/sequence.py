@@ -188,9 +188,9 @@ class Sequence:
     def _give(self, deltas: list[Delta]) -> None:
         if not self.request.streamed:
             self._unsent += deltas
-            return
-        for delta in deltas:
-            self.events.put(delta)
+        elif deltas:
+            # Forced text comes whole: DSPy's listeners know a long marker only if it does.
+            self.events.put(joined(deltas))
 
     def _end(self, last: Event | None) -> None:
         """Give the caller its last event. That happens once, and cannot fail."""

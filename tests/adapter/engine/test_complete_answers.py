@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from html import unescape
 from typing import Literal
 
 import dspy
 import pytest
 from dspy.lm15 import Config, Message, Request
+from dspy.streaming import StreamListener
 from dspy.utils.exceptions import LMError
 
 from adapter import CutAnswerError, LlamaCppAdapter, LlamaCppConfig, ModelPool, constrained
@@ -120,6 +122,19 @@ def test_a_stream_tells_it_at_its_end(loaded):
     assert end.finish_reason == "stop"
     assert "notes" in end.provider_data["shortened"]
     assert "".join(e.delta.text for e in events if hasattr(e, "delta")) == response.text
+
+
+@pytest.mark.parametrize("form", [dspy.ChatAdapter, dspy.XMLAdapter])
+def test_dspys_listener_sees_no_marker_that_ends_a_text(loaded, form):
+    """It takes a marker of more than ten pieces for text. This vocabulary spells each letter."""
+    program = dspy.Predict("question -> story, moral_of_the_story")
+    listener = StreamListener("story")
+    stream = dspy.streamify(program, stream_listeners=[listener], async_streaming=False)
+    with dspy.context(lm=adapter_of(loaded).lm, adapter=constrained(form())):
+        *chunks, prediction = stream(question="Who?", config={"max_tokens": 150})
+    streamed = unescape("".join(chunk.chunk for chunk in chunks))  # XML has &lt; for <
+    assert streamed.strip() == prediction.story.strip()
+    assert chunks[-1].is_last_chunk
 
 
 def test_a_setting_lets_answers_be_cut_off(loaded):
