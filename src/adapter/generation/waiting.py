@@ -17,7 +17,7 @@ from adapter.generation.sequence import Sequence
 POLLED = 64
 """Requests that are asked in a step whether their callers have gone: all of them in turn."""
 
-MOST_TAKEN_IN = 256
+MOST_TAKEN_IN = 32
 """Requests that are put in order in a step, of those that have come."""
 
 _STRIDE = CHUNK // BLOCK

@@ -47,6 +47,11 @@ def in_order(waiting):
     return found
 
 
+def take_all_in(waiting):
+    while waiting._arrived:
+        waiting.drop_finished()
+
+
 def test_they_come_in_their_order(waiting, sequence_of):
     made = [sequence_of() for _ in range(5)]
     for sequence in made:
@@ -94,6 +99,7 @@ def test_time_runs_for_those_that_wait(waiting, sequence_of):
     late, early = sequence_of(timeout=60.0), sequence_of(timeout=0.0)
     for sequence in [*(sequence_of() for _ in range(2 * POLLED)), late, early]:
         waiting.append(sequence)
+    take_all_in(waiting)
     waiting.drop_finished()
     assert isinstance(early.events._given.get_nowait(), RequestTimeoutError)
     assert late.events._given.empty()
@@ -105,7 +111,7 @@ def test_callers_that_have_gone_are_noticed_in_turn(waiting, sequence_of):
     gone = threading.Event()
     for index in range(10 * POLLED):
         waiting.append(sequence_of(cancelled=gone if index % 2 else None))
-    waiting.drop_finished()
+    take_all_in(waiting)
     gone.set()
     n_steps = 0
     while len(waiting) > 5 * POLLED:
@@ -114,6 +120,22 @@ def test_callers_that_have_gone_are_noticed_in_turn(waiting, sequence_of):
         assert 0 < before - len(waiting) <= POLLED
         n_steps += 1
     assert n_steps <= 12
+
+
+def test_those_that_come_at_once_are_put_in_order_over_some_steps(waiting, sequence_of):
+    """Where a thousand come, no stream waits until all of them have their place."""
+    made = [sequence_of(timeout=1000.0) for _ in range(16 * POLLED)]
+    for sequence in made:
+        waiting.append(sequence)
+    n_steps = 0
+    while waiting._arrived:
+        before = len(waiting._arrived)
+        waiting.drop_finished()
+        assert waiting.first() is made[0]
+        assert before - len(waiting._arrived) <= POLLED
+        n_steps += 1
+    assert n_steps >= 16
+    assert in_order(waiting) == made
 
 
 def test_what_is_left_of_those_that_have_left_stays_small(waiting, sequence_of):
