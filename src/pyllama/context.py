@@ -90,7 +90,6 @@ class Context(Decoding):
         self.model = model
 
         struct = with_options("params", params, options)._struct()
-        # Resolved here: a context with YaRN changes what the model says about its training.
         struct.n_ctx = struct.n_ctx or model.n_ctx_train
         require_consistent(model, struct)
         require_memory(model, struct)
@@ -105,7 +104,9 @@ class Context(Decoding):
         handle = model._open()
         with handle as pointer:
             interrupt = self._interrupt.pointer
-            context = lib.guarded_init_from_model(pointer, ffi.addressof(struct), interrupt)
+            context = lib.guarded_init_from_model(
+                pointer, ffi.addressof(struct), interrupt, model.n_ctx_train
+            )
             if context == ffi.NULL:
                 _raise_context_error(model)
             needs = (handle, self._interrupt, *attached.handles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
@@ -50,16 +51,14 @@ def logits_with(model, tokens, **options):
         {"attention_type": "non_causal"},
     ],
 )
-def test_what_changes_the_result(tiny_model_path, options):
-    # A model of its own: with YaRN, llama.cpp changes what it knows of the model's training.
-    with pyllama.Model(tiny_model_path) as model:
-        plain = logits_with(model, LONG)
-        changed = logits_with(model, LONG, **options)
-        # Beyond what one YaRN parameter does on top of the others.
-        common = ("rope_scaling_type", "rope_freq_scale")
-        base = {key: options[key] for key in common if key in options}
-        if base != options:
-            plain = logits_with(model, LONG, **base)
+def test_what_changes_the_result(tiny, options):
+    plain = logits_with(tiny, LONG)
+    changed = logits_with(tiny, LONG, **options)
+    # Beyond what one YaRN parameter does on top of the others.
+    common = ("rope_scaling_type", "rope_freq_scale")
+    base = {key: options[key] for key in common if key in options}
+    if base != options:
+        plain = logits_with(tiny, LONG, **base)
     assert np.isfinite(changed).all()
     assert not np.allclose(changed, plain, atol=1e-3)
 
@@ -72,12 +71,28 @@ def test_a_factor_counts_only_where_positions_are_scaled(tiny, expected):
         np.testing.assert_array_equal(logits_with(tiny, PROMPT, **options), expected)
 
 
-def test_yarn_does_not_change_what_the_next_context_takes_for_trained(write_tiny_model):
-    with pyllama.Model(write_tiny_model(seed=3)) as model:
+@pytest.mark.parametrize("scale", [0.25, 1e6])
+def test_yarn_does_not_change_what_the_model_says_of_its_training(
+    write_tiny_model, tmp_path, caplog, scale
+):
+    with pyllama.Model(write_tiny_model(seed=3), use_extra_bufts=False) as model:
         trained = model.n_ctx_train
-        Context(model, n_ctx=256, rope_scaling_type="yarn", rope_freq_scale=0.25).close()
+        yarn = ContextParams(rope_scaling_type="yarn", rope_freq_scale=scale)
+        makers = [
+            threading.Thread(target=lambda: Context(model, yarn, n_ctx=256).close())
+            for _ in range(4)
+        ]
+        for maker in makers:
+            maker.start()
+        for maker in makers:
+            maker.join()
+        caplog.clear()
         with Context(model) as context:
             assert context.n_ctx == trained
+        assert "possible training context overflow" not in caplog.text
+        model.save(tmp_path / "saved.gguf")
+    with pyllama.Model(tmp_path / "saved.gguf") as saved:
+        assert saved.n_ctx_train == trained
 
 
 @pytest.mark.parametrize(

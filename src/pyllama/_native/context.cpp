@@ -1,6 +1,7 @@
 #include "apart.hpp"
 #include "compute_threads.hpp"
 #include "guard_log.hpp"
+#include "src/llama-model.h"
 
 using pyllama::guarded;
 using pyllama::guarded_apart;
@@ -21,13 +22,18 @@ constexpr int32_t ABORTED = 2;
 extern "C" {
 
 llama_context * guarded_init_from_model(llama_model * model, const llama_context_params * params,
-                                        pyllama_interrupt * interrupt) {
+                                        pyllama_interrupt * interrupt, int32_t n_ctx_train) {
     return guarded_apart<llama_context *>(nullptr, no_memory::strands, [&] {
         llama_context_params with_interrupt = *params;
         with_interrupt.abort_callback       = pyllama_should_stop;
         with_interrupt.abort_callback_data  = interrupt;
         pyllama::require_memory(LEAST_OF_A_SCHEDULER);
-        return llama_init_from_model(model, with_interrupt);
+        llama_context * context = llama_init_from_model(model, with_interrupt);
+        // With YaRN it changes what the model says of its training, which is all its contexts' and
+        // is saved with it. The given number is restored rather than the one from before: several
+        // threads may be here.
+        model->hparams.n_ctx_train = static_cast<uint32_t>(n_ctx_train);
+        return context;
     });
 }
 
