@@ -34,6 +34,8 @@ if TYPE_CHECKING:
         ggml_backend_reg,
     )
 
+logger = logging.getLogger(__name__)
+
 DeviceType = Literal["cpu", "gpu", "igpu", "accel", "meta"]
 
 _TYPES: dict[int, DeviceType] = {
@@ -152,6 +154,8 @@ def load_backends(
         folder: where the modules are; None for the package's own and those of other packages.
         cpu_variant: which of the CPU modules to take, such as ``"haswell"``. None for what the
             environment variable ``PYLLAMA_CPU_VARIANT`` names, or else the best for this processor.
+            If that one uses AMX, a child process computes with it first, because some virtual
+            machines announce AMX and do not run it; if the child dies the next best is taken.
 
     Raises:
         BackendError: not even a CPU backend could be loaded, there is no such variant, this
@@ -182,6 +186,8 @@ def load_backends(
             if _reg_name(reg) == "CPU" and reg not in before:
                 # The best one, loaded beside the one that was chosen. Nothing uses it yet.
                 check(lib.guarded_backend_unload(reg), "unloading a CPU backend")
+        if not wanted:
+            _replace_cpu_variant_that_dies(source)
         if not any(_reg_name(reg) == "CPU" for reg in _registry()):
             raise BackendError(
                 f"No CPU backend could be loaded from {source}. "
@@ -420,15 +426,54 @@ def _load_package(package: BackendPackage) -> str | None:
 
 
 def _load_cpu_variant(folder: str, variant: str) -> None:
-    modules = {
-        match[1]: entry for entry in os.listdir(folder) if (match := _CPU_MODULE.fullmatch(entry))
-    }
+    modules = _cpu_modules(folder)
     if variant not in modules:
         raise BackendError(
             f"there is no CPU variant {variant!r} in {folder}: "
             + (f"it holds {', '.join(sorted(modules))}" if modules else "this build has one only")
         )
-    _load_module(os.path.join(folder, modules[variant]))
+    _load_module(modules[variant])
+
+
+def _cpu_modules(folder: str) -> dict[str, str]:
+    """The paths of the modules of the CPU backend, by their variants."""
+    return {
+        match[1]: os.path.join(folder, entry)
+        for entry in os.listdir(folder)
+        if (match := _CPU_MODULE.fullmatch(entry))
+    }
+
+
+def _replace_cpu_variant_that_dies(folder: str) -> None:
+    """Take the next best CPU module if the best one ends the process when it computes.
+
+    ggml chooses by what CPUID announces. Some virtual machines announce AMX and do not run it.
+    """
+    reg = next((reg for reg in _registry() if _reg_name(reg) == "CPU"), None)
+    if reg is None or _computes(reg):
+        return
+    best, *others = sorted(_cpu_modules(folder).values(), key=_score, reverse=True)
+    for path in others:
+        if not _score(path):
+            return
+        check(lib.guarded_backend_unload(reg), "unloading a CPU backend")
+        reg = _load_module(path)
+        if _computes(reg):
+            logger.info("%s dies when it computes on this machine: %s is used", best, path)
+            return
+
+
+def _computes(reg: Pointer[ggml_backend_reg]) -> bool:
+    """Whether a CPU backend computes here; it is tried in a child process if it uses AMX."""
+    if backend_features(_backend(reg)).get("AMX_INT8", "0") == "0":
+        return True
+    return bool(lib.pyllama_survives(ffi.addressof(lib, "pyllama_multiply_on"), reg))
+
+
+@functools.cache
+def _score(path: str) -> int:
+    """How well a module suits this processor; 0 if it does not run."""
+    return check(lib.guarded_backend_score(os.fsencode(path)), f"looking at {path}")
 
 
 def _check_loaded(folder: str | None, variant: str | None) -> None:

@@ -112,6 +112,7 @@ extern "C" {
 #include "confine.h"
 #include "context.h"
 #include "device.h"
+#include "self_check.h"
 #include "fit.h"
 #include "gguf_file.h"
 #include "grammar.h"
