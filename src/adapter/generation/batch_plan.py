@@ -8,7 +8,8 @@ from typing import Protocol
 
 import pyllama
 from adapter.generation.answer_writer import LONGEST_RUN
-from adapter.generation.exactness import Exactness, groups
+from adapter.generation.batch_sizes import ONE_BY_ONE
+from adapter.generation.exactness import Exactness
 from adapter.generation.memory.blocks import CHUNK, longest_call
 from adapter.generation.memory.kv_cache import KVCache, Slot
 from adapter.generation.sequence import Sequence as Request
@@ -62,11 +63,12 @@ class Plan(Protocol):
 class ExactPlan:
     """Batches that give a request the same bytes whatever runs beside it.
 
-    One chunk of one prompt, then a token of each answer, in batches that keep the bytes. Each
-    text that a grammar forced is computed in a call of its own, as a prompt is.
+    One chunk of one prompt, then a token of each answer, in those batches that take the least time
+    of all that keep the bytes. Each text that a grammar forced is computed in a call of its own, as
+    a prompt is.
 
     Args:
-        exactness: how many answers one batch may hold.
+        exactness: how many answers a batch may hold, and how many are fast.
         chunk: tokens of a prompt that are computed at once.
     """
 
@@ -91,9 +93,9 @@ class ExactPlan:
         parts = choose_parts(cache.running, [], room=room, chunk=self._chunk)
         single = [part for part in parts if part.n_tokens == 1 and not part.sequence.restarted]
         others = [part for part in parts if part.n_tokens > 1 or part.sequence.restarted]
-        size = self._exactness.batch_size(cache.count) if len(single) > 1 else 1
-        yield from groups(single, size)
-        yield from groups(others, 1)
+        sizes = self._exactness.batch_sizes(cache.count) if len(single) > 1 else ONE_BY_ONE
+        yield from sizes.split(single)
+        yield from ([part] for part in others)
 
 
 class MixedPlan:
@@ -118,7 +120,7 @@ class MixedPlan:
         room = cache.context.n_batch
         parts = choose_parts(cache.running, prompts, room=room, chunk=self._chunk)
         yield [part for part in parts if not part.sequence.restarted]
-        yield from groups([part for part in parts if part.sequence.restarted], 1)
+        yield from ([part] for part in parts if part.sequence.restarted)
 
 
 def choose_parts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -12,11 +12,11 @@ from numpy.random import default_rng  # numpy imports it when it is asked for, w
 from numpy.typing import NDArray
 
 import pyllama
+from adapter.generation.batch_sizes import ONE_BY_ONE, BatchSizes
 from adapter.generation.contexts import PADDING, padded
 from adapter.generation.failures import note
 from adapter.generation.memory.blocks import BLOCK, CHUNK, LEAST_LEFT
 
-Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,9 @@ PROBED = (2, 3, 4, 5, 8, 12, 16, 24, 32, 48, 64)
 
 N_TOKENS = 4
 """Tokens of each sequence when batches are tried."""
+
+N_TIMED = 2
+"""Tokens of each sequence by which the time of a batch is measured: the least counts."""
 
 CUTS = ((CHUNK + 3 * BLOCK,), (BLOCK, 2 * BLOCK, CHUNK - BLOCK, LEAST_LEFT))
 """Calls in which the same prompt is computed when cuts are tried: they end at blocks, and none is
@@ -46,9 +49,10 @@ class Exactness:
 
     Args:
         make: makes a context for a number of tokens and of sequences.
-        reproducible: whether bytes matter; where they do not, everything is allowed.
-        flash_attention: whether contexts use it. Nothing is tried then: a batch of one, and cuts at
-            multiples of CHUNK, are what holds for every length.
+        reproducible: whether bytes matter. Otherwise everything is allowed, and only the times of
+            batches are found out.
+        flash_attention: whether contexts use it. No bytes are tried then: a batch of one, and cuts
+            at multiples of CHUNK, are what holds for every length.
     """
 
     def __init__(
@@ -59,22 +63,23 @@ class Exactness:
         flash_attention: bool = False,
     ) -> None:
         self._make = make
-        self._tries = not flash_attention
+        self._tries = not (reproducible and flash_attention)
         self._reproducible = reproducible
-        self._sizes: dict[int, int] = {}
+        self._sizes: dict[int, BatchSizes] = {}
         self._cuts: bool | None = None
         self._not_before = 0.0
 
-    def batch_size(self, count: int) -> int:
-        """How many of a context's sequences one batch may hold, one token of each."""
-        if not self._reproducible:
-            return count
+    def batch_sizes(self, count: int) -> BatchSizes:
+        """How many of a context's sequences a batch may hold, one token of each, and how fast."""
         if count not in self._sizes:
-            found = self._found(PADDING * count, count, _batch_size)
+            found = self._found(PADDING * count, count, self._try_sizes)
             if found is None:
-                return 1
+                return ONE_BY_ONE if self._reproducible else BatchSizes({1: 0.0, count: 0.0})
             self._sizes[count] = found
         return self._sizes[count]
+
+    def _try_sizes(self, context: pyllama.Context) -> BatchSizes:
+        return tried_sizes(context, exact=self._reproducible)
 
     @property
     def cuts_anywhere(self) -> bool:
@@ -102,33 +107,76 @@ class Exactness:
             return None
 
 
-def _batch_size(context: pyllama.Context) -> int:
-    return exact_batch_size(context, range(context.n_seq_max))
-
-
-def exact_batch_size(context: pyllama.Context, seq_ids: Sequence[int]) -> int:
-    """The largest batch of the sequences for which the bytes stay, and with all smaller ones.
+def tried_sizes(context: pyllama.Context, *, exact: bool = True) -> BatchSizes:
+    """How large a batch of a context's sequences may be, and how long each size takes.
 
     Each sequence's next token is decoded alone, and in batches of growing size; what differs by a
     bit ends the search.
 
     Args:
-        seq_ids: empty sequences of the context; they are empty again afterwards.
+        context: an empty one; it is empty again afterwards.
+        exact: whether the bytes must stay. Otherwise the time of every size is measured.
     """
-    random = default_rng(0)
-    prompts = random.integers(0, context.model.vocab.n_tokens, (len(seq_ids), N_TOKENS))
-    alone = [
-        _next_logits(context, [seq_id], prompts[index : index + 1])
-        for index, seq_id in enumerate(seq_ids)
-    ]
-    exact = 1
-    for size in (size for size in PROBED if size <= len(seq_ids)):
-        together = _next_logits(context, seq_ids[:size], prompts[:size])
-        if not np.array_equal(together, np.concatenate(alone[:size])):
-            logger.info("batches of %d change the logits; taking up to %d", size, exact)
-            break
-        exact = size
-    return exact
+    trial = Trial(context)
+    alone = [trial.logits([0])] if exact else []
+    seconds = {1: trial.seconds([0])}
+    for size in (size for size in PROBED if size <= context.n_seq_max):
+        seq_ids = range(size)
+        if exact:
+            alone += [trial.logits([seq_id]) for seq_id in range(len(alone), size)]
+            if not np.array_equal(trial.logits(seq_ids), np.concatenate(alone)):
+                logger.info("batches of %d change the logits", size)
+                break
+        seconds[size] = trial.seconds(seq_ids)
+    context.memory.clear()
+    times = ", ".join(f"{size}: {1e3 * taken:.1f}" for size, taken in seconds.items())
+    logger.info("milliseconds of a step by the number of its sequences: %s", times)
+    return BatchSizes(seconds)
+
+
+class Trial:
+    """Decodes one token of some sequences, each after the same tokens of its own."""
+
+    def __init__(self, context: pyllama.Context) -> None:
+        self._context = context
+        shape = (context.n_seq_max, N_TOKENS + N_TIMED)
+        self._tokens = default_rng(0).integers(0, context.model.vocab.n_tokens, shape)
+        self._n_past = [0] * context.n_seq_max
+
+    def logits(self, seq_ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits after each sequence's token, of shape (len(seq_ids), n_vocab)."""
+        self._prepare(seq_ids)
+        self._decode(seq_ids)
+        return self._context.all_logits()
+
+    def seconds(self, seq_ids: Sequence[int]) -> float:
+        """The time that a batch takes: the least of several."""
+        self._prepare(seq_ids)
+        return min(self._decode(seq_ids) for _ in range(1 + N_TIMED))
+
+    def _decode(self, seq_ids: Sequence[int]) -> float:
+        """Decode the next token of each sequence; return the seconds that it took."""
+        batch = pyllama.Batch(len(seq_ids))
+        for seq_id in seq_ids:
+            at = self._n_past[seq_id]
+            batch.add(int(self._tokens[seq_id, at]), at, (seq_id,), output=True)
+            self._n_past[seq_id] += 1
+        begin = time.perf_counter()
+        self._context.decode(batch)
+        return time.perf_counter() - begin
+
+    def _prepare(self, seq_ids: Sequence[int]) -> None:
+        """Have the sequences hold their first tokens, all but the one to decode."""
+        memory, first = self._context.memory, N_TOKENS - 1
+        for seq_id in seq_ids:
+            if self._n_past[seq_id] > first and memory.seq_rm(seq_id, first):
+                self._n_past[seq_id] = first
+            if self._n_past[seq_id] != first:
+                memory.seq_rm(seq_id)
+                prompt = self._tokens[seq_id, :first]
+                batch = pyllama.Batch.from_tokens(prompt, seq_id=seq_id, outputs="none")
+                self._context.decode(batch)
+                self._n_past[seq_id] = first
 
 
 def exact_cuts(context: pyllama.Context) -> bool:
@@ -145,29 +193,6 @@ def exact_cuts(context: pyllama.Context) -> bool:
     if not exact:
         logger.info("prompts are cut at multiples of %d tokens: other cuts change them", CHUNK)
     return exact
-
-
-def groups(items: list[Item], size: int) -> Iterator[list[Item]]:
-    """The items in lists of at most so many."""
-    for begin in range(0, len(items), size):
-        yield items[begin : begin + size]
-
-
-def _next_logits(
-    context: pyllama.Context, seq_ids: Sequence[int], prompts: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """The logits of each sequence's last token, decoded together after the others one by one."""
-    last = N_TOKENS - 1
-    batch = pyllama.Batch(len(seq_ids))
-    for seq_id, prompt in zip(seq_ids, prompts, strict=True):
-        context.memory.seq_rm(seq_id)
-        context.decode(pyllama.Batch.from_tokens(prompt[:last], seq_id=seq_id, outputs="none"))
-        batch.add(int(prompt[last]), last, (seq_id,), output=True)
-    context.decode(batch)
-    logits = context.all_logits()
-    for seq_id in seq_ids:
-        context.memory.seq_rm(seq_id)
-    return logits
 
 
 def _logits_by_calls(

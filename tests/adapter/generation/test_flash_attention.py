@@ -27,7 +27,7 @@ def test_what_the_user_says_of_it_comes_first(asked):
 def test_nothing_is_tried():
     """From 512 cells on its sums differ between batches, which a short trial does not see."""
     exactness = Exactness(None, reproducible=True, flash_attention=True)
-    assert exactness.batch_size(8) == 1
+    assert exactness.batch_sizes(8).largest == 1
     assert not exactness.cuts_anywhere
 
 

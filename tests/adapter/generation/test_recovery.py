@@ -13,7 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from schedules import alone, endless, isolated_of, raising, request_of, same, scheduler_of, tokens
+from schedules import (
+    alone,
+    any_batch_is_fast,
+    endless,
+    isolated_of,
+    raising,
+    request_of,
+    same,
+    scheduler_of,
+    tokens,
+)
 
 import pyllama
 from adapter.errors import (
@@ -66,7 +76,7 @@ def test_a_batch_that_failed_half_way_is_undone(models, name, options, monkeypat
     """Nobody in it fails, and the bytes are those of each alone."""
     model = models[name]
     # A model whose batches change the bytes has none; here that does not matter.
-    monkeypatch.setattr(exactness, "exact_batch_size", lambda _, ids: len(ids))
+    any_batch_is_fast(monkeypatch, exact=False)
     requests = [
         request_of(tokens(seed, 30 + 50 * seed), max_tokens=30, seed=seed) for seed in range(5)
     ]
@@ -128,7 +138,7 @@ def test_what_cannot_be_cut_back_is_computed_anew_in_the_same_calls(models, name
 @pytest.mark.parametrize("name", ["llama", "mamba"])
 def test_batches_that_always_fail_leave_each_request_alone(models, name, monkeypatch):
     """No sequence is computed anew for ever: after the first time it is computed by itself."""
-    monkeypatch.setattr(exactness, "exact_batch_size", lambda _, ids: len(ids))
+    any_batch_is_fast(monkeypatch, exact=False)
     requests = [request_of(tokens(seed, 40), max_tokens=20, seed=seed) for seed in range(4)]
     scheduler = scheduler_of(models[name])
     with monkeypatch.context() as patch, ThreadPoolExecutor(4) as threads:
@@ -268,6 +278,7 @@ def test_a_thread_that_ends_without_a_word_leaves_nobody_waiting(model, place, m
 def test_a_trial_that_fails_is_made_again_later(model, monkeypatch):
     """Sequences are decoded one by one meanwhile, and prompts cut at whole chunks."""
     monkeypatch.setattr(exactness, "RETRY_SECONDS", 0.2)
+    any_batch_is_fast(monkeypatch)
     scheduler = scheduler_of(model)
     requests = [request_of(tokens(seed, 40), max_tokens=30, seed=seed) for seed in range(4)]
     with monkeypatch.context() as patch:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 from schedules import (
     CONTEXT_LENGTH,
+    any_batch_is_fast,
     endless,
     isolated_of,
     raising,
@@ -174,6 +175,7 @@ def test_each_request_is_one_line_of_the_log(scheduler, caplog):
 
 def test_a_long_request_runs_beside_short_ones(model, monkeypatch):
     """No equal parts: memory for two long sequences, and eight short ones run at once."""
+    any_batch_is_fast(monkeypatch)
     scheduler = scheduler_of(model, n_cells=2 * 8 * 1024, context_length=8192)
     go_on, step = threading.Event(), scheduler._core.step
     monkeypatch.setattr(scheduler._core, "step", lambda: go_on.wait(60) and step())
