@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import GeneratorType, SimpleNamespace
+from typing import Any
 
 import pyllama
 from adapter.engine.config import LlamaCppConfig
 from adapter.errors import TokenizationError
+from adapter.generation.pending import Pending
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import Score, ScoringRequest, ScoringResult
 from adapter.models.template_trials import calls_tools, complaint
@@ -85,6 +87,42 @@ class FakeGenerator:
         *_, result = self.stream(request)
         assert isinstance(result, GenerationResult)
         return result
+
+    def submit(
+        self, request: GenerationRequest, cancelled: threading.Event | None = None
+    ) -> FakePending:
+        return FakePending(lambda: self.stream(request, cancelled))
+
+    def submit_scoring(
+        self, request: ScoringRequest, cancelled: threading.Event | None = None
+    ) -> FakePending:
+        return FakePending(lambda: iter([self.score(request, cancelled)]))
+
+
+class FakePending(Pending[Any]):
+    """A request whose outcomes are computed by whoever takes them."""
+
+    def __init__(self, start: Callable[[], Iterator[object]]) -> None:
+        self._start = start
+        self._outcomes: Iterator[object] | None = None
+
+    def take(self) -> object:
+        if self._outcomes is None:
+            self._outcomes = self._start()
+        return next(self._outcomes, None)
+
+    def wait(self) -> None:
+        raise AssertionError("there is always something to take")
+
+    def listen(self, ready: Callable[[], object]) -> None:
+        raise AssertionError("there is always something to take")
+
+    def wake(self) -> None:
+        """Nobody listens."""
+
+    def close(self) -> None:
+        if isinstance(self._outcomes, GeneratorType):
+            self._outcomes.close()
 
 
 class FakeVocab:

@@ -6,7 +6,6 @@ own, and hands every call to the model's generator.
 
 from __future__ import annotations
 
-import collections.abc
 import threading
 import time
 import weakref
@@ -51,17 +50,17 @@ from adapter.engine.prompt import build_prompt, refuse_grammar
 from adapter.engine.quota import Quota, RequestRate, TokenBudget
 from adapter.engine.rollouts import current_rollout
 from adapter.engine.shortened_answers import shortened, too_few
+from adapter.engine.steps import Steps, Waits, outcome_of, waited_for
 from adapter.engine.template_options import template_options
 from adapter.errors import (
     ConfigurationError,
     ContextTooLongError,
-    InferenceError,
     InvalidParameterError,
     ModelNotLoadedError,
     RequestTimeoutError,
     TokenBudgetExhaustedError,
 )
-from adapter.generation.request import Delta, GenerationRequest, GenerationResult, Generator
+from adapter.generation.request import GenerationRequest, GenerationResult
 from adapter.generation.scoring import (
     ScoringRequest,
     ScoringResult,
@@ -74,7 +73,6 @@ if TYPE_CHECKING:
     from adapter.models.lease import Lease
     from adapter.models.loaded import LoadedModel
 
-PieceIterator: TypeAlias = "collections.abc.Generator[Delta | GenerationResult, None, None]"
 StreamEvent: TypeAlias = StreamStartEvent | StreamDeltaEvent | StreamEndEvent
 
 _engines: weakref.WeakValueDictionary[str, LlamaCppEngine] = weakref.WeakValueDictionary()
@@ -143,13 +141,24 @@ class LlamaCppEngine:
         self, cancelled: threading.Event | None, request: Request
     ) -> Response | None:
         """Answer a request, or stop within a step and return None once `cancelled` is set."""
+        with self.errors(), closing(waited_for(self.answer(request, cancelled))) as answers:
+            return next(answers, None)
+
+    def answer(self, request: Request, cancelled: threading.Event | None = None) -> Steps[Response]:
+        """Answer a request in steps, the last of which is the response.
+
+        Once `cancelled` is set they end within a step, without a response.
+        """
         if _is_set(cancelled):
-            return None
-        with self._errors(), self._leased(request) as model:
+            return
+        with self._leased(request) as model:
             judgments, noted = judgments_to_measure(request, self.loaded)
             if judgments:
-                return self._judge(cancelled, request, model, judgments)
-            return self._generate(cancelled, request, model, noted)
+                response = yield from self._judge(cancelled, request, model, judgments)
+            else:
+                response = yield from self._generate(cancelled, request, model, noted)
+        if response is not None:
+            yield response
 
     def _generate(
         self,
@@ -157,15 +166,15 @@ class LlamaCppEngine:
         request: Request,
         model: pyllama.Model,
         noted: tuple[Adaptation, ...],
-    ) -> Response | None:
+    ) -> Waits[Response | None]:
         with self._admitted(request, model, noted) as call:
-            with closing(call.pieces(self._generator, cancelled, streamed=False)) as pieces:
-                for piece in pieces:
+            asked = replace(call.request, streamed=False)
+            with closing(self._generator.submit(asked, cancelled)) as pending:
+                while (piece := (yield from outcome_of(pending))) is not None:
                     if isinstance(piece, GenerationResult):
+                        call.settle(piece)
                         return self._response(request, call, piece)
-            if _is_set(cancelled):
-                return None
-            raise InferenceError("the generator ended without a result")
+        return None
 
     def _judge(
         self,
@@ -173,15 +182,17 @@ class LlamaCppEngine:
         request: Request,
         model: pyllama.Model,
         judgments: Mapping[str, Judgment],
-    ) -> Response | None:
+    ) -> Waits[Response | None]:
         """Generate what of the answer is to be generated, then measure the rest of it."""
-        begun = time.monotonic()
+        arrived = time.monotonic()
         settings, ignored = call_settings(request, self.config, self.loaded.n_vocab)
         refuse_grammar(request, settings.grammar)
         rest = unmeasured(request, judgments)
-        written = None if rest is None else self._generate(cancelled, rest, model, ())
-        if rest is not None and (written is None or written.finish_reason != "stop"):
-            return written
+        written = None
+        if rest is not None:
+            written = yield from self._generate(cancelled, rest, model, ())
+            if written is None or written.finish_reason != "stop":
+                return written
         bare = replace(request.config, reasoning=None)  # unused_settings() sees to it
         options, told = template_options(bare, self.config.chat_template_kwargs, self.loaded)
         placement = place(request, self.loaded, judgments, options)
@@ -191,7 +202,7 @@ class LlamaCppEngine:
         n_tokens = len(placement.request.prompt) + n_trie_tokens(placement.request.continuations)
         taken = placement.request.taken
         with self._quota.charged(taken, n_tokens - 1, 1, is_first=written is None):
-            result = self._score(placement.request, cancelled, begun, written)
+            result = yield from self._score(placement.request, cancelled, arrived, written)
             if result is None:
                 return None
             taken.prompt, taken.answer = result.prompt_tokens, result.n_computed
@@ -207,19 +218,20 @@ class LlamaCppEngine:
         self,
         request: ScoringRequest,
         cancelled: threading.Event | None,
-        begun: float,
+        arrived: float,
         written: Response | None,
-    ) -> ScoringResult | None:
-        """Measure in the time that is left of a request which began then."""
+    ) -> Waits[ScoringResult | None]:
+        """Measure in the time that is left of a request that arrived then."""
         timeout = self.config.timeout_secs
-        if timeout is None:
-            return self._generator.score(request, cancelled)
-        left = max(0.0, timeout - (time.monotonic() - begun))
+        if timeout is not None:
+            left = max(0.0, timeout - (time.monotonic() - arrived))
+            request = replace(request, timeout=left)
         try:
-            return self._generator.score(replace(request, timeout=left), cancelled)
+            with closing(self._generator.submit_scoring(request, cancelled)) as pending:
+                return (yield from outcome_of(pending))
         except RequestTimeoutError as error:
             n_tokens = 0 if written is None else written.usage.output_tokens
-            raise RequestTimeoutError(timeout, n_tokens or 0) from error
+            raise RequestTimeoutError(timeout or 0.0, n_tokens or 0) from error
 
     def stream(
         self, request: Request, cancelled: threading.Event | None = None
@@ -229,6 +241,13 @@ class LlamaCppEngine:
         Closing the iterator stops the computation. Once `cancelled` is set it stops within a
         step, and the iterator ends.
         """
+        with self.errors():
+            yield from waited_for(self.streamed_answer(request, cancelled))
+
+    def streamed_answer(
+        self, request: Request, cancelled: threading.Event | None = None
+    ) -> Steps[StreamEvent]:
+        """Answer a request in steps, with the events of ``stream`` among them."""
         if not self.config.enable_streaming:
             raise UnsupportedFeatureError(
                 "streaming is switched off: the config has enable_streaming=False",
@@ -237,25 +256,25 @@ class LlamaCppEngine:
             )
         if _is_set(cancelled):
             return
-        with self._errors():
-            lease = self._leased(request)
-            with (
-                lease as model,
-                self._streamed(request, model) as call,
-                closing(self._events(request, call, cancelled)) as events,
-            ):
-                for event in events:
-                    yield event
-                    lease.move_here()
+        lease = self._leased(request)
+        with (
+            lease as model,
+            self._streamed(request, model) as call,
+            closing(self._events(request, call, cancelled)) as steps,
+        ):
+            for step in steps:
+                yield step
+                lease.move_here()
 
     def _events(
         self, request: Request, call: _Call, cancelled: threading.Event | None
-    ) -> collections.abc.Generator[StreamEvent, None, None]:
+    ) -> Steps[StreamEvent]:
         yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
         answer = AnswerStream(call.parser, call.piece)
-        with closing(call.pieces(self._generator, cancelled)) as pieces:
-            for piece in pieces:
+        with closing(self._generator.submit(call.request, cancelled)) as pending:
+            while (piece := (yield from outcome_of(pending))) is not None:
                 if isinstance(piece, GenerationResult):
+                    call.settle(piece)
                     current_rollout().index += 1
                     yield from answer.finish(piece)
                     yield StreamEndEvent(
@@ -263,8 +282,8 @@ class LlamaCppEngine:
                         usage_of(piece, call.parser, call.piece),
                         self._provider_data(call, piece),
                     )
-                else:
-                    yield from answer.push(piece)
+                    return
+                yield from answer.push(piece)
 
     def close(self) -> None:
         """Refuse further calls. The model stays loaded: it belongs to its pool."""
@@ -375,7 +394,8 @@ class LlamaCppEngine:
             asked = replace(asked, max_tokens=granted)
             yield _Call(asked, prompt.parser, model.vocab.token_to_piece, adaptations)
 
-    def _errors(self) -> AbstractContextManager[None]:
+    def errors(self) -> AbstractContextManager[None]:
+        """Raise whatever fails in a block as one of lm15's errors."""
         return lm15_errors(
             initial_backoff=self.config.initial_backoff_ms / 1000,
             max_backoff=self.config.max_backoff_ms / 1000,
@@ -411,21 +431,10 @@ class _Call:
     piece: Piece
     adaptations: tuple[Adaptation, ...]
 
-    def pieces(
-        self, generator: Generator, cancelled: threading.Event | None, *, streamed: bool = True
-    ) -> PieceIterator:
-        """The completion piece by piece, or in one."""
-        pieces = generator.stream(replace(self.request, streamed=streamed), cancelled)
+    def settle(self, result: GenerationResult) -> None:
+        """Have the request charged for the tokens that its result counts."""
         taken = self.request.taken
-        try:
-            for piece in pieces:
-                if isinstance(piece, GenerationResult):
-                    taken.prompt, taken.answer = piece.prompt_tokens, piece.completion_tokens
-                yield piece
-        finally:
-            close = getattr(pieces, "close", None)
-            if close is not None:
-                close()
+        taken.prompt, taken.answer = result.prompt_tokens, result.completion_tokens
 
 
 def _is_set(cancelled: threading.Event | None) -> bool:

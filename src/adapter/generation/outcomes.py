@@ -1,4 +1,4 @@
-"""How a caller's thread waits for what the scheduler's thread gives it."""
+"""How the scheduler's thread hands over what it computed for a request."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Generic, TypeVar
+
+from adapter.generation.pending import NOT_YET, Taken
 
 T = TypeVar("T")
 
@@ -39,13 +41,16 @@ class Outcomes(Generic[T]):
         self._deadline = deadline
         self._cancelled = cancelled
         self._given: queue.SimpleQueue[T | None] = queue.SimpleQueue()
+        self._next: Taken[T] = NOT_YET  # what wait() found
+        self._listeners: list[Callable[[], object]] = []  # one at most
 
     def put(self, outcome: T | None) -> None:
         """Give the caller something; None where it gave up."""
         self._given.put(outcome)
+        self.wake()
 
-    def get(self, lives: Callable[[], bool]) -> T | None:
-        """Wait for the next; None once the request was cancelled.
+    def take(self, lives: Callable[[], bool]) -> Taken[T]:
+        """Return the next outcome without waiting for it; None once the request was cancelled.
 
         Args:
             lives: whether there still is somebody who gives outcomes.
@@ -54,18 +59,42 @@ class Outcomes(Generic[T]):
             TimeoutError: its time is over, and the scheduler's thread has not ended it.
             NobodyComputes: there is nobody any more.
         """
-        while True:
-            patience = LOOK_SECONDS
-            if self._deadline is not None:
-                patience = min(patience, self._deadline + LATE_SECONDS - time.monotonic())
-            try:
-                return self._given.get(timeout=max(0.0, patience))
-            except queue.Empty:
-                if self._cancelled.is_set():
-                    return None
-                if patience <= 0:
-                    raise TimeoutError from None
-                if not lives():
-                    with suppress(queue.Empty):  # what it gave before its end
-                        return self._given.get_nowait()
-                    raise NobodyComputes from None
+        if self._next is not NOT_YET:
+            outcome, self._next = self._next, NOT_YET
+            return outcome
+        with suppress(queue.Empty):
+            return self._given.get_nowait()
+        if self._cancelled.is_set():
+            return None
+        if self._patience() <= 0:
+            raise TimeoutError
+        if not lives():
+            with suppress(queue.Empty):  # what it gave before its end
+                return self._given.get_nowait()
+            raise NobodyComputes
+        return NOT_YET
+
+    def wait(self) -> None:
+        """Wait until there is an outcome, or until it is time to look why there is none."""
+        if self._next is NOT_YET:
+            with suppress(queue.Empty):
+                self._next = self._given.get(timeout=max(0.0, self._patience()))
+
+    def listen(self, ready: Callable[[], object]) -> None:
+        """Have a function called once, as soon as there is an outcome."""
+        self._listeners[:] = [ready]
+        if not self._given.empty():  # it came before somebody listened
+            self.wake()
+
+    def wake(self) -> None:
+        """Call the function that listens, if there is one. Any thread may do so; one succeeds."""
+        try:
+            ready = self._listeners.pop()
+        except IndexError:
+            return
+        ready()
+
+    def _patience(self) -> float:
+        if self._deadline is None:
+            return LOOK_SECONDS
+        return min(LOOK_SECONDS, self._deadline + LATE_SECONDS - time.monotonic())

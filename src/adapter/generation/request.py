@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from adapter.generation.pending import Pending
 from adapter.generation.sampling import Constraint, ReasoningBudget, Sampling
 from adapter.generation.scoring import ScoringRequest, ScoringResult
 from adapter.generation.token_count import TokenCount
@@ -159,3 +160,13 @@ class Generator(Protocol):
 
         Raises ContextTooLongError before any work when a continuation leaves the context.
         """
+
+    def submit(
+        self, request: GenerationRequest, cancelled: threading.Event | None = None
+    ) -> Pending[Delta | GenerationResult]:
+        """Return what ``stream`` yields, without waiting for it. It is to be closed."""
+
+    def submit_scoring(
+        self, request: ScoringRequest, cancelled: threading.Event | None = None
+    ) -> Pending[ScoringResult]:
+        """Return what ``score`` returns, without waiting for it. It is to be closed."""

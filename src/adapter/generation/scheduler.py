@@ -7,8 +7,9 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 import pyllama
@@ -23,7 +24,7 @@ from adapter.generation.batch_plan import ExactPlan, MixedPlan, Plan
 from adapter.generation.contexts import Contexts, with_flash_attention
 from adapter.generation.core import SchedulerCore
 from adapter.generation.exactness import Exactness
-from adapter.generation.failures import for_one_caller, insist, note, translation
+from adapter.generation.failures import insist, note, translation
 from adapter.generation.memory.blocks import CHUNK
 from adapter.generation.memory.own import OwnMemory
 from adapter.generation.memory.prefix_cache import PrefixCache
@@ -33,12 +34,13 @@ from adapter.generation.memory.prefix_reuse import PrefixReuse, rolls_back
 from adapter.generation.memory.shared import SharedMemory
 from adapter.generation.memory.strategy import Memory
 from adapter.generation.metrics import Metrics
-from adapter.generation.outcomes import NobodyComputes
+from adapter.generation.pending import Pending, taken_from
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import ScoringRequest, ScoringResult, longest_continuation
 from adapter.generation.scoring_queue import ScoringJob, ScoringQueue
 from adapter.generation.sequence import Sequence
 from adapter.generation.shutdown import end_at_exit
+from adapter.generation.submitted import Submitted, closed_error
 from adapter.generation.thread_start import start_thread
 from adapter.generation.waiting import Waiting
 
@@ -185,12 +187,7 @@ class Scheduler:
 
         Raises ContextTooLongError and QueueFullError before any work.
         """
-        room = self._context_length - len(request.prompt)
-        if room < 1:
-            raise ContextTooLongError(len(request.prompt), self._context_length)
-        gone = cancelled or threading.Event()
-        sequence = Sequence(self._model.vocab, request, min(request.max_tokens, room), gone)
-        return self._events(sequence)
+        return _pieces(self.submit(request, cancelled))
 
     def score(
         self, request: ScoringRequest, cancelled: threading.Event | None = None
@@ -199,18 +196,35 @@ class Scheduler:
 
         Raises ContextTooLongError and QueueFullError before any work.
         """
+        with closing(self.submit_scoring(request, cancelled)) as pending:
+            return taken_from(pending)
+
+    def submit(
+        self, request: GenerationRequest, cancelled: threading.Event | None = None
+    ) -> Pending[Delta | GenerationResult]:
+        """Return the completion's pieces as they come, without waiting for them.
+
+        Raises ContextTooLongError.
+        """
+        room = self._context_length - len(request.prompt)
+        if room < 1:
+            raise ContextTooLongError(len(request.prompt), self._context_length)
+        gone = cancelled or threading.Event()
+        sequence = Sequence(self._model.vocab, request, min(request.max_tokens, room), gone)
+        return Submitted(self, sequence, partial(self._enqueue, sequence))
+
+    def submit_scoring(
+        self, request: ScoringRequest, cancelled: threading.Event | None = None
+    ) -> Pending[ScoringResult]:
+        """Return the scores as they come, without waiting for them.
+
+        Raises ContextTooLongError.
+        """
         n_needed = len(request.prompt) + longest_continuation(request)
         if n_needed > self._context_length:
             raise ContextTooLongError(n_needed, self._context_length)
         job = ScoringJob(request, cancelled or threading.Event())
-        try:
-            self._enqueue(job)
-            return job.wait(self._lives)
-        except NobodyComputes:
-            job.end(None)  # as that thread would have
-            self._refuse()
-        finally:
-            job.abandoned = True
+        return Submitted(self, job, partial(self._enqueue, job))
 
     @property
     def n_queued(self) -> int:
@@ -220,7 +234,7 @@ class Scheduler:
     @property
     def failed(self) -> BaseException | None:
         """What ended its thread, or None. It refuses all requests then, and is to be replaced."""
-        if self._failed is None and not self._closed and not self._lives():
+        if self._failed is None and not self._closed and not self.lives():
             self._failed = BackendError("the thread that computes the model's requests ended")
         return self._failed
 
@@ -261,35 +275,12 @@ class Scheduler:
             "processes with multiprocessing's 'spawn' or 'forkserver' method"
         )
 
-    def _events(self, sequence: Sequence) -> Iterator[Delta | GenerationResult]:
-        try:
-            self._enqueue(sequence)
-            while True:
-                if isinstance(self._failed, pyllama.ForkedError):
-                    self._refuse()  # it began in the parent, whose thread goes on with it
-                try:
-                    event = sequence.events.get(self._lives)
-                except TimeoutError:
-                    raise sequence.out_of_time() from None
-                except NobodyComputes:
-                    sequence.fail(_closed_error())  # as that thread would have
-                    self._refuse()
-                if isinstance(event, BaseException):
-                    raise for_one_caller(event)
-                if event is None:
-                    return
-                yield event
-                if isinstance(event, GenerationResult):
-                    return
-        finally:
-            sequence.abandoned = True
-
     def _enqueue(self, arrival: Sequence | ScoringJob) -> None:
         with self._lock:
             # First: Ctrl-C after this leaves nothing in the queue that the thread does not see.
             self._changed.notify_all()
             if self._closed or self.failed is not None:
-                self._refuse()
+                self.refuse()
             if self.n_queued >= self._max_queued:
                 raise QueueFullError(self.n_queued, self.metrics.seconds_per_request())
             self._start_thread()
@@ -305,17 +296,12 @@ class Scheduler:
                     taken.pending = False  # nobody else will set it
                 raise
 
-    def _waits(self, arrival: Sequence | ScoringJob) -> bool:
-        if isinstance(arrival, ScoringJob):
-            return arrival in self._scoring
-        return arrival in self._waiting
-
-    def _lives(self) -> bool:
+    def lives(self) -> bool:
         """Whether the thread is there that computes, or is still to be started."""
         thread = self._thread
         return thread is None or thread.is_alive()
 
-    def _refuse(self) -> NoReturn:
+    def refuse(self) -> NoReturn:
         """Raise why nothing is computed here any more."""
         failed = self.failed
         if isinstance(failed, pyllama.ForkedError):
@@ -324,7 +310,17 @@ class Scheduler:
             raise BackendError(
                 f"the model's scheduler failed ({failed!r}); load the model again"
             ) from failed
-        raise _closed_error()
+        raise closed_error()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child process: what began in the parent, its thread goes on with."""
+        return isinstance(self._failed, pyllama.ForkedError)
+
+    def _waits(self, arrival: Sequence | ScoringJob) -> bool:
+        if isinstance(arrival, ScoringJob):
+            return arrival in self._scoring
+        return arrival in self._waiting
 
     def _start_thread(self) -> None:
         if self._thread is not None:
@@ -410,7 +406,7 @@ class Scheduler:
     def _shut_down(self) -> None:
         """End all that is left, save what the slots hold, and free the contexts."""
         failed = self._failed
-        reason = _closed_error() if failed is None else translation(failed)
+        reason = closed_error() if failed is None else translation(failed)
         with self._lock:
             self._closed = True
         if failed is not None:
@@ -424,5 +420,11 @@ class Scheduler:
             note(logger, logging.ERROR, "closing a scheduler failed", exc_info=error)
 
 
-def _closed_error() -> ModelNotLoadedError:
-    return ModelNotLoadedError("", "it was closed; load it again")
+def _pieces(
+    pending: Pending[Delta | GenerationResult],
+) -> Iterator[Delta | GenerationResult]:
+    with closing(pending):
+        while (piece := taken_from(pending)) is not None:
+            yield piece
+            if isinstance(piece, GenerationResult):
+                return

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pyllama
 from adapter.errors import RequestTimeoutError
-from adapter.generation.failures import for_one_caller, insist, translation
+from adapter.generation.failures import insist, translation
 from adapter.generation.memory.blocks import (
     BLOCK,
     CHUNK,
@@ -38,7 +38,8 @@ class ScoringJob:
         self._cancelled = cancelled
         timeout = request.timeout
         self._deadline = None if timeout is None else self.arrived + timeout
-        self._outcome: Outcomes[ScoringResult | BaseException] = Outcomes(self._deadline, cancelled)
+        #: What the caller is to be given.
+        self.events: Outcomes[ScoringResult | BaseException] = Outcomes(self._deadline, cancelled)
         #: Set by a caller's thread that does not wait for the result any more.
         self.abandoned = False
         self._ended = False
@@ -48,7 +49,7 @@ class ScoringJob:
         if self.abandoned or self._cancelled.is_set():
             self.end(None)
         elif self._deadline is not None and time.monotonic() > self._deadline:
-            self.end(self._out_of_time())
+            self.end(self.out_of_time())
         return self._ended
 
     @property
@@ -59,21 +60,16 @@ class ScoringJob:
     def end(self, outcome: ScoringResult | BaseException | None) -> None:
         """Give the caller its result, or an error to raise; None where it gave up. Just once."""
         if not self._ended:
-            insist(lambda: self._outcome.put(outcome))
+            insist(lambda: self.events.put(outcome))
             self.request.taken.pending = False
             self._ended = True
 
-    def wait(self, lives: Callable[[], bool]) -> ScoringResult | None:
-        """Wait for the result; None once the request was cancelled. See ``Outcomes.get``."""
-        try:
-            outcome = self._outcome.get(lives)
-        except TimeoutError:
-            raise self._out_of_time() from None
-        if isinstance(outcome, BaseException):
-            raise for_one_caller(outcome)
-        return outcome
+    def fail(self, error: BaseException) -> None:
+        """End it with an error, which its caller gets."""
+        self.end(error)
 
-    def _out_of_time(self) -> RequestTimeoutError:
+    def out_of_time(self) -> RequestTimeoutError:
+        """The error of a request whose time is over."""
         return RequestTimeoutError(self.request.timeout or 0.0, 0)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar, get_args
 
 import pyllama
 from adapter.errors import TemplateAbortedError, TokenizationError
+from adapter.generation.pending import Pending
 from adapter.generation.request import (
     Delta,
     Execution,
@@ -231,6 +232,20 @@ class _LeasedGenerator:
     ) -> ScoringResult | None:
         with self._borrow(whole) as resident:
             return resident.generators[self._execution].score(request, cancelled)
+
+    def submit(
+        self, request: GenerationRequest, cancelled: threading.Event | None = None
+    ) -> Pending[Delta | GenerationResult]:
+        """See ``Generator``. The caller holds a lease on the model until the request has ended."""
+        with self._borrow(whole) as resident:
+            return resident.generators[self._execution].submit(request, cancelled)
+
+    def submit_scoring(
+        self, request: ScoringRequest, cancelled: threading.Event | None = None
+    ) -> Pending[ScoringResult]:
+        """See ``submit``."""
+        with self._borrow(whole) as resident:
+            return resident.generators[self._execution].submit_scoring(request, cancelled)
 
 
 def _in_words(devices: Sequence[pyllama.Device]) -> str:

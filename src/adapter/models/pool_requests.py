@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -33,6 +34,16 @@ _thread = _Thread()
 def this_thread() -> object:
     """What stands for the calling thread. Unlike its identity no later thread has the same."""
     return _thread.token
+
+
+@contextmanager
+def acting_as(caller: object) -> Iterator[None]:
+    """Have the calling thread count as another one for a block: as that of an async call, say."""
+    before, _thread.token = _thread.token, caller
+    try:
+        yield
+    finally:
+        _thread.token = before
 
 
 def enter_pool_thread() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 
 import pytest
@@ -11,8 +12,12 @@ from dspy import lm15
 from engines import engine_of, lm_of, request_to
 from fake_generator import fake_model
 
+from adapter.engine import async_steps
 from adapter.engine.async_engine import AsyncLlamaCppEngine
+from adapter.errors import BackendError
 from adapter.generation import thread_start
+from adapter.generation.pending import NOT_YET, Pending
+from adapter.models.pool import ModelPool
 
 
 def test_closing_a_stream_stops_the_computation():
@@ -114,7 +119,7 @@ def test_what_got_no_thread_is_not_computed_later(way, error, monkeypatch):
         return await twin.complete(request_to(engine))
 
     assert asyncio.run(main()).text == "xy"
-    twin._threads.shutdown()
+    asyncio.run(twin.aclose())
     assert model.generator.tokens_computed == 2
 
 
@@ -144,3 +149,156 @@ def test_a_model_answers_as_before_after_a_stream_was_left(tiny_loaded):
     next(events), next(events)
     events.close()
     assert engine.complete(request) == before
+
+
+# Calls that wait without a thread
+
+
+class Silent(Pending):
+    """A request that nothing is heard of. It fails when it is looked at for the second time."""
+
+    def __init__(self):
+        self.listens, self.closed = threading.Event(), threading.Event()
+        self._looks, self._ready = 0, []
+
+    def take(self):
+        self._looks += 1
+        if self._looks == 1:
+            return NOT_YET
+        raise BackendError("the device is gone")
+
+    def wait(self):
+        raise AssertionError("no thread is to wait")
+
+    def listen(self, ready):
+        self._ready.append(ready)
+        self.listens.set()
+
+    def wake(self):
+        while self._ready:
+            self._ready.pop()()
+
+    def close(self):
+        self.closed.set()
+
+
+@pytest.fixture
+def silent():
+    """An engine whose requests are silent ones, and the next of them."""
+    model, pending = fake_model("x"), Silent()
+    model.generator.submit = lambda _request, _cancelled: pending
+    return engine_of(model, token_budget_limit=1000), pending
+
+
+@pytest.mark.parametrize("way", ["complete", "stream"])
+def test_a_call_that_hears_nothing_looks_for_itself(way, silent, monkeypatch):
+    monkeypatch.setattr(async_steps, "LOOK_SECONDS", 0.01)
+    engine, pending = silent
+    call = call_of(None, AsyncLlamaCppEngine(engine), request_to(engine))[way]
+    with pytest.raises(lm15.ProviderError, match="the device is gone"):
+        asyncio.run(call())
+    assert pending.closed.is_set()
+    assert engine.budget.used == 0
+
+
+@pytest.mark.parametrize("way", ["complete", "stream"])
+def test_a_call_that_is_cancelled_while_it_waits_ends_its_request(way, silent):
+    engine, pending = silent
+    call = call_of(None, AsyncLlamaCppEngine(engine), request_to(engine))[way]
+
+    async def main():
+        task = asyncio.ensure_future(call())
+        assert await asyncio.to_thread(pending.listens.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert pending.closed.wait(60)
+
+
+# asyncio says of a queue that it cannot tell its loop of a task that is gone.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_call_whose_loop_was_closed_ends_its_request(silent):
+    engine, pending = silent
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(AsyncLlamaCppEngine(engine).complete(request_to(engine)))
+    loop.run_until_complete(asyncio.to_thread(pending.listens.wait, 60))
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    pending.wake()
+    assert pending.closed.wait(60)
+    task._log_destroy_pending = False
+    del task, loop
+    gc.collect()  # within this test, whose warning it is
+
+
+def test_many_calls_take_few_threads(tiny_loaded):
+    engine = engine_of(tiny_loaded, seed=1)
+    twin = AsyncLlamaCppEngine(engine)
+    requests = [request_to(engine, f"Hello {number}", max_tokens=4) for number in range(70)]
+
+    async def main():
+        answers = await asyncio.gather(*map(twin.complete, requests))
+        names = [thread.name for thread in threading.enumerate()]
+        await twin.aclose()
+        return answers, sum(name.startswith("llamacpp-async") for name in names)
+
+    answers, n_threads = asyncio.run(main())
+    assert n_threads <= async_steps.PREPARING + 1
+    assert [answer.text for answer in answers] == [engine.complete(it).text for it in requests]
+
+
+def test_a_stream_gives_the_events_of_its_sync_twin(tiny_loaded):
+    engine = engine_of(tiny_loaded, seed=1)
+    request = request_to(engine, max_tokens=12)
+    engine.complete(request)
+    assert asyncio.run(consume(AsyncLlamaCppEngine(engine).stream(request))) == list(
+        engine.stream(request)
+    )
+
+
+@pytest.mark.parametrize("way", ["complete", "stream"])
+def test_the_error_of_a_computation_reaches_the_task(way, tiny_loaded):
+    engine = engine_of(tiny_loaded, timeout_secs=1e-6)
+    call = call_of(None, AsyncLlamaCppEngine(engine), request_to(engine, max_tokens=100))[way]
+    with pytest.raises(lm15.TimeoutError):
+        asyncio.run(call())
+
+
+def test_closing_the_pool_in_the_loop_waits_for_the_loops_own_calls(tiny_model_path):
+    """The loop cannot run meanwhile, and they need no loop to come to their end."""
+    pool = ModelPool(tiny_model_path.parent, context_length=256)
+    engine = engine_of(pool.load_model(tiny_model_path.stem), seed=1)
+    twin = AsyncLlamaCppEngine(engine)
+
+    async def main():
+        events = twin.stream(request_to(engine, max_tokens=20))
+        first = await anext(events)
+        pool.close()
+        return [first, *[event async for event in events]]
+
+    events = asyncio.run(main())
+    assert events[-1].usage.output_tokens > 0
+
+
+def test_an_async_call_does_not_let_the_next_one_into_a_model_that_is_unloaded(tiny_loaded):
+    """Its threads are not its own: a lease belongs to the call."""
+    callers = []
+    engine = engine_of(tiny_loaded, seed=1)
+    twin = AsyncLlamaCppEngine(engine)
+    lease = tiny_loaded.lease
+
+    def lease_of_the_call():
+        made = lease()
+        callers.append(made.thread)
+        return made
+
+    async def main():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tiny_loaded, "lease", lease_of_the_call)
+            for _ in range(2):
+                await twin.complete(request_to(engine, max_tokens=2))
+
+    asyncio.run(main())
+    assert len(set(map(id, callers))) == 2

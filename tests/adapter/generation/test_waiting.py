@@ -180,7 +180,7 @@ def test_one_for_which_there_is_no_memory_does_not_wait(waiting, sequence_of, mo
     ending.start()
     ending.join(60)
     assert not ending.is_alive()
-    assert isinstance(last.events.get(lambda: True), ValueError)
+    assert isinstance(last.events.take(lambda: True), ValueError)
 
 
 def test_an_error_right_after_one_was_put_in_order_loses_no_order(waiting, sequence_of):

@@ -1,0 +1,165 @@
+"""The steps of answers whose callers are tasks of an event loop.
+
+No thread sleeps for such a call. The engine has a few threads that take its steps. Some take only
+first steps: these make the request ready, and may wait until the model is loaded. Another takes the
+steps that follow, and never waits for long. Between two steps nothing waits: the scheduler's thread
+calls back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from contextvars import copy_context
+from typing import Any, Generic, TypeVar
+
+from adapter.engine.steps import Steps
+from adapter.errors import TransientError
+from adapter.generation.outcomes import LOOK_SECONDS
+from adapter.generation.pending import Pending
+from adapter.generation.thread_start import require_room
+from adapter.models.pool_requests import acting_as
+
+T = TypeVar("T")
+
+PREPARING = 4
+"""Threads that make requests ready: they load the model, apply its template and tokenize."""
+
+
+class StepThreads:
+    """The threads of one engine. They start when they are first needed."""
+
+    def __init__(self) -> None:
+        # Not the loop's own executor: DSPy uses that one.
+        self._first = ThreadPoolExecutor(PREPARING, thread_name_prefix="llamacpp-async")
+        self._later = ThreadPoolExecutor(1, thread_name_prefix="llamacpp-async-steps")
+        self._started = False
+
+    def begin(self, work: Callable[[], object]) -> None:
+        """Have the first steps of an answer taken. Where no thread starts, a later one may do it.
+
+        Raises:
+            TransientError: there is no room for a thread.
+        """
+        try:
+            require_room()  # executors start threads without looking for it
+            if not self._started:
+                self._later.submit(int)  # now: the scheduler's thread is not to start a thread
+                self._started = True
+            self._first.submit(work)
+        except (RuntimeError, MemoryError) as error:
+            if "shutdown" in str(error):  # the program ends
+                raise
+            raise TransientError(f"no thread for an async call: {error}") from error
+
+    def go_on(self, work: Callable[[], object]) -> None:
+        """Have further steps taken; if that fails, it is tried again when somebody looks."""
+        with suppress(RuntimeError, MemoryError):  # the program ends; or there is no memory
+            self._later.submit(work)
+
+    def close(self) -> None:
+        """Have the threads end once they have nothing to do."""
+        self._first.shutdown(wait=False)
+        self._later.shutdown(wait=False)
+
+
+class AsyncAnswer(Generic[T]):
+    """One answer whose parts come to the event loop that runs when it is made. It is to be closed.
+
+    Args:
+        begin: makes the steps, which end soon once the event is set.
+        errors: turns what fails into the errors that the caller gets.
+    """
+
+    def __init__(
+        self,
+        threads: StepThreads,
+        begin: Callable[[threading.Event], Steps[T]],
+        errors: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._threads = threads
+        self._errors = errors
+        self._cancelled = threading.Event()
+        self._steps = begin(self._cancelled)
+        self._loop = asyncio.get_running_loop()
+        self._parts: asyncio.Queue[T | BaseException | None] = asyncio.Queue()
+        self._context = copy_context()
+        self._pending: Pending[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._begun = False
+
+    async def part(self) -> T | None:
+        """Return the next part of the answer; None at its end."""
+        if not self._begun:
+            with self._errors():
+                self._threads.begin(self._go_on)
+            self._begun = True
+            self._look_later()
+        part = await self._parts.get()
+        if isinstance(part, BaseException):
+            try:
+                raise part
+            finally:
+                del part  # it refers to this frame
+        return part
+
+    def close(self) -> None:
+        """Have the computation stop within a step, if it has not ended."""
+        self._cancelled.set()  # also where no thread could be started: another one may come to it
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wake()
+
+    def _look_later(self) -> None:
+        self._timer = self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """See whether the time is over, or the scheduler's thread has ended without a word."""
+        self._wake()
+        self._look_later()
+
+    def _wake(self) -> None:
+        """Have the steps go on that wait for something; they see for themselves why."""
+        pending = self._pending
+        if pending is not None:
+            pending.wake()
+
+    # On the threads, one after the other
+
+    def _go_on(self) -> None:
+        try:
+            # One context for all steps: what they set there is seen by those that follow.
+            pending = self._context.run(self._take_steps)
+            self._pending = pending
+            if pending is not None:
+                # Last: from here on another thread may take steps.
+                pending.listen(lambda: self._threads.go_on(self._go_on))
+                if self._cancelled.is_set():
+                    pending.wake()
+        except BaseException as error:  # no memory, say
+            self._give(error)
+            self._steps.close()
+
+    def _take_steps(self) -> Pending[Any] | None:
+        """Take steps until there is something to wait for, and return it; None at the end."""
+        try:
+            with self._errors(), acting_as(self):
+                for step in self._steps:
+                    if isinstance(step, Pending):
+                        return step
+                    self._give(step)
+                    if self._cancelled.is_set():
+                        self._steps.close()
+            self._give(None)
+        except BaseException as error:
+            self._give(error)
+        return None
+
+    def _give(self, part: T | BaseException | None) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            self._cancelled.set()
