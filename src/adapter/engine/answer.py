@@ -35,13 +35,14 @@ _NO_MESSAGE = pyllama.ChatMessage()
 
 
 def message_of(result: GenerationResult, parser: pyllama.ChatParser | None) -> Message:
-    """The assistant's message that a completion is.
+    """The assistant's message of a completion.
 
-    Raises InferenceError for tool calls that do not fit the model's own format.
+    Raises:
+        InferenceError: tool calls that do not fit the model's own format.
     """
     if parser is None:
         return Message.assistant(result.text)
-    # What max_tokens cut off is no error: it is shown as far as it goes.
+    # # An answer that max_tokens cut off is no error. It is shown as far as it goes.
     parsed = _parse(parser, result.text, partial=result.finish_reason == "length")
     parts: list[ThinkingPart | TextPart | ToolCallPart] = []
     if parsed.reasoning_content:
@@ -56,15 +57,14 @@ def message_of(result: GenerationResult, parser: pyllama.ChatParser | None) -> M
 
 
 def finish_reason_of(result: GenerationResult, *, called: bool) -> FinishReason:
-    """Why the completion ended, and whether it is by calling functions."""
+    """Why the completion ended, and whether it ended by calling functions."""
     return "tool_call" if called and result.finish_reason == "stop" else result.finish_reason
 
 
 def usage_of(result: GenerationResult, parser: pyllama.ChatParser | None, piece: Piece) -> Usage:
-    """The tokens that were evaluated and sampled.
+    """Count the tokens that were evaluated and sampled.
 
-    Those sampled before the answer's text or tool calls begin are counted as reasoning, where the
-    model did reason.
+    If the model reasoned, the tokens sampled before the text or the tool calls count as reasoning.
     """
     return Usage(
         input_tokens=result.prompt_tokens,
@@ -77,18 +77,18 @@ def usage_of(result: GenerationResult, parser: pyllama.ChatParser | None, piece:
 def logprobs_of(sampled: Sequence[SampledToken], piece: Piece) -> tuple[TokenLogprob, ...]:
     """Log-probabilities in lm15's form."""
 
-    @cache  # the same few tokens are likely again and again, and share their texts then
-    def told(token: int) -> tuple[str, tuple[int, ...]]:
+    @cache  # The same few tokens are likely at many places, and share their texts.
+    def decoded(token: int) -> tuple[str, tuple[int, ...]]:
         data = piece(token)
         return data.decode("utf-8", "replace"), tuple(data)
 
     def top(token: int, logprob: float) -> TopLogprob:
-        text, data = told(token)
+        text, data = decoded(token)
         return TopLogprob(text, logprob, bytes=data, token_id=token)
 
     found = []
     for one in sampled:
-        text, data = told(one.token)
+        text, data = decoded(one.token)
         likeliest = tuple(top(*other) for other in one.top)
         found.append(TokenLogprob(text, one.logprob, bytes=data, token_id=one.token, top=likeliest))
     return tuple(found)
@@ -102,7 +102,7 @@ class AnswerStream:
         self._piece = piece
         self._text = ""
         self._message = _NO_MESSAGE
-        self._parts: list[str | int] = []  # "thinking", "text", or a tool call's index
+        self._parts: list[str | int] = []  # "thinking", "text", or the index of a tool call
 
     def push(self, delta: Delta) -> Iterator[StreamDeltaEvent]:
         """What a piece adds to the answer."""
@@ -118,7 +118,7 @@ class AnswerStream:
         self._text += delta.text
         yield from self._advance(partial=True)
         if logprobs or not delta.logprobs_complete:
-            # Reasoning and calls carry none: they are those of the text that the model wrote.
+            # Reasoning and calls carry none: the log-probabilities are those of the text.
             yield StreamDeltaEvent(
                 TextDelta(
                     "",
@@ -129,7 +129,7 @@ class AnswerStream:
             )
 
     def finish(self, result: GenerationResult) -> Iterator[StreamDeltaEvent]:
-        """What the completion's end adds: texts that were held back until it was sure."""
+        """What the end of the completion adds: texts that were kept back until then."""
         if self._parser is not None and result.finish_reason == "stop":
             yield from self._advance(partial=False)
 
@@ -172,7 +172,7 @@ def _parse(parser: pyllama.ChatParser, text: str, *, partial: bool) -> pyllama.C
 
 
 def _is_whole(call: pyllama.ChatToolCall) -> bool:
-    """Whether a call was written to its end before the answer was cut off."""
+    """Whether a call was complete before the answer was cut off."""
     try:
         return bool(call.name) and isinstance(json.loads(call.arguments), dict)
     except ValueError:
@@ -194,7 +194,7 @@ def _arguments(call: pyllama.ChatToolCall) -> dict[str, object]:
 
 
 def _new_id() -> str:
-    # Mistral's templates take nine letters and digits only, and others whatever there is.
+    # Mistral's templates accept only nine letters and digits, other templates accept anything.
     return "".join(secrets.choice(_ID_CHARACTERS) for _ in range(9))
 
 

@@ -20,7 +20,7 @@ from adapter.engine.steps import Steps
 T = TypeVar("T")
 
 MAX_ASYNC_CALLS = 64
-"""Async calls of one event loop that are in progress at once; more wait."""
+"""Async calls of one event loop that run at once. More wait."""
 
 
 class AsyncLlamaCppEngine:
@@ -44,7 +44,7 @@ class AsyncLlamaCppEngine:
             async with turns:
                 with closing(self._begin(partial(self.engine.answer, request))) as answer:
                     response = await answer.part()
-        assert response is not None  # only cancelling gives None, and then nobody is here
+        assert response is not None  # only a cancelled call gives None
         current_rollout().index += 1
         return response
 
@@ -57,7 +57,7 @@ class AsyncLlamaCppEngine:
                         yield event
 
     async def aclose(self) -> None:
-        """Refuse further async calls. Those in progress go on to their end."""
+        """Refuse further async calls. Those in progress run to their end."""
         self._closed = True
         self._end_threads()
 
@@ -83,7 +83,7 @@ class AsyncLlamaCppEngine:
 
     @contextmanager
     def _entered(self) -> Iterator[asyncio.Semaphore]:
-        """Count a call for a block, which is given what lets it have its turn."""
+        """Count a call while it runs. The block gets the semaphore that limits such calls."""
         if self._closed:
             with self.engine.errors():
                 raise closed_error(self.engine.loaded)

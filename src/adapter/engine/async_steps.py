@@ -39,15 +39,17 @@ class StepThreads:
         self._started = False
 
     def begin(self, work: Callable[[], object]) -> None:
-        """Have the first steps of an answer taken. Where no thread starts, a later one may do it.
+        """Have the first steps of an answer taken.
+
+        If no thread can be started, a thread that starts later may still take them.
 
         Raises:
             TransientError: there is no room for a thread.
         """
         try:
-            require_room()  # executors start threads without looking for it
+            require_room()  # executors start threads without checking
             if not self._started:
-                self._later.submit(int)  # now: the scheduler's thread is not to start a thread
+                self._later.submit(int)  # now, so that the scheduler's thread never has to start it
                 self._started = True
             self._first.submit(work)
         except (RuntimeError, MemoryError) as error:
@@ -56,22 +58,24 @@ class StepThreads:
             raise TransientError(f"no thread for an async call: {error}") from error
 
     def go_on(self, work: Callable[[], object]) -> None:
-        """Have further steps taken; if that fails, it is tried again when somebody looks."""
-        with suppress(RuntimeError, MemoryError):  # the program ends; or there is no memory
+        """Have further steps taken. If that fails, the next look tries again."""
+        with suppress(RuntimeError, MemoryError):  # the program ends, or memory is short
             self._later.submit(work)
 
     def close(self) -> None:
-        """Have the threads end once they have nothing to do."""
+        """End the threads once they have nothing to do."""
         self._first.shutdown(wait=False)
         self._later.shutdown(wait=False)
 
 
 class AsyncAnswer(Generic[T]):
-    """One answer whose parts come to the event loop that runs when it is made. It is to be closed.
+    """One answer whose parts are delivered to an event loop. It must be closed.
+
+    Make it in the loop that gets the parts.
 
     Args:
         begin: makes the steps, which end soon once the event is set.
-        errors: turns what fails into the errors that the caller gets.
+        errors: translates what fails into the errors that the caller gets.
     """
 
     def __init__(
@@ -107,8 +111,8 @@ class AsyncAnswer(Generic[T]):
         return part
 
     def close(self) -> None:
-        """Have the computation stop within a step, if it has not ended."""
-        self._cancelled.set()  # also where no thread could be started: another one may come to it
+        """Stop the computation within a step, if it has not ended."""
+        self._cancelled.set()  # also for work that no thread has taken yet
         if self._timer is not None:
             self._timer.cancel()
         self._wake()
@@ -117,21 +121,21 @@ class AsyncAnswer(Generic[T]):
         self._timer = self._loop.call_later(LOOK_SECONDS, self._look)
 
     def _look(self) -> None:
-        """See whether the time is over, or the scheduler's thread has ended without a word."""
+        """Check whether the time is over, or the scheduler's thread ended without a result."""
         self._wake()
         self._look_later()
 
     def _wake(self) -> None:
-        """Have the steps go on that wait for something; they see for themselves why."""
+        """Take the next steps if they wait for something. They find out why by themselves."""
         pending = self._pending
         if pending is not None:
             pending.wake()
 
-    # On the threads, one after the other
+    # Everything below runs on the threads, one call after the other
 
     def _go_on(self) -> None:
         try:
-            # One context for all steps: what they set there is seen by those that follow.
+            # All steps share one context: a step sees what an earlier one set.
             pending = self._context.run(self._take_steps)
             self._pending = pending
             if pending is not None:
@@ -139,12 +143,12 @@ class AsyncAnswer(Generic[T]):
                 pending.listen(lambda: self._threads.go_on(self._go_on))
                 if self._cancelled.is_set():
                     pending.wake()
-        except BaseException as error:  # no memory, say
+        except BaseException as error:  # such as a MemoryError
             self._give(error)
             self._steps.close()
 
     def _take_steps(self) -> Pending[Any] | None:
-        """Take steps until there is something to wait for, and return it; None at the end."""
+        """Take steps until there is something to wait for, and return that; None at the end."""
         try:
             with self._errors(), acting_as(self):
                 for step in self._steps:
@@ -161,5 +165,5 @@ class AsyncAnswer(Generic[T]):
     def _give(self, part: T | BaseException | None) -> None:
         try:
             self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed, so nobody waits any more
             self._cancelled.set()

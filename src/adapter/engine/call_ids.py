@@ -1,9 +1,9 @@
 """Calls with an id between name and arguments, as Mistral Small 3.2 writes them.
 
-llama.cpp finds this format by comparing what the template writes. Where the vocabulary has a token
-for the end of a sequence, it takes the mark before the arguments for a part of the name: its
-grammar and parser want the mark twice, which the model was never shown. They let the id be of any
-length.
+llama.cpp finds out this format by comparing what the template writes. If the vocabulary has a token
+for the end of a sequence, llama.cpp takes the mark before the arguments for a part of the name. Its
+grammar and parser then expect the mark twice, which the model never saw in training. They also
+allow an id of any length.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def with_call_ids(rendered: pyllama.RenderedChat, names: Iterable[str]) -> pylla
 
 
 class _CallIdParser(pyllama.ChatParser):
-    """Reads calls as they are written, by the parser that wants the mark twice."""
+    """Reads calls in the form in which they are written, with the parser that expects the mark
+    twice.
+    """
 
     def __init__(
         self, parser: pyllama.ChatParser, names: Iterable[str], before_id: str, before_args: str
@@ -46,7 +48,7 @@ class _CallIdParser(pyllama.ChatParser):
     def parse(self, text: str | bytes, *, partial: bool = False) -> pyllama.ChatMessage:
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
         if partial:
-            # A mark that is not whole yet would be a name with something behind it.
+            # An incomplete mark would be read as a name that something follows.
             for size in range(len(self._before_id) - 1, 0, -1):
                 if text.endswith(self._before_id[:size]):
                     text = text[:-size]

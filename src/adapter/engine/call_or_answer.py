@@ -1,8 +1,8 @@
-"""Grammars of requests with tools: calls that must come, and calls beside a JSON schema.
+"""Grammars of requests with tools: calls that are required, and calls beside a JSON schema.
 
-llama.cpp's formats let text come before a call that is required, as much as max_tokens has room
-for. With a schema most of them forbid calls. DSPy's ReActV2 asks for the one and its JSONAdapter
-for the other, so their grammars are made stricter and made into one.
+llama.cpp's formats allow any amount of text before a required call. With a schema most of them
+forbid calls. DSPy's ReActV2 needs required calls and its JSONAdapter needs calls beside a schema.
+So this module makes the first grammar stricter, and joins the two grammars for the second.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def render_call(
 ) -> pyllama.RenderedChat:
     """Render a conversation whose answer must be calls, after reasoning if there is any.
 
-    Formats whose grammar is of another make keep the text that they let come before.
+    If the grammar of a format has another structure, text before the call stays allowed.
     """
     rendered = render(**{**options, "tool_choice": "required"})
     rules = rendered.grammar.split("\n")
@@ -39,7 +39,7 @@ def render_call_or_answer(
     options: Mapping[str, Any],
     schema: Mapping[str, Any],
 ) -> pyllama.RenderedChat:
-    """Render a conversation whose answer may be a call of a tool or fit a schema.
+    """Render a conversation whose answer may call a tool or fit a schema.
 
     Args:
         render: renders it with the options of ``pyllama.ChatTemplate.apply``.
@@ -47,7 +47,7 @@ def render_call_or_answer(
     rendered = render(**options)
     answer = render(**options, json_schema=schema)
     if answer.grammar_lazy or not answer.grammar:
-        # This format holds calls to their form and leaves other text free.
+        # This format constrains calls and leaves other text free.
         return rendered
     call = render_call(render, options)
     return replace(
@@ -60,20 +60,20 @@ def render_call_or_answer(
 
 
 def either(one: str, other: str) -> str:
-    """A grammar in GBNF of all texts of two grammars, whose roots are both "root"."""
+    """A GBNF grammar of all texts of two grammars, whose roots are both "root"."""
     rules = [prefixed_rules(one, "a-"), prefixed_rules(other, "b-")]
     return "\n".join([*rules, "root ::= a-root | b-root\n"])
 
 
 def prefixed_rules(gbnf: str, prefix: str) -> str:
-    """The grammar with a prefix before the names of its rules."""
+    """The grammar with a prefix before each rule name."""
     return renamed_rules(gbnf, lambda name: f"{prefix}{name}")
 
 
 class _EitherParser(pyllama.ChatParser):
-    """Reads calls, and what is none by the format of the answer.
+    """Reads calls, and reads other text by the format of the answer.
 
-    Formats whose calls begin with a brace take every object for one, and then refuse it.
+    Formats whose calls begin with a brace take every object for a call, and then refuse it.
     """
 
     def __init__(self, calls: pyllama.ChatParser, answer: pyllama.ChatParser) -> None:

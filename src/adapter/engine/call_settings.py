@@ -29,12 +29,17 @@ from adapter.models.template_variables import SETTING
 def call_settings(
     request: Request, defaults: LlamaCppConfig, n_vocab: int
 ) -> tuple[CallSettings, tuple[Adaptation, ...]]:
-    """Read a request's Config, unset fields from `defaults`, and note what has no effect here.
+    """Read a request's Config. Fields that it leaves out come from `defaults`.
 
-    `n_vocab` is the number of tokens that the model knows.
+    Args:
+        n_vocab: tokens in the model's vocabulary.
 
-    Raises InvalidParameterError for a value out of range or an unknown llama.cpp setting, and
-    lm15's UnsupportedFeatureError for what this engine cannot do.
+    Returns:
+        the settings, and an Adaptation for each field that has no effect here.
+
+    Raises:
+        InvalidParameterError: a value out of range, or an unknown setting of llama.cpp.
+        UnsupportedFeatureError: lm15's; something that this engine cannot do.
     """
     _refuse_unsupported(request)
     config = request.config
@@ -44,7 +49,7 @@ def call_settings(
         if (value := getattr(config, name, None)) not in (None, ())
     }
     llamacpp = _llamacpp_settings(config)
-    llamacpp.pop(SETTING, None)  # adapter.engine.template_options sees to it
+    llamacpp.pop(SETTING, None)  # adapter.engine.template_options handles it
     biases = (config.extensions or {}).get("logit_bias") or defaults.logit_bias
     asked |= {**llamacpp, "logit_bias": _logit_bias(biases, n_vocab)}
     settings = CallSettings(**{**vars(defaults), **asked})
@@ -56,26 +61,28 @@ def call_settings(
 
 
 def drawn_seed(seed: int | None) -> int:
-    """The seed of an answer, drawn where its call has none.
+    """The seed of an answer; drawn if the call has none.
 
-    That of a call is not that of all its answers: each of its candidates and rollouts has one of
-    its own, which follows from it.
+    Each candidate and each rollout of a call has a seed of its own, which is derived from the
+    call's.
     """
     return secrets.randbelow(MAX_SEED + 1) if seed is None else current_rollout().seed(seed)
 
 
 MAX_ALTERNATIVES = 500_000
-"""Likeliest tokens that one answer may tell of. As an object of lm15 each takes some 130 bytes and
-10 µs to make."""
+"""How many likely tokens one answer may report. As an object of lm15 each takes about 130 bytes and
+10 µs.
+"""
 
 
-def require_tellable(logprobs: int, max_tokens: int | None, room: int) -> None:
-    """Refuse to tell of more likely tokens than an answer can carry, before anything is computed.
+def require_reportable(logprobs: int, max_tokens: int | None, room: int) -> None:
+    """Refuse to report more likely tokens than an answer can carry, before anything is computed.
 
     Args:
         room: the most tokens that the answer can have in the context.
 
-    Raises InvalidParameterError.
+    Raises:
+        InvalidParameterError: there would be more than ``MAX_TOP``.
     """
     longest = room if max_tokens is None else min(max_tokens, room)
     if logprobs * longest > MAX_ALTERNATIVES:
@@ -109,14 +116,14 @@ def _llamacpp_settings(config: Config) -> dict[str, Any]:
 
 
 def _logit_bias(asked: Any, n_vocab: int) -> Mapping[int, float]:
-    """What OpenAI's field of this name says: numbers by token, from -100 to 100."""
+    """The value of OpenAI's field of this name: numbers from -100 to 100 by token."""
     allowed = f"a dict of tokens from 0 to {n_vocab - 1} and numbers from -100 to 100"
     if not isinstance(asked, Mapping):
         raise InvalidParameterError("logit_bias", asked, allowed)
     biases = {}
     for key, bias in asked.items():
         try:
-            token = int(key)  # JSON has no other keys than strings
+            token = int(key)  # JSON has only strings as keys
         except (TypeError, ValueError, OverflowError):
             token = -1
         if not 0 <= token < n_vocab or not are_biases({token: bias}):

@@ -1,4 +1,4 @@
-"""The settings of one model: how it answers when a request says nothing else."""
+"""The settings of one model: what applies if a request sets nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ else:
     import tomli as tomllib
 
 MAX_SEED = 2**32 - 2
-"""The largest seed. llama.cpp keeps 2**32 - 1 for "draw one"."""
+"""The largest seed. llama.cpp reserves 2**32 - 1 for "draw one"."""
 
 Seed = Annotated[int, Ge(0), Le(MAX_SEED)]
 Positive = Annotated[int, Ge(1)]
@@ -150,10 +150,11 @@ class LlamaCppConfig(Sampling):
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> LlamaCppConfig:
-        """A config of the fields in a mapping.
+        """Make a config of the fields in a mapping.
 
-        Raises InvalidParameterError for a key that is no field or a value outside its range, and
-        ConfigurationError when there is no model_name.
+        Raises:
+            InvalidParameterError: a key that is no field, or a value outside its range.
+            ConfigurationError: there is no model_name.
         """
         names = sorted(settings_of(cls), key="model_name".__ne__)
         for name, value in settings.items():
@@ -167,10 +168,13 @@ class LlamaCppConfig(Sampling):
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str], table: str = "") -> LlamaCppConfig:
-        """A config of the keys in a TOML file, or of one table in it, such as ``"models.small"``.
+        """Make a config of the keys in a TOML file, or in one of its tables, such as
+        ``"models.small"``.
 
-        Raises ConfigurationError for a file that is no TOML or has no such table, and what
-        ``from_dict`` raises; OSError for a file that cannot be read.
+        Raises:
+            ConfigurationError: the file is not valid TOML, or has no such table.
+            OSError: the file cannot be read.
+            InvalidParameterError: as ``from_dict``.
         """
         try:
             found: Any = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -185,7 +189,9 @@ class LlamaCppConfig(Sampling):
 
 @dataclass(frozen=True, kw_only=True)
 class CallSettings(LlamaCppConfig):
-    """The settings of one call: the config's with what the call sets, and what only calls have."""
+    """The settings of one call: those of the config, those that the call sets, and those of calls
+    only.
+    """
 
     grammar: Annotated[str, only_if(is_text), Words("a grammar in GBNF")] | None = _llamacpp(
         None, "a grammar in GBNF that the answer follows"
@@ -205,15 +211,15 @@ class CallSettings(LlamaCppConfig):
 
     @property
     def sampling(self) -> Sampling:
-        """Those of the samplers."""
+        """The sampler settings."""
         return Sampling(**{name: getattr(self, name) for name in settings_of(Sampling)})
 
 
 SETTINGS: Mapping[str, Setting] = settings_of(CallSettings)
-"""All settings there are, by name."""
+"""All settings, by name."""
 
 OPENAI_SETTINGS = frozenset(name for name, each in SETTINGS.items() if each.call == "openai")
 """What DSPy's own parameters set."""
 
 LLAMACPP_SETTINGS = tuple(name for name, each in SETTINGS.items() if each.call == "llamacpp")
-"""What metadata={"llamacpp": {...}} may hold: what llama.cpp's server has and DSPy has not."""
+"""What metadata={"llamacpp": {...}} may hold: settings of llama.cpp's server that DSPy lacks."""

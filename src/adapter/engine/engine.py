@@ -33,11 +33,11 @@ from adapter.engine.answer import (
     message_of,
     usage_of,
 )
-from adapter.engine.call_settings import call_settings, drawn_seed, require_tellable
+from adapter.engine.call_settings import call_settings, drawn_seed, require_reportable
 from adapter.engine.config import OPENAI_SETTINGS, LlamaCppConfig
 from adapter.engine.judgment import (
     Judgment,
-    judged_response,
+    judgment_response,
     judgments_to_measure,
     measured,
     place,
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 StreamEvent: TypeAlias = StreamStartEvent | StreamDeltaEvent | StreamEndEvent
 
 _engines: weakref.WeakValueDictionary[str, LlamaCppEngine] = weakref.WeakValueDictionary()
-"""The live engines by model string: where a saved program finds its model again."""
+"""The live engines by model string. A saved program finds its model again here."""
 
 
 class LlamaCppEngine:
@@ -112,7 +112,7 @@ class LlamaCppEngine:
             )
         #: The model.
         self.loaded = loaded
-        #: What a request leaves open.
+        #: Settings for requests that do not set them.
         self.config = replace(config)  # with template variables that nobody else can change
         #: Tokens that a prompt and its answer may have together.
         self.context_length = config.context_length or loaded.context_length
@@ -123,7 +123,7 @@ class LlamaCppEngine:
         self.supports_function_calling = loaded.calls_tools
         #: Whether the model may think before it answers.
         self.supports_reasoning = loaded.capabilities["supports_thinking"]
-        #: The tokens that were used, of those that the config grants.
+        #: The tokens that were used of the config's budget.
         self.budget = TokenBudget(config.token_budget_limit)
         self._generator = loaded.generators[config.execution]
         self._quota = Quota(self.budget, RequestRate(config.requests_per_minute))
@@ -183,7 +183,7 @@ class LlamaCppEngine:
         model: pyllama.Model,
         judgments: Mapping[str, Judgment],
     ) -> Waits[Response | None]:
-        """Generate what of the answer is to be generated, then measure the rest of it."""
+        """Generate the part of the answer that is not measured, then measure the rest."""
         arrived = time.monotonic()
         settings, ignored = call_settings(request, self.config, self.loaded.n_vocab)
         refuse_grammar(request, settings.grammar)
@@ -193,8 +193,8 @@ class LlamaCppEngine:
             written = yield from self._generate(cancelled, rest, model, ())
             if written is None or written.finish_reason != "stop":
                 return written
-        bare = replace(request.config, reasoning=None)  # unused_settings() sees to it
-        options, told = template_options(bare, self.config.chat_template_kwargs, self.loaded)
+        bare = replace(request.config, reasoning=None)  # unused_settings() reports it
+        options, noted = template_options(bare, self.config.chat_template_kwargs, self.loaded)
         placement = place(request, self.loaded, judgments, options)
         n_longest = len(placement.request.prompt) + longest_continuation(placement.request)
         if n_longest > self.context_length:
@@ -207,10 +207,10 @@ class LlamaCppEngine:
                 return None
             taken.prompt, taken.answer = result.prompt_tokens, result.n_computed
         provider_data = {"device": self.loaded.device}
-        adaptations = ignored + told + unused_settings(request)
+        adaptations = ignored + noted + unused_settings(request)
         if written is not None:
             provider_data, adaptations = dict(written.provider_data or {}), written.adaptations
-        return judged_response(
+        return judgment_response(
             request, measured(placement, result), result, written, provider_data, adaptations
         )
 
@@ -221,7 +221,12 @@ class LlamaCppEngine:
         arrived: float,
         written: Response | None,
     ) -> Waits[ScoringResult | None]:
-        """Measure in the time that is left of a request that arrived then."""
+        """Measure within the time that is left to a request.
+
+        Args:
+            arrived: when the request arrived, as ``time.monotonic`` counts.
+            written: the answer so far, if a part of it was generated.
+        """
         timeout = self.config.timeout_secs
         if timeout is not None:
             left = max(0.0, timeout - (time.monotonic() - arrived))
@@ -299,8 +304,10 @@ class LlamaCppEngine:
     def load_state(cls, state: dict[str, str]) -> LlamaCppEngine:
         """Find the live engine that a program was saved with.
 
-        Where the program comes from another machine, it is one for the same file and settings.
-        Raises ModelNotLoadedError when this process has none.
+        A program from another machine gets an engine with the same file and settings.
+
+        Raises:
+            ModelNotLoadedError: this process has no such engine.
         """
         portable = state.get("portable")
         alike = (engine for engine in list(_engines.values()) if engine._portable == portable)
@@ -344,9 +351,9 @@ class LlamaCppEngine:
     def _admitted(
         self, request: Request, model: pyllama.Model, noted: tuple[Adaptation, ...]
     ) -> Iterator[_Call]:
-        """Turn a request into tokens and settings that fit the context, and charge for it.
+        """Turn a request into tokens and settings that fit the context, and charge it for a block.
 
-        It is charged for the tokens that it took by the end of the block.
+        The charge is the number of tokens that the request took by the end of the block.
         """
         settings, ignored = call_settings(request, self.config, self.loaded.n_vocab)
         prompt = build_prompt(
@@ -357,7 +364,7 @@ class LlamaCppEngine:
             raise ContextTooLongError(len(prompt.tokens), self.context_length)
         adaptations = ignored + noted + prompt.adaptations
         if settings.logprobs is not None:
-            require_tellable(settings.logprobs, settings.max_tokens, room)
+            require_reportable(settings.logprobs, settings.max_tokens, room)
         max_tokens = room if settings.max_tokens is None else min(settings.max_tokens, room)
         if settings.max_tokens is not None and max_tokens < settings.max_tokens:
             reason = (
@@ -403,28 +410,28 @@ class LlamaCppEngine:
 
     def _response(self, request: Request, call: _Call, result: GenerationResult) -> Response:
         message = message_of(result, call.parser)
-        told = call.request.logprobs is not None
+        reports = call.request.logprobs is not None
         return Response(
             id=None,
             model=request.model,
             message=message,
             finish_reason=finish_reason_of(result, called=bool(message.parts_of(ToolCallPart))),
             usage=usage_of(result, call.parser, call.piece),
-            logprobs=logprobs_of(result.logprobs, call.piece) if told else None,
+            logprobs=logprobs_of(result.logprobs, call.piece) if reports else None,
             logprobs_complete=result.logprobs_complete,
             provider_data=self._provider_data(call, result),
             adaptations=call.adaptations + shortened(call.request, result).adaptations,
         )
 
     def _provider_data(self, call: _Call, result: GenerationResult) -> dict[str, Any]:
-        # The seed, drawn or given, is what repeats this very answer.
-        told = {"seed": call.request.seed, "device": self.loaded.device}
-        return told | (shortened(call.request, result).provider_data or {})
+        # Whether drawn or given, the seed repeats this very answer.
+        data = {"seed": call.request.seed, "device": self.loaded.device}
+        return data | (shortened(call.request, result).provider_data or {})
 
 
 @dataclass
 class _Call:
-    """A request made ready, and what had to be changed on the way."""
+    """A request that is ready to be computed, and what had to be changed in it."""
 
     request: GenerationRequest
     parser: pyllama.ChatParser | None
@@ -432,7 +439,7 @@ class _Call:
     adaptations: tuple[Adaptation, ...]
 
     def settle(self, result: GenerationResult) -> None:
-        """Have the request charged for the tokens that its result counts."""
+        """Charge the request for the tokens that its result counts."""
         taken = self.request.taken
         taken.prompt, taken.answer = result.prompt_tokens, result.completion_tokens
 
@@ -446,7 +453,7 @@ def _clamped(reason: str, asked: int, applied: int) -> Adaptation:
 
 
 def closed_error(loaded: LoadedModel) -> ConfigurationError:
-    """What a call of a closed engine raises."""
+    """The error of a call to a closed engine."""
     return ConfigurationError(
         f"the engine of {loaded.name!r} is closed; build a new LlamaCppAdapter for the model"
     )

@@ -1,7 +1,8 @@
-"""Judgments: the properties of a JSON schema whose every possible answer is declared, measured.
+"""Judgments: properties of a JSON schema with few possible answers, whose probabilities are
+measured.
 
 A judgment is a boolean, one of some strings, or one of the integers from 0 on. Each of its keys is
-placed in the answer as a line ``name: key``, and its likelihood is that of the key's tokens and of
+placed in the answer as a line ``name: key``. The likelihood of a key is that of its tokens and of
 the answer ending there. docs/probabilities.md has the formulas.
 """
 
@@ -42,16 +43,17 @@ METHOD = "candidate_sequence_likelihood"
 """lm15's name for how the probabilities are measured."""
 
 _USED = frozenset({"response_format", "grammar", SETTING})
-"""What has an effect where nothing is sampled, or is refused."""
+"""Settings that have no effect if nothing is sampled, or that are refused."""
 
 
 @dataclass(frozen=True)
 class Judgment:
     """A property that is answered by one of its keys.
 
-    values        each key, as it is written, with the JSON value that it stands for
-    descriptions  what the schema says of a key, where it says something
-    instruction   what the schema says of the property, or its name
+    Attributes:
+        values: each key, as it is written, with the JSON value that it stands for.
+        descriptions: what the schema says about a key, if it says anything.
+        instruction: what the schema says about the property, or its name.
     """
 
     name: str
@@ -63,8 +65,8 @@ class Judgment:
         """Return what the model is asked, and the form of its answer."""
         lines = [self.instruction, "Choose one:"]
         for key in self.values:
-            said = self.descriptions.get(key)
-            lines.append(f"- {key}: {said}" if said else f"- {key}")
+            description = self.descriptions.get(key)
+            lines.append(f"- {key}: {description}" if description else f"- {key}")
         lines.append(f"Answer in this form:\n{self.name}: (one of: {', '.join(self.values)})")
         return "\n".join(lines)
 
@@ -100,15 +102,15 @@ def _judgment(name: str, declared: Any) -> Judgment | None:
         or (are_levels and kind in (None, "integer") and options == list(range(len(options))))
     ):
         return None
-    told = {}
+    descriptions = {}
     for option, branch in zip(options, branches, strict=False):
-        said = [branch.get(part) for part in ("title", "description")]
-        if any(said):
-            told[str(option)] = ": ".join(str(part) for part in said if part)
+        texts = [branch.get(part) for part in ("title", "description")]
+        if any(texts):
+            descriptions[str(option)] = ": ".join(str(part) for part in texts if part)
     return Judgment(
         name,
         {str(option).lower() if kind == "boolean" else str(option): option for option in options},
-        told,
+        descriptions,
         declared.get("description") or name,
     )
 
@@ -118,8 +120,10 @@ def judgments_to_measure(
 ) -> tuple[dict[str, Judgment], tuple[Adaptation, ...]]:
     """Return the judgments whose probabilities a request asks for and can have.
 
-    Where it asks for them and cannot have them, there is an Adaptation that says why. Raises lm15's
-    UnsupportedFeatureError where it requires them.
+    If it asks for them and cannot have them, there is an Adaptation with the reason.
+
+    Raises:
+        UnsupportedFeatureError: lm15's; the request requires probabilities and cannot have them.
     """
     policy = request.config.probabilities
     if policy in (None, "off"):
@@ -170,7 +174,7 @@ def unmeasured(request: Request, judgments: Mapping[str, Judgment]) -> Request |
 
 
 def unused_settings(request: Request) -> tuple[Adaptation, ...]:
-    """Return which settings have no effect where judgments are all that is asked for."""
+    """Return the settings that have no effect if a request asks only for judgments."""
     config = request.config
     unused = [name for name in SETTINGS if name not in _USED]
     asked = {f"config.{name}": getattr(config, name, None) for name in unused}
@@ -193,7 +197,8 @@ def unused_settings(request: Request) -> tuple[Adaptation, ...]:
 class PlacedJudgments:
     """The keys of all judgments as continuations of one prompt.
 
-    begins  for each judgment, how many tokens of its continuations come before the key
+    Attributes:
+        begins: for each judgment, how many tokens of its continuations come before the key.
     """
 
     request: ScoringRequest
@@ -209,20 +214,23 @@ def place(
 ) -> PlacedJudgments:
     """Place the keys of judgments in the answer to a conversation.
 
-    A conversation that ends with an assistant's message is continued: the keys come on a line after
-    it. To any other the question is added first. `options` are the chat template's.
+    If the conversation ends with an assistant's message, the keys come on a line after it.
+    Otherwise the question is added first.
+
+    Args:
+        options: the chat template's.
     """
     messages = template_messages(request)
-    begun: dict[str, Any] | None = None
+    unfinished: dict[str, Any] | None = None
     if messages and messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]:
-        begun = messages.pop()
+        unfinished = messages.pop()
     stems: list[list[int]] = []
     paths: list[list[list[int]]] = []
     for judgment in judgments.values():
-        stem = _stem(messages, begun, judgment, loaded, options)
+        stem = _stem(messages, unfinished, judgment, loaded, options)
         stems.append(loaded.tokenize(stem))
         paths.append([loaded.tokenize(_with_text(stem, f" {key}")) for key in judgment.values])
-    # What several of them begin with is the prompt. A key may change the token before it.
+    # The prompt ends where the keys begin to differ. A key may change the token before it.
     owned = [_n_common([stem, *keys]) for stem, keys in zip(stems, paths, strict=True)]
     n_prompt = min(*owned, _n_common(stems)) if len(stems) > 1 else owned[0]
     continuations = tuple(tuple(path[n_prompt:]) for keys in paths for path in keys)
@@ -235,18 +243,18 @@ def place(
 
 def _stem(
     messages: list[dict[str, Any]],
-    begun: dict[str, Any] | None,
+    unfinished: dict[str, Any] | None,
     judgment: Judgment,
     loaded: LoadedModel,
     options: Mapping[str, Any],
 ) -> pyllama.RenderedChat:
     """The prompt up to a judgment's key, without the space before it."""
-    if begun is None:
+    if unfinished is None:
         messages = _asked(messages, judgment.question())
-        begun = {"role": "assistant", "content": ""}
-    content = begun["content"]
+        unfinished = {"role": "assistant", "content": ""}
+    content = unfinished["content"]
     separator = "\n" if content and not content.endswith("\n") else ""
-    last = {**begun, "content": f"{content}{separator}{judgment.name}:"}
+    last = {**unfinished, "content": f"{content}{separator}{judgment.name}:"}
     thinks = loaded.capabilities["supports_thinking"]
     rendered = rendered_by(
         loaded,
@@ -257,13 +265,13 @@ def _stem(
     before = rendered.prompt.removesuffix(last["content"])
     if not before.endswith(":"):
         return rendered
-    # Where a turn begins with a name, as in "Assistant:", a space comes before what is said.
+    # If a turn begins with a name, as in "Assistant:", a space follows it.
     kept = tuple(place for place in rendered.literal if place[1] <= len(before))
     return _with_text(replace(rendered, prompt=before, literal=kept), f" {last['content']}")
 
 
 def _with_text(rendered: pyllama.RenderedChat, text: str) -> pyllama.RenderedChat:
-    """The prompt with text behind it that is no template's."""
+    """The prompt, followed by text that is not the template's."""
     begin = len(rendered.prompt)
     places = (*rendered.literal, (begin, begin + len(text)))
     return replace(rendered, prompt=rendered.prompt + text, literal=places)
@@ -272,7 +280,7 @@ def _with_text(rendered: pyllama.RenderedChat, text: str) -> pyllama.RenderedCha
 def _asked(messages: list[dict[str, Any]], question: str) -> list[dict[str, Any]]:
     """A conversation with a question at its end."""
     if messages and messages[-1]["role"] == "user":
-        # Many templates want the roles to take turns.
+        # Many templates require alternating roles.
         content = f"{messages[-1]['content']}\n\n{question}"
         return [*messages[:-1], {**messages[-1], "content": content}]
     return [*messages, {"role": "user", "content": question}]
@@ -287,11 +295,12 @@ def _n_common(sequences: Sequence[Sequence[int]]) -> int:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was found out about the judgments, by their names.
+    """The result of measuring the judgments, by their names.
 
-    value          the likeliest key of each, as a JSON value
-    probabilities  of each key; they add up to 1
-    coverage       how likely the answer was one of the keys at all, 0 to 1
+    Attributes:
+        value: the likeliest key of each, as a JSON value.
+        probabilities: of each key; they add up to 1.
+        coverage: how likely the answer was one of the keys at all, 0 to 1.
     """
 
     value: dict[str, str | int | bool]
@@ -302,7 +311,8 @@ class Measured:
 def measured(placement: PlacedJudgments, result: ScoringResult) -> Measured:
     """Read the scores of the keys.
 
-    Raises InferenceError where no key of a judgment is possible at all.
+    Raises:
+        InferenceError: no key of a judgment is possible.
     """
     found = Measured({}, {}, {})
     scores = iter(result.scores)
@@ -325,7 +335,7 @@ def measured(placement: PlacedJudgments, result: ScoringResult) -> Measured:
     return found
 
 
-def judged_response(
+def judgment_response(
     request: Request,
     found: Measured,
     result: ScoringResult,
@@ -333,10 +343,13 @@ def judged_response(
     provider_data: dict[str, Any],
     adaptations: tuple[Adaptation, ...],
 ) -> Response:
-    """The answer to a request for judgments: a DataPart, beside what the model reasoned.
+    """The response to a request for judgments: a DataPart, and the model's reasoning if there is
+    any.
 
-    Nothing is sampled to measure, so the tokens of the keys count as input. ``written`` is the
-    model's answer about the properties that are no judgments; its tokens count as well.
+    Measuring samples nothing, so the tokens of the keys count as input.
+
+    Args:
+        written: the model's answer about the other properties. Its tokens count as well.
     """
     value: dict[str, Any] = {**found.value}
     parts: list[ThinkingPart | DataPart] = []

@@ -1,4 +1,4 @@
-"""The dspy.LM of a loaded model: DSPy's own mechanisms, set as the config says."""
+"""The dspy.LM of a loaded model, with DSPy's own mechanisms set by the config."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 
 def language_model(loaded: LoadedModel, config: LlamaCppConfig) -> LM:
-    """The language model that answers with a loaded model.
+    """Make the language model that answers with a loaded model.
 
-    Raises ConfigurationError when the config does not fit the model.
+    Raises:
+        ConfigurationError: the config does not fit the model.
     """
     engine = LlamaCppEngine(loaded, config)
     settings: dict[str, Any] = {
@@ -39,12 +40,12 @@ def language_model(loaded: LoadedModel, config: LlamaCppConfig) -> LM:
 
 
 class LlamaCppLM(LM):
-    """A language model that takes llama.cpp's settings as it takes DSPy's own.
+    """A language model that accepts llama.cpp's settings like DSPy's own.
 
     So ``min_p``, ``repeat_penalty``, ``grammar``, ``chat_template_kwargs`` and the like may be
-    given to a call, to a dspy.Predict or to ``copy``, by themselves or in ``extra_body``;
-    ``logit_bias`` may have integers for keys, and -1 means what it does in llama.cpp. Each
-    candidate of a call, and each rollout, has a seed of its own, which follows from the seed given.
+    given to a call, to a dspy.Predict or to ``copy``, by themselves or in ``extra_body``. The keys
+    of ``logit_bias`` may be integers, and -1 means what it means in llama.cpp. Each candidate of a
+    call and each rollout has a seed of its own, which is derived from the given one.
     """
 
     def _get_initial_kwargs(self, **kwargs: Any) -> dict[str, Any]:
@@ -52,7 +53,7 @@ class LlamaCppLM(LM):
 
     @classmethod
     def load_state(cls, state: dict[str, Any], *, allow_custom_lm_class: bool = False) -> LM:
-        """Make the lm of a saved program, under the name that its engine has here."""
+        """Load the lm of a saved program, under the name that its engine has here."""
         loaded: LM = super().load_state(state, allow_custom_lm_class=allow_custom_lm_class)
         loaded.model = loaded.engine.model
         return loaded
@@ -89,7 +90,7 @@ class LlamaCppLM(LM):
         return f"<{type(self).__name__} {self.model!r}{settings}>"
 
     def _as_dspy(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Write settings as DSPy lets them through to the engine."""
+        """Write settings in the form in which DSPy passes them to the engine."""
         settings = dict(settings)
         if isinstance(settings.get("extra_body"), Mapping):  # how clients of servers send them
             settings = {**settings.pop("extra_body"), **settings}
@@ -108,10 +109,10 @@ class LlamaCppLM(LM):
 
 
 class ExpiringLM(LlamaCppLM):
-    """A language model whose cached answers are used no longer than cache_ttl_secs.
+    """A language model whose cached answers expire after cache_ttl_secs.
 
-    DSPy's cache knows no ages; it knows answers by the model's name. So the name changes as time
-    passes, and what was cached under an earlier one is not found any more.
+    DSPy's cache does not know how old an answer is, and finds answers by the model's name. So the
+    name changes as time passes, and answers under an earlier name are not found any more.
     """
 
     def __init__(self, model: str, *, cache_ttl_secs: float, **settings: Any) -> None:
@@ -120,7 +121,7 @@ class ExpiringLM(LlamaCppLM):
 
     @property
     def model(self) -> str:
-        """The model's name, with the number of the present span of cache_ttl_secs."""
+        """The model's name, with the number of the current period of cache_ttl_secs."""
         return f"{self._name}@{int(time.time() / self.cache_ttl_secs)}"
 
     @model.setter
@@ -128,6 +129,6 @@ class ExpiringLM(LlamaCppLM):
         self._name = name
 
     def dump_state(self) -> dict[str, Any]:
-        """Return what makes it anew."""
+        """Return the state that ``load_state`` needs."""
         state: dict[str, Any] = super().dump_state()
         return {**state, "model": self._name, "cache_ttl_secs": self.cache_ttl_secs}

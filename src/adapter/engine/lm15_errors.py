@@ -1,4 +1,4 @@
-"""The one place where this package's errors become the lm15 errors that DSPy understands."""
+"""Translates this package's errors into the lm15 errors that DSPy understands."""
 
 from __future__ import annotations
 
@@ -33,12 +33,15 @@ PROVIDER = "llamacpp"
 
 @contextmanager
 def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> Iterator[None]:
-    """Turn every exception into one of lm15's; those that are no errors, such as Ctrl-C, pass.
+    """Turn every error into one of lm15's. Ctrl-C and the like pass.
 
-    DSPy retries after too many requests, waiting as long as the error says, within the two
-    bounds, in seconds; where other requests use the models that could make room for this one; where
-    the process of a chat template was killed, or the machine lacked threads, descriptors or memory.
+    DSPy retries only what may pass by itself: too many requests; a pool whose models are all in
+    use; a killed process of a chat template; a machine that lacks threads, descriptors or memory.
     Any other request would fail again.
+
+    Args:
+        initial_backoff: the least that DSPy is told to wait after too many requests, in seconds.
+        max_backoff: the most.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""A DSPy request's conversation, as the chat template takes it."""
+"""The conversation of a DSPy request, in the form that the chat template takes."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 
 
 def template_messages(request: Request) -> list[dict[str, Any]]:
-    """Return the request's messages in the form that chat templates take, which is OpenAI's.
+    """Return the request's messages in OpenAI's form, which chat templates take.
 
-    Citations of earlier answers are left out. Raises lm15's UnsupportedFeatureError, naming the
-    part, for anything that is not text, a tool call or a tool's result.
+    Citations of earlier answers are left out.
+
+    Raises:
+        UnsupportedFeatureError: lm15's; a part that is not text, a tool call or a tool's result.
     """
     messages: list[dict[str, Any]] = []
     if request.system is not None:
@@ -46,12 +48,13 @@ def template_messages(request: Request) -> list[dict[str, Any]]:
 def rendered_by(
     loaded: LoadedModel, messages: list[dict[str, Any]], **options: Any
 ) -> pyllama.RenderedChat:
-    """Render a conversation as it is, or in the first stricter form that the template takes.
+    """Render a conversation as it is, or in the first stricter form that the template accepts.
 
-    Tools are described by their schemas or, where the template fails on these, by plain ones.
+    Tools are described by their schemas. If the template fails on these, simpler schemas are tried.
 
-    Raises TokenizationError where it takes none, and TemplateAbortedError where it ends its
-    process.
+    Raises:
+        TokenizationError: the template accepts no form of the conversation.
+        TemplateAbortedError: the template ends its process.
     """
     if not loaded.capabilities["supports_tool_calls"] and any(
         _calls(one) or one["role"] == "tool" for one in messages
@@ -79,7 +82,7 @@ def rendered_by(
 def _rendered(
     loaded: LoadedModel, messages: list[dict[str, Any]], options: Mapping[str, Any]
 ) -> pyllama.RenderedChat | TokenizationError:
-    """A conversation as the template renders it, or why it does not."""
+    """Render a conversation, or return why the template refuses it."""
     try:
         return loaded.render(messages, **options)
     except TemplateAbortedError:
@@ -89,10 +92,10 @@ def _rendered(
 
 
 def in_turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the same conversation in the form that the strictest templates take.
+    """Return the same conversation in the form that the strictest templates accept.
 
-    Messages of one role in a row are one message, the user comes first, the assistant says
-    something between a tool's result and the user, and ids of calls have nine letters and digits.
+    Consecutive messages of one role are joined. The user comes first. The assistant says something
+    between a tool's result and the user. Ids of calls have nine letters and digits.
     """
     turns: list[dict[str, Any]] = []
     for message in map(_with_short_ids, messages):
@@ -118,26 +121,26 @@ def in_words(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for call in _calls(message) or ()
     }
     for message in messages:
-        told = {name: message[name] for name in ("role", "content")}
+        plain = {name: message[name] for name in ("role", "content")}
         if message["role"] == "tool":
             name = message.get("name") or names.get(message["tool_call_id"], "a tool")
-            told = {"role": "user", "content": f"Result of {name}: {told['content']}"}
+            plain = {"role": "user", "content": f"Result of {name}: {plain['content']}"}
         functions = [call["function"] for call in _calls(message) or ()]
         calls = [f"Call of {one['name']}: {one['arguments']}" for one in functions]
-        told["content"] = "\n".join([*filter(None, [told["content"]]), *calls])
-        made.append(told)
+        plain["content"] = "\n".join([*filter(None, [plain["content"]]), *calls])
+        made.append(plain)
     return made
 
 
 _LEFT_OUT = "(The conversation began before this.)"
-"""What the user is made to say where a conversation begins with an answer."""
+"""The user's message before a conversation that begins with an answer."""
 
 _RESULTS_SEEN = "(I have the results.)"
-"""What the assistant is made to say where the user goes on after results of tools."""
+"""The assistant's message between results of tools and the user's next message."""
 
 
 def one_call_each(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the same conversation with one call a message, each before its own result."""
+    """Return the same conversation with one call in each message, followed by its own result."""
     results = [message for message in messages if message["role"] == "tool"]
     made: list[dict[str, Any]] = []
     moved: list[int] = []
@@ -158,8 +161,8 @@ def one_call_each(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return made
 
 
-def is_begun(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a conversation ends with the beginning of the answer, which is to be gone on with."""
+def has_begun_answer(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a conversation ends with the beginning of the answer, which is to be continued."""
     last = messages[-1] if messages else {"role": "system"}
     return last["role"] == "assistant" and bool(last["content"]) and not _calls(last)
 
@@ -178,7 +181,7 @@ def _with_short_ids(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _short(call_id: str) -> str:
-    """An id of nine letters and digits, the same for the same id."""
+    """An id of nine letters and digits, always the same for the same id."""
     if len(call_id) == 9 and call_id.isascii() and call_id.isalnum():
         return call_id
     return hashlib.sha256(call_id.encode("utf-8", "replace")).hexdigest()[:9]

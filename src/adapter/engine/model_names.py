@@ -1,7 +1,7 @@
-"""The names that engines answer to. Each says all that decides an answer.
+"""The names that engines answer to. A name contains everything that decides an answer.
 
-DSPy's cache, and programs that were saved, know a model by its name alone. So two engines have the
-same name only where they give the same answers.
+DSPy's cache and saved programs know a model only by its name. So two engines have the same name
+only if they give the same answers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 def engine_name(loaded: LoadedModel, config: LlamaCppConfig) -> str:
     """Name a model with a config: by the file's content, what computes it, and the settings.
 
-    The digest stands last: a name there, such as "o1", would be taken for OpenAI's.
+    The digest comes last, since DSPy would take a name such as "o1" there for OpenAI's.
     """
     return _name(loaded, config, loaded.computation)
 
 
 def portable_name(loaded: LoadedModel, config: LlamaCppConfig) -> str:
-    """Name the same without what computes it: a saved program goes on with it on other machines."""
+    """The name without what computes the model, by which a saved program finds it on another
+    machine.
+    """
     return _name(loaded, config, ())
 
 
@@ -48,12 +50,15 @@ def _name(loaded: LoadedModel, config: LlamaCppConfig, computation: tuple[str, .
 
 
 def require_known(asked: str, names: Iterable[str], others: Iterable[str]) -> None:
-    """Refuse a name that is none of an engine's own, which it gives no other answers to.
+    """Refuse a name that is not one of the engine's own.
 
-    An own name may end in ``@`` and a number, which tells apart what was asked in different spans
-    of time. `others` are the names of the other engines in this process.
+    An engine's name may end in ``@`` and a number, which stands for a period of time.
 
-    Raises UnknownModelError.
+    Args:
+        others: the names of the other engines in this process.
+
+    Raises:
+        UnknownModelError: the name is not one of `own`.
     """
     name, _, span = asked.rpartition("@")
     own = list(names)

@@ -1,7 +1,7 @@
-"""Descriptions of functions for chat templates that expect one type of each parameter.
+"""Descriptions of functions for chat templates that expect one type for each parameter.
 
-Some templates write parameters as TypeScript or Python does, and fail on a schema that is true, has
-several types or none, or is an array of anything. What binds the arguments is the given schema.
+Some templates write parameters as TypeScript or Python does. They fail on a schema that is `true`,
+has several types or none, or is an array of anything. The arguments still follow the given schema.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _DEEPEST = 20  # schemas within each other
 
 
 def plain_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the same functions, each schema in them with one type."""
+    """Return the same functions, with one type in each schema."""
     made = []
     for tool in tools:
         function = dict(tool["function"])
@@ -44,7 +44,7 @@ def _plain(schema: Any, document: Mapping[str, Any], depth: int) -> dict[str, An
 
 
 def _type(schema: Any, document: Mapping[str, Any], depth: int) -> str:
-    """One type of the values of a schema, but null where there is another."""
+    """One type of the values of a schema. It is null only if there is no other."""
     if not isinstance(schema, Mapping) or depth > _DEEPEST:
         return "string"
     given = schema.get("type")

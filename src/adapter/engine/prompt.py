@@ -1,4 +1,4 @@
-"""A request's conversation, tools and form of answer, made into tokens and a grammar."""
+"""Turns a request's conversation, tools and form of answer into tokens and a grammar."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dspy.lm15 import Adaptation, Config, FunctionTool, Request, UnsupportedFeat
 
 import pyllama
 from adapter.engine.call_or_answer import render_call, render_call_or_answer
-from adapter.engine.messages import is_begun, rendered_by, template_messages
+from adapter.engine.messages import has_begun_answer, rendered_by, template_messages
 from adapter.engine.template_options import template_options
 from adapter.engine.thinking import reasoning_budget
 from adapter.engine.thinking_grammar import ANSWER_SCHEMA, after_thinking
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 class Prompt:
     """What a model is shown, and how its answer is read.
 
-    parser is None where the generated text is the answer as it stands.
+    Attributes:
+        parser: None if the generated text is the answer as it stands.
     """
 
     tokens: tuple[int, ...]
@@ -49,14 +50,16 @@ def build_prompt(
     grammar: str | None,
     variables: Mapping[str, Any] = MappingProxyType({}),
 ) -> Prompt:
-    """Render a request with the model's chat template, by llama.cpp's own engine.
+    """Render a request with the model's chat template, in llama.cpp's own Jinja engine.
 
-    `grammar` is GBNF that the answer must follow, `variables` what the template is given where the
-    request says nothing else.
+    Args:
+        grammar: GBNF that the answer must follow.
+        variables: template variables that the request does not set.
 
-    Raises InvalidParameterError for a schema or grammar that cannot be used, TokenizationError
-    for messages that the template refuses, and lm15's UnsupportedFeatureError for what this model
-    or engine cannot do.
+    Raises:
+        InvalidParameterError: a schema or grammar that cannot be used.
+        TokenizationError: the template refuses the messages.
+        UnsupportedFeatureError: lm15's; something that this model or engine cannot do.
     """
     tools = _tools(request, loaded)
     schema, schema_grammar, schema_adaptations = _schema(request.config)
@@ -75,8 +78,8 @@ def build_prompt(
     given, adaptations = template_options(request.config, variables, loaded)
     messages = template_messages(request)
     render = BoundCalls(partial(rendered_by, loaded, messages, **given))
-    begun = is_begun(messages) and not tools
-    if begun:
+    continues = has_begun_answer(messages) and not tools
+    if continues:
         options["continue_final_message"] = "content"
     if tools and options["tool_choice"] == "required":
         rendered = render_call(render, options)
@@ -88,7 +91,7 @@ def build_prompt(
     budget, unspent = reasoning_budget(request.config, rendered, loaded)
     if grammar is not None:
         constraint: Constraint | None = Constraint(grammar)
-        if thinks and not begun:
+        if thinks and not continues:
             shaped = render(json_schema=ANSWER_SCHEMA)
             constraint = after_thinking(grammar, shaped, loaded.answer_tokens)
     else:
@@ -104,15 +107,15 @@ def build_prompt(
         constraint=constraint,
         stops=rendered.stops + loaded.turn_stops,
         preserved_tokens=preserved,
-        # What was begun is not part of the answer, and no thoughts come after it.
-        parser=rendered.parser if tools or (thinks and not begun) else None,
+        # The beginning that was given is not part of the answer, and no thoughts follow it.
+        parser=rendered.parser if tools or (thinks and not continues) else None,
         reasoning_budget=budget,
         adaptations=schema_adaptations + render.adaptations + adaptations + unspent,
     )
 
 
 def refuse_grammar(request: Request, grammar: str | None) -> None:
-    """Refuse a grammar of one's own beside a schema or tools, which make one themselves."""
+    """Refuse a user's grammar beside a schema or tools, which need a grammar of their own."""
     if grammar is not None:
         other = "tools" if request.config.response_format is None else "response_format"
         raise InvalidParameterError(
@@ -154,7 +157,7 @@ def _tools(request: Request, loaded: LoadedModel) -> list[dict[str, Any]]:
 def _schema(
     config: Config,
 ) -> tuple[Mapping[str, Any] | None, str, tuple[Adaptation, ...]]:
-    """The JSON schema that the answer must fit, its grammar, and what that cannot say."""
+    """The JSON schema of the answer, its grammar, and what the grammar cannot express."""
     asked = config.response_format
     if asked is None:
         return None, "", ()
@@ -175,7 +178,7 @@ def _schema(
 
 
 def _constraint(rendered: pyllama.RenderedChat, loaded: LoadedModel) -> Constraint | None:
-    """The template's grammar of the answer, with what the prompt already holds of it."""
+    """The template's grammar of the answer, without what the prompt already contains of it."""
     if not rendered.grammar:
         return None
     if rendered.grammar_lazy:

@@ -1,4 +1,4 @@
-"""What one config grants its requests together: tokens in all, and requests in a minute."""
+"""The quota of one config: tokens in all, and requests in a minute."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ MINUTE = 60.0
 
 
 class Reservation:
-    """Stands for tokens that one request has reserved, for as long as it lives."""
+    """Stands for the tokens that one request has reserved, as long as it lives."""
 
 
 class TokenBudget:
-    """Tokens that requests take from one limit, never more than it. Thread-safe.
+    """A token budget that several requests share. Thread-safe.
 
-    A request reserves what it may take, and is charged for what it took. What it reserved is free
-    again at the latest when its reservation is collected: Ctrl-C may end it at any point.
+    A request reserves the tokens that it may take, and is charged for those that it took. A
+    reservation that was never ended, because of Ctrl-C for example, ends when it is
+    garbage-collected.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -41,9 +42,17 @@ class TokenBudget:
         return self._taken + unsettled + sum(self._reserved.copy().values())
 
     def reserve(self, reservation: Reservation, prompt: int, answer: int) -> int:
-        """Reserve a prompt's tokens and up to so many for its answer; return how many of those.
+        """Reserve tokens for a prompt and its answer.
 
-        Raises TokenBudgetExhaustedError when there is no token left for an answer.
+        Args:
+            prompt: tokens of the prompt.
+            answer: the most tokens that the answer may have.
+
+        Returns:
+            how many tokens the answer may have.
+
+        Raises:
+            TokenBudgetExhaustedError: no token is left for an answer.
         """
         with self._lock:
             self._settle()
@@ -52,38 +61,41 @@ class TokenBudget:
                 answer = min(answer, self.limit - used - prompt)
                 if answer < 1:
                     raise TokenBudgetExhaustedError(used, self.limit)
-            # The callback runs no Python, in which Ctrl-C would be lost.
+            # The callback runs no Python code, in which Ctrl-C would be lost.
             reference = weakref.ref(reservation, self._reserved.pop)
             self._reserved[reference] = prompt + answer
             return answer
 
     def charge(self, reservation: Reservation, taken: TokenCount) -> None:
-        """End a reservation with the tokens that were taken, and those that still are."""
+        """End a reservation, and charge for the tokens that were taken."""
         with self._lock:
             self._unsettled.append(taken)
             self._reserved.pop(weakref.ref(reservation), None)
             self._settle()
 
     def _settle(self) -> None:
-        """Add up what is known for good."""
+        """Add up the counts that are final."""
         pending, settled = [], self._taken
         for taken in self._unsettled:
             if taken.pending:
                 pending.append(taken)
             else:
                 settled += taken.total
-        self._taken, self._unsettled = settled, pending  # together: Ctrl-C may come anywhere
+        self._taken, self._unsettled = settled, pending  # both at once: Ctrl-C may come anywhere
 
 
-class _Begun(NamedTuple):
+class _Counted(NamedTuple):
     at: float
     taken: TokenCount
 
 
 class RequestRate:
-    """Lets so many requests begin in any minute. Thread-safe.
+    """Limits how many requests may begin in a minute. Thread-safe.
 
-    One that took no token does not count. `clock` returns seconds.
+    A request that took no token does not count.
+
+    Args:
+        clock: returns seconds.
     """
 
     def __init__(
@@ -92,47 +104,48 @@ class RequestRate:
         self._limit = requests_per_minute
         self._clock = clock
         self._lock = threading.Lock()
-        self._begun: deque[_Begun] = deque()
-        self._unsettled: list[_Begun] = []
+        self._recent: deque[_Counted] = deque()
+        self._unsettled: list[_Counted] = []
 
-    def begin(self, taken: TokenCount) -> _Begun:
-        """Count a request that will take so many tokens.
+    def begin(self, taken: TokenCount) -> _Counted:
+        """Count a request that will take tokens.
 
-        Raises RateLimitExceededError, counting nothing, when the last minute is full.
+        Raises:
+            RateLimitExceededError: the last minute is full. The request does not count.
         """
         with self._lock:
-            begun = _Begun(self._clock(), taken)
+            counted = _Counted(self._clock(), taken)
             if self._limit is None:
-                return begun
+                return counted
             self._settle()
-            while self._begun and begun.at - self._begun[0].at >= MINUTE:
-                self._begun.popleft()
-            if len(self._begun) >= self._limit:
-                wait = self._begun[0].at + MINUTE - begun.at
+            while self._recent and counted.at - self._recent[0].at >= MINUTE:
+                self._recent.popleft()
+            if len(self._recent) >= self._limit:
+                wait = self._recent[0].at + MINUTE - counted.at
                 raise RateLimitExceededError(wait, self._limit)
-            self._begun.append(begun)
-        return begun
+            self._recent.append(counted)
+        return counted
 
-    def end(self, begun: _Begun) -> None:
-        """Count a request no more if it took nothing, once that is known for good."""
+    def end(self, counted: _Counted) -> None:
+        """Stop counting a request that took no token, once that is certain."""
         if self._limit is not None:
             with self._lock:
-                self._unsettled.append(begun)
+                self._unsettled.append(counted)
                 self._settle()
 
     def _settle(self) -> None:
         known = [each for each in self._unsettled if each.taken.total or not each.taken.pending]
         for each in known:
-            if not each.taken.total and each in self._begun:
-                self._begun.remove(each)
+            if not each.taken.total and each in self._recent:
+                self._recent.remove(each)
         self._unsettled = [each for each in self._unsettled if each not in known]
 
 
 class Quota:
-    """What one config grants: a budget of tokens and a rate of requests.
+    """The quota of one config: a token budget and a request rate.
 
-    A request is charged for the tokens that it took, whichever way it ends. One that took none,
-    because it was refused or given up while it waited, does not count as a request either.
+    A request is charged for the tokens that it took, however it ends. A request that took none,
+    because it was refused or cancelled while it waited, does not count for the rate either.
     """
 
     def __init__(self, budget: TokenBudget, rate: RequestRate) -> None:
@@ -143,19 +156,23 @@ class Quota:
     def charged(
         self, taken: TokenCount, prompt: int, answer: int, *, is_first: bool = True
     ) -> Iterator[int]:
-        """Grant a request its prompt's tokens and up to so many for its answer, for a block.
+        """Grant a request the tokens of its prompt and of its answer, for a block.
 
-        The block gets the number granted for the answer. At its end the request is charged for
-        what `taken` counts by then, and after that in a step that is under way. `is_first` is False
-        for the second part of a request.
+        The block gets the number of tokens that the answer may have. At its end the request is
+        charged for the tokens that `taken` counts. A step that is still running is added later.
 
-        Raises RateLimitExceededError and TokenBudgetExhaustedError, charging nothing.
+        Args:
+            is_first: False for the second part of a request.
+
+        Raises:
+            RateLimitExceededError: nothing is charged.
+            TokenBudgetExhaustedError: nothing is charged.
         """
-        begun = self._rate.begin(taken) if is_first else None
+        counted = self._rate.begin(taken) if is_first else None
         reservation = Reservation()
         try:
             yield self.budget.reserve(reservation, prompt, answer)
         finally:
             self.budget.charge(reservation, taken)
-            if begun is not None:
-                self._rate.end(begun)
+            if counted is not None:
+                self._rate.end(counted)

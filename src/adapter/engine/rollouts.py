@@ -1,8 +1,8 @@
 """Which of several answers to one call a request is for.
 
-DSPy asks an engine for each candidate of a call (``n``) with the same request, and keeps the call's
-``rollout_id`` to itself. With a fixed seed all of them would be one and the same answer. So the
-language model notes here what it calls, and the engine derives a seed for each.
+DSPy asks an engine for each candidate of a call (``n``) with the same request, and does not pass
+the call's ``rollout_id`` on. With a fixed seed all candidates would be equal. So the language model
+notes here what it calls, and the engine derives a seed for each candidate.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from adapter.engine.config import MAX_SEED
 
 @dataclass
 class Rollout:
-    """A call that is under way.
+    """A call that is in progress.
 
-    rollout_id  DSPy's, None for a call that has none
-    index       how many of its candidates have been answered
+    Attributes:
+        rollout_id: DSPy's; None for a call that has none.
+        index: how many of its candidates have been answered.
     """
 
     rollout_id: Any
     index: int = 0
 
     def seed(self, seed: int) -> int:
-        """Return the seed of the next candidate; the first one's of a plain call is the call's."""
+        """Return the seed of the next candidate. The first candidate of a plain call has the call's
+        seed.
+        """
         if self.rollout_id is None and self.index == 0:
             return seed
         name = f"{seed} {self.rollout_id} {self.index}"
@@ -42,7 +45,7 @@ _current: ContextVar[Rollout | None] = ContextVar("rollout", default=None)
 
 @contextmanager
 def rollout(rollout_id: Any) -> Iterator[None]:
-    """Have the engine's answers within a block be the candidates of one call."""
+    """Treat the engine's answers within a block as the candidates of one call."""
     token = _current.set(Rollout(rollout_id))
     try:
         yield
@@ -51,5 +54,5 @@ def rollout(rollout_id: Any) -> Iterator[None]:
 
 
 def current_rollout() -> Rollout:
-    """Return the call that is under way; without one, each request stands for itself."""
+    """Return the call that is in progress. Without one, each request stands for itself."""
     return _current.get() or Rollout(None)

@@ -1,4 +1,4 @@
-"""What a chat template is given beside the conversation."""
+"""What a chat template is given besides the conversation."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ if TYPE_CHECKING:
 def template_options(
     config: Config, defaults: Mapping[str, Any], loaded: LoadedModel
 ) -> tuple[dict[str, Any], tuple[Adaptation, ...]]:
-    """The options of a template, and what of that was asked for has no effect on it.
+    """The options of a template, and the wanted ones that have no effect on it.
 
-    The request's own variables come before what it says of reasoning, and both before the
-    defaults.
+    The request's own variables override what it says about reasoning. Both override the defaults.
 
     Args:
-        defaults: the variables that the lm's config has.
+        defaults: the variables of the lm's config.
     """
     own = dict(asked_llamacpp(config).get(SETTING) or {})
     thinking, adaptations = thinking_options(config, loaded)
-    said = dict(thinking.pop(SETTING, {})) | thinking
-    for name in said.keys() & own.keys():
-        if own[name] != said[name]:
+    wanted = dict(thinking.pop(SETTING, {})) | thinking
+    for name in wanted.keys() & own.keys():
+        if own[name] != wanted[name]:
             reason = f"{SETTING} of the request has {name}={own[name]!r}, which comes first"
             adaptations += (
                 Adaptation(
-                    "config.reasoning", "substituted", reason, asked=said[name], applied=own[name]
+                    "config.reasoning",
+                    "substituted",
+                    reason,
+                    asked=wanted[name],
+                    applied=own[name],
                 ),
             )
-    variables = {**defaults, **said, **own}
+    variables = {**defaults, **wanted, **own}
     for name, value in {**defaults, **own}.items():
         if not loaded.reads(name):
             adaptations += (_unread(name, value, loaded),)

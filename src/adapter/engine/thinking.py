@@ -1,4 +1,4 @@
-"""How long a model may reason before it answers: what its chat template and sampler are told."""
+"""How long a model may reason before it answers: options of its chat template and its sampler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def thinking_options(
     config: Config, loaded: LoadedModel
 ) -> tuple[dict[str, Any], tuple[Adaptation, ...]]:
-    """How the template is told to let the model reason, and what it cannot be told."""
+    """Options that make the template let the model reason, and those that the template does not
+    have.
+    """
     asked = config.reasoning
     if asked is None:
         return {}, ()
@@ -54,10 +56,10 @@ def thinking_options(
 def reasoning_budget(
     config: Config, rendered: pyllama.RenderedChat, loaded: LoadedModel
 ) -> tuple[ReasoningBudget | None, tuple[Adaptation, ...]]:
-    """The budget of tokens that a request sets for reasoning, by the tags of the model's format.
+    """The token budget that a request sets for reasoning, with the tags of the model's format.
 
-    lm15's Reasoning has it, and metadata={"llamacpp": {"reasoning_budget_tokens": …}}, as DSPy's
-    adapters have no other way to set it.
+    lm15's Reasoning can set it. DSPy's adapters can only do so in metadata={"llamacpp":
+    {"reasoning_budget_tokens": …}}.
     """
     field, asked = _asked_budget(config)
     is_off = config.reasoning is not None and config.reasoning.is_off
@@ -67,20 +69,20 @@ def reasoning_budget(
     if not start or not ends:
         reason = f"the chat template of {loaded.name!r} has no tags around the reasoning"
         return None, (Adaptation(field, "dropped", reason, asked=asked),)
-    _, begun, after = rendered.generation_prompt.rpartition(start)
+    _, opened, after = rendered.generation_prompt.rpartition(start)
     return (
         ReasoningBudget(
             loaded.answer_tokens(start),
             tuple(loaded.answer_tokens(end) for end in ends),
             asked,
-            started=bool(begun) and not any(end in after for end in ends),
+            started=bool(opened) and not any(end in after for end in ends),
         ),
         (),
     )
 
 
 def _asked_budget(config: Config) -> tuple[str, int | None]:
-    """Where a budget stands, and what it is."""
+    """Which setting holds the budget, and its value."""
     if config.reasoning is not None and config.reasoning.thinking_budget is not None:
         return "config.reasoning.thinking_budget", config.reasoning.thinking_budget
     name = "reasoning_budget_tokens"

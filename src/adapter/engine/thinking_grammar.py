@@ -1,4 +1,4 @@
-"""The grammar of an answer, put after what a model thinks before it."""
+"""Places the grammar of an answer after the model's thoughts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from adapter.grammar.gbnf.rules import Rule, Rules, Text, choice, one_of, option
 _PLACE = "the answer stands here"
 
 ANSWER_SCHEMA: dict[str, Any] = {"const": _PLACE}
-"""A schema of one text. The template's own format shows by it where an answer has its place."""
+"""A schema with one possible text. It shows where the template's own format has the answer."""
 
 _IN_FORMAT = f'"\\"{_PLACE}\\""'
-# Some formats allow or demand a fence around JSON, which the text of an answer must not have.
+# Some formats allow or require a fence around JSON, which the text of an answer must not have.
 _OR_FENCED = '"```json" space response-format space "```" | '
 _FENCED = re.compile(r'"```json" space (response-format(?:-schema)?) space "```"')
-# gpt-oss says that JSON follows, and may think again and again.
+# gpt-oss announces JSON, and may think several times.
 _SAYS_JSON = '(space "<|constrain|>"? [A-Za-z0-9_-]+)? '
 _THINKS_AGAIN = "root ::= (start analysis)* start response-format"
 _ANSWER = "answer-itself"
@@ -32,12 +32,12 @@ def after_thinking(
     shaped: pyllama.RenderedChat,
     answer_tokens: Callable[[str], tuple[int, ...]],
 ) -> Constraint:
-    """What binds an answer to a grammar, and leaves what a model thinks before it free.
+    """Constrain an answer to a grammar, and leave the thoughts before it free.
 
     Args:
         gbnf: the answer's grammar.
         shaped: the conversation, rendered for an answer of ANSWER_SCHEMA.
-        answer_tokens: the tokens of a text in the assistant's turn.
+        answer_tokens: gives the tokens of a text in the assistant's turn.
     """
     renamed = _with_names(gbnf)
     if shaped.grammar.count(_IN_FORMAT) == 1 and not shaped.grammar_lazy:
@@ -62,7 +62,7 @@ def after_thinking(
 
 
 def _until(rules: Rules, end: str) -> Rule:
-    """Any text up to the first `end`, and that."""
+    """Any text up to and including the first `end`."""
     letters = Characters.of(end)
 
     def state(read: str) -> Rule:
@@ -83,5 +83,5 @@ def _until(rules: Rules, end: str) -> Rule:
 
 
 def _with_names(gbnf: str) -> str:
-    """The grammar with names that no template's grammar has, its root being the answer."""
+    """The grammar with rule names that no template's grammar has. Its root is the answer."""
     return renamed_rules(gbnf, lambda name: _ANSWER if name == "root" else f"{_ANSWER}-{name}")

@@ -1,9 +1,9 @@
 """Calls of functions whose arguments follow our own grammar of their schemas.
 
-llama.cpp's formats of calls have each function's arguments bound by its own conversion of schemas,
-which leaves out what it does not know. Where a format has the arguments, or, in formats of tags,
-each argument, is found by rendering the conversation with functions whose schemas are fixed values,
-and looking for these in the grammar.
+llama.cpp constrains arguments by its own conversion of schemas, which leaves out the keywords that
+it does not know. To replace that part, this module renders the conversation with functions whose
+schemas are fixed values, and looks for these values in the grammar. So it finds where a format has
+the arguments or, in formats with tags, each argument.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ Tools = Sequence[Mapping[str, Any]]
 
 _PLACE = "the arguments of function {} stand here"
 _FIRST_NUMBER = 70_000_001
-_UNSAID = "a grammar cannot express these, so a call may break them: check it"
+_INEXPRESSIBLE = "a grammar cannot express these, so a call may break them: check it"
 _NO_PLACE = "this chat template's form of calls has no place for a grammar of arguments: check them"
 
 
 class BoundCalls:
-    """Renders conversations, with calls whose arguments fit the functions' own schemas.
+    """Renders conversations whose calls have arguments that fit the functions' own schemas.
 
-    adaptations   what of the schemas the last rendering leaves unsaid
+    Attributes:
+        adaptations: what the last rendering leaves out of the schemas.
     """
 
     def __init__(self, render: Render) -> None:
@@ -49,18 +50,18 @@ class BoundCalls:
         """Render with the options of ``pyllama.ChatTemplate.apply``."""
         rendered = self._render(**options)
         tools: Tools = options.get("tools") or ()
-        # Beside a JSON schema a format forbids calls, or leaves them to call_or_answer.
+        # With a JSON schema a format forbids calls, or leaves them to call_or_answer.
         if not tools or "json_schema" in options or options.get("tool_choice") == "none":
             return rendered
         if not rendered.grammar:
-            self.adaptations = _unbound(tools).told
+            self.adaptations = _unbound(tools).adaptations
             return rendered
         key = json.dumps([rendered.grammar, rendered.generation_prompt, options], default=str)
         bound = _bound.get(key)
         if bound is None:
             bound = self._as_json(options) or self._as_tags(options, rendered) or _unbound(tools)
             _bound.put(key, bound)
-        self.adaptations = bound.told
+        self.adaptations = bound.adaptations
         made = replace(
             rendered,
             grammar=bound.grammar or rendered.grammar,
@@ -69,17 +70,17 @@ class BoundCalls:
         return with_call_ids(made, [tool["function"]["name"] for tool in tools])
 
     def _probed(self, options: Mapping[str, Any], tools: Tools) -> pyllama.RenderedChat | None:
-        """The conversation with other functions, where it can be rendered so."""
+        """The conversation with other functions, if it can be rendered so."""
         try:
             return self._render(**{**options, "tools": list(tools)})
         except (pyllama.ChatTemplateAborted, TemplateAbortedError):
-            raise  # what it would have been must not be kept as what it cannot be
+            raise  # a failure for want of memory, say, must not be cached as a result
         except (pyllama.ChatTemplateError, TokenizationError):
             return None
 
     def _as_json(self, options: Mapping[str, Any]) -> _Bound | None:
-        """What binds each function's arguments as one JSON text."""
-        probes, grammars, told = [], {}, []
+        """The constraint of each function's arguments as one JSON text."""
+        probes, grammars, adaptations = [], {}, []
         for index, tool in enumerate(options["tools"]):
             try:
                 found = json_schema_grammar(
@@ -87,13 +88,13 @@ class BoundCalls:
                 )
             except (SchemaError, TypeError, ValueError) as error:
                 probes.append(tool)
-                told.append(_dropped(index, (str(error),), _UNSAID))
+                adaptations.append(_dropped(index, (str(error),), _INEXPRESSIBLE))
                 continue
             place = _PLACE.format(index)
             probes.append(_with(tool, {"type": "object", "properties": {}, "const": place}))
             grammars[index] = found.gbnf
             if found.unchecked:
-                told.append(_dropped(index, found.unchecked, _UNSAID))
+                adaptations.append(_dropped(index, found.unchecked, _INEXPRESSIBLE))
         probed = self._probed(options, probes)
         if probed is None:
             return None
@@ -104,50 +105,51 @@ class BoundCalls:
                 return None
             grammar = grammar.replace(literal, f"arguments-{index}-root")
             rules.append(prefixed_rules(gbnf, f"arguments-{index}-"))
-        return _Bound("\n".join([grammar.rstrip("\n"), *rules]), None, tuple(told))
+        return _Bound("\n".join([grammar.rstrip("\n"), *rules]), None, tuple(adaptations))
 
     def _as_tags(self, options: Mapping[str, Any], rendered: pyllama.RenderedChat) -> _Bound | None:
-        """What binds each argument between tags of its own."""
+        """The constraint of each argument between its tags."""
         plan = _TagPlan(options["tools"], "<]" if "]<]" in rendered.grammar else "<")
         probed = self._probed(options, plan.probes)
         grammar = None if probed is None else plan.filled(probed.grammar)
         read = None if grammar is None else self._probed(options, plan.readable)
         if probed is None or read is None:
             return None
-        told = [*plan.told]
+        adaptations = [*plan.adaptations]
         free = self._probed(options, [_with(tool, _free(tool)) for tool in plan.probes])
         if free is not None and free.grammar == probed.grammar:
-            # This format has arguments in any order, as few and as many as a model likes.
-            told += plan.required_told()
-        return _Bound(grammar, read.parser, tuple(told))
+            # This format allows arguments in any order, and any number of them.
+            adaptations += plan.required_adaptations()
+        return _Bound(grammar, read.parser, tuple(adaptations))
 
 
 @dataclass(frozen=True)
 class _Bound:
-    """The grammar and the parser of calls, where they are others than the template's own.
+    """The grammar and the parser of calls, if they differ from the template's own.
 
-    told   what of the functions' schemas they leave unsaid
+    Attributes:
+        adaptations: what they leave out of the functions' schemas.
     """
 
     grammar: str | None
     parser: pyllama.ChatParser | None
-    told: tuple[Adaptation, ...]
+    adaptations: tuple[Adaptation, ...]
 
 
 def _unbound(tools: Tools) -> _Bound:
     described = [index for index, tool in enumerate(tools) if _demands(_schema_of(tool))]
-    told = tuple(_dropped(index, ("parameters",), _NO_PLACE) for index in described)
-    return _Bound(None, None, told)
+    adaptations = tuple(_dropped(index, ("parameters",), _NO_PLACE) for index in described)
+    return _Bound(None, None, adaptations)
 
 
 def _demands(schema: Mapping[str, Any]) -> bool:
-    """Whether a schema says more of arguments than that they are an object."""
-    said = {key for key, value in schema.items() if value not in ({}, [])}
-    return bool(said - {"type", "title", "description", "$schema", "additionalProperties"})
+    """Whether a schema says more about arguments than that they are an object."""
+    keywords = {key for key, value in schema.items() if value not in ({}, [])}
+    return bool(keywords - {"type", "title", "description", "$schema", "additionalProperties"})
 
 
 class _Kept:
-    """What was made for the conversations of late: an agent asks with the same tools each time."""
+    """Results for recent conversations: an agent asks with the same tools each time."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -155,15 +157,15 @@ class _Kept:
         self._kept: dict[str, _Bound] = {}
 
     def get(self, key: str) -> _Bound | None:
-        """What was put there, if it is still kept."""
+        """Return a result, if it is still cached."""
         with self._lock:
             found = self._kept.pop(key, None)
             if found is not None:
-                self._kept[key] = found  # the last one to go
+                self._kept[key] = found  # the next to be dropped is the first
             return found
 
     def put(self, key: str, bound: _Bound) -> None:
-        """Keep it, and forget the one that was asked for longest ago."""
+        """Cache a result, and drop the one that was used least recently."""
         with self._lock:
             self._kept[key] = bound
             while len(self._kept) > self._most:
@@ -174,16 +176,17 @@ _bound = _Kept(32)
 
 
 class _TagPlan:
-    """Functions that stand for others in a grammar of tags, and what their values are replaced by.
+    """Functions that stand for others in a grammar with tags, and what replaces their values.
 
-    probes     one function for each form of a function's arguments, with numbers for values
-    readable   the functions themselves, with no more of their schemas than a parser of tags reads
+    Attributes:
+        probes: one function for each form of a function's arguments, with numbers for values.
+        readable: the functions, with only as much of their schemas as a parser of tags reads.
     """
 
     def __init__(self, tools: Tools, tag_signs: str) -> None:
         self.probes: list[Mapping[str, Any]] = []
         self.readable: list[Mapping[str, Any]] = []
-        self.told: list[Adaptation] = []
+        self.adaptations: list[Adaptation] = []
         self._requiring: set[int] = set()
         self._names: dict[str, str] = {}
         self._arguments: dict[int, Argument] = {}
@@ -194,10 +197,10 @@ class _TagPlan:
             except (SchemaError, TypeError, ValueError) as error:
                 self.probes.append(tool)
                 self.readable.append(tool)
-                self.told.append(_dropped(index, (str(error),), _UNSAID))
+                self.adaptations.append(_dropped(index, (str(error),), _INEXPRESSIBLE))
                 continue
             if found.unchecked:
-                self.told.append(_dropped(index, found.unchecked, _UNSAID))
+                self.adaptations.append(_dropped(index, found.unchecked, _INEXPRESSIBLE))
             self._add(index, tool, found)
 
     def _add(self, index: int, tool: Mapping[str, Any], found: TaggedArguments) -> None:
@@ -225,12 +228,12 @@ class _TagPlan:
             self.probes.append({**probe, "function": {**probe["function"], "name": name}})
         self.readable.append(_with(tool, {"type": "object", "properties": readable}))
 
-    def required_told(self) -> list[Adaptation]:
-        """What is told where a format does not see to it that arguments are there."""
-        return [_dropped(index, ("required",), _UNSAID) for index in sorted(self._requiring)]
+    def required_adaptations(self) -> list[Adaptation]:
+        """The adaptations if a format does not ensure that required arguments are there."""
+        return [_dropped(index, ("required",), _INEXPRESSIBLE) for index in sorted(self._requiring)]
 
     def filled(self, grammar: str) -> str | None:
-        """The grammar with the functions' own names and values; None where one has no place."""
+        """The grammar with the functions' own names and values; None if one has no place."""
         rules = []
         for number, argument in self._arguments.items():
             assert argument.gbnf is not None
@@ -249,7 +252,7 @@ class _TagPlan:
 
 
 def _as_string(grammar: str, literal: str) -> str:
-    """Have the tag before a value say that it is a string, in formats whose tags say so."""
+    """Mark a value as a string in the tag before it, in formats whose tags do so."""
     rule = re.search(rf"^([a-zA-Z0-9-]+) ::= {literal}$", grammar, re.MULTILINE)
     if rule is None:
         return grammar
@@ -271,7 +274,7 @@ def _free(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def closed_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema of arguments: an object, with no others than it names, unless it speaks of them."""
+    """An object's schema without further properties, unless it mentions them."""
     closed = _without_others(schema)
     for keyword in ("anyOf", "oneOf"):
         options = schema.get(keyword)

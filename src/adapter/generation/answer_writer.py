@@ -1,4 +1,4 @@
-"""The answer of one request while it is written: what is sampled, and what its grammar forces."""
+"""Writes the answer of one request: the sampled tokens, and the text that its grammar forces."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from adapter.generation.request import (
 from adapter.generation.sampling import sampler_chain
 
 SHORTEST_RUN, LONGEST_RUN = 2, 32
-"""Forced tokens that are written at once: fewer save nothing, and more would keep others waiting
-for the call that computes them."""
+"""The fewest forced tokens to write at once. Computing fewer saves no time, and a call of its own
+for them delays the other requests.
+"""
 
 
 class AnswerWriter:
     """Samples an answer token by token, and writes what its grammar forces without sampling.
 
-    Where every way to go on begins with the same text, that text's tokens are written as the
-    tokenizer has them. All but the last, which may be a part of a longer token once the text goes
-    on, and not at all where log-probabilities are asked for, which need each token's logits. What
-    is forced depends on the text so far alone, so that the bytes do not depend on what else runs.
+    If every continuation that the grammar allows begins with the same text, the tokens of that text
+    are written as the tokenizer gives them. The last one is left out, since it may become part of a
+    longer token. Nothing is forced if log-probabilities are requested, which need the logits of
+    each token. What is forced depends only on the text so far, so the bytes do not depend on what
+    else runs.
 
     Args:
         max_tokens: 1 or more; how many tokens the answer may have.
@@ -50,7 +52,7 @@ class AnswerWriter:
         self._ends = any(token is not None for token in (vocab.eos, vocab.eot))
         self._completion = Completion(vocab, request, max_tokens, may_end=self._may_end())
         self._stopped_here = False  # at max_tokens, where more might have followed
-        # Shown with the first sampled token: until then nothing is computed.
+        # Shown with the first sampled token. Nothing is computed before that.
         self._opening = self._write_forced()
 
     @property
@@ -60,16 +62,16 @@ class AnswerWriter:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why it has ended; None while it goes on."""
+        """Why the answer ended; None while it is being written."""
         return self._completion.finish_reason
 
     @property
     def chain(self) -> pyllama.SamplerChain:
-        """What its tokens are sampled with."""
+        """The sampler chain of the answer."""
         return self._chain
 
     def write(self, token: int, context: pyllama.Context, index: int) -> list[Delta]:
-        """Write a token that the chain sampled, and what is forced after it; return their text.
+        """Write a token that the chain sampled, and the forced text after it. Returns their text.
 
         Args:
             index: the output that it was sampled from.
@@ -121,9 +123,10 @@ class AnswerWriter:
         return deltas
 
     def _may_end(self) -> bool:
-        """Whether the grammar lets the answer end here; where nothing depends on it, True."""
+        """Whether the grammar lets the answer end here. True if nothing depends on it."""
         grammar = self._chain.grammar
-        # In a vocabulary without a token that ends an answer, no grammar knows when one may end.
+        # Without a token that ends an answer in the vocabulary, a grammar cannot say when one may
+        # end.
         return grammar is None or not self._request.turn_stops or not self._ends or grammar.complete
 
     def _forced_tokens(self) -> list[int]:
@@ -135,7 +138,7 @@ class AnswerWriter:
         forced = tokens[:-1][:LONGEST_RUN]
         if len(forced) < SHORTEST_RUN:
             return []
-        # Some tokenizers begin with a space, and a text may name a control token.
+        # Some tokenizers add a space in front, and a text may contain the name of a control token.
         spelled = b"".join(map(self._vocab.token_to_piece, forced))
         if not text.encode().startswith(spelled):
             return []

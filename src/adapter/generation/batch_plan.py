@@ -15,12 +15,12 @@ from adapter.generation.memory.kv_cache import KVCache, Slot
 from adapter.generation.sequence import Sequence as Request
 
 LEAST_PIECE = 32
-"""Tokens of a prompt that are worth a place in a batch, unless they are its last."""
+"""The fewest tokens of a prompt that are added to a batch, unless they are its last."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A slot's tokens in a batch: those from ``begin``, where its memory ends, up to ``end``."""
+    """A slot's tokens in a batch: from ``begin``, where its memory ends, to ``end``."""
 
     slot: Slot
     sequence: Request
@@ -29,31 +29,31 @@ class Part:
 
     @property
     def n_tokens(self) -> int:
-        """How many are to be computed."""
+        """The number of these tokens."""
         return self.end - self.begin
 
     @property
     def is_current(self) -> bool:
-        """Whether the request has neither ended nor been set back since."""
+        """Whether the request has neither ended nor been rolled back since."""
         return self.slot.sequence is self.sequence and self.sequence.n_past == self.begin
 
     @property
     def gives_output(self) -> bool:
-        """Whether a token can be sampled after it."""
+        """Whether a token can be sampled after these."""
         return self.end == self.sequence.n_tokens
 
 
 Batches = Iterator[list[Part]]
-"""Batches of one KV cache. Each is planned when the one before it has been computed."""
+"""Batches of one KV cache. Each is planned after the one before it was computed."""
 
 
 class Plan(Protocol):
-    """How a step computes prompts and answers."""
+    """Decides how a step computes prompts and answers."""
 
     def step(
         self, caches: Iterable[KVCache], prefilling: Sequence[Slot]
     ) -> Iterator[tuple[KVCache, Batches]]:
-        """Yield each KV cache with its batches; one may come more than once.
+        """Yield each KV cache with its batches. The same one may come several times.
 
         Args:
             prefilling: slots whose prompts are being computed, in turn.
@@ -61,7 +61,7 @@ class Plan(Protocol):
 
 
 class ExactPlan:
-    """Batches that give a request the same bytes whatever runs beside it.
+    """Batches in which a request gets the same bytes whatever else runs.
 
     One chunk of one prompt, then a token of each answer, in those batches that take the least time
     of all that keep the bytes. Each text that a grammar forced is computed in a call of its own, as
@@ -79,7 +79,7 @@ class ExactPlan:
     def step(
         self, caches: Iterable[KVCache], prefilling: Sequence[Slot]
     ) -> Iterator[tuple[KVCache, Batches]]:
-        """Yield the KV cache of the prompt whose turn it is, then each with running answers."""
+        """Yield the KV cache of the next prompt in turn, then each one with running answers."""
         if prefilling:
             yield prefilling[0].cache, self._prefill(prefilling[0])
         for cache in caches:
@@ -99,7 +99,7 @@ class ExactPlan:
 
 
 class MixedPlan:
-    """One batch of all answers, and of what there is room for of prompts: the least calls.
+    """One batch of all answers, filled up with prompts, which needs the fewest calls.
 
     Args:
         chunk: the most tokens of a prompt that are computed at once.
@@ -111,7 +111,9 @@ class MixedPlan:
     def step(
         self, caches: Iterable[KVCache], prefilling: Sequence[Slot]
     ) -> Iterator[tuple[KVCache, Batches]]:
-        """Yield each KV cache with one batch, and one for each request that failed before."""
+        """Yield each KV cache with one batch, and one more batch for each request that failed
+        before.
+        """
         for cache in caches:
             yield cache, self._batches(cache, prefilling)
 
@@ -126,14 +128,14 @@ class MixedPlan:
 def choose_parts(
     running: Iterable[Slot], prompts: Iterable[Slot], *, room: int, chunk: int
 ) -> list[Part]:
-    """Choose what goes into a batch of so many tokens.
+    """Choose what fits into a batch of a number of tokens.
 
-    First answers that go on by one token, then those by a text that was forced, then prompts. Of
-    the forced texts those come first that were passed over longest, and where prompts wait they
-    leave room for a call of one: so neither keeps the others from going on.
+    Answers that need one token come first, then answers with forced text, then prompts. Among the
+    forced texts, those that have been left out longest come first. If prompts wait, forced texts
+    leave room for one chunk. So neither blocks the other.
 
     Args:
-        prompts: in turn. One that may end anywhere is cut to the room.
+        prompts: in turn. One that may be cut anywhere is cut to the room.
         chunk: the most tokens of one prompt.
     """
     going_on = [_part(slot, chunk) for slot in running if slot.sequence is not None]
@@ -156,14 +158,14 @@ def choose_parts(
 
 
 def _part(slot: Slot, chunk: int) -> Part:
-    """What comes next of a request."""
+    """The next tokens of a request."""
     sequence = slot.sequence
     assert sequence is not None
     return Part(slot, sequence, sequence.n_past, sequence.next_end(chunk))
 
 
 def fill(batch: pyllama.Batch, parts: Iterable[Part]) -> dict[int, Part]:
-    """Put the parts into an empty batch; return by output those after which one is sampled."""
+    """Fill an empty batch. Returns the parts after which a token is sampled, by output."""
     batch.clear()
     outputs = {}
     for part in parts:

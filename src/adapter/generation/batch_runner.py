@@ -1,4 +1,4 @@
-"""Computes batches and samples from them. What goes into one, the scheduler's plan decides."""
+"""Computes batches and samples from them. The scheduler's plan decides what a batch contains."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from adapter.generation.running import RunningBatch
 
 
 class BatchRunner:
-    """Computes the running batch. For the scheduler's thread alone.
+    """Computes the running batch. Only the scheduler's thread uses it.
 
     Args:
-        stopping: whether nothing is to be computed any more.
+        stopping: whether the scheduler is being stopped.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class BatchRunner:
     def compute(self, parts: list[Part]) -> Iterator[Mapping[int, Part]]:
         """Compute parts of one KV cache in one call.
 
-        Where that fails they are computed one by one, since one of them may be to blame.
+        If that fails, they are computed one by one, since one of them may be the cause.
 
         Yields:
-            After each call the parts that have an output, by its index: to be sampled from before
-            the next one is asked for.
+            After each call, the parts that have an output, by its index. Sample from them before
+                asking for the next.
 
         Raises:
             pyllama.DecodeCancelled: the computation was stopped, and the step ends with it.
@@ -71,7 +71,7 @@ class BatchRunner:
             yield from self.compute([part])
 
     def sample(self, outputs: Mapping[int, Part]) -> Mapping[int, int | Exception]:
-        """Sample a token from each output whose request goes on, or give the error of it."""
+        """Sample a token from each output whose request still runs, or return its error."""
         chains = {
             output: part.sequence.chain
             for output, part in outputs.items()
@@ -82,13 +82,13 @@ class BatchRunner:
         context = outputs[next(iter(chains))].slot.cache.context
         try:
             return pyllama.sample_each(context, chains, n_threads=self._n_threads)
-        except Exception as error:  # a server that was lost, or no memory: who knows what they drew
+        except Exception as error:  # it is unknown which tokens were drawn
             return dict.fromkeys(chains, error)
 
     def _undo(self, parts: list[Part], error: Exception) -> list[Part]:
-        """Deal with a batch that failed; return the parts that are to be computed one by one.
+        """Handle a batch that failed. Returns the parts that are to be computed one by one.
 
-        What was computed before the error stays in memory, so it is taken out first.
+        What was computed before the error is still in memory, so it is removed first.
         """
         cache, own = parts[0].slot.cache, translation(error)
         if not cache.context.usable:

@@ -1,4 +1,4 @@
-"""A completion while it grows: from tokens to text, up to its end."""
+"""A completion that grows: from tokens to text, up to its end."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from adapter.generation.stop import StopMatcher
 
 
 class Completion:
-    """The tokens of one request as they are sampled, and the text that can be shown of them.
+    """The sampled tokens of one request, and the text that may be shown of them.
 
     Args:
-        may_end: whether nothing at all would be a whole answer.
+        may_end: whether the empty text is a complete answer.
     """
 
     def __init__(
@@ -39,24 +39,24 @@ class Completion:
         self._detokenizer = pyllama.Detokenizer(vocab)
         self._stop = StopMatcher(request.stop, request.turn_stops, may_end=may_end)
         self._pieces: list[str] = []
-        self._shown = 0  # tokens that an earlier delta covered
+        self._shown = 0  # tokens that an earlier delta included
         self._n_bytes = 0  # of the text shown so far
         self._logprobs: list[TokenLogprob] = []
-        self._ends: list[int] = []  # where in the text, in bytes, each of their tokens ends
-        self._n_logprobs_shown = 0  # those that an earlier delta carried
+        self._ends: list[int] = []  # where each of their tokens ends in the text, in bytes
+        self._n_logprobs_shown = 0  # log-probabilities that an earlier delta included
         self._complete = True
         #: The tokens sampled so far.
         self.tokens: list[int] = []
-        #: Why it has ended; None while it goes on.
+        #: Why it ended; None while it grows.
         self.finish_reason: FinishReason | None = None
 
     def push(
         self, token: int, logprob: TokenLogprob | None = None, *, may_end: bool = True
     ) -> Delta | None:
-        """The text that can be shown now that a token was sampled, if there is any.
+        """The text that can be shown after another token was sampled, if there is any.
 
         Args:
-            may_end: whether the text is a whole answer with it.
+            may_end: whether the text including this token is a complete answer.
         """
         if self._vocab.is_eog(token):
             self.finish_reason = "stop"
@@ -117,7 +117,7 @@ class Completion:
         return delta
 
     def _cut_logprobs(self, n_bytes: int) -> None:
-        """Drop those of tokens that a stop text took away, in whole or in part."""
+        """Drop the log-probabilities of tokens that a stop text removed, completely or in part."""
         kept = bisect_right(self._ends, n_bytes)
         self._complete = not self._ends or n_bytes == (self._ends[kept - 1] if kept else 0)
         del self._logprobs[kept:], self._ends[kept:]
@@ -135,7 +135,7 @@ def token_logprob(logits: NDArray[np.float32], token: int, n_top: int) -> TokenL
     values -= np.log(np.exp(values).sum())
     if n_top == 0:
         return TokenLogprob(token, float(values[token]))
-    # Ties go to the lower token, so that the order is one and the same everywhere.
+    # Ties go to the lower token, so that the order is always the same.
     (likely,) = np.nonzero(values >= np.partition(values, -n_top)[-n_top])
     top = likely[np.lexsort((likely, -values[likely]))][:n_top]
     return TokenLogprob(token, float(values[token]), top.astype(np.int32), values[top])

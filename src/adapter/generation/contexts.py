@@ -1,4 +1,4 @@
-"""How contexts for requests are made: what llama.cpp rounds up, and what it warns of."""
+"""Makes contexts for requests, with llama.cpp's rounding and its warnings in mind."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from adapter.generation.memory.blocks import longest_call
 from adapter.generation.scoring import scoring_context
 
 PADDING = 256
-"""llama.cpp gives a sequence with memory of its own a multiple of so many tokens."""
+"""llama.cpp rounds the memory of a sequence up to a multiple of this many tokens."""
 
 _LOG = logging.getLogger("pyllama.llama_cpp")
 
 
 class _Demotion(logging.Filter):
-    """Makes INFO of what llama.cpp warns of on threads that asked for that."""
+    """Logs llama.cpp's warnings at INFO, on threads that asked for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,10 +39,10 @@ _LOG.addFilter(_demotion)
 
 @contextmanager
 def warnings_as_info() -> Iterator[None]:
-    """Log llama.cpp's warnings at INFO that this thread causes in the block.
+    """Log at INFO the warnings of llama.cpp that this thread causes in the block.
 
-    They are about sizes and caches that this package chose, and of use to whoever reads a log: a
-    memory that sequences share is longer than what the model was trained with, say.
+    They are about sizes and caches that this package chose, such as a shared memory that is longer
+    than the model's training context. So they only help someone who reads a log.
     """
     before = getattr(_demotion.here, "demotes", False)
     _demotion.here.demotes = True
@@ -55,10 +55,11 @@ def warnings_as_info() -> Iterator[None]:
 def with_flash_attention(
     params: pyllama.ContextParams, *, reproducible: bool
 ) -> pyllama.ContextParams:
-    """The params of contexts for requests: flash attention is decided, where bytes are kept.
+    """The params of contexts for requests, with flash attention decided if bytes must stay the
+    same.
 
-    Its sums depend on how many sequences a batch has, and on their lengths. So there is none then,
-    unless the user asks for it, or has values quantized, which nothing else can read.
+    Its sums depend on the number and length of the sequences in a batch. So it is off, unless the
+    user asks for it or has the values quantized, which only flash attention can read.
     """
     if params.flash_attn != "auto" or not reproducible:
         return params
@@ -66,17 +67,17 @@ def with_flash_attention(
 
 
 def padded(n_tokens: int) -> int:
-    """How many tokens a sequence has that was asked to have so many."""
+    """How many tokens a sequence gets that was requested with this many."""
     return -(-n_tokens // PADDING) * PADDING
 
 
 class Contexts:
-    """Makes the contexts of a scheduler, and cancels what is computed in them.
+    """Makes the contexts of a scheduler, and cancels computations in them.
 
     Args:
         chunk: tokens of a prompt that are computed at once.
-        scoring_chunk: the same where continuations are scored.
-        mixed: make room in a batch for a token of each answer beside a call of a prompt, and have
+        scoring_chunk: the same for scoring.
+        mixed: make room in a batch for a token of each answer beside a chunk of a prompt, and let
             all sequences of a context share its memory.
     """
 
@@ -112,13 +113,13 @@ class Contexts:
         return self._known(context)
 
     def make_for_scoring(self, length: int) -> pyllama.Context:
-        """Make a context in which continuations of a prompt are scored."""
+        """Make a context for scoring continuations of a prompt."""
         with warnings_as_info():
             context = scoring_context(self._model, self._params, length, chunk=self._scoring_chunk)
         return self._known(context)
 
     def cancel(self) -> None:
-        """Have whatever is being computed end soon: it is of use to nobody."""
+        """Stop whatever is being computed. Nobody needs it any more."""
         with self._lock:
             contexts = list(self._made)
         for context in contexts:

@@ -1,4 +1,4 @@
-"""What a scheduler's thread does with requests: it decides, and leaves computing to others."""
+"""The scheduler's decisions. Others compute."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from adapter.generation.waiting import Waiting
 logger = logging.getLogger(__name__)
 
 LOOKED_AT = 32
-"""Requests that wait of which a step finds out what is cached of them."""
+"""How many waiting requests a step looks up in the prefix cache, at most."""
 
 
 class SchedulerCore:
-    """Steps of a scheduler. For its thread alone, but for the queues.
+    """The steps of a scheduler. Only its thread uses it, except for the queues.
 
     Args:
         plan: decides what is computed together.
@@ -32,7 +32,7 @@ class SchedulerCore:
         scoring: requests for scores, which are computed in a context of their own.
         max_sequences: the most requests that have a slot at once.
         isolated: compute either answers or scores in a step, so that there is one context.
-        stopping: whether nothing is to be computed any more.
+        stopping: whether the scheduler is being stopped.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class SchedulerCore:
 
     @property
     def only_waits(self) -> bool:
-        """Whether all requests wait for files: there is nothing to do until one was read."""
+        """Whether all requests wait for files, so that nothing can be done before one was read."""
         if self.scoring or self.memory.taken or not self.waiting:
             return False
         return self.waiting.first() is None
 
     def step(self) -> None:
-        """Admit requests; plan batches, compute and sample each, finish what has ended; score."""
+        """Admit requests; plan, compute and sample batches; finish what has ended; score."""
         self._end_abandoned()
         answers, scores = self._turns()
         if answers:
@@ -84,7 +84,7 @@ class SchedulerCore:
         self._measure()
 
     def _compute(self, cache: KVCache, batches: Batches) -> None:
-        """Compute the batches of a KV cache, which is dropped over what nobody dealt with."""
+        """Compute the batches of a KV cache. An error that nobody handled drops the cache."""
         try:
             for batch in batches:
                 for outputs in self.runner.compute(batch):
@@ -94,9 +94,9 @@ class SchedulerCore:
             self.running.drop_over(cache, error)
 
     def _turns(self) -> tuple[bool, bool]:
-        """Whether answers are computed in this step, and whether scores are.
+        """Whether this step computes answers, and whether it computes scores.
 
-        Isolated, that is whichever came first, since there is one context at a time.
+        If isolated, the request that came first decides, since there is one context at a time.
         """
         if not self._isolated:
             return True, True
@@ -118,11 +118,11 @@ class SchedulerCore:
                 kv_tokens=sum(slot.n_tokens for slot in slots),
                 kv_cells=sum(cache.n_cells for cache in self.memory),
             )
-        except Exception as error:  # of no concern to any request
+        except Exception as error:  # no request is affected
             note(logger, logging.DEBUG, "not measured: %s", error)
 
     def _end_abandoned(self) -> None:
-        """End the requests whose callers have gone, and those whose time is over."""
+        """End the requests that their callers gave up or whose time is over."""
         for slot in self.memory.taken:
             if slot.sequence is not None and slot.sequence.ended_by_caller_or_clock():
                 self.running.release(slot)
@@ -132,11 +132,11 @@ class SchedulerCore:
     def _admit(self) -> None:
         """Give slots to the requests that have waited longest, as many as there is room for.
 
-        One whose prompt begins like one that is being computed waits for those blocks, and others
-        may pass it. Otherwise nobody passes: a long request gets its turn.
+        A request waits if its prompt begins like one that is being computed. Others may pass it.
+        Otherwise nobody passes, so a long request gets its turn.
         """
         self.waiting.unpark()
-        for _ in range(min(2 * self._max_sequences, LOOKED_AT)):  # at the others in later steps
+        for _ in range(min(2 * self._max_sequences, LOOKED_AT)):  # later steps look at the others
             sequence = None if self.memory.full else self.waiting.first()
             if sequence is None:
                 return
@@ -155,10 +155,10 @@ class SchedulerCore:
             self.waiting.leave(sequence)
 
     def recover(self, error: BaseException) -> None:
-        """End the requests that a step which failed may concern, and go on with new contexts.
+        """End the requests that a failed step may affect, and continue with new contexts.
 
-        Where nothing was being computed, that is the one that has waited longest. Where nobody
-        waits either, the error would come for ever, and is raised.
+        If nothing was being computed, the request that has waited longest is ended. If none waits
+        either, the error is raised, since it would repeat for ever.
         """
         note(logger, logging.ERROR, "a step of the scheduler failed", exc_info=error)
         own = translation(error)
@@ -184,7 +184,7 @@ class SchedulerCore:
 
     def end_all(self, reason: BaseException) -> None:
         """End all requests with an error."""
-        with ExitStack() as ends:  # whatever one of them raises, nobody waits in vain
+        with ExitStack() as ends:  # all of them are called, whatever one of them raises
             ends.callback(self.scoring.fail, reason)
             ends.callback(self.waiting.fail, reason)
             self.running.end_all(reason)

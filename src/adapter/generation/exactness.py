@@ -1,4 +1,4 @@
-"""What a model computes to the same bits in more than one way, found by trying it."""
+"""Finds out by trial which ways of computing give the same bits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
-from numpy.random import default_rng  # numpy imports it when it is asked for, which takes memory
+from numpy.random import default_rng  # numpy imports it on first use, which takes memory
 from numpy.typing import NDArray
 
 import pyllama
@@ -22,7 +22,7 @@ Found = TypeVar("Found")
 logger = logging.getLogger(__name__)
 
 PROBED = (2, 3, 4, 5, 8, 12, 16, 24, 32, 48, 64)
-"""Batches that are tried: kernels change their ways at small numbers and at multiples of 4."""
+"""Sizes of batches to try. Kernels change at small numbers and at multiples of 4."""
 
 N_TOKENS = 4
 """Tokens of each sequence when batches are tried."""
@@ -31,21 +31,22 @@ N_TIMED = 2
 """Tokens of each sequence by which the time of a batch is measured: the least counts."""
 
 CUTS = ((CHUNK + 3 * BLOCK,), (BLOCK, 2 * BLOCK, CHUNK - BLOCK, LEAST_LEFT))
-"""Calls in which the same prompt is computed when cuts are tried: they end at blocks, and none is
-shorter than what is always left to compute."""
+"""The calls in which the same prompt is computed to try different cuts. They end at blocks, and
+none is shorter than the part of a prompt that is always computed.
+"""
 
 N_PROMPT = sum(CUTS[0])
 
 RETRY_SECONDS = 10.0
-"""How long after a trial that failed the next one is made."""
+"""How long after a failed trial the next one is made."""
 
 
 class Exactness:
-    """What keeps the bytes of a model on the machine that it runs on.
+    """What keeps the bytes of a model on this machine.
 
-    It is found out once, when it is first asked for. No trial is a proof, so answers stay below
-    what was tried. Where a trial cannot be made, for want of memory perhaps, the answer is the one
-    that holds for every model, and the trial is made later.
+    It is found out once, when it is first needed. A trial is no proof, so the results stay below
+    what was tried. If a trial fails, for want of memory perhaps, the result is what holds for every
+    model, and the trial is repeated later.
 
     Args:
         make: makes a context for a number of tokens and of sequences.
@@ -83,7 +84,7 @@ class Exactness:
 
     @property
     def cuts_anywhere(self) -> bool:
-        """Whether a prompt may be cut at any block, and not at multiples of CHUNK alone."""
+        """Whether a prompt may be cut at any block, not only at multiples of CHUNK."""
         if not self._reproducible:
             return True
         if self._cuts is None:
@@ -93,7 +94,7 @@ class Exactness:
     def _found(
         self, n_cells: int, count: int, trial: Callable[[pyllama.Context], Found]
     ) -> Found | None:
-        """What a trial finds in a context of its own, or None while it cannot be made."""
+        """Run a trial in a context of its own. Returns None if it cannot be made now."""
         if not self._tries or time.monotonic() < self._not_before:
             return None
         try:
@@ -110,8 +111,8 @@ class Exactness:
 def tried_sizes(context: pyllama.Context, *, exact: bool = True) -> BatchSizes:
     """How large a batch of a context's sequences may be, and how long each size takes.
 
-    Each sequence's next token is decoded alone, and in batches of growing size; what differs by a
-    bit ends the search.
+    The next token of each sequence is decoded alone, and in batches of growing size. The search
+    ends at the first differing bit.
 
     Args:
         context: an empty one; it is empty again afterwards.
@@ -180,11 +181,11 @@ class Trial:
 
 
 def exact_cuts(context: pyllama.Context) -> bool:
-    """Whether the logits of a prompt are the same at whichever blocks it is cut into calls.
+    """Whether the logits of a prompt are the same for all cuts at blocks.
 
     Args:
-        context: an empty one of at least N_PROMPT tokens, in a call too; it is empty again
-            afterwards.
+        context: an empty one that holds at least N_PROMPT tokens, also in one call. It is empty
+            again afterwards.
     """
     random = default_rng(0)
     prompt = random.integers(0, context.model.vocab.n_tokens, N_PROMPT)
@@ -198,7 +199,7 @@ def exact_cuts(context: pyllama.Context) -> bool:
 def _logits_by_calls(
     context: pyllama.Context, prompt: NDArray[np.int64], sizes: Sequence[int]
 ) -> NDArray[np.float32]:
-    """The logits of the last token, the prompt computed in calls of so many tokens."""
+    """The logits of the last token of a prompt that was computed in calls of these sizes."""
     begin = 0
     for size in sizes:
         tokens = prompt[begin : begin + size]

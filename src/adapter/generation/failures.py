@@ -1,4 +1,4 @@
-"""What pyllama raises, as this package's own errors; and what is noted of failures."""
+"""Translates pyllama's errors into this package's, and logs failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from adapter.errors import (
 
 
 def translation(error: BaseException) -> BaseException:
-    """An error of pyllama as this package's own; any other as it is."""
+    """Translate an error of pyllama into one of this package. Others are returned as they are."""
     kind: type[Exception]
     if isinstance(error, pyllama.TokenizationError):
         kind = TokenizationError
@@ -36,14 +36,14 @@ def translation(error: BaseException) -> BaseException:
 
 
 def for_one_caller(error: BaseException) -> BaseException:
-    """This package's error as an object of its own, for a caller to raise.
+    """A copy of this package's error for one caller to raise.
 
-    Several callers may be given one error. Each raises it in its own thread, where its traceback
-    would come to hold the frames, and with them the prompts, of all of them.
+    Several callers may get one error. If each raised the same object, its traceback would hold the
+    frames, and with them the prompts, of all of them.
     """
     if not isinstance(error, LlamaCppError):
         return error
-    own = type(error).__new__(type(error))  # its __init__ has been run once, with other arguments
+    own = type(error).__new__(type(error))  # not __init__: its arguments differ
     own.args = error.args
     own.__dict__.update(error.__dict__)
     own.__cause__ = error.__cause__
@@ -52,7 +52,7 @@ def for_one_caller(error: BaseException) -> BaseException:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise what pyllama raises as this package's own errors."""
+    """Raise pyllama's errors in a block as this package's own."""
     try:
         yield
     except Exception as error:
@@ -63,7 +63,9 @@ def translated() -> Iterator[None]:
 
 
 def insist(call: Callable[[], object]) -> None:
-    """Call until there is memory for it: what takes a few bytes, and must not be left out."""
+    """Repeat a call until there is memory for it. For calls that need a few bytes and must not be
+    left out.
+    """
     while not _called(call):
         time.sleep(0.01)
 
@@ -83,6 +85,6 @@ def note(
     *args: object,
     exc_info: BaseException | None = None,
 ) -> None:
-    """Log, if there is memory for that, on a thread that must not end over a line of a log."""
+    """Log if there is memory for it. A missing log line must not end the thread."""
     with suppress(Exception):
         logger.log(level, message, *args, exc_info=exc_info)

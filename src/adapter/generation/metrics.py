@@ -1,4 +1,4 @@
-"""What a scheduler has done: counts and times, read as a snapshot."""
+"""Counts and times of a scheduler, read as a snapshot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RATES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often a value was at most each bound; the last count is of those beyond them all."""
+    """How often a value was at most each bound. The last count is of values beyond all bounds."""
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
@@ -80,10 +80,10 @@ class _Counting:
 
 
 class Metrics:
-    """Counts while a scheduler works. Thread-safe."""
+    """Counts what a scheduler does. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may ask, too
+        self._lock = threading.RLock()  # a signal handler may read, too
         self._counts = dict.fromkeys(("prompt", "cached", "output", "requests"), 0)
         self._levels = dict.fromkeys(("running", "waiting", "kv_tokens", "kv_cells"), 0)
         self._histograms = {
@@ -117,7 +117,7 @@ class Metrics:
         self._add(batch_size=sequences)
 
     def at(self, *, running: int, waiting: int, kv_tokens: int, kv_cells: int) -> None:
-        """Take note of how things stand."""
+        """Note the current state."""
         levels = {
             "running": running, "waiting": waiting, "kv_tokens": kv_tokens, "kv_cells": kv_cells
         }  # fmt: skip

@@ -15,23 +15,25 @@ T = TypeVar("T")
 
 
 class NobodyComputes(Exception):
-    """The thread that was to give an outcome has ended without a word."""
+    """The thread that computes ended without giving an outcome."""
 
 
 LATE_SECONDS = 1.0
-"""How long after its deadline a caller waits for the scheduler's thread to end its request."""
+"""How long after its deadline a caller waits for the scheduler's thread to end its request, in
+seconds.
+"""
 
 LOOK_SECONDS = 2.0
-"""How often a caller that is given nothing looks whether its request was cancelled, and whether the
-thread still lives that computes it."""
+"""How often a waiting caller checks whether its request was cancelled and whether the computing
+thread still lives, in seconds.
+"""
 
 
 class Outcomes(Generic[T]):
-    """What one request's caller is given, in order.
+    """What one request's caller gets, in order.
 
-    As a rule the scheduler's thread ends a request within one step of its deadline, or of being
-    cancelled. A step takes longer where a device or a server hangs: the caller does not wait for
-    that.
+    The scheduler's thread normally ends a request within one step of its deadline or cancellation.
+    A step takes longer if a device or a server hangs. The caller does not wait for that.
 
     Args:
         deadline: when the request's time is over, as ``time.monotonic`` counts; or None.
@@ -45,7 +47,7 @@ class Outcomes(Generic[T]):
         self._listeners: list[Callable[[], object]] = []  # one at most
 
     def put(self, outcome: T | None) -> None:
-        """Give the caller something; None where it gave up."""
+        """Give the caller an outcome; None if the request was given up."""
         self._given.put(outcome)
         self.wake()
 
@@ -53,11 +55,11 @@ class Outcomes(Generic[T]):
         """Return the next outcome without waiting for it; None once the request was cancelled.
 
         Args:
-            lives: whether there still is somebody who gives outcomes.
+            lives: whether the thread that computes still lives.
 
         Raises:
-            TimeoutError: its time is over, and the scheduler's thread has not ended it.
-            NobodyComputes: there is nobody any more.
+            TimeoutError: the time is over, and the scheduler's thread has not ended the request.
+            NobodyComputes: the thread has ended.
         """
         if self._next is not NOT_YET:
             outcome, self._next = self._next, NOT_YET
@@ -69,13 +71,13 @@ class Outcomes(Generic[T]):
         if self._patience() <= 0:
             raise TimeoutError
         if not lives():
-            with suppress(queue.Empty):  # what it gave before its end
+            with suppress(queue.Empty):  # given just before its end
                 return self._given.get_nowait()
             raise NobodyComputes
         return NOT_YET
 
     def wait(self) -> None:
-        """Wait until there is an outcome, or until it is time to look why there is none."""
+        """Wait until there is an outcome, or until it is time to check why there is none."""
         if self._next is NOT_YET:
             with suppress(queue.Empty):
                 self._next = self._given.get(timeout=max(0.0, self._patience()))
@@ -83,11 +85,13 @@ class Outcomes(Generic[T]):
     def listen(self, ready: Callable[[], object]) -> None:
         """Have a function called once, as soon as there is an outcome."""
         self._listeners[:] = [ready]
-        if not self._given.empty():  # it came before somebody listened
+        if not self._given.empty():  # it came before anybody listened
             self.wake()
 
     def wake(self) -> None:
-        """Call the function that listens, if there is one. Any thread may do so; one succeeds."""
+        """Call the function that listens, if there is one. If several threads do so, one of them
+        calls it.
+        """
         try:
             ready = self._listeners.pop()
         except IndexError:

@@ -1,4 +1,4 @@
-"""A request that is being computed, as whoever asked for it sees it."""
+"""A request that is being computed, seen from its caller."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class NotYet(Enum):
 
 
 NOT_YET: Literal[NotYet.NOT_YET] = NotYet.NOT_YET
-"""What there is to take while nothing was computed."""
+"""What ``take`` returns while there is nothing to take."""
 
 Taken: TypeAlias = T | Literal[NotYet.NOT_YET] | None
 
 
 class Pending(ABC, Generic[T]):
-    """A request to a generator: either a thread waits for what it gives, or is called back.
+    """A request to a generator. Its caller waits in a thread, or is called back.
 
-    Only ``take`` is needed for the result. ``wait`` and ``listen`` are the two ways to know when to
-    call it again.
+    ``take`` gives the results. ``wait`` and ``listen`` are the two ways to know when to call it
+    again.
     """
 
     @abstractmethod
@@ -48,18 +48,19 @@ class Pending(ABC, Generic[T]):
 
     @abstractmethod
     def listen(self, ready: Callable[[], object]) -> None:
-        """Have a function called once: when there is something to take, or by ``wake``.
+        """Call a function once, when there is something to take or at ``wake``.
 
-        It is called by the thread that computes, which waits for it meanwhile; or at once.
+        The computing thread calls it and waits for it. If there is something already, it is called
+        at once.
         """
 
     @abstractmethod
     def wake(self) -> None:
-        """Call the function that listens, if there is one and it was not called yet."""
+        """Call the function that listens, if there is one that was not called yet."""
 
     @abstractmethod
     def close(self) -> None:
-        """Have the computation stop within a step, if it has not ended."""
+        """Stop the computation within a step, if it has not ended."""
 
 
 def taken_from(pending: Pending[T]) -> T | None:

@@ -1,4 +1,4 @@
-"""Computing a prompt: in calls that end at the same places each time, so that its bytes stay."""
+"""Computes a prompt in calls that end at the same places each time, to keep its bytes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from adapter.generation.memory.blocks import call_end
 def prompt_steps(
     context: pyllama.Context, prompt: tuple[int, ...], begin: int = 0, *, chunk: int
 ) -> Iterator[int]:
-    """Compute a prompt in sequence 0, one call in each step, the last of which gives logits.
+    """Compute a prompt in sequence 0, one call in each step. The last one gives logits.
 
-    Calls end at multiples of ``chunk``, counted from position 0, or with the prompt. Yields how
-    many tokens are there.
+    Calls end at multiples of ``chunk``, counted from position 0, or at the end of the prompt.
 
     Args:
-        begin: how many there are already.
+        begin: how many tokens are in memory already.
+
+    Yields:
+        how many tokens are in memory.
     """
     batch = pyllama.Batch(context.n_batch)
     while begin < len(prompt):

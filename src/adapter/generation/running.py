@@ -17,15 +17,15 @@ from adapter.generation.waiting import Waiting
 
 
 class RunningBatch:
-    """Requests with a slot. For the scheduler's thread alone.
+    """Requests with a slot. Only the scheduler's thread uses it.
 
-    Whatever fails ends the requests that it concerns, with the true error, and no others. A KV
-    cache whose state cannot be trusted any more is dropped, and the next request gets a new one.
-    No error loses a request: the queue or a slot has it until it has ended.
+    A failure ends only the requests that it affects, with the true error. A KV cache whose state
+    cannot be trusted any more is dropped, and the next request gets a new one. No error loses a
+    request: it is in the queue or in a slot until it has ended.
 
     Args:
         waiting: the requests that wait for a slot.
-        stopping: whether nothing is to be computed any more.
+        stopping: whether the scheduler is being stopped.
     """
 
     def __init__(
@@ -39,10 +39,11 @@ class RunningBatch:
         self.prefilling: deque[Slot] = deque()
 
     def admit(self, sequence: Sequence, n_waiting: int) -> bool:
-        """Begin a request with what is cached of its prompt; False while there is no room for it.
+        """Start a request with what is cached of its prompt. Returns False if there is no room for
+        it.
 
         Args:
-            n_waiting: requests that wait for a slot, this one among them.
+            n_waiting: requests that wait for a slot, including this one.
         """
         slot = None
         try:
@@ -62,7 +63,7 @@ class RunningBatch:
             cancelled = isinstance(error, pyllama.DecodeCancelled)
             if cancelled and slot is None:
                 raise
-            untouched = sequence.state == "queued"  # its grammar was refused, say
+            untouched = sequence.state == "queued"  # a refused grammar, for example
             sequence.fail(translation(error))
             if slot is not None and slot.sequence is sequence:
                 if untouched:
@@ -74,7 +75,7 @@ class RunningBatch:
         return True
 
     def computed(self, part: Part) -> None:
-        """Note what of a request is in memory now, and let the next prompt have its turn."""
+        """Record what is in memory of a request, and let the next prompt have its turn."""
         slot, sequence = part.slot, part.sequence
         try:
             if slot.sequence is not sequence or sequence.state != "prefilling":
@@ -89,11 +90,11 @@ class RunningBatch:
             self.fail(slot, translation(error))
 
     def write(self, part: Part, output: int, outcome: int | Exception) -> None:
-        """Write a token that was sampled from an output, or fail the request over an error."""
+        """Write a token that was sampled from an output, or fail the request with an error."""
         sequence, slot = part.sequence, part.slot
         try:
             if slot.sequence is not sequence:
-                return  # one before it took its KV cache down
+                return  # an earlier failure dropped its KV cache
             if isinstance(outcome, Exception):
                 raise outcome
             if sequence.state == "prefilling" and not sequence.restarted:
@@ -107,10 +108,10 @@ class RunningBatch:
             self.fail(slot, translation(error))
 
     def roll_back(self, part: Part, *, nothing_done: bool) -> None:
-        """Undo what a batch that failed may have computed of a request.
+        """Undo what a failed batch may have computed of a request.
 
-        A memory that cannot be cut back is computed anew, from what is saved of the prompt or from
-        its beginning.
+        If its memory cannot be cut back, the request is computed again, from what is saved of the
+        prompt or from its beginning.
 
         Args:
             nothing_done: whether the batch was refused before anything was computed.
@@ -134,7 +135,7 @@ class RunningBatch:
         """End a request with an error, and all others of its KV cache if that is unusable now."""
         if slot.sequence is not None:
             slot.sequence.fail(error)
-            slot.blocks = ()  # who knows what is in there
+            slot.blocks = ()  # the state of its memory is unknown
             self.release(slot)
         if not slot.cache.context.usable:
             self.drop(slot.cache, error)
@@ -148,7 +149,7 @@ class RunningBatch:
             self.drop(slot.cache, translation(error))
 
     def drop_over(self, cache: KVCache, error: BaseException) -> None:
-        """Drop a KV cache over an error that nobody dealt with. A cancel is raised again."""
+        """Drop a KV cache after an unhandled error. A cancellation is raised again."""
         cancelled = isinstance(error, pyllama.DecodeCancelled)
         if not (cancelled and self._stopping()):
             self.drop(cache, translation(error))
@@ -172,6 +173,6 @@ class RunningBatch:
         taken = cache.taken
         for slot in taken:
             if slot.sequence is not None:
-                slot.sequence.fail(error)  # before it is let go of: it must not be lost
+                slot.sequence.fail(error)  # before the slot releases it: it must not be lost
             slot.sequence, slot.blocks = None, ()
         return len(taken)

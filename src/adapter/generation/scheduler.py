@@ -47,14 +47,15 @@ from adapter.generation.waiting import Waiting
 logger = logging.getLogger(__name__)
 
 FILE_SECONDS = 0.02
-"""How long requests that wait for a file are left alone, unless it is read before."""
+"""How long requests that wait for a file are left alone, in seconds, unless it is read before."""
 
 IDLE_SECONDS = 5.0
 """How long an isolated scheduler keeps its context for the next request."""
 
 GRACE_SECONDS, STOP_SECONDS = 1.0, 0.1
-"""How long a thread that is to end has for its step, and how often what it computes is then
-cancelled: llama.cpp logs that as an error."""
+"""How many seconds a stopping thread has for its step, and how often its computation is cancelled
+after that. llama.cpp logs each cancellation as an error.
+"""
 
 
 class Scheduler:
@@ -110,13 +111,14 @@ class Scheduler:
         self._isolated = isolated
         #: What it has done so far.
         self.metrics = metrics or Metrics()
-        # Taken by itself: Ctrl-C inside of a Condition's __enter__ would leave it locked.
+        # Acquired by itself: Ctrl-C inside a Condition's __enter__ would leave it locked.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._closed = False
         self._failed: BaseException | None = None
         self._thread: threading.Thread | None = None
-        # A state that cannot be cut back is saved, and so computed, up to where a call ends.
+        # A state that cannot be cut back is saved where a call ends, so prompts are computed to
+        # there.
         whole_states = not rolls_back(model)
         call = CHUNK if whole_states else chunk
         asked = replace(context or pyllama.ContextParams(), n_threads=n_threads)
@@ -185,7 +187,9 @@ class Scheduler:
         Closing the iterator stops the computation before the next step. Once ``cancelled`` is set
         it stops likewise, without a result.
 
-        Raises ContextTooLongError and QueueFullError before any work.
+        Raises:
+            ContextTooLongError: before any work.
+            QueueFullError: before any work.
         """
         return _pieces(self.submit(request, cancelled))
 
@@ -194,7 +198,9 @@ class Scheduler:
     ) -> ScoringResult | None:
         """Return the score of each continuation, or None once ``cancelled`` is set.
 
-        Raises ContextTooLongError and QueueFullError before any work.
+        Raises:
+            ContextTooLongError: before any work.
+            QueueFullError: before any work.
         """
         with closing(self.submit_scoring(request, cancelled)) as pending:
             return taken_from(pending)
@@ -204,7 +210,8 @@ class Scheduler:
     ) -> Pending[Delta | GenerationResult]:
         """Return the completion's pieces as they come, without waiting for them.
 
-        Raises ContextTooLongError.
+        Raises:
+            ContextTooLongError: the prompt leaves no room for an answer.
         """
         room = self._context_length - len(request.prompt)
         if room < 1:
@@ -218,7 +225,8 @@ class Scheduler:
     ) -> Pending[ScoringResult]:
         """Return the scores as they come, without waiting for them.
 
-        Raises ContextTooLongError.
+        Raises:
+            ContextTooLongError: a continuation does not fit.
         """
         n_needed = len(request.prompt) + longest_continuation(request)
         if n_needed > self._context_length:
@@ -228,26 +236,28 @@ class Scheduler:
 
     @property
     def n_queued(self) -> int:
-        """Requests that wait for a sequence, or for their score."""
+        """Requests that wait for a slot, or for their scores."""
         return len(self._waiting) + len(self._scoring)
 
     @property
     def failed(self) -> BaseException | None:
-        """What ended its thread, or None. It refuses all requests then, and is to be replaced."""
+        """The error that ended its thread, or None. A failed scheduler refuses all requests;
+        replace it.
+        """
         if self._failed is None and not self._closed and not self.lives():
             self._failed = BackendError("the thread that computes the model's requests ended")
         return self._failed
 
     def close(self, timeout: float | None = None) -> None:
-        """Fail the requests that are left, end the thread and free the contexts.
+        """Fail the remaining requests, end the thread and free the contexts.
 
         Args:
-            timeout: seconds after which to leave the thread alone; None to wait for its end.
+            timeout: seconds to wait for the thread's end; None to wait for ever.
         """
         self.stop()
         thread = self._thread
         if thread is threading.current_thread():
-            return  # it ends after this step
+            return  # the thread ends after this step
         until = math.inf if timeout is None else time.monotonic() + timeout
         patience = GRACE_SECONDS
         while thread is not None and thread.is_alive():
@@ -260,13 +270,13 @@ class Scheduler:
             self._contexts.cancel()
 
     def stop(self) -> None:
-        """Refuse requests from now on, and have the thread end after its step."""
+        """Refuse requests from now on, and let the thread end after its step."""
         with self._lock:
             self._closed = True
             self._changed.notify_all()
 
     def forget_thread(self) -> None:
-        """Refuse further use: in a child of fork() there is no such thread."""
+        """Refuse further use: a child of fork() does not have the thread."""
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._thread, self._closed = None, True
@@ -293,16 +303,16 @@ class Scheduler:
                     self._waiting.append(arrival)
             except BaseException:  # no memory, or Ctrl-C
                 if arrival.state == "queued" and not self._waits(arrival):
-                    taken.pending = False  # nobody else will set it
+                    taken.pending = False  # no other thread will reset it
                 raise
 
     def lives(self) -> bool:
-        """Whether the thread is there that computes, or is still to be started."""
+        """Whether the computing thread lives, or is still to be started."""
         thread = self._thread
         return thread is None or thread.is_alive()
 
     def refuse(self) -> NoReturn:
-        """Raise why nothing is computed here any more."""
+        """Raise the reason why nothing is computed any more."""
         failed = self.failed
         if isinstance(failed, pyllama.ForkedError):
             raise ModelNotLoadedError("", str(failed)) from failed
@@ -314,7 +324,7 @@ class Scheduler:
 
     @property
     def forked(self) -> bool:
-        """Whether this is a child process: what began in the parent, its thread goes on with."""
+        """Whether this is a child process. Only the parent's thread continues what began there."""
         return isinstance(self._failed, pyllama.ForkedError)
 
     def _waits(self, arrival: Sequence | ScoringJob) -> bool:
@@ -347,37 +357,37 @@ class Scheduler:
         try:
             while self._go_on():
                 pass
-        except BaseException as error:  # nothing is left to go on with
+        except BaseException as error:  # it cannot continue
             self._failed = error
         finally:
             insist(shut_down)
 
     def _go_on(self) -> bool:
-        """Make a step once there is something to do, and deal with whatever it raises."""
+        """Take a step once there is something to do, and handle what it raises."""
         try:
             if not self._wait_for_work():
                 return False
-        except MemoryError:  # a few bytes to wait with, which somebody will free
+        except MemoryError:  # a few bytes to wait with, which will be freed somewhere
             time.sleep(0.01)
             return True
         try:
             self._core.step()
             self._wait_for_files()
         except pyllama.DecodeCancelled:
-            pass  # whom it concerned has its error
+            pass  # the requests that it affects have their error
         except BaseException as error:
             self._core.recover(error)
         return True
 
     def _claim_thread(self) -> bool:
-        """Whether this thread is the one: an interrupt while it was started may leave two."""
+        """Whether this thread is the scheduler's: an interrupt during its start may leave two."""
         with self._lock:
             if self._thread is None:
                 self._thread = threading.current_thread()
             return self._thread is threading.current_thread()
 
     def _wait_for_work(self) -> bool:
-        """Wait until there is a request, and return False once there will be none any more."""
+        """Wait until there is a request. Returns False if there will be none any more."""
         patience = IDLE_SECONDS if self._isolated else None
         while True:
             with self._lock:
@@ -398,13 +408,13 @@ class Scheduler:
         return self._closed
 
     def _wait_for_files(self) -> None:
-        """Let a little time pass where there is nothing to do until a file was read."""
+        """Wait a little if nothing can be done before a file was read."""
         with self._lock:
             if not self._closed and self._core.only_waits:
                 self._changed.wait(FILE_SECONDS)
 
     def _shut_down(self) -> None:
-        """End all that is left, save what the slots hold, and free the contexts."""
+        """End all remaining requests, save what the slots hold, and free the contexts."""
         failed = self._failed
         reason = closed_error() if failed is None else translation(failed)
         with self._lock:

@@ -1,10 +1,10 @@
-"""How likely a model is to go on from a prompt in each of some given ways.
+"""Scores how likely given continuations of a prompt are.
 
-The continuations are a trie over the prompt: what they begin with in common is computed once, and
-all of its tokens go through the model together, each seeing the prompt and the tokens on its own
-path alone. In llama.cpp a path is a sequence, the prompt is shared by copying its sequence
-(``llama_memory_seq_cp``, which in a unified memory copies nothing but the right to see it), and a
-token that several paths share belongs to the sequences of them all.
+The continuations form a trie after the prompt: a common beginning is computed once. All tokens of
+the trie are computed together, each seeing the prompt and the tokens on its own path only. In
+llama.cpp a path is a sequence, and the prompt is shared by copying its sequence
+(``llama_memory_seq_cp``, which in a unified memory copies only the right to see it). A token on
+several paths belongs to all of their sequences.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adapter.generation.memory.blocks import longest_call
 from adapter.generation.token_count import TokenCount
 
 MAX_BRANCHES = 32
-"""Continuations that are computed together; more are computed in groups of so many."""
+"""Continuations that are computed together. More are computed in groups of this size."""
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,14 @@ class Scorer:
         self._batch = pyllama.Batch(context.n_batch, n_seq_max=max(1, len(self._branches)))
 
     def score(self, request: ScoringRequest, *, room: int) -> Iterator[list[Score]]:
-        """Score the continuations in groups, in their order; each step is one call of the model.
+        """Score the continuations in groups, in their order. Each step is one call of the model.
 
-        One that does not end a group gives no scores.
-
-        The context's last output must be that of the prompt's last token.
+        A step that does not end a group gives no scores. The context's last output must be that of
+        the prompt's last token.
 
         Args:
-            room: tokens that the longest context for this model has beside the prompt. The groups
-                depend on it and not on this context's length, and so do their bytes.
+            room: tokens that the longest context for this model has beside the prompt. The groups,
+                and so the bytes, depend on it and not on this context's length.
         """
         first = _log_softmax(self._context.logits())
         groups = trie_groups(
@@ -202,10 +201,10 @@ class Scorer:
 def scoring_context(
     model: pyllama.Model, params: pyllama.ContextParams, length: int, *, chunk: int
 ) -> pyllama.Context:
-    """A context in which continuations can be scored, and which computes as the scheduler does.
+    """Make a context for scoring that computes as the scheduler's contexts do.
 
     Args:
-        params: how else it is made.
+        params: its other settings.
         length: tokens that it holds, over all sequences.
         chunk: tokens of a prompt that are computed at once.
     """
@@ -223,17 +222,17 @@ def scoring_context(
 
 
 def longest_continuation(request: ScoringRequest) -> int:
-    """How many tokens the longest of a request's continuations has."""
+    """How many tokens the longest continuation of a request has."""
     return max(map(len, request.continuations))
 
 
 def trie_groups(
     continuations: Items[tuple[int, ...]], *, room: int, max_branches: int
 ) -> list[list[tuple[int, ...]]]:
-    """The continuations, in their order, in lists whose tries fit.
+    """Split the continuations, in their order, into lists whose tries fit.
 
     Args:
-        room: tokens that a trie may have; a longer continuation stands alone.
+        room: tokens that a trie may have. A longer continuation stands alone.
         max_branches: continuations that a trie may have.
     """
     groups: list[list[tuple[int, ...]]] = []
@@ -250,7 +249,7 @@ def trie_groups(
 
 
 def n_trie_tokens(continuations: Items[tuple[int, ...]]) -> int:
-    """How many tokens the continuations have, those that several begin with counted once."""
+    """How many tokens the trie of the continuations has: common beginnings count once."""
     trie = _Trie()
     for continuation in continuations:
         trie.add(continuation)
@@ -277,7 +276,7 @@ class _Trie:
         return len(continuation) - n_known
 
     def add(self, continuation: tuple[int, ...]) -> None:
-        """Count a continuation's tokens, but for those that are there already."""
+        """Add a continuation, counting only its tokens that are not there yet."""
         self.n_tokens += self.n_new(continuation)
         node = self._root
         for token in continuation:

@@ -1,4 +1,4 @@
-"""The scoring requests of a scheduler: they wait in order, and are computed one after the other."""
+"""The scoring requests of a scheduler. They are computed one after the other, in order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from adapter.generation.scoring import Score, Scorer, ScoringRequest, ScoringRes
 from adapter.generation.waiting import POLLED
 
 SHORTEST = 1024
-"""Tokens of the shortest context; it is made anew, twice as long, for a request that needs it."""
+"""Tokens of the shortest context. It is doubled for a request that needs more."""
 
 
 class ScoringJob:
@@ -40,12 +40,12 @@ class ScoringJob:
         self._deadline = None if timeout is None else self.arrived + timeout
         #: What the caller is to be given.
         self.events: Outcomes[ScoringResult | BaseException] = Outcomes(self._deadline, cancelled)
-        #: Set by a caller's thread that does not wait for the result any more.
+        #: Set by the caller's thread when it does not wait for the result any more.
         self.abandoned = False
         self._ended = False
 
     def ended_by_caller_or_clock(self) -> bool:
-        """End it if its caller has gone or its time is over, and say whether."""
+        """End it if its caller gave up or its time is over. Returns whether it has ended."""
         if self.abandoned or self._cancelled.is_set():
             self.end(None)
         elif self._deadline is not None and time.monotonic() > self._deadline:
@@ -58,7 +58,9 @@ class ScoringJob:
         return "ended" if self._ended else "queued"
 
     def end(self, outcome: ScoringResult | BaseException | None) -> None:
-        """Give the caller its result, or an error to raise; None where it gave up. Just once."""
+        """Give the caller its result, an error to raise, or None if it gave up. Only the first call
+        counts.
+        """
         if not self._ended:
             insist(lambda: self.events.put(outcome))
             self.request.taken.pending = False
@@ -76,16 +78,16 @@ class ScoringJob:
 class ScoringQueue:
     """Computes scoring requests step by step, in a context of its own.
 
-    The context keeps the last prompt: the next one is computed from the first chunk on that
-    differs. Only the scheduler's thread uses it, but for ``append``, ``len`` and ``in``.
+    The context keeps the last prompt. The next prompt is computed from the first chunk that
+    differs. Only the scheduler's thread uses it, except for ``append``, ``len`` and ``in``.
 
     Args:
-        make: makes a context of a number of tokens, as ``Scorer`` wants it.
-        stopping: whether nothing is to be computed any more.
+        make: makes a context of a number of tokens for a ``Scorer``.
+        stopping: whether the scheduler is being stopped.
         longest: tokens that the longest context holds.
         chunk: tokens of a prompt that are computed at once.
-        reuses: whether a prompt is kept for the next request, where the model's memory can be cut
-            back to a border of blocks.
+        reuses: whether a prompt is kept for the next request, which requires a memory that can be
+            cut back to a block.
     """
 
     def __init__(
@@ -136,9 +138,9 @@ class ScoringQueue:
             self._waiting.append(job)
 
     def drop_finished(self) -> None:
-        """End the requests whose callers have gone, and those whose time is over.
+        """End the requests that their callers gave up or whose time is over.
 
-        The first one is asked in each step, and a few of the others in turn.
+        The first request is checked in each step, and a few of the others in turn.
         """
         with self._lock:
             count = len(self._waiting)
@@ -176,7 +178,7 @@ class ScoringQueue:
         if job is not None:
             job.end(error)
             self._leave(job)
-            self.close()  # who knows what is in there
+            self.close()  # the state of its memory is unknown
 
     def fail(self, error: BaseException) -> None:
         """End all of them with an error."""
@@ -210,11 +212,11 @@ class ScoringQueue:
         prompt, hashes = request.prompt, block_hashes(request.prompt)
         context, scorer = self._ready(len(prompt) + sum(map(len, request.continuations)))
         n_cached = n_shared(self._blocks, hashes) * BLOCK if self._reuses else 0
-        # As far as both were computed in whole chunks.
+        # Only complete chunks of both prompts count.
         n_cached = min(n_cached, last_border(len(prompt)), last_border(len(self._blocks) * BLOCK))
         begin = n_cached // CHUNK * CHUNK
         if begin:
-            for seq_id in range(1, context.n_seq_max):  # of one that was given up
+            for seq_id in range(1, context.n_seq_max):  # left from a request that was given up
                 context.memory.seq_rm(seq_id)
             context.memory.seq_rm(0, begin)
         else:
@@ -236,7 +238,7 @@ class ScoringQueue:
         yield ScoringResult.of(request, scores, cache_read_tokens=begin)
 
     def _ready(self, n_needed: int) -> tuple[pyllama.Context, Scorer]:
-        """The context, made anew where it is too short."""
+        """The context, made again if it is too short."""
         length = SHORTEST
         while length < min(n_needed, self._longest):
             length *= 2

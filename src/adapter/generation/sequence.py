@@ -1,4 +1,4 @@
-"""One request on its way through the scheduler."""
+"""One request in the scheduler."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Event: TypeAlias = Delta | GenerationResult | BaseException
 
 
 class Sequence:
-    """A request with its answer so far, and where its caller waits for it.
+    """A request, its answer so far, and the outcomes for its caller.
 
-    The scheduler's thread alone uses it, but for ``events`` and ``abandoned``.
+    Only the scheduler's thread uses it, except for ``events`` and ``abandoned``.
     """
 
     def __init__(
@@ -41,27 +41,27 @@ class Sequence:
         self.n_to_border = last_border(len(request.prompt)) // BLOCK
         self.state: Literal["queued", "prefilling", "running", "ended"] = "queued"
         self._n_past = 0
-        #: Those of the prompt that were not computed for this request.
+        #: Tokens of the prompt that were not computed for this request.
         self.n_cached = 0
         self.arrived = time.monotonic()
-        #: What the caller is to be given; None says that it gave up.
+        #: What the caller gets. None means that the request was given up.
         self.events: Outcomes[Event] = Outcomes(self.deadline, cancelled)
-        #: Set by a caller's thread that does not wait for the result any more.
+        #: Set by the caller's thread when it does not wait for the result any more.
         self.abandoned = False
-        #: The last call that computed something of it, as its runner counts them.
+        #: The last call that computed a part of it, by its runner's count.
         self.step = 0
-        #: Whether an error undid what was computed of it. It is computed alone from then on.
+        #: Whether an error undid what was computed of it. From then on it is computed alone.
         self.restarted = False
         self._cancelled = cancelled
         self._vocab = vocab
         self._max_tokens = max_tokens
         self._writer: AnswerWriter | None = None
         self._unsent: list[Delta] = []  # of an answer that is not streamed
-        self._ends: list[int] = []  # of its calls, from the first with an output on
+        self._ends: list[int] = []  # where its calls end, from the first one with an output on
 
     @property
     def deadline(self) -> float | None:
-        """When its time is over, if it has an end."""
+        """When its time is over; None if it has no limit."""
         timeout = self.request.timeout
         return None if timeout is None else self.arrived + timeout
 
@@ -77,7 +77,7 @@ class Sequence:
 
     @property
     def n_needed(self) -> int:
-        """Tokens that it takes at the most."""
+        """The most tokens that it takes."""
         return len(self.request.prompt) + self._max_tokens
 
     @property
@@ -87,7 +87,7 @@ class Sequence:
 
     @property
     def _is_abandoned(self) -> bool:
-        """Whether its caller has gone."""
+        """Whether its caller has given up."""
         return self.abandoned or self._cancelled.is_set()
 
     @property
@@ -97,24 +97,25 @@ class Sequence:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """Those of the prompt and of the answer so far."""
+        """The tokens of the prompt and of the answer so far."""
         answer = () if self._writer is None else self._writer.tokens
         return (*self.request.prompt, *answer)
 
     @property
     def n_tokens(self) -> int:
-        """Those of the prompt and of the answer so far."""
+        """How many tokens the prompt and the answer have so far."""
         return len(self.request.prompt) + self.n_written
 
     def tokens_between(self, begin: int, end: int) -> list[int]:
-        """Some of the prompt's and the answer's tokens."""
+        """Some tokens of the prompt and the answer."""
         prompt = self.request.prompt
         answer = [] if self._writer is None else self._writer.tokens
         n_prompt = len(prompt)
         return [*prompt[begin:end], *answer[max(0, begin - n_prompt) : max(0, end - n_prompt)]]
 
     def next_end(self, chunk: int) -> int:
-        """Where the next call ends that computes it: where it ended before, if there was one.
+        """Where the next call that computes it ends. If it was computed before, at the same place
+        again.
 
         Args:
             chunk: tokens of a prompt that are computed at once.
@@ -127,19 +128,20 @@ class Sequence:
         return self._ends[later] if later < len(self._ends) else self.n_tokens
 
     def computed(self, end: int) -> None:
-        """Take note of a call: what comes before ``end`` is in memory now."""
+        """Record a call: what comes before ``end`` is in memory now."""
         self.n_past = end
         if end == self.n_tokens and (not self._ends or end > self._ends[-1]):
             self._ends.append(end)
 
     def restart(self) -> None:
-        """Have it computed anew, in the calls in which it was computed before: its bytes stay."""
+        """Compute it again, in the same calls as before, so that its bytes stay the same."""
         self.state = "prefilling"
         self.restarted = True
         self.n_past = 0
 
     def begin(self) -> bool:
-        """Make the sampler with the prompt, and write what is forced; return whether it goes on.
+        """Make the sampler with the prompt, and write what is forced. Returns whether the answer
+        continues.
 
         Raises:
             pyllama.LlamaError: a grammar that this model cannot follow.
@@ -152,12 +154,12 @@ class Sequence:
 
     @property
     def chain(self) -> pyllama.SamplerChain:
-        """What its tokens are sampled with."""
+        """The sampler chain of its answer."""
         assert self._writer is not None
         return self._writer.chain
 
     def write(self, token: int, context: pyllama.Context, index: int) -> None:
-        """Go on with a token that was sampled from an output, and give the text to the caller."""
+        """Write a token that was sampled from an output, and give the text to the caller."""
         assert self._writer is not None
         self.state = "running"
         self._give(self._writer.write(token, context, index))
@@ -165,7 +167,7 @@ class Sequence:
             self._finish(self._writer)
 
     def ended_by_caller_or_clock(self) -> bool:
-        """End it if its caller has gone or its time is over, and say whether."""
+        """End it if its caller gave up or its time is over. Returns whether it has ended."""
         if self._is_abandoned:
             self._end(None)
         elif self.deadline is not None and time.monotonic() > self.deadline:
@@ -193,7 +195,7 @@ class Sequence:
             self.events.put(joined(deltas))
 
     def _end(self, last: Event | None) -> None:
-        """Give the caller its last event. That happens once, and cannot fail."""
+        """Give the caller its last event. This happens once, and cannot fail."""
         if self.state == "ended":
             return
         try:
@@ -214,4 +216,4 @@ class Sequence:
         )
         insist(lambda: self.events.put(last))
         self.request.taken.pending = False
-        self.state = "ended"  # last: until then the caller may not have its last event
+        self.state = "ended"  # last: until then the caller may be without its last event

@@ -1,6 +1,6 @@
-"""Settings: each is declared once, as a field of a dataclass, and all else follows from it.
+"""Settings. Each is declared once, as a field of a dataclass; everything else is derived from that.
 
-Its annotation says which values it takes::
+Its annotation defines which values are allowed::
 
     min_p: Fraction = setting(0.05, "0 = off", call="llamacpp")
 
@@ -24,24 +24,26 @@ from adapter.errors import InvalidParameterError
 T = TypeVar("T")
 
 Call = Literal["openai", "llamacpp"]
-"""By whose name a call sets it: DSPy's, which is mostly that of OpenAI's API; or that of the server
-of llama.cpp, which DSPy passes on in metadata={"llamacpp": {…}}."""
+"""Under whose name a call sets it. "dspy" is mostly the name in OpenAI's API. "llamacpp" is the
+name in llama.cpp's server, which DSPy passes on in metadata={"llamacpp": {…}}.
+"""
 
 InName = Literal["always", "changed", "never"]
-"""Whether it is part of the lm's name, the key of DSPy's cache. "changed" is where it is not the
-default: names stay when a setting is added. "never" is for what decides no answer."""
+"""Whether it is part of the lm's name, the key of DSPy's cache. "changed": only if it is not the
+default, so that names stay the same when a setting is added. "never": it does not affect an answer.
+"""
 
 
 @dataclass(frozen=True)
 class Words:
-    """Says in words which values a type takes, where they cannot be told from its bounds."""
+    """Describes which values a type allows, if its bounds do not show it."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class _Purpose:
-    """What a field's metadata says of it; see setting()."""
+    """The metadata of a field; see setting()."""
 
     doc: str
     call: Call | None
@@ -57,14 +59,14 @@ def setting(
     in_name: InName = "changed",
     minus_one: Any = MISSING,
 ) -> Any:
-    """A dataclass's field that is a setting.
+    """Declare a setting as a field of a dataclass.
 
     Args:
         default: its default; ``dict`` for an empty one.
-        doc: one line of documentation, for what its values mean.
-        call: by whose name a call may set it; None where only a config has it.
-        in_name: whether it is part of the lm's name; "never" says that it decides no answer.
-        minus_one: what -1 stands for, as it does in llama.cpp.
+        doc: one line of documentation about what its values mean.
+        call: under whose name a call may set it; None if only a config has it.
+        in_name: whether it is part of the lm's name; "never" if it does not affect an answer.
+        minus_one: what -1 stands for, as in llama.cpp.
     """
     metadata = {"setting": _Purpose(doc, call, in_name, minus_one)}
     if default is dict:
@@ -73,12 +75,13 @@ def setting(
 
 
 class Setting:
-    """One setting: what its declaration says, and its check.
+    """One setting: its declaration and its check.
 
-    name      of the field, and wherever a user writes it
-    default   MISSING where there is none
-    allowed   its values, in words
-    doc, call, in_name, minus_one  see setting()
+    Attributes:
+        name: of the field, wherever a user writes it.
+        default: MISSING if there is none.
+        allowed: its values, in words.
+        doc, call, in_name, minus_one: see setting().
     """
 
     def __init__(self, name: str, default: Any, hint: Any, purpose: _Purpose) -> None:
@@ -93,10 +96,10 @@ class Setting:
         self._adapter: TypeAdapter[Any] | None = None  # made when needed: it takes 0.2 ms
 
     def checked(self, value: Any, where: str | None = None) -> Any:
-        """The value, if it is allowed, with lists as tuples.
+        """Return the value if it is allowed, with lists as tuples.
 
         Args:
-            where: what the user wrote to set it, if it is not the name.
+            where: what the user wrote to set it, if that is not the name.
 
         Raises:
             InvalidParameterError: it is not allowed.
@@ -114,15 +117,15 @@ class Setting:
         return value if isinstance(value, (int, float)) else valid
 
     def is_named(self, value: Any) -> bool:
-        """Whether the lm's name has it, where it has that value."""
+        """Whether the lm's name contains it if it has this value."""
         return self.in_name == "always" or (self.in_name == "changed" and value != self.default)
 
 
 def settings_of(cls: type) -> Mapping[str, Setting]:
-    """The settings that a dataclass declares, those of its bases first, by name.
+    """The settings that a dataclass declares, by name. Those of its bases come first.
 
     Raises:
-        TypeError: one of its fields is declared as no setting.
+        TypeError: a field is not declared as a setting.
     """
     return _settings_of(cls)
 
@@ -143,7 +146,7 @@ def _settings_of(cls: type) -> Mapping[str, Setting]:
 def documented(cls: type[T]) -> type[T]:
     """Add the settings of a dataclass to its docstring, for help()."""
     lines = (f"    {each.name}: {each.doc} ({each.allowed})" for each in settings_of(cls).values())
-    if cls.__doc__ is not None:  # which python -OO leaves out
+    if cls.__doc__ is not None:  # python -OO removes docstrings
         cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__), "", "Settings:", *lines])
     return cls
 
@@ -156,7 +159,7 @@ def check_all(settings: Any) -> None:
     """
     for name, each in settings_of(type(settings)).items():
         value = getattr(settings, name)
-        if value is not each.default:  # as most are, in every call
+        if value is not each.default:  # most are, in every call
             object.__setattr__(settings, name, each.checked(value))
 
 
@@ -165,7 +168,7 @@ _NUMBERS = {int: "an integer", float: "a number"}
 
 
 def _in_words(hint: Any) -> str:
-    """Which values a type takes."""
+    """Which values a type allows."""
     args = get_args(hint)
     if type(None) in args:
         [kind] = [each for each in args if each is not type(None)]
@@ -188,7 +191,7 @@ def _in_words(hint: Any) -> str:
 
 
 def only_if(holds: Callable[[Any], bool]) -> PlainValidator:
-    """Have a type take the values for which something holds; Words says which those are."""
+    """Restrict a type to values for which a check holds. Words describes them."""
 
     def check(value: Any) -> Any:
         if not holds(value):

@@ -1,8 +1,8 @@
 """Ends the threads of schedulers before the interpreter frees what they compute with.
 
-Handlers of ``atexit`` run in the reverse order of their registration, and once all threads have
-ended that are no daemons. This one is registered when the first scheduler's thread starts: by then
-a model is in memory, so it runs before pyllama's own, which frees contexts.
+Handlers of ``atexit`` run in the reverse order of their registration, after all non-daemon threads
+have ended. This one is registered when the first scheduler's thread starts. By then a model is in
+memory, so this handler runs before pyllama's own, which frees contexts.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Protocol
 from adapter.errors import ModelNotLoadedError
 
 EXIT_SECONDS = 10.0
-"""How long the end of the interpreter waits for threads: what they compute on may hang."""
+"""How long the end of the interpreter waits for threads, in seconds. A device may hang."""
 
 
 class Stoppable(Protocol):
-    """What has a thread that must not be running when contexts are freed."""
+    """Has a thread that must not run when contexts are freed."""
 
     def stop(self) -> None:
-        """Have the thread end soon."""
+        """Let the thread end soon."""
 
     def close(self, timeout: float | None = None) -> None:
-        """Have the thread end, and wait until it has, or for so many seconds."""
+        """End the thread, and wait for its end, at most `timeout` seconds."""
 
     def forget_thread(self) -> None:
-        """Refuse further use: in a child of fork() there is no such thread."""
+        """Refuse further use: a child of fork() does not have the thread."""
 
 
 class _Threads:
@@ -72,7 +72,7 @@ _threads = _Threads()
 
 
 def end_at_exit(owner: Stoppable) -> None:
-    """Close it when the interpreter exits. It stays the caller's to close before that.
+    """Close it when the interpreter exits. The caller may close it earlier.
 
     Raises:
         ModelNotLoadedError: the interpreter is exiting.

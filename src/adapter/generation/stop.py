@@ -6,13 +6,12 @@ from bisect import bisect_left
 
 
 class StopMatcher:
-    """Passes text through until a stop text appears, holding back what may become one.
+    """Passes text through until a stop text appears, and keeps back what may become one.
 
     Args:
-        stops: they end the text wherever they stand.
-        turn_stops: they end it only where it may end: what stands before one must be a whole
-            answer.
-        may_end: whether the empty text is one.
+        stops: texts that end the output wherever they stand.
+        turn_stops: texts that end it only if what stands before them is a complete answer.
+        may_end: whether the empty text is a complete answer.
     """
 
     def __init__(
@@ -23,14 +22,14 @@ class StopMatcher:
         self._pending = ""
         self._borders = [0]  # where pieces begin and end in the pending text
         self._may_end = [may_end]  # there
-        #: Whether a stop text was found; nothing passes after it.
+        #: Whether a stop text was found. Nothing passes after it.
         self.stopped = False
 
     def push(self, text: str, *, may_end: bool = True) -> str:
-        """The text that can be shown now that ``text`` came.
+        """Return the text that can be shown after ``text`` was added.
 
         Args:
-            may_end: whether all text so far is a whole answer.
+            may_end: whether all text so far is a complete answer.
         """
         if self.stopped:
             return ""
@@ -46,7 +45,7 @@ class StopMatcher:
         return self._show(len(self._pending) - self._beginning_of_stop())
 
     def flush(self) -> str:
-        """The pending text, once no more comes."""
+        """Return the pending text once no more comes."""
         shown, self._pending = self._pending, ""
         return shown
 
@@ -58,22 +57,24 @@ class StopMatcher:
         return shown
 
     def _found(self, stop: str) -> list[int]:
-        """Where the first such text stands that ends a turn, if there is one."""
+        """Where the first text stands that ends a turn, if there is one."""
         index = self._pending.find(stop)
         while index >= 0 and not self._ends_before(index):
             index = self._pending.find(stop, index + 1)
         return [index] if index >= 0 else []
 
     def _ends_before(self, index: int) -> bool:
-        """Whether the text may end there, or if that is within a piece, behind the piece."""
+        """Whether the text may end there. If that is within a piece, whether it may end after the
+        piece.
+        """
         at = bisect_left(self._borders, index)
-        # A piece that is empty, of a character's first bytes, ends where the one before does.
+        # An empty piece, of a character's first bytes, ends where the one before it does.
         while at + 1 < len(self._borders) and self._borders[at + 1] == index:
             at += 1
         return self._may_end[at]
 
     def _beginning_of_stop(self) -> int:
-        """The length of the longest end of the pending text that begins a stop text."""
+        """The length of the longest end of the pending text that may begin a stop text."""
         stops = self._stops + self._turn_stops
         longest = max(map(len, stops), default=1) - 1
         for length in range(min(longest, len(self._pending)), 0, -1):

@@ -1,4 +1,4 @@
-"""A request of a scheduler, as its caller sees it."""
+"""A scheduler's request, seen from its caller."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Arrival(Protocol[T]):
-    """A Sequence or a ScoringJob, as far as its caller uses it."""
+    """What the caller uses of a Sequence or a ScoringJob."""
 
     events: Outcomes[T | BaseException]
     abandoned: bool
@@ -24,7 +24,7 @@ class Arrival(Protocol[T]):
 
 
 class Computing(Protocol):
-    """A Scheduler, as far as the callers of requests use it."""
+    """What the caller of a request uses of a Scheduler."""
 
     @property
     def forked(self) -> bool: ...
@@ -33,10 +33,10 @@ class Computing(Protocol):
 
 
 class Submitted(Pending[T], Generic[T]):
-    """A request on its way through a scheduler. See ``Pending``.
+    """A request in a scheduler. See ``Pending``.
 
     Args:
-        enqueue: has the request wait for its turn.
+        enqueue: adds the request to the queue.
     """
 
     def __init__(
@@ -59,29 +59,29 @@ class Submitted(Pending[T], Generic[T]):
         except TimeoutError:
             raise self._arrival.out_of_time() from None
         except NobodyComputes:
-            self._arrival.fail(closed_error())  # as that thread would have
+            self._arrival.fail(closed_error())  # as that thread would have done
             self._scheduler.refuse()
         if isinstance(outcome, BaseException):
             raise for_one_caller(outcome)
         return outcome
 
     def wait(self) -> None:
-        """Wait until there is something to take, or it is time to look why there is nothing."""
+        """Wait until there is something to take, or it is time to check why there is nothing."""
         self._arrival.events.wait()
 
     def listen(self, ready: Callable[[], object]) -> None:
-        """Have a function called once, when there is something to take or by ``wake``."""
+        """Call a function once, when there is something to take or at ``wake``."""
         self._arrival.events.listen(ready)
 
     def wake(self) -> None:
-        """Call the function that listens, if there is one and it was not called yet."""
+        """Call the function that listens, if there is one that was not called yet."""
         self._arrival.events.wake()
 
     def close(self) -> None:
-        """Have the computation stop within a step, if it has not ended."""
+        """Stop the computation within a step, if it has not ended."""
         self._arrival.abandoned = True
 
 
 def closed_error() -> ModelNotLoadedError:
-    """What the requests of a closed scheduler end with."""
+    """The error of requests to a closed scheduler."""
     return ModelNotLoadedError("", "it was closed; load it again")

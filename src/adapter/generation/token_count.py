@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(eq=False)
 class TokenCount:
-    """The tokens that one request has taken so far. Whoever computes it keeps this up to date.
+    """The tokens that one request has taken so far. Whoever computes it updates this.
 
-    A request that is refused, or given up while it waits, takes none.
+    A request takes none if it is refused, or given up while it waits.
 
-    prompt   tokens of the prompt that are in memory for it, those from a cache included
-    answer   tokens that were sampled, or that a grammar forced; or those of continuations that were
-             computed to score them
-    pending  it may still take more: its caller can be gone while a step of it is under way
+    Attributes:
+        prompt: tokens of the prompt that are in memory for it, including cached ones.
+        answer: tokens that were sampled or forced by a grammar; or tokens of continuations that
+            were computed to score them.
+        pending: it may still take more. Its caller may have left while a step computes it.
     """
 
     prompt: int = 0
@@ -25,7 +26,7 @@ class TokenCount:
     def total(self) -> int:
         """Tokens of the prompt and of the answer together.
 
-        What a grammar forces at an answer's beginning is known before anything is computed: it
-        counts from the prompt's first token on.
+        Text that a grammar forces at the beginning of an answer is known before anything is
+        computed. It counts once the first token of the prompt does.
         """
         return self.prompt + self.answer if self.prompt else 0

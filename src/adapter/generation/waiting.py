@@ -1,6 +1,6 @@
-"""The requests that wait for a sequence, in order of arrival.
+"""The requests that wait for a slot, in order of arrival.
 
-Whatever is done here in a step of the scheduler takes the same time however many wait.
+What a step of the scheduler does here takes the same time however many requests wait.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from adapter.generation.memory.prefix_files import Reading
 from adapter.generation.sequence import Sequence
 
 POLLED = 64
-"""Requests that are asked in a step whether their callers have gone: all of them in turn."""
+"""How many requests a step checks for callers that gave up. All get checked in turn."""
 
 MOST_TAKEN_IN = 32
 """Requests that are put in order in a step, of those that have come."""
@@ -24,9 +24,10 @@ _STRIDE = CHUNK // BLOCK
 
 
 class Waiting:
-    """Requests that wait: for their turn, or for a prompt that is being computed.
+    """Requests that wait for their turn, or for a prompt that is being computed.
 
-    Callers' threads use ``append``, ``len`` and ``in`` alone; all else is for the scheduler's own.
+    Callers' threads use only ``append``, ``len`` and ``in``. All else is for the scheduler's
+    thread.
 
     Args:
         count_borders: keep what ``parts_after`` needs.
@@ -38,7 +39,7 @@ class Waiting:
         self._arrived: deque[Sequence] = deque()
         self._orders: dict[Sequence, int] = {}
         self._n_taken_in = 0
-        # These may hold requests that have left, which are passed over.
+        # These may contain requests that have left, which are skipped.
         self._ready: list[tuple[int, Sequence]] = []
         self._parked: dict[Sequence | Reading, list[tuple[int, Sequence]]] = {}
         self._deadlines: list[tuple[float, int, Sequence]] = []
@@ -54,12 +55,12 @@ class Waiting:
             return sequence in self._orders or sequence in self._arrived
 
     def append(self, sequence: Sequence) -> None:
-        """Have a request wait behind the others."""
+        """Add a request at the end."""
         with self._lock:
-            self._arrived.append(sequence)  # and nothing else: it waits, or it does not
+            self._arrived.append(sequence)  # a single operation: the request is either in or not
 
     def first(self) -> Sequence | None:
-        """The one whose turn it is, unless all wait for prompts."""
+        """The request whose turn it is; None if all wait for prompts."""
         while True:
             while self._ready:
                 sequence = self._ready[0][1]
@@ -73,21 +74,21 @@ class Waiting:
             self._take_in()
 
     def park(self, sequence: Sequence, owner: Sequence | Reading) -> None:
-        """Let others pass the first one, until what it waits for is computed, or read."""
+        """Let others pass the first request until what it waits for is computed or read."""
         entry = self._ready[0]
         assert entry[1] is sequence
         self._parked.setdefault(owner, []).append(entry)
         heapq.heappop(self._ready)
 
     def unpark(self) -> None:
-        """Give their places back to those who need not wait for a prompt any more."""
+        """Return requests to their places that need not wait for a prompt any more."""
         for owner in [owner for owner in self._parked if owner.state != "prefilling"]:
             self._ready += self._parked[owner]
             heapq.heapify(self._ready)
             del self._parked[owner]
 
     def leave(self, sequence: Sequence) -> None:
-        """Have one that is admitted, or has ended, wait no longer."""
+        """Remove a request that is admitted or has ended."""
         while self._arrived and sequence not in self._orders:
             self._take_in()
         with self._lock:
@@ -106,7 +107,7 @@ class Waiting:
             heapq.heapify(self._deadlines)
 
     def drop_finished(self) -> None:
-        """End those whose time is over, and those whose callers have gone."""
+        """End the requests whose time is over or whose callers gave up."""
         self._take_in()
         now = time.monotonic()
         while self._deadlines and self._deadlines[0][0] < now:
@@ -118,7 +119,7 @@ class Waiting:
                 self._polled.append(sequence)
 
     def fail(self, error: BaseException) -> int:
-        """End all of them with an error, and count them."""
+        """End all of them with an error, and return how many there were."""
         with self._lock:
             waiting = dict.fromkeys([*self._orders, *self._arrived])
         for sequence in waiting:
@@ -134,7 +135,7 @@ class Waiting:
         return len(waiting)
 
     def parts_after(self, hashes: BlockHashes, n_blocks: int, n_most: int) -> bool:
-        """Whether a prompt that waits begins with so many blocks of another, and no chunk more.
+        """Whether a waiting prompt begins with this many blocks of another, and no chunk more.
 
         Args:
             n_most: blocks after which the other may be cut at the latest.
@@ -147,8 +148,8 @@ class Waiting:
 
     def _take_in(self) -> None:
         for _ in range(min(MOST_TAKEN_IN, len(self._arrived))):
-            sequence = self._arrived[0]  # it is taken away last, so that no error can lose it
-            self._n_taken_in = order = self._n_taken_in + 1  # never the same for two of them
+            sequence = self._arrived[0]  # it is removed last, so that no error can lose it
+            self._n_taken_in = order = self._n_taken_in + 1  # never equal for two of them
             heapq.heappush(self._ready, (order, sequence))
             self._polled.append(sequence)
             timeout = sequence.request.timeout
@@ -167,5 +168,5 @@ class Waiting:
 
 
 def _borders(sequence: Sequence) -> BlockHashes:
-    """The blocks of a prompt after which it may be cut, where a state cannot be cut back."""
+    """The blocks of a prompt after which it may be cut if states cannot be cut back."""
     return sequence.hashes[_STRIDE - 1 : sequence.n_to_border : _STRIDE]

@@ -237,10 +237,11 @@ def test_many_calls_take_few_threads(tiny_loaded):
     engine = engine_of(tiny_loaded, seed=1)
     twin = AsyncLlamaCppEngine(engine)
     requests = [request_to(engine, f"Hello {number}", max_tokens=4) for number in range(70)]
+    before = set(threading.enumerate())
 
     async def main():
         answers = await asyncio.gather(*map(twin.complete, requests))
-        names = [thread.name for thread in threading.enumerate()]
+        names = [thread.name for thread in threading.enumerate() if thread not in before]
         await twin.aclose()
         return answers, sum(name.startswith("llamacpp-async") for name in names)
 

@@ -1,1 +1,1 @@
-"""Where the keys and values of requests are: KV caches, their slots, and the prefix cache."""
+"""The KV caches of requests, their slots, and the prefix cache."""

@@ -1,4 +1,4 @@
-"""Beginnings of prompts by their blocks: who has most of one is found by a few look-ups."""
+"""An index of prompts by their blocks. A few look-ups find who has most of a prompt."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Owner = TypeVar("Owner")
 
 
 class BlockIndex(Generic[Owner]):
-    """Who has which beginning of a prompt.
+    """Which owner has which beginning of a prompt.
 
-    A block's hash stands for all blocks before it too, so whoever has a block has those.
+    A block's hash stands for all blocks before it too, so an owner of a block has those as well.
     """
 
     def __init__(self) -> None:
@@ -28,9 +28,9 @@ class BlockIndex(Generic[Owner]):
         return self._blocks.get(owner, ())
 
     def put(self, owner: Owner, blocks: BlockHashes) -> None:
-        """Take note of what an owner has now; nothing to forget the owner.
+        """Record what an owner has now; nothing to forget the owner.
 
-        An error half way leaves an owner known to have no more than what the next call takes away.
+        After an error half way, the owner may be known to have less than it has, never more.
         """
         before = self._blocks.get(owner, ())
         n_same = n_shared(before, blocks)
@@ -51,7 +51,7 @@ class BlockIndex(Generic[Owner]):
                 known[owner] = None
 
     def find(self, wanted: BlockHashes) -> int:
-        """How many of these blocks, from the first on, somebody has."""
+        """How many of these blocks, from the first on, an owner has."""
         low, high = 0, len(wanted)
         while low < high:
             middle = (low + high + 1) // 2
@@ -62,5 +62,5 @@ class BlockIndex(Generic[Owner]):
         return low
 
     def owners(self, block: bytes) -> Collection[Owner]:
-        """Who has a block."""
+        """The owners of a block."""
         return self._owners.get(block, {}).keys()

@@ -1,4 +1,4 @@
-"""Prompts in blocks, the unit in which they are compared and kept; see docs/scheduling.md."""
+"""Prompts in blocks, the unit in which they are compared and cached; see docs/scheduling.md."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from collections.abc import Sequence
 import numpy as np
 
 BLOCK = 8
-"""Tokens in a block. Smaller ones share more of a prompt, and take longer to compare."""
+"""Tokens in a block. Smaller blocks share more of a prompt, but take longer to compare."""
 
 CHUNK = 64
-"""Tokens computed at once, a number of blocks: calls end at its multiples, counted from 0. The last
-call of a prompt has half a chunk more at the most, for a short one takes longer for each token."""
+"""Tokens that are computed at once, a whole number of blocks. Calls end at multiples of it, counted
+from 0. The last call of a prompt may have half a chunk more, since a short call takes longer per
+token.
+"""
 
 DEVICE_CHUNK = 512
 """The same on a GPU, which computes many tokens in the time of a few."""
 
 LEAST_LEFT = 8
-"""Tokens of a prompt that are computed at the least. The last one must be, for its logits, and
-kernels compute fewer than these in another way than many, with other bits."""
+"""The fewest tokens of a prompt that are computed. The last one is needed for its logits, and
+kernels compute fewer tokens than this differently, with other bits.
+"""
 
 BlockHashes = tuple[bytes, ...]
-"""A hash for each whole block of a prompt, of it and of all that comes before it."""
+"""A hash for each whole block of a prompt. It covers the block and all that comes before it."""
 
 
 def block_hashes(prompt: Sequence[int]) -> BlockHashes:
-    """The hashes of a prompt's whole blocks. Equal ones stand for equal beginnings."""
+    """The hashes of a prompt's whole blocks. Equal hashes stand for equal beginnings."""
     tokens = np.asarray(prompt, dtype=np.int32)
     digest = b""
     hashes = []
@@ -55,17 +58,17 @@ def n_reusable(n_tokens: int) -> int:
 
 
 def longest_call(chunk: int) -> int:
-    """How many tokens the last call of a prompt has at the most."""
+    """The most tokens that the last call of a prompt has."""
     return chunk + chunk // 2
 
 
 def call_end(n_tokens: int, begin: int, chunk: int) -> int:
-    """Where the call of a prompt ends that begins somewhere."""
+    """Where a call ends that begins at a position of a prompt."""
     if n_tokens - begin <= longest_call(chunk):
         return n_tokens
     return begin - begin % chunk + chunk
 
 
 def last_border(n_tokens: int) -> int:
-    """Where the last call begins of a prompt that is computed from its first token on."""
+    """Where the last call begins if a prompt is computed from its first token on."""
     return max(0, n_tokens - longest_call(CHUNK) + CHUNK - 1) // CHUNK * CHUNK

@@ -1,4 +1,4 @@
-"""A context's KV cache: its slots, who has which, and which blocks of prompts each still holds."""
+"""A context's KV cache: its slots, their requests, and the blocks of prompts that they hold."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from adapter.generation.sequence import Sequence
 class Slot:
     """One sequence of a KV cache.
 
-    blocks are those at the beginning of its memory that were computed as blocks of a prompt:
-    another request may reuse them. What comes after them is of no use to anybody else.
+    ``blocks`` are at the beginning of its memory and were computed as blocks of a prompt. Another
+    request may reuse them, but not what comes after them.
     """
 
     cache: KVCache
@@ -25,12 +25,12 @@ class Slot:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in its memory that are of use."""
+        """Tokens in its memory that are in use."""
         n_reusable = len(self.blocks) * BLOCK
         return n_reusable if self.sequence is None else max(n_reusable, self.sequence.n_past)
 
     def keep(self, n_blocks: int) -> bool:
-        """Remove all but the first blocks from its memory; return whether that was possible."""
+        """Remove all but the first blocks from its memory. Returns whether that was possible."""
         kept = self.cache.context.memory.seq_rm(self.seq_id, n_blocks * BLOCK)
         self.blocks = self.blocks[:n_blocks]
         return kept
@@ -40,9 +40,10 @@ class Slot:
 class KVCache:
     """A context with its slots, and the batch in which they are computed.
 
-    length   tokens that one slot can hold
-    n_cells  tokens that all of them can hold together
-    drains   whether it admits no more requests, and is closed with its last one
+    Attributes:
+        length: tokens that one slot can hold.
+        n_cells: tokens that all of them can hold together.
+        drains: whether it admits no more requests, and is closed after its last one.
     """
 
     context: pyllama.Context
@@ -66,17 +67,17 @@ class KVCache:
 
     @property
     def running(self) -> list[Slot]:
-        """Those whose request's prompt is in memory."""
+        """The slots whose request's prompt is in memory."""
         return [slot for slot in self.taken if slot.sequence and slot.sequence.state == "running"]
 
     @property
     def free(self) -> list[Slot]:
-        """Those without a request."""
+        """The slots without a request."""
         return [slot for slot in self.slots if slot.sequence is None]
 
     @property
     def n_promised(self) -> int:
-        """Tokens that its requests may come to hold."""
+        """The most tokens that its requests may come to hold."""
         return sum(slot.sequence.n_needed for slot in self.taken if slot.sequence)
 
     def has_room(self, sequence: Sequence) -> bool:
@@ -87,21 +88,21 @@ class KVCache:
         return not shared or self.n_promised + sequence.n_needed <= self.n_cells
 
     def n_shared(self, hashes: BlockHashes) -> int:
-        """How many blocks of a prompt the slot holds that holds most of them."""
+        """The most blocks of a prompt that one of its slots holds."""
         return n_shared(self.nearest(hashes).blocks, hashes)
 
     def nearest(self, hashes: BlockHashes) -> Slot:
-        """The slot, taken or free, that holds the longest beginning of a prompt; free first."""
+        """The slot with the longest beginning of a prompt, preferably a free one."""
         return max(
             self.slots, key=lambda slot: (n_shared(slot.blocks, hashes), slot.sequence is None)
         )
 
     def to_overwrite(self, hashes: BlockHashes) -> Slot:
-        """The free slot for a prompt: the one that shares most with it.
+        """The free slot that shares most with a prompt.
 
-        Of several, one beside slots that are taken: llama.cpp computes sequences together whose
-        numbers follow each other, and those behind a gap in a call of their own. Then the one that
-        holds least, and was used longest ago.
+        Among equals, one beside taken slots is preferred: llama.cpp computes sequences together if
+        their numbers are consecutive, and needs another call after a gap. Then the one that holds
+        least, and was least recently used.
         """
         taken = {slot.seq_id for slot in self.taken}
         return max(
@@ -120,6 +121,6 @@ class KVCache:
         slot.last_used, slot.sequence = self._clock, sequence
 
     def give_back(self, slot: Slot) -> None:
-        """Make a slot free; what it holds stays."""
+        """Make a slot free. What it holds stays."""
         self._clock += 1
         slot.sequence, slot.last_used = None, self._clock

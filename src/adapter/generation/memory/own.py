@@ -1,8 +1,8 @@
-"""Memory of its own for each sequence: what a request gives does not depend on the others.
+"""Memory of its own for each sequence, so that the bytes of a request do not depend on the others.
 
-A context gives each of its sequences memory of the same length, and takes all of it when it is
-made. So the first context is small. A larger one is made when more or longer requests come, and
-takes the place of the one before it, which ends with its last request.
+A context gives each of its sequences memory of the same length, and allocates all of it when it is
+made. So the first context is small. When more or longer requests come, a larger context is made. It
+replaces the one before it, which is closed after its last request.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from adapter.generation.sequence import Sequence
 logger = logging.getLogger(__name__)
 
 SHORTEST = 1024
-"""Tokens of the shortest sequences, but for models whose context is shorter."""
+"""Tokens of the shortest sequences, unless the model's context is shorter."""
 
 GROWTH = 4
-"""How much longer the sequences of the next larger context are, where there is memory for it."""
+"""How much longer the sequences of the next larger context are, if there is memory for it."""
 
 FEWEST = 4
-"""Sequences of the first context, while no more requests have come."""
+"""Sequences of the first context."""
 
 RETRY_SECONDS = 10.0
-"""How long after a context could not be made a larger one is tried again."""
+"""Seconds after a context could not be made until a larger one is tried again."""
 
 
 class OwnMemory(Memory):
@@ -58,14 +58,14 @@ class OwnMemory(Memory):
         self._retry_at = 0.0
 
     def tidy(self) -> None:
-        """Close the contexts that admitted no more requests, and whose last one has ended."""
+        """Close the contexts that admit no more requests and whose last one has ended."""
         for cache in [cache for cache in self._caches if cache.drains and not cache.taken]:
             self._close(cache)
 
     def _cache_for(self, sequence: Sequence, n_waiting: int) -> KVCache | None:
-        """The KV cache for a request; None while there is none, or while it is to be waited for.
+        """The KV cache for a request; None if there is none, or if it is better to wait.
 
-        Another is made where the budget allows it, after closing those that nobody uses.
+        Another is made if the budget allows it, after closing unused ones.
         """
         self.tidy()
         cache = self._with_room(sequence) or self._open(sequence, n_waiting)
@@ -76,7 +76,7 @@ class OwnMemory(Memory):
         return None if self.prefixes.must_wait(cache, sequence) else cache
 
     def _with_room(self, sequence: Sequence) -> KVCache | None:
-        """Of the KV caches with room, the one with most of the prompt; then the shortest."""
+        """The KV cache with room that has most of the prompt; among equals the shortest."""
         caches = [cache for cache in self._caches if cache.has_room(sequence)]
         if len(caches) < 2:
             return caches[0] if caches else None
@@ -101,7 +101,7 @@ class OwnMemory(Memory):
         return cache
 
     def _add_what_can_be_made(self, length: int, count: int) -> KVCache:
-        """Add a context, of fewer sequences where memory is shorter than the budget says."""
+        """Add a context. If memory is shorter than the budget, it gets fewer sequences."""
         try:
             return self._add(length, count, length * count)
         except (pyllama.ContextError, pyllama.NativeMemoryError) as error:
@@ -116,11 +116,11 @@ class OwnMemory(Memory):
             return self._add_what_can_be_made(length, count // 2)
 
     def _shape(self, n_needed: int, n_waiting: int) -> tuple[int, int]:
-        """Length and number of a new context's sequences; 0 of them where there is no room.
+        """Length and number of a new context's sequences; 0 of them if there is no room.
 
-        Sequences are as long as the longest so far, so that the new context can take the place of
-        the others, or several times as long where that is too short. Shorter ones, if they can be
-        more.
+        Sequences are as long as the longest so far, so that the new context can replace the others.
+        If that is too short, they are several times as long. They are shorter only if there can be
+        more of them.
         """
         room = self._n_cells - sum(cache.n_cells for cache in self._caches if cache.taken)
         longest = max((cache.length for cache in self._caches), default=0)
@@ -143,7 +143,7 @@ class OwnMemory(Memory):
         return max(left, 0) // length or room // length
 
     def _make_room(self, n_cells: int) -> None:
-        """Close contexts that nobody uses, those used longest ago first."""
+        """Close unused contexts, the least recently used first."""
         idle = [cache for cache in self._caches if not cache.taken]
         idle.sort(key=lambda cache: cache.last_used)
         left = self._n_cells - sum(cache.n_cells for cache in self._caches)
@@ -153,14 +153,18 @@ class OwnMemory(Memory):
             self._close(cache)
 
     def _supersede(self, cache: KVCache) -> None:
-        """Have shorter and smaller contexts end: only what is in one context is one batch."""
+        """Retire shorter and smaller contexts: only sequences of one context are computed in one
+        batch.
+        """
         for other in self._caches:
             smaller = other.count < cache.count or other.length < cache.length
             if smaller and other.length <= cache.length and other.count <= cache.count:
                 other.drains = True
 
     def _drain_what_is_too_long(self, sequence: Sequence, n_waiting: int) -> None:
-        """Have a full context end where twice as many could run in shorter sequences, and wait."""
+        """Retire a full context if twice as many shorter sequences could run and requests wait for
+        them.
+        """
         for cache in self._caches:
             taken = [slot.sequence.n_needed for slot in cache.taken if slot.sequence]
             if cache.free or n_waiting < cache.count:

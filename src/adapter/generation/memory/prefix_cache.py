@@ -1,4 +1,4 @@
-"""Beginnings of prompts outside the context: saved states in RAM, under a budget of bytes."""
+"""Saved beginnings of prompts outside the context: states in RAM, within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class SavedPrefix:
 
 
 class PrefixCache:
-    """Saved prefixes, the least recently used of which make room for new ones. Thread-safe.
+    """Saved prefixes. The least recently used are evicted for new ones. Thread-safe.
 
-    A radix tree over blocks, laid flat: a block's hash stands for the whole path to it, so that
-    the longest saved beginning of a prompt is found by looking its hashes up.
+    It is a radix tree over blocks, stored flat: a block's hash stands for the whole path to it. So
+    the longest saved beginning of a prompt is found by looking up its hashes.
 
     Args:
-        max_bytes: how much the states may take together; 0 keeps none.
-        rolls_back: whether a state can be cut back to fewer blocks. Recurrent ones cannot: they
-            serve prompts that begin with all of their blocks.
+        max_bytes: the most that the states may take together; 0 keeps none.
+        rolls_back: whether a state can be cut back to fewer blocks. Recurrent states cannot: they
+            fit only prompts that begin with all of their blocks.
     """
 
     def __init__(self, max_bytes: int, *, rolls_back: bool) -> None:
@@ -44,7 +44,7 @@ class PrefixCache:
     def find(self, hashes: BlockHashes) -> tuple[SavedPrefix | None, int]:
         """The saved prefix with most of these blocks, from the first on, and how many those are."""
         with self._lock:
-            # Whoever holds a block holds those before it.
+            # An owner of a block has all blocks before it.
             for count in range(bisect_left(hashes, 1, key=self._is_unknown), 0, -1):
                 block = hashes[count - 1]
                 if block in self._saved:
@@ -54,44 +54,44 @@ class PrefixCache:
         return None, 0
 
     def used(self, prefix: SavedPrefix) -> None:
-        """Count a prefix as used just now."""
+        """Mark a prefix as just used."""
         with self._lock:
             if prefix.hashes[-1] in self._saved:
                 self._saved.move_to_end(prefix.hashes[-1])
 
     def remove(self, prefix: SavedPrefix) -> None:
-        """Forget a prefix."""
+        """Remove a prefix."""
         with self._lock:
             self._drop(prefix.hashes[-1])
 
     def holds(self, hashes: BlockHashes) -> bool:
-        """Whether nothing would be gained by saving these blocks."""
+        """Whether saving these blocks would gain nothing."""
         with self._lock:
             known = self._covers if self._rolls_back else self._saved
             return not hashes or hashes[-1] in known
 
     def add(self, hashes: BlockHashes, state: bytes) -> None:
-        """Keep a state, unless it is larger than all that may be kept."""
+        """Keep a state, unless it alone exceeds the budget."""
         if not hashes or len(state) > self.max_bytes:
             return
         with self._lock:
             self._drop(hashes[-1])
             if self._rolls_back:
                 for shorter in [key for key in hashes[:-1] if key in self._saved]:
-                    self._drop(shorter)  # this one serves for it
+                    self._drop(shorter)  # the new state replaces it
             self._saved[hashes[-1]] = SavedPrefix(hashes, state)
             self.n_bytes += len(state)
             try:
                 for block in hashes:
                     self._covers.setdefault(block, set()).add(hashes[-1])
             except BaseException:
-                self._drop(hashes[-1])  # one that is known by half would fail whoever finds it
+                self._drop(hashes[-1])  # a half-registered state would fail whoever finds it
                 raise
             while self.n_bytes > self.max_bytes:
                 self._drop(next(iter(self._saved)))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove everything."""
         with self._lock:
             self._saved.clear()
             self._covers.clear()
@@ -108,7 +108,7 @@ class PrefixCache:
         for block in saved.hashes:
             covering = self._covers.get(block)
             if covering is None:
-                continue  # there was no memory to take note of it
+                continue  # there was no memory to register it
             covering.discard(key)
             if not covering:
                 del self._covers[block]

@@ -21,18 +21,18 @@ from adapter.generation.thread_start import start_thread
 logger = logging.getLogger(__name__)
 
 MOST_UNWRITTEN = 4
-"""States that wait to be written. More are not kept: each takes memory."""
+"""States that wait to be written. More are not kept, since each takes memory."""
 
 
 READ_SECONDS = 10.0
-"""How long a prompt waits for its file, before it is computed: the disk may hang."""
+"""How long a prompt waits for its file before it is computed, in seconds. The disk may hang."""
 
 WRITE_SECONDS = 30.0
-"""How long closing waits for a file to be written, or read; each has as long."""
+"""How long closing waits for each file to be written or read, in seconds."""
 
 
 class Reading:
-    """A file that is being read; what waits for it, waits as for a prompt that is computed."""
+    """A file that is being read. Requests wait for it as for a prompt that is being computed."""
 
     def __init__(self) -> None:
         self._until = time.monotonic() + READ_SECONDS
@@ -44,24 +44,24 @@ class Reading:
         return "ended" if self._ended or time.monotonic() > self._until else "prefilling"
 
     def end(self) -> None:
-        """Have nobody wait for it any more."""
+        """Let nobody wait for it any more."""
         self._ended = True
 
 
 class _Job(NamedTuple):
-    """Something to do, and what is to be called at its end, however it ends."""
+    """A task, and what to call when it ends in any way."""
 
     work: Callable[[], object]
     end: Callable[[], object]
 
 
 class PrefixFiles:
-    """The files of a folder. For the scheduler's thread, which it never keeps waiting.
+    """The files of a folder. For the scheduler's thread, which it never blocks.
 
     Args:
         folder: the files.
-        saved: where states go that were read.
-        notify: called, on another thread, when one is there.
+        saved: gets the states that were read.
+        notify: called on another thread when one is there.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class PrefixFiles:
         self._closing = self._given_up = False
 
     def fetch(self, wanted: BlockHashes, *, more_than: int, exact: bool) -> Reading | None:
-        """Begin to read the file with most of these blocks, if one has more than so many."""
+        """Start reading the file with most of these blocks, if one has more than `n_known`."""
         if self._hangs:
             return None
         if self._folder.is_to_be_looked_at:
@@ -99,10 +99,10 @@ class PrefixFiles:
         return reading
 
     def add(self, prefix: SavedPrefix, *, wait: bool = False) -> None:
-        """Have a state written, unless too many wait for that.
+        """Write a state, unless too many wait to be written.
 
         Args:
-            wait: wait until no more than a few do, or the disk hangs.
+            wait: wait until only a few are left, or the disk hangs.
         """
         job = _Job(partial(self._folder.add, prefix), self._unwritten.release)
         if not self._unwritten.acquire(blocking=False):
@@ -119,11 +119,11 @@ class PrefixFiles:
                 job.end()
 
     def refuse(self, prefix: SavedPrefix) -> None:
-        """Remove the file of a state that llama.cpp does not take."""
+        """Remove the file of a state that llama.cpp refuses."""
         self._do(_Job(partial(self._remove, prefix), _nothing))
 
     def close(self) -> None:
-        """Write what waits for that, and end the thread. One whose disk hangs is left behind."""
+        """Write what waits, and end the thread. If the disk hangs, it is left alone."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
@@ -136,7 +136,7 @@ class PrefixFiles:
                 self._give_up()
 
     def _do(self, job: _Job) -> bool:
-        """Have something done on the thread, and say whether there is one."""
+        """Run a task on the thread. Returns whether there is one."""
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="prefix-files", daemon=True)
             try:
@@ -154,12 +154,12 @@ class PrefixFiles:
     def _goes_on(self) -> bool:
         try:
             return self._do_next()
-        except MemoryError:  # what has not started starts once there is memory
+        except MemoryError:  # a thread that could not start starts once there is memory
             time.sleep(0.01)
             return True
 
     def _do_next(self) -> bool:
-        """Do what comes next; False where that is to end."""
+        """Run the next task; False if it is the last."""
         if self._job is None:
             self._job = self._jobs.get()
             if self._job is None:
@@ -176,7 +176,7 @@ class PrefixFiles:
 
     @property
     def _hangs(self) -> bool:
-        """Whether the thread has been at one file for too long."""
+        """Whether the thread has worked on one file for too long."""
         since = self._busy_since
         return since is not None and time.monotonic() - since > READ_SECONDS
 

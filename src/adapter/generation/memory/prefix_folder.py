@@ -1,4 +1,4 @@
-"""Saved beginnings of prompts in a folder, for the processes that come after."""
+"""Saved beginnings of prompts in a folder, for later processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from adapter.generation.memory.prefix_cache import SavedPrefix
 logger = logging.getLogger(__name__)
 
 MAGIC = b"pyllama prefix 1\n"
-"""What a file begins with: its form, and the number of that form."""
+"""The first bytes of a file: its format and the format's version."""
 
 DIGEST, HASH, COUNT = 32, 16, 4
 """Bytes of the checksum, of a block's hash, and of the number of hashes."""
@@ -30,30 +30,32 @@ DIGEST, HASH, COUNT = 32, 16, 4
 SUFFIX = ".prefix"
 
 _PARTIAL = re.compile(r"[0-9a-f]+-(\d+)\.partial|tmp\w{8}", re.ASCII)
-"""Files that are being written, with the process that does so; or, of older versions, without."""
+"""Names of files that are being written. They contain the process id, except those of older
+versions.
+"""
 
 STALE_SECONDS = 3600.0
-"""How long nobody takes to write a file."""
+"""After how many seconds an unfinished file counts as abandoned."""
 
 RESCAN_SECONDS = 10.0
-"""How often the folder is looked at for what other processes wrote."""
+"""How often the folder is scanned for files of other processes, in seconds."""
 
 
 class PrefixFolder:
-    """States of sequences in files, the least recently used of which make room for new ones.
+    """States of sequences in files. The least recently used are removed for new ones.
 
-    Several processes may use one folder at once. A file that is damaged, or of another version, is
-    not used: its prompt is computed anew. States are llama.cpp's own and are set as they are, so
-    the folder must be as trusted as the program. Thread-safe.
+    Several processes may use one folder at once. A file that is damaged or has another version is
+    not used, and its prompt is computed again. llama.cpp reads the states as they are, so the
+    folder must be as trusted as the program. Thread-safe.
 
     Args:
         folder: made if it is missing; see ``prepare``.
-        key: what the bytes of a state depend on: the model and how it is computed. States of other
-            keys lie in folders of their own.
-        max_bytes: how much the files of this key may take together.
+        key: what the bytes of a state depend on: the model and how it is computed. Each key has a
+            folder of its own.
+        max_bytes: the most that the files of this key may take together.
 
     Raises:
-        OSError: the folder cannot be made, or is another user's.
+        OSError: the folder cannot be made, or belongs to another user.
     """
 
     def __init__(self, folder: Path, key: str, *, max_bytes: int) -> None:
@@ -73,13 +75,13 @@ class PrefixFolder:
     def best(
         self, wanted: BlockHashes, *, more_than: int, exact: bool, most_bytes: int
     ) -> Path | None:
-        """The file with most of these blocks, from the first on, if it has more than so many.
+        """The file with most of these blocks, from the first on, if it has more than `n_known`.
 
-        Nothing is asked of the disk for this.
+        This does not access the disk.
 
         Args:
-            exact: take states only that hold none but these blocks.
-            most_bytes: take smaller files only.
+            exact: take only states that hold no other blocks.
+            most_bytes: take only smaller files.
         """
         with self._lock:
             for count in range(self._known.find(wanted), more_than, -1):
@@ -92,10 +94,10 @@ class PrefixFolder:
         return None
 
     def read(self, path: Path) -> SavedPrefix | None:
-        """What a file holds. One that cannot be used is forgotten, and removed if it is damaged."""
+        """Read a file. One that cannot be used is forgotten, and removed if it is damaged."""
         try:
             content = path.read_bytes()
-        except (OSError, MemoryError) as error:  # another process made room, say
+        except (OSError, MemoryError) as error:  # another process may have removed it
             note(logger, logging.DEBUG, "%s was not read: %s", path, error)
             self.forget(path)
             return None
@@ -109,7 +111,7 @@ class PrefixFolder:
         return SavedPrefix(hashes, state)
 
     def add(self, prefix: SavedPrefix) -> None:
-        """Write a state, unless it is there already or larger than all that may be kept."""
+        """Write a state, unless it is there already or alone exceeds the budget."""
         path = self.path(prefix.hashes)
         head = len(prefix.hashes).to_bytes(COUNT, "little") + b"".join(prefix.hashes)
         n_bytes = len(MAGIC) + DIGEST + len(head) + len(prefix.state)
@@ -121,7 +123,7 @@ class PrefixFolder:
             with open(partial, "xb", opener=_private) as file:
                 file.write(MAGIC + _digest(head, prefix.state) + head)
                 file.write(prefix.state)
-            os.replace(partial, path)  # whole or not at all, whoever else writes it
+            os.replace(partial, path)  # complete or not at all, whoever else writes it
             with self._lock:
                 self._sizes[path] = n_bytes
                 self._known.put(path, prefix.hashes)
@@ -136,13 +138,13 @@ class PrefixFolder:
         return self._folder / (hashes[-1].hex() + SUFFIX)
 
     def forget(self, path: Path) -> None:
-        """Use a file no more."""
+        """Stop using a file."""
         with self._lock:
             self._known.put(path, ())
             self._unusable.add(path)
 
     def remove(self, path: Path) -> None:
-        """Remove a file that is of no use."""
+        """Remove a useless file."""
         self.forget(path)
         try:
             path.unlink(missing_ok=True)
@@ -153,11 +155,11 @@ class PrefixFolder:
 
     @property
     def is_to_be_looked_at(self) -> bool:
-        """Whether other processes had time to write files since look() was called."""
+        """Whether other processes may have written files since look() was called."""
         return time.monotonic() >= self._scan_at
 
     def look(self) -> None:
-        """Take note of files that came and went."""
+        """Scan the folder for files that came and went."""
         self._scan_at = time.monotonic() + RESCAN_SECONDS
         files = self._files()
         found = {path: status.st_size for path, status in files if path.suffix == SUFFIX}
@@ -172,7 +174,7 @@ class PrefixFolder:
                 self._known.put(path, hashes)
 
     def _make_room(self, n_bytes: int) -> None:
-        """Remove what no process will finish writing, then the files used longest ago."""
+        """Remove abandoned files, then the least recently used ones."""
         files = self._files()
         n_bytes += sum(status.st_size for _, status in files)
         stale = [(path, status) for path, status in files if _is_stale(path, status)]
@@ -187,12 +189,12 @@ class PrefixFolder:
                 self._known.put(path, ())
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
-        """Those of this package, finished or not."""
+        """The files of this package, finished or not."""
         found = []
         with suppress(OSError), os.scandir(self._folder) as entries:
             for entry in entries:
                 if entry.name.endswith(SUFFIX) or _PARTIAL.fullmatch(entry.name):
-                    with suppress(OSError):  # another process made room
+                    with suppress(OSError):  # another process removed it
                         found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
         return found
 
@@ -208,15 +210,15 @@ class PrefixFolder:
 
 
 def prepare(folder: Path) -> None:
-    """Make a folder that this user alone can enter, or check one that is there.
+    """Make a folder that only this user can access, or check an existing one.
 
-    On systems with Unix permissions it must be this user's own (or root's), and not be one in which
-    everybody may replace files. On Windows it has the access rights of the folder above it.
+    On systems with Unix permissions it must belong to this user or to root, and others must not be
+    able to replace its files. On Windows it inherits the access rights of its parent folder.
 
     Raises:
-        NotADirectoryError: something else is there.
-        PermissionError: it is not to be trusted.
-        OSError: it cannot be made, or nothing can be written there.
+        NotADirectoryError: it is not a folder.
+        PermissionError: others can change it.
+        OSError: it cannot be made, or is not writable.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -239,7 +241,7 @@ def _require_own(folder: Path, *, shared: bool) -> None:
     """Refuse a folder whose files others can replace.
 
     Args:
-        shared: it may be one in which everybody has files of their own, as /tmp.
+        shared: whether it may be one in which everybody has files of their own, such as /tmp.
     """
     if not hasattr(os, "geteuid"):
         return
@@ -257,14 +259,14 @@ def _require_own(folder: Path, *, shared: bool) -> None:
 
 
 def _is_stale(path: Path, status: os.stat_result) -> bool:
-    """Whether nobody will finish writing a file."""
+    """Whether an unfinished file is abandoned."""
     found = _PARTIAL.fullmatch(path.name)
     if not found:
         return False
     if time.time() - status.st_mtime > STALE_SECONDS:
         return True
     process = found[1]
-    if process is None or not hasattr(os, "geteuid"):  # on Windows, asking would end it
+    if process is None or not hasattr(os, "geteuid"):  # on Windows, asking would end that process
         return False
     try:
         os.kill(int(process), 0)
@@ -280,7 +282,7 @@ def _private(path: str, flags: int) -> int:
 
 
 def _hashes(path: Path) -> BlockHashes:
-    """The blocks that a file says it holds; none for a file of another form."""
+    """The blocks that a file's header lists; none for a file of another format."""
     try:
         with path.open("rb") as file:
             if file.read(len(MAGIC)) != MAGIC:
@@ -296,7 +298,7 @@ def _hashes(path: Path) -> BlockHashes:
 
 
 def _parts(content: bytes) -> tuple[BlockHashes, bytes]:
-    """The blocks and the state that a file holds; nothing if it is damaged."""
+    """The blocks and the state in a file; None if it is damaged."""
     view = memoryview(content)
     begin = len(MAGIC) + DIGEST
     head = begin + COUNT + HASH * int.from_bytes(view[begin : begin + COUNT], "little")

@@ -1,4 +1,4 @@
-"""Restores beginnings of prompts: from other sequences, or from saved states."""
+"""Restores beginnings of prompts from other sequences or from saved states."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from adapter.generation.waiting import Waiting
 logger = logging.getLogger(__name__)
 
 WORTH_SAVING = 128
-"""Tokens of a prompt that are saved before they are evicted: the end of one rarely is."""
+"""The fewest tokens of a prompt that are saved on eviction. The last ones are rarely shared."""
 
 
 class PrefixReuse:
-    """What of a prompt is cached, and how a slot gets it. For the scheduler's thread.
+    """Finds what is cached of a prompt and restores it to a slot. For the scheduler's thread.
 
     Args:
-        saved: the prefix cache: states of what is no longer in a context.
+        saved: the prefix cache: states that are no longer in a context.
         exactness: where a prompt may be cut.
         files: states of earlier processes, and for later ones.
-        reuses: whether a slot keeps what it holds for requests to come.
+        reuses: whether a slot keeps what it holds for later requests.
         keeps_answers: whether an answer is kept too, as the beginning of the next turn's prompt.
     """
 
@@ -54,25 +54,27 @@ class PrefixReuse:
         self._files = files
         self._exactness = exactness
         self._reuses = reuses
-        # The state of a recurrent model cannot go back to an earlier token. That of a model with a
-        # sliding window can, but puts what follows elsewhere, and sums it in another order.
+        # The state of a recurrent model cannot go back to an earlier token. With a sliding window
+        # it can, but what follows is stored in other cells and summed in another order.
         self.rolls_back = rolls_back(model)
         self._keeps_answers = keeps_answers and self.rolls_back
         self._in_slots: BlockIndex[Slot] = BlockIndex()
         self._computing: BlockIndex[Sequence] = BlockIndex()
         self._cache_of: dict[Sequence, KVCache] = {}
         self._read_for: WeakSet[Sequence] = WeakSet()
-        #: All that there are now.
+        #: All KV caches.
         self.caches: list[KVCache] = []
 
     def track(self, slot: Slot, sequence: Sequence) -> None:
-        """Take note of a prompt that is being computed."""
+        """Register a prompt that is being computed."""
         if sequence.state == "prefilling":
-            self._cache_of[sequence] = slot.cache  # first: what is put is looked up there
+            self._cache_of[sequence] = slot.cache  # first: what is registered is looked up there
             self._computing.put(sequence, sequence.hashes)
 
     def in_progress(self, sequence: Sequence) -> Sequence | Reading | None:
-        """What will give more of a prompt than is cached: a prompt that is computed, or a file."""
+        """What will give more of a prompt than is cached: another prompt, or a file that is being
+        read.
+        """
         owner = self._computed_for(sequence)
         if owner is not None or self._files is None or sequence in self._read_for:
             return owner
@@ -81,7 +83,7 @@ class PrefixReuse:
         return self._files.fetch(wanted, more_than=n_cached, exact=not self.rolls_back)
 
     def shared(self, blocks: BlockHashes, sequence: Sequence) -> int:
-        """How many blocks a prompt can take over from another that is or was computed."""
+        """How many blocks a prompt can reuse from another that is or was computed."""
         n_blocks = n_shared(blocks, self._wanted(sequence))
         return self._cut_to(n_blocks, len(blocks), sequence)
 
@@ -93,7 +95,7 @@ class PrefixReuse:
         return max(n_saved, self._n_in_slots(wanted, sequence)) if self.rolls_back else n_saved
 
     def must_wait(self, cache: KVCache, sequence: Sequence) -> bool:
-        """Whether most of a prompt is in another context, and can be copied after the next step."""
+        """Whether most of a prompt is in another context and can be copied after the next step."""
         if not self.rolls_back:
             return False
         _, n_unsettled = self._elsewhere(cache, sequence, settled=False)
@@ -104,7 +106,7 @@ class PrefixReuse:
         )
 
     def restore(self, slot: Slot, sequence: Sequence) -> int:
-        """Set a slot to as much of a prompt as is cached; return how many tokens that is."""
+        """Restore as much of a prompt as is cached to a slot. Returns how many tokens that is."""
         donor = slot.cache.nearest(self._wanted(sequence))
         n_here = n_there = 0
         if self.rolls_back:
@@ -136,9 +138,9 @@ class PrefixReuse:
         return self._copy(slot, donor, n_there) if n_there else 0
 
     def checkpoint(self, slot: Slot, waiting: Waiting) -> None:
-        """Save a state that cannot be cut back later where others may want to go on from it.
+        """Save a state that cannot be cut back later where other prompts may continue from it.
 
-        That is at the last place where the prompt may be cut, and where prompts that wait part
+        These places are the last one where the prompt may be cut, and where waiting prompts diverge
         from it.
         """
         sequence = slot.sequence
@@ -151,23 +153,23 @@ class PrefixReuse:
             self._save(slot, slot.blocks)
 
     def keep_answer(self, slot: Slot, sequence: Sequence) -> None:
-        """Have a slot hold an answer too, for the next turn, where its bytes need not stay."""
+        """Keep an answer in its slot for the next turn, if bytes need not stay the same."""
         if self._keeps_answers:
             slot.blocks = block_hashes(sequence.tokens[: sequence.n_past])
 
     def forget_unless_reused(self, slot: Slot) -> None:
-        """Have a slot that becomes free hold nothing, where nothing is reused."""
+        """Clear a slot that becomes free, if nothing is reused."""
         if not self._reuses:
             slot.blocks = ()
 
     def evict(self, slot: Slot) -> None:
-        """Empty a free slot, and save what it holds."""
+        """Save what a free slot holds, and clear it."""
         if len(slot.blocks) * BLOCK >= WORTH_SAVING:
             self._save_evicted(slot)
         slot.keep(0)
 
     def save_unused(self, cache: KVCache) -> None:
-        """Save what a context holds that nobody uses, before it is closed."""
+        """Save what an unused context holds before it is closed."""
         try:
             if cache.context.usable:
                 for slot in sorted(cache.free, key=lambda slot: slot.last_used):
@@ -189,7 +191,9 @@ class PrefixReuse:
             self._files.close()
 
     def _computed_for(self, sequence: Sequence) -> Sequence | None:
-        """Whose prompt is being computed that will give more of this one than is cached now."""
+        """The request whose prompt is being computed and will give more of this one than is cached
+        now.
+        """
         for done in [other for other in self._cache_of if other.state != "prefilling"]:
             self._computing.put(done, ())
             del self._cache_of[done]
@@ -220,7 +224,7 @@ class PrefixReuse:
         return self._cut_to(n_found, n_other, sequence)
 
     def _is_usable(self, other: Sequence, sequence: Sequence) -> bool:
-        """Whether a slot that a request can have will have room for what another one computes."""
+        """Whether a slot that a request can get will have room for what another prompt computes."""
         cache, n_needed = self._cache_of[other], sequence.n_needed
         long_enough = [each for each in self.caches if each.length >= n_needed and not each.drains]
         if not long_enough:
@@ -239,10 +243,11 @@ class PrefixReuse:
     def _elsewhere(
         self, cache: KVCache, sequence: Sequence, *, settled: bool = True
     ) -> tuple[Slot | None, int]:
-        """The slot of another context with most of a prompt that fits here, and how much it has.
+        """The slot of another context with most of a prompt that fits here, and how many blocks it
+        has.
 
         Args:
-            settled: of contexts whose memory can be copied now; the others have requests, and can
+            settled: only contexts whose memory can be copied now. The others have requests, and can
                 be copied once these were computed.
         """
         best: Slot | None = None
@@ -267,7 +272,7 @@ class PrefixReuse:
         return n_blocks * BLOCK
 
     def _move(self, slot: Slot, donor: Slot) -> bool:
-        """Copy what a slot of another context holds; return whether that was possible."""
+        """Copy what a slot of another context holds. Returns whether that was possible."""
         if donor.sequence is None:
             donor.keep(len(donor.blocks))
         state = self._state(donor)
@@ -281,9 +286,10 @@ class PrefixReuse:
         return sequence.hashes[: sequence.n_reusable if self.rolls_back else sequence.n_to_border]
 
     def _cut_to(self, n_blocks: int, n_other: int, sequence: Sequence) -> int:
-        """After how many blocks a prompt may be cut, of those that it shares with another.
+        """After how many of the blocks that it shares with another a prompt may be cut.
 
-        That is after any where the bytes stay, and at the end of a chunk of both prompts elsewhere.
+        That is after any block if bytes stay the same, and otherwise at the end of a chunk of both
+        prompts.
 
         Args:
             n_blocks: how many they share.
@@ -297,11 +303,11 @@ class PrefixReuse:
 
     def _cut_to_saved(self, saved: SavedPrefix | None, n_found: int, sequence: Sequence) -> int:
         if saved is None or not self.rolls_back:
-            return n_found  # states that cannot be cut were saved where they serve
+            return n_found  # states that cannot be cut back were saved where they are useful
         return self._cut_to(n_found, len(saved.hashes), sequence)
 
     def _save_evicted(self, slot: Slot, *, wait: bool = False) -> None:
-        """Save what a slot holds before something else takes its place."""
+        """Save what a slot holds before something else replaces it."""
         if not self.rolls_back or self._saved.holds(slot.blocks) or not self._saved.max_bytes:
             return
         if any(
@@ -321,10 +327,13 @@ class PrefixReuse:
                 self._files.add(SavedPrefix(hashes, state), wait=wait)
 
     def _state(self, slot: Slot) -> bytes | None:
-        """What a slot holds, or None where it cannot be had: it will be computed anew."""
+        """What a slot holds, or None if it cannot be read. Then it will be computed again."""
         try:
             return slot.cache.context.state.seq_get_data(slot.seq_id)
-        except (pyllama.LlamaError, MemoryError) as error:  # or copies wait for the next decode
+        except (
+            pyllama.LlamaError,
+            MemoryError,
+        ) as error:  # or copies are still pending
             if not slot.cache.context.usable:
                 raise
             note(logger, logging.DEBUG, "not saved: %s", error)
@@ -342,5 +351,5 @@ class PrefixReuse:
 
 
 def rolls_back(model: pyllama.Model) -> bool:
-    """Whether the memory of a sequence can be cut back to fewer tokens and go on from there."""
+    """Whether the memory of a sequence can be cut back to fewer tokens and continue from there."""
     return not (model.is_recurrent or model.is_hybrid or model.n_swa)

@@ -1,7 +1,7 @@
-"""One KV cache, whose cells go to whichever request needs them.
+"""One KV cache whose cells all requests share.
 
-A GPU is fastest with that: one batch for all requests is computed in one call, and what prompts
-share is in memory once.
+A GPU is fastest with it: one call computes one batch for all requests, and the common beginning of
+prompts is in memory once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from adapter.generation.memory.strategy import Memory
 from adapter.generation.sequence import Sequence
 
 MAX_IDLE = 8192
-"""Tokens that are left in a shared memory for requests to come."""
+"""Tokens that are kept free in a shared memory for later requests."""
 
 
 class SharedMemory(Memory):
@@ -24,7 +24,7 @@ class SharedMemory(Memory):
         self._evict(slot.cache)
 
     def release(self, slot: Slot) -> Exception | None:
-        """Make a slot free, and leave in memory only what it holds of prompts."""
+        """Make a slot free, and keep in memory only its prompt."""
         super().release(slot)
         if not slot.cache.context.usable:
             return None
@@ -44,9 +44,9 @@ class SharedMemory(Memory):
         return cache if cache.has_room(sequence) else None
 
     def _evict(self, cache: KVCache) -> None:
-        """Empty free slots, but for those used last.
+        """Clear free slots, except the most recently used ones.
 
-        What the requests may need must be free, and attention goes over all that is in memory.
+        What the requests may need must be free, and attention reads all that is in memory.
         """
         left = cache.n_cells - cache.n_promised
         blocks: set[bytes] = set()

@@ -1,4 +1,4 @@
-"""What a scheduler asks of a memory: room for requests, and what is cached of their prompts."""
+"""What a scheduler needs of a memory: room for requests, and what is cached of their prompts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Memory(ABC):
         make: makes a context for a number of tokens and of sequences.
         prefixes: finds, restores and saves beginnings of prompts.
         longest: tokens that the longest requests have.
-        n_cells: tokens that all KV caches may hold together; a request of any length always fits.
+        n_cells: the most tokens that all KV caches hold together. A request of any length always
+            fits.
         max_sequences: the most requests that have a slot at once.
     """
 
@@ -40,7 +41,7 @@ class Memory(ABC):
         self._n_cells = max(n_cells, longest)
         self._max_sequences = max_sequences
         self._caches = prefixes.caches
-        #: What is in memory of beginnings of prompts.
+        #: The beginnings of prompts that are in memory.
         self.prefixes = prefixes
 
     def __iter__(self) -> Iterator[KVCache]:
@@ -48,7 +49,7 @@ class Memory(ABC):
 
     @property
     def slots(self) -> list[Slot]:
-        """All slots that there are."""
+        """All slots."""
         return [slot for cache in self._caches for slot in cache.slots]
 
     @property
@@ -62,19 +63,19 @@ class Memory(ABC):
         return len(self.taken) >= self._max_sequences
 
     def in_progress(self, sequence: Sequence) -> Sequence | Reading | None:
-        """What a request is to wait for, which will give more of its prompt than is cached now.
+        """What a request should wait for, since it will give more of its prompt than is cached now.
 
         That is a request whose prompt is being computed, or a file that is being read.
         """
         return self.prefixes.in_progress(sequence)
 
     def place(self, sequence: Sequence, n_waiting: int = 1) -> Slot | None:
-        """Give a request a slot that is long enough; None while there is no room.
+        """Give a request a slot that is long enough; None if there is no room.
 
-        What the slot holds is not touched before ``restore``.
+        The contents of the slot stay until ``restore``.
 
         Args:
-            n_waiting: requests that wait for a slot, this one among them.
+            n_waiting: requests that wait for a slot, including this one.
 
         Raises:
             pyllama.LlamaError: a context cannot be made, and there is no other to wait for.
@@ -92,25 +93,27 @@ class Memory(ABC):
         self.prefixes.track(slot, sequence)
 
     def roll_back(self, slot: Slot, sequence: Sequence) -> bool:
-        """Leave in memory what the request had before a batch that failed, if that is possible."""
+        """Leave in memory what the request had before a failed batch. Returns whether that was
+        possible.
+        """
         memory = slot.cache.context.memory
         return self.prefixes.rolls_back and memory.seq_rm(slot.seq_id, sequence.n_past)
 
     def release(self, slot: Slot) -> Exception | None:
-        """Make a slot free whose request has ended. What it holds of prompts stays for others.
+        """Make a slot free whose request has ended. Its prompt stays cached for others.
 
         Returns:
-            An error that left its memory unusable to others: its KV cache is to be dropped.
+            An error that left its memory unusable. Its KV cache must be dropped then.
         """
         self.prefixes.forget_unless_reused(slot)
         slot.cache.give_back(slot)
         return None
 
     def tidy(self) -> None:  # noqa: B027 - few have anything to free
-        """Free what nobody needs any more, after a step."""
+        """Free what is not needed any more, after a step."""
 
     def drop(self, cache: KVCache) -> None:
-        """Free a context that is not to be used any more."""
+        """Free a context that must not be used any more."""
         if cache in self._caches:
             self._caches.remove(cache)
             cache.context.close()
