@@ -1,4 +1,4 @@
-"""Chat templates of the user's, in place of those that came with the model files."""
+"""Chat templates that the user gives in place of those in the model files."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ChatTemplates:
     """The templates that a pool's models are loaded with.
 
     Args:
-        given: Jinja as text, or the path of a file that holds it: for all models, or a mapping from
-            their names. A str with a brace or a line break is text.
+        given: Jinja as text, or the path of a file with it; either for all models, or in a mapping
+            by their names. A str with a brace or a line break is text.
         find: finds a model's file by its name.
 
     Raises:
@@ -43,7 +43,7 @@ class ChatTemplates:
             self._for_all = _source(given)
 
     def source_for(self, path: Path) -> str | None:
-        """The template of the model in a file; None for the file's own."""
+        """The template for the model in a file; None for the file's own."""
         return self._for_all or self._sources.get(path)
 
 
@@ -62,9 +62,10 @@ def _source(template: Template) -> str:
 
 
 def of_the_hub(path: Path) -> str | None:
-    """The template that lies beside a hub's model, for a model whose own file has none.
+    """The template beside a hub's model file that has none of its own.
 
-    Raises ConfigurationError for one that cannot be read.
+    Raises:
+        ConfigurationError: it cannot be read.
     """
     beside = template_beside(path)
     return None if beside is None else _read(beside)

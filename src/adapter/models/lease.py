@@ -1,4 +1,4 @@
-"""A lease: while it is held, a model stays in memory."""
+"""A lease keeps a model in memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ T = TypeVar("T")
 
 
 class Lease(AbstractContextManager[T], Generic[T]):
-    """Has a model in memory for a block, loading it if need be. It is used once.
+    """Keeps a model in memory for a block, and loads it if need be. It is used once.
 
-    loader  has it loaded
-    name    the model, as it is asked for
-    path    its file
-    slot    where it must be; None for where it is now, waiting for the end of an unload
-    give    what of the model the block is given
+    Args:
+        loader: loads the model.
+        name: the model, as it was asked for.
+        path: its file.
+        slot: which slot it must be in; None for the current one, after the end of an unload.
+        give: what of the model the block gets.
     """
 
     def __init__(
@@ -39,12 +40,12 @@ class Lease(AbstractContextManager[T], Generic[T]):
         self.name = name
         self.path = path
         self.slot = slot
-        #: Whose lease it is.
+        #: The caller that holds it.
         self.thread = this_thread()
-        #: What stands for it where leases are kept.
+        #: What represents it in the set of leases.
         self.reference: weakref.ref[Lessee] = weakref.ref(self)
         self._give = give
-        #: What it is on while it is held.
+        #: The model that it is on, while it is held.
         self.residency: Residency | None = None
         #: It was given back, or will never be taken.
         self.over = False
@@ -65,7 +66,7 @@ class Lease(AbstractContextManager[T], Generic[T]):
         self._drop()
 
     def move_here(self) -> None:
-        """Make it the calling thread's: a generator may go on in another one."""
+        """Make the calling thread its holder: a generator may continue in another thread."""
         self.thread = this_thread()
 
     def _take(self) -> ResidentModel:
@@ -77,7 +78,7 @@ class Lease(AbstractContextManager[T], Generic[T]):
         if slot is not None and residency is not None and residency.usable:
             self.residency = residency
             residency.leases.add(self.reference)
-            # Only now: whoever frees it looks in the other order. See slot.py.
+            # Only now: freeing a model uses the opposite order. See slot.py.
             if slot.residency is residency and (not slot.closing or self._goes_on(residency)):
                 return self._use(residency)
             residency.leases.discard(self.reference)
@@ -86,16 +87,16 @@ class Lease(AbstractContextManager[T], Generic[T]):
         return self._use(self.residency)
 
     def take(self, residency: Residency, request: Request[Residency]) -> None:
-        """In the pool's thread: the model is there."""
+        """Take it, in the pool's thread: the model is in memory."""
         self.residency = residency
         residency.leases.add(self.reference)
-        # Looked at last: whoever stops waiting says so before it gives the lease back. One that is
-        # interrupted again while it does may only come to say the second.
+        # Checked last: a caller that stops waiting sets these before it gives the lease back. If it
+        # is interrupted again, it may set only the second.
         if request.abandoned or self.over:
             residency.leases.discard(self.reference)
 
     def _goes_on(self, residency: Residency) -> bool:
-        """Whether it belongs to a request that has a lease already, and may go on to its end."""
+        """Whether it belongs to a request that has a lease already, and may run to its end."""
         return any(
             lease is not self and lease.thread is self.thread for lease in residency.lessees()
         )
@@ -107,7 +108,7 @@ class Lease(AbstractContextManager[T], Generic[T]):
 
     def _drop(self) -> None:
         # Perhaps in another thread: a generator may be closed anywhere.
-        self.over = True  # first: whoever grants it just now looks at this last
+        self.over = True  # first: a grant at this moment checks it last
         residency = self.residency
         if residency is not None:
             residency.leases.discard(self.reference)

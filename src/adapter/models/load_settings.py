@@ -1,4 +1,4 @@
-"""What the models of one pool are loaded with."""
+"""The settings with which the models of one pool are loaded."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from adapter.models.memory_budget import MemoryBudget
 
 
 class Plan(Protocol):
-    """Where the model in a file runs, as HardwareManager.plan() decides it."""
+    """Decides where the model in a file runs, like HardwareManager.plan()."""
 
     def __call__(self, path: Path, **settings: Any) -> Placement: ...
 
 
 @dataclass(eq=False)
 class LoadSettings:
-    """The same for all models of a pool.
+    """Settings that all models of a pool share.
 
-    plan           decides where a model goes
-    budget         how much the pool may hold
-    reproducible   whether requests give the same bytes whatever runs beside them
-    prefix_folder  where beginnings of prompts are kept
-    templates      chat templates in place of the models' own
-    watch          gives what a load calls with the fraction loaded
+    Attributes:
+        plan: decides where a model runs.
+        budget: how much the pool may hold.
+        reproducible: whether requests give the same bytes whatever else runs.
+        prefix_folder: where beginnings of prompts are kept.
+        templates: chat templates in place of the models' own.
+        watch: makes the function that a load calls with the fraction loaded.
     """
 
     plan: Plan

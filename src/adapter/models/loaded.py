@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Borrow(Protocol):
-    """Has the model in memory for a block, loading it if need be, and gives a part of it."""
+    """Keeps the model in memory for a block, loading it if need be, and gives a part of it."""
 
     def __call__(self, give: Callable[[ResidentModel], T]) -> Lease[T]: ...
 
@@ -60,7 +60,7 @@ class LoadedModel:
         self.path = path
         #: Hex digest of the file, its chat template and the version of llama.cpp.
         self.fingerprint = resident.fingerprint
-        #: What else decides the bytes of its answers: devices, layers on them, threads and so on.
+        #: What else affects the bytes of its answers: devices, layers on them, threads and so on.
         self.computation = resident.computation
         #: Tokens of context that it was trained with.
         self.n_ctx_train = resident.model.n_ctx_train
@@ -70,13 +70,13 @@ class LoadedModel:
         self.capabilities = resident.template.capabilities
         #: Names in the chat template, its variables among them.
         self.template_variables = resident.template_variables
-        #: Whether it can be given tools, and its calls be read.
+        #: Whether it can be given tools, and its calls can be read.
         self.calls_tools = resident.calls_tools
         #: Tokens of its vocabulary.
         self.n_vocab = resident.model.vocab.n_tokens
-        #: Whether it has a chat template. A model without one is given a plain form of turns.
+        #: Whether it has a chat template. A model without one gets a plain form of turns.
         self.has_chat_template = resident.has_template
-        #: Texts that end a turn, beside the vocabulary's own tokens.
+        #: Texts that end a turn, besides the vocabulary's own tokens.
         self.turn_stops = () if resident.has_template else ("\n\nUser:", "\n\nSystem:")
         self._placed = placed
         placement = placed()
@@ -86,13 +86,13 @@ class LoadedModel:
             {execution: _LeasedGenerator(borrow, execution) for execution in get_args(Execution)}
         )
         self._borrow = borrow
-        # No cached_property: before Python 3.12 those of all handles share a lock, which one that
+        # No cached_property: before Python 3.12 all handles would share its lock, which one that
         # waits for a load would hold.
         self._turn_ends: tuple[int, ...] | None = None
 
     @property
     def placement(self) -> Placement:
-        """What it runs on, and why; after the loss of a server that may be something else."""
+        """What it runs on, and why. It may change when an RPC server is lost."""
         return self._placed()
 
     @property
@@ -141,10 +141,10 @@ class LoadedModel:
         return variable in self.template_variables or bool(through)
 
     def tokenize(self, prompt: pyllama.RenderedChat | str) -> list[int]:
-        """The tokens of a rendered prompt, with BOS once as the model wants it.
+        """The tokens of a rendered prompt, with one BOS if the model wants it.
 
-        Control tokens are recognised where the chat template wrote them, and nowhere else. A str
-        counts as written by the template.
+        Control tokens are recognised only where the chat template wrote them. A str counts as
+        written by the template.
 
         Raises:
             TokenizationError: the text has no UTF-8 form, or is too long.
@@ -183,7 +183,8 @@ class LoadedModel:
         """The tokens at which an answer of one line ends.
 
         These are the vocabulary's tokens that end generation. A model without a chat template was
-        not taught to write one of them: for it a token that begins with a line break ends it too.
+        not trained to write one of them, so for it a token that begins with a line break ends the
+        answer too.
         """
         if self._turn_ends is None:
             self._turn_ends = self._find_turn_ends()
@@ -200,7 +201,7 @@ class LoadedModel:
             )
 
     def piece(self, token: int) -> bytes:
-        """The bytes of one token. For many, ask the vocabulary of one lease."""
+        """The bytes of one token. For many tokens, use the vocabulary of one lease."""
         with self._borrow(whole) as resident:
             return resident.model.vocab.token_to_piece(token)
 
@@ -211,7 +212,7 @@ class LoadedModel:
 
 
 class _LeasedGenerator:
-    """A generator of a model, wherever in memory it is by then. It satisfies ``Generator``."""
+    """A generator of a model, wherever it is in memory. It satisfies ``Generator``."""
 
     def __init__(self, borrow: Borrow, execution: Execution) -> None:
         self._borrow = borrow
@@ -236,7 +237,7 @@ class _LeasedGenerator:
     def submit(
         self, request: GenerationRequest, cancelled: threading.Event | None = None
     ) -> Pending[Delta | GenerationResult]:
-        """See ``Generator``. The caller holds a lease on the model until the request has ended."""
+        """See ``Generator``. The caller must hold a lease until the request has ended."""
         with self._borrow(whole) as resident:
             return resident.generators[self._execution].submit(request, cancelled)
 
@@ -255,5 +256,5 @@ def _in_words(devices: Sequence[pyllama.Device]) -> str:
 
 
 def whole(resident: ResidentModel) -> ResidentModel:
-    """What the users of a model in memory are given of it."""
+    """Give a lease's block the whole model."""
     return resident

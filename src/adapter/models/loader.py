@@ -1,7 +1,7 @@
-"""A pool's side of its own thread: what the pool and its handles ask it to do.
+"""What the pool and its handles ask of the pool's thread.
 
-The pool and every handle and lease hold this object, and the thread refers to it weakly. So once
-the last of them is dropped the thread hears of it, frees the models, and ends.
+The pool and every handle and lease refer to this object, and the thread refers to it weakly. When
+the last of them is dropped, the thread is notified, frees the models, and ends.
 """
 
 from __future__ import annotations
@@ -33,42 +33,44 @@ class ModelLoader:
         self._thread.start(self)
 
     def slots(self) -> list[ModelSlot]:
-        """Every model that is known: in memory, or evicted, or being loaded or unloaded."""
+        """Every model that was asked for: in memory, evicted, or being loaded or unloaded."""
         return list(self._thread.slots.copy().values())
 
     def slot(self, path: Path) -> ModelSlot | None:
-        """That of a file."""
+        """The slot of a file; None if the model was never asked for."""
         return self._thread.slots.get(path)
 
     def lease(self, request: Request[Residency], path: Path, slot: ModelSlot | None) -> None:
-        """Have the thread grant a lease on the model of a file, or a slot, once it is there."""
+        """Have the thread grant a lease on the model of a file or a slot once it is in memory."""
         if in_pool_thread():
             raise ModelInUseError(request.name, _IN_CALLBACK)
         self._ask(request, partial(self._thread.lease, request, path, slot))
 
     def unload(self, slot: ModelSlot) -> None:
-        """Free a model once its leases have ended. In a progress callback nothing is waited for."""
+        """Free a model once its leases have ended. In a progress callback this does not wait."""
         request: Request[object] = Request(slot.name)
         self._ask(request, partial(self._thread.unload, request, slot))
 
     def close(self) -> None:
-        """Free them all, once their leases have ended, for good; likewise."""
-        if os.getpid() == self._process:  # a child may drop what is its parent's
+        """Free all models for good once their leases have ended. In a progress callback it does not
+        wait.
+        """
+        if os.getpid() == self._process:  # a child of fork() may drop what belongs to its parent
             request: Request[object] = Request("")
             self._ask(request, partial(self._thread.close, request))
 
     def next_use(self) -> int:
-        """Tell uses apart by their order."""
+        """A number that orders uses of models."""
         return next(_uses)
 
     def tell_of_a_lease_that_ended(self) -> None:
-        """Have the thread look, if it waits for leases; it would look by itself a little later."""
+        """Wake the thread if it waits for leases. Without this it would notice a little later."""
         if self._thread.looks_by_itself:
             with suppress(MemoryError):
                 self._thread.look()
 
     def refuse_in_child(self, name: str) -> None:
-        """Raise ModelNotLoadedError in a child of fork(), which has not the pool's threads."""
+        """Raise ModelNotLoadedError in a child of fork(), which lacks the pool's threads."""
         if os.getpid() != self._process:
             raise ModelNotLoadedError(
                 name,
@@ -77,11 +79,11 @@ class ModelLoader:
             )
 
     def _ask(self, request: Request[Any], message: Callable[[], None]) -> None:
-        """Have the thread do something, and wait until it is done, or raise why it is not."""
+        """Send the thread a request, and wait for its answer."""
         self.refuse_in_child(request.name)
         try:
             self._thread.inbox.put(Message(message, request.fail))
-            if self._thread.ended:  # which it says before it empties its inbox for the last time
+            if self._thread.ended:  # set before the thread empties its inbox for the last time
                 message()
             if not in_pool_thread():
                 request.wait(self._thread.keep_going)

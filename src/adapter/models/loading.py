@@ -1,4 +1,4 @@
-"""Loading a model and freeing it, on the threads that work for a pool."""
+"""Loads and frees models, on the threads that work for a pool."""
 
 from __future__ import annotations
 
@@ -37,48 +37,51 @@ from adapter.models.slot import ModelSlot, Residency, Verdicts
 logger = logging.getLogger(__name__)
 
 _loads: list[threading.Thread] = []
-"""Those that load a model, of all pools, in their order. One at a time does, so that it sees the
-memory that the one before it took. No lock: what ended in any way is waited for no more."""
+"""The threads that load a model, of all pools, in order. One loads at a time, so that each sees the
+memory that the one before it took. There is no lock: a thread that ended in any way is not waited
+for.
+"""
 
 _frees: dict[Free, threading.Thread] = {}
-"""What frees a model just now, of all pools, and the threads that do so."""
+"""The jobs that free a model now, of all pools, with their threads."""
 
 HANG_SECONDS = 120.0
-"""How long the freeing of a model is waited for. What it computes on may hang, a GPU for one."""
+"""Seconds to wait until a model is freed. Its device may hang."""
 
 _LOOK = 0.2
-"""Seconds after which a load that waits for another looks whether it is still wanted."""
+"""Seconds after which a load that waits for another checks whether it is still needed."""
 
 _PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS))
-"""Errors of the system that say nothing of the file."""
+"""Errors of the system that are not the file's fault."""
 
 
 class StoppedLoad(ModelNotLoadedError):
-    """A load was stopped: nobody waited for it any more, or the process ends."""
+    """A load was stopped: nobody waits for it any more, or the process ends."""
 
 
 class Pool(Protocol):
-    """What is asked of the thread of a pool: see pool_thread."""
+    """What jobs ask of the pool's thread: see pool_thread."""
 
     settings: LoadSettings
     slots: dict[Path, ModelSlot]
 
     def look(self) -> None:
-        """Have it look at what it works on."""
+        """Have it check its jobs."""
 
     def stops(self, slot: ModelSlot) -> bool:
-        """Whether a load is to stop."""
+        """Whether a load should stop."""
 
     def ask_for_room(self, name: str, placement: Placement, verdicts: Verdicts) -> None:
-        """Have it say whether there is room for a model, and make some."""
+        """Ask whether there is room for a model, and make some."""
 
 
 class Job:
-    """Something that takes long, on a thread of its own. It tells the pool's thread when it ends.
+    """A long task on a thread of its own. It notifies the pool's thread when it ends.
 
-    pool    the pool's thread
-    thread  its own
-    begun   when it was made, as time.monotonic() counts
+    Attributes:
+        pool: the pool's thread.
+        thread: its own.
+        begun: when it was made, as time.monotonic() counts.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -88,7 +91,12 @@ class Job:
         self._ended = False
 
     def start(self) -> None:
-        """Begin. Raises RuntimeError or MemoryError where no thread can be had."""
+        """Start the thread.
+
+        Raises:
+            RuntimeError: the process has as many threads as it may.
+            MemoryError: there is no room for another.
+        """
         start_thread(self.thread)
 
     @property
@@ -97,7 +105,7 @@ class Job:
         return self._ended or not self.thread.is_alive()
 
     def run(self) -> None:
-        """Do it, and tell the pool's thread."""
+        """Run the task, and notify the pool's thread."""
         enter_pool_thread()
         try:
             self.work()
@@ -106,17 +114,18 @@ class Job:
             self.pool.look()
 
     def work(self) -> None:
-        """What there is to do."""
+        """The task."""
         raise NotImplementedError
 
 
 class Load(Job):
     """One load of a model.
 
-    slot       of the model
-    name       the model, as it was asked for
-    residency  the model, once it is loaded
-    error      why it is not
+    Attributes:
+        slot: of the model.
+        name: the model, as it was asked for.
+        residency: the model, once it is loaded.
+        error: why it could not be loaded.
     """
 
     def __init__(self, pool: Pool, slot: ModelSlot, name: str) -> None:
@@ -144,7 +153,7 @@ class Load(Job):
             _loads.remove(self.thread)
 
     def _wait_until(self, over: Callable[[], bool], thread: threading.Thread) -> None:
-        """Wait for what another thread does, unless this load is to stop."""
+        """Wait for another thread's job, unless this load should stop."""
         while not over():
             if self.pool.stops(self.slot):
                 raise StoppedLoad(self._name, "its load was stopped")
@@ -172,7 +181,7 @@ class Load(Job):
                 after = _stamps(slot.path)
             if slot.fingerprint not in (None, resident.fingerprint):
                 raise ModelChangedError(self._name, slot.path)
-            if after != before:  # the fingerprint may not be that of the weights
+            if after != before:  # the fingerprint may belong to other weights
                 reason = "the file was changed or replaced while it was read; load it again"
                 raise ModelLoadError(self._name, slot.path, reason)
             self.residency = Residency(slot, resident, placement)
@@ -184,7 +193,7 @@ class Load(Job):
         logger.info("loaded %s from %s", self._name, slot.path)
 
     def _reporter(self) -> Callable[[float], bool]:
-        """What the model calls, and refers to for as long as it lives: this load, but weakly."""
+        """The model's progress callback. The model keeps it, so it refers weakly to this load."""
         method = weakref.WeakMethod(self._report)
 
         def report(fraction: float) -> bool:
@@ -197,12 +206,12 @@ class Load(Job):
         try:
             self._watcher(fraction)
         except BaseException as error:
-            self._raised = error  # to be raised as it is, an OSError, too
+            self._raised = error  # it is raised unchanged, even if it is an OSError
             raise
         return not self.pool.stops(self.slot)
 
     def _place(self) -> Placement:
-        """Decide where the model goes, with others evicted until there is room."""
+        """Decide where the model runs, and have others evicted until there is room."""
         placement = self.slot.placement
         if placement is not None and any(each.backend == "RPC" for each in placement.devices):
             placement = None  # servers come and go, and their devices with them
@@ -224,11 +233,11 @@ class Load(Job):
         before = self.slot.placement
         if before is None:
             return self._settings.plan(self.slot.path, room=room)
-        # Handles have told how long a request may be.
+        # Handles have already reported how long a request may be.
         return self._settings.plan(self.slot.path, context_length=before.context_length, room=room)
 
     def _has_room(self, placement: Placement) -> bool:
-        """Whether there is room; False when that was made just now. Raises PoolFullError."""
+        """Whether there is room. False if it was only made now. Raises PoolFullError."""
         while True:
             verdicts: Verdicts = SimpleQueue()
             self.pool.ask_for_room(self._name, placement, verdicts)
@@ -241,7 +250,7 @@ class Load(Job):
                     raise verdict
                 finally:
                     del verdict  # it refers to this frame
-            for free, thread in frees.items():  # of other pools: there is more room then
+            for free, thread in frees.items():  # of other pools: there is more room after that
                 self._wait_until(partial(_is_over, free, thread), thread)
                 if _has_ended(thread):
                     _frees.pop(free, None)  # it has removed itself, unless it lacked memory
@@ -256,7 +265,7 @@ class Free(Job):
 
     @property
     def hangs(self) -> bool:
-        """Whether it takes so long that nobody is to wait for it any more."""
+        """Whether it takes so long that it should not be waited for."""
         return time.monotonic() - self.begun > HANG_SECONDS
 
     def work(self) -> None:
@@ -278,14 +287,14 @@ def _is_over(free: Free, thread: threading.Thread) -> bool:
 
 
 def _stamps(path: Path) -> list[tuple[int, int, int]]:
-    """What tells whether a model's files are still the same."""
+    """Sizes and times that show whether a model's files are still the same."""
     stats = [part.stat() for part in parts(path)]
     return [(stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
 @contextmanager
 def translated_load(name: str, path: Path) -> Iterator[None]:
-    """Raise what pyllama raises as this package's own errors."""
+    """Raise pyllama's errors in a block as this package's own."""
     try:
         yield
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""How the progress of a load is shown: to a callback, as a bar on a terminal, or not at all."""
+"""Shows the progress of a load: to a callback, as a bar on a terminal, or not at all."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Progress: TypeAlias = Callable[[str, float], None] | bool | None
 """A function of a model's name and the fraction loaded, or whether to draw a bar."""
 
 Watch: TypeAlias = Callable[[str], AbstractContextManager[Callable[[float], None]]]
-"""Makes, for one load of the model called so, the function of the fraction loaded."""
+"""Makes, for one load of a model, the function of the fraction loaded."""
 
 _WIDTH = 30
 
 
 def watch(progress: Progress) -> Watch:
-    """How loads are to be watched. Raises InvalidParameterError for what cannot watch them."""
+    """Return the watch for a pool's `progress`. Raises InvalidParameterError for other values."""
     if callable(progress):
         return lambda name: nullcontext(partial(progress, name))
     if progress is not None and not isinstance(progress, bool):
@@ -33,9 +33,10 @@ def watch(progress: Progress) -> Watch:
 
 
 def weakly(watch: Watch) -> Watch:
-    """The same for as long as somebody else keeps it.
+    """A watch that works as long as something else keeps the user's function.
 
-    A pool's thread may keep this: a user's function often refers to the pool, which would live on.
+    A pool's thread may keep it. The user's function often refers to the pool, which would then
+    never be collected.
     """
     found = weakref.ref(watch)
 
@@ -59,7 +60,7 @@ class LoadingBar:
 
     def __enter__(self) -> Callable[[float], None]:
         if _is_terminal():
-            from rich.console import Console  # heavy, and of no use without a terminal
+            from rich.console import Console  # slow to import, and useless without a terminal
 
             self._console = Console(file=sys.stderr)
         return self._draw

@@ -1,4 +1,4 @@
-"""What the models of this process take of the machine's memory, in all pools together."""
+"""The memory of this machine that the models of all pools in this process take."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from adapter.models.resident import ResidentModel
 
 
 class MachineMemory:
-    """What all pools of this process hold of each memory, and what it may become.
+    """What all pools of this process hold of each memory, and the most that they may hold.
 
-    Weights mapped from a file do not count as memory in use for the operating system, so what is
-    free of a memory is measured while no pool holds any of it, and what they take is counted from
-    there on.
+    The operating system does not count weights mapped from a file as used. So the free memory is
+    measured while no pool holds any of it, and what the pools take is counted from then on.
     """
 
     def __init__(self) -> None:
-        # No lock, and no sum that is kept: an exception at any point leaves this whole.
+        # No lock and no stored sum: an exception at any point leaves this consistent.
         self._held: dict[int, Mapping[str, int]] = {}
         self._limits: Mapping[str, int] = {}
 
     def hold(self, resident: ResidentModel, memory: Mapping[str, int]) -> None:
-        """Count a model, until it is released or collected."""
+        """Count a model until it is released or collected."""
         weakref.finalize(resident, self._held.pop, id(resident), None)
         self._held[id(resident)] = memory
 
     def release(self, resident: ResidentModel) -> None:
-        """Count a model no more. Releasing it again does nothing."""
+        """Stop counting a model. Releasing it again does nothing."""
         self._held.pop(id(resident), None)
 
     def observe(self, free: Mapping[str, int]) -> None:
-        """Take note of how much is free now."""
+        """Record how much is free now."""
         limits = {memory: size - margin(size) for memory, size in free.items()}
         held, known = self.read()
         limits |= {memory: size for memory, size in known.items() if held[memory]}

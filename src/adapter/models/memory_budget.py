@@ -14,11 +14,13 @@ from adapter.models.slot import Residency
 class MemoryBudget:
     """Whether a pool has room for one more model.
 
-    memory_budget  bytes that its models may take together; "auto" for what was free of each
-                   memory before pools took any of it, less a margin; None for no limit
-    max_models     how many may be in memory; None for any number
+    Args:
+        memory_budget: bytes that its models may take together; "auto" for what was free of each
+            memory before pools took any of it, less a margin; None for no limit.
+        max_models: how many may be in memory; None for any number.
 
-    Raises InvalidParameterError for a number out of range.
+    Raises:
+        InvalidParameterError: a number out of range.
     """
 
     def __init__(self, memory_budget: int | Literal["auto"] | None, max_models: int | None) -> None:
@@ -30,15 +32,16 @@ class MemoryBudget:
 
     @property
     def is_unlimited(self) -> bool:
-        """Whether memory does not matter."""
+        """Whether there is no limit on memory."""
         return self._memory_budget is None
 
     def room(self, own: Sequence[Residency]) -> int | None:
-        """Bytes of the host's memory that nobody has yet; None for what the system says is free.
+        """Bytes of the host's memory that are left; None for what the system reports as free.
 
-        Models take part of what they were promised when they need it.
+        A model takes a part of its reserved memory only when it needs it.
 
-        own  what the pool has in memory: a number of bytes is for this alone
+        Args:
+            own: what the pool has in memory. A budget in bytes is for these models only.
         """
         if self.is_unlimited:
             return None
@@ -50,8 +53,8 @@ class MemoryBudget:
     def shortage(
         self, name: str, placement: Placement, own: Sequence[Residency], kept: Sequence[Residency]
     ) -> PoolFullError | None:
-        """What would be missing for a model if of the pool's own models only some were kept."""
-        # One that failed was replaced: until its requests have ended, there are two of one model.
+        """What would be missing for a model if only `kept` of the pool's own models stayed."""
+        # A failed model was replaced. Until its requests have ended, there are two of one model.
         n_kept = sum(not model.replaced for model in kept)
         if self._max_models is not None and n_kept >= self._max_models:
             return _error(name, 1, n_kept, self._max_models, "models", "the pool", kept)

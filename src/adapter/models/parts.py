@@ -1,4 +1,4 @@
-"""The files that a split model is made of."""
+"""The files of a split model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PART = re.compile(r"(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
 
 
 def parts(path: Path) -> tuple[Path, ...]:
-    """All files of a model, from its file or its first part on; whether or not they exist."""
+    """All files of a model, from its file or its first part, whether or not they exist."""
     part = PART.fullmatch(path.stem)
     if part is None or int(part["index"]) != 1:
         return (path,)
@@ -22,6 +22,6 @@ def parts(path: Path) -> tuple[Path, ...]:
 
 
 def plain_name(path: Path) -> str:
-    """The name of the model in a file or a first part, among those of its folder."""
+    """The name in its folder of the model in a file or a first part."""
     part = PART.fullmatch(path.stem)
     return path.stem if part is None else part["name"]

@@ -1,4 +1,4 @@
-"""Models by name: loaded from a folder when asked for, shared, and evicted for others."""
+"""Models by name: loaded from a folder on demand, shared, and evicted for others."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import pyllama
 
 _LOOK = 1.0
-"""Seconds after which aload_model() looks whether its thread still lives."""
+"""Seconds after which aload_model() checks whether its thread still lives."""
 
 
 class ModelPool:
@@ -132,7 +132,7 @@ class ModelPool:
             n_contexts=max_contexts,
             context=checked(context),
         )
-        #: What load_model() returned: aliases have handles of their own.
+        #: What load_model() returned: each alias has a handle of its own.
         self._handles: dict[tuple[ModelSlot, str], LoadedModel] = {}
         self._watch = watch(progress)
         self._loader = ModelLoader(
@@ -189,14 +189,14 @@ class ModelPool:
                 settle = partial(_settle, loaded, self.load_model(name), None)
             except BaseException as error:
                 settle = partial(_settle, loaded, None, error)
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            with suppress(RuntimeError):  # the loop is closed, so nobody waits any more
                 insist(partial(loop.call_soon_threadsafe, settle))
 
         # Not on the loop's own executor: DSPy uses that one, and long loads would starve it.
         thread = threading.Thread(target=load, name="model-pool-load", daemon=True)
         try:
             start_thread(thread)
-        except (RuntimeError, MemoryError) as error:  # the process has as many as it may
+        except (RuntimeError, MemoryError) as error:  # the process has as many threads as it may
             raise TransientError(f"no thread to load model {name!r} on: {error}") from error
 
         def look(lived: bool) -> None:
@@ -244,10 +244,10 @@ class ModelPool:
             found.append(replace(info, loaded=loaded, pinned=pinned))
         return found
 
-    # Keeping and letting go
+    # Keeping and unloading
 
     def metrics(self) -> dict[str, MetricsSnapshot]:
-        """What the schedulers of the models have done since each was first loaded, by name.
+        """Counts and times of each model's scheduler since the model was first loaded, by name.
 
         Raises:
             ModelNotLoadedError: in a child of ``fork()``.
@@ -264,7 +264,7 @@ class ModelPool:
         return loaded
 
     def unpin_model(self, name: str) -> None:
-        """Let a model be evicted again.
+        """Allow a model to be evicted again.
 
         Raises:
             ModelNotLoadedError: it was not loaded.
@@ -330,9 +330,10 @@ class ModelPool:
         raise ModelNotLoadedError(name, f"call load_model({name!r}) first")
 
     def _handle(self, name: str, path: Path, resident: ResidentModel) -> LoadedModel:
-        """The one handle of a name on a model, which this thread holds a lease on.
+        """The one handle of a name on a model that this thread holds a lease on.
 
-        It is another one where the model computes otherwise by now, as after the loss of a server.
+        There is a new handle if the model now computes differently, for example after the loss of a
+        server.
         """
         slot = self._loader.slot(path)
         assert slot is not None

@@ -1,8 +1,8 @@
-"""What the user's threads ask of a pool's own thread, and how they wait for its answer.
+"""Requests of the user's threads to a pool's thread, and how they wait for the answer.
 
-Ctrl-C ends a user's thread between any two operations, also between taking a lock and the block
-that would release it. So threads of the user's share no lock with those of the pool: they put a
-message into its inbox, which is one operation, and wait for the answer in a queue of their own.
+Ctrl-C ends a user's thread between any two operations, even between acquiring a lock and the block
+that would release it. So these threads share no lock with the pool's. They put a message into its
+inbox, which is one operation, and wait for the answer in a queue of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from adapter.errors import LlamaCppError
 T = TypeVar("T")
 
 _INTERRUPTED = 0.5
-"""Seconds after which a wait sees Ctrl-C where the system does not end it at once."""
+"""Seconds after which a wait notices Ctrl-C on systems that do not interrupt it at once."""
 
 
 class _Thread(threading.local):
@@ -32,13 +32,13 @@ _thread = _Thread()
 
 
 def this_thread() -> object:
-    """What stands for the calling thread. Unlike its identity no later thread has the same."""
+    """What represents the calling thread. Unlike an identity, it is never used again."""
     return _thread.token
 
 
 @contextmanager
 def acting_as(caller: object) -> Iterator[None]:
-    """Have the calling thread count as another one for a block: as that of an async call, say."""
+    """Let the calling thread act for another caller in a block, such as an async call."""
     before, _thread.token = _thread.token, caller
     try:
         yield
@@ -47,27 +47,28 @@ def acting_as(caller: object) -> Iterator[None]:
 
 
 def enter_pool_thread() -> None:
-    """Take note that the calling thread works for a pool, and must not wait for one."""
+    """Mark the calling thread as working for a pool. It must not wait for one."""
     _thread.works_for_a_pool = True
 
 
 def in_pool_thread() -> bool:
-    """Whether the calling thread works for a pool: it calls back, or collects garbage."""
+    """Whether the calling thread works for a pool: in a callback, or collecting garbage."""
     return _thread.works_for_a_pool
 
 
 class Taker(Protocol[T]):
-    """Takes what a request is for."""
+    """Takes what a request asked for."""
 
     def take(self, given: T, request: Request[T]) -> None: ...
 
 
 class Request(Generic[T]):
-    """Something that one thread asks of the pool's thread, which answers it once.
+    """A request of one thread to the pool's thread, which answers it once.
 
-    name       the model, as it was asked for
-    thread     who asks
-    abandoned  nobody waits any more
+    Attributes:
+        name: the model, as it was asked for.
+        thread: the caller.
+        abandoned: nobody waits for it any more.
     """
 
     def __init__(self, name: str, taker: Taker[T] | None = None) -> None:
@@ -80,7 +81,8 @@ class Request(Generic[T]):
     def wait(self, look: Callable[[], object]) -> None:
         """Wait for the answer, and raise it if it is an error.
 
-        look  called now and then meanwhile: it sees to it that there is a thread which answers
+        Args:
+            look: called now and then meanwhile. It makes sure that there is a thread which answers.
         """
         while True:
             try:
@@ -95,15 +97,15 @@ class Request(Generic[T]):
                 del error  # it refers to this frame
 
     def answer(self) -> None:
-        """Say that it is done."""
+        """Answer that it is done."""
         self._answers.put(None)
 
     def fail(self, error: BaseException) -> None:
-        """Say why it cannot be done."""
+        """Answer why it cannot be done."""
         self._answers.put(error)
 
     def grant(self, given: T) -> None:
-        """Have what is asked for be taken, and say that it is done."""
+        """Give the taker what it asked for, and answer that it is done."""
         taker = None if self._taker is None else self._taker()
         if taker is not None:
             taker.take(given, self)
@@ -111,7 +113,7 @@ class Request(Generic[T]):
 
 
 def fail_all(requests: list[Request[Any]], error: BaseException) -> None:
-    """Answer them all with an error: each with one of its own, as several threads raise it."""
+    """Answer all requests with an error, each with a copy, as several threads raise it."""
     for index, request in enumerate(requests):
         request.fail(error if index == 0 else _copy(error))
     requests.clear()

@@ -1,13 +1,13 @@
 """The thread of a pool, which alone decides what is loaded and freed.
 
-It takes messages from an inbox, one after the other, and waits for nothing else. What takes long, a
-load or the freeing of a model, runs on a thread of its own, which sends a message when it is done.
-Threads of the user's only wait for answers; see pool_requests.
+It handles the messages of an inbox one after the other, and waits for nothing else. Long tasks,
+such as loading or freeing a model, run on threads of their own, which send a message when they are
+done. The user's threads only wait for answers; see pool_requests.
 
 Who waits for whom: a load waits for the load before it, in the whole process, and for models to be
-freed; whoever unloads waits for leases and for a load of that model to stop. A load never waits for
-a lease: where no room can be made it fails. So nobody waits in a circle, except a thread that would
-wait for its own lease, or for a load that calls it back; both are refused.
+freed. Unloading waits for leases, and for a load of that model to stop. A load never waits for a
+lease: if no room can be made, it fails. So nobody waits in a circle, except a thread that would
+wait for its own lease, or for a load that calls it back. Both are refused.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from adapter.models.slot import ModelSlot, Residency, Verdicts
 logger = logging.getLogger(__name__)
 
 _LOOK = 0.2
-"""Seconds after which it looks for leases and jobs that ended without a word."""
+"""Seconds after which it checks for leases and jobs that ended without notice."""
 
 _COLLECT = 3.0
-"""Seconds that it waits for a lease before it has garbage collected, and between collections."""
+"""Seconds that it waits for a lease before it collects garbage, and between collections."""
 
 _EXIT = 10.0
 """Seconds that the end of the process waits for a load to stop."""
 
 
 class Message(NamedTuple):
-    """Something to do, and whom to tell when that fails."""
+    """A message: what to do, and whom to notify if that fails."""
 
     work: Callable[[], object]
     fail: Callable[[BaseException], object]
@@ -54,12 +54,13 @@ class Message(NamedTuple):
 class PoolThread:
     """Keeps the state of a pool's models.
 
-    settings         what they are loaded with
-    inbox            what it is asked to do. The end of its owner comes as the dead reference
-    slots            the models that are known, by file; others may read it
-    looks_by_itself  whether it waits for a lease or a job to end, of which it may not be told
-    stopping         the process ends: nothing is loaded any more
-    ended            it looks into its inbox no more: everything is freed, for good
+    Attributes:
+        settings: how they are loaded.
+        inbox: its messages. A dead reference means that the owner was dropped.
+        slots: the known models, by file. Other threads may read it.
+        looks_by_itself: whether it waits for a lease or a job whose end may send no message.
+        stopping: the process ends, and nothing is loaded any more.
+        ended: it does not read its inbox any more. Everything was freed, for good.
     """
 
     def __init__(self, settings: LoadSettings) -> None:
@@ -71,35 +72,36 @@ class PoolThread:
         self.stopping = False
         self._owner: weakref.ref[Any] | None = None
         self._thread: threading.Thread | None = None
-        self._claims: list[threading.Thread] = []  # of those that would be the one
+        self._claims: list[threading.Thread] = []  # one of them is the pool's
         self._closed = False
         self._closers: list[Request[Any]] = []
         self._gone: list[ModelSlot] = []
         self._load: Load | None = None
         self._message: Message | weakref.ref[Any] | None = None
-        self._collected: float | None = None  # when, or since when it waits for a lease
+        self._collected: float | None = None  # garbage was collected, or a wait began
 
     def start(self, owner: object) -> None:
-        """Begin. It ends once it was closed, or its owner collected, and all is freed."""
+        """Start. It ends once it was closed or its owner collected, and everything is freed."""
         self._owner = weakref.ref(owner, self.inbox.put)
         self.keep_going()
 
     def keep_going(self) -> None:
-        """Start a thread, or another where the first one ended for want of memory.
+        """Start a thread, or another if the first one ended for want of memory.
 
-        Raises TransientError where there can be none.
+        Raises:
+            TransientError: no thread can be started.
         """
         if self.ended or (self._thread is not None and self._thread.is_alive()):
             return
         try:
             start_thread(threading.Thread(target=self._run, name="model-pool", daemon=True))
-        except (RuntimeError, MemoryError) as error:  # the process has as many as it may
+        except (RuntimeError, MemoryError) as error:  # the process has as many threads as it may
             raise TransientError(f"no thread for a model pool: {error}") from error
 
-    # What the user's threads ask for
+    # Requests of the user's threads
 
     def lease(self, request: Request[Residency], path: Path, slot: ModelSlot | None) -> None:
-        """Grant a lease on a model once it is there: that of a slot, or the one of its file."""
+        """Grant a lease on the model of a slot or a file once it is in memory."""
         known = self.slots.get(path)
         if self._closed:
             request.fail(_closed_error(request.name))
@@ -138,10 +140,10 @@ class PoolThread:
         else:
             request.answer()
 
-    # What a load asks for
+    # Requests of a load
 
     def look(self) -> None:
-        """Have it look at what it works on."""
+        """Have it check its jobs."""
         self.inbox.put(None)
 
     def ask_for_room(self, name: str, placement: Placement, verdicts: Verdicts) -> None:
@@ -150,7 +152,7 @@ class PoolThread:
         self.inbox.put(Message(ask, verdicts.put))
 
     def make_room(self, name: str, placement: Placement, verdicts: Verdicts) -> None:
-        """Say whether there is room for a model, once one that is in the way was freed, or fail."""
+        """Answer whether there is room for a model, after evicting one if need be; or fail."""
         budget = self.settings.budget
         while True:
             own = [each for other in self.slots.values() for each in other.residencies]
@@ -186,11 +188,11 @@ class PoolThread:
     def _try_to_work(self) -> None:
         try:
             self._work()
-        except BaseException:  # a lack of memory, which may last: it goes on where it was
+        except BaseException:  # memory is short, perhaps for long: the loop continues where it was
             time.sleep(_LOOK)
 
     def _claim(self) -> bool:
-        """Whether this thread is the one: two of the user's may have started one each."""
+        """Whether this thread is the pool's: two user threads may have started one each."""
         mine = threading.current_thread()
         self._claims.append(mine)
         if next(each for each in self._claims if each.is_alive()) is not mine:
@@ -199,18 +201,20 @@ class PoolThread:
         return True
 
     def _work(self) -> None:
-        """Do what comes. What fails for a lack of memory is tried again: nobody waits in vain."""
+        """Handle messages. What fails for want of memory is repeated, so that everybody gets an
+        answer.
+        """
         enter_pool_thread()
         _running.add(self)
         while not self._closed or self.slots or self._gone or self._closers:
             self._look()
         _running.discard(self)
-        self.ended = True  # from here on whoever sends a message reads it, too
+        self.ended = True  # from here on the sender reads it too
         while not self.inbox.empty():
             self._look()
 
     def _look(self) -> None:
-        """Take the next message, or the one that failed, and do what can be done by then."""
+        """Handle the next message, or the one that failed, and do what has become possible."""
         try:
             if self._message is None:
                 self._message = self._next()
@@ -244,7 +248,7 @@ class PoolThread:
             slot.closing = True
 
     def _tend(self) -> None:
-        """Do what can be done by now."""
+        """Do what has become possible."""
         if self._load is not None and self._load.is_over:
             self._end_load(self._load)
         for slot in list(self.slots.values()):
@@ -262,10 +266,10 @@ class PoolThread:
         self._collect_leases()
 
     def _collect_leases(self) -> None:
-        """Have garbage collected now and then while a lease is waited for.
+        """Collect garbage now and then while a lease is waited for.
 
-        A lease that was dropped may be in a cycle, such as an exception's and its frames'. Only the
-        collector ends it, and a process that waits for it may never have reason to collect.
+        A dropped lease may be in a reference cycle, such as that of an exception and its frames.
+        Only the collector ends it, and an idle process may never run the collector.
         """
         models = [each for slot in self.slots.values() for each in slot.residencies]
         now = time.monotonic()
@@ -330,12 +334,12 @@ class PoolThread:
                     fail_all(slot.waiters, TransientError(f"no thread to load a model on: {error}"))
 
     def stops(self, slot: ModelSlot) -> bool:
-        """Whether a load is to stop: nobody waits for it any more, or the model is unloaded."""
+        """Whether a load should stop: nobody waits for it, or the model is being unloaded."""
         waiters = slot.waiters.copy()
         return self.stopping or slot.closing or all(each.abandoned for each in waiters)
 
     def _end_load(self, load: Load) -> None:
-        """Take note of what a load came to."""
+        """Record the result of a load."""
         slot, residency = load.slot, load.residency
         if residency is not None:
             slot.put(residency)
@@ -344,7 +348,7 @@ class PoolThread:
                 del slot.waiters[0]
         elif not isinstance(load.error, StoppedLoad):
             fail_all(slot.waiters, load.error or BackendError("the thread of the load ended"))
-        # Who has asked for a model since its load was stopped has it loaded again.
+        # A request that came after the load was stopped has the model loaded again.
         load.error = None  # which refers to the load
         self._load = None
 
@@ -366,7 +370,7 @@ class PoolThread:
         residency.slot.retired.remove(residency)
 
     def _give_up_waiting(self, residency: Residency) -> None:
-        """Have nobody wait any more for a model to be freed. If it ever can be, it is."""
+        """Stop waiting for a model whose freeing hangs. It is freed if that becomes possible."""
         while residency.freed:
             residency.freed[-1].put(False)
             residency.freed.pop()
@@ -375,7 +379,7 @@ class PoolThread:
             fail_all(requests, BackendError(f"model {slot.name!r} is {residency.kept_because}"))
 
     def stop(self) -> list[threading.Thread]:
-        """Load nothing any more; return the threads that work for it."""
+        """Stop loading. Returns the threads that work for it."""
         self.stopping = True
         retired = [each for slot in self.slots.copy().values() for each in slot.retired]
         frees = [each.freeing.thread for each in retired if each.freeing is not None]
@@ -387,9 +391,9 @@ _running: set[PoolThread] = set()
 
 @atexit.register
 def _stop_loads() -> None:
-    """Stop what is being loaded: at the end of the process no thread may be in the middle of it.
+    """Stop all loads: at the end of the process no thread may be in the middle of one.
 
-    Who waits for it is not told: only daemon threads are left, which end here, too.
+    Nobody is notified, since only daemon threads are left, which end here too.
     """
     end = time.monotonic() + _EXIT
     for thread in [each for pool in list(_running) for each in pool.stop()]:
@@ -398,7 +402,7 @@ def _stop_loads() -> None:
 
 
 def _is_refused(request: Request[Any], slot: ModelSlot) -> bool:
-    """Refuse a request that would wait for a lease of the thread that makes it."""
+    """Refuse a request that would wait for a lease of its own thread."""
     own = any(lease.thread is request.thread for lease in slot.lessees())
     if own:
         request.fail(ModelInUseError(slot.name))

@@ -1,4 +1,4 @@
-"""A model in memory: its weights, its chat template, and the contexts that compute in it."""
+"""A model in memory: its weights, its chat template, and its contexts."""
 
 from __future__ import annotations
 
@@ -31,29 +31,30 @@ PLAIN_TEMPLATE = (
     "{{ message.role | title }}: {{ message.content }}\n\n"
     "{% endfor %}Assistant:"
 )
-"""What a model without a chat template is shown."""
+"""The template of a model without one."""
 
 
 MAX_QUEUED = 4096
-"""Requests that wait for their turn."""
+"""The most requests that wait for a slot."""
 
 MAX_FILE_BYTES = 2**30
 """Bytes that a model's prefixes may take in a folder."""
 
 
 class ResidentModel:
-    """What memory a model takes, from loading it until close().
+    """What a model keeps in memory, from loading until close().
 
-    model         the weights
-    has_template  whether it has a chat template, of its own or of the user's
-    template      that in a process of its own, or else PLAIN_TEMPLATE
-    template_variables  names in the template
-    calls_tools   whether it can be given tools, and its calls be read
-    generators    compute completions: together, or each in a context of its own
-    fingerprint   hex digest of the file, its chat template and llama.cpp's version
-    computation   what else decides the bytes of its answers: the devices, the layers on them, the
-                  CPU's instructions and threads, whether bytes are kept reproducible, and what the
-                  user says of contexts
+    Attributes:
+        model: the weights.
+        has_template: whether it has a chat template, its own or the user's.
+        template: that template in a process of its own, or else PLAIN_TEMPLATE.
+        template_variables: names in the template.
+        calls_tools: whether it can be given tools, and its calls can be read.
+        generators: compute completions, together or each in a context of its own.
+        fingerprint: hex digest of the file, its chat template and llama.cpp's version.
+        computation: what else affects the bytes of its answers: the devices, the layers on them,
+            the CPU's instructions and threads, whether bytes are kept, and the user's settings of
+            contexts.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class ResidentModel:
         prefix_folder: Path | None = None,
         chat_template: str | None = None,
     ) -> None:
-        # GPUs choose kernels by the size of a batch: bytes do not stay there whatever is done.
+        # GPUs choose kernels by the size of a batch, so bytes cannot be kept there.
         self._reproducible = reproducible and not placement.devices
         self.computation = _computation(placement, self._reproducible)
         self._chunk = chunk_of(
@@ -96,23 +97,23 @@ class ResidentModel:
 
     @property
     def failed(self) -> BaseException | None:
-        """What left it unable to answer, or None. It is to be closed, and loaded again."""
+        """The error that left it unable to answer, or None. Close and reload it then."""
         return self._scheduler.failed or self._isolated.failed
 
     @property
     def usable(self) -> bool:
-        """Whether it can answer: nothing failed, and no server was lost that has a part of it."""
+        """Whether it can answer: nothing failed, and no RPC server with a part of it was lost."""
         return self.failed is None and self.model.usable
 
     def close(self) -> None:
-        """Free the weights and contexts; the template's process ends with this object."""
+        """Free the weights and contexts. The template's process ends with this object."""
         with ExitStack() as steps:  # all of them, even if one is interrupted
             steps.callback(self.model.close)
             steps.callback(self._scheduler.close)
             steps.callback(self._isolated.close)
 
     def _try_out(self, placement: Placement) -> None:
-        """Refuse what the user says of contexts if none of this model can be made so."""
+        """Refuse settings of contexts with which none can be made for this model."""
         context = placement.context
         if not changed(context):
             return
@@ -132,9 +133,9 @@ class ResidentModel:
             key = " ".join([self.fingerprint, *self.computation])
             try:
                 prefixes = PrefixFolder(folder, key, max_bytes=MAX_FILE_BYTES)
-            except OSError as error:  # it was in order when the pool was made
+            except OSError as error:  # the folder was usable when the pool was made
                 logger.warning("%s runs without prefix_folder: %s", self.model.desc, error)
-        # A GPU computes a beginning anew in the time that it takes to save one.
+        # A GPU computes a beginning as quickly as it saves one.
         saves = not placement.devices or not rolls_back(self.model) or prefixes is not None
         return Scheduler(
             self.model,
@@ -169,7 +170,7 @@ class ResidentModel:
 
 
 def _chat_template(model: pyllama.Model, source: str | None) -> pyllama.ChatTemplate:
-    """The user's template, or the model's, in a process of its own: it is a program from a file."""
+    """The user's template, or the model's, in its own process: it is a program from a file."""
     if source is None and model.chat_template() is None:
         return pyllama.ChatTemplate(source=PLAIN_TEMPLATE)
     return pyllama.ChatTemplate(model, source, isolated=True)
@@ -178,13 +179,13 @@ def _chat_template(model: pyllama.Model, source: str | None) -> pyllama.ChatTemp
 def _variables(
     model: pyllama.Model, template: pyllama.ChatTemplate, source: str | None
 ) -> frozenset[str]:
-    """The names in its template, and in the one that the model has for tools."""
+    """The names in its template, and in the model's template for tools."""
     for_tools = model.chat_template("tool_use") if source is None else None
     return variables_in(template.source) | variables_in(for_tools or "")
 
 
 def _computation(placement: Placement, reproducible: bool) -> tuple[str, ...]:
-    """What decides the bytes that a model of given content computes."""
+    """What affects the bytes that a model of given content computes."""
     devices = [device.description for device in placement.devices]
     overrides = {part: device.name for part, device in placement.tensor_buft_overrides.items()}
     return (
@@ -200,10 +201,10 @@ def _computation(placement: Placement, reproducible: bool) -> tuple[str, ...]:
 
 
 def _fingerprint(paths: Sequence[Path], template: pyllama.ChatTemplate) -> str:
-    """A digest of what decides the answers: the files, the chat template, llama.cpp's version.
+    """A digest of the files, the chat template and llama.cpp's version, which decide the answers.
 
-    Of a file: its size, its first megabyte (metadata) and 256 blocks spread over it, which tells
-    fine-tunes and quantizations apart without reading a large file whole.
+    Of a file it covers the size, the first megabyte (metadata) and 256 blocks spread over it. That
+    distinguishes fine-tunes and quantizations without reading a large file completely.
     """
     block, spread = 64 * 1024, 256
     digest = hashlib.sha256(pyllama.llama_cpp_version().encode())

@@ -1,14 +1,14 @@
-"""What a pool knows of one model: whether it is in memory, and who uses it.
+"""A pool's record of one model: whether it is in memory, and who uses it.
 
-A pool's own thread changes all of this, except for the leases: any thread takes and drops those.
-Ctrl-C can end a thread of the user's between any two operations, so no lock guards them, and no
-number counts them. Each is one operation on a set, and two rules keep both sides right:
+Only the pool's own thread changes it, except for the leases, which any thread takes and drops.
+Ctrl-C can end a user's thread between any two operations. So leases are not guarded by a lock, and
+not counted. Each change is one operation on a set, and two rules keep both sides right:
 
-- Who takes a lease adds it first, and looks then whether the model is still there to be used.
-- Who frees a model takes it out first, and looks then whether there is a lease.
+- A caller that takes a lease adds it first, and then checks whether the model can still be used.
+- Freeing a model takes it out first, and then checks whether there is a lease.
 
-So at least one of the two sees the other. The set refers to leases weakly: one that was dropped
-without being given back is none.
+So at least one of the two sees the other. The set refers to leases weakly. A lease that was dropped
+without being given back does not count.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from adapter.models.resident import ResidentModel
 logger = logging.getLogger(__name__)
 
 Verdicts: TypeAlias = "SimpleQueue[bool | BaseException]"
-"""Whether there is room for a model; False where it is to be asked again. Or why there is none."""
+"""Whether there is room for a model (False: ask again), or the error if there is none."""
 
 
 class Lessee(Protocol):
-    """What is asked of a Lease: whose it is."""
+    """What a slot uses of a Lease."""
 
     thread: object
 
 
 class Freeing(Protocol):
-    """What frees a model just now: see loading.Free."""
+    """A job that frees a model: see loading.Free."""
 
     thread: Thread
 
@@ -53,13 +53,14 @@ class Freeing(Protocol):
 class Residency:
     """A model that was loaded, until it is freed.
 
-    name       the name that it was asked for by first
-    placement  where it runs
-    slot       whose model it is
-    leases     weak references to the leases on it
-    replaced   it cannot be used any more, and the next request loads the model anew
-    freeing    what frees it, once nobody uses it any more
-    freed      who waits until it is
+    Attributes:
+        name: the name that it was first asked for by.
+        placement: where it runs.
+        slot: the slot of its file.
+        leases: weak references to the leases on it.
+        replaced: it cannot be used any more, and the next request loads the model again.
+        freeing: the job that frees it.
+        freed: the queues of those that wait until it is freed.
     """
 
     def __init__(self, slot: ModelSlot, resident: ResidentModel, placement: Placement) -> None:
@@ -80,13 +81,13 @@ class Residency:
 
     @property
     def resident(self) -> ResidentModel:
-        """The model; whoever asks holds a lease on it."""
+        """The model. The caller must hold a lease on it."""
         assert self._resident is not None
         return self._resident
 
     @property
     def usable(self) -> bool:
-        """Whether it can answer: it was not freed, and nothing failed that it needs."""
+        """Whether it can answer: it was not freed, and nothing that it needs has failed."""
         resident = self._resident
         return resident is not None and resident.usable
 
@@ -103,12 +104,12 @@ class Residency:
 
     @property
     def hangs(self) -> bool:
-        """Whether it is being freed for so long that nobody is to wait for that any more."""
+        """Whether its freeing takes so long that it should not be waited for."""
         return self.freeing is not None and self.freeing.hangs
 
     @property
     def kept_because(self) -> str:
-        """Why it cannot be freed to make room; empty where it can, or will be."""
+        """Why it cannot be freed to make room; empty if it can, or will be."""
         if self.hangs:
             return (
                 "not freed yet: a computation in it hangs, or the disk of prefix_folder does. Its "
@@ -123,9 +124,10 @@ class Residency:
         return "pinned" if self.slot.pinned else ""
 
     def free(self) -> None:
-        """Free the memory, which counts as taken until that is done.
+        """Free the memory. Until this is done it counts as taken.
 
-        Raises MemoryError where it is to be tried again.
+        Raises:
+            MemoryError: try again.
         """
         resident = self._resident
         if resident is None:
@@ -141,7 +143,7 @@ class Residency:
 
     @property
     def is_freed(self) -> bool:
-        """Whether that is done."""
+        """Whether it was freed."""
         return self._resident is None
 
 
@@ -149,18 +151,19 @@ class Residency:
 class ModelSlot:
     """The state of one model file, from the first request for it until it is unloaded.
 
-    name         the name that it was asked for by first
-    residency    the model in memory that requests use
-    retired      what was in memory before, until leases on it have ended and it is freed
-    placement    where it ran last, and runs again
-    fingerprint  of what was loaded first
-    pinned       it is not evicted
-    last_used    counts uses of the pool's models
-    metrics      what its scheduler does, whenever the model is in memory
-    closing      it is being unloaded, or was
-    waiters      requests for the model that is being loaded, or will be
-    unloaders    requests that wait until it is unloaded
-    successors   requests for the model that came while it was being unloaded
+    Attributes:
+        name: the name that it was first asked for by.
+        residency: the model in memory that requests use.
+        retired: earlier ones, until leases on them have ended and they are freed.
+        placement: where it ran last, and will run again.
+        fingerprint: of what was loaded first.
+        pinned: it is not evicted.
+        last_used: orders uses of the pool's models.
+        metrics: of its scheduler, over all times when the model is in memory.
+        closing: it is being unloaded, or was.
+        waiters: requests for the model that is being loaded, or will be.
+        unloaders: requests that wait until it is unloaded.
+        successors: requests for the model that came while it was being unloaded.
     """
 
     name: str
@@ -178,13 +181,13 @@ class ModelSlot:
     successors: list[Request[Residency]] = field(default_factory=list)
 
     def placed(self) -> Placement:
-        """Where it runs, or ran last; it was loaded once."""
+        """Where it runs, or ran last. It must have been loaded once."""
         assert self.placement is not None
         return self.placement
 
     @property
     def residencies(self) -> list[Residency]:
-        """All that it has in memory."""
+        """All of its models in memory."""
         current = self.residency
         return [*self.retired] if current is None else [current, *self.retired]
 
@@ -193,13 +196,13 @@ class ModelSlot:
         return [lease for residency in self.residencies for lease in residency.lessees()]
 
     def put(self, residency: Residency) -> None:
-        """Take note of a model that was loaded."""
+        """Record a model that was loaded."""
         self.placement = residency.placement
         self.fingerprint = residency.resident.fingerprint
         self.residency = residency
 
     def retire(self) -> Residency | None:
-        """Take the model out, to be freed; None if somebody uses it, or there is none."""
+        """Take the model out to be freed. Returns None if it is in use, or there is none."""
         residency = self.residency
         if residency is None:
             return None
@@ -211,18 +214,18 @@ class ModelSlot:
         return residency
 
     def mend(self) -> None:
-        """Finish what an exception ended in the middle."""
+        """Finish what an exception interrupted."""
         if self.residency in self.retired:
             self.retire()
 
     def _take_out(self, residency: Residency) -> None:
-        # In this order: at no point is it in neither place.
+        # In this order it is never missing from both places.
         if residency not in self.retired:
             self.retired.append(residency)
         self.residency = None
 
     def replace_if_unusable(self) -> None:
-        """Take out a model that failed. New requests get another; others may go on to their end."""
+        """Take out a failed model. New requests get another one; the others run to their end."""
         residency = self.residency
         if residency is not None and not residency.usable:
             residency.replaced = True

@@ -36,9 +36,10 @@ _OLLAMA_DEFAULT = "library"
 class StoredModel:
     """A model that another program keeps.
 
-    name    what load_model() takes
-    paths   its file, or its parts in their order
-    mmproj  the file for images or sound that belongs to it, where there is one
+    Attributes:
+        name: what load_model() takes.
+        paths: its file, or its parts in order.
+        mmproj: the file for images or sound that belongs to it, if there is one.
     """
 
     name: str
@@ -54,14 +55,16 @@ def stored_models() -> Iterator[StoredModel]:
 
 
 def is_stored_name(name: object) -> bool:
-    """Whether a name is one of another program's."""
+    """Whether a name has the form of another program's."""
     return isinstance(name, str) and name.startswith((PREFIX, LM_STUDIO, OLLAMA))
 
 
 def stored_path(name: str) -> Path:
-    """The file of a model that another program keeps; of a split one the first part.
+    """The file of a model that another program keeps; the first part of a split one.
 
-    Raises InvalidModelNameError for a name that none could have, ModelNotFoundError.
+    Raises:
+        InvalidModelNameError: no model can have this name.
+        ModelNotFoundError: there is no such model.
     """
     if name.startswith(PREFIX):
         return cached_path(name)
@@ -146,7 +149,7 @@ def _ollama_models() -> Iterator[StoredModel]:
 
 
 def _ollama_blobs(folder: Path, manifest: Path) -> dict[str, Path]:
-    """The files that a manifest names and that are there, by what they are."""
+    """The files of a manifest that exist, by their kind."""
     try:
         with manifest.open("rb") as file:
             data = file.read(_MAX_MANIFEST + 1)

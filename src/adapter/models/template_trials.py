@@ -1,4 +1,4 @@
-"""What a model's chat template can do, and what it has against a conversation."""
+"""Tries what a model's chat template can do, and reports why it refuses a conversation."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ _PROBE = {
 def calls_tools(template: pyllama.ChatTemplate) -> bool:
     """Whether tools are shown to a model with this template, and its calls can be read.
 
-    There are templates that show tools, of whose calls llama.cpp knows no form. Raises
-    ChatTemplateAborted and ChatProcessError, which do not tell.
+    Some templates show tools, but write calls in a form that llama.cpp does not know.
+
+    Raises:
+        ChatTemplateAborted: the trial has no result.
+        ChatProcessError: the trial has no result.
     """
     if not template.capabilities["supports_tools"]:
         return False
@@ -37,7 +40,7 @@ def calls_tools(template: pyllama.ChatTemplate) -> bool:
 
 
 def complaint(error: pyllama.ChatTemplateError, messages: Sequence[Mapping[str, Any]]) -> str:
-    """Say in one line what a template has against a conversation, without the engine's trace."""
+    """The reason why a template refuses a conversation, in one line without a stack trace."""
     said = _JINJA.split(str(error))[-1].strip()
     roles = [str(message.get("role")) for message in messages]
     told = ", ".join(roles[:_MAX_ROLES]) + (", ..." if len(roles) > _MAX_ROLES else "")

@@ -1,4 +1,4 @@
-"""Variables for a chat template: what may be given, and what a template reads."""
+"""Variables of chat templates: which may be given, and which a template reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OF_THE_ENGINE = frozenset(
     {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token", "datetime",
      "date_string", "pyllama_strftime"}
 )  # fmt: skip
-"""What the engine itself gives a template."""
+"""Variables that the engine itself sets."""
 
 _MAX_SIZE, _MAX_DEPTH = 100_000, 50
 
@@ -36,14 +36,14 @@ def are_template_variables(value: Any) -> bool:
 
 
 def copied(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy, nested values and all, of what are_template_variables() lets through."""
+    """Return a deep copy of the values that are_template_variables() accepts."""
     made = _copied(variables)
     assert made is not None
     return made
 
 
 def variables_in(source: str) -> frozenset[str]:
-    """Return the names in the statements and expressions of a template: more than its variables."""
+    """Return the names in the statements and expressions of a template: its variables and more."""
     code = " ".join(_BLOCK.findall(_COMMENT.sub("", source)))
     return frozenset(_NAME.findall(_TEXT.sub(" ", code)))
 
