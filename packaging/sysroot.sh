@@ -40,4 +40,5 @@ END
 fi
 
 echo "export CC='$root/compilers/gcc' CXX='$root/compilers/g++' CUDAHOSTCXX='$root/compilers/g++'"
-echo "export LD_LIBRARY_PATH_OF_WHEEL='$root/usr/lib/$triplet'"
+# Where auditwheel finds what it adds to a wheel.
+echo "export SYSROOT_LIBRARIES='$root/usr/lib/$triplet'"

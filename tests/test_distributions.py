@@ -68,3 +68,10 @@ def test_an_addon_fits(folder):
 def test_each_addon_has_an_extra():
     assert set(ADDONS) <= set(EXTRAS)
     assert {"cuda12", "cuda13", "rocm"} <= set(ADDONS)
+
+
+def test_the_release_uses_actions_by_their_commits():
+    workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    used = re.findall(r"uses: *(\S+)", workflow)
+    assert used
+    assert [each for each in used if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", each)] == []
