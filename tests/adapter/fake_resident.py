@@ -44,6 +44,9 @@ class FakeResident:
     def usable(self):
         return not self.closed and not self.failed
 
+    def start(self):
+        pass
+
     def close(self):
         self.closed = True
 

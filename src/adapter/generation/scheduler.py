@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn
@@ -41,7 +41,7 @@ from adapter.generation.scoring_queue import ScoringJob, ScoringQueue
 from adapter.generation.sequence import Sequence
 from adapter.generation.shutdown import end_at_exit
 from adapter.generation.submitted import Submitted, closed_error
-from adapter.generation.thread_start import start_thread
+from adapter.generation.thread_start import not_started, start_thread
 from adapter.generation.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -170,6 +170,15 @@ class Scheduler:
             isolated=isolated,
             stopping=self._is_closed,
         )
+
+    def start(self) -> None:
+        """Start the thread now if that is possible; if not, the first request does.
+
+        From Python 3.12 on no thread starts once the main thread has ended, and threads of the
+        user's may make their first requests only then.
+        """
+        with suppress(TransientError, ModelNotLoadedError), self._lock:
+            self._start_thread()
 
     # For callers' threads
 
@@ -342,10 +351,7 @@ class Scheduler:
         try:
             start_thread(thread)
         except (RuntimeError, MemoryError) as error:
-            raise TransientError(
-                f"the thread that computes the model's requests could not start: {error}. This "
-                "process has too many threads, or too little memory; the next request tries again"
-            ) from error
+            raise not_started(error, "to compute the model's requests on") from error
         self._thread = thread
 
     # For the scheduler's thread

@@ -6,6 +6,8 @@ import mmap
 import sys
 import threading
 
+from adapter.errors import LlamaCppError, ModelNotLoadedError, TransientError
+
 _ROOM = 12 << 20
 """Bytes for a thread's stack, and for what it needs before it says that it runs."""
 
@@ -30,6 +32,28 @@ def start_thread(thread: threading.Thread) -> None:
                 raise cause from None
             cause = cause.__context__
         raise
+
+
+def not_started(error: BaseException, wanted_for: str) -> LlamaCppError:
+    """What to raise where ``start_thread`` raised RuntimeError or MemoryError.
+
+    Args:
+        wanted_for: what the thread was wanted for, such as ``"to load a model on"``.
+    """
+    own: LlamaCppError
+    if sys.version_info >= (3, 12) and not threading.main_thread().is_alive():
+        own = ModelNotLoadedError(
+            "",
+            f"no thread {wanted_for}: the main thread has ended, and Python starts no others then. "
+            "Load models before that, and have the main thread wait for the others",
+        )
+    else:
+        own = TransientError(
+            f"no thread {wanted_for}: {error}. This process has too many threads, or too little "
+            "memory; the next request tries again"
+        )
+    own.__cause__ = error
+    return own
 
 
 def require_room() -> None:

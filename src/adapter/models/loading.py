@@ -184,6 +184,7 @@ class Load(Job):
             if after != before:  # the fingerprint may belong to other weights
                 reason = "the file was changed or replaced while it was read; load it again"
                 raise ModelLoadError(self._name, slot.path, reason)
+            resident.start()
             self.residency = Residency(slot, resident, placement)
         except BaseException:
             if resident is not None:

@@ -16,7 +16,7 @@ from adapter.errors import ConfigurationError, ModelNotLoadedError, TransientErr
 from adapter.generation.failures import insist
 from adapter.generation.memory.prefix_folder import prepare
 from adapter.generation.metrics import MetricsSnapshot
-from adapter.generation.thread_start import start_thread
+from adapter.generation.thread_start import not_started, start_thread
 from adapter.models.chat_templates import ChatTemplates, Template
 from adapter.models.context_settings import checked
 from adapter.models.files import ModelFolder
@@ -197,7 +197,7 @@ class ModelPool:
         try:
             start_thread(thread)
         except (RuntimeError, MemoryError) as error:  # the process has as many threads as it may
-            raise TransientError(f"no thread to load model {name!r} on: {error}") from error
+            raise not_started(error, f"to load model {name!r} on") from error
 
         def look(lived: bool) -> None:
             if loaded.done():

@@ -24,8 +24,8 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from adapter.errors import BackendError, ModelInUseError, ModelNotLoadedError, TransientError
-from adapter.generation.thread_start import start_thread
+from adapter.errors import BackendError, ModelInUseError, ModelNotLoadedError
+from adapter.generation.thread_start import not_started, start_thread
 from adapter.models.hardware import Placement
 from adapter.models.load_settings import LoadSettings
 from adapter.models.loading import Free, Load, StoppedLoad
@@ -90,13 +90,14 @@ class PoolThread:
 
         Raises:
             TransientError: no thread can be started.
+            ModelNotLoadedError: none can be, because the main thread has ended.
         """
         if self.ended or (self._thread is not None and self._thread.is_alive()):
             return
         try:
             start_thread(threading.Thread(target=self._run, name="model-pool", daemon=True))
         except (RuntimeError, MemoryError) as error:  # the process has as many threads as it may
-            raise TransientError(f"no thread for a model pool: {error}") from error
+            raise not_started(error, "for a model pool") from error
 
     # Requests of the user's threads
 
@@ -331,7 +332,7 @@ class PoolThread:
                     load.start()
                 except Exception as error:  # the process has as many threads as it may
                     self._load = None
-                    fail_all(slot.waiters, TransientError(f"no thread to load a model on: {error}"))
+                    fail_all(slot.waiters, not_started(error, "to load a model on"))
 
     def stops(self, slot: ModelSlot) -> bool:
         """Whether a load should stop: nobody waits for it, or the model is being unloaded."""

@@ -105,6 +105,11 @@ class ResidentModel:
         """Whether it can answer: nothing failed, and no RPC server with a part of it was lost."""
         return self.failed is None and self.model.usable
 
+    def start(self) -> None:
+        """Start the threads that compute, so that no request depends on one that cannot start."""
+        self._scheduler.start()
+        self._isolated.start()
+
     def close(self) -> None:
         """Free the weights and contexts. The template's process ends with this object."""
         with ExitStack() as steps:  # all of them, even if one is interrupted

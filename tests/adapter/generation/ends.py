@@ -59,6 +59,11 @@ def score_for_ever(scheduler, seed):
             scheduler.score(ScoringRequest(tokens(seed, 600), continuations, (2,)))
 
 
+def started(scheduler):
+    scheduler.start()
+    return scheduler
+
+
 def in_daemons(target, *owners):
     for seed, owner in enumerate(owners):
         threading.Thread(target=target, args=(owner, seed), daemon=True).start()
@@ -141,7 +146,7 @@ def unhandled_error(path, wait):
 
 def workers_end_first(path, wait):
     """Threads that are no daemons have their answers: the interpreter waits for them."""
-    scheduler = scheduler_of(pyllama.Model(path))
+    scheduler = started(scheduler_of(pyllama.Model(path)))
 
     def work(seed):
         time.sleep(wait)
@@ -152,12 +157,41 @@ def workers_end_first(path, wait):
 
 
 def executor_ends_first(path, wait):
-    scheduler = scheduler_of(pyllama.Model(path))
+    scheduler = started(scheduler_of(pyllama.Model(path)))
     threads = ThreadPoolExecutor(4)
     for seed in range(6):
         future = threads.submit(scheduler.generate, request_of(tokens(seed, 300), seed=seed))
         future.add_done_callback(lambda done: report(done.result().finish_reason))
     time.sleep(wait)
+
+
+def first_requests_after_the_main_thread(path, wait):
+    """From Python 3.12 on no thread starts then."""
+    pool = ModelPool(Path(path).parent, n_gpu_layers=0, context_length=2048)
+    loaded = pool.load_model(Path(path).stem)
+
+    def ask(execution):
+        threading.main_thread().join()
+        prompt = loaded.tokenize(loaded.render([{"role": "user", "content": "Hi"}]))
+        report(loaded.generators[execution].generate(request_of(prompt)).finish_reason)
+
+    for execution in ("batched", "isolated"):
+        threading.Thread(target=ask, args=(execution,)).start()
+
+
+def first_load_after_the_main_thread(path, wait):
+    """It is done, or refused with the reason."""
+    pool = ModelPool(Path(path).parent, n_gpu_layers=0, context_length=512)
+
+    def ask():
+        threading.main_thread().join()
+        try:
+            pool.load_model(Path(path).stem)
+            report("loaded")
+        except LlamaCppError as error:
+            report(type(error).__name__)
+
+    threading.Thread(target=ask).start()
 
 
 def called_by_exit_handlers(path, wait):
@@ -288,6 +322,8 @@ EXPECTED = {
     unhandled_error: 1,
     workers_end_first: 0,
     executor_ends_first: 0,
+    first_requests_after_the_main_thread: 0,
+    first_load_after_the_main_thread: 0,
     called_by_exit_handlers: 0,
     interrupted: -signal.SIGINT,
     terminated: 9,

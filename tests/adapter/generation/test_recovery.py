@@ -214,7 +214,7 @@ def test_a_thread_that_cannot_start_fails_the_request_and_the_next_tries_again(
             lambda: scheduler.score(scored),
         ):
             with pytest.raises(
-                TransientError, match=r"could not start.*the next request"
+                TransientError, match=r"no thread to compute.*the next request"
             ) as caught:
                 ask()
             assert caught.value.__cause__ is error

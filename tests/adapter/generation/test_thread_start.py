@@ -8,7 +8,9 @@ import threading
 
 import pytest
 
-from adapter.generation.thread_start import start_thread
+from adapter.errors import ModelNotLoadedError, TransientError
+from adapter.generation import thread_start
+from adapter.generation.thread_start import not_started, start_thread
 
 
 def test_it_runs():
@@ -72,3 +74,24 @@ def test_a_thread_that_cannot_start_is_an_error_also_after_an_interrupt(interrup
     except KeyboardInterrupt:
         with pytest.raises(RuntimeError, match=r"start new thread|unlocked lock"):
             start_thread(thread)
+
+
+@pytest.mark.parametrize(
+    ("version", "main_lives", "kind"),
+    [
+        ((3, 12), False, ModelNotLoadedError),
+        ((3, 12), True, TransientError),
+        ((3, 11), False, TransientError),
+    ],
+)
+def test_why_a_thread_did_not_start(monkeypatch, version, main_lives, kind):
+    """Python 3.12 and later start none after the main thread: trying again is of no use then."""
+    main = threading.Thread()
+    monkeypatch.setattr(main, "is_alive", lambda: main_lives)
+    monkeypatch.setattr(thread_start.threading, "main_thread", lambda: main)
+    monkeypatch.setattr(thread_start.sys, "version_info", version)
+    error = RuntimeError("can't start new thread")
+    own = not_started(error, "to count on")
+    assert type(own) is kind
+    assert "no thread to count on" in str(own)
+    assert own.__cause__ is error
