@@ -27,7 +27,7 @@ Pooling = Literal["mean", "cls", "last", "rank"]
 
 _POOLINGS = ("mean", "cls", "last", "rank")
 
-# Tokens that a context holds at the least, and by whose doubles it grows; texts in one of them.
+# The smallest context, which is doubled as needed; and the most texts in one.
 _STEP, _MAX_TEXTS = 512, 64
 
 
@@ -162,7 +162,7 @@ class LlamaCppEmbedder:
                 self._pair(model, query, document, f"documents[{index}]")
                 for index, document in enumerate(documents)
             ]
-            # A classifier has more outputs; the first is what llama.cpp's server takes.
+            # A classifier has more outputs. The first is what llama.cpp's server uses.
             return self._compute(model, entries, None)[:, 0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LlamaCppEmbedder:
@@ -183,7 +183,7 @@ class LlamaCppEmbedder:
     # Tokens
 
     def _fitting(self, tokens: list[int], argument: str, vocab: pyllama.Vocab) -> list[int]:
-        """The tokens, cut to the context if that is wanted."""
+        """The tokens, cut to the context if requested."""
         limit = self.loaded.context_length
         if not tokens:
             raise InvalidParameterError(argument, "", "a text with at least one token")
@@ -199,7 +199,7 @@ class LlamaCppEmbedder:
         """A query and a document as one text for a reranker."""
         vocab, template = model.vocab, model.chat_template("rerank")
         if template is not None:
-            # Both at once: the query may contain the document's placeholder.
+            # Both at once, since the query may contain the document's placeholder.
             texts = {"{query}": query, "{document}": document}
             prompt, literal = "", []
             for part in re.split(r"(\{query\}|\{document\})", template):
@@ -225,7 +225,9 @@ class LlamaCppEmbedder:
     def _compute(
         self, model: pyllama.Model, entries: Sequence[list[int]], width: int | None
     ) -> Floats:
-        """What each entry gives, one row each, as many entries in a batch as fit."""
+        """The outputs of the entries, one row each, computed with as many entries in a batch as
+        fit.
+        """
         if not entries:
             return np.empty((0, width or 1), dtype=np.float32)
         rows: list[Floats] = []
@@ -244,15 +246,15 @@ class LlamaCppEmbedder:
                         context.decode(batch)
                     rows += [context.embeddings_seq(seq_id) for seq_id in range(len(group))]
             except BaseException:
-                self._drop_context()  # its state is not to be trusted
+                self._drop_context()  # its state cannot be trusted
                 raise
         return np.stack(rows)
 
     def _context_for(self, model: pyllama.Model, n_tokens: int) -> pyllama.Context:
-        """A context that computes so many tokens at once.
+        """A context that computes this many tokens at once.
 
-        It is kept for the next call, and made anew when it is too small, or the model was loaded
-        again. The sequences share one memory: they may be of different lengths.
+        It is kept for the next call, and made again if it is too small or the model was loaded
+        again. The sequences share one memory, since their lengths may differ.
         """
         context = self._context
         if context is not None and context.model is model and context.n_batch >= n_tokens:
@@ -286,7 +288,7 @@ class LlamaCppEmbedder:
 def _groups(
     entries: Sequence[list[int]], max_tokens: int, max_entries: int
 ) -> Iterator[list[list[int]]]:
-    """The entries in their order, as many together as one batch takes."""
+    """Split the entries, in order, into groups that fit one batch."""
     group: list[list[int]] = []
     n_tokens = 0
     for entry in entries:

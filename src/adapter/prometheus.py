@@ -51,7 +51,7 @@ class PoolCollector(Collector):
         self._pool = pool
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing in advance: the models are not known yet."""
+        """Describe nothing in advance: the models are not known yet."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
@@ -76,7 +76,7 @@ class PoolCollector(Collector):
 
 
 def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    """Counts as Prometheus wants them: of all values up to each bound."""
+    """Counts as Prometheus wants them: the number of values up to each bound."""
     total, buckets = 0, []
     bounds = [*map(str, histogram.bounds), "+Inf"]
     for bound, count in zip(bounds, histogram.counts, strict=True):

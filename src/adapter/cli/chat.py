@@ -64,14 +64,14 @@ def chat(
 
 
 class _Chat:
-    """Reads lines and does what they say."""
+    """Reads lines and executes their commands."""
 
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
         self._is_terminal = sys.stdin.isatty()
 
     def run(self) -> None:
-        """Until the user ends it."""
+        """Talk until the user ends it."""
         with suppress(EOFError):
             while True:
                 text = self._read()
@@ -122,7 +122,7 @@ class _Chat:
         messages.print(f"{rate}, {total} of {of} of context{cut}", style="dim")
 
     def _problem(self, text: str) -> None:
-        if not self._is_terminal:  # who pipes questions in reads the exit code
+        if not self._is_terminal:  # for programs that pipe questions in
             fail(text)
         messages.print(text, style="red", markup=False, soft_wrap=True)
 
@@ -175,9 +175,11 @@ def save(conversation: Conversation, path: Path) -> None:
 
 
 def load(conversation: Conversation, path: Path) -> None:
-    """Go on with a conversation that was written.
+    """Continue a saved conversation.
 
-    Raises OSError, ValueError; nothing changes then.
+    Raises:
+        OSError: the file cannot be read. Nothing changes.
+        ValueError: it is not a conversation. Nothing changes.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -195,7 +197,7 @@ def load(conversation: Conversation, path: Path) -> None:
 
 
 class _History:
-    """The lines that were typed, for the arrow keys, kept from one time to the next."""
+    """The lines that the user typed, for the arrow keys, kept for the next conversation."""
 
     def __init__(self) -> None:
         import platformdirs
@@ -203,7 +205,7 @@ class _History:
         self._path = platformdirs.user_state_path("pyllama") / "chat_history"
 
     def load(self) -> None:
-        """Read them, where there is a terminal and a readline."""
+        """Read them, if there is a terminal and readline."""
         with suppress(ImportError, OSError):
             if sys.stdin.isatty():
                 import readline
@@ -212,7 +214,7 @@ class _History:
                 readline.read_history_file(self._path)
 
     def save(self) -> None:
-        """Write them, for this user alone."""
+        """Write them so that only this user can read them."""
         with suppress(ImportError, OSError):
             if sys.stdin.isatty():
                 import readline

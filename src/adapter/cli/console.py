@@ -1,4 +1,4 @@
-"""What the commands write with: answers to standard output, all else to standard error."""
+"""Output of the commands: answers to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Column, Table
 
-# Control characters but tab and line feed; and those that reverse a line's direction.
+# Control characters except tab and line feed, and those that reverse the direction of a line.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 output = Console(soft_wrap=True, highlight=False, emoji=False)
@@ -29,12 +29,12 @@ def examples(*commands: str) -> str:
 
 
 def say(text: str) -> None:
-    """Write a line of the answer as it is, whatever is in it."""
+    """Write a line of the answer unchanged."""
     output.print(visible(text), markup=False)
 
 
 def note(text: str) -> None:
-    """Write a line for the user beside the answer."""
+    """Write a line for the user that is not part of the answer."""
     messages.print(visible(text), markup=False, soft_wrap=True)
 
 
@@ -45,18 +45,18 @@ def fail(text: str) -> NoReturn:
 
 
 def visible(text: str) -> str:
-    """A text without what would steer the terminal: names and metadata come from anyone."""
+    """A text without terminal control sequences: names and metadata are untrusted."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def say_json(value: object) -> None:
-    """Write a value for a program."""
+    """Write a value as JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=not _speaks_utf8())
     sys.stdout.write(f"{text}\n")
 
 
 def table(*columns: Column | str) -> Table:
-    """A table whose columns wrap where the terminal is narrow, and are never cut."""
+    """A table whose columns wrap on a narrow terminal, and are never cut."""
     folded = [
         Column(column, overflow="fold") if isinstance(column, str) else column for column in columns
     ]
@@ -74,7 +74,7 @@ def show(made: Table) -> None:
 
 
 def file_size(n_bytes: int) -> str:
-    """A size as file managers and hubs give it, in powers of 1000."""
+    """A size in powers of 1000, as file managers and hubs show it."""
     size = float(n_bytes)
     for unit in ("B", "KB", "MB"):
         if size < 1000:
@@ -85,7 +85,7 @@ def file_size(n_bytes: int) -> str:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[float], None]]:
-    """Show a bar on a terminal for the block, which is told the fraction that is done."""
+    """Show a bar on a terminal for the block. The block gets a function of the fraction done."""
     columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn()
     shown = messages.is_terminal
     with Progress(*columns, console=messages, transient=True, disable=not shown) as bar:

@@ -19,9 +19,10 @@ Turn = tuple[Literal["user", "assistant"], str]
 class Answer:
     """What a model answered.
 
-    finish_reason  "stop" or "length"; None where it was stopped
-    seconds        from the request to its end
-    first_seconds  to the first token: the prompt's time
+    Attributes:
+        finish_reason: "stop" or "length"; None if it was stopped.
+        seconds: from the request to its end.
+        first_seconds: from the request to the first token, which is the time for the prompt.
     """
 
     text: str = ""
@@ -34,7 +35,7 @@ class Answer:
 
     @property
     def rate(self) -> float:
-        """Tokens a second, of those behind the first."""
+        """Tokens a second after the first one."""
         seconds = self.seconds - self.first_seconds
         return (self.completion_tokens - 1) / seconds if seconds > 0 else 0.0
 
@@ -43,8 +44,9 @@ class Answer:
 class Conversation:
     """Turns, and the engine that continues them.
 
-    settings   those of LlamaCppConfig
-    form       response_format and extensions of a request, where the answer has a form
+    Attributes:
+        settings: those of LlamaCppConfig.
+        form: response_format and extensions of a request, if the answer has a form.
     """
 
     loaded: LoadedModel
@@ -60,10 +62,13 @@ class Conversation:
         self.engine = LlamaCppEngine(self.loaded, LlamaCppConfig(self.loaded.name, **self.settings))
 
     def ask(self, text: str, answer: Answer) -> Iterator[tuple[Literal["thinking", "text"], str]]:
-        """Yield the answer to a turn piece by piece, and note all of it in `answer`.
+        """Yield the answer to a turn piece by piece, and record all of it in `answer`.
 
-        Where it is stopped, what came so far is a turn of the conversation; where it fails, neither
-        turn is. Raises lm15's errors.
+        If it is stopped, what came so far becomes a turn of the conversation. If it fails, neither
+        turn does.
+
+        Raises:
+            LM15Error: lm15's errors.
         """
         from dspy.lm15 import (
             Config,
@@ -113,7 +118,7 @@ class Conversation:
 
 
 def show_answer(conversation: Conversation, text: str, answer: Answer) -> None:
-    """Write an answer as it comes: the text to standard output, thoughts dim beside it."""
+    """Write an answer as it comes: the text to standard output, thoughts dimmed among it."""
     ended_thinking = True
     for kind, piece in conversation.ask(text, answer):
         if kind == "thinking":

@@ -89,7 +89,7 @@ def _is_repo(source: str) -> bool:
 
 
 def _folder(source: str, *, weights: bool, code: bool) -> Path:
-    """The folder that is meant; a repository's files are downloaded into the cache."""
+    """The folder of a model. A repository's files are downloaded into the cache."""
     from adapter.cli.pull import transfer_bar
     from adapter.models.hub.names import HubName
     from adapter.models.hub.pull import pull_files
@@ -110,7 +110,7 @@ def _wanted(listing: Listing, weights: bool, code: bool) -> list[str]:
         path
         for path, name in names.items()
         if any(fnmatch(name, pattern) for pattern in patterns)
-        and path.count("/") <= 1  # the modules of sentence-transformers lie one below
+        and path.count("/") <= 1  # sentence-transformers has modules in folders
         and listing.files[path].size <= _MAX_TEXT
     ]
     if weights:
@@ -121,7 +121,7 @@ def _wanted(listing: Listing, weights: bool, code: bool) -> list[str]:
 
 
 def _base_of(folder: Path) -> str:
-    """The model that an adapter names."""
+    """The model that an adapter was made for."""
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         name = config["base_model_name_or_path"]

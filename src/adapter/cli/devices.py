@@ -1,4 +1,4 @@
-"""The machine: what models run on here, and what others may run on."""
+"""Commands about the machine: what models run on here, and what they may use elsewhere."""
 
 from __future__ import annotations
 

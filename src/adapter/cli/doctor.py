@@ -1,4 +1,4 @@
-"""What is here, and whether it works: the text for a report of a fault."""
+"""What is installed here and whether it works, as text for a fault report."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def doctor(
     def report(name: str) -> None:
         try:
             facts[name] = sections[name]()
-        except Exception as error:  # what is broken here is what this command is for
+        except Exception as error:  # this command exists to find broken things
             facts[name] = problem = f"failed: {type(error).__name__}: {error}"
             problems.append(f"{name} {problem}")
 
@@ -182,7 +182,7 @@ _SECTIONS: dict[str, Callable[[], Any]] = {
 
 
 def _self_test() -> dict[str, object]:
-    """Have the demo's model answer twice with one seed. It is not downloaded for that."""
+    """Let the demo's model answer twice with one seed. It is not downloaded for that."""
     from adapter.generation.request import GenerationRequest
     from adapter.generation.sampling import Sampling
     from adapter.models.embedded_model import MODEL_NAME, model_dir

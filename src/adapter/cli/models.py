@@ -1,4 +1,4 @@
-"""The models that there are."""
+"""Commands about the models on this machine."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def models(
 
 
 def _stored() -> list[ModelInfo]:
-    """The models that other programs keep; one whose file cannot be read has a problem."""
+    """The models that other programs keep. One whose file cannot be read has a problem."""
     from adapter.models.info import ModelInfo, read_info
     from adapter.models.stores import stored_models
 
@@ -104,7 +104,7 @@ def rm(
 
 
 def _removal(model: str) -> tuple[list[Path], Callable[[], None]]:
-    """The files of a model, and what deletes them."""
+    """The files of a model, and the function that deletes them."""
     from adapter.cli.references import refer
     from adapter.models.embedded_model import model_dir
     from adapter.models.hub.cache import CachedRepository
@@ -146,7 +146,7 @@ def _facts(model: ModelInfo) -> dict[str, object]:
 
 
 def _count(number: int | None) -> str:
-    """A count of parameters as model names give it, such as 135M."""
+    """A count of parameters in the form of model names, such as 135M."""
     for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
         if number and number >= size:
             return f"{number / size:.3g}{unit}"

@@ -1,4 +1,4 @@
-"""Getting models."""
+"""Downloads models."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def pull(
 
 
 def _is_path(model: str) -> bool:
-    """Whether a file is meant: it is there, or no repository is called that."""
+    """Whether a file is meant: it exists, or no repository can have this name."""
     return Path(model).expanduser().is_file() or model.startswith((".", "/", "~"))
 
 
@@ -101,9 +101,11 @@ def _pull_from_hub(name: HubName, report: Callable[[int, int], None]) -> dict[st
 
 
 def pull_missing(name: str) -> None:
-    """Download a hub's model where the cache does not have it, with a bar.
+    """Download a hub's model that is not in the cache, with a bar.
 
-    Raises ModelDownloadError, InvalidModelNameError.
+    Raises:
+        ModelDownloadError: it could not be downloaded.
+        InvalidModelNameError: no model can have this name.
     """
     from adapter.errors import ModelNotFoundError
     from adapter.models.hub.names import PREFIX, HubName
@@ -130,7 +132,9 @@ def _facts(name: str, paths: Sequence[Path], mmproj: Path | None = None) -> dict
 
 @contextmanager
 def transfer_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal for the block, which is told the bytes that are there, and all."""
+    """Show a bar on a terminal for the block. The block gets a function of the bytes done and of
+    all.
+    """
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""A model with smaller weights, and how much worse it is for that."""
+"""Makes a model's weights smaller, and measures what that costs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def quantize(
     import pyllama
     from adapter.models.parts import parts
 
-    ftype: Any = kind.upper()  # quantize() knows which there are
+    ftype: Any = kind.upper()  # quantize() knows the types
     with errors_told():
         path = found(model).path()
         target = out if out is not None else _beside(model, path, ftype)
@@ -133,7 +133,7 @@ def _tell(
 
 
 def _beside(model: str, path: Path, ftype: str) -> Path:
-    """Beside a file that the user named, and in pyllama's own folder for a name."""
+    """Beside a file that the user named; in pyllama's own folder for a name."""
     from adapter.models.embedded_model import model_dir
 
     named = Path(model).expanduser()
@@ -145,7 +145,7 @@ def _beside(model: str, path: Path, ftype: str) -> Path:
 
 
 def _name(path: Path, ftype: str) -> str:
-    """The name of a model with the type in place of the one that it has."""
+    """The name of a model with its type replaced."""
     from adapter.models.hub.choice import quantization_of
     from adapter.models.parts import plain_name
 

@@ -12,19 +12,23 @@ HELP = "A name that pyllama models lists, the path of a .gguf file, or owner/rep
 
 @dataclass(frozen=True)
 class Reference:
-    """A model, for a pool.
+    """A model of a pool.
 
-    folder  the pool's folder
-    name    the model's name there
+    Attributes:
+        folder: the pool's folder.
+        name: the model's name there.
     """
 
     folder: Path
     name: str
 
     def path(self) -> Path:
-        """Its file, or the first part; nothing is downloaded.
+        """Its file, or the first part. Nothing is downloaded.
 
-        Raises InvalidModelNameError, ModelNotFoundError, ModelLoadError.
+        Raises:
+            InvalidModelNameError: no model can have this name.
+            ModelNotFoundError: there is no such file.
+            ModelLoadError: a part of it is no regular file.
         """
         from adapter.models.files import ModelFolder
 
@@ -34,7 +38,9 @@ class Reference:
 def refer(text: str) -> Reference:
     """Read what a user wrote.
 
-    Raises InvalidModelNameError, ModelNotFoundError for a path without a file.
+    Raises:
+        InvalidModelNameError: no model can have this name.
+        ModelNotFoundError: a path without a file.
     """
     from adapter.models.embedded_model import model_dir
     from adapter.models.hub.names import PREFIX, HubName

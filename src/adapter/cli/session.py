@@ -1,4 +1,4 @@
-"""A model for a command: found, downloaded where it is a hub's, loaded, and let go."""
+"""Finds, downloads and loads the model of a command, and frees it at the end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ GpuLayers = Annotated[
 
 @contextmanager
 def errors_told() -> Iterator[None]:
-    """End the command with what is wrong, in words."""
+    """End the command with an error message."""
     import pyllama
     from adapter.errors import LlamaCppError
     from adapter.models.embedded_model import EmbeddedModelError
@@ -47,9 +47,11 @@ def errors_told() -> Iterator[None]:
 
 
 def found(model: str | None) -> Reference:
-    """What a user wrote for a model, downloaded where it is a hub's; the demo's without one.
+    """The model that a user named, downloaded if it is a hub's; the demo's model if none was named.
 
-    Raises the errors of refer(), ModelDownloadError and EmbeddedModelError.
+    Raises:
+        ModelDownloadError: it could not be downloaded. Otherwise as refer().
+        EmbeddedModelError: the demo's model could not be downloaded.
     """
     from adapter.cli.pull import pull_missing
     from adapter.models import embedded_model
@@ -63,7 +65,7 @@ def found(model: str | None) -> Reference:
 
 
 def require_generator(name: str, model: pyllama.Model) -> None:
-    """End the command where a model does not predict the next token from those before it."""
+    """End the command if a model does not predict the next token from those before it."""
     architecture = model.metadata.get("general.architecture")
     if model.metadata.get(f"{architecture}.attention.causal") == "false":
         fail(f"{name} is an embedding model ({architecture}): pyllama embed gives its vectors")

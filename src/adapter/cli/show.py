@@ -1,4 +1,4 @@
-"""One model: what its file says, what it takes, and what it would run on."""
+"""Shows one model: its header, the memory it takes, and what it would run on."""
 
 from __future__ import annotations
 

@@ -41,10 +41,11 @@ def measure(
 ) -> Surprise:
     """Compute a text in parts of n_ctx tokens, and score the second half of each.
 
-    Where the vocabulary begins texts with BOS, each part begins with it, in place of its first
-    token.
+    If the vocabulary begins texts with BOS, each part begins with it instead of its first token.
 
-    Raises ValueError for a text of fewer than two parts, and pyllama's errors.
+    Raises:
+        ValueError: the text has fewer than two parts.
+        pyllama.LlamaError: the computation failed.
     """
     with placement.load(path) as model:
         tokens = model.vocab.tokenize_array(text)

@@ -1,4 +1,4 @@
-"""How fast a model computes, as llama-bench and llama-batched-bench measure it."""
+"""Measures how fast a model computes, like llama-bench and llama-batched-bench."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ _N_BATCH, _N_UBATCH = 2048, 512
 class Rate:
     """Tokens a second in one test.
 
-    test      by llama-bench's name: "pp512" for a prompt of 512 tokens, "tg128" for 128 tokens
-              decoded one after the other; "tg128 x8" for 8 sequences at once, all their tokens
-    mean      of the repetitions
-    stdev     of them; 0 for one
+    Attributes:
+        test: by llama-bench's name: "pp512" for a prompt of 512 tokens, "tg128" for 128 tokens
+            decoded one after the other; "tg128 x8" for 8 sequences at once, all their tokens
+            together.
+        mean: of the repetitions.
+        stdev: of the repetitions; 0 for one.
     """
 
     test: str
@@ -48,7 +50,8 @@ def measure(
 
     Tokens are random. Each test runs once before it counts. A test of 0 tokens is left out.
 
-    Raises pyllama's errors.
+    Raises:
+        pyllama.LlamaError: the computation failed.
     """
     threads = n_threads or placement.n_threads
     tokens = np.random.default_rng(0).integers(0, model.vocab.n_tokens, size=n_prompt)

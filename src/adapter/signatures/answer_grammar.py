@@ -1,4 +1,4 @@
-"""The grammar of an answer: a signature's output fields, as an adapter reads them."""
+"""The grammar of an answer: a signature's output fields in the form that an adapter reads."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ from adapter.signatures.values import SPACES, Values, is_dspy_type, member_names
 class Field:
     """An output field: its name, its type, and its constraints as pydantic keeps them.
 
-    schema      the JSON schema of its values, as JSON, where more is known than the type says
-    paragraph   whether its text, where it is free, ends at a blank line
-    characters  how many its text has at most, where it is free and one line; None where it need not
-    required    whether its text, where it is free, has something visible
-    unwritten   texts that no free text begins with, such as what stands for a value in the prompt
-    by_value    JSON schemas of its values, as JSON, by the value of the field before it
+    Attributes:
+        schema: the JSON schema of its values, as JSON, if more is known than the type says.
+        paragraph: whether its free text ends at a blank line.
+        characters: the most characters of its free text of one line; None for no limit.
+        required: whether its free text must have something visible.
+        unwritten: texts that no free text begins with, such as a placeholder in the prompt.
+        by_value: JSON schemas of its values, as JSON, by the value of the field before it.
     """
 
     name: str
@@ -64,9 +65,10 @@ class Field:
 class AnswerGrammar:
     """A grammar in GBNF.
 
-    names       the fields, in their order
-    unchecked   what of the fields' types must be checked after, by field
-    last_text   what the last field begins with, if it is free text, which may end anywhere
+    Attributes:
+        names: the fields, in their order.
+        unchecked: what the grammar does not check of the fields' types, by field.
+        last_text: what the last field begins with, if it is free text, which may end anywhere.
     """
 
     gbnf: str
@@ -80,11 +82,12 @@ FieldValues = list[tuple[str, Values]]
 
 @dataclass(frozen=True)
 class Form:
-    """How an adapter has the fields of an answer.
+    """The form in which an adapter has the fields of an answer.
 
-    write    makes the whole, and each field's values
-    opening  what a field begins with, where its text may end with the answer; None where a field
-             has an end of its own
+    Attributes:
+        write: makes the whole, and each field's values.
+        opening: what a field begins with, if its text may end with the answer; None if fields are
+            closed.
     """
 
     write: Callable[[Rules, tuple[Field, ...]], tuple[Expression, FieldValues]]
@@ -94,9 +97,9 @@ class Form:
 def answer_grammar(
     signature: type[Signature], form: Form, known: Mapping[str, Mapping[str, Any]] | None = None
 ) -> AnswerGrammar | None:
-    """The grammar of a signature's answers; None where there is nothing to answer.
+    """The grammar of a signature's answers; None if there is nothing to answer.
 
-    It is kept: the same fields in the same form are looked up the next time.
+    It is cached: the same fields in the same form are looked up.
 
     Args:
         known: attributes of Field for fields of which more is known than their types say.
@@ -115,7 +118,7 @@ def answer_grammar(
 
 
 def _made(fields: tuple[Field, ...], form: Form, _today: datetime.date) -> AnswerGrammar | None:
-    """The grammar of today: dates may be bound to be past, or to come."""
+    """The grammar of this day: dates may have to be in the past or in the future."""
     rules = Rules()
     whole, values = form.write(rules, fields)
     gbnf = rules.gbnf(whole)
@@ -139,7 +142,7 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
     """`field: value` at the start of a line, as adapter.signatures.field_markers reads it."""
     fence = Marker(_INDENTATION, "```")
     markers = [_field_marker(field.name) for field in fields]
-    # A block of code is closed: what is in it is no marker, and what comes after it may be.
+    # A code block is closed. It contains no marker, but one may follow it.
     in_block = line_without(rules, (fence,), may_be_empty=True)
     fence_line = sequence(repeat(one_of(_INDENTATION)), "```", repeat(one_of(LINE)))
     block = sequence(fence_line, repeat(sequence("\n", in_block)), "\n", fence_line)
@@ -148,7 +151,7 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
     def text(field: Field, *, is_last: bool) -> Expression:
         key = ("text", field.paragraph, field.required, field.unwritten)
         body = rules.add("text", key, lambda: text_body(field, field.paragraph))
-        # The blank line at its end, where no marker of another field follows.
+        # The blank line at the end of the text, if no marker of another field follows.
         return sequence(body, optional("\n\n")) if field.paragraph and is_last else body
 
     def text_body(field: Field, paragraph: bool) -> Expression:
@@ -160,13 +163,13 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
         next_line = sequence(repeat("\n", 1, 1 if paragraph else 2), choice([plain, block]))
         below = sequence(repeat("\n", 1, 2), choice([first_below, block]))
         begin = sequence(" ", first)
-        if not (paragraph and field.required):  # such a one begins on the line of its marker
+        if not (paragraph and field.required):  # this one begins on the line of its marker
             begin = choice([begin, below])
         whole = sequence(begin, repeat(next_line))
         return whole if field.required else optional(whole)
 
     def code(kind: type[Code]) -> Expression:
-        # On a line of its own, where FieldMarkers sees that a block begins.
+        # On a line of its own, where FieldMarkers recognises a block.
         language = f"\n```{kind.language.lower()}"
         return sequence(language, repeat(sequence("\n", in_block)), "\n```")
 
@@ -211,7 +214,7 @@ _LINE_SIGNS = Characters.of(" \t#>-*+•`_.)0123456789")
 
 
 def _field_marker(name: str) -> Marker:
-    """A field's marker, with more signs before and after the name than make it one."""
+    """A field's marker, with more signs around the name than make it one."""
 
     def spellings(letter: str) -> str:
         return " _-" if letter == "_" else case_spellings(letter)
@@ -285,7 +288,7 @@ def _json(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, FieldVal
 def _dspy_values(
     field: Field, json_text: JsonText, *, in_json: bool = False, line: Characters = LINE
 ) -> Values:
-    """How a value is written so that dspy's parse_value reads it."""
+    """The form of a value that dspy's parse_value reads back."""
     if field.schema is not None:
         return _of_schema(field, json_text) or Values(json_text.value, is_json=True)
     annotation: Any = field.annotation
@@ -299,8 +302,7 @@ def _dspy_values(
         return values_of(
             annotation, field.metadata, json_text, parse_value, bare_strings=False, line=line
         )
-    # parse_value takes the text of such a union for JSON where it can.
-    # Made at run time, so no type that mypy could read.
+    # parse_value reads the text of such a union as JSON if it can.
     others: Any = Union.__getitem__(tuple(member for member in members if member is not str))
     if in_json:
         word = sequence(one_of(_WORD_BEGIN), repeat(one_of(_WORD)))
@@ -328,7 +330,7 @@ def _json_values(field: Field, json_text: JsonText) -> Values:
         return _json_options(annotation, field.metadata, annotation, json_text)
     members = union_members(annotation)
     if any(allowed_values(member) for member in members):
-        # A text in a union is read as JSON of its own where it can be.
+        # A text in a union is read as JSON of its own if possible.
         found = [
             _json_options(member, field.metadata, annotation, json_text)
             if allowed_values(member)
@@ -349,7 +351,7 @@ def _json_values(field: Field, json_text: JsonText) -> Values:
 def _json_options(
     annotation: Any, metadata: tuple[Any, ...], whole: Any, json_text: JsonText
 ) -> Values:
-    """The values of a Literal or Enum as JSON, or the names of members: those that DSPy reads."""
+    """The values of a Literal or Enum as JSON, or the names of members, whichever DSPy reads."""
     fits = pydantic.TypeAdapter(annotated(whole, metadata)).validate_python
     names = member_names(annotation)
     texts = []
@@ -366,7 +368,7 @@ def _json_options(
     return Values(any_text(texts), is_json=True)
 
 
-# What neither JSON nor Python takes for a value of its own.
+# Text that neither JSON nor Python reads as another value.
 _WORD_BEGIN = Characters.of((0x41, 0x5A), (0x61, 0x7A)) - Characters.of("NnI")
 _WORD = PRINTABLE - Characters.of("[](){}\"'\\`")
 

@@ -1,4 +1,4 @@
-"""Answers that cannot fail to parse: an adapter's own form as the grammar of what is sampled."""
+"""Answers that cannot fail to parse: the sampler follows a grammar of the adapter's own form."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ from adapter.signatures.typed_values import MISFITS
 
 if TYPE_CHECKING:
     from dspy.adapters import Adapter as _Adapter
-else:  # it stands before a class of DSPy's, and is none by itself
+else:  # a mixin for DSPy's classes, not an adapter by itself
     _Adapter = object
 
 
 class CutAnswerError(AdapterParseError):
-    """An answer that max_tokens, or the end of the context, cut off before all fields were there.
+    """max_tokens, or the end of the context, cut off an answer before all fields were there.
 
     A subclass of DSPy's AdapterParseError.
     """
 
 
 class InvalidValueError(AdapterParseError):
-    """An answer with a value that its field does not allow, also when it was asked for again.
+    """An answer has a value that its field does not allow, even after further attempts.
 
     A subclass of DSPy's AdapterParseError. The text names field, value and constraint.
     """
 
 
 ATTEMPTS = 4
-"""How often an answer is asked for whose values its fields do not allow."""
+"""How many attempts there are for an answer with values that its fields do not allow."""
 
 _TEMPERATURE_AGAIN = 0.7
-"""Of another attempt after a greedy one, which would give the same answer."""
+"""The temperature of another attempt after a greedy one, which would give the same answer."""
 
 
 @dataclass
 class _Watch:
-    """One call of an adapter: what its answers are bound by, and what became of each of them."""
+    """One call of an adapter: what constrains its answers, and how each of them ended."""
 
     demos: list[dict[str, Any]]
     grammar: AnswerGrammar | None = None
@@ -73,32 +73,31 @@ _watch: ContextVar[_Watch | None] = ContextVar("bound_answers", default=None)
 
 
 _bound_predicts: WeakKeyDictionary[Any, type[Signature] | None] = WeakKeyDictionary()
-"""What the last answer that a dspy.Predict asked for was bound to: for those that listen to it."""
+"""The grammar of the last answer that a dspy.Predict asked for, for stream listeners."""
 
 
 def is_being_bound(signature: type[Signature]) -> bool:
-    """Whether an answer that is parsed just now followed a grammar of these output fields."""
+    """Whether the answer that is being parsed followed a grammar of these output fields."""
     watch = _watch.get()
     grammar = None if watch is None else watch.grammar
     return grammar is not None and grammar.names == tuple(signature.output_fields)
 
 
 def bound_signature(predict: Any) -> type[Signature] | None:
-    """The signature whose grammar the answer follows that a dspy.Predict is asking for, if any."""
+    """The signature whose grammar constrains the answer that a dspy.Predict asks for, if any."""
     return _bound_predicts.get(predict)
 
 
 class BoundAnswers(_Adapter):
-    """Put before an adapter's class: its answers follow a grammar of its own form.
+    """A mixin for an adapter's class: its answers follow a grammar of its own form.
 
-    So they do where they come from an engine of this package. Whatever else answers is asked as
-    ever. A request with tools, with a response_format or a grammar of the caller's own, is left to
-    those.
+    This applies to answers from an engine of this package. Any other lm is asked as before. A
+    request with tools, a response_format or a grammar of the caller's own keeps its own constraint.
     """
 
     form: ClassVar[Form]
     parse_checks_constraints: ClassVar[bool] = False
-    """Whether the class's own `parse` holds values against their fields' constraints."""
+    """Whether the class's own `parse` checks values against their fields' constraints."""
 
     def __call__(
         self,
@@ -108,16 +107,18 @@ class BoundAnswers(_Adapter):
         demos: list[dict[str, Any]],
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
-        """Have the adapter do its work, with its answers bound.
+        """Let the adapter work with constrained answers.
 
-        Raises CutAnswerError for an answer that was cut off, InvalidValueError where a value is
-        still not what its field allows after ATTEMPTS, and AdapterParseError for any other text.
+        Raises:
+            CutAnswerError: an answer was cut off.
+            InvalidValueError: a value is still not allowed by its field after ATTEMPTS.
+            AdapterParseError: any other text without the output fields.
         """
         call = (signature, demos, inputs)
         if not _is_ours(lm):
             return self._checked(signature, super().__call__(lm, lm_kwargs, *call))
         with _watched(lm, demos) as (watched, watch), adapter_fallback_scope() as progress:
-            # Not what DSPy's subclasses add to it: a schema, or another try without the form.
+            # Without what DSPy's subclasses add: a schema, or another attempt without the form.
             answers: list[dict[str, Any]] = Adapter.__call__(self, watched, dict(lm_kwargs), *call)
             for index, asked in self._again(watch, lm, lm_kwargs, signature, progress):
                 with _noted(watch):
@@ -153,9 +154,9 @@ class BoundAnswers(_Adapter):
         signature: type[Signature],
         progress: StreamProgress,
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Which candidate is to be asked for again, and with which settings, until all fit.
+        """Yields which candidate to ask for again, with which settings, until all fit.
 
-        Nothing is asked for again once a part of it was streamed.
+        Nothing is asked for again after a part of it was streamed.
         """
         responses, misfits = watch.responses, watch.misfits
         for index, error in sorted(misfits.items()):
@@ -183,7 +184,7 @@ class BoundAnswers(_Adapter):
     def _checked(
         self, signature: type[Signature], answers: list[dict[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Answers with each value held against the constraints of its field."""
+        """Answers whose values are all checked against the constraints of their fields."""
         if self.parse_checks_constraints:
             return answers
         try:
@@ -225,12 +226,12 @@ class BoundAnswers(_Adapter):
 
         def read(output: dict[str, Any] | str) -> dict[str, Any]:
             if not processed_signature.output_fields:
-                output = _with_text(output)  # where calls are all there may be, there may be none
+                output = _with_text(output)  # if calls are allowed, there may be none
             try:
                 [answer] = postprocess(
                     processed_signature, original_signature, [output], lm, lm_kwargs
                 )
-            except MISFITS as error:  # of a type that DSPy's own reading stumbles over
+            except MISFITS as error:  # of a type that DSPy's own parser fails on
                 raise AdapterParseError(
                     adapter_name=type(self).__name__,
                     signature=processed_signature,
@@ -268,7 +269,7 @@ class BoundAnswers(_Adapter):
         signature: type[Signature],
         asked: Mapping[str, Any],
     ) -> None:
-        """Refuse an answer that was cut off before its last field, or within a typed one."""
+        """Refuse an answer that was cut off before its last field or within a typed one."""
         for output, response in zip(outputs, watch.responses, strict=False):
             if getattr(response, "finish_reason", "") != "length":
                 continue
@@ -317,7 +318,7 @@ class BoundAnswers(_Adapter):
         inputs: Mapping[str, Any],
         demos: list[dict[str, Any]],
     ) -> AnswerGrammar | None:
-        """Ask for answers in the adapter's form, where nothing else says what they must be."""
+        """Constrain answers to the adapter's form, unless something else constrains them."""
         asked = {**lm.kwargs, **lm_kwargs}
         metadata = asked.get("metadata") or {}
         settings = metadata.get("llamacpp") or {} if isinstance(metadata, Mapping) else None
@@ -337,7 +338,7 @@ class BoundAnswers(_Adapter):
 
 
 def _with_text(output: dict[str, Any] | str) -> dict[str, Any] | str:
-    """An answer that DSPy does not take for none."""
+    """An answer that DSPy does not take for an empty one."""
     if isinstance(output, str):
         return output or "(no text)"
     return {**output, "text": output.get("text") or "(no text)"}
@@ -353,7 +354,7 @@ def _answer_grammar(
     inputs: Mapping[str, Any],
     known: dict[str, dict[str, Any]],
 ) -> AnswerGrammar | None:
-    """The grammar of a call's answers. Calls that are written as a field are of the known tools."""
+    """The grammar of a call's answers. Calls written as a field may only call the known tools."""
     calls = calls_schema(inputs)
     of_tools = {
         name: {**known.get(name, {}), "schema": calls}
@@ -372,7 +373,7 @@ def _answer_grammar(
 
 @contextmanager
 def _watched(lm: BaseLM, demos: list[dict[str, Any]]) -> Iterator[tuple[BaseLM, _Watch]]:
-    """A copy of an lm that notes its responses, which DSPy tells in histories only."""
+    """A copy of an lm that keeps its responses, which DSPy records only in histories."""
     watch = _Watch(demos)
     unrecorded = dspy.settings.disable_history
 
@@ -396,7 +397,7 @@ def _watched(lm: BaseLM, demos: list[dict[str, Any]]) -> Iterator[tuple[BaseLM, 
 
 @contextmanager
 def _noted(watch: _Watch) -> Iterator[None]:
-    """Note an error of an attempt that is one of several."""
+    """Record an error of one attempt among several."""
     try:
         yield
     except AdapterParseError as error:
@@ -414,7 +415,7 @@ def _thoughts(response: Any) -> tuple[Any, ...]:
 
 
 def _message(error: AdapterParseError) -> str:
-    """What an error says itself, without what DSPy adds to it."""
+    """An error's own message, without what DSPy adds to it."""
     return str(error).partition(f"\n\nAdapter {error.adapter_name} failed")[0]
 
 
@@ -427,9 +428,9 @@ def _seed(response: Any) -> int:
 def _settings_again(
     lm: BaseLM, lm_kwargs: dict[str, Any], seed: int, attempt: int
 ) -> dict[str, Any]:
-    """What one more attempt is asked with: a seed of its own, which follows from the first one's.
+    """The settings of another attempt, with a seed that is derived from the first one's.
 
-    DSPy's cache knows the attempt by it, and the same call makes the same attempts.
+    DSPy's cache distinguishes the attempts by it, and the same call makes the same attempts.
     """
     digest = hashlib.sha256(f"{seed} {attempt}".encode()).digest()
     asked = {**lm_kwargs, "n": 1, "seed": int.from_bytes(digest[:4], "big") % (MAX_SEED + 1)}

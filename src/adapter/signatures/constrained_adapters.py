@@ -22,9 +22,9 @@ AnyAdapter = TypeVar("AnyAdapter", bound=Adapter)
 
 
 class _ExactStrings:
-    """Put before JSONAdapter's class: it reads strings in JSON once more, as JSON of their own.
+    """A mixin for JSONAdapter: it parses strings in JSON again, as JSON of their own.
 
-    Where that makes another value of one, as the number 9 of "9", the string is taken as it is.
+    If that changes the value, such as the number 9 for "9", the string is kept.
     """
 
     def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class _ExactStrings:
                     for name, field in signature.output_fields.items()
                 }
             except (*MISFITS, KeyError):
-                pass  # the first error is what counts
+                pass  # report the first error
             raise
         return read
 

@@ -16,13 +16,13 @@ from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
 class LlamaCppDecisions:
     """Measures what a dspy.Predict decides, whichever adapter DSPy is configured with.
 
-    Give it to a Predict whose outputs are all Choice, Score, Noul, or bool and Literal, in the
-    place of its lm::
+    Give it to a Predict whose outputs are all Choice, Score, Noul, or bool and Literal, instead of
+    its lm::
 
         decide = dspy.Predict(Triage)
         found = decide(lm=LlamaCppDecisions(adapter.lm), ticket="The printer is on fire")
 
-    With LlamaCppAdapter there is no need of it: that measures them beside other outputs.
+    LlamaCppAdapter does not need it: it measures decisions among other outputs.
 
     Args:
         lm: the language model of a LlamaCppAdapter, or a copy of it.
@@ -37,7 +37,7 @@ class LlamaCppDecisions:
     def __init__(self, lm: LM) -> None:
         if not getattr(getattr(lm, "engine", None), "measures_probabilities", False):
             raise ConfigurationError(f"lm must be that of a LlamaCppAdapter, got {lm!r}")
-        #: What measures them: calls are in its history, and in DSPy's cache as it says.
+        #: The language model. Calls are in its history, and in DSPy's cache if it uses that.
         self.lm = lm
 
     def __call__(self, state: dict[str, Any], questions: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +73,7 @@ class LlamaCppDecisions:
 
 
 def _instructions(state: dict[str, Any]) -> str:
-    """The instructions, with what the signature says of its inputs."""
+    """The instructions, with what the signature says about its inputs."""
     told = str(state.get("input_fields") or "").strip()
     parts = [str(state["instructions"]).strip(), f"Inputs:\n{told}" if told else ""]
     return "\n\n".join(part for part in parts if part)

@@ -1,8 +1,8 @@
-"""Output fields with few possible values, answered by how likely the model finds each of them.
+"""Output fields with few possible values, answered by how likely the model finds each value.
 
-These are the fields that DSPy asks for decision evidence (``dspy.experimental`` Choice, Score and
-Noul, and Predict's decision configuration), and on demand those of type bool, Literal and Enum. The
-other fields of the signature are generated first, and the decisions measured after them.
+These are fields for which DSPy asks for decision evidence (``dspy.experimental`` Choice, Score and
+Noul, and Predict's decision configuration), and on request those of type bool, Literal and Enum.
+The other fields of the signature are generated first, and the decisions are measured after them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from adapter.signatures.typed_values import allowed_values
 
 Distribution = Mapping[str, float]
 
-# The fields of the types that DSPy puts in the place of its own, and what their questions are of.
+# The types that DSPy substitutes for its own, with the kind of question that they stand for.
 _EVIDENCE = ({"noul"}, {"probabilities", "confidence"})
 _QUESTIONS = ("noul", "score", "choice")
 
@@ -36,10 +36,11 @@ _QUESTIONS = ("noul", "score", "choice")
 class Decision:
     """An output field to measure.
 
-    type_        its type where the signature is shown to the model
-    description  what the model is told about it
-    keys         its possible values as they are written, at least one, none of them empty
-    answer       makes its value of the probabilities of the keys
+    Attributes:
+        type_: its type in the signature that the model is shown.
+        description: what the model is told about it.
+        keys: its possible values as they are written; at least one, and none empty.
+        answer: makes the field's value from the probabilities of the keys.
     """
 
     type_: Any
@@ -54,7 +55,7 @@ def decisions_in(
     """Return the output fields that this lm can measure, by name.
 
     Args:
-        pick_by_likelihood: also fields of type bool, Literal and Enum.
+        pick_by_likelihood: include fields of type bool, Literal and Enum.
     """
     if not getattr(getattr(lm, "engine", None), "measures_probabilities", False):
         return {}
@@ -69,10 +70,10 @@ def decisions_in(
 
 
 def confidence(distribution: Distribution) -> float:
-    """How far the likeliest key is ahead of the next: the difference of their probabilities.
+    """The difference between the probabilities of the likeliest key and of the next.
 
-    1 for a certain answer, 0 for a tie of the first two. Noul's confidence, which DSPy computes,
-    is the same number at the threshold of 0.5.
+    It is 1 for a certain answer, and 0 for a tie. Noul's confidence, which DSPy computes, is the
+    same number at the threshold of 0.5.
     """
     best, second = [*sorted(distribution.values(), reverse=True), 0.0][:2]
     return best - second
@@ -82,9 +83,10 @@ def confidence(distribution: Distribution) -> float:
 class DecisionPlan:
     """How one call is answered: what is generated, and what is measured after it.
 
-    rest      the signature of what is generated; it may have no output fields
-    shown     the signature that the model is shown to judge: the decisions come last
-    messages  the conversation about that, in OpenAI's form
+    Attributes:
+        rest: the signature of what is generated. It may have no output fields.
+        shown: the signature that the model is shown to judge. The decisions come last.
+        messages: the conversation about that, in OpenAI's form.
     """
 
     signature: type[Signature]
@@ -115,7 +117,7 @@ class DecisionPlan:
         return cls(signature, decisions, rest, shown, adapter.format(shown, demos, inputs))
 
     def nothing_written(self, lm: BaseLM, lm_kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return an empty answer for each candidate that is asked for."""
+        """Return an empty answer for each candidate."""
         asked = (lm_kwargs.get("n"), lm.kwargs.get("n"))
         return [{}] * next((int(n) for n in asked if n is not None), 1)
 
@@ -151,7 +153,7 @@ class DecisionPlan:
 
 
 def _evidence(field: FieldInfo) -> Decision | None:
-    """What DSPy asks for by a type of its own: probabilities, and the question as JSON."""
+    """What DSPy asks for with types of its own: probabilities, and the question as JSON."""
     annotation = field.annotation
     if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return None
@@ -199,8 +201,8 @@ def _with_examples(
 ) -> tuple[type[Signature], list[dict[str, Any]]]:
     """Take the demonstrations out of the instructions, where DSPy puts those of evidence as JSON.
 
-    They are the last line, under a heading. As turns of the conversation they show a small model
-    what to do.
+    They are the last line, under a heading. A small model needs demonstrations as turns of the
+    conversation.
     """
     before, _, listed = signature.instructions.rpartition("\n")
     instructions, blank, _heading = before.rpartition("\n\n")
@@ -220,7 +222,7 @@ def _with_examples(
 def labelled(
     examples: list[dict[str, Any]], decisions: Mapping[str, Decision]
 ) -> list[dict[str, Any]]:
-    """Demonstrations with each decision as one of its keys, where DSPy has an object with more."""
+    """Demonstrations with each decision as one key. DSPy has an object with more."""
     for example in examples:
         for name in decisions.keys() & example.keys():
             label = example[name]
@@ -231,7 +233,7 @@ def labelled(
 
 
 def _pick(name: str, field: FieldInfo) -> Decision | None:
-    """A field of a plain type with few values: the likeliest one of those that it allows."""
+    """A field of a plain type with few values. Its value is the likeliest allowed one."""
     annotation: Any = field.annotation
     values = [True, False] if annotation is bool else allowed_values(annotation)
     values = [value for value in values if _is_allowed(name, value, field)]

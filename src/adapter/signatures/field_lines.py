@@ -1,4 +1,4 @@
-"""Fields as lines of `name: value`, none of which another field's value can forge."""
+"""Fields as lines of `name: value`. No value can forge another field's line."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _LINE_BEGIN = re.compile("(?:^|(?<=[\n\v\f\x1c-\x1e\x85\u2028\u2029])|(?<=\r)(?!
 def input_lines(signature: type[Signature], values: Mapping[str, Any]) -> str:
     """Return one `name: value` line for each input that has a value.
 
-    A value of several lines starts on a line of its own. Where one of these could be read as a
-    field of the signature, a bar stands before each. Other values are written as they are.
+    A value of several lines starts on a line of its own. If one of its lines could be read as a
+    field of the signature, a bar is put before each. Other values are written as they are.
     """
     names = tuple(signature.fields)
     lines = []
@@ -43,7 +43,7 @@ def input_lines(signature: type[Signature], values: Mapping[str, Any]) -> str:
 
 
 def _as_seen(line: str) -> str:
-    """A line without signs that are not seen, and with each letter and space in its plain form."""
+    """A line without invisible characters, and with each letter and space in its plain form."""
     plain = unicodedata.normalize("NFKC", line)
     return "".join(one for one in plain if unicodedata.category(one) != "Cf")
 
@@ -53,8 +53,8 @@ def output_lines(
 ) -> str:
     """Return one `name: value` line for each output that has a value, as a model writes them.
 
-    A field without a value takes the text `missing`, or is left out where that is None. A line
-    that would be read as another output, which no model can write, gets a bar before it.
+    A field without a value gets the text `missing`, or is left out if that is None. A line that
+    would be read as another output, which no model can write, gets a bar before it.
     """
     lines = []
     for name, field in fields.items():
@@ -78,10 +78,10 @@ def _field(name: str, text: str) -> str:
 
 
 def _fenced(annotation: Any, value: Any, *, longer: bool = False) -> str:
-    """Code in a block, in which no line is taken for the next field.
+    """Code in a block, in which no line is read as the next field.
 
     Args:
-        longer: have a fence that no fence in the code is as long as.
+        longer: use a fence that is longer than any fence in the code.
     """
     code = value if isinstance(value, Code) else annotation.model_validate(value)
     within = max(map(len, re.findall("`{3,}", code.code)), default=2) if longer else 2

@@ -2,7 +2,7 @@
 
 A value reaches to the next marker. An answer that followed a grammar has the markers that the
 grammar wrote: spelled exactly, and in the signature's order. In any other text a marker may have
-another case, a list sign, or emphasis. The answer may come in pieces, and what is certain of it is
+another case, a list sign, or emphasis. The answer may come in pieces. What is certain of it is
 known before its end.
 """
 
@@ -20,16 +20,16 @@ from dspy.signatures import Signature
 
 @dataclass(frozen=True)
 class Span:
-    """Where a field's value stands: after its marker, up to `end`."""
+    """The place of a field's value: from its marker to `end`."""
 
     marker: re.Match[str]
     end: int
     closed: bool
-    """Whether another marker follows, so that more text does not belong to the value."""
+    """Whether another marker follows, so that more text is not part of the value."""
 
 
 class Settled(NamedTuple):
-    """The beginning of a value that no further text can change, and whether it is all of it."""
+    """The beginning of a value that no further text can change, and whether it is complete."""
 
     text: str
     complete: bool
@@ -38,14 +38,15 @@ class Settled(NamedTuple):
 class FieldMarkers:
     """The fields of an answer that is pushed in pieces of any size.
 
-    The first of a field's markers counts. One inside a code block of a value is the code's.
+    The first of a field's markers counts. A marker inside a code block is part of the code.
 
-    `is_bound` says that the answer followed the grammar of the signature. If it did not, the name
-    of the first input field, once all outputs are answered, begins a question that the model asks
-    itself, and nothing after it counts. It does so where it is spelled as in the prompt, and comes
-    after a value.
+    If the answer followed no grammar, the model may ask itself another question after all outputs
+    are answered. The name of the first input field, spelled as in the prompt and after a value,
+    begins such a question. Nothing after it counts.
 
-    `text` is the answer so far.
+    Attributes:
+        is_bound: whether the answer followed the grammar of the signature.
+        text: the answer so far.
     """
 
     def __init__(self, signature: type[Signature], *, is_bound: bool = False) -> None:
@@ -57,8 +58,8 @@ class FieldMarkers:
         self._source = _bound_source(names) if is_bound else _marker_source(names)
         self._flags = re.MULTILINE if is_bound else re.MULTILINE | re.IGNORECASE
         self.text = ""
-        self._line = 0  # where the line begins that may still grow
-        self._markers: list[re.Match[str]] = []  # those of the lines before it
+        self._line = 0  # the beginning of the line that may still grow
+        self._markers: list[re.Match[str]] = []  # markers in the lines before it
         self._fences: list[int] = []
 
     def push(self, text: str) -> None:
@@ -71,10 +72,10 @@ class FieldMarkers:
             self._line = line
 
     def values(self) -> dict[str, str]:
-        """Return the text of every field found, the answer being at its end.
+        """Return the text of every field found in the complete answer.
 
-        Text before the first marker is the first field's, if that one has none: a model that
-        reasons first often leaves out its name.
+        Text before the first marker belongs to the first field if that one has no marker: a model
+        that reasons first often leaves out its name.
         """
         found = self._spans(self._visible(ended=True))
         values = {name: self._value(span) for name, span in found.items()}
@@ -87,7 +88,7 @@ class FieldMarkers:
         return values
 
     def settled(self, name: str) -> Settled | None:
-        """Return what is certain of a field's value, or None before its marker."""
+        """Return what is certain of a field's value; None before its marker."""
         visible = self._visible(ended=False)
         span = self._spans(visible).get(name)
         if span is None or span.marker.end() == len(self.text):
@@ -98,7 +99,7 @@ class FieldMarkers:
         text = self.text[span.marker.end() : end].lstrip()
         length = len(text)
         while length and (text[length - 1].isspace() or text[length - 1] in "*_`"):
-            length -= 1  # space, emphasis and fences may turn out to be what encloses the value
+            length -= 1  # space, emphasis and fences may turn out to enclose the value
         return Settled(text[:length], complete=False)
 
     def _pattern(self) -> re.Pattern[str]:
@@ -109,10 +110,10 @@ class FieldMarkers:
         return [*self._markers, *last_line], [*self._fences, *_fences(self.text, self._line)]
 
     def _visible(self, *, ended: bool) -> list[re.Match[str]]:
-        """Return the markers that are none of a code block's.
+        """Return the markers outside code blocks.
 
-        A block that was never closed hides nothing; one that may still be closed does, and one of
-        a grammar, which closes all but the last of an answer that was cut off.
+        A block that was never closed hides no markers. One that may still be closed does. With a
+        grammar every block is closed, except the last one of an answer that was cut off.
         """
         markers, fences = self._all()
         end = [] if ended and not self._is_bound else [len(self.text)]
@@ -130,14 +131,14 @@ class FieldMarkers:
         for marker in markers:
             name = field_named(marker["name"], self._names)
             if self._is_bound and name not in self._outputs[len(found) : len(found) + 1]:
-                continue  # a line of a text: the next marker is the next field's
+                continue  # a line of a text: the next marker belongs to the next field
             if name == self._new_turn and not self._begins_a_turn(marker, found, field):
                 continue  # a word of the answer
             if field is not None:
                 found[field] = Span(found[field].marker, marker.start(), closed=True)
             if name == self._new_turn:
-                break  # the model goes on with a question of its own
-            # Of a field given twice the first counts, as in a model that repeats itself.
+                break  # the model continues with a question of its own
+            # If a field comes twice, the first one counts: models repeat themselves.
             field = name if name not in found else None
             if field is not None:
                 found[field] = Span(marker, len(self.text), closed=False)
@@ -146,7 +147,7 @@ class FieldMarkers:
     def _begins_a_turn(
         self, marker: re.Match[str], found: dict[str, Span], field: str | None
     ) -> bool:
-        """Whether the first input's name is a question of the model's own, not a line of a text."""
+        """Whether the first input's name begins a question of the model's own."""
         if len(found) < len(self._outputs):
             return False
         if not self.text.startswith(f"{self._new_turn}:", marker.start()):
@@ -159,13 +160,13 @@ class FieldMarkers:
         return between.strip() if self._is_bound else _value(span.marker, between)
 
     def _undecided(self) -> int:
-        """Return where the last line begins if it may become a marker, else the text's end."""
+        """Return where the last line begins if it may become a marker, or else the text's end."""
         line = self.text[self._line :]
         match = _partial_pattern(self._source, self._flags).match(line, partial=True)
         return self._line if match is not None and match.partial else len(self.text)
 
     def _open_code_marker(self) -> int:
-        """Return where the first marker stands in a code block that is still open."""
+        """Return where the first marker inside an open code block is."""
         markers, fences = self._all()
         if self._is_bound or len(fences) % 2 == 0 or not markers or fences[-1] < markers[0].start():
             return len(self.text)
@@ -179,7 +180,7 @@ def is_marker(line: str, names: tuple[str, ...]) -> bool:
 
 
 def field_named(spelling: str, names: tuple[str, ...]) -> str:
-    """Return the field that a spelling of its name means, or the spelling if it means none."""
+    """Return the field that a spelling of a name stands for, or the spelling itself."""
 
     def plain(name: str) -> str:
         return re.sub("[ -]", "_", name.strip()).lower()
@@ -219,7 +220,7 @@ def _marker_pattern(source: str, flags: int) -> re.Pattern[str]:
 
 @lru_cache(maxsize=256)
 def _partial_pattern(source: str, flags: int) -> Any:
-    """Return the same pattern, of the library that can tell a beginning of a match."""
+    """Return the same pattern for the `regex` library, which can match the beginning of a match."""
     ignored = regex.IGNORECASE if flags & re.IGNORECASE else 0
     return regex.compile(source, ignored | regex.VERBOSE)
 

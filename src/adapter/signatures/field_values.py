@@ -1,7 +1,7 @@
-"""The constraints of a field, held against a value that was read from an answer.
+"""Checks values of an answer against the constraints of their fields.
 
-DSPy converts a text to a field's type and looks at nothing else: the constraints of
-``dspy.OutputField(ge=…)`` and of ``Annotated`` types are in the field's metadata.
+DSPy only converts a text to a field's type. The constraints of ``dspy.OutputField(ge=…)`` and of
+``Annotated`` types are in the field's metadata.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SHOWN = 200  # characters of a value in an error
 
 
 class Misfit(ValueError):
-    """A value that is not what its field allows. The text names field, value and constraint."""
+    """A value that its field does not allow. The text names field, value and constraint."""
 
     def __init__(self, name: str, value: Any, reason: Exception) -> None:
         super().__init__(f"{name}={_shown(value)} is not what the field allows: {_told(reason)}")
@@ -30,7 +30,8 @@ class Misfit(ValueError):
 def constrained_value(name: str, value: Any, field: FieldInfo) -> Any:
     """A value of a field's type, after the field's own constraints and validators.
 
-    Raises Misfit for a value that they refuse.
+    Raises:
+        Misfit: they refuse the value.
     """
     if not field.metadata:
         return value
@@ -55,10 +56,13 @@ _kept_validator = lru_cache(256)(_validator)
 def constrained_values(
     fields: Mapping[str, FieldInfo], values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """All values of an answer, those of the fields after their constraints.
+    """All values of an answer, after the constraints of their fields.
 
-    A value that no text stands for is left as it is: a field's default, and the None that DSPy
-    puts where a model called tools instead of answering. Raises Misfit.
+    A value that was not read from text is kept: a field's default, and the None that DSPy uses if a
+    model called tools instead of answering.
+
+    Raises:
+        Misfit: a field refuses its value.
     """
     checked = dict(values)
     for name, field in fields.items():

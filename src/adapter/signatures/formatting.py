@@ -1,8 +1,8 @@
-"""A signature and its values as short chat messages, made for small models.
+"""Writes a signature and its values as short chat messages for small models.
 
-The system message holds the instructions and the form of the answer. Values, those of the
-demonstrations too, are lines of `field: value` (field_lines.py): every token spent on form is
-one that a small model must read and imitate.
+The system message holds the instructions and the form of the answer. Values, also of
+demonstrations, are lines of `field: value` (field_lines.py): a small model must read and imitate
+every token of the form.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _PLAIN_FORMS: dict[object, str] = {
 
 
 MAX_LISTED = 50
-"""Values of a type that are listed where all of them leave no room for an answer."""
+"""How many values of a type are listed if all of them leave no room for an answer."""
 
 _shortened: ContextVar[bool] = ContextVar("shortened", default=False)
 _demonstrated: ContextVar[bool] = ContextVar("demonstrated", default=False)
 
 
 def long_lists(signature: type[Signature]) -> list[str]:
-    """Return the outputs that have more values than MAX_LISTED to choose from."""
+    """Return the outputs that have more than MAX_LISTED values to choose from."""
     return [
         name
         for name, field in signature.output_fields.items()
@@ -55,7 +55,7 @@ def long_lists(signature: type[Signature]) -> list[str]:
 
 @contextmanager
 def shortened_lists() -> Iterator[None]:
-    """Name MAX_LISTED of a type's values only, spread over all of them, within a block."""
+    """Within a block, name only MAX_LISTED of a type's values, spread over all of them."""
     token = _shortened.set(True)
     try:
         yield
@@ -87,7 +87,7 @@ def _listed(values: list[Any]) -> str:
 
 
 def system_message(signature: type[Signature]) -> str:
-    """Return the instructions, what is known about the inputs, and the form of the answer."""
+    """Return the instructions, the descriptions of the inputs, and the form of the answer."""
     paragraphs = [inspect.cleandoc(signature.instructions)]
     described = [
         f"{name}: {description}"
@@ -105,7 +105,7 @@ def system_message(signature: type[Signature]) -> str:
 
 @contextmanager
 def demonstrated(by_demos: bool) -> Iterator[None]:
-    """Say, within a block, whether demonstrations show the form of the answer."""
+    """Record, for a block, whether demonstrations show the form of the answer."""
     token = _demonstrated.set(by_demos)
     try:
         yield
@@ -114,10 +114,10 @@ def demonstrated(by_demos: bool) -> Iterator[None]:
 
 
 def placeholder(name: str, field: FieldInfo) -> str:
-    """What stands for an output's value in the form of the answer.
+    """The placeholder for an output's value in the form of the answer.
 
-    Where no demonstration shows the form, small models follow `<name>` better than `(text)`, and
-    the shape of a JSON value better than its schema.
+    Without demonstrations, small models follow `<name>` better than `(text)`, and the shape of a
+    JSON value better than its schema.
     """
     description = description_of(name, field)
     if _demonstrated.get():
@@ -128,7 +128,7 @@ def placeholder(name: str, field: FieldInfo) -> str:
     if form == "text":
         return f"<{description or name}>"
     if field.annotation in (int, float):
-        # Measured: with fewer words a small model copies the number rather than make one up.
+        # Measured: with fewer words a small model copies the number instead of inventing one.
         return f"<{description}, a number>" if description else "<a number>"
     return f"<{description}; {form}>" if description else f"<{form}>"
 
@@ -145,10 +145,10 @@ _FIRST_LETTERS = 3
 def beginnings_of_placeholders(
     signature: type[Signature], demos: Sequence[Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """What a text begins with that repeats a placeholder, or makes one up like it.
+    """Beginnings of a text that repeat a placeholder or imitate one.
 
-    Without a demonstration that is `<`, unless the signature speaks of markup. What a
-    demonstration's text begins with is none.
+    Without demonstrations that is `<`, unless the signature mentions markup. What a demonstration's
+    text begins with is allowed.
     """
     found: dict[str, None] = {}
     if not demos and not _MARKUP.search(_words_of(signature)):
@@ -183,7 +183,7 @@ def _words_of(signature: type[Signature]) -> str:
 
 
 def describe_form(annotation: Any) -> str:
-    """Say in words how a value of a type is written.
+    """Describe in words how a value of a type is written.
 
     Simple types get a phrase, a dspy type its own description, anything else its JSON schema.
     """
@@ -193,7 +193,7 @@ def describe_form(annotation: Any) -> str:
     if allowed := allowed_values(annotation):
         return _listed(allowed)
     if members := union_members(annotation):
-        # None comes last, whatever its place: it is what remains when nothing else fits.
+        # None comes last, wherever it stands: it applies if nothing else fits.
         choices = [describe_form(choice) for choice in members if choice is not type(None)]
         return " or ".join(choices + ["None"] * (type(None) in members))
     if origin is list and arguments and _has_phrase(arguments[0]):

@@ -16,7 +16,7 @@ from adapter.engine.tool_arguments import closed_schema
 
 
 def calls_schema(inputs: Mapping[str, Any]) -> str | None:
-    """The schema of calls of the tools among a call's inputs, as JSON; None where there are none.
+    """The schema of calls of the tools among a call's inputs, as JSON; None if there are none.
 
     The form is that of DSPy's ToolCalls.
     """
@@ -42,7 +42,7 @@ def calls_schema(inputs: Mapping[str, Any]) -> str | None:
 
 
 def calling_agent(signature: type[Signature]) -> dspy.ReAct | None:
-    """The dspy.ReAct that makes a call: of one of its steps, or of the answer at their end."""
+    """The dspy.ReAct that makes a call: for one of its steps, or for the answer at the end."""
     if "trajectory" not in signature.input_fields:
         return None
     modules = reversed(dspy.settings.caller_modules or [])
@@ -50,9 +50,9 @@ def calling_agent(signature: type[Signature]) -> dspy.ReAct | None:
 
 
 def step_schemas(agent: dspy.ReAct, signature: type[Signature]) -> tuple[tuple[str, str], ...]:
-    """The schema of `next_tool_args`, as JSON, by `next_tool_name`, in a step of an agent.
+    """The schemas of `next_tool_args` in a step of an agent, as JSON, by `next_tool_name`.
 
-    Empty where the call is none of its steps.
+    Empty if the call is none of an agent's steps.
     """
     if [*signature.output_fields][-2:] != ["next_tool_name", "next_tool_args"]:
         return ()
@@ -72,7 +72,7 @@ def _arguments(tool: Tool) -> dict[str, Any]:
     described: dict[str, Any] = tool.format_as_litellm_function_call()["function"]["parameters"]
     if not tool.has_kwargs:
         return closed_schema(described)
-    # DSPy takes the name of "**others" for one more argument, which must be there.
+    # DSPy treats the name of "**others" as one more argument, which is required.
     others = {
         name
         for name, parameter in inspect.signature(tool.func).parameters.items()

@@ -40,11 +40,12 @@ if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel
 
 GENERATION_SETTINGS = OPENAI_SETTINGS | {"n", "top_logprobs", "metadata", "rollout_id"}
-"""What a call takes over from the settings of the dspy.LM it was meant for."""
+"""What a call takes over from the settings of the dspy.LM that it was meant for."""
 
 
 MAX_THOUGHT = 600
-"""Characters of a dspy.ReAct's thoughts, which are one line unless a demonstration has more."""
+"""The most characters of a dspy.ReAct's thought, which is one line unless a demonstration has more.
+"""
 
 
 class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
@@ -148,8 +149,11 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
     def lm(self) -> LM:
         """The dspy.LM of the model.
 
-        Its model string names the model's content and settings, so that DSPy's cache never mixes
-        up two models. Raises ConfigurationError when the adapter was made without one.
+        Its model string contains the model's content and settings, so DSPy's cache never mixes up
+        two models.
+
+        Raises:
+            ConfigurationError: the adapter was made without one.
         """
         if self._lm is None:
             raise ConfigurationError(
@@ -168,8 +172,9 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
     ) -> list[dict[str, Any]]:
         """Format the call, run it on the model it belongs to, and parse every candidate.
 
-        Raises AdapterParseError for an answer without the output fields, and DSPy's own errors
-        for what the model could not do.
+        Raises:
+            AdapterParseError: an answer without the output fields.
+            LMError: DSPy's own errors, for what the model could not do.
         """
         routed = self._route(lm)
         decisions = decisions_in(signature, routed, pick_by_likelihood=self.pick_by_likelihood)
@@ -257,10 +262,10 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
     def _asks_in_json(
         self, lm: BaseLM, signature: type[Signature], demos: list[dict[str, Any]]
     ) -> bool:
-        """Whether a call is better asked in JSON from the start.
+        """Whether a call is better made in JSON from the start.
 
-        A model without a chat template was not taught to follow instructions, but has read much
-        JSON. A demonstration shows it our own form as well, which streams and agents rely on.
+        A model without a chat template was not trained to follow instructions, but has read much
+        JSON. With demonstrations it follows our own form as well, which streams and agents need.
         """
         engine = getattr(lm, "engine", None)
         if not isinstance(engine, LlamaCppEngine) or engine.loaded.has_chat_template or demos:
@@ -303,10 +308,11 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         return routed
 
     def _takes_over(self, lm: BaseLM) -> bool:
-        """Whether this adapter's model answers a call made with an lm that is not its own."""
+        """Whether this adapter's model answers a call that was made with another lm."""
         if self.route_other_lms is not None:
             return self.route_other_lms
-        # An optimizer sets its teacher's lm with dspy.context, which an empty context does not see.
+        # An optimizer sets its teacher's lm with dspy.context, which is not visible in an empty
+        # context.
         configured = contextvars.Context().run(lambda: dspy.settings.lm)
         return configured is None or _is_copy(lm, configured)
 
@@ -335,7 +341,7 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
     ) -> str:
         """Return the inputs as `field: value` lines.
 
-        Without inputs the user asks for the outputs: a conversation has a user.
+        Without inputs the user asks for the outputs, since a conversation needs a user's message.
         """
         lines = input_lines(signature, inputs)
         text = "\n\n".join(part for part in (prefix, lines, suffix) if part)
@@ -353,7 +359,8 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
     def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
         """Return the output fields in a model's answer; see adapter.signatures.parsing.
 
-        Raises AdapterParseError where no strategy finds them all.
+        Raises:
+            AdapterParseError: no strategy finds all of them.
         """
         return parse_completion(signature, completion, is_bound=is_being_bound(signature))
 
@@ -389,7 +396,7 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
 
 
 def _require_own_listener() -> None:
-    """Refuse a call that one of DSPy's listeners waits for: it knows DSPy's own adapters only."""
+    """Refuse a call that DSPy's own listener waits for: it supports only DSPy's adapters."""
     predict = dspy.settings.caller_predict
     if dspy.settings.send_stream is None or predict is None:
         return
@@ -402,6 +409,6 @@ def _require_own_listener() -> None:
 
 
 def _is_copy(lm: BaseLM, original: BaseLM) -> bool:
-    """Whether an lm is another, or a copy of it that differs in its settings only."""
+    """Whether two lms are the same, or differ only in their settings."""
     same_engine = getattr(lm, "engine", None) == getattr(original, "engine", None)
     return lm is original or (lm.model == original.model and same_engine)

@@ -1,6 +1,6 @@
-"""Prompts that name some of a type's many values, where all of them leave no room for an answer.
+"""Shortens prompts that list so many values of a type that no room is left for an answer.
 
-The grammar lets all of them through, so a model need not read each.
+The grammar allows all values, so a model need not read each.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from dspy.adapters import Adapter as _Adapter
-else:  # it stands before a class of DSPy's, and is none by itself
+else:  # a mixin for DSPy's classes, not an adapter by itself
     _Adapter = object
 
 
 @contextmanager
 def _shortened(signature: type[Signature], error: ContextWindowExceededError) -> Iterator[None]:
-    """Name some of the values of long lists only, and say so; raise the error where there are none.
+    """Name only some of the values of long lists, and log it. Raise the error if there are none.
 
-    The grammar lets all of them through.
+    The grammar allows all values.
     """
     fields = long_lists(signature)
     if not fields:
@@ -46,7 +46,7 @@ def _shortened(signature: type[Signature], error: ContextWindowExceededError) ->
 
 
 class ShortenedLists(_Adapter):
-    """Put before a class of DSPy's whose answers are bound: too long a prompt lists less."""
+    """A mixin for DSPy's classes with constrained answers: a prompt that is too long lists less."""
 
     def __call__(
         self,
@@ -56,7 +56,7 @@ class ShortenedLists(_Adapter):
         demos: list[dict[str, Any]],
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
-        """Have the adapter do its work, again with fewer values in the prompt if need be."""
+        """Let the adapter work. If the prompt is too long, again with fewer values in it."""
         call = (signature, demos, inputs)
         try:
             answers: list[dict[str, Any]] = super().__call__(lm, dict(lm_kwargs), *call)
@@ -90,7 +90,7 @@ class ShortenedLists(_Adapter):
     ) -> list[dict[str, Any]]:
         """Return the messages, with fewer values in the first and the last while lists are short.
 
-        These two say what the answer must be; the others are demonstrations.
+        These two say what the answer must be. The others are demonstrations.
         """
         messages: list[dict[str, Any]] = super().format(signature, demos, inputs)
         if is_shortened():
@@ -134,4 +134,5 @@ _LISTINGS: list[tuple[Callable[[list[Any]], str], str]] = [
     (lambda values: json.dumps(_as_json(values), ensure_ascii=False)[1:-1], ", "),
 ]
 """How DSPy writes the values of a type: in a note, as a Python type, in a JSON schema, and in one
-that is a string of JSON itself."""
+inside a JSON string.
+"""

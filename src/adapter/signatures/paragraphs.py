@@ -1,4 +1,4 @@
-"""Which texts may have blank lines, or be empty: a small model that may do so often does."""
+"""Which texts may have blank lines or be empty. A small model that is allowed to often does it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,8 @@ def single_paragraphs(
 ) -> frozenset[str]:
     """The outputs whose text ends at a blank line: those that are one of several.
 
-    Reasoning is none of these, so an answer that only reasoning comes before may be long. Nor are
-    those whose name or description asks for something longer, or that have a blank line in a
-    demonstration.
+    Reasoning is not one of these, so a single answer after reasoning may be long. Nor are outputs
+    whose name or description asks for a longer text, or which have a blank line in a demonstration.
     """
     names = [*signature.output_fields]
     if len([name for name in names if name != "reasoning"]) < 2:
@@ -50,7 +49,7 @@ def has_line_breaks(name: str, demos: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def may_be_empty(name: str, field: FieldInfo, demos: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether a text's default or description, or a demonstration, has it that it may be empty."""
+    """Whether a text's default, its description or a demonstration shows that it may be empty."""
     return (
         field.default == ""
         or bool(_NOTHING.search(description_of(name, field)))

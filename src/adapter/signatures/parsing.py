@@ -30,12 +30,15 @@ def parse_completion(
 ) -> dict[str, Any]:
     """Return the value of every output field, each of its declared type.
 
-    `is_bound` says that the text followed the signature's grammar. One that has not all of the
-    grammar's markers all the same, because a stop cut it off, is read like any other.
+    If the signature has no output fields, because it only asked for calls of tools, the text is
+    ignored. A field that the text lacks gets its default, or None if its type allows that.
 
-    Where a signature has none, because calls of tools were all that it asked for, the text says
-    nothing. A field that the text does not mention takes its default, or None where its type allows
-    that. Raises AdapterParseError, with the reason of each strategy, where all three fail.
+    Args:
+        is_bound: whether the text followed the signature's grammar. If it lacks some of the
+            grammar's markers nevertheless, because a stop cut it off, it is read like any other.
+
+    Raises:
+        AdapterParseError: all three strategies fail. The message has the reason of each.
     """
     if not signature.output_fields:
         return {}
@@ -79,7 +82,7 @@ def parse_completion(
 
 
 def _value_of(name: str, raw: Any, field: FieldInfo) -> Any:
-    """A field's value, of its type and within the constraints that its author set."""
+    """A field's value, of its type and within its constraints."""
     try:
         value = typed_value(raw, field.annotation)
     except MISFITS as error:

@@ -25,7 +25,7 @@ _SAID = {
 
 
 def shape_of(schema: Mapping[str, Any]) -> str | None:
-    """What a schema describes, if a shape says all of it; None for one with other keywords."""
+    """What a schema describes, if a shape can express all of it; None for other keywords."""
     try:
         return _shape(schema, schema.get("$defs", {}), ())
     except _NoShape:
@@ -33,7 +33,7 @@ def shape_of(schema: Mapping[str, Any]) -> str | None:
 
 
 class _NoShape(Exception):
-    """A schema says more than a shape can."""
+    """A schema that a shape cannot express."""
 
 
 def _shape(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...]) -> str:

@@ -1,6 +1,6 @@
-"""Streaming one output field through LlamaCppAdapter.
+"""Streams one output field through LlamaCppAdapter.
 
-DSPy's StreamListener knows the forms of its own adapters by their class names, and no other.
+DSPy's StreamListener recognises the forms of its own adapters by their class names, and no others.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class LlamaCppStreamListener(StreamListener):
                 bound or self.predict.signature, is_bound=bound is not None
             )
         if not chunk.choices:
-            return None  # of a provider's stream: the usage
+            return None  # the usage, in a provider's stream
         choice = chunk.choices[0]
         if choice.delta.content:
             self._markers.push(choice.delta.content)
@@ -73,7 +73,7 @@ class LlamaCppStreamListener(StreamListener):
         return self._response(piece) if piece or settled.complete else None
 
     def finalize(self) -> StreamResponse | None:
-        """Return what was held back, when a stream ended without telling why."""
+        """Return the rest of the text if a stream ended without an end event."""
         if not isinstance(dspy.settings.adapter, LlamaCppAdapter):
             return super().finalize()
         if self.stream_end or self._markers is None:
@@ -98,7 +98,7 @@ class LlamaCppStreamListener(StreamListener):
         try:
             fields = parse_completion(signature, text)
         except AdapterParseError:
-            return None  # the program fails with it
+            return None  # the program fails with this error
         name = self.signature_field_name
         return str(format_field_value(signature.output_fields[name], fields[name]))
 

@@ -1,4 +1,4 @@
-"""A text that a model wrote for a field, as a value of the field's type."""
+"""Converts text that a model wrote for a field to the field's type."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dspy.adapters.types import Code, Reasoning
 from dspy.adapters.utils import annotation_allows_none, parse_value
 
 MISFITS = (ValueError, TypeError, RecursionError, MemoryError)
-"""What converting a hostile text raises. pydantic's ValidationError is a ValueError."""
+"""Errors of converting a hostile text. pydantic's ValidationError is a ValueError."""
 
 _COLLECTIONS = (list, set, frozenset, tuple)
 TEMPORAL = (datetime.date, datetime.datetime, datetime.time, datetime.timedelta)
@@ -28,10 +28,13 @@ _NOTHING = ("none", "null", "n/a")
 def typed_value(raw: Any, annotation: Any) -> Any:
     """Convert a text, or a value out of a JSON object, to a field's type.
 
-    The text is taken as it stands if that is possible. If not, it is read more loosely: without
-    the code block, quotes, emphasis or full stop around it, without an explanation after it, in
-    another case than the Literal or Enum it stands for, as a list with list signs or commas, as
-    one of a Union's types. Raises one of MISFITS, that of the strict reading, where nothing fits.
+    The text is taken as it stands if that is possible. Otherwise it is read more loosely: without
+    the code block, quotes, emphasis or full stop around it; without an explanation after it; in
+    another case than the Literal or Enum that it stands for; as a list with list signs or commas;
+    as one of a Union's types.
+
+    Raises:
+        Exception: one of MISFITS, that of the strict reading, if nothing fits.
     """
     if annotation is str:
         return raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False)
@@ -40,7 +43,7 @@ def typed_value(raw: Any, annotation: Any) -> Any:
     if _is_text_type(annotation) and isinstance(raw, str):
         return _text_type(raw, annotation)
     if annotation is Decimal and isinstance(raw, str):
-        with contextlib.suppress(*MISFITS):  # exactly, and not as the double that JSON has for it
+        with contextlib.suppress(*MISFITS):  # exactly, not through JSON's double
             return pydantic.TypeAdapter(Decimal).validate_python(raw.strip())
     if raw in ("None", "null") and annotation_allows_none(annotation):
         return None
@@ -73,7 +76,7 @@ def union_members(annotation: Any) -> tuple[Any, ...]:
 
 
 def _looser_readings(raw: Any, annotation: Any) -> Iterator[Any]:
-    """Yield what a raw value may stand for, likeliest first; each is still to be validated."""
+    """Yield what a raw value may stand for, likeliest first. Each is still to be validated."""
     if members := union_members(annotation):
         if isinstance(raw, str) and type(None) in members and _bare(raw).casefold() in _NOTHING:
             yield None
@@ -112,12 +115,12 @@ def _scalar_readings(text: str, annotation: Any) -> Iterator[Any]:
 
 
 def _without_explanation(line: str) -> str:
-    # "3 - 4" and "3, 4" are no explained 3.
+    # "3 - 4" and "3, 4" are not a 3 with an explanation.
     return _bare(re.split(r"[.,;:!]\s+(?!\d)|\s+[-\u2013\u2014(](?!\s*\d)", line)[0])
 
 
 def _choices(reading: str, annotation: Any) -> Iterator[Any]:
-    """Yield the values of a Literal or Enum that a reading names, whatever its case."""
+    """Yield the values of a Literal or Enum that a reading names, in any case."""
     names = {str(value): value for value in allowed_values(annotation)}
     if isinstance(annotation, enum.EnumMeta):
         members: list[Any] = list(annotation)
@@ -152,7 +155,7 @@ def _items(items: list[Any], annotation: Any) -> Iterator[list[Any]]:
 
 
 def _moment(raw: Any, annotation: Any) -> Any:
-    """Read a date, a time or a duration. A bare number is none: pydantic would count seconds."""
+    """Read a date, a time or a duration. A bare number is refused: pydantic would count seconds."""
     if _is_number(raw):
         raise ValueError(f"{raw!r} is a number; a {annotation.__name__} is written in ISO 8601")
     adapter = pydantic.TypeAdapter(annotation)
@@ -177,7 +180,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_text_type(annotation: Any) -> bool:
-    # Python 3.10 takes list[int] for a class; only its origin tells.
+    # Python 3.10 takes list[int] for a class. Only its origin shows what it is.
     is_class = get_origin(annotation) is None and isinstance(annotation, type)
     return is_class and issubclass(annotation, (Code, Reasoning))
 

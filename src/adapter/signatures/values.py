@@ -50,16 +50,17 @@ TOOL_CALLS: dict[str, Any] = {
     },
     "required": ["tool_calls"],
 }
-"""How DSPy writes calls where the model has no format for them."""
+"""How DSPy writes calls if the model has no format for them."""
 
 
 @dataclass(frozen=True)
 class Values:
     """How the values of a type are written.
 
-    expression  None for free text
-    is_json     it is JSON, which may begin on a line of its own
-    unchecked   what of the type the expression does not say
+    Attributes:
+        expression: None for free text.
+        is_json: it is JSON, which may begin on a line of its own.
+        unchecked: what the expression does not check of the type.
     """
 
     expression: Expression | None
@@ -81,11 +82,11 @@ def values_of(
     line: Characters = LINE,
     whole: Any = None,
 ) -> Values:
-    """How values of a type are written so that `read` makes them what they are.
+    """How values of a type are written so that `read` gets them back.
 
     Args:
         metadata: constraints of the field, as pydantic keeps them.
-        code: how a block of code is written; None where any text will do.
+        code: how a block of code is written; None if any text will do.
         bare_strings: dates and times stand without quotes.
         line: the characters of a line of text.
         whole: the union that the type is a member of.
@@ -144,7 +145,7 @@ def values_of(
 
 def is_dspy_type(annotation: Any, kind: type[Type]) -> bool:
     """Whether a type is one of DSPy's own."""
-    # Python 3.10 takes list[int] for a class; only its origin tells.
+    # Python 3.10 takes list[int] for a class. Only its origin shows what it is.
     is_class = get_origin(annotation) is None and isinstance(annotation, type)
     return is_class and issubclass(annotation, kind)
 
@@ -157,7 +158,7 @@ def _options(
     read: Reader,
     line: Characters,
 ) -> Values:
-    """The words of a Literal or Enum, each as it is shown in the prompt, if it is read so again."""
+    """The words of a Literal or Enum as shown in the prompt, if each is read back as its value."""
     texts = []
     names = member_names(annotation)
     fits = pydantic.TypeAdapter(annotated(annotation, metadata)).validate_python
@@ -165,7 +166,7 @@ def _options(
         candidates = [str(value)]
         with contextlib.suppress(TypeError, ValueError):  # JSON has no such value
             candidates.append(json_text.written(value))
-        # DSPy's own adapters read other values than strings by their names.
+        # DSPy's own adapters read values that are not strings by their names.
         candidates += [name for name, member in names.items() if same(member, value)]
         for text in candidates:
             if not text or text != text.strip() or any(one not in line for one in text):
