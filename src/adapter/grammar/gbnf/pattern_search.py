@@ -8,20 +8,13 @@ there. So what is ahead of a place is known when a lookahead asks for it.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from adapter.grammar.gbnf.characters import Characters
-from adapter.grammar.gbnf.patterns import MAX_PATTERN, UnsupportedPattern, characters_of
-
-if sys.version_info >= (3, 11):
-    from re import _constants as constants
-    from re import _parser as parser
-else:
-    import sre_constants as constants
-    import sre_parse as parser
+from adapter.grammar.gbnf.parsed_patterns import UnsupportedPattern, constants, parsed_pattern
+from adapter.grammar.gbnf.patterns import characters_of
 
 MAX_STATES = 5000
 """Of a pattern's automaton, in which repetitions are written out."""
@@ -46,10 +39,6 @@ _CATEGORIES: dict[Any, Characters] = {
 _ANY = ~Characters.of("\n\r\u2028\u2029")
 
 
-class InvalidPattern(UnsupportedPattern):
-    """A text that is no regular expression."""
-
-
 def is_found(pattern: str, text: str) -> bool:
     """Whether ECMA-262 finds a regular expression in a text.
 
@@ -61,20 +50,11 @@ def is_found(pattern: str, text: str) -> bool:
 
 @lru_cache(1024)
 def _automaton(pattern: str) -> _Automaton:
-    if len(pattern) > MAX_PATTERN:
-        raise UnsupportedPattern(f"more than {MAX_PATTERN} characters")
+    made = _Automaton()
     try:
-        parsed: Any = parser.parse(pattern)
-        if parsed.state.flags & ~constants.SRE_FLAG_UNICODE:
-            raise UnsupportedPattern("flags")
-        made = _Automaton()
-        made.compile(parsed)
-    except parser.error as error:
-        raise InvalidPattern(f"no regular expression: {error}") from None
-    except (RecursionError, OverflowError):
-        raise UnsupportedPattern("nested too deep, or repeated too often") from None
-    except Warning as warning:  # where Python is told to raise them
-        raise UnsupportedPattern(str(warning)) from None
+        made.compile(parsed_pattern(pattern))
+    except RecursionError:
+        raise UnsupportedPattern("nested too deep") from None
     return made
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from adapter.grammar.gbnf.characters import PRINTABLE, Characters
+from adapter.grammar.gbnf.parsed_patterns import UnsupportedPattern, constants, parsed_pattern
 from adapter.grammar.gbnf.rules import (
     MAX_REPEAT,
     Expression,
@@ -16,16 +16,6 @@ from adapter.grammar.gbnf.rules import (
     repeat,
     sequence,
 )
-
-if sys.version_info >= (3, 11):
-    from re import _constants as constants
-    from re import _parser as parser
-else:
-    import sre_constants as constants
-    import sre_parse as parser
-
-MAX_PATTERN = 10_000
-"""Characters of a regular expression."""
 
 Spelling = Callable[[Characters], Expression]
 """How one character of a set is written, in the place where the text stands."""
@@ -49,24 +39,12 @@ _CATEGORIES: dict[Any, Characters] = {
 _EVERYTHING = ~Characters.of()
 
 
-class UnsupportedPattern(ValueError):
-    """A regular expression without an equivalent in a grammar."""
-
-
 def pattern_expression(pattern: str, spelled: Spelling) -> Expression:
     """The texts in which a regular expression is found, as far as all dialects agree on them.
 
     Raises UnsupportedPattern for what is none, or looks around, back, or for another case.
     """
-    if len(pattern) > MAX_PATTERN:
-        raise UnsupportedPattern(f"more than {MAX_PATTERN} characters")
-    try:
-        parsed: Any = parser.parse(pattern)
-    except (parser.error, RecursionError, OverflowError, Warning) as error:
-        raise UnsupportedPattern(f"no regular expression: {error}") from None
-    if parsed.state.flags & ~constants.SRE_FLAG_UNICODE:
-        raise UnsupportedPattern("flags")
-    return _Converter(spelled).found_in(list(parsed))
+    return _Converter(spelled).found_in(list(parsed_pattern(pattern)))
 
 
 class _Converter:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from functools import lru_cache
+from typing import TypeAlias
 
 from adapter.grammar.gbnf.characters import Characters
 
@@ -20,16 +21,11 @@ class _Hashed:
     """Keeps its hash: expressions are compared again and again, and each is a tree of others."""
 
     __slots__ = ("_hash",)
-    __match_args__: ClassVar[tuple[str, ...]]
     _hash: int
 
-    def __hash__(self) -> int:
-        try:
-            return self._hash
-        except AttributeError:
-            made = hash((type(self), *[getattr(self, name) for name in self.__match_args__]))
-            object.__setattr__(self, "_hash", made)
-            return made
+    def _keep(self, made: int) -> int:
+        object.__setattr__(self, "_hash", made)
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +44,11 @@ class OneOf(_Hashed):
 
     characters: Characters
 
-    __hash__ = _Hashed.__hash__
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            return self._keep(hash(self.characters))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,11 @@ class Concatenation(_Hashed):
 
     parts: tuple[Expression, ...]
 
-    __hash__ = _Hashed.__hash__
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            return self._keep(hash(self.parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,11 @@ class Choice(_Hashed):
 
     options: tuple[Expression, ...]
 
-    __hash__ = _Hashed.__hash__
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            return self._keep(hash((Choice, self.options)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,11 @@ class Repeat(_Hashed):
     least: int
     most: int | None
 
-    __hash__ = _Hashed.__hash__
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            return self._keep(hash((self.part, self.least, self.most)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +155,14 @@ def any_text(texts: Iterable[str], depth: int = 0) -> Expression:
 
 def common_beginning(one: str, other: str) -> str:
     """What two texts both begin with."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return one[: next((index for index, (a, b) in pairs if a != b), len(one))]
+    least, most = 0, min(len(one), len(other))
+    while least < most:
+        middle = (least + most + 1) // 2
+        if one[least:middle] == other[least:middle]:
+            least = middle
+        else:
+            most = middle - 1
+    return one[:least]
 
 
 def repeat(part: Expression | str, least: int = 0, most: int | None = None) -> Expression:
@@ -227,7 +245,7 @@ class Rules:
         return "".join(f"{name} ::= {_gbnf(rule)}\n" for name, rule in kept.items())
 
     def _new_name(self, hint: str) -> str:
-        base = re.sub("[^a-zA-Z0-9]+", "-", hint).strip("-").lower()[:40] or "rule"
+        base = _base_name(hint)
         name, count = base, self._counts.get(base, 1)
         while name in self._rules or name == "root":
             count += 1
@@ -259,6 +277,11 @@ class Rules:
             if name not in possible and decide(name):
                 undecided += users.get(name, ())
         return possible, whole
+
+
+@lru_cache(4096)
+def _base_name(hint: str) -> str:
+    return re.sub("[^a-zA-Z0-9]+", "-", hint).strip("-").lower()[:40] or "rule"
 
 
 def _rules_in(part: Expression) -> dict[str, None]:

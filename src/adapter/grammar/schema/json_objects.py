@@ -8,8 +8,9 @@ from itertools import combinations
 from typing import Any
 
 from adapter.grammar.gbnf.automata import Automaton, TooLarge, automaton_of, both, without
-from adapter.grammar.gbnf.pattern_search import InvalidPattern, is_found
-from adapter.grammar.gbnf.patterns import UnsupportedPattern, pattern_expression
+from adapter.grammar.gbnf.parsed_patterns import InvalidPattern, UnsupportedPattern
+from adapter.grammar.gbnf.pattern_search import is_found
+from adapter.grammar.gbnf.patterns import pattern_expression
 from adapter.grammar.gbnf.rules import (
     IMPOSSIBLE,
     MAX_REPEAT,

@@ -24,6 +24,8 @@ from adapter.grammar.gbnf.rules import (
 _SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b",
                   "\f": "\\f"}  # fmt: skip
 _HEX = Characters.of((0x30, 0x39), (0x41, 0x46), (0x61, 0x66))
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": "), allow_nan=False)
+_UNUSUAL = re.compile(r"[^\x20-\x25\x27-\x3B\x3D\x3F-\x7E]")
 
 
 class JsonText:
@@ -108,7 +110,7 @@ class JsonText:
 
         Raises ValueError for a value that JSON has not.
         """
-        text = json.dumps(value, ensure_ascii=False, separators=(", ", ": "), allow_nan=False)
+        text = _ENCODER.encode(value)
 
         def escaped(match: re.Match[str]) -> str:
             code = ord(match[0])
@@ -116,7 +118,7 @@ class JsonText:
                 raise ValueError("a surrogate alone")
             return match[0] if match[0] in self._written else json.dumps(match[0])[1:-1]
 
-        return re.sub(r"[^\x20-\x25\x27-\x3B\x3D\x3F-\x7E]", escaped, text)
+        return _UNUSUAL.sub(escaped, text)
 
     def _value(self) -> Expression:
         comma, value = self.comma, self.value

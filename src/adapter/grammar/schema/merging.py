@@ -7,8 +7,8 @@ from collections.abc import Hashable, Mapping
 from fractions import Fraction
 from typing import Any
 
+from adapter.grammar.gbnf.parsed_patterns import UnsupportedPattern
 from adapter.grammar.gbnf.pattern_search import is_found
-from adapter.grammar.gbnf.patterns import UnsupportedPattern
 
 Schema = dict[str, Any]
 

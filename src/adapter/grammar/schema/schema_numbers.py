@@ -21,9 +21,12 @@ class SchemaNumbers:
 
     def of(self, value: Any) -> int:
         """The number of a value of JSON. Raises SchemaError where there is too much of it."""
+        kind = type(value)
+        if kind is str:
+            return self._numbers.setdefault(value, len(self._numbers))
         if not isinstance(value, (dict, list)):
             # 1 and True are the same to a dict, and so are 1 and 1.0.
-            return self._number((type(value), value if isinstance(value, str) else repr(value)))
+            return self._number((kind, value if isinstance(value, str) else repr(value)))
         known = self._known.get(id(value))
         if known is not None:
             return known[1]

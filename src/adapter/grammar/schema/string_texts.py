@@ -11,7 +11,8 @@ from adapter.grammar.gbnf.automata import (
     lengths,
 )
 from adapter.grammar.gbnf.characters import Characters
-from adapter.grammar.gbnf.patterns import Spelling, UnsupportedPattern, pattern_expression
+from adapter.grammar.gbnf.parsed_patterns import UnsupportedPattern
+from adapter.grammar.gbnf.patterns import Spelling, pattern_expression
 from adapter.grammar.gbnf.rules import (
     IMPOSSIBLE,
     MAX_REPEAT,

@@ -16,7 +16,8 @@ from texts import expression_fits
 from adapter.grammar.gbnf.automata import TooLarge, automaton_of, both, characters_only, lengths
 from adapter.grammar.gbnf.digits import multiple_integer, multiples, so_many_digits, special_number
 from adapter.grammar.gbnf.numbers import integer
-from adapter.grammar.gbnf.patterns import UnsupportedPattern, pattern_expression
+from adapter.grammar.gbnf.parsed_patterns import UnsupportedPattern
+from adapter.grammar.gbnf.patterns import pattern_expression
 from adapter.grammar.gbnf.rules import Rules, any_text, one_of, sequence
 
 thorough = settings(deadline=None, max_examples=200)

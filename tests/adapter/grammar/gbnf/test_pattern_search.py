@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from adapter.grammar.gbnf.pattern_search import InvalidPattern, UnsupportedPattern, is_found
+from adapter.grammar.gbnf.parsed_patterns import InvalidPattern, UnsupportedPattern
+from adapter.grammar.gbnf.pattern_search import is_found
 
 atoms = st.sampled_from(
     [

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import schema_fits
 
-from adapter.grammar.gbnf.patterns import UnsupportedPattern, pattern_expression
+from adapter.grammar.gbnf.parsed_patterns import UnsupportedPattern
+from adapter.grammar.gbnf.patterns import pattern_expression
 from adapter.grammar.schema.json_schema import json_schema_grammar
 
 letters = st.sampled_from(["a", "b", "[ab]", "[^a]", ".", r"\d", r"\w", r"\s", r"\.", '"', r"\\"])
