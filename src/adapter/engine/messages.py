@@ -21,7 +21,7 @@ from dspy.lm15 import (
 )
 
 import pyllama
-from adapter.engine.plain_tools import plain_tools
+from adapter.engine.plain_tools import plain_tools, without_arrays
 from adapter.errors import TemplateAbortedError, TokenizationError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def rendered_by(
 ) -> pyllama.RenderedChat:
     """Render a conversation as it is, or in the first stricter form that the template accepts.
 
-    Tools are described by their schemas. If the template fails on these, simpler schemas are tried.
+    Tools are described by their schemas. If the template fails on these, simpler ones are tried.
 
     Raises:
         TokenizationError: the template accepts no form of the conversation.
@@ -62,7 +62,8 @@ def rendered_by(
         messages = in_words(messages)  # such a template leaves them out
     described = [options]
     if options.get("tools"):
-        described.append({**options, "tools": plain_tools(options["tools"])})
+        simpler = (plain_tools, without_arrays)
+        described += [{**options, "tools": simple(options["tools"])} for simple in simpler]
     first: TokenizationError | None = None
     tried: list[Any] = []
     for form in (None, list, one_call_each, in_words):

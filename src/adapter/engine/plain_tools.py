@@ -1,12 +1,14 @@
 """Descriptions of functions for chat templates that expect one type for each parameter.
 
 Some templates write parameters as TypeScript or Python does. They fail on a schema that is `true`,
-has several types or none, or is an array of anything. The arguments still follow the given schema.
+has several types or none, or is an array of anything. Command R+'s fails on every array. The
+arguments still follow the given schema.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adapter.grammar.schema.merging import type_of
@@ -16,14 +18,49 @@ _DEEPEST = 20  # schemas within each other
 
 def plain_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the same functions, with one type in each schema."""
+    return _described(tools, lambda parameters: _plain(parameters, parameters, 0))
+
+
+def without_arrays(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the same functions, each array among the parameters described in words."""
+    return _described(tools, _in_words)
+
+
+def _described(
+    tools: Sequence[Mapping[str, Any]], describe: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> list[dict[str, Any]]:
     made = []
     for tool in tools:
         function = dict(tool["function"])
         parameters = function.get("parameters")
         if isinstance(parameters, Mapping):
-            function["parameters"] = _plain(parameters, parameters, 0)
+            function["parameters"] = describe(parameters)
         made.append({**tool, "function": function})
     return made
+
+
+def _in_words(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain schema of an object, in which nothing that a template shows is an array."""
+    plain = _plain(schema, schema, 0)
+    for name, one in plain.get("properties", {}).items():
+        if _has_array(one):
+            text = json.dumps(one, ensure_ascii=False)
+            said = [one.get("description"), f"JSON of this schema: {text}"]
+            plain["properties"][name] = {"description": ". ".join(filter(None, said))}
+    return plain
+
+
+def _has_array(schema: Any) -> bool:
+    todo = [schema]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, Mapping):
+            if one.get("type") == "array":
+                return True
+            todo += one.values()
+        elif isinstance(one, list):
+            todo += one
+    return False
 
 
 def _plain(schema: Any, document: Mapping[str, Any], depth: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from templated import templates
 
 import pyllama
-from adapter.engine.plain_tools import plain_tools
+from adapter.engine.plain_tools import plain_tools, without_arrays
 
 NAMES = [
     "ByteDance-Seed-OSS",
@@ -76,3 +76,29 @@ def test_a_template_that_expects_types_takes_them(name):
     with pytest.raises(pyllama.ChatTemplateError):
         template.apply(messages, tools=[TOOL])
     assert "look" in template.apply(messages, tools=plain_tools([TOOL])).prompt
+
+
+def test_an_array_may_be_described_in_words():
+    [tool] = without_arrays([TOOL])
+    shown = tool["function"]["parameters"]["properties"]
+    assert shown["list"] == {
+        "description": 'JSON of this schema: {"type": "array", "items": {"type": "string"}}'
+    }
+    assert shown["only"] == {"const": 3, "type": "integer"}
+    assert TOOL["function"]["parameters"]["properties"] is PROPERTIES
+    assert PROPERTIES["list"] == {"type": "array"}
+
+
+@pytest.mark.download
+def test_every_template_with_tools_can_show_an_array():
+    messages = [{"role": "user", "content": "Hi"}]
+    for name, source in templates().items():
+        template = pyllama.ChatTemplate(source=source)
+        for described in ([TOOL], plain_tools([TOOL]), without_arrays([TOOL])):
+            try:
+                template.apply(messages, tools=described)
+                break
+            except pyllama.ChatTemplateError:
+                continue
+        else:
+            pytest.fail(f"{name} cannot show {TOOL}")
