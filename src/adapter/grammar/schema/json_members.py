@@ -8,6 +8,7 @@ from typing import NamedTuple
 from adapter.grammar.gbnf.characters import Characters
 from adapter.grammar.gbnf.rules import (
     EMPTY,
+    IMPOSSIBLE,
     Choice,
     Concatenation,
     Expression,
@@ -45,35 +46,34 @@ def members_in_order(
     missing  how many of them there are at least: one is counted
     room     how many of them there are at most
     """
-    first: Expression = EMPTY
-    after: Expression = EMPTY
+    first: Expression = IMPOSSIBLE  # from here on, one member at least
+    is_open = True  # whether there may be none
     if extra is not None:
         more = sequence(json.comma, extra)
-        after = repeat(more, min(missing, 1), room)
         first = sequence(extra, repeat(more, 0, None if room is None else room - 1))
-        first = first if missing else optional(first)
+        is_open = not missing
+        if members:
+            body = first
+            first = json.rules.add(f"{hint}-more", ("more", body), lambda: body)
     for must, name, member in reversed(members):
-        with_it, following = sequence(member, after), sequence(json.comma, member, after)
+        on: Expression = EMPTY
+        if first != IMPOSSIBLE:
+            on = sequence(json.comma, first)
+            on = optional(on) if is_open else on
+        with_it, without = sequence(member, on), first
         if must:
-            if isinstance(following, Concatenation) and len(following.parts) > _MAX_PARTS:
-                body = following
-                following = json.rules.add(f"{hint}-{name}-on", ("on", body), lambda b=body: b)  # type: ignore[misc]
-            first, after = with_it, following
+            first, is_open = with_it, False
+            if isinstance(first, Concatenation) and len(first.parts) > _MAX_PARTS:
+                first = json.rules.add(f"{hint}-{name}-on", ("on", with_it), lambda b=with_it: b)  # type: ignore[misc]
             continue
-        key = (member, after)
-        without, skipped = first, after
-        rest = json.rules.add(
+        first = json.rules.add(
             f"{hint}-{name}-on",
-            ("on", key),
-            lambda f=following, s=skipped: choice([f, s]),  # type: ignore[misc]
-        )
-        begin = json.rules.add(
-            f"{hint}-{name}-first",
-            ("first", key, first),
+            ("on", member, without, is_open),
             lambda w=with_it, o=without: choice([w, o]),  # type: ignore[misc]
         )
-        first, after = begin, rest
-    return first
+    if first == IMPOSSIBLE:
+        return EMPTY
+    return optional(first) if is_open else first
 
 
 def key_other_than(json: JsonText, declared: list[str]) -> Expression:

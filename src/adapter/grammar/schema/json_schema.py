@@ -49,6 +49,9 @@ _NOT_EXPRESSED = {
     "array": ("contains", "unevaluatedItems"),
 }
 _ALL_TYPES = [kind for kind in merging.TYPES if kind != "integer"]
+_ALONE = frozenset(("$ref", "anyOf", "oneOf"))
+"""Keywords that are not merged with anything where a schema has nothing else."""
+
 _EVERYWHERE = ("not", "if", "x-unchecked")
 
 
@@ -137,7 +140,7 @@ class SchemaText:
             )
 
     def _body(self, hint: str, schemas: tuple[Any, ...]) -> Expression:
-        if len(schemas) == 1 and isinstance(schemas[0], dict):
+        if len(schemas) == 1 and isinstance(schemas[0], dict) and not _ALONE.isdisjoint(schemas[0]):
             keywords = merging.assertions(schemas[0])
             [first, *others] = keywords or [""]
             if first == "$ref" and not others:

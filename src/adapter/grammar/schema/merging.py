@@ -91,6 +91,8 @@ def schemas_in(schema: Schema, keyword: str) -> list[Any]:
 
 def merged(one: Schema, other: Schema) -> Schema:
     """One schema that describes what both do."""
+    if not one:
+        return other
     both = {**one, **other}
     for keyword in one.keys() & other.keys():
         both[keyword] = _MERGERS.get(keyword, _unmerged)(one[keyword], other[keyword])
@@ -281,6 +283,8 @@ def _identity(value: Any) -> Hashable:
 
 
 def _both(one: Any, other: Any) -> Any:
+    if one is True or other is True:
+        return other if one is True else one
     is_same = one == other and _identity(one) == _identity(other)
     return one if is_same else {"allOf": [one, other]}
 

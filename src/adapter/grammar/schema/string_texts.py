@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from adapter.grammar.gbnf.automata import (
     MAX_RULES,
     Automaton,
@@ -9,6 +11,7 @@ from adapter.grammar.gbnf.automata import (
     automaton_of,
     both,
     lengths,
+    minimal,
 )
 from adapter.grammar.gbnf.characters import Characters
 from adapter.grammar.gbnf.parsed_patterns import UnsupportedPattern
@@ -30,12 +33,20 @@ from adapter.grammar.gbnf.rules import (
 )
 from adapter.grammar.schema.formats import FORMATS, format_expression
 from adapter.grammar.schema.moments import UnsupportedBound, bounded_moment
+from adapter.grammar.schema.web_formats import (
+    ENDLESS_EMAIL,
+    ENDLESS_HOST,
+    ENDLESS_URI,
+    MAX_LABEL,
+    URI,
+)
 
 
 class StringTexts:
     """Demands on a text, each of which is held to that a grammar can say.
 
-    One alone is written as it stands; several are made one by the product of their automata.
+    One alone is written as it stands; several are made one by the product of their automata. In it
+    some formats have parts of any length, which a length beside them limits.
 
     unchecked   what must be checked after
     """
@@ -96,12 +107,15 @@ class StringTexts:
                 self.unchecked.append(given)
         if len(self._demands) == 1 and not isinstance(first, Automaton):
             return self._written(first)
-        return self._product()
+        return self._product(most)
 
-    def _product(self) -> Expression | None:
+    def _product(self, most: int | None) -> Expression | None:
         """All demands at once, but for those that make it too large."""
         made: Automaton | None = None
+        kept = []
         for name, demand in self._demands.items():
+            if name in _ENDLESS and (name == _URI or (most is not None and most <= MAX_LABEL)):
+                demand = _endless(name)
             try:
                 one = demand if isinstance(demand, Automaton) else automaton_of(demand)
                 product = one if made is None else both(made, one)
@@ -111,8 +125,13 @@ class StringTexts:
                 self.unchecked.append(name)
                 continue
             made = product
+            kept.append(name)
+            if not made.accepting:
+                return IMPOSSIBLE
         if made is None:
             return None
+        if kept == [_URI]:
+            return self._written(URI)  # alone, it has a limit of its own
         # What counts characters has hardly two states that are the same.
         return made.expression(self._rules, self._spelled, is_minimal=len(made.steps) > _SMALL)
 
@@ -185,6 +204,16 @@ def _extent(part: Expression) -> tuple[int, int | None]:
     if isinstance(part, Concatenation):
         return sum(leasts), sum(mosts) if is_bounded else None
     return min(leasts), max(mosts) if is_bounded else None
+
+
+_URI = "format uri"
+_ENDLESS = {_URI: ENDLESS_URI, "format hostname": ENDLESS_HOST, "format email": ENDLESS_EMAIL}
+"""Formats of any length, of which automata are small; all but the first need a limit."""
+
+
+@lru_cache
+def _endless(name: str) -> Automaton:
+    return minimal(automaton_of(_ENDLESS[name]))
 
 
 _SMALL = 200

@@ -24,7 +24,8 @@ _MORE_OF_LABEL = sequence(
 )
 _LABEL = sequence(one_of(_WORD), _MORE_OF_LABEL)
 _NAMED_LABEL = sequence(one_of(_LETTERS), _MORE_OF_LABEL)
-_ATOM = repeat(one_of(_WORD | Characters.of("!#$%&'*+/=?^_`{|}~-")), 1, 20)
+_ATOM_SIGNS = _WORD | Characters.of("!#$%&'*+/=?^_`{|}~-")
+_ATOM = repeat(one_of(_ATOM_SIGNS), 1, 20)
 _TOP_LABEL = repeat(one_of(_LETTERS), 2, 24)
 
 HOST_NAME = _dotted(_LABEL, 1, 5)
@@ -92,3 +93,39 @@ def web_format(name: str) -> Expression | None:
 
 
 _NAMED = {"email": EMAIL, "hostname": HOST_NAME, "uri": URI}
+
+
+def _any_signs(characters: Characters) -> Expression:
+    return repeat(choice([one_of(characters), sequence("%", _HEX, _HEX)]))
+
+
+_ENDLESS_LABEL = sequence(repeat(one_of(_WORD), 1), repeat(sequence("-", repeat(one_of(_WORD), 1))))
+ENDLESS_HOST = sequence(_ENDLESS_LABEL, repeat(sequence(".", _ENDLESS_LABEL)))
+_ENDLESS_ATOM = repeat(one_of(_ATOM_SIGNS), 1)
+ENDLESS_EMAIL = sequence(
+    _ENDLESS_ATOM, repeat(sequence(".", _ENDLESS_ATOM)), "@", ENDLESS_HOST, ".", _TOP_LABEL
+)
+MAX_LABEL = 63
+"""Characters of a label of a host name, and nearly those of what stands before the @."""
+
+_ENDLESS_PATH = _any_signs(_PATH_SIGNS | Characters.of("/"))
+_ENDLESS_REST = sequence(
+    optional(sequence("?", _any_signs(_PATH_SIGNS | Characters.of("/?")))),
+    optional(sequence("#", _any_signs(_PATH_SIGNS | Characters.of("/?")))),
+)
+ENDLESS_URI = sequence(
+    one_of(_LETTERS),
+    repeat(one_of(_WORD | Characters.of("+.-"))),
+    ":",
+    choice(
+        [
+            sequence(
+                "//", ENDLESS_HOST, optional(_PORT), optional(sequence("/", _ENDLESS_PATH)),
+                _ENDLESS_REST,
+            ),
+            sequence("///", _ENDLESS_PATH, _ENDLESS_REST),
+            sequence(one_of(_PATH_SIGNS), _ENDLESS_PATH, _ENDLESS_REST),
+        ]
+    ),
+)  # fmt: skip
+"""URIs of any length, whose automaton is small: what stands beside them sets a limit."""

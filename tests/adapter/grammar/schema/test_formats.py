@@ -88,3 +88,34 @@ def test_formats_of_json_schemas(tiny, kind, good, bad):
     assert not json_schema_grammar(json.dumps(schema)).unchecked
     assert all(schema_fits(tiny, schema, json.dumps(text)) for text in good)
     assert not any(schema_fits(tiny, schema, json.dumps(text)) for text in bad)
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (
+            {"format": "uri", "maxLength": 24},
+            ["https://example.org/a%20", "mailto:a@b.de", "x://h:8080?q#f"],
+            ["https://example.org/a%20b", "no", "x:a b", "https://a..b", "x:"],
+        ),
+        (
+            {"format": "uri", "pattern": "^https://"},
+            ["https://a.de/b?c#d"],
+            ["http://a.de", "https://", "https:// a"],
+        ),
+        ({"format": "hostname", "maxLength": 12}, ["a-b.example"], ["a--b", "a.example.org", "a."]),
+        ({"format": "email", "maxLength": 10}, ["a.b@c.de"], ["a@b", "abc@example.org", ".a@b.de"]),
+    ],
+)
+def test_a_format_is_held_to_beside_other_demands(tiny, schema, good, bad):
+    schema = {"type": "string", **schema}
+    assert not json_schema_grammar(json.dumps(schema)).unchecked
+    assert [text for text in good if not schema_fits(tiny, schema, json.dumps(text))] == []
+    assert [text for text in bad if schema_fits(tiny, schema, json.dumps(text))] == []
+
+
+def test_a_uri_beside_what_is_too_large_to_say_keeps_its_own_limit(tiny):
+    schema = {"type": "string", "format": "uri", "maxLength": 1000}
+    assert json_schema_grammar(json.dumps(schema)).unchecked == ("maxLength",)
+    assert schema_fits(tiny, schema, json.dumps("https://a.de/" + 100 * "a"))
+    assert not schema_fits(tiny, schema, json.dumps("https://a.de/" + 300 * "a"))
