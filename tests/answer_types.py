@@ -126,6 +126,12 @@ class Grid(pydantic.BaseModel):
 few = pydantic.Field(max_length=3)
 two = pydantic.Field(min_length=2, max_length=2)
 
+class Mixed(enum.Enum):
+    ONE = 1
+    TEXT = "eins"
+    FALSE = False
+
+
 BOUND_KINDS: list[Any] = [
     pydantic.PastDate,
     pydantic.FutureDate,
@@ -189,6 +195,9 @@ BOUND_KINDS: list[Any] = [
         datetime.timedelta,
         pydantic.Field(ge=datetime.timedelta(hours=1), lt=datetime.timedelta(days=2)),
     ],
+    dict[Mixed, int],
+    set,
+    Annotated[Optional[str], pydantic.Field(min_length=2, max_length=3)],
 ]
 """Types all of which a grammar says, whatever the form of the answer."""
 

@@ -70,6 +70,8 @@ class Values:
 
 FREE = Values(None)
 
+_NONE = "None"
+
 
 def values_of(
     annotation: Any,
@@ -98,13 +100,15 @@ def values_of(
     if is_dspy_type(annotation, Code):
         return FREE if code is None else Values(code(annotation))
     if annotation is type(None):
-        return Values(sequence("None"))
+        return Values(sequence(_NONE))
     if annotation is bool and not metadata:
         return Values(choice(["True", "False"]))
     if allowed := allowed_values(annotation):
         reading = annotation if whole is None else whole
         return _options(allowed, metadata, reading, json_text, read, line)
     if members := union_members(annotation):
+        if type(None) in members and not _is_read(_NONE, annotation, metadata, read):
+            members = tuple(one for one in members if one is not type(None))
         found = [
             values_of(
                 member,
@@ -178,6 +182,17 @@ def _options(
             texts.append(text)
             break
     return Values(any_text(texts)) if texts else Values(None, unchecked=("its values",))
+
+
+def _is_read(text: str, annotation: Any, metadata: tuple[Any, ...], read: Reader) -> bool:
+    """Whether a text is read as a value that its field allows."""
+    try:
+        pydantic.TypeAdapter(annotated(annotation, metadata)).validate_python(
+            read(text, annotation)
+        )
+    except MISFITS:
+        return False
+    return True
 
 
 def member_names(annotation: Any) -> dict[str, Any]:

@@ -93,8 +93,14 @@ class _Generator(GenerateJsonSchema):
         """The schema of a dict's keys, which are strings in JSON, also those of an IntEnum."""
         if schema["type"] != "enum":
             return self.generate_inner(schema)
-        members = [member.value for member in schema["members"]]
-        return {"enum": [str(one) for one in members if type(one) in (int, str)]}
+        fits = pydantic.TypeAdapter(schema["cls"])
+        taken = []
+        for member in schema["members"]:
+            if type(member.value) in (int, str):
+                with contextlib.suppress(pydantic.ValidationError):
+                    fits.validate_python(str(member.value))
+                    taken.append(str(member.value))
+        return {"enum": taken}
 
     def enum_schema(self, schema: Any) -> JsonSchemaValue:
         return _of_values(super().enum_schema(schema), schema["cls"])
@@ -187,8 +193,10 @@ def _of_values(made: dict[str, Any], annotation: Any) -> JsonSchemaValue:
 
 
 def _as_set(made: dict[str, Any]) -> JsonSchemaValue:
-    """A set takes items twice; it only counts them once."""
-    return {**{key: value for key, value in made.items() if key != "uniqueItems"}, "x-set": True}
+    """A set takes items twice; it only counts them once. They are hashable."""
+    made = {key: value for key, value in made.items() if key != "uniqueItems"}
+    items = made.get("items") or {"type": ["string", "number", "boolean", "null"]}
+    return {**made, "items": items, "x-set": True}
 
 
 def _of_exact_multiples(made: dict[str, Any]) -> JsonSchemaValue:

@@ -46,7 +46,7 @@ def members_in_order(
     missing  how many of them there are at least: one is counted
     room     how many of them there are at most
     """
-    first: Expression = IMPOSSIBLE  # from here on, one member at least
+    first: Expression | None = None  # from here on, one member at least
     is_open = True  # whether there may be none
     if extra is not None:
         more = sequence(json.comma, extra)
@@ -57,10 +57,10 @@ def members_in_order(
             first = json.rules.add(f"{hint}-more", ("more", body), lambda: body)
     for must, name, member in reversed(members):
         on: Expression = EMPTY
-        if first != IMPOSSIBLE:
+        if first is not None:
             on = sequence(json.comma, first)
             on = optional(on) if is_open else on
-        with_it, without = sequence(member, on), first
+        with_it, without = sequence(member, on), IMPOSSIBLE if first is None else first
         if must:
             first, is_open = with_it, False
             if isinstance(first, Concatenation) and len(first.parts) > _MAX_PARTS:
@@ -71,7 +71,7 @@ def members_in_order(
             ("on", member, without, is_open),
             lambda w=with_it, o=without: choice([w, o]),  # type: ignore[misc]
         )
-    if first == IMPOSSIBLE:
+    if first is None:
         return EMPTY
     return optional(first) if is_open else first
 
