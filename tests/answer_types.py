@@ -126,6 +126,7 @@ class Grid(pydantic.BaseModel):
 few = pydantic.Field(max_length=3)
 two = pydantic.Field(min_length=2, max_length=2)
 
+
 class Mixed(enum.Enum):
     ONE = 1
     TEXT = "eins"
