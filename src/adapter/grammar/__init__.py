@@ -1,1 +1,1 @@
-"""What an answer may look like, as grammars in GBNF: from JSON schemas, types and signatures."""
+"""The form of answers as grammars in GBNF, from JSON schemas, types and signatures."""

@@ -1,7 +1,7 @@
-"""Deterministic automata: several demands on one text, as one expression.
+"""Deterministic automata: several conditions on one text, as one expression.
 
-A grammar has alternatives and no "and". Two expressions are both held to by the product of their
-automata, which is written back as rules, one for a state.
+A grammar has alternatives, but no "and". The product of two automata fits what both expressions
+fit. It is written back as rules, one for each state.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from adapter.grammar.gbnf.rules import (
 )
 
 MAX_STATES = 6000
-"""Of any automaton on the way; a large one takes a tenth of a second."""
+"""The most states of an intermediate automaton. A large one takes a tenth of a second."""
 
 _KEPT = 16
-"""Automata of expressions that stay made: a schema has the same format again and again."""
+"""How many automata of expressions are cached: a schema repeats formats."""
 
 MAX_RULES = 2000
-"""States of what is written into a grammar."""
+"""The most states that are written into a grammar."""
 
 _SHORT = 4
-"""Ranges of a set of characters that is written out each time."""
+"""The most ranges of a set of characters that is written out each time."""
 
-_MAX_INLINED = 12  # parentheses within each other
+_MAX_INLINED = 12  # depth of nested parentheses
 
-_REFINED = 60_000  # states looked at, to find those that are the same
+_REFINED = 60_000  # states up to which equivalent ones are merged
 
 Steps: TypeAlias = tuple[tuple[Characters, int], ...]
 
@@ -57,10 +57,11 @@ class TooLarge(ValueError):
 
 @dataclass(frozen=True)
 class Automaton:
-    """Reads a text character by character. State 0 is the first; no character leads on twice.
+    """Reads a text character by character. State 0 is the first. Each character leads to one state.
 
-    steps      for each state, the characters that lead on, and where to
-    accepting  the states in which the text may end
+    Attributes:
+        steps: for each state, the characters that lead on, and where to.
+        accepting: the states in which the text may end.
     """
 
     steps: tuple[Steps, ...]
@@ -86,9 +87,10 @@ class Automaton:
         """The same texts as an expression, with each character as `spelled` writes it.
 
         Args:
-            is_minimal: no two states are the same, or it does not pay to look for such.
+            is_minimal: no two states are equivalent, or it is not worth looking for them.
 
-        Raises TooLarge.
+        Raises:
+            TooLarge: the expression would have too many rules.
         """
         least = self if is_minimal else minimal(self)
         if not least.accepting:
@@ -99,7 +101,12 @@ class Automaton:
 
 
 def automaton_of(expression: Expression) -> Automaton:
-    """The automaton of an expression without rules. Raises TooLarge, ValueError for a rule."""
+    """The automaton of an expression without rules.
+
+    Raises:
+        TooLarge: it has too many states.
+        ValueError: the expression contains a rule.
+    """
     made = _kept_automaton(expression)
     if made is None:
         raise TooLarge(f"more than {MAX_STATES} states")
@@ -108,7 +115,7 @@ def automaton_of(expression: Expression) -> Automaton:
 
 @lru_cache(_KEPT)
 def _kept_automaton(expression: Expression) -> Automaton | None:
-    """The automaton of an expression; None where it is too large, which is kept, too."""
+    """The automaton of an expression; None if it is too large. Both results are cached."""
     try:
         return _automaton_of(expression)
     except TooLarge:
@@ -120,7 +127,7 @@ def _automaton_of(expression: Expression) -> Automaton:
     end = made.state()
     begin = made.add(expression, end)
     classes, members = _classes(made.characters())
-    # Which class of characters leads from a state where.
+    # Where each class of characters leads from a state.
     leads: list[list[tuple[int, int]]] = [
         [(index, to) for sets, to in steps for index in members[sets]] for steps in made.steps
     ]
@@ -137,7 +144,7 @@ def _automaton_of(expression: Expression) -> Automaton:
 
 
 def both(one: Automaton, other: Automaton) -> Automaton:
-    """The texts that both take. Raises TooLarge."""
+    """The texts that both accept. Raises TooLarge."""
     common: dict[tuple[int, int], Characters] = {}
     ours, theirs = _numbered(one), _numbered(other)
 
@@ -156,7 +163,7 @@ def both(one: Automaton, other: Automaton) -> Automaton:
 
 
 def without(one: Automaton, other: Automaton) -> Automaton:
-    """The texts that one takes and the other does not. Raises TooLarge."""
+    """The texts that the first accepts and the second does not. Raises TooLarge."""
 
     def following(pair: tuple[int, int | None]) -> Iterable[tuple[Characters, object]]:
         for characters, to in one.steps[pair[0]]:
@@ -177,7 +184,7 @@ def without(one: Automaton, other: Automaton) -> Automaton:
 
 
 def _numbered(automaton: Automaton) -> list[list[tuple[int, Characters, int]]]:
-    """The steps of each state, each set of characters with a number of its own."""
+    """The steps of each state, with a number for each set of characters."""
     numbers: dict[Characters, int] = {}
     return [
         [(numbers.setdefault(characters, len(numbers)), characters, to) for characters, to in steps]
@@ -190,9 +197,12 @@ def explored(
     following: Callable[..., Iterable[tuple[Characters, object]]],
     accepts: Callable[..., bool],
 ) -> Automaton:
-    """The automaton that is reached from one state, whatever its states are.
+    """The automaton that is reachable from a state of any kind.
 
-    Those from which no text can end are left out. Raises TooLarge.
+    States from which no text can end are left out.
+
+    Raises:
+        TooLarge: it has too many states.
     """
     numbers: dict[object, int] = {begin: 0}
     todo = [begin]
@@ -214,7 +224,7 @@ def explored(
 
 
 def lengths(least: int, most: int | None) -> Automaton:
-    """Texts of so many characters."""
+    """Texts with a number of characters."""
     last = least if most is None else most
     anything = ~Characters.of()
 
@@ -227,7 +237,7 @@ def lengths(least: int, most: int | None) -> Automaton:
 
 
 def _pruned(steps: list[list[tuple[Characters, int]]], accepting: frozenset[int]) -> Automaton:
-    """Without the states from which none that accepts is reached, but for the first."""
+    """Without the states from which none that accepts can be reached, except the first."""
     before: list[list[int]] = [[] for _ in steps]
     for state, leaving in enumerate(steps):
         for _, to in leaving:
@@ -247,14 +257,14 @@ def _pruned(steps: list[list[tuple[Characters, int]]], accepting: frozenset[int]
 
 
 def minimal(automaton: Automaton) -> Automaton:
-    """The least automaton that takes the same texts, by refining which states are the same.
+    """The smallest automaton that accepts the same texts, by partition refinement.
 
-    Where that takes long, as with states that only count, it is the automaton itself.
+    If that would take long, as with states that only count, the automaton is returned unchanged.
     """
     sets = dict.fromkeys(one for steps in automaton.steps for one, _ in steps)
     classes, members = _classes(sets)
     n_states = len(automaton.steps)
-    # Where each class of characters leads; behind the last state stands one that nothing leaves.
+    # Where each class of characters leads. After the last state comes one that nothing leaves.
     leads = np.full((n_states, len(classes)), n_states, np.int16)
     for state, steps in enumerate(automaton.steps):
         for one, to in steps:
@@ -287,7 +297,7 @@ def minimal(automaton: Automaton) -> Automaton:
 
 
 def _refine(blocks: NDArray[np.int16], leads: NDArray[np.int16]) -> int:
-    """Part the states of a block that lead to different ones. Returns how many blocks there are.
+    """Split the states of a block by where they lead. Returns how many blocks there are.
 
     Blocks are numbered by their first states.
     """
@@ -304,9 +314,9 @@ def _refine(blocks: NDArray[np.int16], leads: NDArray[np.int16]) -> int:
 def _classes(
     sets: Iterable[Characters],
 ) -> tuple[list[Characters], dict[Characters, list[int]]]:
-    """Disjoint sets, and of which of them each of the given ones is made."""
+    """Disjoint sets, and for each given set those that it consists of."""
     given = list(sets)
-    turns: dict[int, int] = {}  # by the character: the sets that begin or have ended there, as bits
+    turns: dict[int, int] = {}  # by character: the sets that begin or ended there, as bits
     for index, one in enumerate(given):
         for low, high in one.ranges:
             turns[low] = turns.get(low, 0) ^ 1 << index
@@ -327,7 +337,7 @@ def _classes(
 
 
 class _Nondeterministic:
-    """States with steps, and with ways on that read nothing."""
+    """States with steps, and with transitions that read nothing."""
 
     def __init__(self) -> None:
         self.steps: list[list[tuple[Characters, int]]] = []
@@ -404,7 +414,7 @@ class _Nondeterministic:
 
 
 class _Writer:
-    """Writes an automaton as rules. A state that one step leads to stands where that step is."""
+    """Writes an automaton as rules. A state that only one step leads to is written in place."""
 
     def __init__(
         self, automaton: Automaton, rules: Rules, spelled: Callable[[Characters], Expression]
@@ -443,7 +453,7 @@ class _Writer:
         return choice(options)
 
     def _written(self, characters: Characters) -> Expression:
-        """One character of a set, which has a rule of its own where it takes long to write."""
+        """One character of a set. A set that is long to write gets a rule of its own."""
         if characters not in self._spellings:
             spelling = self._spelled(characters)
             if len(characters.ranges) > _SHORT:

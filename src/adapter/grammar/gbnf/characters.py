@@ -13,7 +13,7 @@ _LAST = 0x10FFFF
 
 @dataclass(frozen=True)
 class Characters:
-    """A set of characters: ranges of code points, in order, none touching the next."""
+    """A set of characters: ranges of code points, in order, with gaps between them."""
 
     ranges: Ranges
 
@@ -26,7 +26,7 @@ class Characters:
 
     @classmethod
     def of(cls, *items: str | tuple[int, int]) -> Characters:
-        """The set of the characters of texts, and of ranges with both ends in them."""
+        """The set of the characters of texts, and of ranges that include both ends."""
         ranges: list[tuple[int, int]] = []
         for item in items:
             ranges += [(ord(c), ord(c)) for c in item] if isinstance(item, str) else [item]
@@ -106,11 +106,11 @@ def _escaped(code: int) -> str:
 NONE = Characters(())
 
 SEPARATORS = Characters.of("\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
-"""Where str.splitlines() breaks a text, beside the newline."""
+"""Where str.splitlines() breaks a text, besides the newline."""
 
 PRINTABLE = ~(
     Characters.of((0, 0x1F), (0x7F, 0x9F), (0xD800, 0xDFFF), (0xFFFE, 0xFFFF)) | SEPARATORS
 )
-"""What may stand in a line of text. Surrogates have no UTF-8 form; a line ends at separators."""
+"""The characters of a line of text. Surrogates have no UTF-8 form, and separators end a line."""
 
 DIGITS = Characters.of((0x30, 0x39))

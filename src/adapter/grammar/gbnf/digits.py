@@ -1,4 +1,4 @@
-"""Numbers of which more is demanded than bounds: multiples, and so many digits."""
+"""Numbers with more conditions than bounds: multiples, and limited digits."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ _ZERO = Characters.of("0")
 _EXPONENT = Characters.of("eE")
 _SIGNS = Characters.of("+-")
 _LISTED = 500
-"""Multiples between bounds that are written out."""
+"""The most multiples between bounds that are written out."""
 
 _LARGEST = 10**15
 
 _MOST_REMAINDERS = 300
-"""Of a step without bounds: 10 digits of each are more than MAX_RULES."""
+"""The largest step without bounds. 10 digits for each remainder would exceed MAX_RULES."""
 
 _LIMITS = (10**9, 10**6)
-"""The largest number where there is no bound; the next one where that takes too many rules."""
+"""The largest number if there is no bound. If that takes too many rules, the next one is tried."""
 
 
 def multiple_integer(rules: Rules, low: int | None, high: int | None, step: Decimal) -> Expression:
     """Whole multiples of `step`, which is above 0, between bounds.
 
-    Raises TooLarge where too many rules would be needed.
+    Raises:
+        TooLarge: it would take too many rules.
     """
     whole, _ = step.as_integer_ratio()  # 3/2 divides the multiples of 3
     if whole == 1:
@@ -66,7 +67,7 @@ def multiple_integer(rules: Rules, low: int | None, high: int | None, step: Deci
 def _with_zeros(
     rules: Rules, low: int | None, high: int | None, whole: int, zeros: int
 ) -> Expression:
-    """Multiples of a number that ends in zeros: others, with as many zeros after them."""
+    """Multiples of a number that ends in zeros: others, followed by as many zeros."""
     power = 10**zeros
     least = None if low is None else -(-low // power)
     most = None if high is None else high // power
@@ -93,15 +94,16 @@ def special_number(
     places: int | None,
     is_exact: bool = False,
 ) -> Expression:
-    """Decimal numbers between bounds that are multiples of `step`, of so many digits.
+    """Decimal numbers between bounds: multiples of `step`, or of limited digits.
 
     Args:
-        are_open: whether the bounds themselves are left out.
+        are_open: whether the bounds themselves are excluded.
         total: digits in all, as pydantic counts them for max_digits.
         places: digits after the point.
-        is_exact: only numbers that stay as they are written where they are read as doubles.
+        is_exact: only numbers that do not change when they are read as doubles.
 
-    Raises TooLarge where too many rules would be needed.
+    Raises:
+        TooLarge: it would take too many rules.
     """
     above, below = are_open
     if step is not None and total is None and places is None:
@@ -123,12 +125,12 @@ def special_number(
 def _listed(
     bounds: tuple[Decimal | None, Decimal | None], are_open: tuple[bool, bool], step: Decimal
 ) -> list[str] | None:
-    """The multiples between two bounds, in the shortest form; None where they are not few."""
+    """The multiples between two bounds, in the shortest form; None if there are many."""
     low, high = bounds
     if low is None or high is None or (high - low) / step > _LISTED:
         return None
     if max(abs(low), abs(high)) / step > _LARGEST:
-        return None  # more digits than are computed with
+        return None  # more digits than the computation has
     first, last = math.ceil(low / step), math.floor(high / step)
     first += are_open[0] and first * step == low
     last -= are_open[1] and last * step == high
@@ -142,7 +144,7 @@ def _listed(
 def _require_small(step: Decimal) -> None:
     """Refuse steps without bounds whose automaton is too large, before it is made.
 
-    It has a state for each remainder but those by powers of 2 and 5, at each of some ten digits.
+    It has a state for each remainder, apart from powers of 2 and 5, at each of about ten digits.
     """
     odd = int("".join(map(str, step.as_tuple().digits)))
     for factor in (2, 5):
@@ -155,7 +157,8 @@ def _require_small(step: Decimal) -> None:
 def multiples(step: Decimal) -> Automaton:
     """Numbers without an exponent that are multiples of `step`, with no more digits than it has.
 
-    Raises TooLarge.
+    Raises:
+        TooLarge: it would take too many rules.
     """
     _, digits, exponent = step.normalize().as_tuple()
     assert isinstance(exponent, int)  # it is finite
@@ -198,9 +201,9 @@ _RAISED, _RAISED_SIGNED, _RAISED_BY = -7, -6, -5  # in an exponent
 
 
 def so_many_digits(total: int | None, places: int | None) -> Automaton:
-    """Numbers without an exponent of so many digits in all, and after the point.
+    """Numbers without an exponent that have limited digits in all, and after the point.
 
-    A zero before the point does not count. Where both are given, the difference is for the whole.
+    A zero before the point does not count. If both are given, the difference limits the whole part.
     """
     most_places = 15 if places is None else places
     most_whole = 18 if total is None else total if places is None else max(0, total - places)
@@ -233,7 +236,7 @@ def so_many_digits(total: int | None, places: int | None) -> Automaton:
 
 
 EXACT_DIGITS = 15
-"""A number of so many digits can be read as a double, and written again as it was."""
+"""How many digits of a number survive being read as a double and written again."""
 
 
 def _is_kept(text: str) -> bool:
@@ -242,9 +245,9 @@ def _is_kept(text: str) -> bool:
 
 @cache
 def kept_by_doubles() -> Automaton:
-    """Numbers of JSON that Python reads as they are written.
+    """Numbers of JSON that Python reads without changing them.
 
-    With a point or an exponent they are doubles, and have no more than EXACT_DIGITS digits. A zero
+    With a point or an exponent they are doubles, and have at most EXACT_DIGITS digits. A zero
     before the point does not count. Other numbers are read exactly, whatever their length.
     """
 
@@ -284,7 +287,7 @@ def exact(value: float) -> Decimal:
 
 
 def digits_of(asked: object) -> tuple[int | None, int | None]:
-    """pydantic's max_digits and decimal_places, out of a schema that says them."""
+    """pydantic's max_digits and decimal_places, from a schema that has them."""
     if not isinstance(asked, dict):
         return None, None
     found = [asked.get(name) for name in ("max_digits", "decimal_places")]

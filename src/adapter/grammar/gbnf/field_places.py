@@ -1,4 +1,4 @@
-"""Which fields of an answer the places in its grammar are in."""
+"""Finds the fields of an answer that places in its grammar belong to."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from adapter.grammar.gbnf.rules import Expression, Rules
 def place_of_field(
     rules: Rules, number: int, value: Expression, alternative: str = ""
 ) -> Expression:
-    """A field's value as a rule of its own, by which its place is known. Fields count from 1.
+    """A field's value as a rule of its own, which identifies the field. Fields count from 1.
 
     Args:
-        alternative: which one, where a field's values are written in several places.
+        alternative: which one, if a field's values are written in several places.
     """
     return rules.add(f"{_RULE}{number}", (_RULE, number, alternative), lambda: value)
 
 
 def with_field_names(gbnf: str, names: Iterable[str]) -> str:
-    """A grammar that says in a comment how its fields are called."""
+    """A grammar with the names of its fields in a comment."""
     return f"{gbnf}{_COMMENT}{json.dumps([*names])}\n"
 
 
 def fields_at(gbnf: str, places: Iterable[frozenset[str]]) -> list[str] | None:
-    """The fields that some places of a grammar are in, in their order.
+    """The fields that places of a grammar belong to, in their order.
 
     Args:
-        places: for each the names of its rules, as ``pyllama.GrammarSampler.shortened`` has them.
+        places: for each the names of its rules, as in ``pyllama.GrammarSampler.shortened``.
 
     Returns:
-        None where the grammar does not tell its fields.
+        None if the grammar does not name its fields.
     """
     told = re.search(f"^{_COMMENT}(.*)$", gbnf, re.MULTILINE)
     if told is None:
@@ -42,13 +42,13 @@ def fields_at(gbnf: str, places: Iterable[frozenset[str]]) -> list[str] | None:
     for place in places:
         numbers = {int(rule[1]) for rule in map(_IN_FIELD.fullmatch, place) if rule is not None}
         if not numbers and not any(_IS_ROOT.fullmatch(rule) for rule in place):
-            numbers = {len(names)}  # nothing comes after it that the place would remember
+            numbers = {len(names)}  # no later rule identifies the place
         found |= numbers
     return [name for number, name in enumerate(names, 1) if number in found]
 
 
 _RULE = "value-of-field-"
 _COMMENT = "# fields: "
-# What comes after a model's thoughts has names of its own.
+# What follows a model's thoughts has names of its own.
 _IN_FIELD = re.compile(f"(?:answer-itself-)?{_RULE}([0-9]+)(?:-[0-9]+)?")
 _IS_ROOT = re.compile("root|answer-itself")

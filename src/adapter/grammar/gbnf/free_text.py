@@ -1,4 +1,4 @@
-"""Free text in which no line may be taken for something else."""
+"""Free text in which no line can be mistaken for something else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from adapter.grammar.gbnf.rules import (
 )
 
 LINE = PRINTABLE | Characters.of("\t")
-"""What a line of text is made of."""
+"""What a line of text consists of."""
 
 Step = frozenset[tuple[int, int]]
 
@@ -29,11 +29,12 @@ Step = frozenset[tuple[int, int]]
 class Marker:
     """What a line must not begin with.
 
-    before     signs of which any number may stand before the text
-    text       the text itself
-    spellings  the characters that may stand for one of the text's
-    after      signs of which any number may stand after it
-    ends       what makes it a marker; None if the text alone does
+    Attributes:
+        before: signs of which any number may stand before the text.
+        text: the text itself.
+        spellings: the characters that may stand for one of the text's.
+        after: signs of which any number may stand after it.
+        ends: what makes it a marker; None if the text alone does.
     """
 
     before: Characters
@@ -55,7 +56,7 @@ def line_without(
     rest = repeat(OneOf(line))
 
     def successor(state: Step, character: str) -> Step | None:
-        """What may have been read after one more character; None when that is a marker."""
+        """What may have been read after one more character; None if that is a marker."""
         read: set[tuple[int, int]] = set()
         for index, position in state:
             marker = markers[index]
@@ -95,7 +96,7 @@ def line_without(
 
 
 def case_spellings(letter: str) -> str:
-    """The letters that re.IGNORECASE takes for one."""
+    """The letters that re.IGNORECASE treats as equal to one."""
     found = {letter, letter.lower(), letter.upper(), letter.title(), letter.swapcase()}
     found |= {one for one in _ODD_CASES if re.fullmatch(re.escape(letter), one, re.IGNORECASE)}
     return "".join(one for one in found if len(one) == 1)

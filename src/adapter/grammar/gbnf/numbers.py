@@ -18,7 +18,7 @@ from adapter.grammar.gbnf.rules import (
 )
 
 INTEGER_DIGITS = 16
-"""Of a number without a bound: what a double holds exactly, as llama.cpp has it."""
+"""The most digits of a number without a bound: what a double holds exactly, as in llama.cpp."""
 
 FRACTION_DIGITS = 15
 
@@ -39,7 +39,7 @@ NUMBER: Expression = sequence(
 
 
 def integer(low: int | None, high: int | None) -> Expression:
-    """Whole numbers from `low` to `high`; None is no bound but a number of digits."""
+    """Whole numbers from `low` to `high`. Without a bound, their digits are limited."""
     if low is None and high is None:
         return INTEGER
     limit = 10 ** max(INTEGER_DIGITS, *(len(str(abs(b))) + 1 for b in (low, high) if b is not None))
@@ -56,7 +56,7 @@ def integer(low: int | None, high: int | None) -> Expression:
 def number(
     low: Decimal | None, high: Decimal | None, *, above: bool = False, below: bool = False
 ) -> Expression:
-    """Decimal numbers from `low` to `high`; `above` and `below` leave the bounds themselves out."""
+    """Decimal numbers from `low` to `high`. `above` and `below` exclude the bounds themselves."""
     if low is None and high is None:
         return NUMBER
     options = []
@@ -131,7 +131,7 @@ def _fraction(value: Decimal) -> str:
 
 
 Fraction = tuple[bool, Expression]
-"""Whether there may be no digit at all, and the digits where there are some."""
+"""Whether there may be no digit at all, and the digits if there are some."""
 
 
 def _point(fraction: Fraction) -> Expression:

@@ -1,9 +1,9 @@
-"""Whether a regular expression is found in a text, in time that grows with the text's length alone.
+"""Searches a text for a regular expression, in time that grows only with the text's length.
 
-Patterns come from schemas, which nobody vouches for, and Python's own engine tries all ways: a
-short pattern takes it years on a short text. Here the pattern's automaton reads the text once, from
-its end to its beginning, and keeps in each place the states from which the pattern can be completed
-there. So what is ahead of a place is known when a lookahead asks for it.
+Patterns come from schemas, which are untrusted, and Python's own engine backtracks: a short pattern
+can keep it busy for years on a short text. Here the pattern's automaton reads the text once, from
+its end to its beginning. At each position it keeps the states from which the pattern can be
+completed there. So a lookahead already knows what follows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from adapter.grammar.gbnf.parsed_patterns import UnsupportedPattern, constants, 
 from adapter.grammar.gbnf.patterns import characters_of
 
 MAX_STATES = 5000
-"""Of a pattern's automaton, in which repetitions are written out."""
+"""The most states of a pattern's automaton, in which repetitions are written out."""
 
 MAX_STEPS = 1_000_000
-"""Steps of an automaton on one text."""
+"""The most steps of an automaton on one text."""
 
-# As ECMA-262 has them, which is the dialect of JSON schemas.
+# As in ECMA-262, the dialect of JSON schemas.
 _DIGIT = Characters.of((0x30, 0x39))
 _WORD = Characters.of((0x30, 0x39), (0x41, 0x5A), (0x61, 0x7A), "_")
 _SPACE = Characters.of(
@@ -42,8 +42,9 @@ _ANY = ~Characters.of("\n\r\u2028\u2029")
 def is_found(pattern: str, text: str) -> bool:
     """Whether ECMA-262 finds a regular expression in a text.
 
-    Raises InvalidPattern for what is none, and UnsupportedPattern for one that looks back, has
-    flags, or is too large.
+    Raises:
+        InvalidPattern: it is not a regular expression.
+        UnsupportedPattern: it looks back, has flags, or is too large.
     """
     return _automaton(pattern).is_found(text)
 
@@ -72,12 +73,13 @@ _Condition = Any  # None, a constant of parser's for a place, or a _Look
 class _Automaton:
     """States that read a character, or lead on under a condition.
 
-    Those of a lookahead are a layer of their own, which is worked out before the layer that asks.
+    The states of a lookahead are a layer of their own, which is computed before the layer that uses
+    it.
     """
 
     def __init__(self) -> None:
         self._layer_of: list[int] = []
-        self._read_before: list[list[tuple[Characters, int]]] = []  # by the state it leads to
+        self._read_before: list[list[tuple[Characters, int]]] = []  # by the state that they lead to
         self._free_before: list[list[tuple[_Condition, int]]] = []
         self._ends: list[int] = []  # the last state of each layer
         self._begin = 0
@@ -89,7 +91,7 @@ class _Automaton:
         self._begin = self._layer_with(items)
 
     def _layer_with(self, items: Any) -> int:
-        """A new layer; layers within it are made, and numbered, before it is."""
+        """A new layer. Layers within it are made and numbered first."""
         mark = len(self._layer_of)
         end = self._state()
         begin = self._all(items, end)
@@ -201,7 +203,7 @@ class _Automaton:
 
 
 def _holds(condition: _Condition, text: str, place: int, reached: set[int]) -> bool:
-    """Whether a way is open in a place of a text, from where `reached` can be completed."""
+    """Whether a step is possible at a position, given the states `reached` after it."""
     if condition is None:
         return True
     if isinstance(condition, _Look):

@@ -18,7 +18,7 @@ from adapter.grammar.gbnf.rules import (
 )
 
 Spelling = Callable[[Characters], Expression]
-"""How one character of a set is written, in the place where the text stands."""
+"""How one character of a set is written where the text stands."""
 
 _WORD = Characters.of((0x30, 0x39), (0x41, 0x5A), (0x61, 0x7A), "_")
 _ASCII = Characters.of((0x20, 0x7E))
@@ -27,7 +27,7 @@ _LETTERS = Characters.of(
     (0x3041, 0x3096), (0x30A1, 0x30FA), (0x4E00, 0x9FBF), (0xAC00, 0xD7A3),
 )  # fmt: skip
 
-# Dialects differ on which letters and digits beyond ASCII these are: only what all agree on.
+# Dialects differ about letters and digits beyond ASCII. Only those on which all agree are used.
 _CATEGORIES: dict[Any, Characters] = {
     constants.CATEGORY_DIGIT: Characters.of((0x30, 0x39)),
     constants.CATEGORY_NOT_DIGIT: (_ASCII | _LETTERS) - Characters.of((0x30, 0x39)),
@@ -40,9 +40,11 @@ _EVERYTHING = ~Characters.of()
 
 
 def pattern_expression(pattern: str, spelled: Spelling) -> Expression:
-    """The texts in which a regular expression is found, as far as all dialects agree on them.
+    """The texts in which a regular expression is found, as far as all dialects agree.
 
-    Raises UnsupportedPattern for what is none, or looks around, back, or for another case.
+    Raises:
+        UnsupportedPattern: it is not a regular expression, has lookarounds or back references, or
+            ignores case.
     """
     return _Converter(spelled).found_in(list(parsed_pattern(pattern)))
 
@@ -52,7 +54,7 @@ class _Converter:
         self._spelled = spelled
 
     def found_in(self, items: list[Any]) -> Expression:
-        """Texts in which the items are found, which may be tied to the text's ends."""
+        """Texts in which the items are found, which may be anchored to the text's ends."""
         if len(items) == 1 and items[0][0] is constants.BRANCH:
             return choice(self.found_in(list(branch)) for branch in items[0][1][1])
         begins = bool(items) and items[0] in (
@@ -100,7 +102,9 @@ class _Converter:
 
 
 def _endless(part: Expression, least: int) -> Expression:
-    """Any number of a part. One that may be empty would make a rule that begins with itself."""
+    """A part repeated any number of times. One that may be empty would make a rule that begins with
+    itself.
+    """
     while may_be_empty(part):
         if not isinstance(part, Repeat):
             raise UnsupportedPattern("repetition of what may be empty")
@@ -110,7 +114,7 @@ def _endless(part: Expression, least: int) -> Expression:
 
 def _characters(kind: Any, value: Any) -> Characters:
     def category(name: Any, negated: bool) -> Characters:
-        # Where it is left out, what any one dialect has in it must be.
+        # What is excluded must include what any one dialect means.
         return ~_complement(name) if negated else _CATEGORIES[name]
 
     return characters_of(kind, value, PRINTABLE, category)

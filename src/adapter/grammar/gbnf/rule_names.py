@@ -1,4 +1,4 @@
-"""Other names for the rules of a grammar in GBNF, so that two grammars can stand in one text."""
+"""Renames the rules of a GBNF grammar, so that two grammars can stand in one text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def renamed_rules(gbnf: str, named: Callable[[str], str]) -> str:
     """The grammar with other names for its rules.
 
     Args:
-        named: gives a rule's new name for the one that it has.
+        named: gives the new name of a rule.
     """
 
     def rename(found: re.Match[str]) -> str:

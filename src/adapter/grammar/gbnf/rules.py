@@ -11,14 +11,14 @@ from typing import TypeAlias
 from adapter.grammar.gbnf.characters import Characters
 
 MAX_REPEAT = 1000
-"""The largest count in a repetition. llama.cpp writes each one out as a rule of its own."""
+"""The largest count in a repetition. llama.cpp writes each count out as a rule of its own."""
 
 
-_MAX_NESTED = 20  # parentheses within each other
+_MAX_NESTED = 20  # depth of nested parentheses
 
 
 class _Hashed:
-    """Keeps its hash: expressions are compared again and again, and each is a tree of others."""
+    """Keeps its hash: expressions are compared often, and each is a tree of others."""
 
     __slots__ = ("_hash",)
     _hash: int
@@ -30,7 +30,7 @@ class _Hashed:
 
 @dataclass(frozen=True, slots=True)
 class Text(_Hashed):
-    """This very text."""
+    """Exactly this text."""
 
     text: str
 
@@ -53,7 +53,7 @@ class OneOf(_Hashed):
 
 @dataclass(frozen=True, slots=True)
 class Concatenation(_Hashed):
-    """One expression after the other; none is the empty text."""
+    """One expression after the other. Without any, the empty text."""
 
     parts: tuple[Expression, ...]
 
@@ -66,7 +66,7 @@ class Concatenation(_Hashed):
 
 @dataclass(frozen=True, slots=True)
 class Choice(_Hashed):
-    """Any one of several expressions; of none, nothing fits."""
+    """Any one of several expressions. Without any, nothing fits."""
 
     options: tuple[Expression, ...]
 
@@ -79,7 +79,7 @@ class Choice(_Hashed):
 
 @dataclass(frozen=True, slots=True)
 class Repeat(_Hashed):
-    """An expression `least` to `most` times; None is any number."""
+    """An expression `least` to `most` times. None for `most` means any number."""
 
     part: Expression
     least: int
@@ -94,7 +94,7 @@ class Repeat(_Hashed):
 
 @dataclass(frozen=True, slots=True)
 class Rule(_Hashed):
-    """Whatever the rule of this name describes."""
+    """What the rule of this name describes."""
 
     name: str
 
@@ -109,7 +109,7 @@ IMPOSSIBLE = Choice(())
 
 
 def sequence(*parts: Expression | str) -> Expression:
-    """Expressions one after the other; texts stand for themselves."""
+    """Expressions one after the other. Texts stand for themselves."""
     flat: list[Expression] = []
     for part in parts:
         if type(part) is str:
@@ -135,9 +135,9 @@ def choice(options: Iterable[Expression | str]) -> Expression:
 
 
 def any_text(texts: Iterable[str], depth: int = 0) -> Expression:
-    """Any one of several texts, what they begin with in common written once.
+    """Any one of several texts, with common beginnings written once.
 
-    A sampler follows every option that still fits: hundreds of them, at each character.
+    A sampler follows every option that still fits, perhaps hundreds of them, at each character.
     """
     by_first: dict[str, list[str]] = {}
     for text in dict.fromkeys(texts):
@@ -203,11 +203,11 @@ class Rules:
         self._counts: dict[str, int] = {}  # the last of each name's numbers
 
     def add(self, hint: str, key: Hashable, body: Callable[[], Expression]) -> Rule:
-        """The rule that stands for `key`; made by `body`, which may refer to it, if it is new."""
+        """The rule that stands for `key`. If it is new, `body` makes it, and may refer to it."""
         if key not in self._names:
             name = self._new_name(hint)
             self._names[key] = name
-            self._rules[name] = IMPOSSIBLE  # holds the name while the body is made
+            self._rules[name] = IMPOSSIBLE  # reserves the name while the body is made
             self._rules[name] = body()
         return Rule(self._names[key])
 
@@ -218,14 +218,16 @@ class Rules:
         return Rule(name)
 
     def define(self, rule: Rule, body: Expression) -> None:
-        """Say what a reserved rule describes."""
+        """Define a reserved rule."""
         self._rules[rule.name] = body
 
     def gbnf(self, root: Expression, known: frozenset[str] = frozenset()) -> str | None:
-        """The grammar whose root is `root`, or None where no text can ever fit it.
+        """The grammar whose root is `root`; None if no text can ever fit it.
 
-        Rules that nothing fits are left out, and what would lead there; `known` ones are defined
-        elsewhere.
+        Rules that nothing fits are left out, with everything that leads to them.
+
+        Args:
+            known: rules that are defined elsewhere.
         """
         possible, whole = self._possible(known)
         body = _pruned(root, possible)
@@ -254,7 +256,7 @@ class Rules:
         return name
 
     def _possible(self, known: frozenset[str]) -> tuple[set[str], set[str]]:
-        """The rules that some finite text fits, and such as have no part that none fits."""
+        """The rules that some finite text fits, and those that need no pruning."""
         possible, whole = set(known), set[str]()
 
         def decide(name: str) -> bool:
@@ -265,7 +267,7 @@ class Rules:
                     whole.add(name)
             return found is not _NONE
 
-        # A rule refers to some that were made before all others, or that were made after it.
+        # A rule may refer to rules that were made before all others, or after it.
         first = [name for name in self._rules if not decide(name)]
         undecided = [name for name in reversed(first) if not decide(name)]
         users: dict[str, list[str]] = {}
@@ -307,7 +309,7 @@ _LEAVES = (Text, OneOf)
 
 
 def _fit(part: Expression, possible: set[str]) -> int:
-    """Whether texts fit none of an expression, some part of it, or all of its parts."""
+    """Whether texts fit no part of an expression, some parts, or all."""
     kind = type(part)
     if kind is Rule:
         return _ALL if part.name in possible else _NONE  # type: ignore[union-attr]
@@ -340,7 +342,7 @@ def _fit(part: Expression, possible: set[str]) -> int:
 
 
 def _pruned(part: Expression, possible: set[str]) -> Expression | None:
-    """The expression without what can never be completed; None if that is all of it."""
+    """The expression without parts that can never be completed; None if that is all of it."""
     if isinstance(part, Rule):
         return part if part.name in possible else None
     if isinstance(part, Concatenation):

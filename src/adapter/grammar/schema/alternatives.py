@@ -1,4 +1,4 @@
-"""The alternatives that a JSON schema stands for: unions, references and conditions resolved."""
+"""Resolves a JSON schema into alternatives, without unions, references and conditions."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ from adapter.grammar.schema.negation import (
 )
 
 MAX_ALTERNATIVES = 5000
-"""Of all unions in a schema, written out."""
+"""The most alternatives of all unions in a schema."""
 
 MAX_CONDITIONAL = 128
-"""Alternatives of a whole schema that stand for conditions; what needs more is told."""
+"""The most alternatives of a whole schema that stand for conditions. Further conditions are
+reported.
+"""
 
 
 class Alternatives:
-    """Makes schemas without references, unions and conditions of others.
+    """Turns schemas into others without references, unions and conditions.
 
-    leave              is told what the alternatives leave out
-    says_conditions    whether conditions are alternatives, where these are few; else they are told
+    Args:
+        leave: gets what the alternatives leave out.
+        says_conditions: whether conditions become alternatives if these are few. Otherwise they are
+            left out.
     """
 
     def __init__(
@@ -46,7 +50,7 @@ class Alternatives:
         self._conditional = 0 if says_conditions else MAX_CONDITIONAL
 
     def of(self, schemas: Iterable[Any]) -> list[Schema]:
-        """Schemas without references and unions: any one describes what all of these do."""
+        """Schemas without references and unions. Each value of the given ones fits one of these."""
         self._count += 1
         if self._count > MAX_ALTERNATIVES:
             raise SchemaError(f"its unions have more than {MAX_ALTERNATIVES} combinations")
@@ -66,7 +70,7 @@ class Alternatives:
             if "$ref" in rest:
                 reference = rest.pop("$ref")
                 if reference in followed:
-                    continue  # it has been taken in already
+                    continue  # it was merged already
                 followed.add(reference)
                 todo.insert(0, self.resolved(reference))
             if "allOf" in rest:
@@ -89,7 +93,7 @@ class Alternatives:
             union = union_of_condition(condition, self._meant)
             n_alternatives = math.prod(map(len, unions)) * len(union or ())
             if union is None or n_alternatives > MAX_OPTIONS or not self._may_add(len(union)):
-                merged = merging.merged(merged, condition)  # it is told
+                merged = merging.merged(merged, condition)  # it is reported
             else:
                 unions.append(union)
         if not unions:
@@ -98,7 +102,7 @@ class Alternatives:
         return [plain for option in unions[0] for plain in self.of([merged, option, *others])]
 
     def resolved(self, reference: Any) -> Any:
-        """The schema that a reference means. Raises SchemaError for one that means none here."""
+        """The schema that a reference stands for. Raises SchemaError if there is none."""
         if not isinstance(reference, str) or not (reference + "/").startswith("#/"):
             raise SchemaError(f"$ref {reference!r} does not refer into the same schema")
         found: Any = self._document
@@ -113,7 +117,7 @@ class Alternatives:
         return found
 
     def exclusive(self, options: list[Any]) -> list[Any]:
-        """The options of a oneOf, each without what fits another one, or told."""
+        """The options of a oneOf, each without what fits another one, if that can be expressed."""
         if not self._may_overlap(options):
             return options
         parted = exclusive_options(options, self._meant)
@@ -128,7 +132,9 @@ class Alternatives:
         return self._conditional <= MAX_CONDITIONAL
 
     def _may_overlap(self, options: list[Any]) -> bool:
-        """Whether a text may fit several options of a oneOf; told where there are too many."""
+        """Whether a text may fit several options of a oneOf. Reported if there are too many to
+        compare.
+        """
         kinds = [self._meant(option) for option in options]
         n_pairs = len(kinds) * (len(kinds) - 1) // 2
         if n_pairs > MAX_COMPARED:
@@ -148,7 +154,7 @@ class Alternatives:
             reference = option["$ref"]
             found = self.resolved(reference)
             if reference in followed:
-                return True  # it refers to itself: anything would do
+                return True  # it refers to itself, so anything fits
             followed.add(reference)
             option = found
         return option

@@ -1,4 +1,4 @@
-"""Python types as JSON schemas that say all that pydantic checks, as far as it can be said."""
+"""Python types as JSON schemas that contain all that pydantic checks, as far as possible."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from adapter.grammar.schema.web_formats import url_format
 
 
 def annotation_schema(annotation: Any, metadata: tuple[Any, ...] = ()) -> dict[str, Any]:
-    """The JSON schema of a type, and of the constraints of a field.
+    """The JSON schema of a type and of a field's constraints.
 
-    A field's constraints come after the validators of its type, whose schema pydantic does not
-    know. As most validators only look at a value, the schema has the constraints first.
+    pydantic applies a field's constraints after the validators of its type, whose schema it does
+    not know. As most validators only check a value, the schema applies the constraints first.
 
-    Raises SchemaError for a type that has none.
+    Raises:
+        SchemaError: the type has no schema.
     """
     metadata = tuple(sorted(metadata, key=lambda one: isinstance(one, _VALIDATORS)))
     try:
@@ -48,7 +49,7 @@ _VALIDATORS = (
 def annotated(annotation: Any, metadata: tuple[Any, ...]) -> Any:
     """A type together with a field's constraints.
 
-    That of pydantic.Json is left out: an answer is JSON as it is, and read once.
+    pydantic.Json is left out: an answer is JSON already, and is read once.
     """
     made: Any = annotation
     for constraint in metadata:
@@ -58,9 +59,9 @@ def annotated(annotation: Any, metadata: tuple[Any, ...]) -> Any:
 
 
 def with_json_read(annotation: Any) -> Any:
-    """A type whose strings that hold JSON have been read: each pydantic.Json is what it holds.
+    """A type after its JSON strings were read: each pydantic.Json becomes what it holds.
 
-    That of a model's own fields stays: pydantic takes an instance as it is.
+    Those in a model's own fields stay, since pydantic takes an instance as it is.
     """
     if annotation is pydantic.Json:
         return Any
@@ -78,19 +79,19 @@ def with_json_read(annotation: Any) -> Any:
 
 
 class _Generator(GenerateJsonSchema):
-    """Adds what pydantic's own schemas leave out, and what no schema says as x-unchecked."""
+    """Adds what pydantic's schemas leave out. What no schema can express becomes x-unchecked."""
 
     def dict_schema(self, schema: Any) -> JsonSchemaValue:
         made = super().dict_schema(schema)
         keys = self._keys(schema["keys_schema"]) if "keys_schema" in schema else {}
         said = {key: keys[key] for key in keys if key != "title"}
-        # Keys of a pattern come as patternProperties, which say the same.
+        # Patterns of keys also come as patternProperties.
         if said not in ({}, {"type": "string"}) and "patternProperties" not in made:
             made["propertyNames"] = keys
         return made
 
     def _keys(self, schema: Any) -> JsonSchemaValue:
-        """The schema of a dict's keys, which are strings in JSON, also those of an IntEnum."""
+        """The schema of a dict's keys, which are strings in JSON, even those of an IntEnum."""
         if schema["type"] != "enum":
             return self.generate_inner(schema)
         fits = pydantic.TypeAdapter(schema["cls"])
@@ -116,7 +117,7 @@ class _Generator(GenerateJsonSchema):
         return self.url_schema(schema)
 
     def bytes_schema(self, schema: Any) -> JsonSchemaValue:
-        # Lengths of bytes are those of texts where each character is one byte.
+        # Lengths of bytes are those of texts in which each character is one byte.
         return {**super().bytes_schema(schema), "pattern": "^[ -~]*$"}
 
     def set_schema(self, schema: Any) -> JsonSchemaValue:
@@ -154,7 +155,7 @@ class _Generator(GenerateJsonSchema):
             if keyword in made and Decimal(repr(made[keyword])) != Decimal(schema[name])
         ]
         digits = {name: schema[name] for name in ("max_digits", "decimal_places") if name in schema}
-        # Also where there is none: the number must be read as it is written.
+        # Also without one: the number must be read as it is written.
         made["x-digits"] = digits
         return {**made, "x-unchecked": unsaid} if unsaid else made
 
@@ -179,7 +180,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def _of_values(made: dict[str, Any], annotation: Any) -> JsonSchemaValue:
-    """An enumeration without the values that pydantic does not take as JSON has them, as tuples."""
+    """An enumeration without values that pydantic refuses in their JSON form, such as tuples."""
     values = made["enum"] if "enum" in made else [made["const"]]
     fits = pydantic.TypeAdapter(annotation)
     taken = []
@@ -200,11 +201,12 @@ def _as_set(made: dict[str, Any]) -> JsonSchemaValue:
 
 
 def _of_exact_multiples(made: dict[str, Any]) -> JsonSchemaValue:
-    """A schema of floats all of whose multiples are multiples to pydantic, or that says otherwise.
+    """A schema of floats all of whose multiples count as multiples for pydantic, or are marked
+    unchecked.
 
-    The larger a float is, the more it is rounded, and pydantic lets it miss a multiple by no more
-    than 1e-9. Multiples of 0.25 are exact up to a large number, which becomes the bound where
-    there is none. Those of 0.1 are inexact early. There a bound would keep out common numbers.
+    The larger a float is, the more it is rounded, and pydantic allows a deviation of 1e-9.
+    Multiples of 0.25 are exact up to a large number, which becomes the bound if there is none.
+    Multiples of 0.1 are inexact early. A bound there would exclude common numbers.
     """
     given = made["multipleOf"]
     step, read = Fraction(repr(given)), Fraction(float(given))
@@ -232,7 +234,7 @@ _OF_DECIMALS = {
 
 
 def _between(made: dict[str, Any], schema: Any, least_step: datetime.timedelta) -> JsonSchemaValue:
-    """A schema with the bounds of moments, those that are left out moved by the least step.
+    """A schema with the bounds of moments. Exclusive ones are moved by the smallest step.
 
     formatMinimum and formatMaximum are keywords of public validators.
     """
@@ -257,7 +259,7 @@ def _between(made: dict[str, Any], schema: Any, least_step: datetime.timedelta) 
 
 
 def _bound_to_today(schema: Any, made: dict[str, Any]) -> list[str]:
-    """Bound what is past or yet to come. Moments are bound by the day; the rest is told."""
+    """Bound what is past or future. Moments are bounded by the day; the rest is reported."""
     is_past = schema["now_op"] == "past"
     keyword = "formatMaximum" if is_past else "formatMinimum"
     today = datetime.datetime.combine(datetime.date.today(), datetime.time())  # noqa: DTZ011

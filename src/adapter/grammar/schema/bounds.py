@@ -1,4 +1,4 @@
-"""The bounds of a schema's numbers, in so many digits as are ever written."""
+"""The bounds of a schema's numbers, with no more digits than are ever written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Bounds = tuple[Decimal | None, bool, Decimal | None, bool]
 
 
 def bounds(schema: Schema) -> Bounds:
-    """The least and the most of a number, and whether these themselves are left out."""
+    """The least and the most of a number, and whether these themselves are excluded."""
 
     def exact(keyword: str) -> Decimal | None:
         return Decimal(repr(schema[keyword])) if keyword in schema else None
@@ -24,7 +24,7 @@ def bounds(schema: Schema) -> Bounds:
     low, high = above if is_above else low, below if is_below else high
     if (low is not None and low >= _LARGEST) or (high is not None and high <= -_LARGEST):
         raise SchemaError(f"its numbers have more than {_DIGITS} digits")
-    # Bounds of more digits than are ever written.
+    # Bounds with more digits than are ever written.
     if low is not None:
         low, is_above = (
             (None, False) if low <= -_LARGEST else _rounded(low, is_above, ROUND_CEILING)
@@ -41,7 +41,7 @@ _LARGEST = Decimal(10) ** _DIGITS
 
 
 def _rounded(bound: Decimal, is_open: bool, rounding: str) -> tuple[Decimal, bool]:
-    """A bound of no more digits than a fraction has, on the inner side."""
+    """A bound with no more digits than a fraction has, rounded inwards."""
     with localcontext() as context:
         context.prec = 2 * _DIGITS
         rounded = bound.quantize(Decimal(1).scaleb(-FRACTION_DIGITS), rounding=rounding)
@@ -51,10 +51,11 @@ def _rounded(bound: Decimal, is_open: bool, rounding: str) -> tuple[Decimal, boo
 def within_as_doubles(
     low: Decimal | None, above: bool, high: Decimal | None, below: bool
 ) -> Bounds:
-    """The bounds of numbers that are read as doubles, and rounded, so that none becomes its bound.
+    """Bounds of numbers that are read as doubles, such that no number is rounded to an excluded
+    bound.
 
-    One that is left out gives way to the double next to it. Near zero, doubles are closer to each
-    other than numbers of FRACTION_DIGITS.
+    An excluded bound is replaced by the next double. Near zero, doubles are closer to each other
+    than numbers of FRACTION_DIGITS.
     """
     if low is not None and above and abs(low) >= _SPARSE:
         low, above = Decimal(repr(math.nextafter(float(low), math.inf))), False

@@ -1,4 +1,4 @@
-"""Dates, times and identifiers as expressions: only what exists is let through."""
+"""Dates, times and identifiers as expressions that allow only those that exist."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ _IPV6_NETWORK = choice(
 
 
 def _in_base64(sign: Expression) -> Expression:
-    """Whole groups of four; before the padding, bits that stand for nothing are zero."""
+    """Whole groups of four. Before the padding, unused bits are zero."""
     last = one_of(Characters.of("AQgw")), one_of(Characters.of("AEIMQUYcgkosw048"))
     padded = choice([sequence(sign, last[0], "=="), sequence(sign, sign, last[1], "=")])
     return sequence(repeat(repeat(sign, 4, 4)), optional(padded))
@@ -141,15 +141,15 @@ FORMATS: dict[str, Expression] = {
     "ipvanynetwork": choice([_IPV4_NETWORK, _IPV6_NETWORK]),
     "base64": _in_base64(_BASE64),
     "base64url": _in_base64(_BASE64_URL),
-    # Python's own kinds, which RFC 3339 has not.
+    # Python's own kinds, which RFC 3339 lacks.
     "naive-time": _CLOCK,
     "any-time": sequence(_CLOCK, optional(_ZONE)),
     "naive-date-time": sequence(DATE, "T", _CLOCK),
     "any-date-time": sequence(DATE, "T", _CLOCK, optional(_ZONE)),
 }
-"""What a string of each format looks like."""
+"""The form of a string of each format."""
 
 
 def format_expression(name: str) -> Expression | None:
-    """What a string of a format looks like; None for a format that is not known."""
+    """The form of a string of a format; None if the format is unknown."""
     return FORMATS.get(name) or web_format(name)

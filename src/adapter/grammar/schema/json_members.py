@@ -1,4 +1,4 @@
-"""The members of JSON objects: which may follow which, and the keys that are left for others."""
+"""The members of JSON objects: their order, and the keys that are left for others."""
 
 from __future__ import annotations
 
@@ -40,11 +40,12 @@ def members_in_order(
     missing: int,
     room: int | None,
 ) -> Expression:
-    """Members in their order, each that is not required left out or not.
+    """Members in their order. Those that are not required may be left out.
 
-    extra    any other member; these come last
-    missing  how many of them there are at least: one is counted
-    room     how many of them there are at most
+    Attributes:
+        extra: any other member; these come last.
+        missing: the least number of them; a required one counts.
+        room: the largest number of them.
     """
     first: Expression | None = None  # from here on, one member at least
     is_open = True  # whether there may be none
@@ -77,7 +78,7 @@ def members_in_order(
 
 
 def key_other_than(json: JsonText, declared: list[str]) -> Expression:
-    """A string that is none of these, without escapes, so that it cannot be one in disguise."""
+    """A string that is none of these, without escapes, in which it could be one of them."""
     root = _Names()
     for name in declared:
         node = root
@@ -99,12 +100,12 @@ def key_other_than(json: JsonText, declared: list[str]) -> Expression:
         node.others = Choice((*options, Concatenation((others, any_more))))
         node.depth = 1 + max((child.depth for child in node.following.values()), default=0)
         if node.depth == _MAX_NESTED:
-            # A name may be as long as it likes, and expressions are walked by recursion.
+            # A name may be of any length, and expressions are walked recursively.
             body = node.others
             node.others = json.rules.add("other-key", object(), lambda body=body: body)  # type: ignore[misc]
             node.depth = 0
     whole = json.quoted(root.others)
-    # llama.cpp bounds what stands within a repetition, as other members do.
+    # llama.cpp limits what stands within a repetition, as other members do.
     return (
         whole
         if len(declared) <= _MAX_NESTED
@@ -127,9 +128,10 @@ _MAX_NESTED = 16  # characters of names, within one rule
 class _Names:
     """Names with a common beginning, by what follows it.
 
-    ends    whether the beginning itself is a name
-    others  what may follow it to make another name
-    depth   how deep that nests within its rule
+    Attributes:
+        ends: whether the beginning itself is a name.
+        others: what may follow it to make another name.
+        depth: how deep that nests within its rule.
     """
 
     def __init__(self) -> None:

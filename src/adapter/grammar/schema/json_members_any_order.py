@@ -19,9 +19,9 @@ from adapter.grammar.schema.json_text import JsonText
 from adapter.grammar.schema.limits import Effort
 
 MAX_TRACKED = 5
-"""Keys of an object of which is known which were there: each doubles the states."""
+"""The most keys of an object whose presence is tracked. Each doubles the states."""
 
-_MAX_NESTED = 16  # parentheses within each other
+_MAX_NESTED = 16  # depth of nested parentheses
 
 
 def members_in_any_order(
@@ -35,12 +35,13 @@ def members_in_any_order(
 ) -> Expression:
     """Members in any order, with other ones among them.
 
-    Of up to MAX_TRACKED members each comes once at most. Of more, those that are required do, in
-    groups of so many that come one after the other, and the rest may come again: a text in which
-    one does is as valid, for each of its values is.
+    Each of up to MAX_TRACKED members comes at most once. If there are more, the required ones do,
+    in groups that follow each other. The rest may be repeated, which is still valid since each
+    value is.
 
-    extra      any other member
-    is_filled  whether there is one member at least
+    Attributes:
+        extra: any other member.
+        is_filled: whether there is at least one member.
     """
     is_exact = len(members) <= MAX_TRACKED
     tracked = [one for one in members if is_exact or one.required]
@@ -66,9 +67,9 @@ def members_in_any_order(
 def _in_any_order(
     json: JsonText, hint: str, group: list[Member], others: Expression, last: Expression
 ) -> tuple[Rule, Expression]:
-    """Members of a group and what follows the last one, and the same behind another member."""
+    """Members of a group and what follows the last one, and the same after another member."""
     following: dict[int, Expression] = {0: last}
-    for left in range(1, 1 << len(group)):  # those that are still to come, as bits
+    for left in range(1, 1 << len(group)):  # those that are still missing, as bits
         rule = json.rules.reserve(f"{hint}-any")
         to_come = [at for at in range(len(group)) if left >> at & 1]
         more: Expression = sequence(json.comma, rule)
@@ -82,7 +83,7 @@ def _in_any_order(
 
 
 def by_key(members: list[Expression], depth: int = 0) -> Expression:
-    """Any one of several members, what their keys begin with in common written once.
+    """Any one of several members, with common beginnings of keys written once.
 
     A sampler follows every option that still fits, at each character.
     """

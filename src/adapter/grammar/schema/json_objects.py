@@ -1,4 +1,4 @@
-"""JSON objects that a schema describes: which members they may have, in which order."""
+"""The JSON objects that a schema describes: which members they may have, in which order."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from adapter.grammar.schema.merging import Schema, SchemaError
 from adapter.grammar.schema.once_each import once_each
 
 _MAX_PATTERNS = 3
-"""Patterns of keys that are told apart: each key may fit any of them, or several."""
+"""The most patterns of keys that are distinguished. Each key may fit any of them, or several."""
 
 _MAX_KEY_STATES = 300
-"""Of the automaton of such keys."""
+"""The most states of the automaton of such keys."""
 
 _NAMING = ("properties", "required", "patternProperties")
 
@@ -42,11 +42,13 @@ _NAMING = ("properties", "required", "patternProperties")
 class ObjectText:
     """The JSON objects that a schema without references and unions describes.
 
-    rule       the rule of the values that several schemas describe, under a name
-    key_of     the keys that a schema of propertyNames describes
-    listed     the texts of all keys that such a schema describes, where these are few
-    leave      is told what the grammar leaves out
-    any_order  declared keys come in any order, and others among them, unless a schema says itself
+    Args:
+        rule: the rule of the values that several schemas describe, under a name.
+        key_of: the keys that a schema of propertyNames describes.
+        listed: the texts of all keys that such a schema describes, if these are few.
+        leave: gets what the grammar leaves out.
+        any_order: declared keys come in any order, mixed with others, unless a schema has its own
+            order.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class ObjectText:
         n_required = sum(member.required for member in members)
         if most is not None and n_required > most:
             return IMPOSSIBLE
-        # Keys may come again where they come in any order, so that they cannot be counted.
+        # In any order, keys may be repeated, so they cannot be counted.
         if self._is_any_order(schema) and most is None and least <= max(1, n_required):
             extra = self._other_members(hint, schema, [member.name for member in members])
             found = members_in_any_order(
@@ -88,7 +90,7 @@ class ObjectText:
             )
             return self._json.object(found)
         if most is not None and len(members) > most:
-            # Only as many as there is room for, those that must be there first.
+            # Only as many as there is room for, the required ones first.
             kept = sorted(members, key=lambda member: not member.required)[:most]
             members = [member for member in members if member in kept]
         missing = max(0, least - n_required)
@@ -114,7 +116,7 @@ class ObjectText:
     def _once_each(
         self, hint: str, schema: Schema, least: int, most: int | None
     ) -> Expression | None:
-        """Members whose keys are a few that propertyNames lists; None where they are not."""
+        """Members whose keys are a few that propertyNames lists; None otherwise."""
         value = schema.get("additionalProperties", True)
         names_others = any(
             schema.get(one) for one in ("properties", "required", "patternProperties")
@@ -165,7 +167,7 @@ class ObjectText:
         if by_pattern and (len(by_pattern) > 1 or declared or names is not True):
             return self._of_patterns(hint, schema, declared) if names is True else None
         if by_pattern:
-            # Keys of one pattern, where no other can be meant.
+            # Keys of one pattern, if no other can match.
             if self._is_any_order(schema) and value is not False:
                 return self._of_patterns(hint, schema, declared)
             [(pattern, value)] = by_pattern.items()
@@ -217,7 +219,7 @@ class ObjectText:
         return self._any_order if own is None else own == "any"
 
     def _applies(self, pattern: str, name: str) -> bool:
-        """Whether a pattern of patternProperties is about a key."""
+        """Whether a pattern of patternProperties matches a key."""
         try:
             return is_found(pattern, name)
         except InvalidPattern as error:

@@ -1,9 +1,9 @@
 """JSON schemas as expressions of a grammar.
 
-llama.cpp's own converter is made for schemas that a model is to be guided by. It leaves out
-keywords that it does not know, writes patterns into strings as they stand, and lets keys through
-that are spelled otherwise. Here whatever fits the expression is valid, and what cannot be said is
-told (see `SchemaText.unchecked`).
+llama.cpp's own converter is made to guide a model. It leaves out keywords that it does not know,
+copies patterns into strings unchanged, and allows keys in other spellings. Here everything that
+fits the expression is valid, and what a grammar cannot express is reported (see
+`SchemaText.unchecked`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from adapter.grammar.schema.schema_numbers import SchemaNumbers
 from adapter.grammar.schema.string_texts import StringTexts
 
 _HINT = 40
-"""Characters of a rule's name."""
+"""The most characters of a rule's name."""
 
 _NOT_EXPRESSED = {
     "object": ("dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties"),
@@ -56,7 +56,7 @@ _EVERYWHERE = ("not", "if", "x-unchecked")
 
 
 KEPT = 256
-"""Grammars that stay made: a program asks for the same few again and again."""
+"""How many grammars are cached: a program uses the same few again and again."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,15 @@ class SchemaGrammar:
 class SchemaText:
     """The JSON texts that a schema describes, within the rules of a grammar.
 
-    unchecked   the keywords that the grammar leaves out: what they demand must be checked after
-    effort      counts what the schema takes
-    says_conditions  whether the grammar says conditions where it can; else they are left out
-    any_order   the keys of objects come in any order, unless their schema has
-                "x-key-order": "schema"
+    Attributes:
+        unchecked: the keywords that the grammar leaves out. They must be checked after.
+
+    Args:
+        effort: counts the work on the schema.
+        says_conditions: whether the grammar expresses conditions if it can. Otherwise they are left
+            out.
+        any_order: the keys of objects come in any order, unless their schema has "x-key-order":
+            "schema".
     """
 
     def __init__(
@@ -88,7 +92,7 @@ class SchemaText:
     ) -> None:
         self._json = json_text
         self._document = document
-        self._identity = object()  # what "$ref" means is another thing in another document
+        self._identity = object()  # "$ref" means something else in another document
         self._effort = effort or Effort()
         self._within: SchemaText | None = None  # what strings hold
         self._numbers = SchemaNumbers(self._effort)
@@ -118,7 +122,8 @@ class SchemaText:
     def root(self) -> Rule:
         """Texts that the whole document describes.
 
-        Raises SchemaError for what is no schema, or cannot be a grammar.
+        Raises:
+            SchemaError: it is no schema, or cannot become a grammar.
         """
         try:
             return self.rule("answer", dict(self._document))
@@ -126,7 +131,7 @@ class SchemaText:
             raise too_deep() from None
 
     def alternatives(self, *schemas: Any) -> list[Schema]:
-        """Schemas without references and unions: any one describes what all of these do."""
+        """Schemas without references and unions. Each value of the given ones fits one of these."""
         with self._effort:
             return self._alternatives.of(schemas)
 
@@ -155,7 +160,7 @@ class SchemaText:
         return choice(self._typed(hint, plain) for plain in self._alternatives.of(schemas))
 
     def _preferred(self, options: list[tuple[str, Any]]) -> list[Expression]:
-        """The options that a grammar says whole, where there are some; else all."""
+        """The options that a grammar expresses completely, if there are some; otherwise all."""
         found = []
         before = self._unchecked
         for hint, option in options:
@@ -172,7 +177,7 @@ class SchemaText:
     def _leave(self, what: str) -> None:
         self._unchecked[what] = None
 
-    # One schema without references and unions.
+    # For one schema without references and unions
 
     def _typed(self, hint: str, schema: Schema) -> Expression:
         for keyword in _EVERYWHERE:
@@ -203,7 +208,7 @@ class SchemaText:
         return choice(options)
 
     def _other_than(self, hint: str, kind: str, schema: Schema, values: list[Any]) -> Expression:
-        """What a schema describes of one type, without some values."""
+        """What a schema describes of one type, except some values."""
         own = [one for one in values if merging.is_of(one, kind)]
         if kind == "boolean":
             return any_text(text for text in ("true", "false") if (text == "true") not in own)
@@ -286,7 +291,7 @@ class SchemaText:
         least: int,
         most: int | None,
     ) -> Expression | None:
-        """The text of a string of a format and of patterns; None where neither can be said."""
+        """The text of a string with a format and patterns; None if neither can be expressed."""
         texts = StringTexts(self._json.rules, self._json.spelled)
         if kind is not None:
             ends = [schema.get(end) for end in ("formatMinimum", "formatMaximum")]
@@ -348,7 +353,7 @@ class SchemaText:
         return self._json.array(items)
 
     def _listed(self, schema: Any) -> list[str] | None:
-        """The texts of all values of a schema, where these are few; None where they are not."""
+        """The texts of all values of a schema, if these are few; otherwise None."""
         found: dict[str, None] = {}
         for plain in self._alternatives.of([schema]):
             values = merging.few_values(plain)
@@ -364,7 +369,7 @@ class SchemaText:
         return self._objects.expression(hint, schema)
 
     def _key_of(self, hint: str, names: Any) -> Expression:
-        """A key that a schema describes; a number or the like is put in quotes."""
+        """A key that a schema describes. A number or the like is put in quotes."""
         found = []
         for plain in self._alternatives.of([names]):
             kinds = merging.types_of(plain) or ["string"]
@@ -398,11 +403,12 @@ def json_schema_grammar(schema: str, *, any_order: bool = False) -> SchemaGramma
     """The grammar of the JSON texts that a schema, given as JSON, describes.
 
     Args:
-        any_order: the keys of objects may come in any order, with others among them; else in the
-            schema's. What a schema says by "x-key-order", "any" or "schema", holds for all objects
-            in it where it is the whole document, and else for its own.
+        any_order: the keys of objects may come in any order, mixed with others; otherwise in the
+            schema's. "x-key-order" in a schema, "any" or "schema", overrides this: for all objects
+            in the whole document, or for a schema's own.
 
-    Raises SchemaError for what is no schema, cannot be a grammar, or that no text fits.
+    Raises:
+        SchemaError: it is no schema, cannot become a grammar, or no text fits it.
     """
     require_short(schema)
     try:

@@ -31,7 +31,8 @@ _UNUSUAL = re.compile(r"[^\x20-\x25\x27-\x3B\x3D\x3F-\x7E]")
 class JsonText:
     """JSON within the rules of a grammar.
 
-    raw     what may stand in a string as itself
+    Attributes:
+        raw: the characters that a string may contain without an escape.
     """
 
     quote = '"'
@@ -40,14 +41,14 @@ class JsonText:
     def __init__(self, rules: Rules, raw: Characters = PRINTABLE) -> None:
         self.rules = rules
         self.raw = raw - Characters.of('"\\')
-        # Quotes and backslashes are those of JSON itself.
+        # Quotes and backslashes of JSON itself.
         self._written = self.raw | Characters.of('"\\')
         #: Between two items or members.
         self.comma = sequence(",", self.space)
 
     @property
     def space(self) -> Rule:
-        """White space: none, or as much as a line break with its indentation takes."""
+        """White space: none, or at most a line break with its indentation."""
 
         def body() -> Expression:
             indented = sequence(repeat("\n", 1, 2), repeat(one_of(Characters.of(" \t")), 0, 20))
@@ -56,12 +57,12 @@ class JsonText:
         return self.rules.add("space", ("space", self.quote), body)
 
     def spelled(self, characters: Characters) -> Expression:
-        """One character of a set, as a string has it."""
+        """One character of a set, as written in a string."""
         return _spelled(characters, self.raw)
 
     @property
     def character(self) -> Rule:
-        """Any character of a string. Escapes of surrogates alone are none."""
+        """Any character of a string. Escapes of single surrogates are not allowed."""
 
         def body() -> Expression:
             digit = one_of(_HEX)
@@ -106,9 +107,10 @@ class JsonText:
         return self.rules.add("value", ("value", self.quote), self._value)
 
     def written(self, value: Any) -> str:
-        """A value as JSON, in characters that may stand here.
+        """A value as JSON, in the characters that are allowed here.
 
-        Raises ValueError for a value that JSON has not.
+        Raises:
+            ValueError: JSON has no such value.
         """
         text = _ENCODER.encode(value)
 
@@ -130,7 +132,7 @@ class JsonText:
 
 
 class HeldJsonText(JsonText):
-    """JSON that a string of JSON holds: in it each quote is escaped once more.
+    """JSON within a string of JSON: each quote is escaped once more.
 
     Its own strings have no escapes, and it has no line breaks.
     """
@@ -143,7 +145,7 @@ class HeldJsonText(JsonText):
         return self.rules.add("space", ("space", self.quote), lambda: choice([EMPTY, " "]))
 
     def spelled(self, characters: Characters) -> Expression:
-        """One character of a set, where none has to be escaped."""
+        """One character of a set, if none has to be escaped."""
         return one_of(characters & self.raw)
 
     @property
@@ -153,7 +155,7 @@ class HeldJsonText(JsonText):
         return self.rules.add("char", key, lambda: one_of(self.raw))
 
     def written(self, value: Any) -> str:
-        """A value as JSON within a string. Raises ValueError for a value that JSON has not."""
+        """A value as JSON within a string. Raises ValueError if JSON has no such value."""
         return super().written(value).replace("\\", "\\\\").replace('"', '\\"')
 
 

@@ -1,6 +1,6 @@
-"""What a schema may take to become a grammar: some schemas are made to take very long.
+"""How much work a schema may take: some schemas are made to take very long.
 
-The limits count work and not time, so that a schema is refused everywhere or nowhere.
+The limits count work and not time, so a schema is refused everywhere or nowhere.
 """
 
 from __future__ import annotations
@@ -8,20 +8,20 @@ from __future__ import annotations
 from adapter.grammar.schema.merging import SchemaError
 
 MAX_CHARACTERS = 2**21
-"""Of a schema's JSON."""
+"""The most characters of a schema's JSON."""
 
 MAX_LEVELS = 100
-"""Of objects, arrays, unions and references within each other."""
+"""How deep objects, arrays, unions and references may nest."""
 
 MAX_WORK = 2_000_000
-"""Steps, each of which takes about a microsecond: keywords read, values written, texts matched."""
+"""The most steps of about a microsecond: keywords read, values written, texts matched."""
 
 MAX_COMPARED = 100_000
-"""Pairs of a oneOf's options that are compared."""
+"""The most pairs of a oneOf's options that are compared."""
 
 
 class Effort:
-    """Counts what one schema has taken so far."""
+    """Counts the work on one schema."""
 
     def __init__(self) -> None:
         self._work = 0
@@ -52,7 +52,7 @@ def require_short(text: str) -> None:
 
 
 def too_deep() -> SchemaError:
-    """Return the error of a schema that nests too deep, for the limit or for Python's stack."""
+    """The error of a schema that nests too deep, for the limit or for Python's stack."""
     return SchemaError(
         f"it nests too deep: more than {MAX_LEVELS} objects, arrays, unions and references lie "
         "within each other, or more than the thread's stack has room for"

@@ -1,4 +1,4 @@
-"""JSON schemas as data: what they demand, and two of them as one."""
+"""JSON schemas as data: what they require, and how two become one."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ _ASSERTIONS = {
 }  # fmt: skip
 
 FORMATS_OF_ANY_TEXT = ("binary", "password", "path", "file-path", "directory-path", "text")
-"""Formats that any string has."""
+"""Formats that every string fits."""
 
 
 class SchemaError(ValueError):
-    """What is no JSON schema, or none that a grammar can follow."""
+    """Not a JSON schema, or one that a grammar cannot follow."""
 
 
 def assertions(schema: Any) -> Schema:
-    """What a schema demands, without what it only says; two spellings made one.
+    """What a schema requires, without annotations, in one spelling.
 
-    Raises SchemaError for a keyword's value of another form.
+    Raises:
+        SchemaError: a keyword's value has a wrong form.
     """
     if not isinstance(schema, Mapping):
         raise SchemaError(f"a schema is an object, true or false, not {schema!r}")
@@ -64,7 +65,7 @@ def assertions(schema: Any) -> Schema:
         found["enum"] = _common_values(found["enum"], const) if "enum" in found else const
     if isinstance(found.get("pattern"), str):
         found["pattern"] = [found["pattern"]]
-    if isinstance(found.get("items"), list):  # as until 2019
+    if isinstance(found.get("items"), list):  # the spelling until 2019
         found["prefixItems"] = found.pop("items")
         if "additionalItems" in found:
             found["items"] = found["additionalItems"]
@@ -111,7 +112,8 @@ def merged(one: Schema, other: Schema) -> Schema:
 def types_of(schema: Schema) -> list[str] | None:
     """The types that a value may have; None for any.
 
-    Without a type, that which the other keywords are for: whatever they leave open is not needed.
+    Without a type, it is the one that the other keywords are about: the types that they ignore are
+    not needed.
     """
     if "type" in schema:
         kinds = list(schema["type"])
@@ -125,7 +127,7 @@ def types_of(schema: Schema) -> list[str] | None:
 
 
 def scalar_fits(value: Any, schema: Any) -> bool | None:
-    """Whether a value fits a schema; None where more than its scalar keywords would tell."""
+    """Whether a value fits a schema; None if that depends on more than scalar keywords."""
     if isinstance(schema, bool):
         return schema
     plain = assertions(schema)
@@ -161,7 +163,7 @@ def scalar_fits(value: Any, schema: Any) -> bool | None:
 
 
 def few_values(schema: Schema) -> list[Any] | None:
-    """All values of a schema without references and unions, where it is plain that they are few."""
+    """All values of a schema without references and unions, if there are obviously few."""
     if "enum" in schema:
         others = {keyword: schema[keyword] for keyword in schema if keyword != "enum"}
         fitting = [(value, scalar_fits(value, others)) for value in schema["enum"]]
@@ -184,7 +186,7 @@ _MANY = 256
 
 
 def exclusive(one: Any, other: Any) -> bool:
-    """Whether it is plain that no value fits both schemas."""
+    """Whether it is obvious that no value fits both schemas."""
     if one is False or other is False:
         return True
     if not isinstance(one, Mapping) or not isinstance(other, Mapping):
@@ -205,7 +207,7 @@ def exclusive(one: Any, other: Any) -> bool:
 
 
 def _requires_what_lacks(one: Schema, other: Schema) -> bool:
-    """Whether one schema requires a key that the other one has no place for."""
+    """Whether one schema requires a key that the other does not allow."""
     if other.get("additionalProperties") is not False or "patternProperties" in other:
         return False
     if _kinds(one) != ["object"] or _kinds(other) != ["object"]:
@@ -214,7 +216,7 @@ def _requires_what_lacks(one: Schema, other: Schema) -> bool:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are the same in JSON: True is not 1, and 1.0 is."""
+    """Whether two values are equal in JSON: True is not 1, but 1.0 is."""
     return _identity(one) == _identity(other)
 
 
@@ -232,7 +234,7 @@ def type_of(value: Any) -> str:
 
 
 def require_no_other_base(document: Mapping[str, Any]) -> None:
-    """Refuse a schema whose references may not be meant from its beginning."""
+    """Refuse a schema with references that are not relative to its beginning."""
     todo: list[tuple[Any, bool]] = [(document, True)]
     refers = rebased = False
     while todo:
@@ -274,7 +276,7 @@ def _common_values(one: list[Any], other: list[Any]) -> list[Any]:
 
 
 def _identity(value: Any) -> Hashable:
-    """What two values have in common if, and only if, they are the same in JSON."""
+    """A key that two values share if, and only if, they are equal in JSON."""
     if isinstance(value, list):
         return "array", tuple(map(_identity, value))
     if isinstance(value, Mapping):
@@ -343,7 +345,7 @@ _MERGERS: dict[str, Any] = {
 
 
 def _merge_members(one: Schema, other: Schema, both: Schema) -> None:
-    """Hold each property to what the other schema says of those that it does not declare."""
+    """Apply to each property what the other schema says about those that it does not declare."""
     properties: dict[str, Any] = {}
     for name in both.get("properties", {}):
         try:
@@ -354,7 +356,7 @@ def _merge_members(one: Schema, other: Schema, both: Schema) -> None:
         properties[name] = _both(*schemas)
     both["properties"] = properties
     for first, second in ((one, other), (other, one)):
-        # A key of a pattern in one is an additional property to the other.
+        # A key of a pattern in one is an additional property for the other.
         patterns = first.get("patternProperties")
         is_bound = second.get("additionalProperties", True) is not True
         if patterns and is_bound and patterns != second.get("patternProperties"):
@@ -365,7 +367,7 @@ def _member(name: str, schema: Schema) -> Any:
     if name in schema.get("properties", {}):
         return schema["properties"][name]
     if any(is_found(pattern, name) for pattern in schema.get("patternProperties", {})):
-        return True  # its own schema is added where the patterns are
+        return True  # its own schema is added with the patterns
     return schema.get("additionalProperties", True)
 
 

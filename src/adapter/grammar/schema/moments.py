@@ -27,14 +27,17 @@ _LAST = 0x10FFFF
 
 
 class UnsupportedBound(ValueError):
-    """A bound that no expression says."""
+    """A bound that no expression can express."""
 
 
 def bounded_moment(kind: str, least: str | None, most: str | None) -> Automaton:
-    """Texts of a format from one of them to another; None is no bound.
+    """Texts of a format between two of them. None is no bound.
 
-    Where a bound names a zone, all texts are in UTC; where it names none, they name none. Raises
-    UnsupportedBound, and TooLarge.
+    If a bound has a time zone, all texts are in UTC. If it has none, they have none.
+
+    Raises:
+        UnsupportedBound: a bound that no expression can express.
+        TooLarge: it would take too many rules.
     """
     base = kind.removeprefix("naive-").removeprefix("any-")
     if base == "duration":
@@ -67,7 +70,7 @@ def _unbounded(base: str, zone: str) -> Automaton:
 
 
 def _read(base: str, bound: str | None) -> tuple[datetime.datetime | None, bool | None]:
-    """A bound as a moment, in UTC if it names a zone, and whether it names one."""
+    """A bound as a moment, in UTC if it has a zone, and whether it has one."""
     if bound is None:
         return None, None
     text = re.sub("[zZ]$", "+00:00", bound)
@@ -88,7 +91,7 @@ _DAY = "2000-01-01"
 
 
 def _text(base: str, moment: datetime.datetime, *, up: bool) -> str:
-    """A moment in whole seconds, on the inner side."""
+    """A moment in whole seconds, rounded inwards."""
     whole = moment.replace(microsecond=0)
     if up and whole != moment:
         whole += _SECOND
@@ -114,7 +117,7 @@ def _from(text: str) -> Automaton:
 
 
 def _to(text: str) -> Automaton:
-    """Texts that come before one in order, or are it."""
+    """Texts that come before one in order, or are equal to it."""
     free = len(text) + 1
 
     def following(read: int) -> list[tuple[Characters, int]]:

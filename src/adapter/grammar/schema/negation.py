@@ -9,7 +9,7 @@ from typing import Any
 from adapter.grammar.schema.merging import TYPES, Schema, assertions
 
 MAX_OPTIONS = 8
-"""Of a union that says what a schema does not describe: each is written out with all around it."""
+"""The most options of such a union. Each is written out with everything around it."""
 
 _OF_OTHERS = {"$ref", "allOf", "anyOf", "oneOf", "not", "if"}
 _COUNTED = {
@@ -27,9 +27,9 @@ _COUNTED = {
 
 
 def negated(schema: Any, meant: Callable[[Any], Any], depth: int = 0) -> list[Any] | None:
-    """The schemas of which a value fits one if, and only if, it does not fit this one.
+    """Schemas of which a value fits one if, and only if, it does not fit the given one.
 
-    None where they would be too many, or no schema says it.
+    None if they would be too many, or no schema can express it.
 
     Args:
         meant: the schema that one with "$ref" refers to.
@@ -56,7 +56,7 @@ def negated(schema: Any, meant: Callable[[Any], Any], depth: int = 0) -> list[An
 def _without(
     keyword: str, schema: Schema, meant: Callable[[Any], Any], depth: int
 ) -> list[Any] | None:
-    """What breaks one keyword of a schema."""
+    """What violates one keyword of a schema."""
     value = schema[keyword]
     if keyword == "enum":
         return [{"x-not-enum": value}]
@@ -77,10 +77,10 @@ def _without(
         return found
     if keyword in _COUNTED:
         kind, other, by = _COUNTED[keyword]
-        none = kind != "number" and value + by < 0  # no text has less than no characters
+        none = kind != "number" and value + by < 0  # no text has fewer than zero characters
         return [] if none else [{"type": [kind], other: value + by}]
     if keyword == "not":
-        # What it stands for may be many alternatives in turn.
+        # What it stands for may be many alternatives itself.
         is_plain = isinstance(value, Mapping) and not _OF_OTHERS & assertions(value).keys()
         return [value] if is_plain else None
     if keyword in ("anyOf", "allOf") and isinstance(value, list):
@@ -110,11 +110,11 @@ CONDITIONS = (
     ("dependentRequired",),
     ("dependentSchemas",),
 )
-"""Keywords of conditions, those that belong to each other together."""
+"""Keywords of conditions, with those that belong together in one group."""
 
 
 def union_of_condition(condition: Schema, meant: Callable[[Any], Any]) -> list[Any] | None:
-    """The union that says the same as the keywords of one condition; None where there is none."""
+    """The union that is equivalent to the keywords of one condition; None if there is none."""
     if "not" in condition:
         return negated(condition["not"], meant)
     if "if" in condition:
@@ -136,9 +136,9 @@ def union_of_condition(condition: Schema, meant: Callable[[Any], Any]) -> list[A
 
 
 def exclusive_options(options: list[Any], meant: Callable[[Any], Any]) -> list[Any] | None:
-    """Options of which a value fits one if, and only if, it fits just one of the given ones.
+    """Options of which a value fits one if, and only if, it fits exactly one of the given ones.
 
-    None where there would be too many, or no schema says it.
+    None if there would be too many, or no schema can express it.
     """
     if len(options) > MAX_OPTIONS:
         return None

@@ -20,7 +20,7 @@ from adapter.grammar.schema.bounds import bounds, within_as_doubles
 from adapter.grammar.schema.merging import Schema
 
 Leave = Callable[[str], None]
-"""Notes what of a schema is left out."""
+"""Records what is left out of a schema."""
 
 
 def integer_text(rules: Rules, schema: Schema, leave: Leave) -> Expression:
@@ -39,10 +39,11 @@ def integer_text(rules: Rules, schema: Schema, leave: Leave) -> Expression:
 
 
 def number_text(rules: Rules, schema: Schema, leave: Leave) -> Expression:
-    """Numbers that fit the schema also once they are read as doubles, as JSON's mostly are.
+    """Numbers that fit the schema even after they are read as doubles, as JSON's numbers mostly
+    are.
 
-    Rounding moves no number past a bound, but it may make one of its bound. It spoils a multiple
-    of a fraction, and a Decimal, so these have no more digits than a double keeps.
+    Rounding never moves a number past a bound, but may make it equal to one. It changes a multiple
+    of a fraction and a Decimal. So these have no more digits than a double keeps.
     """
     low, above, high, below = bounds(schema)
     step = exact(schema["multipleOf"]) if "multipleOf" in schema else None

@@ -1,4 +1,4 @@
-"""Lists in any order that have nothing twice, of a few things that are known."""
+"""Lists of a few known things in any order, without repetition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adapter.grammar.gbnf.rules import (
 )
 
 MAX_SETS = 256
-"""Of things that a list may have had so far: each takes a rule."""
+"""The most sets of things that a list may have had so far. Each takes a rule."""
 
 
 def once_each(
@@ -26,7 +26,9 @@ def once_each(
     least: int,
     most: int | None,
 ) -> Expression | None:
-    """Lists of `least` to `most` of the things, none twice; None where it takes too many rules."""
+    """Lists of `least` to `most` of the things, without repetition; None if it takes too many
+    rules.
+    """
     most = len(things) if most is None else min(most, len(things))
     if least > most:
         return IMPOSSIBLE

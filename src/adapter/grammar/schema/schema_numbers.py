@@ -1,4 +1,4 @@
-"""Numbers for the schemas within a document, by which equal ones are known for equal."""
+"""Numbers the schemas of a document, so that equal ones can be recognised."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from adapter.grammar.schema.limits import Effort
 class SchemaNumbers:
     """Gives two values one number if, and only if, they are written as the same JSON.
 
-    Each object and list is looked at once. They must not change from then on.
+    Each object and list is visited once. They must not change after that.
     """
 
     def __init__(self, effort: Effort) -> None:
         self._effort = effort
         self._numbers: dict[Hashable, int] = {}
-        self._known: dict[int, tuple[Any, int]] = {}  # by identity, which holds while it is kept
+        self._known: dict[
+            int, tuple[Any, int]
+        ] = {}  # by identity, which holds as long as the object is kept
 
     def of(self, value: Any) -> int:
         """The number of a value of JSON. Raises SchemaError where there is too much of it."""

@@ -1,4 +1,4 @@
-"""The text of a string of which several things are demanded at once."""
+"""The text of a string that must meet several conditions at once."""
 
 from __future__ import annotations
 
@@ -43,23 +43,24 @@ from adapter.grammar.schema.web_formats import (
 
 
 class StringTexts:
-    """Demands on a text, each of which is held to that a grammar can say.
+    """Conditions on a text. Those that a grammar can express are applied.
 
     One alone is written as it stands; several are made one by the product of their automata. In it
     some formats have parts of any length, which a length beside them limits.
 
-    unchecked   what must be checked after
+    Attributes:
+        unchecked: what must be checked after.
     """
 
     def __init__(self, rules: Rules, spelled: Spelling) -> None:
         self._rules = rules
         self._spelled = spelled
         self._demands: dict[str, Expression | Automaton] = {}
-        self._is_plain = True  # only of characters that are written as themselves everywhere
+        self._is_plain = True  # only of characters that are never escaped
         self.unchecked: list[str] = []
 
     def add_format(self, kind: str, least: str | None = None, most: str | None = None) -> None:
-        """Hold the text to a format, and to bounds of it. One that is not known is told."""
+        """Require a format, with bounds. An unknown format is reported."""
         made: Expression | Automaton | None = format_expression(kind)
         if made is None:
             self.unchecked.append(f"format {kind}")
@@ -73,7 +74,7 @@ class StringTexts:
         self._is_plain &= kind in FORMATS
 
     def add_pattern(self, pattern: str) -> None:
-        """Hold the text to a regular expression."""
+        """Require a match of a regular expression."""
         try:
             self._demands[f"pattern {pattern}"] = pattern_expression(pattern, one_of)
         except UnsupportedPattern as reason:
@@ -82,11 +83,11 @@ class StringTexts:
         self._is_plain = False
 
     def add(self, name: str, expression: Expression) -> None:
-        """Hold the text to an expression without rules."""
+        """Require an expression without rules."""
         self._demands[name] = expression
 
     def expression(self, least: int = 0, most: int | None = None) -> Expression | None:
-        """The texts of so many characters that keep to all of it; None where nothing is said."""
+        """The texts of limited length that meet all conditions; None if there are none."""
         if not self._demands:
             return None
         [first, *others] = self._demands.values()
@@ -153,9 +154,9 @@ class StringTexts:
         return part
 
     def _counted(self, only: Expression, least: int, most: int | None) -> Expression | None:
-        """An expression that has one repetition, repeated as often as makes the text so long.
+        """An expression with one repetition, with a count that gives the text this length.
 
-        None where it has none, or several, or parts of several lengths.
+        None if it has none, several, or parts of several lengths.
         """
         parts: list[Expression] = [*only.parts] if isinstance(only, Concatenation) else [only]
         sizes = [_length(part) for part in parts]
@@ -183,7 +184,7 @@ class StringTexts:
 
 
 def _extent(part: Expression) -> tuple[int, int | None]:
-    """The length of the shortest text of an expression, and of the longest if there is one."""
+    """The lengths of an expression's shortest and longest text; None for no longest one."""
     if isinstance(part, Text):
         return len(part.text), len(part.text)
     if isinstance(part, OneOf):
@@ -217,11 +218,11 @@ def _endless(name: str) -> Automaton:
 
 
 _SMALL = 200
-"""States among which those that are the same are looked for."""
+"""States up to which equivalent ones are merged."""
 
 
 def _length(part: Expression) -> int | None:
-    """The number of characters of each text of an expression; None where they differ."""
+    """The number of characters of each text of an expression; None if they differ."""
     if isinstance(part, Text):
         return len(part.text)
     if isinstance(part, OneOf):

@@ -1,6 +1,6 @@
-"""The arguments of a function, each between tags of its own: strings as they are, the rest as JSON.
+"""The arguments of a function, each between tags: strings as they are, the rest as JSON.
 
-The order, the tags, and which arguments may be left out, are the format's.
+The format determines the order, the tags, and which arguments may be left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from adapter.grammar.schema.json_text import JsonText
 from adapter.grammar.schema.merging import Schema, SchemaError
 
 MAX_FORMS = 16
-"""Of one function's arguments, where its schema has alternatives."""
+"""The most forms of one function's arguments, if its schema has alternatives."""
 
 _SAID_BY_TAGS = {"type", "properties", "required", "additionalProperties", "maxProperties"}
 
@@ -27,8 +27,9 @@ _SAID_BY_TAGS = {"type", "properties", "required", "additionalProperties", "maxP
 class Argument:
     """One argument.
 
-    is_text   it is written as it stands, and not as JSON
-    gbnf      the grammar of its value; None for any text
+    Attributes:
+        is_text: it is written as it stands, not as JSON.
+        gbnf: the grammar of its value; None for any text.
     """
 
     name: str
@@ -41,7 +42,8 @@ class Argument:
 class TaggedArguments:
     """The arguments of a function, in each form that its schema allows.
 
-    unchecked   what of the schema must be checked after
+    Attributes:
+        unchecked: what of the schema must be checked after.
     """
 
     forms: tuple[tuple[Argument, ...], ...]
@@ -52,9 +54,10 @@ def tagged_arguments(document: Mapping[str, Any], tag_signs: str) -> TaggedArgum
     """The arguments that a function's schema describes.
 
     Args:
-        tag_signs: characters that begin a tag, which no bound text may have in it.
+        tag_signs: characters that begin a tag. No constrained text may contain them.
 
-    Raises SchemaError where nothing fits, or no grammar can follow the schema.
+    Raises:
+        SchemaError: nothing fits, or no grammar can follow the schema.
     """
     return _Arguments(document, LINE - Characters.of(tag_signs)).made()
 
@@ -82,7 +85,7 @@ class _Arguments:
         return TaggedArguments(tuple(forms), tuple(self._unchecked))
 
     def _form(self, plain: Schema) -> tuple[Argument, ...] | None:
-        """The arguments of one alternative; None where there can be none such."""
+        """The arguments of one alternative; None if it allows none."""
         if "object" not in (merging.types_of(plain) or ()):
             return None
         declared: dict[str, Any] = plain.get("properties", {})

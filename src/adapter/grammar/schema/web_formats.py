@@ -14,11 +14,11 @@ _HEX = one_of(DIGITS | Characters.of((0x41, 0x46), (0x61, 0x66)))
 
 
 def _dotted(part: Expression, least: int, most: int) -> Expression:
-    """So many parts, with dots between them."""
+    """A number of parts with dots between them."""
     return sequence(part, repeat(sequence(".", part), least - 1, most - 1))
 
 
-# Single hyphens: two may begin an encoded label, which must decode.
+# Only single hyphens: two may begin an encoded label, which must be decodable.
 _MORE_OF_LABEL = sequence(
     repeat(one_of(_WORD), 0, 19), repeat(sequence("-", repeat(one_of(_WORD), 1, 12)), 0, 2)
 )
@@ -87,7 +87,7 @@ def url_format(schemes: Iterable[str] | None) -> str:
 
 
 def web_format(name: str) -> Expression | None:
-    """What a string of a format looks like; None for a format of another kind."""
+    """The form of a string of a format; None for a format of another kind."""
     kind, *schemes = name.split(" ")
     return url(schemes) if kind == _URL else _NAMED.get(name)
 

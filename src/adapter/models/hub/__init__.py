@@ -1,4 +1,4 @@
-"""Models by the name of a repository on a hub that huggingface_hub speaks to.
+"""Models by the name of a repository on a hub that huggingface_hub can use.
 
-What a hub answers is not trusted: names, sizes and contents are checked before they count.
+A hub's answers are untrusted: names, sizes and contents are checked before they are used.
 """

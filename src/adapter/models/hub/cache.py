@@ -1,7 +1,7 @@
-"""huggingface_hub's cache on this machine, which is shared with the programs that use it.
+"""huggingface_hub's cache on this machine, which other programs share.
 
-It is a folder for each repository: blobs by their digest, and for each commit a tree of links to
-them. HF_HOME and HF_HUB_CACHE say where.
+It has a folder for each repository: blobs named by their digest, and for each commit a tree of
+links to them. HF_HOME and HF_HUB_CACHE say where it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FOLDER = "models--"
 
 
 def cache_folder() -> Path:
-    """The folder of all repositories."""
+    """The folder with all repositories."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -37,7 +37,7 @@ class CachedRepository:
         self._locks = cache_folder() / ".locks" / folder
 
     def blob(self, digest: str) -> Path:
-        """Where the content of that digest lies, or will."""
+        """The path of the content with this digest, whether it exists or not."""
         return self.folder / "blobs" / digest
 
     def lock(self, digest: str) -> Path:
@@ -45,13 +45,14 @@ class CachedRepository:
         return self._locks / f"{digest}.lock"
 
     def path(self, commit: str, path: str) -> Path:
-        """Where a file of a commit lies, or will."""
+        """The path of a file of a commit, whether it exists or not."""
         return self.folder / "snapshots" / commit / path
 
     def snapshots(self) -> list[Path]:
-        """The trees of the commits that are here, that of the main branch first, then the newest.
+        """The trees of the cached commits: that of the main branch first, then the newest.
 
-        Raises OSError where they cannot be read.
+        Raises:
+            OSError: they cannot be read.
         """
         try:
             trees = [path for path in (self.folder / "snapshots").iterdir() if path.is_dir()]
@@ -63,9 +64,10 @@ class CachedRepository:
         return sorted(trees, key=lambda path: (path.name != main, -path.stat().st_mtime))
 
     def find(self, tag: str | None) -> tuple[Path, Candidate] | None:
-        """The tree that holds a model, and its files there; None where none does.
+        """The tree that holds a model, and its files there; None if no tree does.
 
-        Raises UnclearError where the tag can be several of them.
+        Raises:
+            UnclearError: the tag fits several models.
         """
         for tree in self.snapshots():
             paths = list(tree_files(tree))
@@ -83,10 +85,10 @@ class CachedRepository:
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".linking-") as scratch:
             made = Path(scratch) / "file"
             try:
-                # Relative: the whole cache may be moved. The scratch folder lies elsewhere, but
-                # a link is text until it is followed.
+                # Relative, since the whole cache may be moved. The scratch folder is elsewhere, but
+                # a link is only text until it is followed.
                 made.symlink_to(os.path.relpath(blob, target.parent))
-            except OSError:  # a file system without, or Windows without the right to
+            except OSError:  # a file system without links, or Windows without the privilege
                 try:
                     os.link(blob, made)
                 except OSError:
@@ -95,7 +97,7 @@ class CachedRepository:
         return target
 
     def set_main(self, commit: str) -> None:
-        """Note which commit the main branch is at."""
+        """Record the commit of the main branch."""
         refs = self.folder / "refs"
         refs.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder, prefix=".linking-") as scratch:
@@ -105,7 +107,7 @@ class CachedRepository:
 
 
 def template_beside(path: Path) -> Path | None:
-    """The chat template that belongs to a model in the cache, by the model's path there."""
+    """The chat template of a model in the cache, found by the model's path there."""
     try:
         inside = path.relative_to(cache_folder()).parts
     except ValueError:  # it is not in the cache
@@ -119,7 +121,7 @@ def template_beside(path: Path) -> Path | None:
 
 
 def repositories() -> Iterator[CachedRepository]:
-    """Every repository of models that the cache holds."""
+    """Every model repository in the cache."""
     try:
         folders = sorted(cache_folder().iterdir())
     except OSError:
@@ -131,7 +133,7 @@ def repositories() -> Iterator[CachedRepository]:
 
 
 def tree_files(tree: Path) -> Iterator[str]:
-    """The paths of the files in a tree whose content is there, with /."""
+    """The paths, with /, of the files in a tree whose content exists."""
     for folder, _, names in os.walk(tree):
         for name in names:
             path = Path(folder, name)

@@ -1,4 +1,4 @@
-"""Which files of a repository make up a model. The rules are those of llama.cpp's own downloads."""
+"""Which files of a repository make up a model, by the rules of llama.cpp's own downloads."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ _NO_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 class Candidate:
     """A model of a repository.
 
-    stem          path without the number of the part and without .gguf
-    files         its file, or its parts in their order
-    mmproj        what turns images or sound into what the model reads, where there is one
-    template      a chat template beside it, where there is one
-    quantization  as the name says it, in capitals; None where it does not
+    Attributes:
+        stem: path without the number of the part and without .gguf.
+        files: its file, or its parts in order.
+        mmproj: the projector for images or sound, if there is one.
+        template: a chat template beside it, if there is one.
+        quantization: as in the name, in capitals; None if it has none.
     """
 
     stem: str
@@ -37,12 +38,12 @@ class Candidate:
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """What belongs to it beside its own files."""
+        """Files that belong to it besides its own."""
         return tuple(path for path in (self.mmproj, self.template) if path is not None)
 
 
 class UnclearError(Exception):
-    """No model, or several, answer to a name. `choices` are those that it could be."""
+    """No model or several fit a name. `choices` are the possible ones."""
 
     def __init__(self, reason: str, choices: Sequence[Candidate]) -> None:
         self.choices = tuple(choices)
@@ -62,7 +63,7 @@ def is_safe(path: str) -> bool:
 
 
 def candidates(paths: Iterable[str]) -> list[Candidate]:
-    """The models among the files of a repository, those with all parts, ordered by path."""
+    """The complete models among the files of a repository, ordered by path."""
     safe = sorted(filter(is_safe, paths))
     known = [path for path in safe if _GGUF.search(path)]
     models: dict[tuple[str, str], list[str]] = {}
@@ -83,7 +84,7 @@ def candidates(paths: Iterable[str]) -> list[Candidate]:
 
 
 def choose(paths: Iterable[str], tag: str | None) -> Candidate:
-    """The one model that a tag means. Raises UnclearError."""
+    """The one model that a tag stands for. Raises UnclearError."""
     found = candidates(paths)
     if tag is None:
         if len(found) == 1:
@@ -97,7 +98,8 @@ def choose(paths: Iterable[str], tag: str | None) -> Candidate:
             one for one in found if any(_same_file(path, wanted) for path in one.files)
         ]
     else:
-        # The name's last quantization counts before a part of the name or of a folder's.
+        # The last quantization in the name takes precedence over other parts of the name or of the
+        # folder.
         pattern = re.compile(rf"(?:^|[-./]){re.escape(tag)}(?=$|[-./])", re.IGNORECASE)
         fits = [one for one in found if (one.quantization or "").casefold() == wanted]
         fits = fits or [one for one in found if pattern.search(one.stem)]
@@ -119,7 +121,7 @@ def _is_complete(files: Sequence[str], count: int) -> bool:
 
 
 def quantization_of(stem: str) -> str | None:
-    """The quantization that a name without .gguf says, in capitals."""
+    """The quantization in a name without .gguf, in capitals."""
     found = _QUANTIZATION.findall(stem)
     return found[-1].upper() if found else None
 
@@ -142,7 +144,7 @@ def _template(paths: Iterable[str], model: str) -> str | None:
 
 
 def _mmproj(paths: Iterable[str], model: str) -> str | None:
-    """The nearest one in the model's folder or above it, and there the one of like precision."""
+    """The nearest one in the model's folder or above it, with the closest precision."""
     folder = PurePosixPath(model).parent
     fitting = [
         path

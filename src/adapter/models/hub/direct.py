@@ -1,4 +1,4 @@
-"""Model files from any server by their URL, or from a path, into a folder."""
+"""Fetches model files into a folder, from any server by their URL or from a path."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _HUB_PATH = re.compile(r"/([^/]+/[^/]+)/(?:resolve|blob)/main/(.+)")
 
 
 def hub_name(url: str) -> HubName | None:
-    """What a URL means where it is that of a file on the hub itself."""
+    """What a URL stands for, if it is that of a file on the hub itself."""
     from huggingface_hub import constants
 
     split = urlsplit(url)
@@ -44,15 +44,15 @@ def download(
 ) -> tuple[Path, ...]:
     """Download a model, and the other parts of a split one, into a folder.
 
-    A file that broke off is resumed where the server tells which version of it it sends. It
-    appears when it is whole.
+    An interrupted download is resumed if the server identifies the version of the file. The file
+    appears when it is complete.
 
     Args:
         sha256: what the file must have, in hexadecimal; not for a split model.
         report: see Report; called for one part after the other.
 
     Raises:
-        ModelDownloadError: with what to do.
+        ModelDownloadError: the message says what to do.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise ModelDownloadError(url, f"{sha256!r} is no SHA-256, which has 64 hexadecimal digits")
@@ -64,7 +64,7 @@ def download(
         return targets
     if sha256 is not None:
         raise ModelDownloadError(url, "a split model has several files, and no SHA-256 of its own")
-    for target in reversed(targets):  # where the first part is, all are
+    for target in reversed(targets):  # the first part comes last, so all are there
         path = f"{folder_path}/{target.name}"
         part = urlunsplit((split.scheme, split.netloc, path, split.query, ""))
         _download(part, target, None, report)
@@ -74,7 +74,8 @@ def download(
 def copy(source: Path, folder: Path, *, report: Report | None = None) -> tuple[Path, ...]:
     """Copy a model, and the other parts of a split one, into a folder.
 
-    Raises ModelDownloadError.
+    Raises:
+        ModelDownloadError: the message says what to do.
     """
     with _translated(str(source)):
         targets = parts(_target(str(source), source.name, folder))
@@ -147,13 +148,13 @@ def _download(url: str, target: Path, sha256: str | None, report: Report | None)
 
 
 def _probe(url: str) -> tuple[int, str | None]:
-    """The size of a file, and what tells this version of it from others, if the server says."""
+    """The size of a file, and the identifier of this version of it, if the server sends one."""
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     asked = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    # Not a HEAD request: signed URLs are for one method alone.
+    # No HEAD request: a signed URL is valid for one method only.
     with get_session().stream("GET", url, headers=asked, timeout=timeout) as response:
         hf_raise_for_status(response)
         headers = response.headers

@@ -1,4 +1,4 @@
-"""What a hub says of a repository, and what can go wrong with asking it."""
+"""A hub's listing of a repository, and the errors of asking for it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _TIMEOUT = 30.0
 class HubFile:
     """A file of a repository.
 
-    path    inside the repository, with /
-    size    bytes
-    digest  SHA-256 in hexadecimal, or for a small file that of git, which is a SHA-1
+    Attributes:
+        path: inside the repository, with /.
+        size: bytes.
+        digest: SHA-256 in hexadecimal; for a small file that of git, which is a SHA-1.
     """
 
     path: str
@@ -49,9 +50,10 @@ class Listing:
 def list_repository(name: HubName) -> Listing:
     """Ask the hub. HF_ENDPOINT, the token and offline mode are huggingface_hub's own.
 
-    Files without a size or a digest, or with a path that leads anywhere else, are left out.
+    Files without a size or a digest are left out, and those whose path leads outside.
 
-    Raises ModelDownloadError.
+    Raises:
+        ModelDownloadError: the message says what to do.
     """
     from huggingface_hub import HfApi, constants
 
@@ -94,7 +96,7 @@ def _checked(name: HubName, info: ModelInfo) -> Listing:
 
 @contextmanager
 def translated(name: HubName) -> Iterator[None]:
-    """Raise what huggingface_hub raises as a ModelDownloadError that says what to do."""
+    """Translate huggingface_hub's errors into ModelDownloadErrors that say what to do."""
     from huggingface_hub import constants, errors
 
     try:
@@ -130,7 +132,7 @@ def translated(name: HubName) -> Iterator[None]:
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
-    """Those of the HTTP client that this huggingface_hub uses: httpx2, and httpx before 2.0."""
+    """Errors of the HTTP client that huggingface_hub uses: httpx2, or httpx before 2.0."""
     modules = [sys.modules[name] for name in ("httpx2", "httpx") if name in sys.modules]
     return tuple(kind for module in modules for kind in (module.HTTPError, module.InvalidURL))
 

@@ -17,9 +17,10 @@ _REPO = re.compile(rf"{_PART}/{_PART}", re.ASCII)
 class HubName:
     """A model of a repository.
 
-    repo  the repository, "owner/repo"
-    tag   a quantization, such as "Q4_K_M", or the path of a file in the repository; None for the
-          only model there
+    Attributes:
+        repo: the repository, "owner/repo".
+        tag: a quantization, such as "Q4_K_M", or the path of a file in the repository; None for the
+            only model there.
     """
 
     repo: str
@@ -29,7 +30,8 @@ class HubName:
     def parse(cls, name: str) -> HubName:
         """Read owner/repo or owner/repo:tag, with or without "hf:" before it.
 
-        Raises InvalidModelNameError.
+        Raises:
+            InvalidModelNameError: the name has another form.
         """
         repo, colon, tag = name.removeprefix(PREFIX).partition(":")
         if not is_repo(repo):
@@ -47,5 +49,5 @@ class HubName:
 
 
 def is_repo(text: str) -> bool:
-    """Whether a text is an owner/repo as hubs have them."""
+    """Whether a text has the form owner/repo of hubs."""
     return _REPO.fullmatch(text) is not None and "--" not in text and ".." not in text

@@ -1,4 +1,4 @@
-"""A model from a hub into the cache."""
+"""Downloads a model from a hub into the cache."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ _SPARE = 64 * 2**20
 
 @dataclass(frozen=True)
 class PulledModel:
-    """A model that is whole in the cache.
+    """A complete model in the cache.
 
-    name    what load_model() takes
-    paths   its file, or its parts in their order
-    mmproj  the file for images or sound that belongs to it, where there is one
-    size    bytes of all of them
+    Attributes:
+        name: what load_model() takes.
+        paths: its file, or its parts in order.
+        mmproj: the file for images or sound that belongs to it, if there is one.
+        size: bytes of all of them.
     """
 
     name: str
@@ -35,7 +36,7 @@ class PulledModel:
 
 
 class Unclear(ModelDownloadError):
-    """Several models, or none, answer to a name. `models` are those that the repository has."""
+    """No model or several fit a name. `models` are those of the repository."""
 
     def __init__(self, name: HubName, reason: str, models: Sequence[Candidate]) -> None:
         self.models = tuple(models)
@@ -43,7 +44,7 @@ class Unclear(ModelDownloadError):
 
 
 def clear_name(repo: str, model: Candidate, models: Sequence[Candidate]) -> str:
-    """The shortest name that means one of the models alone."""
+    """The shortest name that stands for one of the models only."""
     alike = [one for one in models if one.quantization == model.quantization]
     quantization = model.quantization if len(alike) == 1 else None
     return str(HubName(repo, quantization or model.files[0]))
@@ -55,17 +56,17 @@ def pull(
     listed: Callable[[Listing, Candidate], None] | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> PulledModel:
-    """Download a model, its other parts, mmproj and chat template, or what of them is not here yet.
+    """Download a model with its other parts, mmproj and chat template, as far as they are missing.
 
-    Everything is checked by its digest. The model appears when all of it is there. Where this is
-    stopped, what has arrived stays, and the next call goes on.
+    Everything is checked by its digest. The model appears when all of it is there. If this is
+    interrupted, what has arrived stays, and the next call continues.
 
     Args:
         listed: called with what the hub has, and what will be downloaded.
         report: called with the bytes that are there, and those that there will be.
 
     Raises:
-        ModelDownloadError: with what to do.
+        ModelDownloadError: the message says what to do.
     """
     listing = list_repository(name)
     try:
@@ -74,7 +75,7 @@ def pull(
         raise Unclear(name, f"{name.repo}: {error}", error.choices) from error
     if listed is not None:
         listed(listing, model)
-    # The first part comes last: where it is, all is.
+    # The first part comes last: if it is there, all are.
     paths = [*model.extras, *reversed(model.files)]
     made = _fetch_all(name, listing, paths, report)
     return PulledModel(
@@ -94,10 +95,10 @@ def pull_files(
     """Download files of a repository, and return the folder that holds them.
 
     Args:
-        wanted: picks the paths out of what the hub has.
+        wanted: picks the paths from those that the hub has.
 
     Raises:
-        ModelDownloadError: with what to do.
+        ModelDownloadError: the message says what to do.
     """
     listing = list_repository(name)
     paths = wanted(listing)
@@ -113,7 +114,7 @@ def _fetch_all(
     paths: Sequence[str],
     report: Callable[[int, int], None] | None,
 ) -> dict[str, Path]:
-    """Have files in the cache, checked, and put into the tree in that order."""
+    """Get files into the cache, check them, and put them into the tree in that order."""
     files = [listing.files[path] for path in paths]
     cached = CachedRepository(name.repo)
     _require_room(name, cached, files)
@@ -136,9 +137,11 @@ def _fetch_all(
 
 
 def cached_path(name: str) -> Path:
-    """The file of a model of a hub in the cache; of a split one the first part.
+    """The file of a hub's model in the cache; the first part of a split one.
 
-    Raises InvalidModelNameError, ModelNotFoundError.
+    Raises:
+        InvalidModelNameError: the name has another form.
+        ModelNotFoundError: the cache does not have it.
     """
     hub_name = HubName.parse(name)
     cached = CachedRepository(hub_name.repo)
@@ -150,9 +153,12 @@ def cached_path(name: str) -> Path:
 
 
 def load_path(name: HubName) -> Path:
-    """The same, downloaded where it is not there, with huggingface_hub's bar.
+    """The same, downloaded if it is missing, with huggingface_hub's bar.
 
-    Nothing is asked of the hub where it is. Raises ModelDownloadError.
+    The hub is not contacted if the cache has it.
+
+    Raises:
+        ModelDownloadError: the message says what to do.
     """
     found = _located(name, CachedRepository(name.repo))
     if found is not None:

@@ -1,4 +1,4 @@
-"""Models out of the cache again."""
+"""Removes models from the cache."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from adapter.models.hub.choice import candidates
 
 
 def removable(cached: CachedRepository, tag: str | None) -> list[Path]:
-    """The files that belong to a model and to no other there, in every tree that has it.
+    """The files that belong only to this model, in every tree that has it. The first part comes
+    first.
 
-    The first part is the first. Raises UnclearError, OSError.
+    Raises:
+        UnclearError: several models fit the name.
+        OSError: the cache cannot be read.
     """
     found = cached.find(tag)
     if found is None:
@@ -32,9 +35,10 @@ def removable(cached: CachedRepository, tag: str | None) -> list[Path]:
 
 
 def remove(cached: CachedRepository, files: list[Path]) -> None:
-    """Take files out of the trees, and what no tree refers to any more off the disk.
+    """Remove files from the trees, and from the disk what no tree refers to any more.
 
-    Raises OSError; calling it again goes on.
+    Raises:
+        OSError: a file cannot be removed. Another call continues.
     """
     blobs = {path.resolve() for path in files if path.is_symlink()}
     for path in files:

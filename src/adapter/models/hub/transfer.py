@@ -1,4 +1,4 @@
-"""One file from a hub into the cache: resumed where it broke off, and checked by its digest."""
+"""Downloads one file from a hub into the cache, with resumption, and checks its digest."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from adapter.models.hub.listing import HubFile, Listing, translated, transport_e
 from adapter.models.hub.names import HubName
 
 Digest: TypeAlias = Any
-"""One of hashlib's."""
+"""A hash object of hashlib."""
 
 Report = Callable[[int], None]
-"""Called with a number of bytes that are there now, or gone again where it is negative."""
+"""Called with the number of bytes that arrived; negative if they do not count any more."""
 
 _CHUNK = 1 << 20
 
 _FRUITLESS = 4
-"""How often a transfer is tried again although nothing arrived."""
+"""How often a transfer is repeated although nothing arrived."""
 
 
 class WrongDigestError(Exception):
-    """The content is not what its digest says."""
+    """The content does not fit its digest."""
 
 
 def missing_bytes(cached: CachedRepository, file: HubFile) -> int:
-    """How much of a file is still to come, judged by sizes alone."""
+    """How much of a file is still missing, judged by its size alone."""
     if cached.blob(file.digest).is_file():
         return 0
     partial = _partial(cached, file)
@@ -47,12 +47,13 @@ def fetch(
     file: HubFile,
     report: Report,
 ) -> None:
-    """Have a file's content among the blobs, whole and checked.
+    """Get a file's content among the blobs, complete and checked.
 
-    What other programs downloaded is checked, too, and replaced where it is damaged. While another
-    thread or process fetches the same file, this waits.
+    What other programs downloaded is checked too, and replaced if it is damaged. If another thread
+    or process fetches the same file, this waits.
 
-    Raises ModelDownloadError; the part that has arrived stays for the next try.
+    Raises:
+        ModelDownloadError: the part that has arrived stays for the next attempt.
     """
     from filelock import FileLock
 
@@ -68,7 +69,7 @@ def fetch(
             try:
                 _download(name, listing, file, _partial(cached, file), report)
             except WrongDigestError:
-                # A part of an earlier try was damaged, or this transfer: once more from the start.
+                # An earlier part was damaged, or this transfer: once more from the start.
                 _download(name, listing, file, _partial(cached, file), report)
             os.replace(_partial(cached, file), blob)
     except WrongDigestError as error:
@@ -116,19 +117,21 @@ def _download(
 def receive(
     url: str, headers: Mapping[str, str], content: Content, version: str | None = None
 ) -> None:
-    """Write what a URL gives from where the content ends, until it is complete.
+    """Append the response of a URL to the content until it is complete.
 
-    A transfer that breaks off is resumed, of the `version` of the file that is given as an ETag.
-    Where the server cannot do that, it begins anew.
+    An interrupted transfer is resumed, of the `version` of the file that is given as an ETag. If
+    the server cannot do that, it starts again.
 
-    Raises WrongDigestError for what is not the rest of the file, and what the HTTP client raises.
+    Raises:
+        WrongDigestError: this is not the rest of the file.
+        Exception: what the HTTP client raises.
     """
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     failures = 0
     while content.written < content.size:
-        # A body that is packed has other lengths than the file.
+        # A compressed body has other lengths than the file.
         before, asked = content.written, {"Accept-Encoding": "identity", **headers}
         if before:
             asked["Range"] = f"bytes={before}-"
@@ -144,7 +147,7 @@ def receive(
                     raise WrongDigestError
                 for chunk in response.iter_bytes():
                     content.write(chunk)
-            if content.written < content.size:  # it says that this is all
+            if content.written < content.size:  # the server says that this is all
                 raise WrongDigestError
         except transport_errors():
             failures = 0 if content.written > before else failures + 1
@@ -154,12 +157,13 @@ def receive(
 
 
 class Content:
-    """A file that is written and digested at once, and takes no more than it should hold.
+    """A file that is written and hashed at once, and takes no more than its size.
 
-    stream  opened for reading and appending
-    size    bytes that it should come to
-    report  called with bytes that came, or that count no more
-    digest  of what is written, empty
+    Args:
+        stream: opened for reading and appending.
+        size: its size in bytes when it is complete.
+        report: called with bytes that arrived, or that do not count any more.
+        digest: of what is written; empty.
     """
 
     def __init__(self, stream: IO[bytes], size: int, report: Report, digest: Digest) -> None:
@@ -176,7 +180,7 @@ class Content:
             self.restart()
 
     def write(self, chunk: bytes) -> None:
-        """Append. Raises WrongDigestError for more than the size."""
+        """Append. Raises WrongDigestError if it would exceed the size."""
         if self.written + len(chunk) > self.size:
             raise WrongDigestError
         self._stream.write(chunk)
@@ -213,7 +217,7 @@ def _is_whole(path: Path, file: HubFile, report: Report) -> bool:
 
 
 def new_digest(file: HubFile) -> Digest:
-    """An empty digest of the kind that a file has."""
+    """An empty hash of the kind that a file has."""
     if len(file.digest) == 64:
         return hashlib.sha256()
-    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)  # as git has it
+    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)  # git's form
