@@ -12,12 +12,14 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from adapter.engine.steps import Steps
 from adapter.errors import TransientError
+from adapter.generation.failures import insist
 from adapter.generation.outcomes import LOOK_SECONDS
 from adapter.generation.pending import Pending
 from adapter.generation.thread_start import require_room
@@ -58,9 +60,13 @@ class StepThreads:
             raise TransientError(f"no thread for an async call: {error}") from error
 
     def go_on(self, work: Callable[[], object]) -> None:
-        """Have further steps taken. If that fails, the next look tries again."""
-        with suppress(RuntimeError, MemoryError):  # the program ends, or memory is short
-            self._later.submit(work)
+        """Have further steps taken.
+
+        Raises:
+            RuntimeError: the program ends.
+            MemoryError: the next look is to try again.
+        """
+        self._later.submit(work)
 
     def close(self) -> None:
         """End the threads once they have nothing to do."""
@@ -164,6 +170,6 @@ class AsyncAnswer(Generic[T]):
 
     def _give(self, part: T | BaseException | None) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._parts.put_nowait, part)
+            insist(partial(self._loop.call_soon_threadsafe, self._parts.put_nowait, part))
         except RuntimeError:  # the loop is closed, so nobody waits any more
             self._cancelled.set()

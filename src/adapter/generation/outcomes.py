@@ -90,13 +90,16 @@ class Outcomes(Generic[T]):
 
     def wake(self) -> None:
         """Call the function that listens, if there is one. If several threads do so, one of them
-        calls it.
+        calls it. If it fails for want of memory or threads, the next wake() calls it again.
         """
         try:
             ready = self._listeners.pop()
         except IndexError:
             return
-        ready()
+        try:
+            ready()
+        except (MemoryError, RuntimeError):
+            self._listeners.append(ready)
 
     def _patience(self) -> float:
         if self._deadline is None:

@@ -233,6 +233,29 @@ def test_a_call_whose_loop_was_closed_ends_its_request(silent):
     gc.collect()  # within this test, whose warning it is
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_a_step_that_could_not_be_taken_is_taken_at_the_next_look(tiny_loaded, error, monkeypatch):
+    monkeypatch.setattr(async_steps, "LOOK_SECONDS", 0.01)
+    engine = engine_of(tiny_loaded, seed=1)
+    twin = AsyncLlamaCppEngine(engine)
+    request = request_to(engine, max_tokens=12)
+    expected = engine.complete(request).text
+    submit, failures = twin._threads._later.submit, [error] * 3
+
+    def submit_or_fail(work):
+        if failures and work is not int:
+            raise failures.pop()
+        return submit(work)
+
+    monkeypatch.setattr(twin._threads._later, "submit", submit_or_fail)
+
+    async def main():
+        return await asyncio.wait_for(twin.complete(request), 60)
+
+    assert asyncio.run(main()).text == expected
+    assert not failures
+
+
 def test_many_calls_take_few_threads(tiny_loaded):
     engine = engine_of(tiny_loaded, seed=1)
     twin = AsyncLlamaCppEngine(engine)
