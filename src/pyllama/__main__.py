@@ -1,4 +1,4 @@
-"""``python -m pyllama``: the same as the ``pyllama`` command, which another package holds."""
+"""``python -m pyllama``: the ``pyllama`` command, which the other package provides."""
 
 from importlib.metadata import entry_points
 

@@ -1,4 +1,4 @@
-"""Checks of arguments, made before llama.cpp sees them. Each error names argument and value."""
+"""Checks arguments before llama.cpp sees them. Each error names the argument and its value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_POS = INT32_MAX - 1
 
 def integer(name: str, value: SupportsIndex, low: int, high: int) -> int:
     """The value as an int between low and high, both inclusive."""
-    if type(value) is int and low <= value <= high:  # at once, for what is asked at every token
+    if type(value) is int and low <= value <= high:  # first: this runs for every token
         return value
     if isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -47,7 +47,7 @@ def real(name: str, value: float, low: float, high: float) -> float:
 
 
 def choice(name: str, value: str, choices: Mapping[str, Any]) -> Any:
-    """What choices holds for the value."""
+    """Return the entry of `choices` for the value."""
     try:
         return choices[value]
     except (KeyError, TypeError):
@@ -56,7 +56,7 @@ def choice(name: str, value: str, choices: Mapping[str, Any]) -> Any:
 
 
 def any_array(name: str, values: ArrayLike) -> NDArray[Any]:
-    """The values as an array of whatever they are."""
+    """The values as an array of any type."""
     try:
         return np.asarray(values)
     except ValueError:  # lists of different lengths

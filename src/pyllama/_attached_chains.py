@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class AttachedChains:
-    """Checks them, writes them into the parameters, and gives them to the context once made.
+    """Checks them, writes them into the parameters, and attaches them to the new context.
 
-    Whoever calls ``check`` and ``attach`` holds all chains' locks from the one to the other: nobody
-    closes or uses a chain meanwhile.
+    The caller of ``check`` and ``attach`` holds all chains' locks in between, so that no chain is
+    closed or used meanwhile.
     """
 
     def __init__(self, chains: Mapping[int, SamplerChain] | None) -> None:
@@ -30,7 +30,7 @@ class AttachedChains:
         for chain in self._chains.values():
             if not isinstance(chain, SamplerChain):
                 raise TypeError(f"samplers must hold pyllama.SamplerChain objects, got {chain!r}")
-        #: What the context stands on.
+        #: What the context needs alive.
         self.handles: list[Handle[Any]] = []
 
     @property
@@ -39,7 +39,7 @@ class AttachedChains:
         return sorted(self._chains.values(), key=id)
 
     def check(self, model: Model, params: llama_context_params) -> None:
-        """Refuse chains that cannot be attached; the parameters name the others."""
+        """Refuse chains that cannot be attached."""
         self._configs = ffi.new("struct llama_sampler_seq_config[]", max(1, len(self._chains)))
         seen: list[SamplerChain] = []
         for config, (seq_id, chain) in zip(self._configs, self._chains.items(), strict=False):

@@ -1,6 +1,6 @@
 """Calls from C into Python: the log, load progress, and Ctrl-C during a long computation.
 
-An exception raised in one of them is kept, and raised again once C has returned.
+An exception raised in one of them is stored, and raised again after C has returned.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ logger = logging.getLogger("pyllama.llama_cpp")
 # ggml_log_level: debug, info, warn, error.
 _LEVELS = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
 
-# Parts of llama.cpp's warnings that a user can act on, by another argument or a model that is
-# converted anew. All other warnings are logged at INFO.
+# Parts of llama.cpp's warnings that a user can act on, with another argument or by converting the
+# model again. All other warnings are logged at INFO.
 ADVICE = (
     "possible training context overflow",
     "GENERATION QUALITY WILL BE DEGRADED",
@@ -41,16 +41,17 @@ _raised_while_polling = threading.local()
 
 
 def _keep_interrupt(_type: object, error: BaseException, _traceback: object) -> None:
-    """Ctrl-C while a line is logged stops the user's program, not the line alone."""
+    """Ctrl-C while a line is logged must stop the user's program, not only the line."""
     if not isinstance(error, Exception):
         _raised_while_polling.error = error
-    elif logging.raiseExceptions:  # as logging does with the errors of its handlers
+    elif logging.raiseExceptions:  # as logging treats the errors of its handlers
         traceback.print_exception(error)
 
 
 @ffi.def_extern(onerror=_keep_interrupt)
 def pyllama_on_log(level: int, line: Pointer[bytes]) -> None:
-    # While the interpreter ends, a program that set up no logging gets nothing on stderr.
+    # While the interpreter ends, a program without a logging configuration prints nothing to
+    # stderr.
     if not threading.main_thread().is_alive() and not logger.hasHandlers():
         return
     text, known = to_str(line), _LEVELS.get(level, logging.INFO)
@@ -60,7 +61,7 @@ def pyllama_on_log(level: int, line: Pointer[bytes]) -> None:
 
 
 class Progress:
-    """Carries a call's progress to the user's callback, and his wish to stop back.
+    """Passes a call's progress to the user's callback, and its wish to stop back to C.
 
     Without a callback it still lets Ctrl-C stop the call.
     """
@@ -71,7 +72,7 @@ class Progress:
         self.raised: BaseException | None = None
 
     def report(self, fraction: float) -> bool:
-        """Tell the callback; whether loading goes on."""
+        """Call the callback. Returns whether loading continues."""
         try:
             self.cancelled = self._callback(fraction) is False
         except BaseException as error:
@@ -80,7 +81,9 @@ class Progress:
         return not self.cancelled
 
     def raise_if_stopped(self, cancelled: Exception) -> None:
-        """Raise what stopped the call: what a callback or signal handler raised, or cancelled."""
+        """Raise what stopped the call: an exception of a callback or signal handler, or
+        `cancelled`.
+        """
         raise_polled()
         if self.raised is not None:
             raise self.raised
@@ -109,14 +112,14 @@ def pyllama_on_progress(fraction: float, user_data: CData) -> bool:
     return progress.report(fraction)
 
 
-# Running Python code at all is the point: it lets a pending signal handler run, and raise.
+# Running any Python code is enough: it lets a pending signal handler run, and raise.
 @ffi.def_extern(onerror=_keep_raised)
 def pyllama_on_poll() -> bool:
     return False
 
 
 def raise_polled() -> None:
-    """Raise what a signal handler raised during the call that was stopped for it, if any."""
+    """Raise what a signal handler raised during the call that it stopped, if anything."""
     error = getattr(_raised_while_polling, "error", None)
     if error is not None:
         del _raised_while_polling.error

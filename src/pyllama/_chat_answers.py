@@ -1,4 +1,4 @@
-"""What a chat template's engine says, checked: its process may be in the template's hands."""
+"""Checks the answers of a template's process, which the template may have taken over."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _Check = Callable[[Any], bool]
 
 
 def description(text: str, capabilities: Iterable[str]) -> dict[str, Any]:
-    """What it says of a template: its ``source``, ``capabilities`` and ``is_analyzed``.
+    """What it reports of a template: its ``source``, ``capabilities`` and ``is_analyzed``.
 
     Args:
-        capabilities: the names of those that must be there.
+        capabilities: the names that must be among them.
 
     Raises:
-        ChatTemplateAborted: it is something else.
+        ChatTemplateAborted: the answer has another form.
     """
     flags = _object(dict.fromkeys(capabilities, _is(bool)))
     return _read(text, {"source": _is(str), "capabilities": flags, "is_analyzed": _is(bool)})
 
 
 def prompt(text: str) -> dict[str, Any]:
-    """A rendered prompt; raises as above."""
+    """A rendered prompt. Raises as above."""
     return _read(text, _PROMPT)
 
 
 def chat(text: str) -> dict[str, Any]:
-    """A rendered prompt with its format; raises as above."""
+    """A rendered prompt with its format. Raises as above."""
     return _read(text, _CHAT)
 
 

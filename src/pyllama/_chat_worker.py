@@ -1,8 +1,8 @@
 """The process that chat_process.py starts: one chat template, called over stdin and stdout.
 
-It is run by its path, without the package and without site: it needs the extension module and
-the folder of cffi's runtime, which are its arguments. Once it has loaded them it gives up what it
-does not need: see `confine`.
+It is run by its path, without the package and without site. It needs the extension module and the
+folder of cffi's runtime, which are its arguments. After loading them it gives up all other rights:
+see `confine`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import sys
 import time
 from typing import Any, BinaryIO
 
-MAX_MEMORY = 1 << 30  # bytes that a template may take
+MAX_MEMORY = 1 << 30  # the most bytes of a template
 
 
 def main(binding_file: str, cffi_folder: str) -> None:
     sys.path.append(cffi_folder)
     binding = load(binding_file)
-    # Assertions become errors, and the log has no thread of its own.
+    # Assertions become errors, and the log needs no thread of its own.
     binding.lib.pyllama_install(binding.ffi.NULL, binding.ffi.NULL)
     confine(binding)
-    write(sys.stdout.buffer, {})  # ready: what happens from here on may be the template's doing
+    write(sys.stdout.buffer, {})  # ready: from here on a failure may be the template's doing
     template = None
     while (request := read(sys.stdin.buffer)) is not None:
         _limit_time(request["seconds"])
@@ -77,25 +77,25 @@ def _answer(binding: Any, text: Any) -> dict[str, str]:
 
 
 def confine(binding: Any) -> None:
-    """Give up what a template has no use for.
+    """Give up what a template does not need.
 
-    Everywhere but on Windows: new descriptors, so that no file and no socket can be opened, new
-    processes (root is free of that limit), writing files, and core dumps. On Linux: more than 1 GiB
-    of memory, and, where the kernel has seccomp, all system calls but those that read and write
-    what is open, and take memory.
+    On all systems but Windows: new descriptors, so that no file and no socket can be opened; new
+    processes (root is exempt from that limit); writing files; and core dumps. On Linux also more
+    than 1 GiB of memory and, if the kernel has seccomp, all system calls except those that read and
+    write what is open, and allocate memory.
     """
     if sys.platform == "win32":
         return
     import resource
 
-    time.tzset()  # reads a file when it is first asked for the time
+    time.tzset()  # reads a file when the time is first needed
     if sys.platform == "linux":
         with open("/proc/self/statm", encoding="ascii") as file:
             mapped = int(file.read().split()[0]) * resource.getpagesize()
         _limit(resource.RLIMIT_AS, mapped + MAX_MEMORY)
     for limit in ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_NPROC", "RLIMIT_NOFILE"):
         _limit(getattr(resource, limit), 0)
-    binding.lib.guarded_confine()  # an old kernel or a container may refuse: then the limits hold
+    binding.lib.guarded_confine()  # an old kernel or a container may refuse; the limits still apply
 
 
 def _limit(kind: int, amount: int) -> None:
@@ -108,7 +108,7 @@ def _limit(kind: int, amount: int) -> None:
 
 
 def _limit_time(seconds: int) -> None:
-    """End this process when the call computes for longer, even if nobody waits for it any more."""
+    """End this process if the call computes longer, even if nobody waits for it any more."""
     if sys.platform != "win32":
         import resource
 

@@ -1,4 +1,4 @@
-"""Child processes that Ctrl-C loses none of."""
+"""Child processes that Ctrl-C cannot orphan."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class ChildProcess(subprocess.Popen[Any]):
 
 
 class _Start:
-    """What a thread does to start a process. It alone refers to this, so that its end is seen."""
+    """The task of a thread that starts a process. Only the thread refers to it, which shows its
+    end.
+    """
 
     def __init__(self, outcomes: SimpleQueue[Any], arguments: Sequence[str], options: Any) -> None:
         self._outcomes = outcomes
@@ -49,22 +51,22 @@ class _Start:
 
 
 def start(arguments: Sequence[str], **options: Any) -> ChildProcess:
-    """Start a process, as ``subprocess.Popen`` does.
+    """Start a process, like ``subprocess.Popen``.
 
-    The system makes it in a call that takes a millisecond. A signal meanwhile has its handler run
-    right after that, in the main thread, before the process's number is kept: if the handler
-    raises, nobody can end or await the process. So another thread makes it for the main thread.
+    The system call takes about a millisecond. A signal handler that runs right after it in the main
+    thread, before the process's number is stored, may raise. Then nobody could end or await the
+    process. So another thread starts it for the main thread.
 
     Raises:
         OSError: it cannot be started.
-        RuntimeError: there can be no other thread.
+        RuntimeError: no other thread can be started.
     """
     if threading.current_thread() is not threading.main_thread():
         return ChildProcess(arguments, **options)
     outcomes: SimpleQueue[Any] = SimpleQueue()
     begin = _Start(outcomes, arguments, options)
     ended = weakref.ref(begin, outcomes.put)
-    # threading's own start() waits for the thread, for ever where that finds no memory.
+    # threading's start() waits for the thread, for ever if that finds no memory.
     _thread.start_new_thread(begin, ())
     del begin
     outcome = outcomes.get()

@@ -1,4 +1,4 @@
-"""What of a context's parameters does not fit a model, or each other."""
+"""Checks whether a context's parameters fit a model and each other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUANTIZED = {CACHE_TYPES[name] for name in QUANTIZED_CACHE_TYPES}
 
 
 def require_consistent(model: Model, params: llama_context_params) -> None:
-    """Refuse what llama.cpp would answer with a failed assertion."""
+    """Refuse parameters for which an assertion of llama.cpp would fail."""
     causal = params.attention_type != lib.LLAMA_ATTENTION_TYPE_NON_CAUSAL
     n_batch = min(params.n_batch, params.n_ctx) if causal else params.n_batch
     if params.n_seq_max > n_batch:
@@ -47,8 +47,8 @@ def require_consistent(model: Model, params: llama_context_params) -> None:
             "encoder-decoder model"
         )
     if translates and params.type_v in _QUANTIZED:
-        # Its attention is biased, which flash attention cannot do; without that, llama.cpp
-        # transposes values, and writes outside memory if they are quantized.
+        # Its attention has a bias, which flash attention does not support. Without flash attention,
+        # llama.cpp transposes values, and writes outside memory if they are quantized.
         raise ValueError(
             "type_v must be 'f32', 'f16' or 'bf16' for an encoder-decoder model, which attends "
             f"without flash attention: got {_NAMES[params.type_v]!r}"
@@ -58,7 +58,7 @@ def require_consistent(model: Model, params: llama_context_params) -> None:
 def _require_whole_blocks(model: Model, params: llama_context_params) -> None:
     """Refuse quantized keys of heads that share a block: without flash attention they are garbage.
 
-    With it llama.cpp refuses them itself.
+    With flash attention llama.cpp refuses them itself.
     """
     if params.flash_attn_type != lib.LLAMA_FLASH_ATTN_TYPE_DISABLED or model.is_recurrent:
         return
@@ -72,7 +72,7 @@ def _require_whole_blocks(model: Model, params: llama_context_params) -> None:
 
 
 def _head_size(model: Model) -> int:
-    """The numbers in a key of one head, 0 where that is not told."""
+    """The numbers in a key of one head; 0 if unknown."""
     size = model.n_embd // model.n_head if model.n_head else 0
     return model._in_use.number("attention.key_length", size)
 
@@ -80,7 +80,7 @@ def _head_size(model: Model) -> int:
 def reason_not_to_shift(model: Model, params: llama_context_params) -> str | None:
     """Why the keys of a context cannot be moved to other positions, or None if they can.
 
-    llama.cpp asks the model alone; its graph for the shift ends the process with some types.
+    llama.cpp only asks the model. Its graph for the shift ends the process with some types.
     """
     if model.rope_type == "none" or params.type_k not in (*_QUANTIZED, CACHE_TYPES["bf16"]):
         return None
@@ -96,7 +96,7 @@ def reason_not_to_shift(model: Model, params: llama_context_params) -> str | Non
 
 
 def _rotates_quantized_keys(model: Model) -> bool:
-    """Whether the shift finds the matrix that it undoes the keys' own rotation with."""
+    """Whether the shift finds the matrix with which it undoes the keys' own rotation."""
     if any(
         model._in_use.text(name) is not None
         for name in (
@@ -105,7 +105,7 @@ def _rotates_quantized_keys(model: Model) -> bool:
             "attention.kv_lora_rank",
         )
     ):
-        return False  # heads of several sizes, or rotated in part
+        return False  # heads of several sizes, or only partly rotated
     head = _head_size(model)
     disabled = os.environ.get("LLAMA_ATTN_ROT_DISABLE", "0") not in ("", "0")
     rotated = model._in_use.number("rope.dimension_count", head)

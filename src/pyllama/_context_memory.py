@@ -1,6 +1,6 @@
-"""Whether the machine has the memory that a context needs, before llama.cpp takes it.
+"""Checks whether the machine has the memory for a context before llama.cpp allocates it.
 
-Linux hands out more memory than there is, and ends the process that then uses it.
+Linux hands out more memory than there is, and ends the process that uses it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _CELL_BYTES = 4 + 4 + 8 + 4 + 256 // 8
 _LITTLE = 2**26
 _FLOAT = 4
-_MASK_VALUE = 2  # of the attention mask, half precision at least
+_MASK_VALUE = 2  # of the attention mask, in half precision at least
 
 
 def require_memory(model: Model, params: llama_context_params) -> None:
@@ -39,10 +39,11 @@ def require_memory(model: Model, params: llama_context_params) -> None:
 
 
 def least_bytes(model: Model, params: llama_context_params) -> int:
-    """Bytes that the context takes at the least.
+    """The fewest bytes that the context takes.
 
-    An estimate from below, so that nothing is refused that could fit: parts whose size llama.cpp
-    does not tell (recurrent states, layers of a sliding window, scratch space) count as nothing.
+    This is a lower estimate, so that nothing is refused that could fit. Parts whose size llama.cpp
+    does not report (recurrent states, layers with a sliding window, scratch space) count as
+    nothing.
     """
     causal = model._in_use.text("attention.causal") != "false"
     n_ctx = params.n_ctx
@@ -71,15 +72,15 @@ def _cell_bytes(model: Model, params: llama_context_params) -> int:
 
     n_head_kv = size("head_count_kv")
     if not n_head_kv and model.n_head_kv == size("head_count"):
-        n_head_kv = model.n_head_kv  # else there is one for each layer, which is not told
+        n_head_kv = model.n_head_kv  # otherwise there is one for each layer, of unknown size
     head = model.n_embd // model.n_head if model.n_head else 0
     keys = n_head_kv * (size("key_length") or head)
     values = n_head_kv * (size("value_length") or head)
     if size("key_length_mla"):
-        values = 0  # kept within the keys
+        values = 0  # stored within the keys
     n_layer = model.n_layer - size("shared_kv_layers")
     if model.is_hybrid:
-        n_layer = 1  # how many have attention is not told
+        n_layer = 1  # it is unknown how many have attention
     return int(n_layer * (_stored(params.type_k, keys) + _stored(params.type_v, values)))
 
 
@@ -88,7 +89,7 @@ def _stored(kind: int, count: int) -> int:
 
 
 def fits(size: int) -> bool:
-    """Whether that much memory can be had; little is not worth asking about."""
+    """Whether this much memory is available. Small amounts are not checked."""
     return size < _LITTLE or size <= available_bytes()
 
 
@@ -96,6 +97,6 @@ def available_bytes() -> int:
     """Memory that can be had now, of the machine and of its GPUs together."""
     found = devices()
     host = available_memory()
-    if host is None:  # no telling: what ggml says has to do
+    if host is None:  # unknown: rely on what ggml reports
         host = sum(device.memory[0] for device in found if device.type == "cpu")
     return host + sum(device.memory[0] for device in found if device.type in ("gpu", "igpu"))

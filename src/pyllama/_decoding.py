@@ -1,4 +1,4 @@
-"""What a context can hold and refuses to decode, and what llama.cpp's codes mean."""
+"""What a context can hold, what it refuses to decode, and the meaning of llama.cpp's codes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 # What llama_decode returns.
 _NO_ROOM, _ABORTED, _INVALID = 1, 2, -1
 
-# Architectures that look positions up in a table as long as the context they were trained with.
+# Architectures that look positions up in a table as long as their training context.
 _LEARNED_POSITIONS = ("bert", "gpt2", "starcoder")
 
 
 def n_pos_max(model: Model) -> int | None:
-    """How many positions the model has embeddings of, None if any position will do."""
+    """How many positions the model has embeddings of; None if any position is allowed."""
     name = model.metadata.get("general.architecture")
     if name == "mpt" and float(model.metadata.get("mpt.attention.max_alibi_bias", 0)) == 0:
         return model.n_ctx_train
@@ -40,7 +40,7 @@ def n_pos_max(model: Model) -> int | None:
 
 
 class Decoding(ContextOutputs):
-    """What a ``Context`` takes, refuses, and says when a decode failed."""
+    """The limits of a ``Context``, its checks of batches, and its errors of a failed decode."""
 
     #: Tokens that all sequences can hold. llama.cpp may round up what was asked for.
     n_ctx: int
@@ -60,11 +60,11 @@ class Decoding(ContextOutputs):
     kv_unified: bool
     #: Whether embeddings are computed; see :meth:`set_embeddings`.
     computes_embeddings: bool
-    #: The tokens it remembers.
+    #: Its memory.
     memory: Memory
 
     def _describe(self, pointer: Pointer[llama_context], params: llama_context_params) -> None:
-        """Look at a context that was just made."""
+        """Read the limits of a new context."""
         model = self.model
         self.n_ctx = lib.llama_n_ctx(pointer)
         self.n_ctx_seq = lib.llama_n_ctx_seq(pointer)
@@ -98,12 +98,12 @@ class Decoding(ContextOutputs):
 
     @property
     def causal_attn(self) -> bool:
-        """Whether tokens attend to earlier ones alone; see ``set_causal_attn``."""
+        """Whether tokens attend only to earlier ones; see ``set_causal_attn``."""
         with self._open() as pointer:
             return bool(lib.llama_get_causal_attn(pointer))
 
     def _require_fitting(self, batch: Batch, n_outputs: int, *, encoding: bool) -> None:
-        """Refuse what llama.cpp would answer with an assertion, a crash or a wrong result."""
+        """Refuse a batch that would cause an assertion, a crash or a wrong result in llama.cpp."""
         count = len(batch)
         if not 0 < count <= self.n_batch:
             _refuse(f"batch holds {count} tokens; this context takes 1 to {self.n_batch} (n_batch)")
@@ -150,7 +150,7 @@ class Decoding(ContextOutputs):
             )
 
     def _require_poolable(self, batch: Batch) -> None:
-        """A sequence is pooled over what is computed at once: that must be all of it."""
+        """A sequence is pooled over what is computed at once, so that must be all of it."""
         if len(batch) > self.n_ubatch:
             _refuse(
                 f"batch holds {len(batch)} tokens; to pool as {self.pooling_type!r} it must be "
@@ -190,13 +190,13 @@ class Decoding(ContextOutputs):
         raise DecodeError(f"{what}: llama.cpp returned {code}: {reason}", code)
 
     def _forget_halves(self, batch: Batch) -> None:
-        """Drop sequences whose recurrent state was being changed; llama.cpp cannot undo that."""
+        """Drop sequences whose recurrent state was being changed. llama.cpp cannot undo that."""
         if self.model.is_recurrent or self.model.is_hybrid:
             for seq_id in batch._sequence_ids():
                 self.memory.seq_rm(seq_id)
 
     def _misfit(self, batch: Batch) -> str | None:
-        """Which value of a refused batch is out of range, if one is."""
+        """The value of a refused batch that is out of range, if there is one."""
         tokens, n_vocab = batch.tokens, self.model.vocab.n_tokens
         if tokens.size and tokens.max() >= n_vocab:
             return f"token {tokens.max()} is outside the vocabulary (0 to {n_vocab - 1})"

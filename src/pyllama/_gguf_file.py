@@ -1,4 +1,4 @@
-"""What a GGUF file says about itself: its header, read without its weights."""
+"""Reads the header of a GGUF file, without its weights."""
 
 from __future__ import annotations
 
@@ -38,11 +38,13 @@ _TYPE_NAMES = {number: name for name, number in GGML_TYPES.items()}
 _LENGTH = struct.Struct("=Q")
 _TYPE = struct.Struct("=I")
 
-MAX_ARRAY_READ = 1024  # arrays of numbers up to here are read: one for each layer, not a vocabulary
+MAX_ARRAY_READ = (
+    1024  # longest array of numbers that is read: one for each layer, but no vocabulary
+)
 
 
 class DamagedFile(ValueError):
-    """The file is not what GGUF has there, or says what llama.cpp would not survive."""
+    """The file is not valid GGUF, or contains something that would crash llama.cpp."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Tensor:
 class Header:
     """The metadata and the tensors of a file.
 
-    ``metadata`` holds scalars and strings, and short arrays of numbers as tuples; of other arrays
-    the number of elements, as ``range(n)``.
+    ``metadata`` holds scalars, strings, and short arrays of numbers as tuples. Another array of n
+    elements is ``range(n)``.
     """
 
     metadata: Mapping[str, Any]
@@ -78,7 +80,7 @@ def read_header(file: str | int, offset: int = 0) -> Header:
         offset: where in the file the GGUF begins.
 
     Raises:
-        DamagedFile: it is not what GGUF has there.
+        DamagedFile: it is not valid GGUF.
     """
     with (
         open(file, "rb", closefd=isinstance(file, str)) as opened,
@@ -93,7 +95,7 @@ class _Reader:
         self._data = data
         self._pointer = pointer
         self._size = len(data)
-        self._at = begin + 4  # behind the magic
+        self._at = begin + 4  # after the magic number
         self._what = "its counts"
 
     def read(self) -> Header:
@@ -102,7 +104,7 @@ class _Reader:
             if version not in (2, 3):
                 raise DamagedFile(f"it is GGUF of version {version}; llama.cpp reads 2 and 3")
             n_tensors, n_keys = self._scalar(_LENGTH), self._scalar(_LENGTH)
-            # Each takes some bytes at least, so a count cannot be larger than the file allows.
+            # Each takes some bytes at least, which bounds the count by the file's size.
             for what, count, least in ("keys", n_keys, 13), ("tensors", n_tensors, 24):
                 if count * least > self._size:
                     raise DamagedFile(

@@ -1,4 +1,4 @@
-"""What guarded calls caught, as Python exceptions; and text between C and Python."""
+"""Turns what guarded calls caught into Python exceptions, and C strings into str."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyllama.errors import (
 if TYPE_CHECKING:
     from pyllama._native._binding import Pointer
 
-# What a guarded call that returns an integer gives back when it caught something.
+# What a guarded call that returns an integer returns if it caught something.
 CAUGHT: int = lib.PYLLAMA_CAUGHT
 
 _EXCEPTIONS: dict[int, type[LlamaError]] = {
@@ -43,7 +43,7 @@ def raise_caught(what: str) -> NoReturn:
 def raise_if_caught(what: str) -> None:
     """Raise if the guarded call that just ended on this thread caught something.
 
-    For calls whose return value for failure is an answer, too.
+    For calls whose return value on failure is also a valid result.
     """
     if lib.pyllama_caught():
         raise_caught(what)
@@ -65,26 +65,26 @@ def check(code: int, what: str) -> int:
 
 
 def last_errors() -> str:
-    """What llama.cpp logged as errors during the last guarded call of this thread."""
+    """The errors that llama.cpp logged during this thread's last guarded call."""
     lines = [line.strip() for line in to_str(lib.pyllama_last_errors()).splitlines()]
-    return "; ".join(filter(None, lines)).replace(":; ", ": ")  # a line may announce the next one
+    return "; ".join(filter(None, lines)).replace(":; ", ": ")  # a line may introduce the next one
 
 
 def to_str(text: Pointer[bytes]) -> str:
-    """A C string as str; bytes that are no UTF-8 are replaced, since files hold anything."""
+    """A C string as str. Invalid UTF-8 is replaced, since files may contain anything."""
     raw: bytes = ffi.string(text)
     return raw.decode("utf-8", "replace")
 
 
 def guarded_str(text: Pointer[bytes], what: str) -> str:
-    """A C string of llama.cpp's as str; or raise what the call that gave it caught."""
+    """A string of llama.cpp's as str. Raises what the call that returned it caught."""
     if text == ffi.NULL:
         raise_caught(what)
     return to_str(text)
 
 
 def take_str(text: Pointer[bytes], what: str) -> str:
-    """A C string that we own as str, freed; or raise what the call that made it caught."""
+    """A C string that we own as str, freed. Raises what the call that made it caught."""
     if text == ffi.NULL:
         raise_caught(what)
     try:

@@ -1,4 +1,4 @@
-"""Objects whose making failed: a traceback or a debugger may still show them."""
+"""Objects whose construction failed. A traceback or a debugger may still show them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Described = TypeVar("Described", bound=Any)
 
 
 def or_half_made(describe: Callable[[Described], str]) -> Callable[[Described], str]:
-    """Have a ``__repr__`` say so of an object that lacks what it tells of."""
+    """Let a ``__repr__`` report that an object lacks its attributes."""
 
     @wraps(describe)
     def described(self: Described) -> str:

@@ -1,4 +1,4 @@
-"""Ownership of C objects: freed once, and never before what was made from them."""
+"""Ownership of C objects: each is freed once, and never before what was made from it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ P = TypeVar("P")
 class Handle(Generic[P]):
     """One C object and how to free it.
 
-    The finalizer is rooted outside the object and holds what this one stands on (``needs``), so
-    a model outlives its contexts in C whatever order the garbage collector takes. ``with handle
-    as pointer`` keeps the C object alive for the block, even if another thread closes its owner.
+    The finalizer is rooted outside the object and refers to what this one needs (``needs``). So a
+    model outlives its contexts in C, whatever order the garbage collector takes. ``with handle as
+    pointer`` keeps the C object alive for the block, even if another thread closes its owner.
 
-    At exit nothing is freed: another thread may be inside a call, and the operating system takes
-    it all back.
+    At exit nothing is freed: another thread may be inside a call, and the operating system reclaims
+    everything.
     """
 
     __slots__ = ("__weakref__", "_finalizer", "pointer")
@@ -49,15 +49,15 @@ class Handle(Generic[P]):
         self._finalizer()
 
     def leave(self) -> None:
-        """Never free the C object, though it can be looked at."""
+        """Never free the C object, but let it be read."""
         self._finalizer.detach()
 
     def disown(self) -> None:
-        """Never free the C object: it is another's, or must not be touched again."""
+        """Never free the C object: it belongs to another owner, or must not be touched again."""
         self.pointer = cast("P", None)
         self._finalizer.detach()
 
 
 def _free(free: Callable[[P], object], pointer: P, _needs: tuple[object, ...]) -> None:
-    if not _process.forked:  # what the parent made is the parent's to free
+    if not _process.forked:  # the parent frees what it made
         free(pointer)

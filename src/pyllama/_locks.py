@@ -1,4 +1,4 @@
-"""Holding several locks, whatever Ctrl-C meets."""
+"""Holds several locks, even if Ctrl-C comes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _NONE: AbstractContextManager[Any] = nullcontext()
 
 
 def holding(locks: Sequence[AbstractContextManager[Any]], work: Callable[[], T]) -> T:
-    """Do something while all locks are held, taken in their order.
+    """Run a block while all locks are held, acquired in their order.
 
-    By ``with`` alone, which a signal's handler cannot part from the lock that it took. One that
-    raises in ``ExitStack.enter_context()`` leaves it locked for ever.
+    Only ``with`` is used: a signal handler cannot separate it from the lock that it acquired. An
+    exception within ``ExitStack.enter_context()`` would leave the lock held for ever.
     """
     if not locks:
         return work()

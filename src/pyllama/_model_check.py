@@ -1,8 +1,8 @@
-"""Model files that llama.cpp takes, and then does not survive.
+"""Finds model files that llama.cpp loads and that then crash it.
 
-llama.cpp refuses most damaged files with an error. Some it takes, and the process ends when it
-computes: an assertion fails on a thread of the computation, where nothing can catch it. Such files
-are found here, by their header alone.
+llama.cpp refuses most damaged files with an error. It loads some, and the process ends when it
+computes: an assertion fails on a compute thread, where nothing can catch it. Such files are found
+here, by their header alone.
 """
 
 from __future__ import annotations
@@ -15,25 +15,24 @@ from typing import Any
 
 from pyllama._gguf_file import DamagedFile, Tensor, read_header
 
-# Unspecified, as numbers of both kinds have it, none, mean, cls, last, rank.
+# Unspecified (numbers of either kind have it), none, mean, cls, last, rank.
 POOLING_TYPES = {-1, 2**32 - 1, *range(5)}
-# Files that hold something else, by their general.type.
+# Files with other content, by their general.type.
 _NO_MODELS = {
     "adapter": "a LoRA adapter",
     "imatrix": "an importance matrix",
     "mmproj": "a projector for images or sound, which belongs to a model",
 }
 
-MAX_DUMMY_TOKENS = 2**22  # 16 times the largest vocabulary known; each takes 40 bytes
+MAX_DUMMY_TOKENS = 2**22  # 16 times the largest known vocabulary; each token takes 40 bytes
 
-# They compute with a window even where the file says that there is none.
+# They compute with a window even if the file says that there is none.
 _NEEDS_WINDOW = {"afmoe"}
-# Element types that llama.cpp stores while it computes, or that no operation multiplies with.
+# Element types that llama.cpp stores during computation, or that no operation multiplies with.
 _NO_WEIGHTS = {"i8", "i16", "i32", "i64", "f64", "q8_1", "q8_K"}
 # Tables of ids, which are integers.
 _ID_TABLES = re.compile(r"(?:ffn_gate_tid2eid\.weight|d2t|masked_embd_ordering\.weight)$")
-# Added, multiplied elementwise or convolved with: operations that take 32-bit floats alone.
-# What llama.cpp converts and quantizes always has them so.
+# Added, multiplied elementwise or used in a convolution: such operations only take 32-bit floats.
 _F32_ONLY = re.compile(
     r"""(?:
       (?<!\.weight)(?<!\.lora_a)(?<!\.lora_b)        # bias, scale, ssm_a, ssm_d
@@ -53,14 +52,14 @@ def check_files(
 ) -> frozenset[str]:
     """Return the names of a model's tensors.
 
-    Refuses a model that llama.cpp would load and then not survive.
+    Refuses a model that llama.cpp would load and that would then crash it.
 
     Args:
-        files: the paths of its parts; a single path stands for the parts named like it, too. Or a
-            descriptor.
+        files: the paths of its parts, or a descriptor. A single path includes the parts that are
+            named like it.
 
     Raises:
-        DamagedFile: naming the key or tensor, and its value.
+        DamagedFile: the message names the key or tensor, and its value.
     """
     first, *others = (read_header(file, offset) for file in files)
     metadata = {**first.metadata}
@@ -79,7 +78,7 @@ def check_files(
 
 
 def _other_parts(path: str, metadata: Mapping[str, Any]) -> list[str]:
-    """The parts beside the first one that are there; llama.cpp tells of those that are not."""
+    """The existing parts beside the first one. llama.cpp reports missing ones."""
     count = metadata.get("split.count", 0)
     match = re.fullmatch(r"(.*)-00001-of-\d{5}\.gguf", path, re.DOTALL)
     if not match or not isinstance(count, int) or not 1 < count < 2**16:
@@ -96,7 +95,7 @@ def _check_model(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> None
         if name.startswith(f"{architecture}.")
     }
     for name, value in settings.items():
-        # Norms assert that it is no less than zero; NaN is not.
+        # Norms assert that it is not negative; NaN is not a valid value.
         if "epsilon" in name and isinstance(value, float) and not value >= 0:
             raise DamagedFile(f"{architecture}.{name} must be 0 or more, it is {value}")
     _check_rope(architecture, settings)
@@ -115,7 +114,7 @@ def _check_model(metadata: Mapping[str, Any], tensors: Sequence[Tensor]) -> None
 
 
 def _check_rope(architecture: Any, settings: Mapping[str, Any]) -> None:
-    """Rotary embeddings turn pairs of dimensions, and no more than a head has."""
+    """Rotary embeddings rotate pairs of dimensions, at most as many as a head has."""
     n_head, n_embd = (
         _of_first_layer(settings.get(name)) for name in ("attention.head_count", "embedding_length")
     )

@@ -29,7 +29,7 @@ def path_text(name: str, path: str | os.PathLike[str]) -> str:
 
 
 def readable_file(name: str, path: str | os.PathLike[str], kind: str) -> str:
-    """The path as str, if it names a file that can be read."""
+    """The path as str, if it names a readable file."""
     text = path_text(name, path)
     if os.path.isdir(text):
         raise IsADirectoryError(f"{name} must be {kind}, but {text} is a folder")
@@ -45,7 +45,7 @@ def readable_gguf(path: str | os.PathLike[str], name: str = "path") -> str:
     return text
 
 
-BEGINNING = 64  # bytes that tell what a file is
+BEGINNING = 64  # bytes that identify a file's type
 
 _LFS = b"version https://git-lfs"
 _GGML = (b"lmgg", b"fmgg", b"tjgg", b"algg", b"ggml", b"ggmf", b"ggjt", b"ggla")
@@ -53,7 +53,7 @@ _CONVERT = "convert the model to GGUF with llama.cpp's convert_hf_to_gguf.py"
 
 
 def require_magic(beginning: bytes, name: str) -> None:
-    """Refuse a file that is not GGUF in this machine's byte order, and say what it is instead."""
+    """Refuse a file that is not GGUF in this machine's byte order. The error says what it is."""
     if beginning[:4] != b"GGUF":
         what, remedy = _other_kind(beginning)
         raise ModelLoadError(f"{name} is no GGUF file: it {what}; {remedy}.")
@@ -141,7 +141,7 @@ def anonymous_file(data: Any) -> Iterator[BinaryIO]:
 def _new_anonymous_file() -> BinaryIO:
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("pyllama"), "w+b")
-    import tempfile  # it takes a while
+    import tempfile  # this may take a while
 
     return cast("BinaryIO", tempfile.TemporaryFile())
 
@@ -159,8 +159,8 @@ def writable_path(name: str, path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def scratch_folder(target: str) -> Iterator[str]:
-    """A folder beside the target, so that what is written there can be moved onto it at once."""
-    import shutil  # these two take a while
+    """A folder beside the target, from which a file can be moved onto it in one step."""
+    import shutil  # these two may take a while
     import tempfile
 
     folder = tempfile.mkdtemp(prefix=".pyllama-", dir=os.path.dirname(target) or os.curdir)
@@ -172,7 +172,7 @@ def scratch_folder(target: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def replaced_when_done(target: str) -> Iterator[str]:
-    """A path to write to; the file becomes the target if all goes well, and vanishes if not."""
+    """A path to write to. The file replaces the target on success, and is removed otherwise."""
     with scratch_folder(target) as folder:
         temporary = os.path.join(folder, os.path.basename(target))
         yield temporary

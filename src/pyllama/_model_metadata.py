@@ -1,4 +1,4 @@
-"""What llama.h tells about a model in texts."""
+"""What llama.h reports about a model as text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_string(getter: Callable[..., int], *arguments: Any) -> str:
 
 
 def metadata_of(pointer: Pointer[llama_model]) -> dict[str, str]:
-    """Keys and values as texts; arrays are left out."""
+    """Keys and values as texts. Arrays are left out."""
     return {
         read_string(lib.guarded_model_meta_key, pointer, index): read_string(
             lib.guarded_model_meta_val, pointer, index
@@ -34,10 +34,10 @@ def metadata_of(pointer: Pointer[llama_model]) -> dict[str, str]:
 
 
 class MetadataInUse:
-    """What holds of a model: the metadata of its file, with what was given in its place.
+    """The metadata of a model's file, with the given overrides.
 
     Args:
-        file: llama.cpp's, which stays the file's whatever was given.
+        file: llama.cpp's metadata, which is the file's even with overrides.
         given: overrides of keys.
     """
 
@@ -61,11 +61,11 @@ class MetadataInUse:
         return sorted(self._all.items())
 
     def text(self, name: str) -> str | None:
-        """A setting of the architecture, such as ``"attention.causal"``; None without it."""
+        """A setting of the architecture, such as ``"attention.causal"``; None if it is not set."""
         return self._all.get(f"{self.architecture}.{name}")
 
     def number(self, name: str, default: int) -> int:
-        """A setting that is a whole number. llama.cpp ignores what is given and is none."""
+        """A setting that is an integer. llama.cpp ignores overrides that are not."""
         for metadata in (self._all, self._file):
             if (value := metadata.get(f"{self.architecture}.{name}", "")).isdecimal():
                 return int(value)
@@ -75,7 +75,7 @@ class MetadataInUse:
 def classifier_labels(pointer: Pointer[llama_model]) -> tuple[str, ...]:
     """The labels of its outputs, in order."""
     labels = []
-    # Its number of outputs is 1 for models that are no classifiers; those have no label.
+    # Models that are no classifiers have 1 output without a label.
     for index in range(lib.llama_model_n_cls_out(pointer)):
         label = lib.llama_model_cls_label(pointer, index)
         if label != ffi.NULL:

@@ -1,4 +1,4 @@
-"""What the classes that own a C object have in common: closing, poisoning, and a lock."""
+"""The common base of classes that own a C object: closing, poisoning, and a lock."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ _OUT_OF_MEMORY: int = lib.PYLLAMA_CAUGHT_OUT_OF_MEMORY
 class NativeObject(Uncopyable, Generic[P]):
     """Owns one C object, from ``_own()`` until ``close()``.
 
-    ``_lock`` is held by calls that change the object, so that threads take turns, and that
-    closing waits for a call that another thread is in.
+    Calls that change the object hold ``_lock``. So threads take turns, and closing waits for a call
+    of another thread.
 
-    An object in which an assertion failed is half changed. It refuses to be used, and is not freed.
+    An object in which an assertion failed is half changed. It refuses further use, and is not
+    freed.
     """
 
     _handle: Handle[P] | None = None
@@ -47,7 +48,7 @@ class NativeObject(Uncopyable, Generic[P]):
 
     def __init__(self) -> None:
         self._lock = _process.make_lock(self)
-        self._poison = None  # the place for what must be kept without memory
+        self._poison = None  # place for what must be stored without allocating memory
 
     def _own(
         self,
@@ -59,13 +60,13 @@ class NativeObject(Uncopyable, Generic[P]):
         self._handle = Handle(pointer, free, *needs, at_exit=at_exit)
 
     def _open(self) -> Handle[P]:
-        """The handle, kept alive by whoever holds it.
+        """The handle. A caller that holds it keeps it alive.
 
         Raises:
             ForkedError: in a child of fork().
             ClosedError: after close(), and when the interpreter is ending.
-            PoisonedError: after an assertion fired in this object.
-            ServerLostError: after a server was lost that a part of it is on.
+            PoisonedError: after an assertion failed in this object.
+            ServerLostError: after an RPC server with a part of it was lost.
         """
         if _process.unusable:
             _process.check()
@@ -85,7 +86,7 @@ class NativeObject(Uncopyable, Generic[P]):
         """Return what a guarded call on this object returned, or raise what it caught."""
         if code != CAUGHT:
             return code
-        # First, and without a byte of memory: there may be none for what the error says.
+        # First, and without allocating: there may be no memory for the error's message.
         kind = lib.pyllama_caught()
         if kind == _ASSERTION or (kind == _OUT_OF_MEMORY and self._breaks_without_memory):
             self._spoil(what)
@@ -103,7 +104,7 @@ class NativeObject(Uncopyable, Generic[P]):
             self._handle.leave()
 
     def _lose(self, reason: str) -> None:
-        """Refuse further use: a server that a part of it is on was lost. Any thread may call."""
+        """Refuse further use: a server with a part of it was lost. Any thread may call this."""
         self._lost = reason
 
     @property
@@ -112,15 +113,12 @@ class NativeObject(Uncopyable, Generic[P]):
 
     @property
     def usable(self) -> bool:
-        """Whether it takes calls: it is open, no assertion fired in it, no server was lost."""
+        """Whether it can be used: it is open, no assertion failed in it, and no server was lost."""
         return not self.closed and self._poison is None and self._lost is None
 
     def close(self) -> None:
-        """Free it, after waiting for a call that another thread is in.
-
-        Closing again does nothing.
-        """
-        if _process.ended:  # it is closed; another thread may be inside a call for good
+        """Free it, after waiting for a call of another thread. Closing again does nothing."""
+        if _process.ended:  # it is closed; another thread may be inside a call that never ends
             return
         with self._lock:
             handle, self._handle = self._handle, None
@@ -151,5 +149,5 @@ class NativeObject(Uncopyable, Generic[P]):
 
 
 def holding_all(objects: Iterable[NativeObject[Any]], work: Callable[[], T]) -> T:
-    """Do something while several objects are locked, in their order."""
+    """Run a block while several objects are locked, in their order."""
     return holding([one._lock for one in objects], work)

@@ -1,8 +1,8 @@
-"""Messages to a child process and back, over its pipes and within a time.
+"""Messages to a child process and back, over its pipes, with a time limit.
 
-Where pipes can be polled no thread is needed for that: starting one while memory is short can hang
-for ever, as CPython waits for the new thread to say that it runs. On Windows a thread ends the
-process when the time is over.
+If pipes can be polled, this needs no thread. Starting one while memory is short can hang for ever,
+as CPython waits until the new thread reports that it runs. On Windows a thread ends the process
+when the time is over.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from io import RawIOBase
 from typing import cast
 
 MAX_BYTES = 1 << 28
-"""Bytes that a message may have; many times what the largest chats take."""
+"""The most bytes of a message: many times what the largest chats need."""
 
 POLLS = hasattr(select, "poll")
-"""Whether pipes can be waited for within a time."""
+"""Whether waiting for pipes can have a time limit."""
 
 
 class AnswerError(Exception):
-    """What a process sent is no message."""
+    """What a process sent is not a valid message."""
 
 
 class NotWatched(Exception):
@@ -33,7 +33,7 @@ class NotWatched(Exception):
 
 
 def make_ready(process: subprocess.Popen[bytes]) -> None:
-    """Prepare the pipes of a process, which has no buffers for them (``bufsize=0``)."""
+    """Prepare the pipes of a process, which must be unbuffered (``bufsize=0``)."""
     if POLLS:
         for stream in (process.stdin, process.stdout):
             assert stream is not None
@@ -48,9 +48,9 @@ def exchange(
     An exception leaves the pipes in the middle of a message.
 
     Raises:
-        TimeoutError: there is no answer after these seconds.
-        AnswerError: what came is no message, or one of more than ``MAX_BYTES``.
-        NotWatched: no thread can be started to watch it, where one is needed.
+        TimeoutError: there is no answer after this many seconds.
+        AnswerError: the answer is not a valid message, or has more than ``MAX_BYTES``.
+        NotWatched: a thread is needed to watch the process, and none can be started.
         ValueError: the pipes were closed meanwhile.
     """
     if POLLS:
@@ -77,7 +77,7 @@ def exchange(
 
 
 class _Blocking:
-    """Sends and receives, waiting for as long as it takes."""
+    """Sends and receives, without a time limit."""
 
     def exchange(self, process: subprocess.Popen[bytes], request: bytes | None) -> bytes | None:
         stdin, stdout = cast("RawIOBase", process.stdin), cast("RawIOBase", process.stdout)
@@ -104,11 +104,11 @@ class _Blocking:
                 rest = rest[sent:]
 
     def _receive(self, stream: RawIOBase, length: int) -> bytes | None:
-        data = bytearray()  # it grows by what has come, not by what was announced
+        data = bytearray()  # it grows by what arrived, not by what was announced
         while len(data) < length:
             self._wait(stream, reading=True)
             part = stream.read(min(length - len(data), 1 << 16))
-            if part is None:  # woken for nothing
+            if part is None:  # woken without a reason
                 continue
             if not part:
                 return None

@@ -1,6 +1,6 @@
-"""What ends the use of llama.cpp in a process: fork(), and the interpreter's exit.
+"""Ends the use of llama.cpp in a process after fork(), and at the interpreter's exit.
 
-A child of fork() has none of the threads that llama.cpp computes with, and would wait for them.
+A child of fork() lacks the threads that llama.cpp computes with, and would wait for them.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ unusable = False
 # How long the interpreter's exit waits for threads that are inside llama.cpp.
 _PATIENCE = 10.0
 
-# Locks that a thread of the parent may have held; in the child nobody would release them.
+# Locks that a thread of the parent may have held. In the child no thread would release them.
 _locked: weakref.WeakSet[Any] = weakref.WeakSet()
 
-# Contexts, whose GPUs must have stopped computing before their drivers are unloaded.
+# Contexts, whose GPUs must be idle before their drivers are unloaded.
 _computing: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def make_lock(owner: Any) -> threading.RLock:
-    """A lock for the owner's ``_lock``, made anew in a child."""
+    """A lock for the owner's ``_lock``, replaced in a child."""
     _locked.add(owner)
     return threading.RLock()
 
 
 def watch() -> None:
-    """From now on llama.cpp may have threads: a child must not use it."""
+    """From now on llama.cpp may have threads, so a child must not use it."""
     if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork()
         os.register_at_fork(after_in_child=_forbid)
 
 
 def settle_at_exit(handle: Any) -> None:
-    """Have a context's devices come to rest when the interpreter ends."""
+    """Wait for a context's devices when the interpreter ends."""
     _computing.add(handle)
 
 
@@ -76,7 +76,7 @@ def _forbid() -> None:
 
 
 def _end() -> None:
-    """Close the door to llama.cpp, and wait until the threads that are inside have left.
+    """Refuse new calls of llama.cpp, and wait until threads that are inside have left.
 
     Nothing is freed. A computation on the CPU stops at its next operation.
     """
@@ -86,7 +86,7 @@ def _end() -> None:
     ended = unusable = True
     lib.pyllama_end()
     deadline = time.monotonic() + _PATIENCE
-    # In steps, so that Ctrl-C ends the waiting.
+    # In steps, so that Ctrl-C ends the wait.
     try:
         while not lib.pyllama_wait_until_left(50):
             if time.monotonic() > deadline:
@@ -98,9 +98,9 @@ def _end() -> None:
             return
     finally:
         if not lib.pyllama_wait_until_left(0):
-            # What those threads use must not be destroyed under them.
+            # What those threads use must not be destroyed.
             lib.pyllama_leave_without_destructors()
 
 
-# After the exit handlers of whoever imported this: theirs are called first.
+# After the exit handlers of importing modules, which are called first.
 atexit.register(_end)

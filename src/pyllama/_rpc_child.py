@@ -12,8 +12,9 @@ from pyllama._guard import check
 from pyllama._native._binding import ffi, lib
 from pyllama.device import devices, load_backend, registered
 
-# On Linux, with /proc, a server's process finds out which port it listens on, and says so: no other
-# process can have taken that since it was chosen. Elsewhere it is chosen before the process starts.
+# On Linux with /proc, a server's process finds out on which port it listens and reports it, so no
+# other process can have taken the port since it was chosen. Elsewhere it is chosen before the
+# process starts.
 TELLS_PORT = sys.platform == "linux" and os.path.isdir("/proc/self/fd")
 LISTENS = "pyllama: listening on port "
 
@@ -21,7 +22,7 @@ LISTENS = "pyllama: listening on port "
 def serve(
     endpoint: str, cache_dir: str | None, n_threads: int, names: list[str], modules: list[str]
 ) -> None:
-    """The server's own process: the backends of the process that made it, until that one ends."""
+    """The server's own process, with the backends of its parent, until the parent ends."""
     _threads.start(_end_with_parent, "end-with-parent")
     if TELLS_PORT:
         _threads.start(_tell_port, "tell-port")
@@ -40,11 +41,11 @@ def serve(
 
 
 def _tell_port() -> None:
-    """Say which port llama.cpp listens on. It may have chosen that itself, and does not say."""
+    """Report the port that llama.cpp listens on. It may have chosen it, and does not report it."""
     try:
         while (port := _listening_port()) is None:
             time.sleep(0.01)
-    except OSError as error:  # nobody would hear of this server
+    except OSError as error:  # nobody would learn of this server
         os.write(1, f"cannot find out which port it listens on: {error}\n".encode())
         os._exit(1)
     else:
@@ -52,11 +53,11 @@ def _tell_port() -> None:
 
 
 def _listening_port() -> int | None:
-    """The port of a socket of this process that listens."""
+    """The port of a listening socket of this process."""
     import socket
 
     for descriptor in map(int, os.listdir("/proc/self/fd")):
-        with suppress(OSError):  # no socket, or closed meanwhile
+        with suppress(OSError):  # not a socket, or closed meanwhile
             found = socket.socket(fileno=descriptor)
             try:
                 if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):

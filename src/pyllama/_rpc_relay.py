@@ -1,12 +1,13 @@
-"""What stands between llama.cpp and an RPC server, so that losing the server is an exception.
+"""Stands between llama.cpp and an RPC server, so that losing the server raises an exception.
 
-llama.cpp's client ends the process when its server goes away: the assertion fires on a thread of
-its own, where nothing can catch it. So it is given a relay in this process, which never goes away.
-Once the server is lost, the relay answers in its place with zeros, so that llama.cpp comes to the
-end of what it is doing and frees what it holds; and it tells the models that have a part there,
-which refuse to be used any more. llama.cpp keeps some of those zeros for the rest of the process,
-under the relay's address: so a relay that has lost a server is not used for another connection.
-See the protocol in ggml-rpc.cpp.
+llama.cpp's client ends the process when its server goes away: the assertion fails on one of its own
+threads, where nothing can catch it. So the client connects to a relay in this process, which never
+goes away. Once the server is lost, the relay answers with zeros instead. llama.cpp finishes what it
+is doing and frees what it holds. The relay notifies the models that have a part there, which refuse
+further use.
+
+llama.cpp keeps some of those zeros for the rest of the process, under the relay's address. So a
+relay that has lost a server is not used for another connection. See the protocol in ggml-rpc.cpp.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ _CHUNK = 1 << 20
 _ZEROS = memoryview(bytes(_CHUNK))
 _HELLO, _GET_TENSOR = 14, 8
 
-# The sizes of answers, by command; other commands have none. What is no zero in the answers that
-# stand in for a server's: an alignment, and that a tensor is there already and need not be sent.
+# The sizes of answers, by command; other commands have none. Values other than zero in substitute
+# answers: an alignment, and that a tensor is there already and need not be sent.
 _ANSWERS = {0: 16, 1: 8, 2: 8, 3: 8, 7: 1, 9: 1, 11: 16, 13: 8, _HELLO: 28, 15: 4}
 _STAND_INS = {1: _SIZE.pack(128), 7: b"\1"}
 
 _GREETING_SECONDS = 10.0
-"""For a server to take a connection, and as many to answer. One that has a client does not."""
+"""Seconds for a server to accept a connection, and as many to answer. A busy server does not."""
 
 _SILENCE = 30
-"""Seconds without a sign of life from the server's system, after which it is given up."""
+"""Seconds without a sign of life from the server's system after which it counts as lost."""
 
 _PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0)
-"""Seconds until a connection is waited for again, after one, two and more could not be taken."""
+"""Seconds until the next try to accept a connection, after one, two and more failures."""
 
 # Neither takes a descriptor.
 _SELECTOR: type[selectors.BaseSelector] = getattr(
@@ -52,19 +53,19 @@ _SELECTOR: type[selectors.BaseSelector] = getattr(
 )
 
 _SOCKETS, _DESCRIPTORS = "/proc/self/net/tcp", "/proc/self/fd"
-"""Where Linux tells whose sockets there are."""
+"""Where Linux lists the owners of sockets."""
 
 
 class Relay:
-    """Listens on loopback for this process, and passes on to ``host:port``.
+    """Listens on loopback for this process, and passes data on to ``host:port``.
 
-    On Linux a connection of any other process is closed. Elsewhere the system does not tell whose
-    it is: another user of the machine who finds the port reaches what he reaches without it, the
+    On Linux a connection of any other process is closed. Other systems do not report whose it is.
+    There, another user of the machine who finds the port reaches what is reachable anyway: the
     server.
 
     Args:
-        on_loss: called once for each connection whose server is lost, before llama.cpp hears
-            anything that the server did not say.
+        on_loss: called once for each connection whose server is lost, before llama.cpp receives
+            anything that the server did not send.
     """
 
     def __init__(self, host: str, port: int, on_loss: Callable[[str], None]) -> None:
@@ -72,12 +73,12 @@ class Relay:
         self._on_loss = on_loss
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._closed = False
-        #: Why a connection that llama.cpp had open was lost; None as long as none was.
+        #: Why a connection that llama.cpp had open was lost; None if none was.
         self.lost: str | None = None
-        #: How often a connection was lost or could not be made, and why it last was.
+        #: How often a connection was lost or could not be made, and the last reason.
         self.n_failures = 0
         self.failure = ""
-        #: What llama.cpp connects to.
+        #: The address that llama.cpp connects to.
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         try:
             _threads.start(self._accept, "rpc-relay")
@@ -86,10 +87,10 @@ class Relay:
             raise
 
     def close(self) -> None:
-        """Listen no more. Connections go on."""
+        """Stop listening. Open connections stay."""
         self._closed = True
         with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread: closing does not on Linux
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread: on Linux closing does not
         self._listener.close()
 
     def _accept(self) -> None:
@@ -102,7 +103,7 @@ class Relay:
                 time.sleep(_PAUSES[n_failed])
 
     def _accept_one(self) -> bool:
-        """Take a connection and serve it on a thread; whether that worked."""
+        """Accept a connection and serve it on a thread. Returns whether that worked."""
         client = None
         try:
             client, _ = self._listener.accept()
@@ -111,7 +112,7 @@ class Relay:
         except Exception as error:  # no descriptor, thread or memory
             with contextlib.suppress(Exception):
                 if client is not None:
-                    client.close()  # its greeting fails, which is an exception
+                    client.close()  # its greeting fails, which raises an exception
                 if not self._closed:
                     logger.warning("cannot take a connection to %s:%s: %s", *self._target, error)
             return False
@@ -127,8 +128,8 @@ class Relay:
             except (OSError, MemoryError) as error:
                 logger.info("no connection to %s:%s: %s", *self._target, error)
                 self._fail(error)
-                return  # the client's greeting fails, which is an exception
-            # When llama.cpp has closed its side, it is an OSError.
+                return  # the client's greeting fails, which raises an exception
+            # After llama.cpp has closed its side, this is an OSError.
             with server, contextlib.suppress(OSError, MemoryError):
                 _keep_alive(server)
                 _Connection(client, server, self._lose).run()
@@ -147,7 +148,7 @@ class Relay:
 
 
 def _is_of_this_process(client: socket.socket) -> bool:
-    """Whether this process has the other end of a connection; True where nothing tells."""
+    """Whether this process has the other end of a connection. True if that is unknown."""
     if not os.path.exists(_SOCKETS):
         return True
     ends = [_as_in_proc(*client.getpeername()), _as_in_proc(*client.getsockname())]
@@ -169,8 +170,8 @@ def _as_in_proc(host: str, port: int) -> str:
 class _Connection:
     """One client's requests and their answers, in order.
 
-    What it needs of memory it has from the beginning: llama.cpp would end the process if the
-    connection ended for the lack of it.
+    It allocates its memory at the beginning. llama.cpp would end the process if the connection
+    ended for want of it.
     """
 
     def __init__(
@@ -207,10 +208,10 @@ class _Connection:
                 return
             if not self.greeted:
                 self.greeted = True
-                self._server.settimeout(None)  # a computation takes as long as it takes
+                self._server.settimeout(None)  # a computation may take any time
 
     def _is_asked(self) -> bool:
-        """Wait for the client. A server that says something meanwhile has gone."""
+        """Wait for the client. If the server sends something meanwhile, it is lost."""
         while self.greeted and not self._is_lost:
             ready = [key.fileobj for key, _ in self._both.select()]
             if self._client in ready:
@@ -223,7 +224,7 @@ class _Connection:
         return True
 
     def _receive(self, size: int) -> memoryview | None:
-        """Exactly so many bytes of the client, at most _CHUNK; None once it has closed its side."""
+        """This many bytes of the client, at most _CHUNK; None once it has closed its side."""
         done = 0
         while done < size:
             received = self._client.recv_into(self._buffer[done:size])
@@ -240,7 +241,7 @@ class _Connection:
                 self._lose(error)
 
     def _answer(self, command: int, size: int) -> bool:
-        """Pass on the answer, or what stands in for the rest of it."""
+        """Pass on the answer, or a substitute for the rest of it."""
         sent, whole = 0, _SIZE.size + size
         while sent < whole and not self._is_lost:
             try:
@@ -266,11 +267,11 @@ class _Connection:
     def _lose(self, error: OSError) -> None:
         self._is_lost = True
         self._on_loss(self, error)
-        self._server.close()  # if it lives, it takes the next connection only then
+        self._server.close()  # even if it lives, it only now accepts the next connection
 
 
 def _keep_alive(server: socket.socket) -> None:
-    """Find out about a machine or a network that is gone, however long a computation takes."""
+    """Detect a machine or network that is gone, however long a computation takes."""
     server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux

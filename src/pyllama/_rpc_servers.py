@@ -1,6 +1,6 @@
-"""The RPC servers that this process is connected to, and what it means to lose one."""
+"""The RPC servers that this process is connected to, and what happens when one is lost."""
 
-# socket and the relay are imported where they are used: few programs come here.
+# socket and the relay are imported where they are used: few programs need them.
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
         ggml_backend_reg,
     )
 
-# The first message of every version of the protocol: its number, the size of what follows, and
-# what the client's network can do. The answer begins with its own size.
+# The first message of every version of the protocol: its number, the size of what follows, and the
+# abilities of the client's network. The answer begins with its own size.
 _HELLO = bytes([14]) + (24).to_bytes(8, "little") + bytes(24)
 _HELLO_ANSWER = (28).to_bytes(8, "little")
 
 #: By the endpoint that the user gave.
 servers: dict[str, Server] = {}
-#: Lost ones, until what is there has been freed.
+#: Lost servers, until what is on them has been freed.
 replaced: list[Server] = []
 
 
 class OnServer(Protocol):
-    """What is asked of a ``Device``, to find its server."""
+    """What is used of a ``Device`` to find its server."""
 
     @property
     def name(self) -> str: ...
@@ -54,7 +54,7 @@ class OnServer(Protocol):
 
 
 class Server:
-    """A server that devices were asked of, for the rest of the process: ggml forgets none."""
+    """A server that devices were requested of, for the rest of the process: ggml forgets none."""
 
     def __init__(self, endpoint: str, host: str, port: int) -> None:
         self._endpoint = endpoint
@@ -75,7 +75,7 @@ class Server:
         return device._pointer in self._pointers
 
     def connect(self) -> Handle[Pointer[ggml_backend]]:
-        """Have llama.cpp be connected for as long as the handle lives."""
+        """Keep llama.cpp connected as long as the handle lives."""
         backend = lib.guarded_dev_init(next(iter(self._pointers)))
         if backend == ffi.NULL:
             try:
@@ -86,12 +86,12 @@ class Server:
 
     @property
     def in_use(self) -> bool:
-        """Whether a model has a part there, which keeps its one connection busy."""
+        """Whether a model has a part there, which occupies its one connection."""
         return any(not model.closed for model in self._models)
 
     @property
     def lost(self) -> bool:
-        """Whether what it was connected to went away. It is not connected to again then."""
+        """Whether its connection was lost. It is not connected to again then."""
         return self._relay.lost is not None
 
     @property
@@ -100,11 +100,11 @@ class Server:
         return self._relay.n_failures
 
     def failure(self, since: int) -> str | None:
-        """Why it is lost, or failed after it had so many times; None if it did not."""
+        """Why it is lost, or why it failed after this many failures; None if it did not."""
         return self._relay.failure if self.lost or self.n_failures != since else None
 
     def close(self) -> None:
-        """Take no connection any more."""
+        """Accept no connection any more."""
         self._relay.close()
 
     def watch(self, model: NativeObject[Any]) -> None:
@@ -118,7 +118,7 @@ class Server:
 
 
 def watch(model: NativeObject[Any], devices: Sequence[OnServer]) -> bool:
-    """Have a model told when a server is lost that it has a part on; False if it has none."""
+    """Notify a model if a server with a part of it is lost. False if one is lost already."""
     found = _servers_of(devices)
     for server in found:
         server.watch(model)
@@ -127,13 +127,13 @@ def watch(model: NativeObject[Any], devices: Sequence[OnServer]) -> bool:
 
 @contextmanager
 def require_answers(devices: Sequence[OnServer]) -> Iterator[list[Handle[Any]]]:
-    """For what is asked of devices: a lost server's answers are zeros to llama.cpp.
+    """For queries of devices: a lost server's answers are zeros to llama.cpp.
 
-    Gives the connections to their servers, which are there already: llama.cpp itself would connect
-    with locks held that an assertion on a thread of its own leaves locked for ever.
+    Gives the existing connections to their servers. llama.cpp itself would connect with locks held,
+    which an assertion on a thread of its own would leave locked for ever.
 
     Raises:
-        ServerLostError: a server of theirs did not answer.
+        ServerLostError: one of their servers did not answer.
     """
     asked = [(server, server.n_failures) for server in _servers_of(devices)]
     connections: list[Handle[Any]] = []
@@ -146,7 +146,7 @@ def require_answers(devices: Sequence[OnServer]) -> Iterator[list[Handle[Any]]]:
     except LlamaError as raised:
         error = raised
     finally:
-        connections.clear()  # an exception's traceback would keep them
+        connections.clear()  # an exception's traceback would keep them alive
     reasons = [reason for server, since in asked if (reason := server.failure(since))]
     if reasons:
         raise ServerLostError(
@@ -169,7 +169,7 @@ def _servers_of(devices: Sequence[OnServer]) -> list[Server]:
 
 
 def greet(endpoint: str, host: str, port: int, timeout: float) -> None:
-    """Raise unless an RPC server answers. llama.cpp itself would wait without end."""
+    """Raise unless an RPC server answers. llama.cpp itself would wait for ever."""
     import socket
 
     try:

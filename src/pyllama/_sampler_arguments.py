@@ -1,4 +1,4 @@
-"""Checks of what samplers are made with; see ``_arguments``."""
+"""Checks arguments of samplers; see ``_arguments``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pyllama._arguments import INT32_MAX, UINT32_MAX, integer, real
 from pyllama.vocab import Vocab
 
-MAX_BREAKER = 40  # bytes; llama.cpp cuts what is longer
+MAX_BREAKER = 40  # bytes; llama.cpp truncates longer names
 
 
 def vocabulary(vocab: Vocab) -> Vocab:

@@ -1,4 +1,4 @@
-"""What samplers and chains have in common: one call at a time, and what went wrong in it."""
+"""The common base of samplers and chains: one call at a time, and the errors of a call."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class SamplerObject(NativeObject[P]):
     """A C object that may call back into Python while it works."""
 
     _running = False
-    #: Of the model that it is for, None where any will do.
+    #: The model's that it is for; None if any will do.
     _vocab: Vocab | None = None
     _instead_of_copying = "clone() gives one of your own in the same state"
 
     def _run(self, what: str, call: Callable[A, int], *arguments: A.args, **named: A.kwargs) -> int:
-        """Call C; its code, or what was raised in it. The lock is held."""
+        """Call C, and return its code or raise what was raised in it. The lock is held."""
         self._require_idle()
         self._running = True
         try:

@@ -9,9 +9,9 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> int | None:
-    """Bytes available, within the limits of the control groups that this process is in.
+    """Bytes available within the limits of this process's control groups.
 
-    None where there is no telling: on systems other than Linux.
+    None if that is unknown: on systems other than Linux.
     """
     try:
         info = Path("/proc/meminfo").read_text(encoding="ascii").split()
@@ -22,7 +22,7 @@ def available_memory() -> int | None:
 
 
 def _cgroup_rooms() -> list[int]:
-    """What is left of each limit on memory above this process."""
+    """What is left of each memory limit above this process."""
     rooms = []
     try:
         entries = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -37,7 +37,7 @@ def _cgroup_rooms() -> list[int]:
             limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
         else:
             continue
-        # Inside a container the path may be the host's; its own limit stands at the root.
+        # Inside a container the path may be the host's. Its own limit is at the root.
         group = Path(os.path.normpath(f"{root}/{path}"))
         for folder in (group, *group.parents):
             if folder == root.parent:

@@ -1,15 +1,15 @@
-"""Which characters of a rendered chat are users' text, where they could name a control token.
+"""Finds users' text in a rendered chat where it could be read as a control token.
 
-A template mixes its own text with that of messages, and llama.cpp's engine gives out one text. It
-can mark what came in, but loses the marks wherever a template splits, joins or serialises it. So a
-character that none of the inputs has, the mark, is put into whatever could name a control token,
-behind the first character of the name. It goes through the template with the text around it,
-and says in the prompt that the character before it is no template's.
+A template mixes its own text with that of messages, and llama.cpp's engine returns one text. The
+engine can mark what came in, but loses these marks wherever a template splits, joins or serialises
+text. So a character that none of the inputs contains, the mark, is inserted into everything that
+could name a control token, after the first character of the name. It passes through the template
+with the text, and shows in the prompt that the character before it is not the template's.
 
-The mark goes wherever control tokens are named, in any case of letters; into pairs of signs that
-they begin or end with, such as ``<|``; and to the ends of a text that could become a control token
-together with what a template writes beside it. Text without any of these, which is to say almost
-every text, goes in as it is.
+The mark is inserted wherever control tokens are named, in any case of letters; into pairs of signs
+that they begin or end with, such as ``<|``; and at the ends of a text that could become a control
+token together with text of the template. Text without any of these, which is almost every text, is
+unchanged.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from pyllama.errors import ChatTemplateError
 if TYPE_CHECKING:
     from pyllama._native._binding import Pointer, pyllama_tokenizer
 
-# Roles are a part of the control tokens in many templates: '<|' + message.role + '|>'.
+# Roles are part of the control tokens in many templates: '<|' + message.role + '|>'.
 _ROLES = frozenset(
     ("assistant", "developer", "function", "ipython", "model", "system", "tool", "user")
 )
-# What templates put beside their own signs, wherever it stands.
+# Signs that templates put beside text, wherever it stands.
 _NAMES = frozenset(("name", "description"))
 
-# DEL has one byte, and JSON leaves it as it is. The others are no characters, or private ones.
+# DEL is one byte, and JSON leaves it unchanged. The others are noncharacters or for private use.
 _MARKS = ("\x7f", *map(chr, range(0xFDD0, 0xFDF0)), *map(chr, range(0xE000, 0xF900)))
 
-_FEW = 64  # places in a text, for which there is room at once
+_FEW = 64  # places in a text for which room is allocated at once
 
 
 class TextMarker:
-    """Puts a mark into one conversation and its tools.
+    """Inserts marks into one conversation and its tools.
 
     Args:
         tokenizer: what names control tokens (``Vocab._tokenizer``).
-        taken: the inputs in JSON and the template, which must not hold the mark.
+        taken: the inputs in JSON and the template, which must not contain the mark.
     """
 
     def __init__(self, tokenizer: Handle[Pointer[pyllama_tokenizer]], *taken: str) -> None:
@@ -57,22 +57,22 @@ class TextMarker:
 
     @property
     def used(self) -> bool:
-        """Whether anything had to be marked."""
+        """Whether anything was marked."""
         return self._mark is not None
 
     def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Any]:
         return [self._value(message, True) for message in messages]
 
     def options(self, value: Any) -> Any:
-        """Tools, a schema or a template's variables: what their words mean stays readable."""
+        """Tools, a schema or a template's variables. The meaning of their words is kept."""
         return self._value(value, False)
 
     def unmark(self, text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-        """The text without marks, and the ranges of characters that they stood behind."""
+        """The text without marks, and the ranges of the characters before them."""
         mark = self._mark
         if mark is None or (mark not in text and "\\u" not in text):
             return text, ()
-        # A template may have its text in ASCII.
+        # A template may escape its text to ASCII.
         parts = re.split(f"{mark}|{re.escape(_escaped(mark))}", text, flags=re.IGNORECASE)
         ends, length = [], 0
         for part in parts[:-1]:
@@ -102,7 +102,7 @@ class TextMarker:
         return self._text(key, False)
 
     def _arguments(self, text: str) -> str:
-        """A call's arguments in JSON, which may spell a sign as an escape."""
+        """A call's arguments in JSON, in which a sign may be escaped."""
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
@@ -146,5 +146,5 @@ class TextMarker:
 
 
 def _escaped(mark: str) -> str:
-    """How JSON in ASCII spells it."""
+    """Its escape in JSON."""
     return f"\\u{ord(mark):04x}"

@@ -1,4 +1,4 @@
-"""Threads that begin, or say that they do not."""
+"""Starts threads while memory may be short."""
 
 # queue and mmap are imported where they are used: ``import pyllama`` does without them.
 
@@ -9,17 +9,17 @@ import threading
 from collections.abc import Callable
 
 _ROOM = 12 << 20
-"""Bytes for a thread's stack, and for what it needs before it begins."""
+"""Bytes for a thread's stack and for what it needs until it runs."""
 
 _LOOK = 0.5
-"""Seconds after which it is looked whether a thread that has not begun still lives."""
+"""Seconds after which a thread that does not run yet is checked."""
 
 
 def start(work: Callable[[], object], name: str) -> None:
-    """Do something on a thread of its own, which keeps no program from ending.
+    """Run work on a daemon thread, and wait until it begins.
 
-    CPython waits until the new thread says that it runs: for ever, if that one finds no memory to
-    say it. So there must be room for it first. It may also end right after that.
+    CPython waits until the new thread reports that it runs: for ever, if the thread finds no memory
+    to do so. So there must be room for it first. It may also end right after that.
 
     Raises:
         RuntimeError: the process has as many threads as it may.

@@ -1,4 +1,4 @@
-"""Objects that stand for one of llama.cpp's, of which a copy would be a second owner."""
+"""Objects that own a C object: a copy would be a second owner."""
 
 from __future__ import annotations
 

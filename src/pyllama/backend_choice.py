@@ -1,4 +1,4 @@
-"""Which backend models run on, by the user's choice, and which ones this build has."""
+"""The backend that models run on by the user's choice, and the backends of this build."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pyllama.errors import BackendError
 BackendName = Literal["auto", "cpu", "cuda", "hip", "metal", "opencl", "sycl", "vulkan"]
 
 VARIABLE = "PYLLAMA_BACKEND"
-"""The environment variable that chooses where no argument does."""
+"""The environment variable that applies if there is no argument."""
 
-# What ggml calls them.
+# ggml's names for them.
 _REGISTERED = {
     "cuda": "CUDA",
     "hip": "ROCm",
@@ -81,7 +81,7 @@ def backend_devices(backend: BackendName | None = None) -> list[Device] | None:
 
 
 def requested_backend(backend: BackendName | None = None) -> BackendName:
-    """The backend that is asked for: the argument, or ``PYLLAMA_BACKEND``, or ``"auto"``.
+    """The requested backend: the argument, ``PYLLAMA_BACKEND``, or ``"auto"``.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -97,7 +97,7 @@ def requested_backend(backend: BackendName | None = None) -> BackendName:
 
 
 def _unmet(name: str) -> str:
-    """Why the backend that was asked for cannot be used, and which devices can."""
+    """Why the requested backend cannot be used, and which devices can."""
     here = ", ".join(f"{device.name} ({device.description})" for device in devices()) or "none"
     option = name.upper()
     build = {entry.name: entry for entry in build_info()}[option]

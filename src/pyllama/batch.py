@@ -275,7 +275,7 @@ class Batch(Uncopyable):
 
     def _sequence_ids(self) -> list[int]:
         filled = np.arange(self.n_seq_max) < self._n_seq_id[: len(self), None]
-        # Not np.unique(): it imports a module when it is first called, which fails without memory.
+        # np.unique() imports a module on its first call, which fails without memory.
         return sorted(set(self._seq_id[: len(self)][filled].tolist()))
 
     def _highest_pos(self) -> int:
@@ -291,10 +291,10 @@ class Batch(Uncopyable):
         return bool(np.ptp(counts[counts > 0]) == 0)
 
     def _filled(self, *, all_outputs: bool) -> llama_batch_p:
-        """The batch as C reads it.
+        """The batch in C's form.
 
         Args:
-            all_outputs: every entry gives an output, whatever was asked for.
+            all_outputs: every entry gives an output, whatever was requested.
         """
         if all_outputs and self._n_outputs < len(self):
             self._ones = np.ones(len(self), dtype=np.int8)

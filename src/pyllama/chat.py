@@ -1,7 +1,7 @@
-"""Chat templates: messages to a prompt, by llama.cpp's own template engine.
+"""Chat templates: messages to a prompt, with llama.cpp's own template engine.
 
-A template comes from the model file, which is untrusted input. libllama-common interprets it in
-C++, and gives it nothing but the messages. Python never does.
+A template comes from the model file, which is untrusted. libllama-common interprets it in C++, and
+gives it only the messages. Python never interprets it.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ class ChatTemplate(Uncopyable):
         tokenizer = None if model is None else model.vocab._tokenizer
 
         def engine(source: str) -> _Engine:
-            # The engine reads all line ends as \n, in a time quadratic in those it replaces.
+            # The engine reads all line ends as \n. Its time for replacing them is quadratic.
             source = source.replace("\r\n", "\n")
             if not isolated:
                 return _Engine(_Native(source, *texts), added, tokenizer)
-            from pyllama.chat_process import ChatProcess  # subprocess takes a while to import
+            from pyllama.chat_process import ChatProcess  # subprocess is slow to import
 
             return _Engine(ChatProcess(source, *texts), added, tokenizer)
 
@@ -120,7 +120,7 @@ class ChatTemplate(Uncopyable):
         if self._supports_thinking is None:
             try:
                 thinking = self.apply([{"role": "user", "content": "Hello"}]).supports_thinking
-            except ChatTemplateAborted:  # which says nothing of the template's abilities
+            except ChatTemplateAborted:  # which does not mean that the template lacks abilities
                 raise
             except ChatTemplateError:
                 thinking = False
@@ -228,7 +228,7 @@ class _Engine:
     """One template, wherever it runs, and the formats found for it.
 
     Args:
-        bos: left out at a prompt's beginning, since tokenizing adds it.
+        bos: removed from the beginning of a prompt, since tokenizing adds it.
         tokenizer: what names control tokens, if it is known.
     """
 
@@ -245,8 +245,8 @@ class _Engine:
         about = _chat_answers.description(template.description, capabilities)
         self.source: str = about["source"]
         self.capabilities: dict[str, bool] = about["capabilities"]
-        # llama.cpp finds most formats by rendering dozens of trial conversations, at each call.
-        # What it finds depends on the inputs without the conversation, so it can be kept.
+        # llama.cpp finds most formats by rendering dozens of trial conversations, at each call. The
+        # result depends on the inputs other than the conversation, so it can be cached.
         self._finds_format: bool = about["is_analyzed"]
         self._formats: dict[tuple[str, str], RenderedChat] = {}
         self._directives: list[str] = []
@@ -255,8 +255,8 @@ class _Engine:
             self._directives = sorted(found, key=len, reverse=True)
 
     def variables(self, given: Mapping[str, Any] | None, now: datetime | None) -> dict[str, Any]:
-        """The template's variables: those that tell the time, which llama.cpp takes from its own
-        clock, and the given ones.
+        """The template's variables: the given ones, and the time, which llama.cpp takes from its
+        own clock.
         """
         if now is None:
             now = datetime.now().astimezone()
@@ -284,7 +284,7 @@ class _Engine:
     def apply(
         self, format_inputs: dict[str, Any], prompt_inputs: dict[str, Any], given: Mapping[str, Any]
     ) -> RenderedChat:
-        """The chat, rendered; its control tokens are the template's alone.
+        """Render the chat. Only the template's text may contain control tokens.
 
         Args:
             format_inputs: what the format depends on.
@@ -389,7 +389,7 @@ def _check_text(name: str, text: str | None) -> None:
 
 
 def _templates_of(model: Model) -> tuple[str, str | None]:
-    """A model's own template, and the one it has for tools, if any."""
+    """A model's own template, and its template for tools, if any."""
     default, tool_use = model.chat_template(), model.chat_template("tool_use")
     source = default or tool_use
     if not source:
@@ -398,7 +398,7 @@ def _templates_of(model: Model) -> tuple[str, str | None]:
 
 
 def _token_texts(vocab: Vocab) -> tuple[str, str]:
-    """The text of BOS and EOS, empty without one."""
+    """The text of BOS and EOS; empty without one."""
     pieces = (
         b"" if token is None else vocab.token_to_piece(token, special=True)
         for token in (vocab.bos, vocab.eos)
@@ -428,7 +428,7 @@ def _schema(schema: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     if not isinstance(schema, Mapping):
         raise TypeError(f"json_schema must be a mapping, got {reprlib.repr(schema)}")
-    # llama.cpp takes an empty schema for none at all.
+    # llama.cpp treats an empty schema as none.
     return dict(schema) or {"type": "object"}
 
 

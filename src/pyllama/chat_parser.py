@@ -1,4 +1,4 @@
-"""What a model wrote, taken apart by its chat template's format: content, reasoning, tool calls."""
+"""Splits what a model wrote by its chat template's format: content, reasoning, tool calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat templates in a process of their own: whatever they do, this process lives."""
+"""Chat templates in a process of their own. Whatever they do, this process survives."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from pyllama.errors import ChatProcessError, ChatTemplateAborted, ChatTemplateEr
 CALL_SECONDS = 10  # of a clock
 PROCESSOR_SECONDS = 5
 
-# What the interpreter may need to start; the template's process has nothing else.
+# Variables that the interpreter may need to start. The template's process gets no others.
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
-# By these others end a process: its own faults have other signals, and are the template's.
+# Signals by which others end a process. A fault of the template causes other signals.
 _FROM_OUTSIDE = frozenset(("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"))
 
 _T = TypeVar("_T")
 
 
 class ChatProcess:
-    """One template in a child process, which ends with it.
+    """One template in a child process, which ends with this object.
 
-    A call that takes more than 5 seconds of a processor, more than 1 GiB of memory (on Linux) or
-    the process down is an error, and the next call starts another process. Where others end it, or
-    it has no answer after 10 seconds without having computed for 5, the call is made once more in
-    another. Where an exception such as Ctrl-C ends a call, at whatever point, the process may be in
-    the middle of something: the next call ends it and starts another. Threads take turns. The
-    process gives up what a template has no use for: see ``_chat_worker.confine``.
+    A call that takes more than 5 seconds of processor time, more than 1 GiB of memory (on Linux) or
+    ends the process is an error, and the next call starts another process. If something else ended
+    it, or it has not answered after 10 seconds without having computed for 5, the call is repeated
+    once in another process. After an exception such as Ctrl-C the process may be in the middle of
+    something, so the next call starts another. Threads take turns.
 
-    A template might take its process over, by a fault of the engine, so that what the process sends
-    is checked: its length, its form, and by ``ChatTemplate`` what it tells.
+    The process gives up what a template does not need: see ``_chat_worker.confine``. A template
+    might take over its process through a fault of the engine. So everything that the process sends
+    is checked: its length, its form, and its content by ``ChatTemplate``.
     """
 
     def __init__(self, source: str, bos: str, eos: str) -> None:
@@ -54,15 +54,16 @@ class ChatProcess:
         self.description = _twice(self._start)
 
     def call(self, function: str, inputs: str) -> str:
-        """What a guarded call of the shim returns.
+        """The result of a guarded call of the shim.
 
         Raises:
             ChatTemplateError: it failed.
-            ChatTemplateAborted: it took the process down, or too long.
+            ChatTemplateAborted: it ended the process, or took too long.
             ChatProcessError: the process was ended from outside or stalled, twice, or cannot start.
         """
         if self._pid != os.getpid():
-            # After a fork the process is the parent's, and a thread that is gone may hold the lock.
+            # After a fork the process belongs to the parent, and a thread that is gone may hold the
+            # lock.
             self._lock, self._process = threading.Lock(), None
 
         def ask() -> str:
@@ -126,9 +127,9 @@ class ChatProcess:
         return text
 
     def _exchange(self, request: bytes | None) -> tuple[dict[str, Any] | None, str]:
-        """Send a request, if any, and read an answer; or tell how the process ended instead.
+        """Send a request, if any, and read the answer, or report how the process ended instead.
 
-        Whatever is raised, the process is not used again: it may be in the middle of something.
+        After any exception the process is not used again: it may be in the middle of something.
         """
         process = self._process
         assert process is not None
@@ -145,10 +146,10 @@ class ChatProcess:
             raise ChatTemplateAborted(f"the chat template's process sent {error}") from None
         except BaseException as error:
             if process.stdin is None or not process.stdin.closed:
-                self._stop()  # an answer that nobody reads would be taken for the next one
+                self._stop()  # an unread answer would be taken for the next one
                 if isinstance(
                     error, (OSError, _pipes.NotWatched)
-                ):  # the system's, not the template's
+                ):  # an error of the system, not of the template
                     message = f"the chat template's process cannot be asked: {error}"
                     raise ChatProcessError(message) from error
                 raise
@@ -171,8 +172,8 @@ class ChatProcess:
 
     @staticmethod
     def _explain_delay() -> str:
-        """Say that it took too long, or raise that it is not the template's fault."""
-        if sys.platform == "win32":  # which does not tell how long it computed
+        """Report that it took too long, or raise if that is not the template's fault."""
+        if sys.platform == "win32":  # it is unknown how long it computed
             return f"it took longer than {CALL_SECONDS} seconds"
         raise ChatProcessError(
             f"the chat template's process did not answer within {CALL_SECONDS} seconds, and had no "
@@ -181,10 +182,10 @@ class ChatProcess:
         )
 
     def _stop(self) -> int:
-        """End the process, and tell its exit code, or its signal as a negative number."""
+        """End the process. Returns its exit code, or its signal as a negative number."""
         process = self._process
         assert process is not None
-        # Not by the finalizer: the exit handler, or an exception in it, may have used that up.
+        # Not by the finalizer: the exit handler, or an exception in it, may have used that already.
         _end(process, self._pid)
         self._end.detach()
         self._process = None
@@ -202,7 +203,7 @@ def _parsed(data: bytes) -> dict[str, Any]:
 
 
 def _twice(call: Callable[[], _T]) -> _T:
-    """Call again if others ended the process."""
+    """Repeat a call if something else ended the process."""
     try:
         return call()
     except ChatProcessError:

@@ -183,7 +183,8 @@ class Context(Decoding):
     def warmup(self) -> None:
         """Compute something once, so that the first request does not wait for the weights.
 
-        The memory must be empty, and is again afterwards; outputs and performance start anew.
+        The memory must be empty, and is empty again afterwards. Outputs and performance counts are
+        reset.
 
         Raises:
             ValueError: the memory holds tokens.
@@ -205,11 +206,11 @@ class Context(Decoding):
             self._encoded = not self.model.has_encoder
 
     def cancel(self) -> None:
-        """Stop the decode that another thread is in; it raises DecodeCancelled.
+        """Stop the decode of another thread, which raises DecodeCancelled.
 
-        llama.cpp asks between operations, on the CPU alone. Without a decode this does nothing.
-        A recurrent or hybrid model forgets the sequences of the batch, whose states were being
-        changed.
+        llama.cpp checks for it between operations, only on the CPU. Without a decode this does
+        nothing. A recurrent or hybrid model forgets the sequences of the batch, whose states were
+        being changed.
         """
         lib.pyllama_interrupt_cancel(self._interrupt.pointer)
 
@@ -229,7 +230,7 @@ class Context(Decoding):
             self.computes_embeddings = bool(embeddings)
 
     def set_causal_attn(self, causal_attn: bool) -> None:
-        """Attend to earlier tokens alone, or to all of the batch (``llama_set_causal_attn``)."""
+        """Attend only to earlier tokens, or to all of the batch (``llama_set_causal_attn``)."""
         self._call(lib.guarded_set_causal_attn, bool(causal_attn))
 
     @property
@@ -284,7 +285,7 @@ class Context(Decoding):
             self._attached = [pool._open() for pool in self._threadpools]
 
     def detach_threadpool(self) -> None:
-        """Compute with threads of llama.cpp's own again (``llama_detach_threadpool``)."""
+        """Compute with llama.cpp's own threads again (``llama_detach_threadpool``)."""
         with self._lock:
             self._call(lib.guarded_detach_threadpool)
             self._threadpools, self._attached = (), []
@@ -299,7 +300,7 @@ class Context(Decoding):
             return Performance(**{name: getattr(data, name) for name in names})
 
     def reset_performance(self) -> None:
-        """Measure and count from here on (``llama_perf_context_reset``)."""
+        """Reset the times and counts (``llama_perf_context_reset``)."""
         with self._lock:
             self.synchronize()
             self._call(lib.guarded_perf_context_reset)
@@ -309,10 +310,10 @@ class Context(Decoding):
         state = "closed" if self.closed else f"n_ctx {self.n_ctx}, n_seq_max {self.n_seq_max}"
         return f"<pyllama.Context of {self.model.desc!r}: {state}>"
 
-    # Within
+    # Internal
 
     def _set_adapters(self, scales: _Scales) -> None:
-        """Use these LoRA adapters, which are locked, and no others."""
+        """Use exactly these LoRA adapters, which are locked."""
         pointers = [adapter._open().pointer for adapter in scales]
         array = ffi.new("struct llama_adapter_lora *[]", pointers)
         values = ffi.new("float[]", list(scales.values()))
@@ -323,7 +324,7 @@ class Context(Decoding):
             self._adapters = scales
 
     def _drop_adapter(self, adapter: NativeObject[Pointer[llama_adapter_lora]]) -> None:
-        """Use a LoRA adapter no longer, which is being closed."""
+        """Stop using a LoRA adapter that is being closed."""
         with self._lock:
             if adapter in self._adapters and self.usable:
                 kept = {other: scale for other, scale in self._adapters.items() if other != adapter}
@@ -366,14 +367,14 @@ class Context(Decoding):
             self._has_embeddings = self.computes_embeddings or what == "encode"
 
     def _compute(self, call: Callable[..., int], *arguments: Any) -> int:
-        """Call what writes over the outputs, and return its code."""
+        """Call a function that overwrites the outputs, and return its code."""
         if self._views is not None:
             self._forget_outputs()
         self._n_outputs = 0
         on_main_thread = get_ident() == main_thread().ident
         lib.pyllama_interrupt_begin(self._interrupt.pointer, on_main_thread)
         if self._used is not self._attached:
-            # The backend looks once more at the pool that it used before.
+            # The backend accesses the pool that it used before once more.
             self._used = [*self._used, *self._attached]
         code: int
         if self._threadpools:

@@ -1,4 +1,4 @@
-"""How a context is made: its arguments, checked, and the C struct that is made of them."""
+"""The parameters of a context: arguments, checked, and the C struct made of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUANTIZED_CACHE_TYPES = frozenset(CACHE_TYPES) - {"f32", "f16", "bf16"}
 
 
 def _numbers(words: Any, prefix: str) -> dict[str, int]:
-    """What llama.h calls each of the words, ``LLAMA_…_TYPE_`` and the word."""
+    """llama.h's names of the words: ``LLAMA_…_TYPE_`` and the word."""
     return {word: getattr(lib, f"{prefix}_{word.upper()}") for word in get_args(words)}
 
 
@@ -36,12 +36,12 @@ POOLING_NAMES: dict[int, Any] = {
     number: name for name, number in _POOLING.items() if name != "unspecified"
 }
 
-# A check takes the argument's name and value, and returns what C gets; None is resolved later.
+# A check takes the argument's name and value, and returns what C gets. None is resolved later.
 _Check = Callable[[str, Any], Any]
 
 
 def _in_struct(check: _Check, name: str | None = None) -> Mapping[str, Any]:
-    """How a field is checked, and what it is called in C where that is another name."""
+    """How a field is checked, and its name in C if that differs."""
     return {"check": check, "in_struct": name}
 
 
@@ -166,7 +166,7 @@ class ContextParams:
         return self.type_v in QUANTIZED_CACHE_TYPES
 
     def _struct(self) -> llama_context_params:
-        """A ``llama_context_params`` of these, with what None stands for."""
+        """A ``llama_context_params`` with these values. What None stands for is filled in."""
         values: dict[str, Any] = dict(vars(self)["_in_struct"])
         values["n_batch"] = values["n_batch"] or 2048
         values["n_threads"] = values["n_threads"] or cpu_math_cores()
@@ -180,7 +180,7 @@ class ContextParams:
 def with_options(
     name: str, params: ContextParams | None, options: Mapping[str, Any]
 ) -> ContextParams:
-    """The params of an argument of that name, or the defaults, with options in place of theirs."""
+    """The params given as an argument, or the defaults, with the options replaced."""
     if params is None:
         return ContextParams(**options)
     if not isinstance(params, ContextParams):
@@ -189,7 +189,7 @@ def with_options(
 
 
 class ContextOptions(TypedDict, total=False):
-    """The same as keyword arguments of ``Context``, all of them optional."""
+    """The same as keyword arguments of ``Context``, all optional."""
 
     n_ctx: int
     n_batch: int | None

@@ -1,7 +1,7 @@
 """Devices that models run on, and the backends that drive them (ggml-backend.h).
 
-Backends are loaded once, before anything uses them; after that the list of them never changes,
-so that any thread may read it.
+Backends are loaded once, before anything uses them. After that their list never changes, so any
+thread may read it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _packages: list[BackendPackage] = []
 
 
 class _Found:
-    """What llama.cpp found: a value that never changes, and means nothing in other processes."""
+    """What llama.cpp found: an immutable value that is meaningless in other processes."""
 
     name: str
 
