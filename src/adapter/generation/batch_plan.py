@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,12 +20,17 @@ LEAST_PIECE = 32
 
 @dataclass(frozen=True)
 class Part:
-    """A slot's tokens in a batch: from ``begin``, where its memory ends, to ``end``."""
+    """A slot's tokens in a batch: from ``begin``, where its memory ends, to ``end``.
+
+    Attributes:
+        window: the sequences that are computed together with it. Those without a part are padded.
+    """
 
     slot: Slot
     sequence: Request
     begin: int
     end: int
+    window: range | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -36,6 +41,11 @@ class Part:
     def is_current(self) -> bool:
         """Whether the request has neither ended nor been rolled back since."""
         return self.slot.sequence is self.sequence and self.sequence.n_past == self.begin
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether it is one token of an answer."""
+        return self.n_tokens == 1 and self.begin >= len(self.sequence.request.prompt)
 
     @property
     def gives_output(self) -> bool:
@@ -86,16 +96,30 @@ class ExactPlan:
             yield cache, self._decode(cache)
 
     def _prefill(self, slot: Slot) -> Batches:
-        yield choose_parts([], [slot], room=slot.cache.context.n_batch, chunk=self._chunk)
+        parts = choose_parts([], [slot], room=slot.cache.context.n_batch, chunk=self._chunk)
+        yield [self._padded(part) for part in parts]
 
     def _decode(self, cache: KVCache) -> Batches:
         room = (LONGEST_RUN + 1) * cache.count
         parts = choose_parts(cache.running, [], room=room, chunk=self._chunk)
         single = [part for part in parts if part.n_tokens == 1 and not part.sequence.restarted]
         others = [part for part in parts if part.n_tokens > 1 or part.sequence.restarted]
-        sizes = self._exactness.batch_sizes(cache.count) if len(single) > 1 else ONE_BY_ONE
-        yield from sizes.split(single)
-        yield from ([part] for part in others)
+        windows = self._exactness.windows(cache.count)
+        if windows is not None:
+            for window in windows.cover(part.slot.seq_id for part in single):
+                inside = [part for part in single if part.slot.seq_id in window]
+                yield [replace(part, window=window) for part in inside]
+        else:
+            sizes = self._exactness.batch_sizes(cache.count) if len(single) > 1 else ONE_BY_ONE
+            yield from sizes.split(single)
+        yield from ([self._padded(part)] for part in others)
+
+    def _padded(self, part: Part) -> Part:
+        """A part that is computed without others: a token of an answer as it is beside them."""
+        windows = self._exactness.windows(part.slot.cache.count) if part.is_answer else None
+        if windows is None:
+            return part
+        return replace(part, window=windows.cover([part.slot.seq_id])[0])
 
 
 class MixedPlan:
@@ -164,11 +188,20 @@ def _part(slot: Slot, chunk: int) -> Part:
     return Part(slot, sequence, sequence.n_past, sequence.next_end(chunk))
 
 
-def fill(batch: pyllama.Batch, parts: Iterable[Part]) -> dict[int, Part]:
-    """Fill an empty batch. Returns the parts after which a token is sampled, by output."""
+def fill(
+    batch: pyllama.Batch, parts: Iterable[Part], padding: Mapping[int, int] | None = None
+) -> dict[int, Part]:
+    """Fill an empty batch. Returns the parts after which a token is sampled, by output.
+
+    Args:
+        padding: positions of tokens that nobody needs, by their sequences.
+    """
     batch.clear()
     outputs = {}
+    rows = sorted((padding or {}).items())
     for part in parts:
+        while rows and rows[0][0] < part.slot.seq_id:
+            _pad(batch, *rows.pop(0))
         batch.add_tokens(
             part.sequence.tokens_between(part.begin, part.end),
             pos=part.begin,
@@ -177,4 +210,11 @@ def fill(batch: pyllama.Batch, parts: Iterable[Part]) -> dict[int, Part]:
         )
         if part.gives_output:
             outputs[len(batch) - 1] = part
+    for row in rows:
+        _pad(batch, *row)
     return outputs
+
+
+def _pad(batch: pyllama.Batch, seq_id: int, pos: int) -> None:
+    """Add a token that nobody needs. Its output lets its row go as far as others."""
+    batch.add(0, pos, (seq_id,), output=True)

@@ -51,8 +51,9 @@ class BatchRunner:
         n_running = sum(part.sequence.state == "running" for part in parts)
         again: list[Part] = []
         try:
-            outputs = fill(cache.batch, parts)
-            cache.context.decode(cache.batch)
+            with self._running.padding(parts) as padding:
+                outputs = fill(cache.batch, parts, padding)
+                cache.context.decode(cache.batch)
         except pyllama.DecodeCancelled:
             raise
         except Exception as error:

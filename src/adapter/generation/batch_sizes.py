@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import TypeVar
 
@@ -60,3 +61,32 @@ class BatchSizes:
 
 ONE_BY_ONE = BatchSizes({1: 0.0})
 """What keeps the bytes of every model."""
+
+
+class Windows:
+    """Runs of a context's sequences that are decoded together, whether or not all have a token.
+
+    Those that have none are padded, so that each batch is as wide as others of its size, and the
+    bytes are the same at any load.
+
+    Args:
+        seconds: what a batch took, by its size. No other sizes are used.
+        count: how many sequences the context has; at least as many as the smallest size.
+    """
+
+    def __init__(self, seconds: Mapping[int, float], count: int) -> None:
+        self._seconds = {size: each + CALL_SECONDS for size, each in seconds.items()}
+        self._count = count
+
+    def cover(self, seq_ids: Iterable[int]) -> list[range]:
+        """The windows that hold these sequences and take the least time."""
+        ids = sorted(seq_ids)
+        least: list[tuple[float, list[range]]] = [(0.0, [])]  # for the last of them, backwards
+        for index in range(len(ids) - 1, -1, -1):
+            ways = []
+            for size, seconds in self._seconds.items():
+                begin = min(ids[index], self._count - size)
+                total, others = least[len(ids) - bisect_left(ids, begin + size)]
+                ways.append((seconds + total, [range(begin, begin + size), *others]))
+            least.append(min(ways, key=lambda way: (way[0], len(way[1]))))
+        return least[-1][1]

@@ -12,7 +12,7 @@ from numpy.random import default_rng  # numpy imports it on first use, which tak
 from numpy.typing import NDArray
 
 import pyllama
-from adapter.generation.batch_sizes import ONE_BY_ONE, BatchSizes
+from adapter.generation.batch_sizes import ONE_BY_ONE, BatchSizes, Windows
 from adapter.generation.contexts import PADDING, padded
 from adapter.generation.failures import note
 from adapter.generation.memory.blocks import BLOCK, CHUNK, LEAST_LEFT
@@ -54,6 +54,9 @@ class Exactness:
             batches are found out.
         flash_attention: whether contexts use it. No bytes are tried then: a batch of one, and cuts
             at multiples of CHUNK, are what holds for every length.
+        width: how many sequences each batch is to have at the least, padded where fewer have a
+            token: a batch of one then has the same bytes as a full one, for many types of weights
+            that have other bytes in batches of one.
     """
 
     def __init__(
@@ -62,8 +65,11 @@ class Exactness:
         *,
         reproducible: bool,
         flash_attention: bool = False,
+        width: int = 1,
     ) -> None:
         self._make = make
+        self._width = width if reproducible and not flash_attention else 1
+        self._windows: dict[int, Windows | None] = {}
         self._tries = not (reproducible and flash_attention)
         self._reproducible = reproducible
         self._sizes: dict[int, BatchSizes] = {}
@@ -78,6 +84,23 @@ class Exactness:
                 return ONE_BY_ONE if self._reproducible else BatchSizes({1: 0.0, count: 0.0})
             self._sizes[count] = found
         return self._sizes[count]
+
+    def windows(self, count: int) -> Windows | None:
+        """How a context's sequences are decoded in batches that are padded; None if they are not.
+
+        While no trial can be made, all batches have the width that was asked for.
+        """
+        if self._width == 1:
+            return None
+        if count not in self._windows:
+            found = self._found(PADDING * count, count, self._try_windows)
+            if found is None:
+                return Windows({self._width: 0.0}, count)
+            (self._windows[count],) = found
+        return self._windows[count]
+
+    def _try_windows(self, context: pyllama.Context) -> tuple[Windows | None]:
+        return (tried_windows(context, self._width),)
 
     def _try_sizes(self, context: pyllama.Context) -> BatchSizes:
         return tried_sizes(context, exact=self._reproducible)
@@ -135,14 +158,54 @@ def tried_sizes(context: pyllama.Context, *, exact: bool = True) -> BatchSizes:
     return BatchSizes(seconds)
 
 
-class Trial:
-    """Decodes one token of some sequences, each after the same tokens of its own."""
+def tried_windows(context: pyllama.Context, width: int) -> Windows | None:
+    """Which batches of ``width`` sequences, or a multiple, give each the same logits.
 
-    def __init__(self, context: pyllama.Context) -> None:
+    They must not depend on the other sequences of the batch, nor on a sequence's place in it. None
+    if they do.
+
+    Args:
+        context: an empty one of at least ``width`` sequences; it is empty again afterwards.
+    """
+    first = range(width)
+    trial = Trial(context)
+    expected = trial.logits(first)
+    seconds = {width: trial.seconds(first)}
+    others = trial.tokens.copy()
+    others[1::2] = 0
+    moved = trial.tokens.copy()
+    moved[first] = trial.tokens[first][::-1]
+    exact = np.array_equal(Trial(context, others).logits(first)[::2], expected[::2])
+    exact = exact and np.array_equal(Trial(context, moved).logits(first)[::-1], expected)
+    if exact:
+        trial = Trial(context)
+        for size in range(2 * width, context.n_seq_max + 1, width):
+            expected = np.concatenate([expected, trial.logits(range(size - width, size))])
+            if not np.array_equal(trial.logits(range(size)), expected):
+                break
+            seconds[size] = trial.seconds(range(size))
+    else:
+        logger.warning("batches padded to %d change the logits: they are not padded", width)
+    context.memory.clear()
+    return Windows(seconds, context.n_seq_max) if exact else None
+
+
+class Trial:
+    """Decodes one token of some sequences, each after the same tokens of its own.
+
+    Args:
+        context: is emptied.
+        tokens: of each sequence, an array of shape (n_seq_max, N_TOKENS + N_TIMED).
+    """
+
+    def __init__(self, context: pyllama.Context, tokens: NDArray[np.int64] | None = None) -> None:
         self._context = context
-        shape = (context.n_seq_max, N_TOKENS + N_TIMED)
-        self._tokens = default_rng(0).integers(0, context.model.vocab.n_tokens, shape)
+        if tokens is None:
+            shape = (context.n_seq_max, N_TOKENS + N_TIMED)
+            tokens = default_rng(0).integers(0, context.model.vocab.n_tokens, shape)
+        self.tokens = tokens
         self._n_past = [0] * context.n_seq_max
+        context.memory.clear()
 
     def logits(self, seq_ids: Sequence[int]) -> NDArray[np.float32]:
         """The logits after each sequence's token, of shape (len(seq_ids), n_vocab)."""
@@ -160,7 +223,7 @@ class Trial:
         batch = pyllama.Batch(len(seq_ids))
         for seq_id in seq_ids:
             at = self._n_past[seq_id]
-            batch.add(int(self._tokens[seq_id, at]), at, (seq_id,), output=True)
+            batch.add(int(self.tokens[seq_id, at]), at, (seq_id,), output=True)
             self._n_past[seq_id] += 1
         begin = time.perf_counter()
         self._context.decode(batch)
@@ -174,7 +237,7 @@ class Trial:
                 self._n_past[seq_id] = first
             if self._n_past[seq_id] != first:
                 memory.seq_rm(seq_id)
-                prompt = self._tokens[seq_id, :first]
+                prompt = self.tokens[seq_id, :first]
                 batch = pyllama.Batch.from_tokens(prompt, seq_id=seq_id, outputs="none")
                 self._context.decode(batch)
                 self._n_past[seq_id] = first

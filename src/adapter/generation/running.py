@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pyllama
 from adapter.generation.batch_plan import Part
@@ -128,6 +129,33 @@ class RunningBatch:
         self._memory.restore(slot, sequence)
         sequence.n_cached = min(n_cached, sequence.n_past)
         self.prefilling.append(slot)
+
+    @contextmanager
+    def padding(self, parts: list[Part]) -> Iterator[dict[int, int]]:
+        """Where to append a token to those sequences of the parts' window that have no part.
+
+        What is appended to a request's sequence in the block is removed from it again, also after
+        an error.
+
+        Args:
+            parts: in order of their sequences.
+        """
+        slots = parts[0].slot.cache.slots
+        window = parts[0].window or ()
+        taken = {part.slot.seq_id for part in parts}
+        padded = [slots[seq_id] for seq_id in window if seq_id not in taken]
+        positions = {slot.seq_id: self._memory.end_of(slot) for slot in padded}
+        try:
+            yield positions
+        finally:
+            cache = parts[0].slot.cache
+            try:
+                for slot in padded:
+                    if slot.sequence is not None:
+                        cache.context.memory.seq_rm(slot.seq_id, positions[slot.seq_id])
+            except BaseException as error:  # it holds what is not the request's
+                self.drop(cache, translation(error))
+                raise
 
     # Endings
 

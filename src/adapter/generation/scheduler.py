@@ -30,7 +30,7 @@ from adapter.generation.memory.own import OwnMemory
 from adapter.generation.memory.prefix_cache import PrefixCache
 from adapter.generation.memory.prefix_files import PrefixFiles
 from adapter.generation.memory.prefix_folder import PrefixFolder
-from adapter.generation.memory.prefix_reuse import PrefixReuse, rolls_back
+from adapter.generation.memory.prefix_reuse import PrefixReuse, pads, rolls_back
 from adapter.generation.memory.shared import SharedMemory
 from adapter.generation.memory.strategy import Memory
 from adapter.generation.metrics import Metrics
@@ -85,6 +85,8 @@ class Scheduler:
         metrics: counts what it does.
         prefix_folder: keeps beginnings of prompts for other processes.
         context: settings of all contexts, where the user has any.
+        batch_width: sequences that are decoded in each batch at the least, padded if fewer run,
+            where bytes are kept and memory can be cut back.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class Scheduler:
         metrics: Metrics | None = None,
         prefix_folder: PrefixFolder | None = None,
         context: pyllama.ContextParams | None = None,
+        batch_width: int = 1,
     ) -> None:
         self._model = model
         self._context_length = context_length
@@ -126,10 +129,13 @@ class Scheduler:
         self._contexts = Contexts(
             model, params, chunk=call, scoring_chunk=chunk, mixed=shared_memory
         )
+        flash_attention = params.flash_attn != "disabled"
+        width = batch_width if pads(model) and reproducible and not flash_attention else 1
         exactness = Exactness(
             self._contexts.make,
             reproducible=reproducible,
-            flash_attention=params.flash_attn != "disabled",
+            flash_attention=flash_attention,
+            width=width,
         )
         saved = PrefixCache(cache_bytes, rolls_back=not whole_states)
         files = PrefixFiles(prefix_folder, saved, self._wake) if prefix_folder else None
@@ -148,8 +154,10 @@ class Scheduler:
             longest=context_length,
             n_cells=n_cells,
             max_sequences=max_sequences,
+            width=width,
         )
-        plan: Plan = MixedPlan(call) if one_context else ExactPlan(exactness, call)
+        mixes = one_context and width == 1
+        plan: Plan = MixedPlan(call) if mixes else ExactPlan(exactness, call)
         self._waiting = Waiting(count_borders=whole_states)
         self._scoring = ScoringQueue(
             self._contexts.make_for_scoring,

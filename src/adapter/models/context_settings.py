@@ -26,6 +26,9 @@ MAX_ANSWERS = 64
 of each besides those of prompts.
 """
 
+BATCH_WIDTHS = (None, 4, 8, 12, 16)
+"""Widths of batches that are padded: kernels compute four rows at a time."""
+
 LEAST_BATCH = longest_call(CHUNK) + MAX_ANSWERS
 
 

@@ -40,9 +40,11 @@ class CpuMemory:
     Attributes:
         use: what the model takes with one context, as the scheduler makes it.
         length: tokens that a request may have; None for the length of that context.
+        width: the fewest sequences of a context for requests.
     """
 
-    def __init__(self, use: pyllama.MemoryUse, length: int | None = None) -> None:
+    def __init__(self, use: pyllama.MemoryUse, length: int | None = None, width: int = 1) -> None:
+        self._width = width
         self._length = padded(length or use.n_ctx)
         self._weights = use.host.model
         self._compute = use.host.compute
@@ -51,18 +53,18 @@ class CpuMemory:
         # A recurrent model's state of a sequence does not depend on its length.
         self._step = self._length if use.recurrent else min(SHORTEST, self._length)
         # Two contexts exist while a larger one replaces a smaller one.
-        growth = FEWEST * self._step
+        growth = max(FEWEST, width) * self._step
         if self._length > self._step:
             growth += MAX_SEQUENCES * self._step
         self._most = MAX_SEQUENCES * self._length + growth
-        self._ordinary = min(self._most, MAX_SEQUENCES * self._step + self._length)
+        self._ordinary = min(self._most, MAX_SEQUENCES * self._step + width * self._length)
         self._probed = self._length if use.recurrent else PADDING
 
     def bytes_for(self, n_cells: int) -> int:
         """The bytes in all, if the sequences of requests hold this many tokens together."""
         # Besides those: scores, isolated requests, and what moves from one context to another.
         n_tried = min(n_cells // self._step, max(MAX_SEQUENCES, n_cells // self._length))
-        n_tokens = n_cells + 3 * self._length + n_tried * self._probed
+        n_tokens = n_cells + (2 + self._width) * self._length + n_tried * self._probed
         contexts = int(n_tokens * self._per_token) + N_COMPUTING * self._compute
         return self._weights + contexts + self.kept_bytes(n_cells) + self._rows + LITTLE
 
@@ -80,11 +82,12 @@ class CpuMemory:
         """
         most = self._cells_within(room // 2, self._most)
         ordinary = self._cells_within(room - margin, self._ordinary)
-        return max(most, ordinary, self._length)
+        return max(most, ordinary, self._width * self._length)
 
     def cells_of(self, n_contexts: int) -> int:
         """How many tokens sequences must hold together so that `n` of the full length fit."""
-        return n_contexts * self._length + min(FEWEST, n_contexts) * self._step
+        count = max(n_contexts, self._width)
+        return count * self._length + min(max(FEWEST, self._width), count) * self._step
 
     def _cells_within(self, n_bytes: int, most: int) -> int:
         steps: list[int] = [*range(0, most, self._step), most]
@@ -92,13 +95,13 @@ class CpuMemory:
         return steps[max(0, n_fitting - 1)]
 
 
-def longest_within(use: pyllama.MemoryUse, room: int, *, n_contexts: int) -> int:
+def longest_within(use: pyllama.MemoryUse, room: int, *, n_contexts: int, width: int = 1) -> int:
     """How many tokens requests may have so that `n` of them fit into a number of bytes; 0 if none
     do.
     """
 
     def needed(length: int) -> int:
-        memory = CpuMemory(use, length)
+        memory = CpuMemory(use, length, width)
         return memory.bytes_for(memory.cells_of(n_contexts))
 
     lengths = range(PADDING, use.n_ctx + 1, PADDING)

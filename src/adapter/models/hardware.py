@@ -74,6 +74,8 @@ class Placement:
     tensor_buft_overrides: Mapping[str, pyllama.Device] = field(default_factory=dict)
     #: How its contexts are made, as far as the user says it.
     context: pyllama.ContextParams = field(default_factory=pyllama.ContextParams)
+    #: How many sequences are decoded in each batch at the least; 1 on GPUs.
+    batch_width: int = 1
 
     def load(
         self, path: Path, progress: Callable[[float], bool | None] | None = None
@@ -186,6 +188,7 @@ class HardwareManager:
         n_contexts: int | None = None,
         room: int | None = None,
         context: pyllama.ContextParams | None = None,
+        batch_width: int | None = None,
     ) -> Placement:
         """Where the model in a file runs, with the memory that is free now. No weights are read.
 
@@ -207,6 +210,7 @@ class HardwareManager:
             room: bytes of the machine's memory that may be taken at most where numbers are left
                 open; None for what is free, less a margin.
             context: how its contexts are made, as for ``ModelPool``.
+            batch_width: sequences that each batch has at the least on a CPU, as for ``ModelPool``.
 
         Raises:
             InvalidParameterError: a number out of range.
@@ -219,6 +223,7 @@ class HardwareManager:
         require_integer("n_contexts", n_contexts, least=1)
         require_integer("n_gpu_layers", n_gpu_layers)
         require_integer("room", room)
+        require_integer("batch_width", batch_width, least=1)
         choices = self.choices()
         for choice in choices:
             used = "used" if choice.used else "not used"
@@ -228,7 +233,9 @@ class HardwareManager:
             for choice in choices
             if choice.used and choice.device.type != "cpu" and n_gpu_layers != 0
         ]
-        planner = _Planner(path, context_length, n_contexts, room, checked(context))
+        planner = _Planner(
+            path, context_length, n_contexts, room, checked(context), batch_width or 1
+        )
         if not gpus:
             why = "there is no GPU to use" if n_gpu_layers != 0 else "no layer is wanted on a GPU"
             placement = planner.on_cpu(f"it runs on the CPU: {why}")
@@ -252,8 +259,10 @@ class _Planner:
         n_contexts: int | None,
         room: int | None,
         context: pyllama.ContextParams,
+        batch_width: int,
     ) -> None:
         self._context = context
+        self._width = batch_width
         self._n_threads = context.n_threads or cpu_threads()
         self._path = path
         self._wanted = context_length
@@ -277,7 +286,7 @@ class _Planner:
         room = placement.free[HOST] - margin(placement.free[HOST])
         if self._room is not None:
             room = min(room, self._room)
-        length = longest_within(use, room, n_contexts=self._given or 1)
+        length = longest_within(use, room, n_contexts=self._given or 1, width=self._width)
         if not length:
             return placement  # the weights alone are too large
         reasons = (why, f"the free memory allows a context of {length} tokens")
@@ -286,7 +295,7 @@ class _Planner:
     def _cpu_placement(
         self, use: pyllama.MemoryUse, reasons: tuple[str, ...], *, whole: bool = True
     ) -> Placement:
-        memory, free = CpuMemory(use), use.host.free
+        memory, free = CpuMemory(use, width=self._width), use.host.free
         if self._given is not None:
             n_contexts, n_cells = self._given, memory.cells_of(self._given)
         else:
@@ -315,6 +324,7 @@ class _Planner:
             fits=whole and fits and (self._room is None or taken <= self._room),
             reasons=(*reasons, counts, f"the CPU computes with {self._n_threads} threads"),
             context=self._context,
+            batch_width=self._width,
         )
 
     def spread_over(self, gpus: Sequence[pyllama.Device]) -> Placement:

@@ -12,13 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from adapter.errors import ConfigurationError, ModelNotLoadedError, TransientError
+from adapter.errors import (
+    ConfigurationError,
+    InvalidParameterError,
+    ModelNotLoadedError,
+    TransientError,
+)
 from adapter.generation.failures import insist
 from adapter.generation.memory.prefix_folder import prepare
 from adapter.generation.metrics import MetricsSnapshot
 from adapter.generation.thread_start import not_started, start_thread
 from adapter.models.chat_templates import ChatTemplates, Template
-from adapter.models.context_settings import checked
+from adapter.models.context_settings import BATCH_WIDTHS, checked
 from adapter.models.files import ModelFolder
 from adapter.models.hardware import HardwareManager, require_integer
 from adapter.models.info import ModelInfo
@@ -73,6 +78,12 @@ class ModelPool:
         reproducible: on a CPU, a request with a seed gives the same bytes whatever runs beside it
             or ran before. False computes faster, and reuses an answer as the beginning of the next
             prompt. On GPUs it has no effect.
+        batch_width: on a CPU, compute answers in batches of at least so many sequences, padded
+            where fewer run. A multiple of 4, up to 16. Many answers at once are faster with it
+            where the model's weights have other bytes in batches (K-quants, F16), and a single one
+            is slower: see docs/scheduling.md. Memory is reserved for so many requests of the full
+            length. None pads nothing. It has no effect if ``reproducible`` is False, on GPUs, and
+            for recurrent models.
         prefix_folder: a folder that keeps the beginnings of prompts for the next process, up to
             1 GiB for each model. It is made if it is missing. None keeps them in memory only. The
             files are states of llama.cpp: use a folder that nobody else can write.
@@ -111,6 +122,7 @@ class ModelPool:
         max_contexts: int | None = None,
         context: pyllama.ContextParams | None = None,
         reproducible: bool = True,
+        batch_width: int | None = None,
         prefix_folder: str | os.PathLike[str] | None = None,
         chat_template: Template | Mapping[str, Template] | None = None,
         progress: Progress = True,
@@ -118,6 +130,8 @@ class ModelPool:
         require_integer("context_length", context_length, least=1)
         require_integer("max_contexts", max_contexts, least=1)
         require_integer("n_gpu_layers", n_gpu_layers)
+        if batch_width not in BATCH_WIDTHS:
+            raise InvalidParameterError("batch_width", batch_width, "4, 8, 12, 16 or None")
         #: The folder of the models.
         self.model_dir = Path(model_dir).expanduser()
         self._folder = ModelFolder(self.model_dir, aliases or {})
@@ -131,6 +145,7 @@ class ModelPool:
             n_gpu_layers=n_gpu_layers,
             n_contexts=max_contexts,
             context=checked(context),
+            batch_width=batch_width if reproducible else None,
         )
         #: What load_model() returned: each alias has a handle of its own.
         self._handles: dict[tuple[ModelSlot, str], LoadedModel] = {}

@@ -156,6 +156,7 @@ class ResidentModel:
             metrics=metrics,
             prefix_folder=prefixes,
             context=placement.context,
+            batch_width=placement.batch_width,
         )
 
     def _make_isolated(self, placement: Placement) -> Scheduler:
@@ -171,6 +172,7 @@ class ResidentModel:
             chunk=self._chunk,
             isolated=True,
             context=placement.context,
+            batch_width=placement.batch_width,
         )
 
 
@@ -201,6 +203,7 @@ def _computation(placement: Placement, reproducible: bool) -> tuple[str, ...]:
         f"cpu={pyllama.cpu_variant()}",
         f"threads={placement.n_threads}",
         f"reproducible={reproducible}",
+        *([f"width={placement.batch_width}"] if reproducible and placement.batch_width > 1 else []),
         *decisive(placement.context),
     )
 

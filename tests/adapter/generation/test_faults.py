@@ -129,6 +129,15 @@ SHARED_CALLS = [
     (prefix_reuse, "block_hashes"),
 ]
 """Of what is computed as on a GPU."""
+PADDED_CALLS = [
+    (exactness, "tried_windows"),
+    (batch_sizes.Windows, "cover"),
+    (running.RunningBatch, "padding"),
+    (strategy.Memory, "end_of"),
+    (pyllama.Memory, "seq_rm"),
+    (pyllama.Context, "decode"),
+]
+"""Where batches are padded."""
 
 
 class Schedules:
@@ -204,6 +213,7 @@ def schedules_of(write_tiny_model, tmp_path_factory):
         "batched": Schedules(lambda: scheduler_of(model)),
         "few sequences": Schedules(lambda: scheduler_of(model, max_sequences=2)),
         "isolated": Schedules(lambda: isolated_of(model)),
+        "padded": Schedules(lambda: scheduler_of(model, batch_width=4)),
         "recurrent": Schedules(lambda: scheduler_of(recurrent)),
         "window": Schedules(lambda: scheduler_of(window)),
         "shared": Schedules(lambda: scheduler_of(model, **as_on_gpus), exact=False),
@@ -267,6 +277,13 @@ def test_an_error_of_a_call_as_on_a_gpu_ends_whom_it_concerns(schedules_of, owne
     assert inject(schedules, owner, name, ERRORS[kind], calls=(1, 4)), "it was never called"
 
 
+@pytest.mark.parametrize("kind", ["MemoryError", "NativeMemoryError", "SystemExit"])
+@pytest.mark.parametrize(("owner", "name"), PADDED_CALLS, ids=named)
+def test_an_error_of_a_call_where_batches_are_padded(schedules_of, owner, name, kind):
+    calls = (1, 12, 40) if owner in (pyllama.Memory, pyllama.Context) else (1,)
+    assert inject(schedules_of["padded"], owner, name, ERRORS[kind], calls), "it was never called"
+
+
 FOLDER = str(Path(adapter.generation.__file__).parent)
 BEYOND = {"_run", "_claim_thread", "insist", "_called"}
 """Functions that are the net itself."""
@@ -316,7 +333,16 @@ N_LINES = int(os.environ.get("PYLLAMA_FAULT_LINES", "12"))
 
 @pytest.mark.parametrize(
     "kind",
-    ["batched", "few sequences", "isolated", "recurrent", "window", "shared", "shared recurrent"],
+    [
+        "batched",
+        "few sequences",
+        "isolated",
+        "padded",
+        "recurrent",
+        "window",
+        "shared",
+        "shared recurrent",
+    ],
 )
 def test_no_memory_at_any_line_ends_whom_it_concerns(schedules_of, kind, monkeypatch):
     schedules = schedules_of[kind]

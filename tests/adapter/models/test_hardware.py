@@ -264,6 +264,22 @@ def test_the_number_of_sequences_does_not_follow_from_their_length(monkeypatch):
         assert given.n_cells >= 32 * length
 
 
+@pytest.mark.parametrize("free_host", [64, 20, 13])
+@pytest.mark.parametrize("given", [None, 1])
+def test_there_is_memory_for_a_batch_of_requests_of_the_full_length(monkeypatch, free_host, given):
+    """A context for them has as many sequences as its batches; else the length is shorter."""
+    Machine(monkeypatch, key_bytes=2**13, free_host=free_host)
+    plan = HardwareManager().plan("model.gguf", n_contexts=given, batch_width=8)
+    assert plan.n_cells >= 8 * plan.context_length
+    assert plan.memory[HOST] + margin(free_host * GIB) <= free_host * GIB
+    if free_host != 20:
+        assert (plan.context_length == 4096) is (free_host == 64)
+    assert plan.batch_width == 8
+    single = HardwareManager().plan("model.gguf", n_contexts=given)
+    assert single.batch_width == 1
+    assert single.context_length >= plan.context_length
+
+
 def test_a_context_longer_than_the_training_is_told(write_tiny_model, caplog):
     path = write_tiny_model(n_ctx_train=256)
     on_cpu().plan(path, context_length=256)

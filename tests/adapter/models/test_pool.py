@@ -131,6 +131,28 @@ def test_a_number_out_of_range_is_refused(tmp_path, parameter, value):
     assert caught.value.value == value
 
 
+@pytest.mark.parametrize("width", [0, 1, 5, 20, "8"])
+def test_a_batch_width_that_no_kernel_has_is_refused(tmp_path, width):
+    with pytest.raises(InvalidParameterError, match="batch_width"):
+        ModelPool(tmp_path, batch_width=width)
+
+
+def test_a_batch_width_is_part_of_what_decides_the_bytes(tiny_model_path):
+    """Both ways to execute have it; where bytes need not stay, none has."""
+
+    def what_decides(**options):
+        folder = tiny_model_path.parent
+        with ModelPool(folder, n_gpu_layers=0, context_length=64, **options) as pool:
+            loaded = pool.load_model(tiny_model_path.stem)
+            request = GenerationRequest((5, 6, 7), 8, Sampling(temperature=1.0), 1, logprobs=1)
+            found = [each.generate(request).logprobs for each in loaded.generators.values()]
+            assert found[0] == found[1]
+            return loaded.computation
+
+    assert what_decides(batch_width=4) != what_decides()
+    assert what_decides(batch_width=4, reproducible=False) == what_decides(reproducible=False)
+
+
 def test_progress_names_the_model_and_rises_to_one(pool):
     seen = []
     with ModelPool(pool.model_dir, progress=lambda name, done: seen.append((name, done))) as other:

@@ -45,6 +45,7 @@ class OwnMemory(Memory):
         longest: int,
         n_cells: int,
         max_sequences: int,
+        width: int = 1,
     ) -> None:
         self._lengths = lengths(longest)
         super().__init__(
@@ -53,6 +54,7 @@ class OwnMemory(Memory):
             longest=self._lengths[-1],
             n_cells=n_cells * self._lengths[-1] // longest,
             max_sequences=max_sequences,
+            width=width,
         )
         self._clock = 0
         self._retry_at = 0.0
@@ -111,7 +113,7 @@ class OwnMemory(Memory):
                 "no context of %d sequences of %d tokens could be made: %s",
                 *(count, length, error),
             )
-            if count == 1:
+            if count // 2 < self._width:
                 raise
             return self._add_what_can_be_made(length, count // 2)
 
@@ -129,6 +131,7 @@ class OwnMemory(Memory):
         most = self._max_sequences
         if len(self.taken) + n_waiting <= FEWEST:
             most = min(most, FEWEST)
+        most = max(most, self._width)
         needed = next(length for length in self._lengths if length >= n_needed)
         best = needed, min(most, self._count(needed, room))
         for length in self._lengths:
@@ -137,10 +140,16 @@ class OwnMemory(Memory):
         return best
 
     def _count(self, length: int, room: int) -> int:
-        """How many sequences of a length there is room for, and for a longest one beside them."""
+        """How many sequences of a length there is room for, and for a longest one beside them.
+
+        None where they would be fewer than a context has at the least.
+        """
         beside = any(cache.length == self._longest for cache in self._caches)
-        left = room if beside or length == self._longest else room - self._longest
-        return max(left, 0) // length or room // length
+        kept = 0 if beside or length == self._longest else self._width * self._longest
+        for count in (max(room - kept, 0) // length, room // length):
+            if count >= self._width:
+                return count
+        return 0
 
     def _make_room(self, n_cells: int) -> None:
         """Close unused contexts, the least recently used first."""

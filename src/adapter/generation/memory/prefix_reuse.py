@@ -353,3 +353,8 @@ class PrefixReuse:
 def rolls_back(model: pyllama.Model) -> bool:
     """Whether the memory of a sequence can be cut back to fewer tokens and continue from there."""
     return not (model.is_recurrent or model.is_hybrid or model.n_swa)
+
+
+def pads(model: pyllama.Model) -> bool:
+    """Whether a token can be appended to a sequence and removed again, and nothing else changes."""
+    return not (model.is_recurrent or model.is_hybrid)

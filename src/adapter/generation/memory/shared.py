@@ -39,7 +39,8 @@ class SharedMemory(Memory):
 
     def _cache_for(self, sequence: Sequence, n_waiting: int) -> KVCache | None:
         if not self._caches:
-            self._add(self._longest, self._max_sequences, self._n_cells)
+            count = max(self._max_sequences, self._width)
+            self._add(self._longest, count, self._n_cells)
         (cache,) = self._caches
         return cache if cache.has_room(sequence) else None
 

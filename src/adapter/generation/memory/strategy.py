@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 
 import pyllama
+from adapter.generation.memory.blocks import BLOCK
 from adapter.generation.memory.kv_cache import KVCache, Slot
 from adapter.generation.memory.prefix_files import Reading
 from adapter.generation.memory.prefix_reuse import PrefixReuse
@@ -25,6 +26,7 @@ class Memory(ABC):
         n_cells: the most tokens that all KV caches hold together. A request of any length always
             fits.
         max_sequences: the most requests that have a slot at once.
+        width: sequences that each context has at the least.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class Memory(ABC):
         longest: int,
         n_cells: int,
         max_sequences: int,
+        width: int = 1,
     ) -> None:
         self._make = make
         self._longest = longest
-        self._n_cells = max(n_cells, longest)
+        self._n_cells = max(n_cells, width * longest)
         self._max_sequences = max_sequences
+        self._width = width
         self._caches = prefixes.caches
         #: The beginnings of prompts that are in memory.
         self.prefixes = prefixes
@@ -91,6 +95,17 @@ class Memory(ABC):
         """Restore as much of a request's prompt as is cached."""
         sequence.n_past = self.prefixes.restore(slot, sequence)
         self.prefixes.track(slot, sequence)
+
+    def end_of(self, slot: Slot) -> int:
+        """Where a slot's memory ends, with room for one more token that is not to stay.
+
+        What a free slot holds beside beginnings of prompts is removed.
+        """
+        if slot.sequence is not None:
+            return slot.sequence.n_past
+        n_blocks = len(slot.blocks) if self.prefixes.rolls_back else 0
+        slot.keep(min(n_blocks, (slot.cache.length - 1) // BLOCK))
+        return len(slot.blocks) * BLOCK
 
     def roll_back(self, slot: Slot, sequence: Sequence) -> bool:
         """Leave in memory what the request had before a failed batch. Returns whether that was
