@@ -229,7 +229,7 @@ def _build_wheels(session: nox.Session, *, base: bool) -> None:
             *("auditwheel", "repair", "--wheel-dir", str(dist)),
             *(f"--exclude={library}" for library in FOREIGN_LIBRARIES),
             str(wheel),
-            env={"LD_LIBRARY_PATH": env["SYSROOT_LIBRARIES"]},
+            env={"LD_LIBRARY_PATH": env["BUNDLED_LIBRARIES"]},
         )
     session.run("twine", "check", "--strict", *map(str, sorted(dist.glob("*.whl"))))
     for wheel in dist.glob("*-abi3-*.whl"):

@@ -25,6 +25,9 @@ if [ ! -e "$root/complete" ]; then
     mkdir "$root/link"
     ln -s "$root/usr/lib/$triplet/libstdc++.so.6" "$root/link/libstdc++.so"
     ln -s "$root/usr/lib/$triplet/libgomp.so.1" "$root/link/libgomp.so"
+    # And what auditwheel adds to wheels, apart from what its own Python would load.
+    mkdir "$root/bundled"
+    ln -s "$root/usr/lib/$triplet/libgomp.so.1" "$root/bundled/libgomp.so.1"
     mkdir "$root/compilers"
     cxx="-nostdinc++ -isystem $root/usr/include/c++/10 -isystem $root/usr/include/$triplet/c++/10"
     for compiler in gcc g++; do
@@ -40,5 +43,4 @@ END
 fi
 
 echo "export CC='$root/compilers/gcc' CXX='$root/compilers/g++' CUDAHOSTCXX='$root/compilers/g++'"
-# Where auditwheel finds what it adds to a wheel.
-echo "export SYSROOT_LIBRARIES='$root/usr/lib/$triplet'"
+echo "export BUNDLED_LIBRARIES='$root/bundled'"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 GROUP = "pyllama.backends"
 
 _DESCRIPTION = "backend.json"
+
+# How the C library of Linux says that a module needs another library.
+_LACKING = re.compile(r"(\S+\.so\S*): cannot open shared object file")
 
 
 @dataclass(frozen=True)
@@ -94,3 +98,13 @@ def _folder_of(package: str) -> str:
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"there is no package {package!r}")
     return spec.submodule_search_locations[0]
+
+
+def reason_not_loaded(message: str) -> str:
+    """Why a module could not be loaded, from what llama.cpp logged about it."""
+    lacking = _LACKING.search(message)
+    if lacking is None:
+        return f"it could not be loaded ({message})"
+    if lacking[1].startswith("libcuda.so"):
+        return f"NVIDIA's driver, which brings {lacking[1]}, is not installed here"
+    return f"{lacking[1]}, which it needs, is not installed here"

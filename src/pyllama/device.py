@@ -21,7 +21,7 @@ from pyllama._guard import check, last_errors, raise_caught, raise_if_caught, ta
 from pyllama._native import _binding
 from pyllama._native._binding import ffi, lib
 from pyllama._rpc_servers import require_answers
-from pyllama.backend_packages import BackendPackage, find_packages
+from pyllama.backend_packages import BackendPackage, find_packages, reason_not_loaded
 from pyllama.errors import BackendError, NativeError
 
 if TYPE_CHECKING:
@@ -417,7 +417,7 @@ def _load_package(package: BackendPackage) -> str | None:
     try:
         reg = _load_module(package.path)
     except BackendError as error:
-        return f"a driver or a library is missing ({error})"
+        return reason_not_loaded(str(error))
     if not lib.ggml_backend_reg_dev_count(reg):
         # So that another package for the same devices, which needs an older driver, has its turn.
         check(lib.guarded_backend_unload(reg), f"unloading {package.path}")

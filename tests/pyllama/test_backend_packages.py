@@ -14,7 +14,7 @@ from decoding import run_python
 from pyllama import device
 from pyllama._guard import to_str
 from pyllama._native._binding import lib
-from pyllama.backend_packages import find_packages
+from pyllama.backend_packages import find_packages, reason_not_loaded
 
 COMMIT = to_str(lib.pyllama_upstream_commit())
 OTHER_COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -138,10 +138,22 @@ def test_one_that_cannot_be_loaded_leaves_the_others_at_work(install):
     folder = install(module=b"not a library")
     ((name, problem),), paths, last = load(folder)
     assert name == "pyllama-dspy-cuda13"
-    assert "a driver or a library is missing" in problem
+    assert "it could not be loaded" in problem
     assert "libggml-cuda.so" in problem
     assert not any("pyllama_dspy" in path for path in paths)
     assert last == "CPU"
+
+
+@pytest.mark.parametrize(
+    ("library", "reason"),
+    [
+        ("libcuda.so.1", "NVIDIA's driver, which brings libcuda.so.1, is not installed here"),
+        ("libcublas.so.13", "libcublas.so.13, which it needs, is not installed here"),
+    ],
+)
+def test_a_library_that_is_missing_is_named(library, reason):
+    said = f"loading /x.so: failed to load /x.so: {library}: cannot open shared object file: No"
+    assert reason_not_loaded(said) == reason
 
 
 @pytest.mark.skipif(MODULE is None, reason="this build's backends are no modules")
