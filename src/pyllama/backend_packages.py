@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from pyllama._guard import to_str
 from pyllama._native._binding import lib
-from pyllama.distribution import extra_command
+from pyllama.distribution import entry_points, extra_command
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -55,15 +55,15 @@ def find_packages() -> list[BackendPackage]:
 
     Of several packages for one backend the later comes first: ``cuda13`` before ``cuda12``.
     """
-    from importlib import metadata  # it brings email and socket: not at import
-
-    entries = {entry.value: entry for entry in metadata.entry_points(group=GROUP)}
+    entries = {entry.value: entry for entry in reversed(entry_points(GROUP))}  # the first counts
     ordered = sorted(entries.values(), key=lambda entry: entry.name, reverse=True)
     return [_checked(entry) for entry in ordered]
 
 
 def _checked(entry: EntryPoint) -> BackendPackage:
-    name, version = (entry.dist.name, entry.dist.version) if entry.dist else (entry.value, "")
+    name, version = entry.value, ""
+    if entry.dist is not None and entry.dist.name:
+        name, version = entry.dist.name, entry.dist.version
 
     def unfit(problem: str, backend: str = "", commit: str = "", path: str = "") -> BackendPackage:
         return BackendPackage(name, version, backend, commit, path, problem, is_unfit=True)

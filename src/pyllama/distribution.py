@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution, EntryPoint
 
 #: The command that the package installs: it tells the package from others of a similar name.
 _COMMAND = "pyllama"
@@ -15,10 +19,8 @@ def distribution_name() -> str:
     It is the package's own metadata that says it. Where there is none, because the source files
     are imported without being installed, it is the name of the import package.
     """
-    from importlib import metadata  # it brings email and socket, and few programs need it
-
-    found = metadata.entry_points(group="console_scripts", name=_COMMAND)
-    names = sorted(each.dist.name for each in found if each.dist is not None)
+    commands = [each for each in entry_points("console_scripts") if each.name == _COMMAND]
+    names = sorted(each.dist.name for each in commands if each.dist is not None and each.dist.name)
     return names[-1] if names else __name__.partition(".")[0]
 
 
@@ -33,3 +35,20 @@ def extra_command(extra: str) -> str:
     if not isinstance(extra, str):
         raise TypeError(f"extra must be a str, got {extra!r}")
     return f"pip install '{distribution_name()}[{extra}]'"
+
+
+def entry_points(group: str) -> list[EntryPoint]:
+    """The entry points of every installed package that can be read.
+
+    ``importlib.metadata.entry_points`` fails as a whole where one package is damaged.
+    """
+    from importlib import metadata  # it brings email and socket, and few programs need it
+
+    return [entry for package in metadata.distributions() for entry in _of(package, group)]
+
+
+def _of(package: Distribution, group: str) -> list[EntryPoint]:
+    try:
+        return [entry for entry in package.entry_points if entry.group == group]
+    except (TypeError, ValueError, OSError):  # what its parser happens to raise
+        return []

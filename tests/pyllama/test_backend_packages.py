@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from decoding import run_python
 
+import pyllama
 from pyllama import device
 from pyllama._guard import to_str
 from pyllama._native._binding import lib
@@ -114,6 +115,19 @@ def test_an_incomplete_one_is_refused(install, changes):
     (package,) = find_packages()
     assert package.is_unfit
     assert "pip install --force-reinstall --no-deps pyllama-dspy-cuda13" in package.problem
+
+
+def test_a_package_with_damaged_metadata_hides_no_other(install):
+    folder = install()
+    for name, text in {
+        "a": "[pyllama.backends]\nno value\n",
+        "b": "[pyllama.backends]\nb = no.b\n",
+    }.items():
+        (folder / f"{name}-1.dist-info").mkdir()
+        (folder / f"{name}-1.dist-info" / "entry_points.txt").write_text(text)
+    names = {package.name: package.is_unfit for package in find_packages()}
+    assert names == {"pyllama-dspy-cuda13": False, "no.b": True}
+    assert pyllama.distribution_name()
 
 
 def test_the_later_of_two_comes_first(install):
