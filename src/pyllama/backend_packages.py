@@ -93,7 +93,7 @@ def _checked(entry: EntryPoint) -> BackendPackage:
 
 
 def _folder_of(package: str) -> str:
-    """Where a package's files are. It is not imported."""
+    """The folder of a package's files. It is not imported."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"there is no package {package!r}")

@@ -1,4 +1,4 @@
-"""The package that this one was installed from."""
+"""The distribution package that this one was installed from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from importlib.metadata import Distribution, EntryPoint
 
-#: The command that the package installs: it tells the package from others of a similar name.
+#: The command that the package installs. It distinguishes the package from others of a similar
+#: name.
 _COMMAND = "pyllama"
 
 

@@ -66,12 +66,12 @@ class NativeAssertionError(NativeError, AssertionError):
 class NativeMemoryError(LlamaError, MemoryError):
     """llama.cpp could not allocate the memory it needed, or start the threads."""
 
-    #: Whether that was found out before anything was changed.
+    #: Whether this was detected before anything was changed.
     nothing_changed = False
 
 
 class BackendError(LlamaError, RuntimeError):
-    """No backend that can be used, or a device that does not exist."""
+    """No usable backend, or a device that does not exist."""
 
 
 class ServerLostError(BackendError):
@@ -136,7 +136,7 @@ class OutputsInUseError(LlamaError, BufferError):
 
 
 class StateError(LlamaError, ValueError):
-    """Damaged, foreign, or too large a state; or one that cannot be taken or set right now."""
+    """A damaged, foreign or too large state; or one that cannot be read or set at the moment."""
 
 
 class TokenizationError(LlamaError, ValueError):

@@ -39,7 +39,7 @@ GgmlType = Literal[
     "nvfp4",
 ]
 
-# ggml's names of all its types, also of those that only appear inside a computation.
+# ggml's names of all its types, including those that only occur during a computation.
 GGML_TYPES: dict[str, int] = {
     to_str(lib.ggml_type_name(number)): number for number in range(lib.GGML_TYPE_COUNT)
 }

@@ -32,7 +32,7 @@ MAX_PIECE = 1024  # bytes of a token; llama.cpp recurses once for each character
 MAX_PATTERN = 1024  # bytes of a trigger pattern
 MAX_PATTERN_GROUPS = 50
 
-# Bytes of stack that std::regex takes at most for a byte of text and an item of its pattern.
+# Bytes of stack that std::regex takes at most for each byte of text and item of its pattern.
 _STACK_PER_ITEM = 192
 _ITEM = re.compile(rb"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 Ending = Literal["goes on", "may end", "ends"]
@@ -301,7 +301,7 @@ class GrammarSampler(Sampler):
 
 
 def _problem(vocab: Pointer[llama_vocab], grammar: Grammar) -> str:
-    """What is wrong with the grammar, or an empty text."""
+    """The error of the grammar, or an empty text."""
     for name in ("gbnf", "root"):
         value = getattr(grammar, name)
         if not isinstance(value, str):
@@ -317,7 +317,7 @@ def _problem(vocab: Pointer[llama_vocab], grammar: Grammar) -> str:
     return take_str(lib.guarded_grammar_check(vocab, source, root), "checking a grammar")
 
 
-# The tokens of a vocabulary in the form that grammars walk: it takes milliseconds to make.
+# The tokens of a vocabulary in the form that grammars traverse. Making it takes milliseconds.
 _tokens: weakref.WeakKeyDictionary[Vocab, Handle[Pointer[pyllama_tokens]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -389,7 +389,7 @@ def _patterns(patterns: Iterable[str]) -> list[bytes]:
 
 
 def _stack_per_byte(pattern: bytes) -> int:
-    """What searching a text with the pattern takes of the stack, for each byte of the text."""
+    """How much stack the search for the pattern takes, for each byte of the text."""
     items = _ITEM.findall(pattern)
     repeats = any(item in (b"*", b"+", b"{") for item in items)
     return len(items) * _STACK_PER_ITEM if repeats else 0
@@ -402,7 +402,7 @@ def _tokens_in(name: str, vocab: Vocab, tokens: Iterable[int]) -> list[int]:
 
 
 def _schema_text(schema: Mapping[str, Any] | bool | str) -> bytes:
-    """The schema as JSON that the converter reads as it is meant."""
+    """The schema as JSON that the converter reads correctly."""
     if not isinstance(schema, (Mapping, bool, str)):
         raise TypeError(f"schema must be a mapping, a bool or JSON text, got {schema!r}")
     try:
@@ -426,7 +426,7 @@ def _schema_text(schema: Mapping[str, Any] | bool | str) -> bytes:
 
 
 def _require_sound(schema: Any) -> None:
-    """Refuse what the converter would get wrong."""
+    """Refuse what the converter would convert wrongly."""
     todo = [schema]
     while todo:
         value = todo.pop()
@@ -436,7 +436,7 @@ def _require_sound(schema: Any) -> None:
             todo += value.values()
             types = value.get("type")
             if isinstance(types, list) and len(set(map(repr, types))) < len(types):
-                # Each would be converted by itself, with all that is in it.
+                # Each would be converted by itself, with all that it contains.
                 raise GrammarError(f"the JSON schema has a type twice in {types!r}")
             for key in _COUNTS:
                 count = value.get(key)

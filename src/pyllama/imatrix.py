@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _PROGRAM = "llama-imatrix.exe" if sys.platform == "win32" else "llama-imatrix"
 
-# Beyond it the squares that quantization weighs with it overflow, and llama.cpp asserts.
+# Beyond it the squares in quantization overflow, and an assertion of llama.cpp fails.
 MAX_IMPORTANCE = 1e12
 
 
@@ -56,7 +56,7 @@ def load_imatrix(path: str | os.PathLike[str]) -> dict[str, NDArray[np.float32]]
 
 
 def read_imatrix(argument: str, path: str | os.PathLike[str]) -> dict[str, NDArray[np.float32]]:
-    """The same, for an argument of another name."""
+    """Like ``load_imatrix``, for an argument of another name."""
     name = _model_file.readable_file(argument, path, "an imatrix file")
     pointer = lib.guarded_imatrix_load(os.fsencode(name))
     if pointer == ffi.NULL:
@@ -76,9 +76,8 @@ def read_imatrix(argument: str, path: str | os.PathLike[str]) -> dict[str, NDArr
 def imatrix_array(
     imatrix: Mapping[str, NDArray[np.float32]] | None,
 ) -> tuple[Array[llama_model_imatrix_data], list[Array[Any]]]:
-    """An array of ``llama_model_imatrix_data``, which an entry without name ends.
-
-    And what it points to.
+    """An array of ``llama_model_imatrix_data``, terminated by an entry without a name, and its
+    data.
     """
     if imatrix is None:
         return ffi.NULL, []

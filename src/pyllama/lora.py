@@ -91,7 +91,7 @@ class LoraAdapter(NativeObject["Pointer[llama_adapter_lora]"]):
             for context in self.model._dependents_of(Context):
                 context._drop_adapter(self)
             super().close()
-        if not python_sampler.is_calling():  # which would wait for itself; the model frees it then
+        if not python_sampler.is_calling():  # which would wait for itself; the model frees it later
             self.model._at_rest(Context, self.model._free_retired_adapters)
 
     @or_half_made
@@ -123,7 +123,7 @@ def set_adapters_lora(context: Context, adapters: Mapping[LoraAdapter, float]) -
         if adapter.model is not context.model:
             raise ValueError(f"adapters must be of the context's model, got {adapter!r}")
         scales[adapter] = real(f"adapters[{adapter!r}]", scale, -1e6, 1e6)
-    # In one order, so that two calls cannot deadlock.
+    # Always in one order, so that two calls cannot deadlock.
     holding_all(sorted(scales, key=id), lambda: context._set_adapters(scales))
 
 

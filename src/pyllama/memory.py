@@ -1,4 +1,4 @@
-"""The memory of a context: which tokens of which sequences it remembers (llama_memory_*)."""
+"""The memory of a context: which tokens of which sequences it holds (llama_memory_*)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Memory(Uncopyable):
 
     @property
     def settled(self) -> bool:
-        """Whether states can be taken: nothing that was shifted or copied waits for a decode."""
+        """Whether states can be read: no shift or copy is pending."""
         return not self._pending
 
     def clear(self, *, data: bool = True) -> None:
@@ -100,7 +100,7 @@ class Memory(Uncopyable):
         with self._context._lock:
             self._call(lib.guarded_memory_seq_keep, kept)
             if not self._kv_unified:
-                # llama.cpp looked only into the memory that this sequence has for itself.
+                # llama.cpp only checked the memory that this sequence has for itself.
                 for other in range(self._n_seq_max):
                     if other != kept:
                         self.seq_rm(other)
@@ -155,15 +155,15 @@ class Memory(Uncopyable):
         return bool(self._call(lib.guarded_memory_can_shift)) and self._cannot_shift is None
 
     def _splits_state(self, seq_id: int, p0: int, p1: int) -> bool:
-        """Whether that takes earlier positions out of a recurrent state, and leaves later ones.
+        """Whether this would remove earlier positions from a recurrent state and keep later ones.
 
-        llama.cpp would say that it did, and remove them from the attention layers alone.
+        llama.cpp would report success, and remove them from the attention layers only.
         """
         sequences = range(self._n_seq_max) if seq_id < 0 else [seq_id]
         return any(0 <= p1 <= last and p0 < p1 for last in map(self.seq_pos_max, sequences))
 
     def _updated(self) -> None:
-        """A decode has moved everything that waited for it."""
+        """Note that a decode has moved everything that was pending."""
         self._pending = False
 
     def _call(

@@ -1,6 +1,6 @@
 """How much memory a model and its context would take, and which layout fits.
 
-llama.cpp simulates the loading: it reads no weights, and allocates no memory for them.
+llama.cpp simulates the load: it reads no weights, and allocates no memory for them.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _simulating = threading.Lock()
 
 
 class LayoutOptions(TypedDict, total=False):
-    """What else ``memory_use`` and ``memory_fit`` take.
+    """Further arguments of ``memory_use`` and ``memory_fit``.
 
     They have the meaning and the defaults that they have for ``Model`` and ``Context``. ``context``
-    has the other parameters of the context; what is given beside it takes precedence.
+    has the other parameters of the context. Arguments given besides it take precedence.
     """
 
     context: ContextParams | None
@@ -199,7 +199,7 @@ def memory_fit(
     with _simulating, require_answers(options.get("devices") or ()):
         use = layout.measure()
         if not use.devices:
-            # llama.cpp compares with the host's whole memory; what is in use is no less taken.
+            # llama.cpp compares with the host's total memory, so memory in use must be subtracted.
             margins = [margin + use.host.total - use.host.free]
         else:
             margins = [margin] * len(use.devices)
@@ -207,7 +207,7 @@ def memory_fit(
 
 
 class _Layout:
-    """The parameters of a model and its context, to be measured and to be made to fit."""
+    """The parameters of a model and its context, to be measured and made to fit."""
 
     def __init__(
         self,
@@ -244,7 +244,7 @@ class _Layout:
         )
         # The devices of RPC servers are in no list.
         self._known = [*all_devices(), *(devices or ())]
-        # Says why a file cannot be loaded, and how long a context it would make us simulate.
+        # Reports why a file cannot be loaded, and how long a context it would simulate.
         with Model(path, vocab_only=True, kv_overrides=kv_overrides) as model:
             key = f"{model.metadata.get('general.architecture')}.context_length"
             n_ctx_train = int((kv_overrides or {}).get(key, model.metadata.get(key, 0)))
@@ -330,14 +330,14 @@ class _Layout:
 
 
 def _with_available(host: DeviceMemory) -> DeviceMemory:
-    """ggml takes all of the host's memory to be free."""
+    """ggml reports all of the host's memory as free."""
     available = available_memory()
     return host if available is None else replace(host, free=min(available, host.total))
 
 
 def _override_mapping(overrides: Any, known: Sequence[Device]) -> dict[str, Device]:
-    """What llama.cpp wrote, up to the entry without pattern."""
-    # Several devices may keep their tensors in the host's buffers: the CPU stands for them.
+    """What llama.cpp wrote, up to the entry without a pattern."""
+    # Several devices may keep their tensors in the host's buffers. The CPU represents them.
     by_type = {buffer_type(device): device for device in known if device.type != "cpu"}
     by_type.update((buffer_type(d), d) for d in known if d.type == "cpu")
     found = {}

@@ -279,10 +279,10 @@ class Model(NativeObject["Pointer[llama_model]"]):
     ) -> None:
         super().__init__()
         self._dependents: weakref.WeakSet[NativeObject[Any]] = weakref.WeakSet()
-        # To be freed while no context decodes.
+        # To be freed when no context decodes.
         self._retired_adapters: list[Pointer[llama_adapter_lora]] = []
         self.path = name or str(files[0])
-        # llama.cpp keeps a copy of the struct, pointers and all.
+        # llama.cpp keeps a copy of the struct, including its pointers.
         self._params = ModelParams(**options)
         what = f"loading {self.path}"
         try:
@@ -296,7 +296,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
                 pointer = load(ffi.addressof(self._params.struct))
                 if pointer == ffi.NULL:
                     self._params.raise_failed(what)
-                # It stays connected even if no layer is there: its contexts use all its devices.
+                # It stays connected even without layers there: its contexts use all its devices.
                 self._own(pointer, lib.guarded_model_free, *connections)
         except ServerLostError:
             self.close()
@@ -307,7 +307,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
         self.vocab = Vocab(
             self,
             lib.llama_model_get_vocab(pointer),
-            pre=pre if isinstance(pre, str) else None,  # llama.cpp takes no other
+            pre=pre if isinstance(pre, str) else None,  # llama.cpp accepts no other
         )
         self.n_ctx_train = lib.llama_model_n_ctx_train(pointer)
         self.has_classifier = not tensors.isdisjoint(("cls.weight", "cls.output.weight"))
@@ -337,7 +337,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
         self.metadata = MappingProxyType(metadata_of(pointer))
         self._in_use = MetadataInUse(self.metadata, options.get("kv_overrides"))
         self.ftype = file_type(
-            # llama.cpp says F32 of a model whose tensors it did not load.
+            # llama.cpp reports F32 for a model whose tensors it did not load.
             int(self.metadata.get("general.file_type", -1))
             if self.vocab_only
             else check(lib.guarded_model_ftype(pointer), "the type of a model")
@@ -433,14 +433,14 @@ class Model(NativeObject["Pointer[llama_model]"]):
             dependent._lose(reason)
 
     def _dependents_of(self, kind: type[D]) -> list[D]:
-        """What stands on this model and is of a kind."""
+        """The dependants of this model that are of a kind."""
         return [dependent for dependent in list(self._dependents) if isinstance(dependent, kind)]
 
     def _at_rest(self, kind: type[NativeObject[Any]], work: Callable[[], None]) -> None:
-        """Do something while none of a kind that stands on this model is at work.
+        """Run a block while no dependants of a kind are at work.
 
-        The model's lock, which one is made under, comes after theirs: a sampler's function, which
-        has its context's lock, may make another context.
+        The model's lock, which is held while one is made, comes after theirs: a sampler's function,
+        which holds its context's lock, may make another context.
         """
 
         def work_if_all(held: list[NativeObject[Any]]) -> bool:
@@ -456,11 +456,11 @@ class Model(NativeObject["Pointer[llama_model]"]):
             done = holding_all(held, partial(work_if_all, held))
 
     def _adapter_keeper(self) -> Callable[[Pointer[llama_adapter_lora]], None]:
-        """What keeps a LoRA adapter that nobody has any more. It does not hold this model."""
+        """Keeps a LoRA adapter that the user dropped. It does not refer to this model."""
         return self._retired_adapters.append
 
     def _free_retired_adapters(self) -> None:
-        """Free what was kept so; closing the model does otherwise."""
+        """Free what was kept so. Closing the model frees it otherwise."""
         handle = self._handle
         if handle is not None:
             with handle:
@@ -469,7 +469,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
                     check(lib.guarded_adapter_lora_free(pointer), "freeing an adapter")
 
     def _adopt(self, dependent: NativeObject[Any]) -> None:
-        """Remember what stands on this model, so that close() closes it first."""
+        """Register a dependant of this model, so that close() closes it first."""
         with self._lock:
             if self._handle is not None:
                 self._dependents.add(dependent)

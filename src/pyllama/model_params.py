@@ -1,4 +1,4 @@
-"""How a model is loaded: the options of a load, and the C struct that is made of them."""
+"""The parameters of a load: options, checked, and the C struct made of them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _LAZY_MODES: dict[str, int] = {
 }
 
 _MAX_TEXT = 127  # bytes in the fixed arrays of struct llama_model_kv_override
-_MAX_PATTERN = 256  # characters: std::regex descends once for each open parenthesis
+_MAX_PATTERN = 256  # characters: std::regex recurses once for each open parenthesis
 
 
 class ModelOptions(TypedDict, total=False):
@@ -73,7 +73,9 @@ class ModelOptions(TypedDict, total=False):
 
 
 class ModelParams:
-    """A ``llama_model_params`` made of checked arguments, and what its pointers point to."""
+    """A ``llama_model_params`` made of checked arguments, and the memory that its pointers refer
+    to.
+    """
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class ModelParams:
             raise TypeError(f"progress must be callable, got {progress!r}")
 
         load_backends()
-        #: Carries the progress callback through C.
+        #: Passes the progress callback through C.
         self.progress = Progress(progress)
         self._pointees = (
             _device_array(devices),
@@ -138,7 +140,7 @@ class ModelParams:
             raise_caught(what)
         except NativeError as error:
             for code in errno.EMFILE, errno.ENFILE:
-                if os.strerror(code) in f"{error} {reasons}":  # nothing is wrong with the file
+                if os.strerror(code) in f"{error} {reasons}":  # the file is not at fault
                     raise OSError(code, f"{what}: {os.strerror(code)}") from None
             raise ModelLoadError(
                 f"{error}. The file is damaged, incomplete, or of a kind that this llama.cpp "
@@ -151,7 +153,7 @@ class ModelParams:
 def kv_override_array(
     overrides: Mapping[str, bool | int | float | str] | None, *, lowest: int = -(2**31)
 ) -> Any:
-    """An array of ``llama_model_kv_override``, which an empty key ends; NULL for None."""
+    """An array of ``llama_model_kv_override``, terminated by an empty key; NULL for None."""
     if overrides is None:
         return ffi.NULL
     if not isinstance(overrides, Mapping):
@@ -236,7 +238,7 @@ def _split_array(shares: Sequence[float] | None) -> Any:
 def _buft_override_array(
     overrides: Mapping[str, Device] | None, devices: Sequence[Device] | None
 ) -> tuple[Array[llama_model_tensor_buft_override], list[Array[bytes]]]:
-    """The array, which an entry without pattern ends, and the strings that it points to."""
+    """The array, terminated by an entry without a pattern, and its strings."""
     if overrides is None:
         return ffi.NULL, []
     if not isinstance(overrides, Mapping):
@@ -259,7 +261,7 @@ def _buft_override_array(
 
 
 def buffer_type(device: Device) -> Pointer[ggml_backend_buffer_type]:
-    """The buffers that tensors on a device are kept in (``ggml_backend_dev_buffer_type``)."""
+    """The buffer type in which a device's tensors are kept (``ggml_backend_dev_buffer_type``)."""
     found = lib.guarded_dev_buffer_type(device._pointer)
     if found == ffi.NULL:
         raise_caught(f"asking for the buffers of {device.name}")

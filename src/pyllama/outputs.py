@@ -55,7 +55,7 @@ class ContextOutputs(NativeObject["Pointer[llama_context]"]):
         self._views: weakref.ref[_Views] | None = None
 
     def _describe_outputs(self, pointer: Pointer[llama_context]) -> None:
-        """Ask a context that was just made for the sizes of what it takes and gives."""
+        """Read the sizes of a new context's inputs and outputs."""
         shape = ffi.new("pyllama_context_shape *")
         if lib.guarded_context_shape(pointer, shape):
             raise_caught("the sizes of a context")
@@ -187,7 +187,7 @@ class ContextOutputs(NativeObject["Pointer[llama_context]"]):
             return self._copy(row, (size,), out)
 
     def _reading(self, read: Callable[[Pointer[llama_context]], T]) -> T:
-        """Have C read the outputs, which nothing replaces meanwhile."""
+        """Have C read the outputs, which are not replaced meanwhile."""
         with self._lock:
             result = read(self._open().pointer)
             if self._lost is not None:
@@ -205,10 +205,10 @@ class ContextOutputs(NativeObject["Pointer[llama_context]"]):
             super().close()
 
     def _forget_outputs(self) -> None:
-        """Before a call that writes over them.
+        """Check before a call that overwrites them.
 
         Raises:
-            OutputsInUseError: somebody looks at them.
+            OutputsInUseError: views of them are alive.
         """
         if self._viewed():
             raise OutputsInUseError(
@@ -281,7 +281,7 @@ class ContextOutputs(NativeObject["Pointer[llama_context]"]):
 
 
 class _Views:
-    """What arrays of logits_view() stand on; it keeps the memory that they look into."""
+    """The base of the arrays of logits_view(). It keeps their memory alive."""
 
     __slots__ = ("__array_interface__", "__weakref__", "_handle")
 

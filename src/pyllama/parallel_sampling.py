@@ -65,5 +65,5 @@ def sample_each(
             for draw, (output, chain) in zip(draws, asked.items(), strict=False)
         }
 
-    # In one order: two threads may have the same chains.
+    # Always in one order: two threads may have the same chains.
     return holding_all(sorted(asked.values(), key=id), lambda: context._reading(sample))

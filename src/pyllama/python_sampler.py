@@ -63,7 +63,7 @@ class _Function(PythonSampler):
         return self
 
 
-# What C knows by number, until it frees it.
+# The samplers by the numbers that C knows, until it frees them.
 _samplers: dict[int, PythonSampler] = {}
 _numbers = itertools.count(1)
 _raised = threading.local()
@@ -162,7 +162,7 @@ _CALLED_BY_C = {
 
 
 def is_calling() -> bool:
-    """Whether this thread is within a method of a sampler, and holds the locks of its user."""
+    """Whether this thread is inside a sampler's method, and holds the locks of its user."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code not in _CALLED_BY_C:
         frame = frame.f_back

@@ -37,15 +37,15 @@ _MAX_THREADS = 512
 
 _WRITABLE_FILES = {name: number for name, number in FILE_TYPES.items() if name != "NVFP4"}
 
-# llama.cpp fits these types to a grid, and ends the process from a thread of its own where the
-# squares of the values overflow.
+# llama.cpp fits these types to a grid. If the squares of the values overflow, it ends the process
+# from a thread of its own.
 _GRID_TYPES = ("iq1", "iq2", "iq3")
 _MAX_MAGNITUDE = 1e6
-# It ends the process, too, where these have no imatrix; it asks for one, but not for these tensors.
+# The process also ends if these have no imatrix. llama.cpp requires one, but not for these tensors.
 _IMATRIX_TYPES = ("iq1_s", "iq2_xxs", "iq2_xs")
 _UNASKED_TENSORS = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
 
-# llama.cpp's report of a tensor: what it is, and then what becomes of it.
+# llama.cpp's report of a tensor: what it is, and then its new type.
 _TENSOR = re.compile(r"\[ *\d+/ *\d+\] (.*?) +- \[([ \d,]+)\], type = +(\w+), ")
 _NEW_TYPE = re.compile(r"converting to (\w+) \.\.|-> +[\d.]+ MiB \((\w+)\)$")
 
@@ -180,7 +180,7 @@ def quantize(
 
 @dataclass(frozen=True)
 class _Tensor:
-    """What llama.cpp reported of one tensor."""
+    """llama.cpp's report of one tensor."""
 
     name: str
     shape: tuple[int, ...]
@@ -234,7 +234,7 @@ def _tensors(log: str) -> list[_Tensor]:
 def _check_plan(
     plan: list[_Tensor], parts: list[str], imatrix: Mapping[str, NDArray[np.float32]]
 ) -> None:
-    """Refuse what would end the process in a thread of llama.cpp's."""
+    """Refuse what would end the process in one of llama.cpp's threads."""
     changed = [tensor for tensor in plan if tensor.new_type != tensor.old_type]
     for tensor in changed:
         columns = tensor.shape[0] * tensor.shape[2]
@@ -292,7 +292,7 @@ def _target(
         raise ValueError(f"dst must not be the source, got {target!r}")
     if keep_split:
         for part in parts[1:]:
-            # llama.cpp takes it that each part but the first holds tensors.
+            # llama.cpp assumes that each part except the first has tensors.
             with open(part, "rb") as file:
                 if not struct.unpack_from("<8xQ", file.read(16).ljust(16, b"\0"))[0]:
                     raise QuantizeError(f"{part} holds no tensors: keep_split cannot be used")
@@ -316,7 +316,7 @@ def _move(folder: str, destination: str, parts: list[str]) -> tuple[str, ...]:
 def _type_array(
     types: Mapping[str, GgmlType] | None,
 ) -> tuple[Array[llama_model_tensor_override], list[Array[bytes]]]:
-    """An array of ``llama_model_tensor_override``, which one without pattern ends."""
+    """An array of ``llama_model_tensor_override``, terminated by one without a pattern."""
     if types is None:
         return ffi.NULL, []
     if not isinstance(types, Mapping):
@@ -330,7 +330,7 @@ def _type_array(
 
 
 def _layer_array(layers: Sequence[int], source: str, *, keep_split: bool) -> Any:
-    """An array of layers in order, which -1 ends."""
+    """An array of layers in order, terminated by -1."""
     if not isinstance(layers, Sequence):
         raise TypeError(f"prune_layers must be a sequence of layers, got {layers!r}")
     if not layers:

@@ -6,8 +6,8 @@ The protocol has no encryption and no password: whoever reaches a server's port 
 process. Use it on a network that you trust, or over loopback.
 """
 
-# socket, subprocess, queue and the relay with its socket are imported where they are used: they
-# would take a fifth of the time of `import pyllama`, and few programs come here.
+# socket, subprocess, queue and the relay with its socket are imported where they are used. They
+# would take a fifth of the time of `import pyllama`, and few programs need them.
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class RpcServer(NativeObject["Popen[str]"]):
             port = _probed(process, "127.0.0.1" if host == "0.0.0.0" else host, int(wanted))
         if port is None:
             if not TELLS_PORT:
-                ports.get()  # once all that it said was read
+                ports.get()  # once all its output was read
             raise BackendError(
                 f"the RPC server on {self.endpoint} did not start: {'; '.join(output)}"
             )
@@ -245,7 +245,7 @@ def _checked_port(host: str, port: int) -> int:
 
 
 def _probed(process: Popen[str], host: str, port: int) -> int | None:
-    """The port once somebody listens there; None when the process ended."""
+    """The port once the server listens there; None if the process ended."""
     import socket
 
     while process.poll() is None:
@@ -257,7 +257,7 @@ def _probed(process: Popen[str], host: str, port: int) -> int | None:
 
 
 def _log_output(process: Popen[str], output: deque[str], ports: SimpleQueue[int | None]) -> None:
-    """Log what a server says, and tell its port once it listens; None when it ended."""
+    """Log a server's output, and return its port once it listens; None if it ended."""
     assert process.stdout is not None
     try:
         with process.stdout:
@@ -268,7 +268,7 @@ def _log_output(process: Popen[str], output: deque[str], ports: SimpleQueue[int 
 
 
 def _log_line(stream: IO[str], output: deque[str], ports: SimpleQueue[int | None]) -> bool:
-    """Whether there is more: a lack of memory costs a line, and does not have the server wait."""
+    """Whether there is more. A lack of memory costs a line, and does not block the server."""
     try:
         line = stream.readline()
         told = line.partition(LISTENS)[2].strip()
@@ -284,7 +284,7 @@ def _log_line(stream: IO[str], output: deque[str], ports: SimpleQueue[int | None
 
 
 def _end(process: Popen[str]) -> None:
-    """End the server, by the end of its standard input."""
+    """End the server, by closing its standard input."""
     import subprocess
 
     assert process.stdin is not None

@@ -59,7 +59,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         self.selects = selects
         self._pointer = pointer
         self._vocab = vocab
-        # C reads the vocabulary from then on: the model must live as long, and closes it.
+        # C reads the vocabulary from then on. So the model must live as long, and closes it.
         self._model = cast("Model", vocab._model) if vocab and reads_vocab else None
         self._own_pointer()
         #: llama.cpp's name for it, such as ``"top-k"``; a ``?`` marks one without effect.
@@ -349,7 +349,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         made.calls_python = True
         return made
 
-    # What they do.
+    # What they do
 
     @property
     def seed(self) -> int | None:
@@ -385,9 +385,9 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
             owner._run("resetting", lib.guarded_sampler_reset, self._pointer)
 
     def clone(self) -> Self:
-        """A sampler of one's own in the same state (``llama_sampler_clone``).
+        """Return an independent copy in the same state (``llama_sampler_clone``).
 
-        The random numbers of ``adaptive_p`` begin anew in the copy.
+        The random numbers of ``adaptive_p`` start again in the copy.
         """
         with self._held() as owner:
             owner._require_idle()
@@ -404,7 +404,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
     def __repr__(self) -> str:
         return f"<pyllama.{type(self).__name__} {self.name}{', in a chain' if self._chain else ''}>"
 
-    # For chains.
+    # For chains
 
     def _require_free(self, others: Sequence[Sampler]) -> None:
         """Refuse to be added to a chain together with others: twice, or while it is in one."""
@@ -418,7 +418,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         check(code, f"adding {self.name}")
 
     def _keep_model(self, chain: SamplerObject[Any]) -> Iterator[Handle[Any]]:
-        """What a chain has to keep for it: the model whose vocabulary it reads.
+        """The object that a chain must keep alive for it: the model whose vocabulary it reads.
 
         Closing that model closes the chain first.
         """
@@ -464,13 +464,13 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
             return pointer
 
     def _leave(self) -> None:
-        """Own the pointer again, which the chain gave back."""
+        """Take ownership of the pointer again, which the chain gave back."""
         with self._lock:
             self._chain = None
             self._own_pointer()
 
     def _owner(self) -> SamplerObject[Any]:
-        """The object whose lock and handle stand for the C sampler: itself, or its chain."""
+        """The object whose lock and handle apply to the C sampler: itself, or its chain."""
         if self._chain is None:
             return self
         chain = self._chain()
@@ -480,7 +480,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
 
     @contextmanager
     def _held(self) -> Iterator[SamplerObject[Any]]:
-        """Hold the owner, locked and open; another thread may just be moving it."""
+        """Hold the owner, locked and open. Another thread may be moving it."""
         while True:
             owner = self._owner()
             with owner._lock:

@@ -79,7 +79,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
         self._likeness = object()  # shared with clones, as long as they hold the same samplers
         self._context: ContextOutputs | None = None
         self._require_fitting([*steps, *([] if grammar is None else [grammar])], steps)
-        with self._lock:  # whoever closes the model of a sampler meanwhile closes this as well
+        with self._lock:  # closing the model of a sampler meanwhile closes this as well
             self._own_chain(lib.guarded_chain_init(bool(no_perf)))
             for step in steps:
                 self._take(step)
@@ -89,7 +89,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
                 check(lib.guarded_chain_set_grammar(pointer, joined), "adding a grammar")
                 self._grammar = grammar
 
-    # What it is made of.
+    # Its samplers
 
     def add(self, sampler: Sampler) -> None:
         """Add a sampler at the end (``llama_sampler_chain_add``).
@@ -155,7 +155,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
                 self._context.close()
 
     def _close_under(self, lock: threading.RLock) -> bool:
-        """Whether it could be closed: it was attached to no context before the lock was had."""
+        """Close it. Returns False if it was attached to a context before the lock was acquired."""
         with lock:
             if self._context is not None and not self._context.closed:
                 return False
@@ -163,7 +163,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
             return True
 
     def _open(self) -> Handle[Pointer[pyllama_chain]]:
-        # A thread that waited for the lock which the chain had before it was attached.
+        # A thread that waited for the lock of the chain before it was attached.
         if self._context is not None and not self._lock._is_owned():  # type: ignore[attr-defined]
             self._require_detached()
         return super()._open()
@@ -181,7 +181,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
         self._require_detached()
 
     def _attach(self, context: ContextOutputs) -> None:
-        """Become part of a context, whose decodes run it: nothing else may use it meanwhile."""
+        """Become part of a context, whose decodes run it. Nothing else may use it meanwhile."""
         self._context = context
         self._lock = context._lock
 
@@ -189,7 +189,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
         if self._context is not None and not self._context.closed:
             raise ValueError("this chain is attached to a context, which has built it into itself")
 
-    # What it does.
+    # Sampling
 
     def sample(self, context: ContextOutputs, index: int = -1) -> int:
         """Select a token from an output of the last decode, and accept it.
@@ -232,7 +232,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
             )
 
     def _begin_draw(self, context: ContextOutputs) -> Pointer[pyllama_chain]:
-        """For ``sample_each``, which holds the lock: its pointer, if it can go with others."""
+        """For ``sample_each``, which holds the lock: the pointer, if it can go with others."""
         pointer = self._open().pointer
         self._require_idle()
         self._require_sampling(context)
@@ -284,7 +284,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
             self._run("resetting", lib.guarded_chain_reset, pointer)
 
     def clone(self) -> SamplerChain:
-        """A chain of one's own in the same state (``llama_sampler_clone``)."""
+        """Return an independent copy in the same state (``llama_sampler_clone``)."""
         with self._lock, self._open() as pointer:
             self._require_idle()
             other = SamplerChain.__new__(SamplerChain)
@@ -315,7 +315,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
         """
         if not isinstance(source, SamplerChain):
             raise TypeError(f"source must be a pyllama.SamplerChain, got {source!r}")
-        first, second = sorted((self, source), key=id)  # two threads copying crosswise
+        first, second = sorted((self, source), key=id)  # two threads may copy crosswise
         with first._lock, second._lock, self._open() as pointer, source._open() as other:
             source._require_idle()
             if source._likeness is not self._likeness:
@@ -377,7 +377,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
         self._steps.append(sampler)
 
     def _depend_on(self, sampler: Sampler) -> None:
-        """Let the model whose vocabulary a sampler reads live as long, and close this first."""
+        """Keep the model alive whose vocabulary a sampler reads, and let it close this first."""
         self._free.needs.extend(sampler._keep_model(self))
         self._vocab = self._vocab or sampler._vocab
 

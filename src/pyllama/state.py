@@ -32,8 +32,8 @@ if TYPE_CHECKING:
         pyllama_state_expected_p,
     )
 
-# Before the bytes that llama.cpp wrote: magic, version, whether of a sequence, flags, separate
-# memories, types of keys and values, fingerprint, length, checksum.
+# Before llama.cpp's bytes: magic, version, whether of a sequence, flags, separate memories, types
+# of keys and values, fingerprint, length, checksum.
 _HEADER = struct.Struct("<8sIIIIii16sQQ")
 _CHECKSUM_SIZE = 8
 _MAGIC = b"pyllama\0"
@@ -87,7 +87,7 @@ class State(Uncopyable):
             params.yarn_orig_ctx,
         )
         identity = (model._in_use.items(), model.n_params, model.size, rope)
-        # Not by hashlib: it stays broken for good if memory ends while it is imported.
+        # hashlib stays unusable if memory ends while it is imported.
         self._fingerprint = _fingerprint(repr(identity).encode())
 
     # The whole memory
@@ -209,7 +209,7 @@ class State(Uncopyable):
         """
         return self._load(path, self._seq(seq_id))
 
-    # Within
+    # Internal
 
     def _seq(self, seq_id: int) -> int:
         return integer("seq_id", seq_id, 0, self._context.n_seq_max - 1)
@@ -276,7 +276,7 @@ class State(Uncopyable):
             )
         if _checksum(view) != checksum:
             raise StateError("the state is damaged: its checksum does not fit")
-        # Whoever can write bytes can write a checksum.
+        # Anybody who can write bytes can write a checksum.
         prefix = 0 if seq_id is None else len(_SEQUENCE_PREFIX)
         if prefix and (size < prefix or view[_HEADER.size :][:4] != _SEQUENCE_PREFIX[:4]):
             raise StateError("these bytes are no state of a sequence")
@@ -315,7 +315,7 @@ class State(Uncopyable):
                 read = lib.guarded_state_set_data(pointer, begin, size)
             else:
                 if not flags:
-                    context.memory.seq_rm(seq_id)  # an empty state would leave what is there
+                    context.memory.seq_rm(seq_id)  # an empty state would leave the present one
                 refitted = self._refitted(begin, size, seq_id, flags)
                 if refitted is not None:
                     begin, size = _address(refitted), len(refitted)
@@ -325,7 +325,8 @@ class State(Uncopyable):
             try:
                 self._raise_refused(read, what)
             finally:
-                # llama.cpp leaves parts of what it had begun, which it does not know to be broken.
+                # llama.cpp leaves parts of what it had begun, and does not notice that they are
+                # incomplete.
                 if context.usable:
                     if seq_id is None:
                         context.memory.clear()
@@ -338,7 +339,7 @@ class State(Uncopyable):
         tokens: ArrayLike,
         save: Callable[[Pointer[llama_context], bytes, Array[int], int], int],
     ) -> None:
-        import tempfile  # it takes a while
+        import tempfile  # this may take a while
 
         name = path_text("path", path)
         ids = token_array(tokens)
@@ -390,7 +391,7 @@ class State(Uncopyable):
         if problem:
             raise StateError(f"{name} holds no state that fits here: {problem}")
         if seq_id is not None:
-            # It fits in front of the state, over the header.
+            # It fits before the state, over the header.
             content[begin - len(_SEQUENCE_PREFIX) : begin] = _SEQUENCE_PREFIX
             address, size = address - len(_SEQUENCE_PREFIX), size + len(_SEQUENCE_PREFIX)
         self._restore(address, size, seq_id, 0, f"loading {name}")
@@ -399,7 +400,7 @@ class State(Uncopyable):
     def _refitted(
         self, begin: Pointer[int], size: int, seq_id: int, flags: int
     ) -> memoryview | None:
-        """These bytes for a context with this one's number of memories; None if they are."""
+        """The bytes for a context with this one's number of memories; None if they fit already."""
         prefix, expected = len(_SEQUENCE_PREFIX), self._expected(seq_id, flags)
         n_parts = 3  # of a memory: each begins with the number of memories, and their lengths
         room = size - prefix + n_parts * 4 * self._n_memories
@@ -418,7 +419,7 @@ class State(Uncopyable):
         return view[: prefix + found] if found else None
 
     def _problem(self, begin: Pointer[int], size: int, seq_id: int | None, flags: int) -> str:
-        """Why llama.cpp must not be given these bytes; empty if it may."""
+        """Why llama.cpp must not get these bytes; empty if it may."""
         expected = self._expected(seq_id, flags)
         text = lib.guarded_state_problem(begin, size, self._architecture.encode(), expected)
         return take_str(text, "reading a state")
@@ -471,12 +472,12 @@ def _fingerprint(text: bytes) -> bytes:
 
 
 def _address(view: memoryview) -> Pointer[int]:
-    """Where the bytes lie; whoever asks keeps the view."""
+    """The address of the bytes. The caller keeps the view alive."""
     return ffi.cast("uint8_t *", ffi.from_buffer(view))
 
 
 def _checksum(view: memoryview) -> int:
-    """Of a whole state, header and all but the checksum itself."""
+    """The checksum of a complete state, header included, except for the checksum itself."""
     seed = zlib.crc32(view[: _HEADER.size - _CHECKSUM_SIZE])
     begin, size = _address(view) + _HEADER.size, len(view) - _HEADER.size
     return int(lib.pyllama_state_checksum(begin, size, seed))

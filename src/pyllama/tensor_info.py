@@ -56,5 +56,5 @@ def _size(kind: str, shape: tuple[int, ...]) -> int:
         return 0
     try:
         return row_size(kind, shape[0]) * prod(shape[1:])
-    except ZeroDivisionError:  # a type that ggml has no more
+    except ZeroDivisionError:  # a type that ggml removed
         return 0

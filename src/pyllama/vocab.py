@@ -95,8 +95,8 @@ class Vocab(Uncopyable):
         self.type: VocabType = _TYPES.get(lib.llama_vocab_type(pointer), "none")
         #: Number of tokens; ids are 0 to n_tokens - 1.
         self.n_tokens: int = lib.llama_vocab_n_tokens(pointer)
-        # What detokenizers found to be the text of a token wherever it stands: without and with
-        # the text of special tokens.
+        # The text of a token wherever it stands, as detokenizers found out: without and with the
+        # text of special tokens.
         self._texts: tuple[dict[int, str], dict[int, str]] = ({}, {})
         #: The token that begins a text; None where the model has none.
         self.bos = self._special(lib.llama_vocab_bos(pointer))
@@ -366,12 +366,12 @@ class Vocab(Uncopyable):
 
     @contextmanager
     def _open(self) -> Iterator[Pointer[llama_vocab]]:
-        """Its pointer, for as long as its model is kept open."""
+        """Its pointer, as long as its model is kept open."""
         with self._model._open():
             yield self._pointer
 
     def _bytes(self, room: int, write: Callable[[Array[bytes], int], int], what: str) -> bytes:
-        """What ``write`` puts into a buffer, which is made larger when it asks for that."""
+        """What ``write`` puts into a buffer, which is enlarged if need be."""
         with self._model._open():
             while True:
                 buffer = ffi.new("char[]", room)
