@@ -116,14 +116,15 @@ def demonstrated(by_demos: bool) -> Iterator[None]:
 def placeholder(name: str, field: FieldInfo) -> str:
     """The placeholder for an output's value in the form of the answer.
 
-    Without demonstrations, small models follow `<name>` better than `(text)`, and the shape of a
+    Without demonstrations, small models follow `<name>` better than `(text)`, and an example of a
     JSON value better than its schema.
     """
     description = description_of(name, field)
     if _demonstrated.get():
         return f"({_output_form(field.annotation, description)})"
     form = describe_form(field.annotation)
-    if form.startswith(_BY_SCHEMA) and (shape := shape_of(_schema(field.annotation))):
+    has_shape = form.startswith(_BY_SCHEMA) or _is_plain_list(field.annotation)
+    if has_shape and (shape := shape_of(_schema(field.annotation))):
         return f"{shape} ({description})" if description else shape
     if form == "text":
         return f"<{description or name}>"
@@ -208,6 +209,10 @@ def describe_form(annotation: Any) -> str:
     if is_dspy_type(annotation, Type) and (own_words := annotation.description()):
         return str(own_words)
     return _BY_SCHEMA + json.dumps(_schema(annotation), ensure_ascii=False)
+
+
+def _is_plain_list(annotation: Any) -> bool:
+    return get_origin(annotation) is list and get_args(annotation)[0] in _PLAIN_FORMS
 
 
 def _has_phrase(annotation: Any) -> bool:

@@ -1,8 +1,9 @@
-"""The form of JSON values as a model is shown it: brackets and keys, and words for the rest.
+"""The form of JSON values as a model is shown it: an example made from the type.
 
-    [{"product": ..., "quantity": a whole number}, ...]
+    [{"product": "...", "quantity": 0}]
 
-A small model follows it better than a JSON schema, and writes such a value on one line.
+A small model follows it better than a JSON schema, writes such a value on one line, and ends a list
+sooner than where dots say that items follow.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_WORDS = {
-    "string": "...",
-    "integer": "a whole number",
-    "number": "a number",
+_EXAMPLES = {
+    "string": '"..."',
+    "integer": "0",
+    "number": "0.0",
     "boolean": "true or false",
     "null": "null",
 }
@@ -50,11 +51,11 @@ def _shape(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...])
     elif "anyOf" in schema:
         shape = " or ".join(_shape(one, definitions, within) for one in schema["anyOf"])
     elif schema.get("type") == "array":
-        shape = f"[{_shape(schema.get('items'), definitions, within)}, ...]"
+        shape = f"[{_shape(schema.get('items'), definitions, within)}]"
     elif schema.get("type") == "object":
         shape = _object(schema, definitions, within)
-    elif schema.get("type") in _WORDS:
-        shape = _WORDS[schema["type"]]
+    elif schema.get("type") in _EXAMPLES:
+        shape = _EXAMPLES[schema["type"]]
     else:
         raise _NoShape
     description = schema.get("description")
@@ -73,5 +74,5 @@ def _object(
         left_out = "" if name in schema.get("required", ()) else " (may be left out)"
         members.append(f"{json.dumps(name, ensure_ascii=False)}: {shape}{left_out}")
     if others is not False:
-        members.append(f"...: {_shape(others, definitions, within)}, ...")
+        members.append(f'"...": {_shape(others, definitions, within)}')
     return "{" + ", ".join(members) + "}"

@@ -90,23 +90,36 @@ class Bounded(pydantic.BaseModel):
     share: float = pydantic.Field(le=1)
 
 
+def test_words_say_what_an_example_of_a_list_could_not():
+    kinds = {"days": list[datetime.date], "kinds": list[Literal["a", "b"]]}
+    fields = {name: (kind, dspy.OutputField()) for name, kind in kinds.items()}
+    signature = dspy.Signature({"text": (str, dspy.InputField()), **fields})
+    [system, _] = messages_of(signature, {"text": "x"})
+    assert system["content"].partition("form:\n")[2] == (
+        "days: <a JSON list, each item a date, as YYYY-MM-DD>\n"
+        "kinds: <a JSON list, each item one of: a, b>"
+    )
+
+
 @pytest.mark.parametrize(
     ("annotation", "shape"),
     [
         (
             list[Item],
-            '[{"product": ..., "quantity": a whole number (how many), '
-            '"note": ... or null (may be left out)}, ...]',
+            '[{"product": "...", "quantity": 0 (how many), '
+            '"note": "..." or null (may be left out)}]',
         ),
-        (dict[str, list[int]], "{...: [a whole number, ...], ...}"),
-        (list[dict[str, Literal["a", "b"]]], '[{...: "a" or "b", ...}, ...]'),
+        (list[str], '["..."]'),
+        (list[list[float]], "[[0.0]]"),
+        (dict[str, list[int]], '{"...": [0]}'),
+        (list[dict[str, Literal["a", "b"]]], '[{"...": "a" or "b"}]'),
         (Tree, None),
         (list[Bounded], None),
         (dict[str, dict[str, Any]], None),
         (tuple[int, str], None),
     ],
 )
-def test_without_a_demonstration_a_shape_stands_for_a_schema(annotation, shape):
+def test_without_a_demonstration_an_example_stands_for_a_schema(annotation, shape):
     signature = dspy.Signature(
         {
             "order": (str, dspy.InputField()),
@@ -121,7 +134,7 @@ def test_without_a_demonstration_a_shape_stands_for_a_schema(annotation, shape):
         assert said == f"{shape} (what is ordered)"
     demo = {"order": "y", "items": []}
     [system, *_] = messages_of(signature, {"order": "x"}, [demo])
-    assert "JSON with this schema" in system["content"]
+    assert "JSON with this schema" in system["content"] or "JSON list" in system["content"]
 
 
 def test_what_repeats_a_placeholder():
