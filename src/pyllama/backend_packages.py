@@ -8,19 +8,30 @@ would end the process.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
+import logging
 import os
 import re
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pyllama._guard import to_str
+from pyllama._guard import check, to_str
 from pyllama._native._binding import lib
 from pyllama.distribution import entry_points, extra_command
+from pyllama.errors import BackendError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from importlib.metadata import EntryPoint
+
+    from pyllama._native._binding import Pointer, ggml_backend_reg
+
+    LoadModule = Callable[[str], Pointer[ggml_backend_reg]]
+
+logger = logging.getLogger("pyllama.backends")
 
 GROUP = "pyllama.backends"
 
@@ -43,11 +54,64 @@ class BackendPackage:
     llama_cpp_commit: str
     #: The file of its module; ``""`` if the package does not say.
     path: str
+    #: Where other packages hold libraries that it needs, below a folder of ``sys.path``, such as
+    #: ``"nvidia/cu13/lib"``.
+    library_folders: tuple[str, ...] = ()
     #: Why it is not used, and what to do about it. None if it is used, or not tried yet.
     problem: str | None = None
     #: Whether the problem is that it was built for another llama.cpp, or is incomplete. Otherwise
     #: this machine lacks something, such as a driver.
     is_unfit: bool = False
+
+
+def load_packages(own: str, load_module: LoadModule) -> list[BackendPackage]:
+    """Find every package and load its module. Whatever is wrong with one is no reason to fail.
+
+    Args:
+        own: the folder of pyllama's own modules; a backend that is there is not loaded twice.
+        load_module: loads one, and raises BackendError with what llama.cpp logged.
+    """
+    found: list[BackendPackage] = []
+    for package in find_packages():
+        problem = package.problem
+        if problem is None:
+            used = [each for each in found if each.backend == package.backend and not each.problem]
+            if used:
+                problem = f"{used[0].name} drives the same devices"
+            elif os.path.basename(package.path) in os.listdir(own):
+                problem = f"this build has a {package.backend} backend of its own"
+            else:
+                problem = _load(package, load_module)
+        if problem is not None:
+            level = logging.WARNING if package.is_unfit else logging.INFO
+            logger.log(level, "%s is not used: %s", package.name, problem)
+        found.append(replace(package, problem=problem))
+    return found
+
+
+def _load(package: BackendPackage, load_module: LoadModule) -> str | None:
+    """Why a package's module could not be loaded; None if it was."""
+    brought: set[str] = set()
+    while True:
+        try:
+            reg = load_module(package.path)
+            break
+        except BackendError as error:
+            name = _lacking_library(str(error))
+            path = _find_library(package, name) if name is not None else None
+            if path is None or path in brought:
+                return _reason(str(error))
+        # A library that is loaded is found by its name, wherever it came from.
+        brought.add(path)
+        try:
+            ctypes.CDLL(path)
+        except OSError as error:
+            return _reason(str(error))
+    if not lib.ggml_backend_reg_dev_count(reg):
+        # So that another package for the same devices, which needs an older driver, has its turn.
+        check(lib.guarded_backend_unload(reg), f"unloading {package.path}")
+        return "its driver offers no GPU"
+    return None
 
 
 def find_packages() -> list[BackendPackage]:
@@ -65,8 +129,10 @@ def _checked(entry: EntryPoint) -> BackendPackage:
     if entry.dist is not None and entry.dist.name:
         name, version = entry.dist.name, entry.dist.version
 
-    def unfit(problem: str, backend: str = "", commit: str = "", path: str = "") -> BackendPackage:
-        return BackendPackage(name, version, backend, commit, path, problem, is_unfit=True)
+    def unfit(problem: str, *facts: str) -> BackendPackage:
+        backend, commit, path = facts or ("", "", "")
+        package = BackendPackage(name, version, backend, commit, path)
+        return replace(package, problem=problem, is_unfit=True)
 
     again = f"install it again: pip install --force-reinstall --no-deps {name}"
     try:
@@ -76,7 +142,8 @@ def _checked(entry: EntryPoint) -> BackendPackage:
         backend, commit, module = (
             str(description[key]) for key in ("backend", "llama_cpp_commit", "module")
         )
-    except (OSError, ValueError, LookupError, TypeError, ImportError) as error:
+        folders = tuple(map(str, description.get("library_folders", ())))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError) as error:
         return unfit(f"it is incomplete ({type(error).__name__}: {error}): {again}")
     path = os.path.join(folder, module)
     ours = to_str(lib.pyllama_upstream_commit())
@@ -89,7 +156,7 @@ def _checked(entry: EntryPoint) -> BackendPackage:
         )
     if not os.path.isfile(path):
         return unfit(f"there is no {path}: {again}", backend, commit, path)
-    return BackendPackage(name, version, backend, commit, path)
+    return BackendPackage(name, version, backend, commit, path, folders)
 
 
 def _folder_of(package: str) -> str:
@@ -100,11 +167,31 @@ def _folder_of(package: str) -> str:
     return spec.submodule_search_locations[0]
 
 
-def reason_not_loaded(message: str) -> str:
-    """Why a module could not be loaded, from what llama.cpp logged about it."""
+def _lacking_library(message: str) -> str | None:
+    """Which library a module lacked, from what llama.cpp logged; None if it was something else."""
     lacking = _LACKING.search(message)
+    return lacking[1] if lacking else None
+
+
+def _find_library(package: BackendPackage, name: str) -> str | None:
+    """The file of a library in the packages that bring it; None if none does.
+
+    The module itself looks beside its own package. It may be installed into another folder of
+    ``sys.path`` than they are: a user's, or one that ``pip install --target`` made.
+    """
+    for place in sys.path:
+        for folder in package.library_folders:
+            path = os.path.join(place, folder, name)
+            if os.path.isfile(path):
+                return os.path.abspath(path)
+    return None
+
+
+def _reason(message: str) -> str:
+    """Why a module could not be loaded, from what llama.cpp logged about it."""
+    lacking = _lacking_library(message)
     if lacking is None:
         return f"it could not be loaded ({message})"
-    if lacking[1].startswith("libcuda.so"):
-        return f"NVIDIA's driver, which brings {lacking[1]}, is not installed here"
-    return f"{lacking[1]}, which it needs, is not installed here"
+    if lacking.startswith("libcuda.so"):
+        return f"NVIDIA's driver, which brings {lacking}, is not installed here"
+    return f"{lacking}, which it needs, is not installed here"

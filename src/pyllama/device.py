@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -21,7 +21,7 @@ from pyllama._guard import check, last_errors, raise_caught, raise_if_caught, ta
 from pyllama._native import _binding
 from pyllama._native._binding import ffi, lib
 from pyllama._rpc_servers import require_answers
-from pyllama.backend_packages import BackendPackage, find_packages, reason_not_loaded
+from pyllama.backend_packages import BackendPackage, load_packages
 from pyllama.errors import BackendError, NativeError
 
 if TYPE_CHECKING:
@@ -51,8 +51,6 @@ _LIBRARIES = os.path.join(os.path.dirname(_binding.__file__), "lib")
 
 # A module of the CPU backend: libggml-cpu-haswell.so, ggml-cpu-haswell.dll.
 _CPU_MODULE = re.compile(r"(?:lib)?ggml-cpu-(\w+)\.(?:so|dll)")
-
-logger = logging.getLogger("pyllama.backends")
 
 _loading = threading.Lock()
 _loaded = False
@@ -179,7 +177,7 @@ def load_backends(
             _load_cpu_variant(source, wanted)
         if chosen is None:
             # First, so that a card that Vulkan reaches as well is used through its maker's backend.
-            _packages[:] = _load_packages()
+            _packages[:] = load_packages(_LIBRARIES, _load_module)
         before = [reg for reg in _registry() if _reg_name(reg) == "CPU"]
         check(lib.guarded_backend_init(os.fsencode(source)), f"loading the backends in {source}")
         for reg in _registry() if before else ():
@@ -387,42 +385,6 @@ def _load_module(path: str) -> Pointer[ggml_backend_reg]:
         except NativeError as error:
             raise BackendError(str(error)) from None
     return reg
-
-
-def _load_packages() -> list[BackendPackage]:
-    """Load what other packages bring. Whatever is wrong with one is no reason to fail."""
-    found = []
-    own = os.listdir(_LIBRARIES)
-    used: dict[str, BackendPackage] = {}
-    for package in find_packages():
-        if package.problem is None:
-            if package.backend in used:
-                problem: str | None = f"{used[package.backend].name} drives the same devices"
-            elif os.path.basename(package.path) in own:
-                problem = f"this build has a {package.backend} backend of its own"
-            else:
-                problem = _load_package(package)
-            package = replace(package, problem=problem)
-        if package.problem is None:
-            used[package.backend] = package
-        else:
-            level = logging.WARNING if package.is_unfit else logging.INFO
-            logger.log(level, "%s is not used: %s", package.name, package.problem)
-        found.append(package)
-    return found
-
-
-def _load_package(package: BackendPackage) -> str | None:
-    """Why a package's module could not be loaded; None if it was."""
-    try:
-        reg = _load_module(package.path)
-    except BackendError as error:
-        return reason_not_loaded(str(error))
-    if not lib.ggml_backend_reg_dev_count(reg):
-        # So that another package for the same devices, which needs an older driver, has its turn.
-        check(lib.guarded_backend_unload(reg), f"unloading {package.path}")
-        return "its driver offers no GPU"
-    return None
 
 
 def _load_cpu_variant(folder: str, variant: str) -> None:

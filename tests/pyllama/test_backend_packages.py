@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import shutil
@@ -15,7 +16,7 @@ import pyllama
 from pyllama import device
 from pyllama._guard import to_str
 from pyllama._native._binding import lib
-from pyllama.backend_packages import find_packages, reason_not_loaded
+from pyllama.backend_packages import _find_library, _reason, find_packages, load_packages
 
 COMMIT = to_str(lib.pyllama_upstream_commit())
 OTHER_COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -62,6 +63,7 @@ def install(tmp_path, monkeypatch):
             "llama_cpp_commit": commit,
             "backend_api_version": 2,
             "module": file_name,
+            "library_folders": ["other/lib"],
         }
         text = json.dumps(facts) if description is None else description
         (tmp_path / name / "backend.json").write_text(text)
@@ -104,11 +106,12 @@ def test_one_of_another_llama_cpp_is_refused_and_both_are_named(install):
     [
         {"description": "{"},
         {"description": "[]"},
+        {"description": "3"},
         {"description": '{"backend": "CUDA"}'},
         {"folder": False},
         {"module": None},
     ],
-    ids=["no JSON", "no object", "no commit", "no folder", "no module"],
+    ids=["no JSON", "no object", "a number", "no commit", "no folder", "no module"],
 )
 def test_an_incomplete_one_is_refused(install, changes):
     install(**changes)
@@ -167,7 +170,35 @@ def test_one_that_cannot_be_loaded_leaves_the_others_at_work(install):
 )
 def test_a_library_that_is_missing_is_named(library, reason):
     said = f"loading /x.so: failed to load /x.so: {library}: cannot open shared object file: No"
-    assert reason_not_loaded(said) == reason
+    assert _reason(said) == reason
+
+
+def test_libraries_of_other_packages_are_found_wherever_pip_put_them(
+    install, tmp_path_factory, monkeypatch
+):
+    install(module=b"a module")
+    (package,) = find_packages()
+    assert _find_library(package, "libcublas.so.13") is None
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "other" / "lib").mkdir(parents=True)
+    library = elsewhere / "other" / "lib" / "libcublas.so.13"
+    library.touch()
+    monkeypatch.syspath_prepend(elsewhere)
+    assert _find_library(package, "libcublas.so.13") == str(library)
+
+    tried, loaded = [], []
+
+    def load_module(path):
+        tried.append(path)
+        if not loaded:
+            raise pyllama.BackendError(f"{library.name}: cannot open shared object file: No such")
+        raise pyllama.BackendError("libcuda.so.1: cannot open shared object file: No such")
+
+    monkeypatch.setattr(ctypes, "CDLL", loaded.append)
+    (package,) = load_packages(elsewhere, load_module)
+    assert "NVIDIA's driver" in package.problem
+    assert tried == [package.path] * 2
+    assert loaded == [str(library)]
 
 
 @pytest.mark.skipif(MODULE is None, reason="this build's backends are no modules")
@@ -181,7 +212,7 @@ def test_a_refused_one_is_a_warning_and_one_without_driver_is_none(install, capl
     install("cuda12", commit=OTHER_COMMIT)
     install("cuda13", module=b"not a library")
     caplog.set_level(logging.INFO, "pyllama.backends")
-    device._load_packages()
+    load_packages(device._LIBRARIES, device._load_module)
     told = {record.args[0]: record.levelname for record in caplog.records}
     assert told["pyllama-dspy-cuda12"] == "WARNING"
     assert told["pyllama-dspy-cuda13"] == "INFO"
