@@ -1,4 +1,8 @@
-"""The quota of one config: tokens in all, and requests in a minute."""
+"""The quota of one config: tokens in all, and requests in a minute.
+
+A request may end anywhere: the garbage collector ends a stream that was dropped, in whichever
+thread it runs, also within a block of this module. So what ends a request takes no lock.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +34,18 @@ class TokenBudget:
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # for beginnings
         self._taken = 0
-        self._unsettled: list[TokenCount] = []
+        self._unsettled: dict[TokenCount, None] = {}
         self._reserved: dict[weakref.ref[Reservation], int] = {}
 
     @property
     def used(self) -> int:
         """Tokens taken or reserved."""
-        unsettled = sum(taken.total for taken in self._unsettled)
-        return self._taken + unsettled + sum(self._reserved.copy().values())
+        # In this order: a request that ends meanwhile counts twice rather than not at all.
+        reserved = sum(self._reserved.copy().values())
+        unsettled = sum(taken.total for taken in self._unsettled.copy())
+        return reserved + unsettled + self._taken
 
     def reserve(self, reservation: Reservation, prompt: int, answer: int) -> int:
         """Reserve tokens for a prompt and its answer.
@@ -68,20 +74,17 @@ class TokenBudget:
 
     def charge(self, reservation: Reservation, taken: TokenCount) -> None:
         """End a reservation, and charge for the tokens that were taken."""
-        with self._lock:
-            self._unsettled.append(taken)
-            self._reserved.pop(weakref.ref(reservation), None)
-            self._settle()
+        self._unsettled[taken] = None
+        self._reserved.pop(weakref.ref(reservation), None)
 
     def _settle(self) -> None:
         """Add up the counts that are final."""
-        pending, settled = [], self._taken
-        for taken in self._unsettled:
-            if taken.pending:
-                pending.append(taken)
-            else:
-                settled += taken.total
-        self._taken, self._unsettled = settled, pending  # both at once: Ctrl-C may come anywhere
+        for taken in list(self._unsettled):
+            if not taken.pending:
+                total = taken.total
+                # Nothing comes between these two, no signal either: neither calls anything.
+                self._taken += total
+                del self._unsettled[taken]
 
 
 class _Counted(NamedTuple):
@@ -105,7 +108,7 @@ class RequestRate:
         self._clock = clock
         self._lock = threading.Lock()
         self._recent: deque[_Counted] = deque()
-        self._unsettled: list[_Counted] = []
+        self._unsettled: deque[_Counted] = deque()
 
     def begin(self, taken: TokenCount) -> _Counted:
         """Count a request that will take tokens.
@@ -129,16 +132,15 @@ class RequestRate:
     def end(self, counted: _Counted) -> None:
         """Stop counting a request that took no token, once that is certain."""
         if self._limit is not None:
-            with self._lock:
-                self._unsettled.append(counted)
-                self._settle()
+            self._unsettled.append(counted)
 
     def _settle(self) -> None:
-        known = [each for each in self._unsettled if each.taken.total or not each.taken.pending]
-        for each in known:
-            if not each.taken.total and each in self._recent:
-                self._recent.remove(each)
-        self._unsettled = [each for each in self._unsettled if each not in known]
+        for each in list(self._unsettled):
+            took_some = each.taken.total > 0
+            if took_some or not each.taken.pending:
+                if not took_some and each in self._recent:
+                    self._recent.remove(each)
+                self._unsettled.remove(each)
 
 
 class Quota:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -49,7 +51,49 @@ def test_what_a_step_under_way_takes_is_charged_when_it_has_ended():
     with Quota(budget, RequestRate(None)).charged(TokenCount(), 30, 100) as granted:
         assert granted == 100 - 31 - 30
     assert budget.used == 31
-    assert budget._unsettled == []
+    assert taken not in budget._unsettled
+
+
+class CollectingCount(TokenCount):
+    """Garbage is collected just when it is looked at."""
+
+    @property
+    def total(self):
+        gc.collect()
+        return super().total
+
+
+def test_a_request_that_is_dropped_may_end_while_another_begins():
+    """A stream in a reference cycle ends wherever the collector runs, in whichever thread."""
+    shared = Quota(TokenBudget(1000), RequestRate(10))
+
+    def stream(taken):
+        with shared.charged(taken, 100, 50):
+            yield
+
+    def begin_another():
+        with shared.charged(CollectingCount(1, 2, pending=True), 100, 50):
+            pass  # its step goes on, and so it is looked at each time
+        dropped = [stream(TokenCount(10, 5)), stream(TokenCount())]
+        for each in dropped:
+            next(each)
+        dropped.append(dropped)
+        del dropped, each
+        with shared.charged(TokenCount(3), 100, 50):
+            pass
+
+    thread = threading.Thread(target=begin_another, daemon=True)
+    gc.disable()  # but where it is asked for
+    try:
+        thread.start()
+        thread.join(60)
+    finally:
+        gc.enable()
+    assert not thread.is_alive()
+    assert shared.budget.used == 3 + 15 + 3
+    with shared.charged(TokenCount(), 1, 1):
+        pass
+    assert shared.budget.used == 3 + 15 + 3
 
 
 def test_ctrl_c_at_no_point_leaves_tokens_reserved():
