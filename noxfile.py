@@ -5,10 +5,12 @@ Tests run on what ``pip install ".[test]"`` gives, as the README has it.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -19,6 +21,32 @@ nox.needs_version = ">=2024.4.15"
 # Where released wheels must work. Debian's testing release has CPython 3.14.
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 SYSTEMS = ["bookworm", "trixie", "forky"]
+
+# What the interpreter's version can change: its ends, threads, forks, signals, garbage, event loops
+# and type hints. The rest of the tests is about llama.cpp, which is the same for all.
+VERSION_BOUND = [
+    "tests/adapter/engine/test_async_engine.py",
+    "tests/adapter/generation/test_interrupted.py",
+    "tests/adapter/generation/test_outcomes.py",
+    "tests/adapter/generation/test_shutdown.py",
+    "tests/adapter/generation/test_thread_start.py",
+    "tests/adapter/models/test_pool_dropped.py",
+    "tests/adapter/models/test_pool_threads.py",
+    "tests/adapter/signatures/test_field_values.py",
+    "tests/adapter/signatures/test_formatting.py",
+    "tests/pyllama/test_child_process.py",
+    "tests/pyllama/test_closing.py",
+    "tests/pyllama/test_copying.py",
+    "tests/pyllama/test_exit.py",
+    "tests/pyllama/test_fork.py",
+    "tests/pyllama/test_half_made.py",
+    "tests/pyllama/test_import.py",
+    "tests/pyllama/test_locks.py",
+    "tests/pyllama/test_logging.py",
+    "tests/pyllama/test_ownership.py",
+    "tests/pyllama/test_python_sampler.py",
+    "tests/pyllama/test_threads.py",
+]
 
 # What wheels leave to the system and its drivers, and to other packages.
 FOREIGN_LIBRARIES = [
@@ -85,8 +113,33 @@ def packaging(session: nox.Session) -> None:
     for addon in sorted(Path("packaging/backends").glob("*/pyproject.toml")):
         session.run("python", "packaging/addon_fits.py", str(addon.parent), str(wheel))
     session.run("pip", "install", str(wheel))
+    session.notify("newest_python", [str(wheel.resolve())])
     session.chdir(unpacked)
     session.run("python", "-c", "import pyllama; print(pyllama.devices())")
+
+
+@nox.session(venv_backend="none", default=False)
+def newest_python(session: nox.Session) -> None:
+    """A wheel on the newest CPython beside nox's own: ``nox -s newest_python -- WHEEL``.
+
+    ``packaging`` has it run with the wheel that it built.
+    """
+    wheel, *arguments = session.posargs or session.error("give a wheel, or run nox -s packaging")
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    found = filter(None, map(_interpreter, (each for each in reversed(PYTHONS) if each != own)))
+    interpreter = next(found, None)
+    if interpreter is None:
+        session.skip("there is no other CPython here")
+    folder = Path(session.create_tmp()).resolve() / "environment"
+    python = str(folder / "bin" / "python")
+    session.run(interpreter, "-m", "venv", "--clear", str(folder), external=True)
+    install = [python, "-m", "pip", "install", "--quiet"]
+    session.run(*install, "--no-deps", wheel, external=True)
+    needed = [*install, "--only-binary", ":all:", f"{wheel}[test]"]
+    if subprocess.run(needed, check=False).returncode:
+        session.skip(f"what the tests need has no wheels for {interpreter} on the index")
+    selected = ("-m", "not model and not download", *VERSION_BOUND)
+    session.run(python, "-m", "pytest", *(arguments or selected), external=True)
 
 
 @nox.session
@@ -113,12 +166,9 @@ def addons(session: nox.Session) -> None:
 @nox.parametrize("version", PYTHONS)
 def wheel_on_python(session: nox.Session, version: str) -> None:
     """The base wheel of dist/ works on a CPython, without a compiler."""
-    python = f"python{version}"
-    works = subprocess.run(
-        [python, "--version"], capture_output=True, check=False
-    )  # or a shim's error
-    if works.returncode:
-        session.skip(f"there is no {python}")
+    python = _interpreter(version)
+    if python is None:
+        session.skip(f"there is no Python {version}")
     folder = Path(session.create_tmp()).resolve() / "environment"
     (wheel,) = Path("dist").glob("*-abi3-*.whl")
     session.run("packaging/try_wheel.sh", python, str(folder), str(wheel), external=True)
@@ -282,6 +332,18 @@ def chaos(session: nox.Session) -> None:
     """Failure, shutdown and load: ``nox -s chaos -- --seed 3 --seconds 3600 binding``."""
     session.run("pip", "install", ".[test]")
     session.run("python", "tests/chaos/run.py", *session.posargs)
+
+
+def _interpreter(version: str) -> str | None:
+    """A CPython of a version that can make environments: on the path, or one of pyenv's."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    for name in (f"python{version}", *sorted(pyenv.glob(f"{version}.*/bin/python"))):
+        path = shutil.which(name)
+        # A shim of pyenv's may be there for a version that is not chosen.
+        trial = [path, "-c", "import ensurepip, venv"]
+        if path and not subprocess.run(trial, capture_output=True, check=False).returncode:
+            return path
+    return None
 
 
 def _check_wheel(session: nox.Session, wheel: Path) -> None:
