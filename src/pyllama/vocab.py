@@ -98,6 +98,7 @@ class Vocab(Uncopyable):
         # The text of a token wherever it stands, as detokenizers found out: without and with the
         # text of special tokens.
         self._texts: tuple[dict[int, str], dict[int, str]] = ({}, {})
+        self._eog: dict[int, bool] = {}
         #: The token that begins a text; None where the model has none.
         self.bos = self._special(lib.llama_vocab_bos(pointer))
         #: The token that ends a text; None where the model has none.
@@ -346,7 +347,12 @@ class Vocab(Uncopyable):
 
     def is_eog(self, token: int) -> bool:
         """Whether the token ends generation: EOS, EOT and the like (``llama_vocab_is_eog``)."""
-        return bool(self._ask(lib.guarded_vocab_is_eog, token))
+        if type(token) is int and token in self._eog:
+            self._model._open()
+            return self._eog[token]
+        ends = bool(self._ask(lib.guarded_vocab_is_eog, token))
+        self._eog[int(token)] = ends
+        return ends
 
     def is_control(self, token: int) -> bool:
         """Whether the token is a control token without text (``llama_vocab_is_control``)."""

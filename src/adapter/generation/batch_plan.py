@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from operator import attrgetter
+from typing import NamedTuple, Protocol
+
+import numpy as np
 
 import pyllama
 from adapter.generation.answer_writer import LONGEST_RUN
@@ -18,8 +20,7 @@ LEAST_PIECE = 32
 """The fewest tokens of a prompt that are added to a batch, unless they are its last."""
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """A slot's tokens in a batch: from ``begin``, where its memory ends, to ``end``.
 
     Attributes:
@@ -108,7 +109,7 @@ class ExactPlan:
         if windows is not None:
             for window in windows.cover(part.slot.seq_id for part in single):
                 inside = [part for part in single if part.slot.seq_id in window]
-                yield [replace(part, window=window) for part in inside]
+                yield [part._replace(window=window) for part in inside]
         else:
             sizes = self._exactness.batch_sizes(cache.count) if len(single) > 1 else ONE_BY_ONE
             yield from sizes.split(single)
@@ -119,7 +120,7 @@ class ExactPlan:
         windows = self._exactness.windows(part.slot.cache.count) if part.is_answer else None
         if windows is None:
             return part
-        return replace(part, window=windows.cover([part.slot.seq_id])[0])
+        return part._replace(window=windows.cover([part.slot.seq_id])[0])
 
 
 class MixedPlan:
@@ -163,12 +164,13 @@ def choose_parts(
         chunk: the most tokens of one prompt.
     """
     going_on = [_part(slot, chunk) for slot in running if slot.sequence is not None]
-    going_on.sort(key=lambda part: (part.n_tokens > 1, part.n_tokens > 1 and part.sequence.step))
     waiting = [_part(slot, chunk) for slot in prompts if slot.sequence is not None]
     kept = longest_call(CHUNK) if waiting else 0
-    parts = []
-    for part in going_on:
-        if 0 < part.n_tokens <= (room if part.n_tokens == 1 else room - kept):
+    parts = [part for part in going_on if part.n_tokens == 1][:room]
+    room -= len(parts)
+    forced = [part for part in going_on if part.n_tokens > 1]
+    for part in sorted(forced, key=attrgetter("sequence.step")):
+        if part.n_tokens <= room - kept:
             parts.append(part)
             room -= part.n_tokens
     for part in waiting:
@@ -176,7 +178,7 @@ def choose_parts(
         if size > room and chunk > CHUNK:
             size = room if room >= LEAST_PIECE else 0
         if 0 < size <= room:
-            parts.append(replace(part, end=part.begin + size))
+            parts.append(part._replace(end=part.begin + size))
             room -= size
     return parts
 
@@ -196,25 +198,43 @@ def fill(
     Args:
         padding: positions of tokens that nobody needs, by their sequences.
     """
-    batch.clear()
+    rows = _Rows()
+    padded = sorted((padding or {}).items(), reverse=True)
     outputs = {}
-    rows = sorted((padding or {}).items())
     for part in parts:
-        while rows and rows[0][0] < part.slot.seq_id:
-            _pad(batch, *rows.pop(0))
-        batch.add_tokens(
-            part.sequence.tokens_between(part.begin, part.end),
-            pos=part.begin,
-            seq_id=part.slot.seq_id,
-            outputs="last" if part.gives_output else "none",
-        )
+        seq_id = part.slot.seq_id
+        while padded and padded[-1][0] < seq_id:
+            rows.pad(*padded.pop())
+        rows.add(part.sequence.tokens_between(part.begin, part.end), part.begin, seq_id)
         if part.gives_output:
-            outputs[len(batch) - 1] = part
-    for row in rows:
-        _pad(batch, *row)
+            rows.outputs[-1] = True
+            outputs[len(rows.outputs) - 1] = part
+    while padded:
+        rows.pad(*padded.pop())
+    batch.clear()
+    batch.add_tokens(
+        rows.tokens, pos=rows.positions, seq_id=rows.seq_ids, outputs=np.array(rows.outputs, bool)
+    )
     return outputs
 
 
-def _pad(batch: pyllama.Batch, seq_id: int, pos: int) -> None:
-    """Add a token that nobody needs. Its output lets its row go as far as others."""
-    batch.add(0, pos, (seq_id,), output=True)
+class _Rows:
+    """The rows of a batch, which are checked and copied all at once."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.seq_ids: list[int] = []
+        self.outputs: list[bool] = []
+
+    def add(self, tokens: list[int], pos: int, seq_id: int) -> None:
+        """Add tokens of a sequence from a position on."""
+        self.tokens += tokens
+        self.positions += range(pos, pos + len(tokens))
+        self.seq_ids += [seq_id] * len(tokens)
+        self.outputs += [False] * len(tokens)
+
+    def pad(self, seq_id: int, pos: int) -> None:
+        """Add a token that nobody needs. Its output lets its row go as far as others."""
+        self.add([0], pos, seq_id)
+        self.outputs[-1] = True

@@ -111,6 +111,8 @@ class Sequence:
         prompt = self.request.prompt
         answer = [] if self._writer is None else self._writer.tokens
         n_prompt = len(prompt)
+        if begin >= n_prompt:
+            return answer[begin - n_prompt : end - n_prompt]
         return [*prompt[begin:end], *answer[max(0, begin - n_prompt) : max(0, end - n_prompt)]]
 
     def next_end(self, chunk: int) -> int:
@@ -121,11 +123,12 @@ class Sequence:
             chunk: tokens of a prompt that are computed at once.
         """
         if not self._ends:
-            return call_end(self.n_tokens, self.n_past, chunk)
-        if self.n_past < self._ends[0]:
-            return call_end(self._ends[0], self.n_past, chunk)
-        later = bisect_right(self._ends, self.n_past)
-        return self._ends[later] if later < len(self._ends) else self.n_tokens
+            return call_end(self.n_tokens, self._n_past, chunk)
+        if self._n_past < self._ends[0]:
+            return call_end(self._ends[0], self._n_past, chunk)
+        if self._n_past >= self._ends[-1]:
+            return self.n_tokens
+        return self._ends[bisect_right(self._ends, self._n_past)]
 
     def computed(self, end: int) -> None:
         """Record a call: what comes before ``end`` is in memory now."""

@@ -19,6 +19,7 @@ class StopMatcher:
     ) -> None:
         self._stops = stops
         self._turn_stops = turn_stops
+        self._firsts = {stop[:1] for stop in stops + turn_stops}
         self._pending = ""
         self._borders = [0]  # where pieces begin and end in the pending text
         self._may_end = [may_end]  # there
@@ -33,6 +34,9 @@ class StopMatcher:
         """
         if self.stopped:
             return ""
+        if not self._pending and self._firsts.isdisjoint(text):
+            self._borders[:], self._may_end[:] = [0], [may_end]
+            return text
         self._pending += text
         self._borders.append(len(self._pending))
         self._may_end.append(may_end)
