@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import typer
 
 from adapter.cli.bench import bench
 from adapter.cli.chat import chat
-from adapter.cli.console import examples, say
+from adapter.cli.console import examples, say, write_failed
 from adapter.cli.convert import convert
 from adapter.cli.demo import demo
 from adapter.cli.devices import devices, rpc_server
@@ -131,11 +132,36 @@ _add(
 
 
 def main() -> None:
-    """Run the command. Ctrl-C ends it with exit code 130."""
+    """Run the command. A signal ends it with 128 and its number, and nothing half made is left."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files need not be text
             stream.reconfigure(errors="backslashreplace")
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _end)
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:  # outside of a command, such as while modules are imported
         sys.exit(128 + signal.SIGINT)
+    except OSError as error:  # commands tell their own: standard output takes no more
+        write_failed(error)
+        sys.exit(1)
+
+
+def _end(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
+
+
+def _open_closed_streams() -> None:
+    """Have something behind the numbers 0 to 2: a model's file would be the next one there."""
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(opened, True)
+    os.close(opened)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))

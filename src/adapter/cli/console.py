@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import typer
@@ -44,6 +45,19 @@ def fail(text: str) -> NoReturn:
     raise typer.Exit(1)
 
 
+def write_failed(error: OSError) -> None:
+    """Say that standard output takes no more, and have Python not try again when it ends.
+
+    Nothing is said of a reader that has gone, such as head.
+    """
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, BrokenPipeError):
+        with suppress(OSError):
+            text = f"error: standard output cannot be written: {error.strerror or error}"
+            messages.print(text, style="red", markup=False, soft_wrap=True)
+
+
 def visible(text: str) -> str:
     """A text without terminal control sequences: names and metadata are untrusted."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
@@ -71,6 +85,11 @@ def row(made: Table, *cells: object) -> None:
 def show(made: Table) -> None:
     """Write a table."""
     output.print(made, soft_wrap=False)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, in words such as "1 part" and "2 parts"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def file_size(n_bytes: int) -> str:

@@ -37,7 +37,7 @@ class Answer:
     def rate(self) -> float:
         """Tokens a second after the first one."""
         seconds = self.seconds - self.first_seconds
-        return (self.completion_tokens - 1) / seconds if seconds > 0 else 0.0
+        return max(0, self.completion_tokens - 1) / seconds if seconds > 0 else 0.0
 
 
 @dataclass

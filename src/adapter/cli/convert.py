@@ -61,11 +61,15 @@ def convert(
             fail("--base is for an adapter: give --lora, too")
         lora_base = _folder(base, weights=False, code=trust_remote_code) if base else None
         if out is None:
-            model_dir().mkdir(parents=True, exist_ok=True)
+            out = model_dir()
+            out.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
             name = source.rpartition("/")[2] if _is_repo(source) else folder.resolve().name
-            out = model_dir() / f"{name}{'-lora' if lora else ''}-{{type}}.gguf"
+            out = out / f"{name}{'-lora' if lora else ''}-{{type}}.gguf"
         elif out.exists() and not force:
             fail(f"{out} is there already; to replace it: --force")
+        if not out.absolute().parent.is_dir():
+            fail(f"there is no folder {out.absolute().parent}")
         with progress_bar(f"Converting {source}") as report:
             made = convert_folder(
                 folder,
@@ -95,7 +99,12 @@ def _folder(source: str, *, weights: bool, code: bool) -> Path:
     from adapter.models.hub.pull import pull_files
 
     if not _is_repo(source):
-        return Path(source).expanduser()
+        folder = Path(source).expanduser()
+        if not folder.exists():
+            fail(f"{source} is neither a folder nor owner/repo of a hub")
+        if folder.suffix.casefold() == ".gguf" and folder.is_file():
+            fail(f"{source} is a GGUF file already")
+        return folder
     with transfer_bar() as report:
         return pull_files(
             HubName(source), lambda listing: _wanted(listing, weights, code), report=report

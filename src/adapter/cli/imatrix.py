@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter.cli.console import fail, file_size, note, progress_bar, say, say_json
+from adapter.cli.console import counted, fail, file_size, note, progress_bar, say, say_json
 from adapter.cli.session import GpuLayers, Model, errors_told, found, require_generator
+
+if TYPE_CHECKING:
+    from adapter.models.imatrix import Imatrix
 
 
 def imatrix(
@@ -79,7 +82,11 @@ def imatrix(
             }
         )
     else:
-        say(f"{target}, {file_size(size)}: {made.n_tensors} tensors, {made.n_chunks} parts")
+        say(f"{target}, {file_size(size)}: {_amount(made)}")
+
+
+def _amount(made: Imatrix) -> str:
+    return f"{counted(made.n_tensors, 'tensor')}, {counted(made.n_chunks, 'part')}"
 
 
 def _target(model: str, path: Path, out: Path | None) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapter.cli.console import fail, file_size, note, row, say, say_json, show, table
-from adapter.cli.session import Model
+from adapter.cli.session import Model, errors_told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,24 +81,24 @@ def rm(
 
     Models of LM Studio and Ollama are never deleted.
     """
-    from adapter.errors import LlamaCppError
     from adapter.models.hub.choice import UnclearError
 
     try:
-        files, delete = _removal(model)
-        if not files:
-            fail(f"no model {model!r}; pyllama models lists those that there are")
-        size = sum(path.stat().st_size for path in files)
-        for path in files:
-            note(str(path))
-        if not yes:
-            if not sys.stdin.isatty():
-                fail("nothing was deleted; to do it without a question: --yes")
-            if not typer.confirm(f"Delete {len(files)} files, {file_size(size)}?", err=True):
-                note("nothing was deleted")
-                raise typer.Exit(1)
-        delete()
-    except (LlamaCppError, OSError, UnclearError) as error:
+        with errors_told():
+            files, delete = _removal(model)
+            if not files:
+                fail(f"no model {model!r}; pyllama models lists those that there are")
+            size = sum(path.stat().st_size for path in files)
+            for path in files:
+                note(str(path))
+            if not yes:
+                if not sys.stdin.isatty():
+                    fail("nothing was deleted; to do it without a question: --yes")
+                if not typer.confirm(f"Delete {len(files)} files, {file_size(size)}?", err=True):
+                    note("nothing was deleted")
+                    raise typer.Exit(1)
+            delete()
+    except UnclearError as error:
         fail(str(error))
     say(f"deleted {model}: {file_size(size)}")
 

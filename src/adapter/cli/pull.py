@@ -50,7 +50,6 @@ def pull(
     from adapter.errors import LlamaCppError
     from adapter.models.embedded_model import model_dir
     from adapter.models.hub import direct
-    from adapter.models.hub.names import HubName
     from adapter.models.hub.pull import Unclear
     from adapter.models.parts import plain_name
 
@@ -58,7 +57,7 @@ def pull(
     try:
         hub_name = direct.hub_name(model) if is_url else None
         if hub_name is None and not is_url and not _is_path(model):
-            hub_name = HubName.parse(model)
+            hub_name = _hub_name(model)
         if sha256 is not None and (hub_name is not None or not is_url):
             fail("--sha256 is for a URL; what a hub has is checked by the hub's own digests")
         with transfer_bar() as report:
@@ -68,6 +67,7 @@ def pull(
                 paths = direct.download(model, model_dir(), sha256=sha256, report=report)
                 facts = _facts(plain_name(paths[0]), paths)
             else:
+                _require_file(model)
                 paths = direct.copy(Path(model).expanduser(), model_dir(), report=report)
                 facts = _facts(plain_name(paths[0]), paths)
     except Unclear as error:
@@ -87,6 +87,28 @@ def pull(
 def _is_path(model: str) -> bool:
     """Whether a file is meant: it exists, or no repository can have this name."""
     return Path(model).expanduser().is_file() or model.startswith((".", "/", "~"))
+
+
+def _require_file(model: str) -> None:
+    path = Path(model).expanduser()
+    if path.is_dir():
+        fail(f"{model} is a folder; give a .gguf file, or make one of it: pyllama convert")
+    if not path.is_file():
+        fail(f"there is no file {model}")
+
+
+def _hub_name(model: str) -> HubName:
+    from adapter.errors import InvalidModelNameError
+    from adapter.models.hub.names import HubName
+
+    try:
+        return HubName.parse(model)
+    except InvalidModelNameError as error:
+        if Path(model).expanduser().exists():
+            _require_file(model)
+        if "/" not in model:
+            fail(f"{model} is neither a file nor a URL nor owner/repo of a hub")
+        fail(str(error))
 
 
 def _pull_from_hub(name: HubName, report: Callable[[int, int], None]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapter.cli.console import (
+    counted,
     fail,
     file_size,
     note,
@@ -95,6 +96,11 @@ def quantize(
         except pyllama.QuantizeError as error:
             if "requantiz" in str(error):
                 fail(f"{error}; give a model in F32, F16 or BF16, or --requantize")
+            if "requires an imatrix" in str(error):
+                fail(
+                    f"{ftype} needs an importance matrix: pyllama imatrix {model} TEXT, and then "
+                    "--imatrix FILE"
+                )
             raise
         except ValueError as error:
             fail(str(error))
@@ -227,5 +233,5 @@ def perplexity(
         return
     say(
         f"perplexity: {surprise.perplexity:.4f} ± {surprise.error:.4f} over {surprise.n_tokens} "
-        f"tokens, in {surprise.n_chunks} parts of {length}"
+        f"tokens, in {counted(surprise.n_chunks, 'part')} of {length}"
     )

@@ -40,30 +40,44 @@ def refer(text: str) -> Reference:
 
     Raises:
         InvalidModelNameError: no model can have this name.
-        ModelNotFoundError: a path without a file.
+        ModelNotFoundError: a path without a model.
     """
     from adapter.models.embedded_model import model_dir
+    from adapter.models.files import ModelFolder
     from adapter.models.hub.names import PREFIX, HubName
     from adapter.models.parts import plain_name
     from adapter.models.stores import is_stored_name
 
     path, own = Path(text).expanduser(), model_dir()
-    is_gguf = path.suffix.casefold() == ".gguf"
-    if is_gguf and (path.is_file() or text.startswith((".", "/", "~"))):
-        if not path.is_file():
+    if path.suffix.casefold() == ".gguf":
+        if not path.is_file() and (own / text).is_file():
+            path = own / text
+        if path.is_file():
+            return Reference(path.absolute().parent, plain_name(path))
+        if _is_path(text) or "/" not in text or (":" not in text and path.parent.is_dir()):
             raise ModelNotFoundError(text, path)
-        return Reference(path.absolute().parent, plain_name(path))
     own.mkdir(parents=True, exist_ok=True)
-    if is_stored_name(text) or "/" not in text:
+    if is_stored_name(text) or text in ModelFolder(own, {}).names():
+        return Reference(own, text)
+    if path.is_dir():
+        reason = "it is a folder; give a .gguf file, or make one of it: pyllama convert"
+        raise ModelNotFoundError(text, path, reason=reason)
+    if path.exists():
+        raise ModelNotFoundError(text, path, reason="it is a file, but no .gguf file")
+    if _is_path(text):
+        raise ModelNotFoundError(text, path)
+    if "/" not in text:
         return Reference(own, text)
     try:
         return Reference(own, str(HubName.parse(text)))
     except InvalidModelNameError:
-        if path.exists():
-            raise InvalidModelNameError(text, "is a path, but of no .gguf file") from None
         raise InvalidModelNameError(
             text, f"is neither a file nor {PREFIX}owner/repo of a hub"
         ) from None
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith((".", "/", "~"))
 
 
 def completed(begun: str) -> list[str]:

@@ -63,6 +63,8 @@ def run(
     form = _form(schema, grammar)
     from dspy.lm15 import LM15Error
 
+    from adapter.errors import InvalidParameterError
+
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     answer = Answer()
     with errors_told():
@@ -78,6 +80,9 @@ def run(
                 else:
                     show_answer(conversation, text, answer)
             except LM15Error as error:
+                refused = error.__cause__
+                if form and isinstance(refused, InvalidParameterError):
+                    fail(f"{schema or grammar} must be {refused.allowed}")
                 fail(str(error))
     if as_json:
         say_json(
@@ -150,6 +155,8 @@ def _form(schema: Path | None, grammar: Path | None) -> dict[str, Any]:
         if grammar is not None:
             text = grammar.read_text(encoding="utf-8")
             return {"extensions": {"metadata": {"llamacpp": {"grammar": text}}}}
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        fail(f"{schema or grammar} cannot be read: {error.strerror}")
+    except (ValueError, RecursionError) as error:
         fail(f"{schema or grammar} cannot be read: {error}")
     return {}

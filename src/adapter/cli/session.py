@@ -37,11 +37,14 @@ GpuLayers = Annotated[
 def errors_told() -> Iterator[None]:
     """End the command with an error message."""
     import pyllama
-    from adapter.errors import LlamaCppError
-    from adapter.models.embedded_model import EmbeddedModelError
+    from adapter.errors import LlamaCppError, ModelNotFoundError
+    from adapter.models.embedded_model import EmbeddedModelError, model_dir
 
     try:
         yield
+    except ModelNotFoundError as error:
+        is_name = error.path.parent == model_dir()
+        fail(f"{error}; pyllama models lists those that there are" if is_name else str(error))
     except (LlamaCppError, pyllama.LlamaError, EmbeddedModelError, OSError) as error:
         fail(str(error))
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapter.cli.console import fail, file_size, note, row, say, say_json, show, table
-from adapter.cli.session import Model
+from adapter.cli.console import file_size, note, row, say, say_json, show, table
+from adapter.cli.session import Model, errors_told
 
 if TYPE_CHECKING:
     import pyllama
@@ -36,10 +36,9 @@ def show_model(
     """
     import pyllama
     from adapter.cli.references import refer
-    from adapter.errors import LlamaCppError
     from adapter.models.hardware import HardwareManager
 
-    try:
+    with errors_told():
         path = refer(model).path()
         facts = _read(path)
         if template:
@@ -50,8 +49,6 @@ def show_model(
             return
         uses = [pyllama.memory_use(path, n_ctx=length) for length in _lengths(facts.n_ctx_train)]
         placement = HardwareManager().plan(path)
-    except (LlamaCppError, pyllama.LlamaError, OSError) as error:
-        fail(str(error))
     if as_json:
         say_json(_as_json(facts, uses, placement))
         return
@@ -70,18 +67,14 @@ def fit(
 
     llama.cpp compares it with the memory that is free now. No weights are read.
     """
-    import pyllama
     from adapter.cli.references import refer
-    from adapter.errors import LlamaCppError
     from adapter.models.hardware import HardwareManager
 
-    try:
+    with errors_told():
         path = refer(model).path()
         lengths = context or _lengths(_read(path).n_ctx_train)
         manager = HardwareManager()
         placements = [manager.plan(path, context_length=length) for length in lengths]
-    except (LlamaCppError, pyllama.LlamaError, OSError) as error:
-        fail(str(error))
     if as_json:
         say_json([_placement(placement) for placement in placements])
         return

@@ -85,6 +85,21 @@ def test_an_adapter_finds_its_base(run, hub, converted, tmp_path):
     assert "adapter-lora-F16.gguf" in result.stdout
 
 
+def test_the_output_may_be_a_folder_that_is_there(run, converted, tmp_path):
+    (tmp_path / "my-model").mkdir()
+    result = run("convert", tmp_path / "my-model", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "my-model-F16.gguf").is_file()
+    result = run("convert", tmp_path / "my-model", tmp_path / "none" / "x.gguf")
+    assert result.exit_code == 1
+    assert f"no folder {tmp_path / 'none'}" in result.stderr
+
+
+def test_what_is_no_folder_is_called_what_it_is(run, hub, tiny_model_path):
+    assert "is a GGUF file already" in run("convert", tiny_model_path).stderr
+    assert "neither a folder nor owner/repo" in run("convert", "none").stderr
+
+
 @pytest.mark.parametrize(
     "arguments", [("owner/none",), (".", "--outtype", "q9"), (".", "--base", "."), ("a/b/c",)]
 )

@@ -50,7 +50,7 @@ def test_the_output_may_be_a_folder(run, wide, text, tmp_path):
     result = run("imatrix", wide, text, "-c", 32, "--chunks", 1, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert [one.name for one in (tmp_path / "out").iterdir()] == ["tiny-F32-imatrix.gguf"]
-    assert "1 parts" in result.stdout
+    assert "1 part\n" in result.stdout
 
 
 @pytest.mark.parametrize(

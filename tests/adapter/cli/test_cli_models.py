@@ -63,6 +63,37 @@ def test_models_of_other_programs_are_listed_and_shown(run, own_folder, hub, tin
         assert run("show", name).exit_code == 0
 
 
+@pytest.mark.parametrize("command", ["show", "fit", "rm", "quantize", "run", "bench"])
+def test_what_is_no_model_is_called_what_it_is(run, own_folder, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.txt").write_text("hello")
+    for given, words in (
+        ("folder", "it is a folder"),
+        (tmp_path / "folder", "it is a folder"),
+        ("text.txt", "no .gguf file"),
+        ("none.gguf", "'none.gguf': none.gguf does not exist"),
+        ("folder/none.gguf", "folder/none.gguf does not exist"),
+        ("none", "pyllama models lists"),
+    ):
+        more = {"quantize": ["Q8_0"], "run": ["hello"]}.get(command, [])
+        result = run(command, given, *more)
+        assert result.exit_code == 1
+        assert words in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_a_model_of_the_own_folder_may_be_called_by_its_files_name(
+    run, own_folder, tiny_model_path, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    own_folder.mkdir()
+    copyfile(tiny_model_path, own_folder / "mine.gguf")
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "mine.gguf"):
+        assert run("show", name, "--json").exit_code == 0
+
+
 def test_rm_deletes_a_model_of_the_folder_or_of_the_cache(run, own_folder, hub, tiny_model_path):
     own_folder.mkdir()
     copyfile(tiny_model_path, own_folder / "mine.gguf")

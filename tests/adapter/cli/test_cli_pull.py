@@ -48,6 +48,13 @@ def test_a_pull_of_nothing_is_one_line(run, hub, name):
     assert "Traceback" not in result.output
 
 
+def test_what_cannot_be_pulled_is_called_what_it_is(run, hub, tmp_path):
+    assert "neither a file nor a URL nor owner/repo" in run("pull", "none").stderr
+    assert "no file" in run("pull", tmp_path / "none.gguf").stderr
+    (tmp_path / "folder").mkdir()
+    assert "is a folder" in run("pull", tmp_path / "folder").stderr
+
+
 def test_a_path_is_copied_where_models_are_looked_for(run, hub, tiny_model_path, own_folder):
     result = run("pull", tiny_model_path)
     assert result.exit_code == 0, result.output

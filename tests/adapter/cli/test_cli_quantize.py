@@ -62,6 +62,13 @@ def test_what_cannot_be_quantized_is_one_line(run, wide, tmp_path, arguments):
     assert [one.name for one in tmp_path.iterdir()] == ["tiny.gguf"]
 
 
+def test_a_type_that_needs_a_matrix_says_how_to_get_one(run, wide, tmp_path):
+    result = run("quantize", wide, "IQ2_XS", tmp_path / "out.gguf")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: IQ2_XS needs an importance matrix: pyllama imatrix ")
+    assert not (tmp_path / "out.gguf").exists()
+
+
 def test_an_adapter_is_not_quantized(run, write_tiny_model, tmp_path):
     path = write_tiny_model(metadata={"general.type": "adapter"})
     result = run("quantize", path, "Q8_0", tmp_path / "out.gguf")
