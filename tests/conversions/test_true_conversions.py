@@ -43,6 +43,17 @@ MODELS = {
         transformers.Gemma2Config,
         {"head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True},
     ),
+    # Of its layers every sixth sees all of the text, and the others a window.
+    "gemma3": (
+        transformers.Gemma3TextConfig,
+        {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "tie_word_embeddings": True,
+            "num_hidden_layers": 7,
+            "sliding_window": 8,
+        },
+    ),
 }
 
 
@@ -95,7 +106,7 @@ def test_a_converted_model_has_the_tokens_and_the_logits_of_the_original(
 ):
     # llama.cpp expects tokens of Phi's own in what is called so.
     folder = tmp_path / "model"
-    tokenizer = write_tokenizer(adds_space=kind != "gemma2")
+    tokenizer = write_tokenizer(adds_space=not kind.startswith("gemma"))
     original = write_model(folder, kind, tokenizer)
     path = convert(folder, tmp_path / "{type}.gguf", outtype="f32")
     assert path.name == "F32.gguf"
