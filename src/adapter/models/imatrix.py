@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def compute_imatrix(
             command += ["-t", str(n_threads or placement.n_threads)]
             command += ["--output-frequency", str(2**30)]  # once, at the end
             command += [] if n_chunks is None else ["--chunks", str(n_chunks)]
-            told = _run(command, Path(scratch), report)
+            told = _run(command, Path(scratch), _environment(placement), report)
             try:
                 n_tensors = len(pyllama.load_imatrix(made))
             except (pyllama.QuantizeError, OSError) as error:
@@ -145,11 +146,25 @@ class _Told:
         return False
 
 
-def _run(command: list[str], folder: Path, report: Callable[[float], object] | None) -> _Told:
+def _environment(placement: Placement) -> dict[str, str]:
+    """Without settings of llama.cpp's programs, and with the backend of a package of its own."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
+    used = [package for package in pyllama.backend_packages() if package.problem is None]
+    if placement.devices and used:
+        found["GGML_BACKEND_PATH"] = used[0].path
+        libraries = [Path(place, each) for place in sys.path for each in used[0].library_folders]
+        folders = [*map(str, filter(Path.is_dir, libraries)), found.get("LD_LIBRARY_PATH", "")]
+        found["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, folders))
+    return found
+
+
+def _run(
+    command: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    report: Callable[[float], object] | None,
+) -> _Told:
     """Run the tool in a folder of its own: ggml looks for modules in the current one, too."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")
-    }
     told = _Told(report)
     code, said = run_tool(command, told.follow, environment=environment, cwd=folder, ends=_ENDS)
     if code:

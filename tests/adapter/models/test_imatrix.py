@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -144,6 +146,23 @@ def test_settings_of_llama_cpps_programs_do_not_reach_the_tool(
     tool("assert 'LLAMA_ARG_CTX_SIZE' not in os.environ\nsys.exit('as it should be')")
     with pytest.raises(ImatrixError, match="as it should be"):
         compute_imatrix(placed[0], text, tmp_path / "out.gguf", placed[1], n_ctx=32)
+
+
+def test_the_backend_of_a_package_is_there_for_the_tool(placed, text, tool, tmp_path, monkeypatch):
+    path, placement = placed
+    package = pyllama.BackendPackage("p", "1", "CUDA", "c", "/p/module.so", ("libraries",))
+    monkeypatch.setattr(pyllama, "backend_packages", lambda: [package])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/before")
+    (tmp_path / "libraries").mkdir()
+    names = "('GGML_BACKEND_PATH', 'LD_LIBRARY_PATH')"
+    tool(f"sys.exit(' '.join(map(str, map(os.environ.get, {names}))))")
+    on_gpu = replace(placement, devices=(pyllama.devices()[0],))
+    expected = f"/p/module.so {tmp_path / 'libraries'}:/before"
+    with pytest.raises(ImatrixError, match=re.escape(expected)):
+        compute_imatrix(path, text, tmp_path / "out.gguf", on_gpu, n_ctx=32)
+    with pytest.raises(ImatrixError, match="None /before"):
+        compute_imatrix(path, text, tmp_path / "out.gguf", placement, n_ctx=32)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows knows it by the name's ending")
