@@ -46,10 +46,10 @@ OWNING = {
 
 # What holds nothing of C's: Python's own rules of copying hold.
 VALUES = {
-    *("Backend", "BackendBuild", "Candidates", "ChatCapabilities", "ChatMessage", "ContextParams"),
+    *("Backend", "BackendBuild", "BackendPackage", "Candidates", "ChatCapabilities", "ChatMessage"),
     *("ChatMessageDiff", "ChatToolCall", "Detokenizer", "Device", "DeviceMemory", "Grammar"),
     *("GrammarTrigger", "MemoryFit", "MemoryUse", "Performance", "PythonSampler", "Quantization"),
-    *("RenderedChat", "SamplerPerf", "TensorInfo"),
+    *("RenderedChat", "SamplerPerf", "TensorInfo", "ContextParams"),
 }
 
 

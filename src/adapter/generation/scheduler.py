@@ -182,8 +182,8 @@ class Scheduler:
     def start(self) -> None:
         """Start the thread now if that is possible; if not, the first request does.
 
-        From Python 3.12 on no thread starts once the main thread has ended, and threads of the
-        user's may make their first requests only then.
+        Python 3.12 starts no thread once the main thread has ended, and threads of the user's may
+        make their first requests only then.
         """
         with suppress(TransientError, ModelNotLoadedError), self._lock:
             self._start_thread()

@@ -41,7 +41,7 @@ def not_started(error: BaseException, wanted_for: str) -> LlamaCppError:
         wanted_for: what the thread was wanted for, such as ``"to load a model on"``.
     """
     own: LlamaCppError
-    if sys.version_info >= (3, 12) and not threading.main_thread().is_alive():
+    if "interpreter shutdown" in str(error):  # of Python 3.12, once the main thread has ended
         own = ModelNotLoadedError(
             "",
             f"no thread {wanted_for}: the main thread has ended, and Python starts no others then. "

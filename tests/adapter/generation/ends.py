@@ -166,7 +166,7 @@ def executor_ends_first(path, wait):
 
 
 def first_requests_after_the_main_thread(path, wait):
-    """From Python 3.12 on no thread starts then."""
+    """Python 3.12 starts no thread then."""
     pool = ModelPool(Path(path).parent, n_gpu_layers=0, context_length=2048)
     loaded = pool.load_model(Path(path).stem)
 

@@ -9,7 +9,6 @@ import threading
 import pytest
 
 from adapter.errors import ModelNotLoadedError, TransientError
-from adapter.generation import thread_start
 from adapter.generation.thread_start import not_started, start_thread
 
 
@@ -77,20 +76,15 @@ def test_a_thread_that_cannot_start_is_an_error_also_after_an_interrupt(interrup
 
 
 @pytest.mark.parametrize(
-    ("version", "main_lives", "kind"),
+    ("error", "kind"),
     [
-        ((3, 12), False, ModelNotLoadedError),
-        ((3, 12), True, TransientError),
-        ((3, 11), False, TransientError),
+        (RuntimeError("can't create new thread at interpreter shutdown"), ModelNotLoadedError),
+        (RuntimeError("can't start new thread"), TransientError),
+        (MemoryError("there is no room for another thread"), TransientError),
     ],
 )
-def test_why_a_thread_did_not_start(monkeypatch, version, main_lives, kind):
-    """Python 3.12 and later start none after the main thread: trying again is of no use then."""
-    main = threading.Thread()
-    monkeypatch.setattr(main, "is_alive", lambda: main_lives)
-    monkeypatch.setattr(thread_start.threading, "main_thread", lambda: main)
-    monkeypatch.setattr(thread_start.sys, "version_info", version)
-    error = RuntimeError("can't start new thread")
+def test_why_a_thread_did_not_start(error, kind):
+    """Python 3.12 starts none after the main thread: trying again is of no use then."""
     own = not_started(error, "to count on")
     assert type(own) is kind
     assert "no thread to count on" in str(own)
