@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +12,7 @@ from typing import Any, Protocol, TypeVar, get_args
 
 import pyllama
 from adapter.errors import TemplateAbortedError, TokenizationError
-from adapter.generation.pending import Pending
+from adapter.generation.pending import Pending, Taken
 from adapter.generation.request import (
     Delta,
     Execution,
@@ -237,16 +238,52 @@ class _LeasedGenerator:
     def submit(
         self, request: GenerationRequest, cancelled: threading.Event | None = None
     ) -> Pending[Delta | GenerationResult]:
-        """See ``Generator``. The caller must hold a lease until the request has ended."""
-        with self._borrow(whole) as resident:
-            return resident.generators[self._execution].submit(request, cancelled)
+        """See ``Generator``. The model stays in memory until the request is closed."""
+        return _LeasedPending(
+            self._borrow(whole),
+            lambda resident: resident.generators[self._execution].submit(request, cancelled),
+        )
 
     def submit_scoring(
         self, request: ScoringRequest, cancelled: threading.Event | None = None
     ) -> Pending[ScoringResult]:
         """See ``submit``."""
-        with self._borrow(whole) as resident:
-            return resident.generators[self._execution].submit_scoring(request, cancelled)
+        return _LeasedPending(
+            self._borrow(whole),
+            lambda resident: resident.generators[self._execution].submit_scoring(
+                request, cancelled
+            ),
+        )
+
+
+class _LeasedPending(Pending[T]):
+    """A request that keeps its model in memory. It must be closed.
+
+    The caller's own lease may be on a model that has failed since and was replaced.
+    """
+
+    def __init__(
+        self, lease: Lease[ResidentModel], submit: Callable[[ResidentModel], Pending[T]]
+    ) -> None:
+        with ExitStack() as held:
+            self._pending = submit(held.enter_context(lease))
+            self._held = held.pop_all()
+
+    def take(self) -> Taken[T]:
+        return self._pending.take()
+
+    def wait(self) -> None:
+        self._pending.wait()
+
+    def listen(self, ready: Callable[[], object]) -> None:
+        self._pending.listen(ready)
+
+    def wake(self) -> None:
+        self._pending.wake()
+
+    def close(self) -> None:
+        with self._held:
+            self._pending.close()
 
 
 def _in_words(devices: Sequence[pyllama.Device]) -> str:

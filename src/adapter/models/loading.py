@@ -25,6 +25,7 @@ from adapter.errors import (
     PoolFullError,
     TransientError,
 )
+from adapter.generation.failures import insist
 from adapter.generation.thread_start import start_thread
 from adapter.models.hardware import Placement
 from adapter.models.load_settings import LoadSettings
@@ -188,7 +189,7 @@ class Load(Job):
             self.residency = Residency(slot, resident, placement)
         except BaseException:
             if resident is not None:
-                resident.close()
+                insist(resident.close)  # its threads keep it otherwise
                 machine.release(resident)
             raise
         logger.info("loaded %s from %s", self._name, slot.path)

@@ -8,11 +8,16 @@ import pytest
 
 from adapter.errors import (
     BackendError,
+    ContextTooLongError,
     ModelChangedError,
     ModelNotFoundError,
     ModelNotLoadedError,
     PoolFullError,
 )
+from adapter.generation.pending import taken_from
+from adapter.generation.request import GenerationRequest, GenerationResult
+from adapter.generation.sampling import Sampling
+from adapter.generation.scoring import ScoringRequest, ScoringResult
 from adapter.models.hardware import HardwareManager
 from adapter.models.pool import ModelPool
 
@@ -54,6 +59,36 @@ def test_a_model_is_not_evicted_from_under_a_request(pool):
             assert not model.closed
         assert (caught.value.needed, caught.value.held, caught.value.limit) == (1, 1, 1)
         assert isinstance(caught.value, BackendError)
+        assert small.load_model("two").name == "two"
+
+
+@pytest.mark.parametrize("execution", ["batched", "isolated"])
+@pytest.mark.parametrize("kind", ["answer", "scores"])
+def test_a_model_stays_until_a_request_that_nobody_waits_for_is_closed(pool, execution, kind):
+    """Its caller may have a lease on a model that has failed since, and was replaced."""
+    with ModelPool(pool.model_dir, max_models=1, context_length=64) as small:
+        generator = small.load_model("one").generators[execution]
+        if kind == "answer":
+            request = GenerationRequest((5, 6, 7), 3, Sampling(), 1)
+            pending = generator.submit(request)
+        else:
+            pending = generator.submit_scoring(ScoringRequest((5, 6), ((7,), (8,)), (2,)))
+        with pytest.raises(PoolFullError, match="'one' is in use"):
+            small.load_model("two")
+        while not isinstance(result := taken_from(pending), (GenerationResult, ScoringResult)):
+            assert result is not None
+        with pytest.raises(PoolFullError, match="'one' is in use"):
+            small.load_model("two")
+        pending.close()
+        pending.close()  # which does nothing
+        assert small.load_model("two").name == "two"
+
+
+def test_a_request_that_cannot_begin_keeps_no_model(pool):
+    with ModelPool(pool.model_dir, max_models=1, context_length=64) as small:
+        generator = small.load_model("one").generators["batched"]
+        with pytest.raises(ContextTooLongError):
+            generator.submit(GenerationRequest((5,) * 64, 3, Sampling(), 1))
         assert small.load_model("two").name == "two"
 
 
