@@ -28,7 +28,7 @@ _REGISTERED = {
 }
 
 # The extra that brings a backend to a build without it.
-_EXTRAS = {"cuda": "cuda13", "hip": "rocm"}
+_EXTRAS = {"cuda": "cuda13"}
 
 # Written by cmake/BuildSummary.cmake, beside the extension module.
 _SUMMARY = os.path.join(os.path.dirname(_binding.__file__), "build.json")

@@ -47,6 +47,7 @@ class BackendPackage:
 
     #: The name by which pip knows it, such as ``"pyllama-dspy-cuda13"``.
     name: str
+    #: Its version, which is that of the package that it was built for.
     version: str
     #: llama.cpp's option without ``GGML_``, such as ``"CUDA"``; ``""`` if the package does not say.
     backend: str
