@@ -9,6 +9,7 @@ calls back.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,10 @@ class StepThreads:
     """The threads of one engine. They start when they are first needed."""
 
     def __init__(self) -> None:
+        self._make()
+
+    def _make(self) -> None:
+        self._process = os.getpid()
         # Not the loop's own executor: DSPy uses that one.
         self._first = ThreadPoolExecutor(PREPARING, thread_name_prefix="llamacpp-async")
         self._later = ThreadPoolExecutor(1, thread_name_prefix="llamacpp-async-steps")
@@ -48,6 +53,8 @@ class StepThreads:
         Raises:
             TransientError: there is no room for a thread.
         """
+        if self._process != os.getpid():  # fork() copies no threads, and executors count on theirs
+            self._make()
         try:
             require_room()  # executors start threads without checking
             if not self._started:

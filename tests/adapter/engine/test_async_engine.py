@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import threading
+import traceback
 
 import pytest
 from dspy import lm15
@@ -254,6 +256,27 @@ def test_a_step_that_could_not_be_taken_is_taken_at_the_next_look(tiny_loaded, e
 
     assert asyncio.run(main()).text == expected
     assert not failures
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork()")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_of_fork_is_refused(tiny_loaded):
+    """It does not have the threads that took steps in its parent."""
+    engine = engine_of(tiny_loaded, seed=1)
+    twin = AsyncLlamaCppEngine(engine)
+    request = request_to(engine, max_tokens=4)
+    asyncio.run(twin.complete(request))
+    child = os.fork()
+    if child == 0:
+        try:
+            with pytest.raises(lm15.LM15Error, match="forked"):
+                asyncio.run(asyncio.wait_for(twin.complete(request), 60))
+        except BaseException:
+            os.write(2, traceback.format_exc().encode())
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert asyncio.run(twin.complete(request)).text
 
 
 def test_many_calls_take_few_threads(tiny_loaded):
