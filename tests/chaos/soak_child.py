@@ -26,7 +26,7 @@ from typing import Any
 
 from dspy.lm15 import Config, Message, Request
 from dspy.lm15 import TimeoutError as RequestTimeout
-from memory import resident_bytes
+from memory import MEASURABLE, memory_in_use, resident_bytes
 
 import pyllama
 from adapter import AsyncLlamaCppEngine, LlamaCppAdapter, LlamaCppConfig, LlamaCppEngine, ModelPool
@@ -34,6 +34,8 @@ from adapter import AsyncLlamaCppEngine, LlamaCppAdapter, LlamaCppConfig, LlamaC
 #: Requests after which memory stays, and pools, each of which has threads of its own for which
 #: the allocator has memory; the most that it may grow from there.
 WARM_UP, WARM_UP_DROPS, MOST_GROWN = 1000, 100, 0.02
+#: Pools between two measurements.
+DROPS_APART = 5
 #: Texts of prompts: what is kept of them is all there after the warm-up.
 N_TEXTS = 40
 N_THREADS = 4
@@ -136,8 +138,18 @@ def drops(folder: Path, seed: str, seconds: float, count: int) -> dict[str, Any]
         if model() is not None:
             wrong.append(f"a pool that was {how} keeps its model")
         counts[how] += 1
-        memory.append((number + 1, resident_bytes()))
+        if (number + 1) % DROPS_APART == 0:
+            memory.append((number + 1, kept_bytes()))
     return {"done": sum(counts.values()), "wrong": wrong, "memory": memory, "counts": counts}
+
+
+def kept_bytes() -> int:
+    """Resident memory, without what malloc() has free.
+
+    A pool may be the first to need one helper thread more. The thread stays for later pools, and
+    glibc makes an arena for it, which keeps some 4 MiB of what was freed in it.
+    """
+    return memory_in_use().resident if MEASURABLE else resident_bytes()
 
 
 def _one_pool(folder: Path, draw: random.Random, *, close: bool) -> weakref.ref[pyllama.Model]:
