@@ -104,9 +104,10 @@ class Context(Decoding):
         handle = model._open()
         with handle as pointer:
             interrupt = self._interrupt.pointer
-            context = lib.guarded_init_from_model(
-                pointer, ffi.addressof(struct), interrupt, model.n_ctx_train
-            )
+            with model._making:
+                context = lib.guarded_init_from_model(
+                    pointer, ffi.addressof(struct), interrupt, model.n_ctx_train
+                )
             if context == ffi.NULL:
                 _raise_context_error(model)
             needs = (handle, self._interrupt, *attached.handles)

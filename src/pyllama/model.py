@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -281,6 +282,9 @@ class Model(NativeObject["Pointer[llama_model]"]):
         self._dependents: weakref.WeakSet[NativeObject[Any]] = weakref.WeakSet()
         # To be freed when no context decodes.
         self._retired_adapters: list[Pointer[llama_adapter_lora]] = []
+        # Held while a context is made, or an adapter loaded or freed: making a context reads the
+        # model's adapters, and changes what the model says of its training for a moment.
+        self._making = threading.RLock()
         self.path = name or str(files[0])
         # llama.cpp keeps a copy of the struct, including its pointers.
         self._params = ModelParams(**options)
@@ -444,7 +448,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
         """
 
         def work_if_all(held: list[NativeObject[Any]]) -> bool:
-            with self._lock:
+            with self._lock, self._making:
                 if not set(self._dependents_of(kind)) <= set(held):
                     return False
                 work()

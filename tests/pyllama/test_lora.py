@@ -426,6 +426,45 @@ def test_loading_and_closing_wait_for_a_decode(tiny, lora_path):
         loaded[0][0].close()
 
 
+MAKE = "guarded_init_from_model"
+LOAD = "guarded_adapter_lora_init"
+FREE = "guarded_adapter_lora_free"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(MAKE, LOAD), (MAKE, MAKE), (LOAD, MAKE), (FREE, MAKE)]
+)
+def test_contexts_and_adapters_are_made_and_freed_one_at_a_time(
+    tiny, lora_path, monkeypatch, first, second
+):
+    """Making a context walks through the model's adapters, and may change its n_ctx_train."""
+    lib = pyllama.context.lib
+    calls = []
+
+    class Calls:
+        def __getattr__(self, name):
+            if name in (MAKE, LOAD, FREE):
+                calls.append(name)
+                if name == first and not other.ident:
+                    other.start()
+                    other.join(0.2)  # it waits by now
+                    calls.append("goes on")
+            return getattr(lib, name)
+
+    def work(call):
+        if call == MAKE:
+            pyllama.Context(tiny, n_ctx=256, n_threads=1).close()
+        else:
+            pyllama.LoraAdapter(tiny, lora_path).close()
+
+    for module in ("context", "lora", "model"):
+        monkeypatch.setattr(f"pyllama.{module}.lib", Calls())
+    other = threading.Thread(target=work, args=(second,))
+    work(first)
+    other.join()
+    assert calls.index("goes on") == calls.index(first) + 1
+
+
 def in_a_sampler(tiny, work):
     """Do something within a sampler's function, which has the locks of its chain and context."""
     with pyllama.Context(tiny, n_ctx=256, n_threads=1) as context:
