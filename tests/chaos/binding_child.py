@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -207,7 +208,9 @@ class Runner:
                 raise Skipped("this case has memory")
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             most = pages * resource.getpagesize() + room
-        if sys.platform == "linux" and "libasan" not in os.environ.get("LD_PRELOAD", ""):
+        # Sanitizers take terabytes of addresses.
+        preloaded = os.environ.get("LD_PRELOAD", "")
+        if sys.platform == "linux" and not re.search("lib[at]san", preloaded):
             resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 

@@ -88,6 +88,8 @@ def _case(
     server: pyllama.RpcServer | None,
 ) -> pyllama.RpcServer | None:
     with ModelPool(folder, **settings) as pool:
+        for name in sorted({name for name, _ in expected}):
+            pool.load_model(name)  # a file that takes its place later is another model's
         for number, name in enumerate(names):
             faulthandler.dump_traceback_later(BOUND, exit=True)
             os.write(2, f"FAULT {name}\n".encode())
