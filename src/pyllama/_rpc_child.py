@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import suppress
 
-from pyllama import _threads
+from pyllama import threads
 from pyllama._guard import check
 from pyllama._native._binding import ffi, lib
 from pyllama.device import devices, load_backend, registered
@@ -23,9 +23,9 @@ def serve(
     endpoint: str, cache_dir: str | None, n_threads: int, names: list[str], modules: list[str]
 ) -> None:
     """The server's own process, with the backends of its parent, until the parent ends."""
-    _threads.start(_end_with_parent, "end-with-parent")
+    threads.start(_end_with_parent, "end-with-parent")
     if TELLS_PORT:
-        _threads.start(_tell_port, "tell-port")
+        threads.start(_tell_port, "tell-port")
     built_in = [backend.path for backend in registered()]
     for module in modules:
         if module not in built_in:

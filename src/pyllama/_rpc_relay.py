@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from pyllama import _threads
+from pyllama import threads
 
 logger = logging.getLogger("pyllama.rpc")
 
@@ -81,7 +81,7 @@ class Relay:
         #: The address that llama.cpp connects to.
         self.endpoint = f"127.0.0.1:{self._listener.getsockname()[1]}"
         try:
-            _threads.start(self._accept, "rpc-relay")
+            threads.start(self._accept, "rpc-relay")
         except BaseException:
             self.close()
             raise
@@ -107,7 +107,7 @@ class Relay:
         client = None
         try:
             client, _ = self._listener.accept()
-            _threads.start(partial(self._serve, client), "rpc-connection")
+            threads.start(partial(self._serve, client), "rpc-connection")
             return True
         except Exception as error:  # no descriptor, thread or memory
             with contextlib.suppress(Exception):
@@ -217,8 +217,10 @@ class _Connection:
             if self._client in ready:
                 break
             try:
-                said = self._server.recv(1)
-                raise ConnectionError("it spoke unasked" if said else "it closed the connection")
+                unasked = self._server.recv(1)
+                raise ConnectionError(
+                    "it sent data that nobody asked for" if unasked else "it closed the connection"
+                )
             except OSError as error:
                 self._lose(error)
         return True

@@ -23,7 +23,7 @@ from contextlib import suppress
 from functools import partial
 from typing import IO, TYPE_CHECKING
 
-from pyllama import _threads
+from pyllama import threads
 from pyllama._arguments import integer, real
 from pyllama._callbacks import logger
 from pyllama._half_made import or_half_made
@@ -157,7 +157,7 @@ class RpcServer(NativeObject["Popen[str]"]):
 
         output: deque[str] = deque(maxlen=20)
         ports: SimpleQueue[int | None] = queue.SimpleQueue()
-        _threads.start(partial(_log_output, process, output, ports), "rpc-server-log")
+        threads.start(partial(_log_output, process, output, ports), "rpc-server-log")
         host, _, wanted = self.endpoint.partition(":")
         if TELLS_PORT:
             port = ports.get()
@@ -271,9 +271,9 @@ def _log_line(stream: IO[str], output: deque[str], ports: SimpleQueue[int | None
     """Whether there is more. A lack of memory costs a line, and does not block the server."""
     try:
         line = stream.readline()
-        told = line.partition(LISTENS)[2].strip()
-        if told:
-            ports.put(int(told))
+        port = line.partition(LISTENS)[2].strip()
+        if port:
+            ports.put(int(port))
         if line:
             output.append(line.strip())
             logger.info("RPC server: %s", line.rstrip())

@@ -268,7 +268,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
         ``sample`` does it for the token it returns.
 
         Args:
-            accept_grammar: tell the grammar, too. It is not told the tokens of a prompt.
+            accept_grammar: whether the grammar accepts it, too; False for the tokens of a prompt.
 
         Raises:
             GrammarError: the grammar does not let it follow; nothing has changed then.

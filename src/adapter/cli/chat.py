@@ -183,17 +183,17 @@ def load(conversation: Conversation, path: Path) -> None:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        said = [(each["role"], each["content"]) for each in found]
+        turns = [(each["role"], each["content"]) for each in found]
         is_list = isinstance(found, list)
     except (KeyError, TypeError, RecursionError):
-        said, is_list = [], False
-    system = said.pop(0)[1] if said and said[0][0] == "system" else None
-    roles = [role for role, _ in said]
-    texts = [system or "", *(text for _, text in said)]
-    in_turn = roles == ["user", "assistant"] * (len(said) // 2)
+        turns, is_list = [], False
+    system = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
+    roles = [role for role, _ in turns]
+    texts = [system or "", *(text for _, text in turns)]
+    in_turn = roles == ["user", "assistant"] * (len(turns) // 2)
     if not is_list or not in_turn or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{path} holds no conversation: a list of messages with role and content")
-    conversation.system, conversation.turns = system, said
+    conversation.system, conversation.turns = system, turns
 
 
 class _History:

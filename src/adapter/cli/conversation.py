@@ -84,16 +84,16 @@ class Conversation:
         turns = [*self.turns, ("user", text)]
         request = Request(
             model=self.engine.model,
-            messages=tuple(makers[role](said) for role, said in turns),
+            messages=tuple(makers[role](text) for role, text in turns),
             system=self.system,
             config=Config(**self.form),
         )
-        begun = time.perf_counter()
+        start = time.perf_counter()
         try:
             for event in self.engine.stream(request):
                 if isinstance(event, StreamDeltaEvent):
                     if not answer.first_seconds:
-                        answer.first_seconds = time.perf_counter() - begun
+                        answer.first_seconds = time.perf_counter() - start
                     if isinstance(event.delta, ThinkingDelta):
                         answer.thinking += event.delta.text
                         yield "thinking", event.delta.text
@@ -109,7 +109,7 @@ class Conversation:
             self._keep(text, answer)
             raise
         finally:
-            answer.seconds = time.perf_counter() - begun
+            answer.seconds = time.perf_counter() - start
         self._keep(text, answer)
 
     def _keep(self, text: str, answer: Answer) -> None:

@@ -190,17 +190,17 @@ def _self_test() -> dict[str, object]:
 
     if not (model_dir() / f"{MODEL_NAME}.gguf").is_file():
         return {"result": "left out: pyllama demo 'Hello?' fetches the model for it"}
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with ModelPool(model_dir(), context_length=256) as pool:
         loaded = pool.load_model(MODEL_NAME)
-        seconds_to_load = time.perf_counter() - begun
+        seconds_to_load = time.perf_counter() - start
         rendered = loaded.render([{"role": "user", "content": "Count from one to ten."}])
         request = GenerationRequest(
             tuple(loaded.tokenize(rendered)), max_tokens=_N_TOKENS, sampling=Sampling(), seed=1
         )
-        begun = time.perf_counter()
+        start = time.perf_counter()
         first, second = (loaded.generators["batched"].generate(request) for _ in range(2))
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         if not first.text.strip():
             raise RuntimeError("the model answered nothing")
         if not loaded.placement.devices and first.text != second.text:

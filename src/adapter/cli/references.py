@@ -80,7 +80,7 @@ def _is_path(text: str) -> bool:
     return text.startswith((".", "/", "~"))
 
 
-def completed(begun: str) -> list[str]:
+def completed(prefix: str) -> list[str]:
     """The names that a shell can complete a word to. No file is opened."""
     from adapter.models.embedded_model import model_dir
     from adapter.models.files import ModelFolder
@@ -89,4 +89,4 @@ def completed(begun: str) -> list[str]:
     own = model_dir()
     mine = ModelFolder(own, {}).names() if own.is_dir() else []
     names = [*mine, *(model.name for model in stored_models())]
-    return [name for name in names if name.startswith(begun)]
+    return [name for name in names if name.startswith(prefix)]

@@ -92,10 +92,10 @@ def _rates(
     for _ in range(repetitions):
         context.memory.clear()
         context.synchronize()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         compute()
         context.synchronize()
-        rates.append(n_tokens / (time.perf_counter() - begun))
+        rates.append(n_tokens / (time.perf_counter() - start))
     return statistics.mean(rates), statistics.stdev(rates) if len(rates) > 1 else 0.0
 
 

@@ -23,8 +23,8 @@ from adapter.errors import TransientError
 from adapter.generation.failures import insist
 from adapter.generation.outcomes import LOOK_SECONDS
 from adapter.generation.pending import Pending
-from adapter.generation.thread_start import require_room
 from adapter.models.pool_requests import acting_as
+from pyllama.threads import require_room
 
 T = TypeVar("T")
 

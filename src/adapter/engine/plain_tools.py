@@ -45,8 +45,8 @@ def _in_words(schema: Mapping[str, Any]) -> dict[str, Any]:
     for name, one in plain.get("properties", {}).items():
         if _has_array(one):
             text = json.dumps(one, ensure_ascii=False)
-            said = [one.get("description"), f"JSON of this schema: {text}"]
-            plain["properties"][name] = {"description": ". ".join(filter(None, said))}
+            parts = [one.get("description"), f"JSON of this schema: {text}"]
+            plain["properties"][name] = {"description": ". ".join(filter(None, parts))}
     return plain
 
 

@@ -1,25 +1,24 @@
-"""Starting a thread where memory may be short, and where Ctrl-C may come."""
+"""Starts threads while memory may be short and Ctrl-C may come."""
 
 from __future__ import annotations
 
-import mmap
 import sys
 import threading
 
 from adapter.errors import LlamaCppError, ModelNotLoadedError, TransientError
-
-_ROOM = 12 << 20
-"""Bytes for a thread's stack, and for what it needs before it says that it runs."""
+from pyllama.threads import require_room
 
 
 def start_thread(thread: threading.Thread) -> None:
-    """Start a thread, or raise why there is none.
+    """Start a thread, or raise why it cannot be started.
 
-    CPython waits until the new thread says that it runs: for ever, if that one finds no memory to
-    say it. So there must be room for it first. And an interrupt of that wait may arrive as the
-    RuntimeError of a lock; it is raised as what it is. The thread may then run nevertheless.
+    CPython waits until the new thread reports that it runs: for ever, if the thread finds no memory
+    to do so. So there must be room for it first. An interrupt of that wait may arrive as the
+    RuntimeError of a lock, and is raised as what it is. The thread may run nevertheless.
 
-    Raises RuntimeError where the process has as many threads as it may, and MemoryError.
+    Raises:
+        RuntimeError: the process has as many threads as it may.
+        MemoryError: there is no room for another.
     """
     require_room()
     outer = sys.exc_info()[1]
@@ -35,7 +34,7 @@ def start_thread(thread: threading.Thread) -> None:
 
 
 def not_started(error: BaseException, wanted_for: str) -> LlamaCppError:
-    """What to raise where ``start_thread`` raised RuntimeError or MemoryError.
+    """The error to raise after ``start_thread`` raised RuntimeError or MemoryError.
 
     Args:
         wanted_for: what the thread was wanted for, such as ``"to load a model on"``.
@@ -54,14 +53,3 @@ def not_started(error: BaseException, wanted_for: str) -> LlamaCppError:
         )
     own.__cause__ = error
     return own
-
-
-def require_room() -> None:
-    """Raise MemoryError unless there is room for another thread."""
-    try:
-        if sys.platform == "win32":
-            mmap.mmap(-1, _ROOM).close()
-        else:
-            mmap.mmap(-1, _ROOM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
-    except OSError as error:
-        raise MemoryError(f"there is no room for another thread: {error}") from error

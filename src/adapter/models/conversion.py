@@ -125,9 +125,9 @@ def _run(command: list[str], report: Callable[[float], object] | None) -> None:
             report(int(found[1]) / 100)
         return found is not None
 
-    code, said = run_tool(command, follow, environment=environment)
+    code, output = run_tool(command, follow, environment=environment)
     if code:
-        raise ConversionError(f"llama.cpp's converter failed ({code}); it said:\n{said}")
+        raise ConversionError(f"llama.cpp's converter failed ({code}); its output:\n{output}")
 
 
 def _type_of(path: Path, kind: str) -> str:

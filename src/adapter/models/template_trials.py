@@ -41,12 +41,10 @@ def calls_tools(template: pyllama.ChatTemplate) -> bool:
 
 def complaint(error: pyllama.ChatTemplateError, messages: Sequence[Mapping[str, Any]]) -> str:
     """The reason why a template refuses a conversation, in one line without a stack trace."""
-    said = _JINJA.split(str(error))[-1].strip()
+    reason = " ".join(_JINJA.split(str(error))[-1].split())
     roles = [str(message.get("role")) for message in messages]
-    told = ", ".join(roles[:_MAX_ROLES]) + (", ..." if len(roles) > _MAX_ROLES else "")
-    return (
-        f"the chat template refuses the conversation: {' '.join(said.split())} (its roles: {told})"
-    )
+    shown = ", ".join(roles[:_MAX_ROLES]) + (", ..." if len(roles) > _MAX_ROLES else "")
+    return f"the chat template refuses the conversation: {reason} (its roles: {shown})"
 
 
 _JINJA = re.compile(r"\bError: (?:Jinja Exception: )?")

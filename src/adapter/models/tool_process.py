@@ -47,8 +47,8 @@ def run_tool(
     )
     try:
         assert process.stdout is not None
-        said = _follow(process.stdout, follow, ends)
-        return process.wait(), said
+        output = _follow(process.stdout, follow, ends)
+        return process.wait(), output
     except BaseException:
         process.kill()
         process.wait()

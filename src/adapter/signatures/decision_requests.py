@@ -74,6 +74,6 @@ class LlamaCppDecisions:
 
 def _instructions(state: dict[str, Any]) -> str:
     """The instructions, with what the signature says about its inputs."""
-    told = str(state.get("input_fields") or "").strip()
-    parts = [str(state["instructions"]).strip(), f"Inputs:\n{told}" if told else ""]
+    inputs = str(state.get("input_fields") or "").strip()
+    parts = [str(state["instructions"]).strip(), f"Inputs:\n{inputs}" if inputs else ""]
     return "\n\n".join(part for part in parts if part)

@@ -128,14 +128,14 @@ class DecisionPlan:
             written: values of the other output fields, which the answer begins with.
         """
         others = {name: field for name, field in self.rest.output_fields.items() if name in written}
-        begun = {"role": "assistant", "content": output_lines(others, written)}
+        beginning = {"role": "assistant", "content": output_lines(others, written)}
         properties = {
             name: {"type": "string", "enum": [*decision.keys]}
             for name, decision in self.decisions.items()
         }
         schema = {"type": "object", "properties": properties, "required": [*properties]}
         form = {"type": "json_schema", "json_schema": {"name": "decisions", "schema": schema}}
-        messages = [*self.messages, begun]
+        messages = [*self.messages, beginning]
         request = request_from_openai_chat(
             {"model": lm.model, "messages": messages, "response_format": form}
         )
@@ -178,15 +178,15 @@ def asked(question: Mapping[str, Any]) -> Decision:
     criteria = question.get("criteria")
     instructions = _words(question["instructions"])
     if question["type"] == "noul":
-        told = {key.capitalize(): said for key, said in (criteria or {}).items()}
+        named = {key.capitalize(): text for key, text in (criteria or {}).items()}
         return Decision(
             bool,
-            _with_criteria(instructions, told),
+            _with_criteria(instructions, named),
             ("True", "False"),
             lambda p: {"noul": p["True"]},
         )
     if question["type"] == "score":
-        criteria = {str(level): said for level, said in enumerate(criteria or ())}
+        criteria = {str(level): text for level, text in enumerate(criteria or ())}
     keys = tuple(criteria or ())
     return Decision(
         Literal[keys],
@@ -266,8 +266,8 @@ def _described(field: FieldInfo) -> str:
 
 
 def _with_criteria(instructions: str, criteria: Mapping[str, Any]) -> str:
-    said = [f"{key}: {_words(text)}" for key, text in criteria.items() if text]
-    return f"{instructions} ({'; '.join(said)})" if said else instructions
+    parts = [f"{key}: {_words(text)}" for key, text in criteria.items() if text]
+    return f"{instructions} ({'; '.join(parts)})" if parts else instructions
 
 
 def _words(text: Any) -> str:

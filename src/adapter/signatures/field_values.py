@@ -81,12 +81,12 @@ def _is_filled_in(value: Any, field: FieldInfo) -> bool:
 def _told(reason: Exception) -> str:
     if not isinstance(reason, pydantic.ValidationError):
         return str(reason) or type(reason).__name__
-    told = []
+    texts = []
     for error in reason.errors(include_url=False):
         place = ".".join(map(str, error["loc"]))
-        said = f"{place}: {error['msg']}" if place else error["msg"]
-        told.append(said if not place else f"{said}, not {_shown(error['input'])}")
-    return "; ".join(told)
+        text = f"{place}: {error['msg']}" if place else error["msg"]
+        texts.append(text if not place else f"{text}, not {_shown(error['input'])}")
+    return "; ".join(texts)
 
 
 def _shown(value: Any) -> str:

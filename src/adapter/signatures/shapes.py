@@ -19,7 +19,7 @@ _EXAMPLES = {
     "boolean": "true or false",
     "null": "null",
 }
-_SAID = {
+_KEYWORDS = {
     *("$defs", "$ref", "additionalProperties", "anyOf", "const", "default", "description"),
     *("enum", "items", "properties", "required", "title", "type"),
 }
@@ -38,7 +38,7 @@ class _NoShape(Exception):
 
 
 def _shape(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...]) -> str:
-    if not isinstance(schema, Mapping) or not _SAID.issuperset(schema):
+    if not isinstance(schema, Mapping) or not _KEYWORDS.issuperset(schema):
         raise _NoShape
     if "$ref" in schema:
         name = str(schema["$ref"]).removeprefix("#/$defs/")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import mmap
 import os
 import threading
 import traceback
@@ -17,7 +18,6 @@ from fake_generator import fake_model
 from adapter.engine import async_steps
 from adapter.engine.async_engine import AsyncLlamaCppEngine
 from adapter.errors import BackendError
-from adapter.generation import thread_start
 from adapter.generation.pending import NOT_YET, Pending
 from adapter.models.pool import ModelPool
 
@@ -115,7 +115,7 @@ def test_what_got_no_thread_is_not_computed_later(way, error, monkeypatch):
             if error is not None:
                 patch.setattr(threading.Thread, "start", fail)
             else:
-                patch.setattr(thread_start.mmap, "mmap", fail)
+                patch.setattr(mmap, "mmap", fail)
             with pytest.raises(lm15.ServerError, match="thread"):
                 await call()
         return await twin.complete(request_to(engine))

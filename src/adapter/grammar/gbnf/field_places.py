@@ -34,10 +34,10 @@ def fields_at(gbnf: str, places: Iterable[frozenset[str]]) -> list[str] | None:
     Returns:
         None if the grammar does not name its fields.
     """
-    told = re.search(f"^{_COMMENT}(.*)$", gbnf, re.MULTILINE)
-    if told is None:
+    comment = re.search(f"^{_COMMENT}(.*)$", gbnf, re.MULTILINE)
+    if comment is None:
         return None
-    names = json.loads(told[1])
+    names = json.loads(comment[1])
     found: set[int] = set()
     for place in places:
         numbers = {int(rule[1]) for rule in map(_IN_FIELD.fullmatch, place) if rule is not None}

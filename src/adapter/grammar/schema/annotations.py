@@ -84,9 +84,9 @@ class _Generator(GenerateJsonSchema):
     def dict_schema(self, schema: Any) -> JsonSchemaValue:
         made = super().dict_schema(schema)
         keys = self._keys(schema["keys_schema"]) if "keys_schema" in schema else {}
-        said = {key: keys[key] for key in keys if key != "title"}
+        kept = {key: keys[key] for key in keys if key != "title"}
         # Patterns of keys also come as patternProperties.
-        if said not in ({}, {"type": "string"}) and "patternProperties" not in made:
+        if kept not in ({}, {"type": "string"}) and "patternProperties" not in made:
             made["propertyNames"] = keys
         return made
 

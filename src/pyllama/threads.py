@@ -27,11 +27,11 @@ def start(work: Callable[[], object], name: str) -> None:
     """
     import queue
 
-    _require_room()
-    begun: queue.SimpleQueue[None] = queue.SimpleQueue()
+    require_room()
+    started: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def begin() -> None:
-        begun.put(None)
+        started.put(None)
         work()
 
     thread = threading.Thread(target=begin, name=name, daemon=True)
@@ -39,13 +39,14 @@ def start(work: Callable[[], object], name: str) -> None:
     while True:
         lives = thread.is_alive()
         try:
-            return begun.get(timeout=_LOOK if lives else 0)
+            return started.get(timeout=_LOOK if lives else 0)
         except queue.Empty:
             if not lives:
                 raise MemoryError(f"the thread {name!r} ended before it began") from None
 
 
-def _require_room() -> None:
+def require_room() -> None:
+    """Raise MemoryError unless there is room for another thread."""
     import mmap
 
     try:
