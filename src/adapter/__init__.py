@@ -25,13 +25,16 @@ from adapter.errors import (
     LlamaCppError,
     ModelChangedError,
     ModelDownloadError,
+    ModelFileError,
     ModelInUseError,
     ModelLoadError,
     ModelNotFoundError,
     ModelNotLoadedError,
     PoolFullError,
+    PromptError,
     RateLimitExceededError,
     RequestTimeoutError,
+    ResourceError,
     TemplateAbortedError,
     TextTooLongError,
     TokenBudgetExhaustedError,
@@ -72,7 +75,7 @@ __all__ = [
     "LlamaCppEmbedder",
     # Errors
     "LlamaCppError",
-    "BackendError",
+    "ResourceError",
     "ConfigurationError",
     "ContextTooLongError",
     "ConversionError",
@@ -85,7 +88,7 @@ __all__ = [
     "ModelChangedError",
     "ModelDownloadError",
     "ModelInUseError",
-    "ModelLoadError",
+    "ModelFileError",
     "ModelNotFoundError",
     "ModelNotLoadedError",
     "PoolFullError",
@@ -94,8 +97,12 @@ __all__ = [
     "RequestTimeoutError",
     "TokenBudgetExhaustedError",
     "TemplateAbortedError",
-    "TokenizationError",
+    "PromptError",
     "TransientError",
+    # Earlier names of errors
+    "BackendError",
+    "ModelLoadError",
+    "TokenizationError",
 ]
 
 # Where the names are that are imported when they are first used. DSPy alone takes a second, and

@@ -113,7 +113,7 @@ class LlamaCppEmbedder:
         Raises:
             InvalidParameterError: a text is empty.
             TextTooLongError: a text has more tokens than the model's context. Nothing was computed.
-            TokenizationError: a text has no UTF-8 form.
+            PromptError: a text has no UTF-8 form.
             ConfigurationError: the model is a reranker.
         """
         if self.pooling == "rank":
@@ -149,7 +149,7 @@ class LlamaCppEmbedder:
             ConfigurationError: the model is no reranker.
             InvalidParameterError: a text is empty.
             TextTooLongError: a pair has more tokens than the model's context.
-            TokenizationError: a text has no UTF-8 form.
+            PromptError: a text has no UTF-8 form.
         """
         if self.pooling != "rank":
             raise ConfigurationError(

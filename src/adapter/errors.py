@@ -8,7 +8,7 @@
     ├── ModelDownloadError      (OSError)            a model that no hub or server gives
     ├── ConversionError         (RuntimeError)       a model that cannot be converted
     ├── ImatrixError            (RuntimeError)       an importance matrix that cannot be computed
-    ├── ModelLoadError          (RuntimeError)       a file that is no loadable model
+    ├── ModelFileError          (RuntimeError)       a file that is no loadable model
     ├── ModelChangedError       (RuntimeError)       a file that is not what was loaded from it
     ├── ModelNotLoadedError     (LookupError)        a model that is not in memory
     ├── UnknownModelError       (LookupError)        a request for another model than an engine's
@@ -19,14 +19,15 @@
     ├── RateLimitExceededError  (RuntimeError)       too many requests in a minute
     ├── RequestTimeoutError     (TimeoutError)       a request that took too long
     ├── QueueFullError          (RuntimeError)       too many requests that wait
-    ├── TokenizationError       (ValueError)         a text that cannot become tokens
+    ├── PromptError             (ValueError)         a text that cannot become tokens
     │   └── TemplateAbortedError                     a chat template that ended its process
     ├── InferenceError          (RuntimeError)       a computation that failed
-    └── BackendError            (RuntimeError)       a device or backend that failed
+    └── ResourceError           (RuntimeError)       a device, memory or a thread that failed
         ├── PoolFullError           (MemoryError)    no room for a model, and none to be made
         └── TransientError                           a fault of the machine that passes
 
-Each class also inherits the builtin that fits it, and carries its data as attributes.
+Each class also inherits the builtin that fits it, and carries its data as attributes. pyllama has
+errors of its own; no name here is also one of them, except for those at the end of the file.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class ImatrixError(LlamaCppError, RuntimeError):
     """An importance matrix could not be computed; the message says what to do."""
 
 
-class ModelLoadError(LlamaCppError, RuntimeError):
+class ModelFileError(LlamaCppError, RuntimeError):
     """A model's file is damaged, incomplete, or of a kind that llama.cpp does not know.
 
     Attributes:
@@ -344,11 +345,11 @@ class QueueFullError(LlamaCppError, RuntimeError):
         )
 
 
-class TokenizationError(LlamaCppError, ValueError):
+class PromptError(LlamaCppError, ValueError):
     """A text could not be turned into tokens, or a conversation into a prompt."""
 
 
-class TemplateAbortedError(TokenizationError):
+class TemplateAbortedError(PromptError):
     """A chat template took its process down with a conversation, or took too long over it."""
 
 
@@ -356,11 +357,11 @@ class InferenceError(LlamaCppError, RuntimeError):
     """The model could not compute an answer."""
 
 
-class BackendError(LlamaCppError, RuntimeError):
-    """A device or its backend failed, or ran out of memory."""
+class ResourceError(LlamaCppError, RuntimeError):
+    """A device, its backend or a thread failed, or memory ran out."""
 
 
-class PoolFullError(BackendError, MemoryError):
+class PoolFullError(ResourceError, MemoryError):
     """A model pool has no room for a model, and every model in it is in use or pinned.
 
     Attributes:
@@ -392,8 +393,20 @@ class PoolFullError(BackendError, MemoryError):
         )
 
 
-class TransientError(BackendError):
+class TransientError(ResourceError):
     """The machine could not do it at that moment; the same may work a little later.
 
     It lacked file descriptors, threads or processes, or others ended a process that was needed.
     """
+
+
+# Earlier names, of which pyllama has others.
+
+BackendError = ResourceError
+"""An earlier name of ``ResourceError``."""
+
+ModelLoadError = ModelFileError
+"""An earlier name of ``ModelFileError``."""
+
+TokenizationError = PromptError
+"""An earlier name of ``PromptError``."""

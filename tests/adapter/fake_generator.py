@@ -18,7 +18,7 @@ from typing import Any
 
 import pyllama
 from adapter.engine.config import LlamaCppConfig
-from adapter.errors import TokenizationError
+from adapter.errors import PromptError
 from adapter.generation.pending import Pending
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import Score, ScoringRequest, ScoringResult
@@ -185,7 +185,7 @@ class FakeModel:
         try:
             return self.template.apply(messages, **options)
         except pyllama.ChatTemplateError as error:
-            raise TokenizationError(complaint(error, messages)) from error
+            raise PromptError(complaint(error, messages)) from error
 
     def tokenize(self, prompt: pyllama.RenderedChat | str) -> list[int]:
         return list(map(ord, prompt if isinstance(prompt, str) else prompt.prompt))

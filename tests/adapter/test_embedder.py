@@ -17,8 +17,8 @@ from adapter.errors import (
     ContextTooLongError,
     InvalidParameterError,
     ModelNotLoadedError,
+    PromptError,
     TextTooLongError,
-    TokenizationError,
 )
 
 TEXTS = ["hello", "hello world", "What is a vector?", "x", "hello world, said the world " * 3]
@@ -180,7 +180,7 @@ def test_a_text_that_is_cut_keeps_the_token_that_ends_it(write_tiny_model, tmp_p
 
 
 def test_a_text_that_is_no_unicode_is_refused(bert):
-    with pytest.raises(TokenizationError):
+    with pytest.raises(PromptError):
         bert(["\ud800"])
 
 

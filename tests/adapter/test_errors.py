@@ -26,7 +26,7 @@ EXAMPLES = [
         {"name": "tiny", "path": Path("models/tiny.gguf")},
     ),
     (
-        errors.ModelLoadError("tiny", Path("models/tiny.gguf"), "no GGUF file"),
+        errors.ModelFileError("tiny", Path("models/tiny.gguf"), "no GGUF file"),
         RuntimeError,
         {"name": "tiny", "path": Path("models/tiny.gguf"), "reason": "no GGUF file"},
     ),
@@ -47,10 +47,10 @@ EXAMPLES = [
         errors.ContextTooLongError,
         {"argument": "texts[3]", "actual": 600, "max": 512},
     ),
-    (errors.TokenizationError("no tokens"), ValueError, {}),
+    (errors.PromptError("no tokens"), ValueError, {}),
     (errors.InferenceError("decoding failed"), RuntimeError, {}),
-    (errors.BackendError("out of memory"), RuntimeError, {}),
-    (errors.TransientError("no thread"), errors.BackendError, {}),
+    (errors.ResourceError("out of memory"), RuntimeError, {}),
+    (errors.TransientError("no thread"), errors.ResourceError, {}),
     (
         errors.PoolFullError(
             "tiny", needed=5, held=3, limit=7, unit="bytes", memory="the pool", holders="none"

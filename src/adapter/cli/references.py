@@ -28,7 +28,7 @@ class Reference:
         Raises:
             InvalidModelNameError: no model can have this name.
             ModelNotFoundError: there is no such file.
-            ModelLoadError: a part of it is no regular file.
+            ModelFileError: a part of it is no regular file.
         """
         from adapter.models.files import ModelFolder
 

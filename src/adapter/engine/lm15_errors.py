@@ -16,14 +16,14 @@ from adapter.errors import (
     LlamaCppError,
     ModelChangedError,
     ModelDownloadError,
-    ModelLoadError,
+    ModelFileError,
     ModelNotFoundError,
     ModelNotLoadedError,
     PoolFullError,
+    PromptError,
     QueueFullError,
     RateLimitExceededError,
     RequestTimeoutError,
-    TokenizationError,
     TransientError,
     UnknownModelError,
 )
@@ -52,14 +52,14 @@ def lm15_errors(*, initial_backoff: float = 0.0, max_backoff: float = 60.0) -> I
         raise lm15.TimeoutError(str(error), provider=PROVIDER) from error
     except ContextTooLongError as error:
         raise lm15.ContextLengthError(str(error), provider=PROVIDER) from error
-    except (InvalidParameterError, TokenizationError) as error:
+    except (InvalidParameterError, PromptError) as error:
         raise lm15.InvalidRequestError(str(error), provider=PROVIDER) from error
     except (
         ConfigurationError,
         InvalidModelNameError,
         ModelChangedError,
         ModelDownloadError,
-        ModelLoadError,
+        ModelFileError,
         ModelNotFoundError,
         ModelNotLoadedError,
     ) as error:

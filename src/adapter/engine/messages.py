@@ -22,7 +22,7 @@ from dspy.lm15 import (
 
 import pyllama
 from adapter.engine.plain_tools import plain_tools, without_arrays
-from adapter.errors import TemplateAbortedError, TokenizationError
+from adapter.errors import PromptError, TemplateAbortedError
 
 if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel
@@ -53,7 +53,7 @@ def rendered_by(
     Tools are described by their schemas. If the template fails on these, simpler ones are tried.
 
     Raises:
-        TokenizationError: the template accepts no form of the conversation.
+        PromptError: the template accepts no form of the conversation.
         TemplateAbortedError: the template ends its process.
     """
     if not loaded.capabilities["supports_tool_calls"] and any(
@@ -64,7 +64,7 @@ def rendered_by(
     if options.get("tools"):
         simpler = (plain_tools, without_arrays)
         described += [{**options, "tools": simple(options["tools"])} for simple in simpler]
-    first: TokenizationError | None = None
+    first: PromptError | None = None
     tried: list[Any] = []
     for form in (None, list, one_call_each, in_words):
         turns = messages if form is None else in_turns(form(messages))
@@ -73,7 +73,7 @@ def rendered_by(
         tried.append(turns)
         for given in described:
             made = _rendered(loaded, turns, given)
-            if not isinstance(made, TokenizationError):
+            if not isinstance(made, PromptError):
                 return made
             first = first or made
     assert first is not None
@@ -82,13 +82,13 @@ def rendered_by(
 
 def _rendered(
     loaded: LoadedModel, messages: list[dict[str, Any]], options: Mapping[str, Any]
-) -> pyllama.RenderedChat | TokenizationError:
+) -> pyllama.RenderedChat | PromptError:
     """Render a conversation, or return why the template refuses it."""
     try:
         return loaded.render(messages, **options)
     except TemplateAbortedError:
         raise
-    except TokenizationError as error:
+    except PromptError as error:
         return error
 
 

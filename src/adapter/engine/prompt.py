@@ -58,7 +58,7 @@ def build_prompt(
 
     Raises:
         InvalidParameterError: a schema or grammar that cannot be used.
-        TokenizationError: the template refuses the messages.
+        PromptError: the template refuses the messages.
         UnsupportedFeatureError: lm15's; something that this model or engine cannot do.
     """
     tools = _tools(request, loaded)

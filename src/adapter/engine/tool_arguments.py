@@ -21,7 +21,7 @@ from dspy.lm15 import Adaptation
 import pyllama
 from adapter.engine.call_ids import with_call_ids
 from adapter.engine.call_or_answer import prefixed_rules
-from adapter.errors import TemplateAbortedError, TokenizationError
+from adapter.errors import PromptError, TemplateAbortedError
 from adapter.grammar.schema.json_schema import KEPT, json_schema_grammar
 from adapter.grammar.schema.merging import SchemaError
 from adapter.grammar.schema.tagged_arguments import Argument, TaggedArguments, tagged_arguments
@@ -75,7 +75,7 @@ class BoundCalls:
             return self._render(**{**options, "tools": list(tools)})
         except (pyllama.ChatTemplateAborted, TemplateAbortedError):
             raise  # a failure for want of memory, say, must not be cached as a result
-        except (pyllama.ChatTemplateError, TokenizationError):
+        except (pyllama.ChatTemplateError, PromptError):
             return None
 
     def _as_json(self, options: Mapping[str, Any]) -> _Bound | None:

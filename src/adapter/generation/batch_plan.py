@@ -14,7 +14,7 @@ from adapter.generation.batch_sizes import ONE_BY_ONE
 from adapter.generation.exactness import Exactness
 from adapter.generation.memory.blocks import CHUNK, longest_call
 from adapter.generation.memory.kv_cache import KVCache, Slot
-from adapter.generation.sequence import Sequence as Request
+from adapter.generation.sequence import ScheduledRequest
 
 LEAST_PIECE = 32
 """The fewest tokens of a prompt that are added to a batch, unless they are its last."""
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     """
 
     slot: Slot
-    sequence: Request
+    sequence: ScheduledRequest
     begin: int
     end: int
     window: range | None = None

@@ -11,7 +11,7 @@ from adapter.generation.batch_plan import Batches, Plan
 from adapter.generation.batch_runner import BatchRunner
 from adapter.generation.failures import note, translation
 from adapter.generation.memory.kv_cache import KVCache
-from adapter.generation.memory.strategy import Memory
+from adapter.generation.memory.strategy import MemoryStrategy
 from adapter.generation.metrics import Metrics
 from adapter.generation.running import RunningBatch
 from adapter.generation.scoring_queue import ScoringQueue
@@ -37,7 +37,7 @@ class SchedulerCore:
 
     def __init__(
         self,
-        memory: Memory,
+        memory: MemoryStrategy,
         plan: Plan,
         waiting: Waiting,
         scoring: ScoringQueue,

@@ -9,10 +9,10 @@ from contextlib import contextmanager, suppress
 
 import pyllama
 from adapter.errors import (
-    BackendError,
     InferenceError,
     LlamaCppError,
-    TokenizationError,
+    PromptError,
+    ResourceError,
     TransientError,
 )
 
@@ -21,11 +21,11 @@ def translation(error: BaseException) -> BaseException:
     """Translate an error of pyllama into one of this package. Others are returned as they are."""
     kind: type[Exception]
     if isinstance(error, pyllama.TokenizationError):
-        kind = TokenizationError
+        kind = PromptError
     elif isinstance(error, pyllama.NativeMemoryError):
         kind = TransientError
     elif isinstance(error, (pyllama.ContextError, pyllama.BackendError)):
-        kind = BackendError
+        kind = ResourceError
     elif isinstance(error, pyllama.LlamaError):
         kind = InferenceError
     else:

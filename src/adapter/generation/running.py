@@ -11,9 +11,9 @@ import pyllama
 from adapter.generation.batch_plan import Part
 from adapter.generation.failures import translation
 from adapter.generation.memory.kv_cache import KVCache, Slot
-from adapter.generation.memory.strategy import Memory
+from adapter.generation.memory.strategy import MemoryStrategy
 from adapter.generation.metrics import Metrics
-from adapter.generation.sequence import Sequence
+from adapter.generation.sequence import ScheduledRequest
 from adapter.generation.waiting import Waiting
 
 
@@ -30,7 +30,11 @@ class RunningBatch:
     """
 
     def __init__(
-        self, memory: Memory, metrics: Metrics, waiting: Waiting, stopping: Callable[[], bool]
+        self,
+        memory: MemoryStrategy,
+        metrics: Metrics,
+        waiting: Waiting,
+        stopping: Callable[[], bool],
     ) -> None:
         self._memory = memory
         self._metrics = metrics
@@ -39,7 +43,7 @@ class RunningBatch:
         #: Slots whose prompts are being computed, in turn.
         self.prefilling: deque[Slot] = deque()
 
-    def admit(self, sequence: Sequence, n_waiting: int) -> bool:
+    def admit(self, sequence: ScheduledRequest, n_waiting: int) -> bool:
         """Start a request with what is cached of its prompt. Returns False if there is no room for
         it.
 

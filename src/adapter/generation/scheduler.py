@@ -14,10 +14,10 @@ from typing import NoReturn
 
 import pyllama
 from adapter.errors import (
-    BackendError,
     ContextTooLongError,
     ModelNotLoadedError,
     QueueFullError,
+    ResourceError,
     TransientError,
 )
 from adapter.generation.batch_plan import ExactPlan, MixedPlan, Plan
@@ -32,13 +32,13 @@ from adapter.generation.memory.prefix_files import PrefixFiles
 from adapter.generation.memory.prefix_folder import PrefixFolder
 from adapter.generation.memory.prefix_reuse import PrefixReuse, pads, rolls_back
 from adapter.generation.memory.shared import SharedMemory
-from adapter.generation.memory.strategy import Memory
+from adapter.generation.memory.strategy import MemoryStrategy
 from adapter.generation.metrics import Metrics
 from adapter.generation.pending import Pending, taken_from
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import ScoringRequest, ScoringResult, longest_continuation
 from adapter.generation.scoring_queue import ScoringJob, ScoringQueue
-from adapter.generation.sequence import Sequence
+from adapter.generation.sequence import ScheduledRequest
 from adapter.generation.shutdown import end_at_exit
 from adapter.generation.submitted import Submitted, closed_error
 from adapter.generation.thread_start import not_started, start_thread
@@ -148,7 +148,7 @@ class Scheduler:
             keeps_answers=not reproducible,
         )
         one_context = shared_memory or isolated
-        memory: Memory = (SharedMemory if one_context else OwnMemory)(
+        memory: MemoryStrategy = (SharedMemory if one_context else OwnMemory)(
             self._contexts.make,
             prefixes,
             longest=context_length,
@@ -234,7 +234,7 @@ class Scheduler:
         if room < 1:
             raise ContextTooLongError(len(request.prompt), self._context_length)
         gone = cancelled or threading.Event()
-        sequence = Sequence(self._model.vocab, request, min(request.max_tokens, room), gone)
+        sequence = ScheduledRequest(self._model.vocab, request, min(request.max_tokens, room), gone)
         return Submitted(self, sequence, partial(self._enqueue, sequence))
 
     def submit_scoring(
@@ -262,7 +262,7 @@ class Scheduler:
         replace it.
         """
         if self._failed is None and not self._closed and not self.lives():
-            self._failed = BackendError("the thread that computes the model's requests ended")
+            self._failed = ResourceError("the thread that computes the model's requests ended")
         return self._failed
 
     def close(self, timeout: float | None = None) -> None:
@@ -302,7 +302,7 @@ class Scheduler:
             "processes with multiprocessing's 'spawn' or 'forkserver' method"
         )
 
-    def _enqueue(self, arrival: Sequence | ScoringJob) -> None:
+    def _enqueue(self, arrival: ScheduledRequest | ScoringJob) -> None:
         with self._lock:
             # First: Ctrl-C after this leaves nothing in the queue that the thread does not see.
             self._changed.notify_all()
@@ -334,7 +334,7 @@ class Scheduler:
         if isinstance(failed, pyllama.ForkedError):
             raise ModelNotLoadedError("", str(failed)) from failed
         if failed is not None:
-            raise BackendError(
+            raise ResourceError(
                 f"the model's scheduler failed ({failed!r}); load the model again"
             ) from failed
         raise closed_error()
@@ -344,7 +344,7 @@ class Scheduler:
         """Whether this is a child process. Only the parent's thread continues what began there."""
         return isinstance(self._failed, pyllama.ForkedError)
 
-    def _waits(self, arrival: Sequence | ScoringJob) -> bool:
+    def _waits(self, arrival: ScheduledRequest | ScoringJob) -> bool:
         if isinstance(arrival, ScoringJob):
             return arrival in self._scoring
         return arrival in self._waiting

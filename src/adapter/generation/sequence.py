@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 Event: TypeAlias = Delta | GenerationResult | BaseException
 
 
-class Sequence:
+class ScheduledRequest:
     """A request, its answer so far, and the outcomes for its caller.
 
     Only the scheduler's thread uses it, except for ``events`` and ``abandoned``.

@@ -12,7 +12,7 @@ from collections import Counter, deque
 
 from adapter.generation.memory.blocks import BLOCK, CHUNK, BlockHashes
 from adapter.generation.memory.prefix_files import Reading
-from adapter.generation.sequence import Sequence
+from adapter.generation.sequence import ScheduledRequest
 
 POLLED = 64
 """How many requests a step checks for callers that gave up. All get checked in turn."""
@@ -36,30 +36,30 @@ class Waiting:
     def __init__(self, *, count_borders: bool) -> None:
         self._count_borders = count_borders
         self._lock = threading.Lock()
-        self._arrived: deque[Sequence] = deque()
-        self._orders: dict[Sequence, int] = {}
+        self._arrived: deque[ScheduledRequest] = deque()
+        self._orders: dict[ScheduledRequest, int] = {}
         self._n_taken_in = 0
         # These may contain requests that have left, which are skipped.
-        self._ready: list[tuple[int, Sequence]] = []
-        self._parked: dict[Sequence | Reading, list[tuple[int, Sequence]]] = {}
-        self._deadlines: list[tuple[float, int, Sequence]] = []
-        self._polled: deque[Sequence] = deque()
+        self._ready: list[tuple[int, ScheduledRequest]] = []
+        self._parked: dict[ScheduledRequest | Reading, list[tuple[int, ScheduledRequest]]] = {}
+        self._deadlines: list[tuple[float, int, ScheduledRequest]] = []
+        self._polled: deque[ScheduledRequest] = deque()
         self._borders: Counter[bytes] = Counter()
 
     def __len__(self) -> int:
         with self._lock:
             return len(self._orders) + len(self._arrived)
 
-    def __contains__(self, sequence: Sequence) -> bool:
+    def __contains__(self, sequence: ScheduledRequest) -> bool:
         with self._lock:
             return sequence in self._orders or sequence in self._arrived
 
-    def append(self, sequence: Sequence) -> None:
+    def append(self, sequence: ScheduledRequest) -> None:
         """Add a request at the end."""
         with self._lock:
             self._arrived.append(sequence)  # a single operation: the request is either in or not
 
-    def first(self) -> Sequence | None:
+    def first(self) -> ScheduledRequest | None:
         """The request whose turn it is; None if all wait for prompts."""
         while True:
             while self._ready:
@@ -73,7 +73,7 @@ class Waiting:
                 return None
             self._take_in()
 
-    def park(self, sequence: Sequence, owner: Sequence | Reading) -> None:
+    def park(self, sequence: ScheduledRequest, owner: ScheduledRequest | Reading) -> None:
         """Let others pass the first request until what it waits for is computed or read."""
         entry = self._ready[0]
         assert entry[1] is sequence
@@ -87,7 +87,7 @@ class Waiting:
             heapq.heapify(self._ready)
             del self._parked[owner]
 
-    def leave(self, sequence: Sequence) -> None:
+    def leave(self, sequence: ScheduledRequest) -> None:
         """Remove a request that is admitted or has ended."""
         while self._arrived and sequence not in self._orders:
             self._take_in()
@@ -161,12 +161,12 @@ class Waiting:
                 self._orders[sequence] = order
                 self._arrived.popleft()
 
-    def _drop_if_finished(self, sequence: Sequence) -> bool:
+    def _drop_if_finished(self, sequence: ScheduledRequest) -> bool:
         if sequence in self._orders and sequence.ended_by_caller_or_clock():
             self.leave(sequence)
         return sequence.state == "ended"
 
 
-def _borders(sequence: Sequence) -> BlockHashes:
+def _borders(sequence: ScheduledRequest) -> BlockHashes:
     """The blocks of a prompt after which it may be cut if states cannot be cut back."""
     return sequence.hashes[_STRIDE - 1 : sequence.n_to_border : _STRIDE]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from adapter.errors import InvalidModelNameError, ModelLoadError, ModelNotFoundError
+from adapter.errors import InvalidModelNameError, ModelFileError, ModelNotFoundError
 from adapter.models.hub.names import PREFIX, HubName
 from adapter.models.hub.pull import load_path
 from adapter.models.info import ModelInfo, read_info
@@ -61,7 +61,7 @@ class ModelFolder:
         Raises:
             InvalidModelNameError: the name is not plain.
             ModelNotFoundError: there is no such file.
-            ModelLoadError: a part of it is no regular file.
+            ModelFileError: a part of it is no regular file.
         """
         if is_stored_name(name) and not self._has_file(name):
             return stored_path(name)
@@ -79,7 +79,7 @@ class ModelFolder:
             raise ModelNotFoundError(name, path, [known[one] for one in near])
         for part in parts(path):
             if part.exists() and not part.is_file():  # reading a pipe would block for ever
-                raise ModelLoadError(name, part, "it is no regular file")
+                raise ModelFileError(name, part, "it is no regular file")
         return path
 
     def fetch(self, name: str) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 import pyllama
-from adapter.errors import BackendError, ConfigurationError, InvalidParameterError
+from adapter.errors import ConfigurationError, InvalidParameterError, ResourceError
 from adapter.generation.contexts import padded, with_flash_attention
 from adapter.generation.memory.blocks import CHUNK, longest_call
 from adapter.models.context_settings import MAX_ANSWERS, checked
@@ -149,7 +149,7 @@ class HardwareManager:
         """Every device of this machine and of the RPC servers: whether models run on it, and why.
 
         Raises:
-            BackendError: this machine lacks the backend that was asked for, or a server does not
+            ResourceError: this machine lacks the backend that was asked for, or a server does not
                 answer.
         """
         found = pyllama.devices()
@@ -169,13 +169,13 @@ class HardwareManager:
         try:
             return [device for endpoint in self._rpc for device in pyllama.rpc_devices(endpoint)]
         except pyllama.BackendError as error:
-            raise BackendError(str(error)) from error
+            raise ResourceError(str(error)) from error
 
     def _demanded(self) -> list[pyllama.Device] | None:
         try:
             return pyllama.backend_devices(self._backend)
         except pyllama.BackendError as error:
-            raise BackendError(str(error)) from error
+            raise ResourceError(str(error)) from error
         except ValueError as error:  # of the environment
             raise ConfigurationError(str(error)) from error
 
@@ -217,7 +217,7 @@ class HardwareManager:
             FileNotFoundError: there is no such file.
             pyllama.ModelLoadError: the file is no loadable model.
             pyllama.MemoryFitError: a context cannot be made.
-            BackendError: this machine lacks the backend that was asked for.
+            ResourceError: this machine lacks the backend that was asked for.
         """
         require_integer("context_length", context_length, least=1)
         require_integer("n_contexts", n_contexts, least=1)

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from adapter.models.loader import ModelLoader
-from adapter.models.pool_requests import Request, this_thread
+from adapter.models.pool_requests import PoolRequest, this_thread
 from adapter.models.resident import ResidentModel
 from adapter.models.slot import Lessee, ModelSlot, Residency
 
@@ -82,11 +82,11 @@ class Lease(AbstractContextManager[T], Generic[T]):
             if slot.residency is residency and (not slot.closing or self._goes_on(residency)):
                 return self._use(residency)
             residency.leases.discard(self.reference)
-        self.loader.lease(Request(self.name, self), self.path, self.slot)
+        self.loader.lease(PoolRequest(self.name, self), self.path, self.slot)
         assert self.residency is not None
         return self._use(self.residency)
 
-    def take(self, residency: Residency, request: Request[Residency]) -> None:
+    def take(self, residency: Residency, request: PoolRequest[Residency]) -> None:
         """Take it, in the pool's thread: the model is in memory."""
         self.residency = residency
         residency.leases.add(self.reference)

@@ -12,7 +12,7 @@ from adapter.models.loading_bar import Watch
 from adapter.models.memory_budget import MemoryBudget
 
 
-class Plan(Protocol):
+class PlanPlacement(Protocol):
     """Decides where the model in a file runs, like HardwareManager.plan()."""
 
     def __call__(self, path: Path, **settings: Any) -> Placement: ...
@@ -31,7 +31,7 @@ class LoadSettings:
         watch: makes the function that a load calls with the fraction loaded.
     """
 
-    plan: Plan
+    plan: PlanPlacement
     budget: MemoryBudget
     reproducible: bool
     prefix_folder: Path | None

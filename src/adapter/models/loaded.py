@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, TypeVar, get_args
 
 import pyllama
-from adapter.errors import TemplateAbortedError, TokenizationError
+from adapter.errors import PromptError, TemplateAbortedError
 from adapter.generation.pending import Pending, Taken
 from adapter.generation.request import (
     Delta,
@@ -125,7 +125,7 @@ class LoadedModel:
             the prompt, which ends where the assistant's answer begins.
 
         Raises:
-            TokenizationError: the template refuses the messages.
+            PromptError: the template refuses the messages.
             TemplateAbortedError: the template does not end, or ends its process.
         """
         with self._borrow(whole) as resident:
@@ -134,7 +134,7 @@ class LoadedModel:
             except pyllama.ChatTemplateAborted as error:
                 raise TemplateAbortedError(str(error)) from error
             except pyllama.ChatTemplateError as error:
-                raise TokenizationError(complaint(error, messages)) from error
+                raise PromptError(complaint(error, messages)) from error
 
     def reads(self, variable: str) -> bool:
         """Whether a variable has an effect on the chat template, by itself or through llama.cpp."""
@@ -148,7 +148,7 @@ class LoadedModel:
         written by the template.
 
         Raises:
-            TokenizationError: the text has no UTF-8 form, or is too long.
+            PromptError: the text has no UTF-8 form, or is too long.
         """
         text, literal = (prompt, ()) if isinstance(prompt, str) else (prompt.prompt, prompt.literal)
         with self._borrow(whole) as resident:
@@ -157,7 +157,7 @@ class LoadedModel:
                     text, parse_special=resident.has_template, literal=literal
                 )
             except pyllama.TokenizationError as error:
-                raise TokenizationError(str(error)) from error
+                raise PromptError(str(error)) from error
 
     def answer_tokens(self, text: str) -> tuple[int, ...]:
         """The tokens of a text within the assistant's turn, special ones recognised."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from adapter.errors import ModelInUseError, ModelNotLoadedError
 from adapter.models.load_settings import LoadSettings
-from adapter.models.pool_requests import Request, in_pool_thread
+from adapter.models.pool_requests import PoolRequest, in_pool_thread
 from adapter.models.pool_thread import Message, PoolThread
 from adapter.models.slot import ModelSlot, Residency
 
@@ -40,7 +40,7 @@ class ModelLoader:
         """The slot of a file; None if the model was never asked for."""
         return self._thread.slots.get(path)
 
-    def lease(self, request: Request[Residency], path: Path, slot: ModelSlot | None) -> None:
+    def lease(self, request: PoolRequest[Residency], path: Path, slot: ModelSlot | None) -> None:
         """Have the thread grant a lease on the model of a file or a slot once it is in memory."""
         if in_pool_thread():
             raise ModelInUseError(request.name, _IN_CALLBACK)
@@ -48,7 +48,7 @@ class ModelLoader:
 
     def unload(self, slot: ModelSlot) -> None:
         """Free a model once its leases have ended. In a progress callback this does not wait."""
-        request: Request[object] = Request(slot.name)
+        request: PoolRequest[object] = PoolRequest(slot.name)
         self._ask(request, partial(self._thread.unload, request, slot))
 
     def close(self) -> None:
@@ -56,7 +56,7 @@ class ModelLoader:
         wait.
         """
         if os.getpid() == self._process:  # a child of fork() may drop what belongs to its parent
-            request: Request[object] = Request("")
+            request: PoolRequest[object] = PoolRequest("")
             self._ask(request, partial(self._thread.close, request))
 
     def next_use(self) -> int:
@@ -78,7 +78,7 @@ class ModelLoader:
                 "threads; start processes with multiprocessing's 'spawn' or 'forkserver' method",
             )
 
-    def _ask(self, request: Request[Any], message: Callable[[], None]) -> None:
+    def _ask(self, request: PoolRequest[Any], message: Callable[[], None]) -> None:
         """Send the thread a request, and wait for its answer."""
         self.refuse_in_child(request.name)
         try:

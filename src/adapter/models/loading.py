@@ -17,12 +17,12 @@ from typing import Protocol
 
 import pyllama
 from adapter.errors import (
-    BackendError,
     ModelChangedError,
-    ModelLoadError,
+    ModelFileError,
     ModelNotFoundError,
     ModelNotLoadedError,
     PoolFullError,
+    ResourceError,
     TransientError,
 )
 from adapter.generation.failures import insist
@@ -184,7 +184,7 @@ class Load(Job):
                 raise ModelChangedError(self._name, slot.path)
             if after != before:  # the fingerprint may belong to other weights
                 reason = "the file was changed or replaced while it was read; load it again"
-                raise ModelLoadError(self._name, slot.path, reason)
+                raise ModelFileError(self._name, slot.path, reason)
             resident.start()
             self.residency = Residency(slot, resident, placement)
         except BaseException:
@@ -310,9 +310,9 @@ def translated_load(name: str, path: Path) -> Iterator[None]:
             raise TransientError(
                 f"model {name!r} cannot be loaded at the moment: {error}"
             ) from error
-        raise ModelLoadError(name, path, str(error)) from error
+        raise ModelFileError(name, path, str(error)) from error
     except (pyllama.MemoryFitError, pyllama.BackendError) as error:
-        raise BackendError(f"model {name!r} cannot be loaded: {error}") from error
+        raise ResourceError(f"model {name!r} cannot be loaded: {error}") from error
     except pyllama.ClosedError as error:
         raise ModelNotLoadedError(name, str(error)) from error
     except pyllama.NativeMemoryError as error:

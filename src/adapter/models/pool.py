@@ -180,11 +180,11 @@ class ModelPool:
             InvalidModelNameError: the name is no plain file name.
             ModelNotFoundError: the folder has no such file.
             ModelDownloadError: the model could not be downloaded.
-            ModelLoadError: the file is no model that llama.cpp can load.
+            ModelFileError: the file is no model that llama.cpp can load.
             PoolFullError: no room can be made.
             TransientError: the process lacks descriptors or threads at the moment, or the
                 template's process was ended by others.
-            BackendError: memory or a device failed.
+            ResourceError: memory or a device failed.
             ModelNotLoadedError: the pool is closed.
         """
         path = self._folder.fetch(name)
@@ -296,7 +296,7 @@ class ModelPool:
         Raises:
             ModelNotLoadedError: it was not loaded.
             ModelInUseError: this thread holds a lease on it.
-            BackendError: it is not freed two minutes after its last request, because a GPU or
+            ResourceError: it is not freed two minutes after its last request, because a GPU or
                 another machine hangs. It is freed when that is possible.
         """
         slot = self._loaded_slot(name)
@@ -310,7 +310,7 @@ class ModelPool:
 
         Raises:
             ModelInUseError: this thread holds a lease on a model.
-            BackendError: a model cannot be freed; see ``unload_model``.
+            ResourceError: a model cannot be freed; see ``unload_model``.
         """
         self._loader.close()
 

@@ -59,10 +59,10 @@ def in_pool_thread() -> bool:
 class Taker(Protocol[T]):
     """Takes what a request asked for."""
 
-    def take(self, given: T, request: Request[T]) -> None: ...
+    def take(self, given: T, request: PoolRequest[T]) -> None: ...
 
 
-class Request(Generic[T]):
+class PoolRequest(Generic[T]):
     """A request of one thread to the pool's thread, which answers it once.
 
     Attributes:
@@ -112,7 +112,7 @@ class Request(Generic[T]):
         self.answer()
 
 
-def fail_all(requests: list[Request[Any]], error: BaseException) -> None:
+def fail_all(requests: list[PoolRequest[Any]], error: BaseException) -> None:
     """Answer all requests with an error, each with a copy, as several threads raise it."""
     for index, request in enumerate(requests):
         request.fail(error if index == 0 else _copy(error))

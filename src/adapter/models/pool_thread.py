@@ -24,12 +24,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from adapter.errors import BackendError, ModelInUseError, ModelNotLoadedError
+from adapter.errors import ModelInUseError, ModelNotLoadedError, ResourceError
 from adapter.generation.thread_start import not_started, start_thread
 from adapter.models.hardware import Placement
 from adapter.models.load_settings import LoadSettings
 from adapter.models.loading import Free, Load, StoppedLoad
-from adapter.models.pool_requests import Request, enter_pool_thread, fail_all
+from adapter.models.pool_requests import PoolRequest, enter_pool_thread, fail_all
 from adapter.models.slot import ModelSlot, Residency, Verdicts
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class PoolThread:
         self._thread: threading.Thread | None = None
         self._claims: list[threading.Thread] = []  # one of them is the pool's
         self._closed = False
-        self._closers: list[Request[Any]] = []
+        self._closers: list[PoolRequest[Any]] = []
         self._gone: list[ModelSlot] = []
         self._load: Load | None = None
         self._message: Message | weakref.ref[Any] | None = None
@@ -101,7 +101,7 @@ class PoolThread:
 
     # Requests of the user's threads
 
-    def lease(self, request: Request[Residency], path: Path, slot: ModelSlot | None) -> None:
+    def lease(self, request: PoolRequest[Residency], path: Path, slot: ModelSlot | None) -> None:
         """Grant a lease on the model of a slot or a file once it is in memory."""
         known = self.slots.get(path)
         if self._closed:
@@ -123,7 +123,7 @@ class PoolThread:
             else:
                 known.waiters.append(request)
 
-    def unload(self, request: Request[Any], slot: ModelSlot) -> None:
+    def unload(self, request: PoolRequest[Any], slot: ModelSlot) -> None:
         """Free a model once its leases have ended."""
         if self.slots.get(slot.path) is not slot:
             request.answer()
@@ -131,7 +131,7 @@ class PoolThread:
             slot.unloaders.append(request)
             slot.closing = True
 
-    def close(self, request: Request[Any]) -> None:
+    def close(self, request: PoolRequest[Any]) -> None:
         """Free all models once their leases have ended, and end."""
         if any(_is_refused(request, slot) for slot in self.slots.values()):
             return
@@ -348,7 +348,7 @@ class PoolThread:
                 slot.waiters[0].grant(residency)
                 del slot.waiters[0]
         elif not isinstance(load.error, StoppedLoad):
-            fail_all(slot.waiters, load.error or BackendError("the thread of the load ended"))
+            fail_all(slot.waiters, load.error or ResourceError("the thread of the load ended"))
         # A request that came after the load was stopped has the model loaded again.
         load.error = None  # which refers to the load
         self._load = None
@@ -377,7 +377,7 @@ class PoolThread:
             residency.freed.pop()
         slot = residency.slot
         for requests in (slot.unloaders, slot.successors, self._closers):
-            fail_all(requests, BackendError(f"model {slot.name!r} is {residency.kept_because}"))
+            fail_all(requests, ResourceError(f"model {slot.name!r} is {residency.kept_because}"))
 
     def stop(self) -> list[threading.Thread]:
         """Stop loading. Returns the threads that work for it."""
@@ -402,7 +402,7 @@ def _stop_loads() -> None:
             thread.join(max(0.0, end - time.monotonic()))
 
 
-def _is_refused(request: Request[Any], slot: ModelSlot) -> bool:
+def _is_refused(request: PoolRequest[Any], slot: ModelSlot) -> bool:
     """Refuse a request that would wait for a lease of its own thread."""
     own = any(lease.thread is request.thread for lease in slot.lessees())
     if own:
@@ -410,7 +410,7 @@ def _is_refused(request: Request[Any], slot: ModelSlot) -> bool:
     return own
 
 
-def _answer_all(requests: list[Request[Any]]) -> None:
+def _answer_all(requests: list[PoolRequest[Any]]) -> None:
     while requests:
         requests[-1].answer()
         requests.pop()

@@ -24,7 +24,7 @@ from typing import Protocol, TypeAlias
 from adapter.generation.metrics import Metrics
 from adapter.models.hardware import Placement
 from adapter.models.machine_memory import machine
-from adapter.models.pool_requests import Request
+from adapter.models.pool_requests import PoolRequest
 from adapter.models.resident import ResidentModel
 
 logger = logging.getLogger(__name__)
@@ -176,9 +176,9 @@ class ModelSlot:
     last_used: int = 0
     metrics: Metrics = field(default_factory=Metrics)
     closing: bool = False
-    waiters: list[Request[Residency]] = field(default_factory=list)
-    unloaders: list[Request[Residency]] = field(default_factory=list)
-    successors: list[Request[Residency]] = field(default_factory=list)
+    waiters: list[PoolRequest[Residency]] = field(default_factory=list)
+    unloaders: list[PoolRequest[Residency]] = field(default_factory=list)
+    successors: list[PoolRequest[Residency]] = field(default_factory=list)
 
     def placed(self) -> Placement:
         """Where it runs, or ran last. It must have been loaded once."""

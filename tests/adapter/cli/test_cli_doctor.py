@@ -45,5 +45,5 @@ def test_what_is_broken_is_told_beside_the_rest(run, own_folder, monkeypatch):
     result = run("doctor")
     assert result.exit_code == 1
     assert "the driver is gone" in result.stderr
-    assert "test failed: ModelLoadError" in result.stderr
+    assert "test failed: ModelFileError" in result.stderr
     assert "versions:" in result.stdout

@@ -17,7 +17,7 @@ from fake_generator import fake_model
 
 from adapter.engine import async_steps
 from adapter.engine.async_engine import AsyncLlamaCppEngine
-from adapter.errors import BackendError
+from adapter.errors import ResourceError
 from adapter.generation.pending import NOT_YET, Pending
 from adapter.models.pool import ModelPool
 
@@ -167,7 +167,7 @@ class Silent(Pending):
         self._looks += 1
         if self._looks == 1:
             return NOT_YET
-        raise BackendError("the device is gone")
+        raise ResourceError("the device is gone")
 
     def wait(self):
         raise AssertionError("no thread is to wait")

@@ -134,7 +134,7 @@ def test_a_request_that_fails_midway_costs_what_it_took(way, after):
 
     def fail():
         if model.generator.tokens_computed == after:
-            raise errors.BackendError("the device is gone")
+            raise errors.ResourceError("the device is gone")
 
     model.generator.before_token = fail
     engine = engine_of(model)

@@ -184,11 +184,11 @@ def call_lm(request):
     [
         (errors.ContextTooLongError(50, 40), public.ContextWindowExceededError),
         (errors.InvalidParameterError("x", 1, "2"), public.LMInvalidRequestError),
-        (errors.TokenizationError("no"), public.LMInvalidRequestError),
+        (errors.PromptError("no"), public.LMInvalidRequestError),
         (errors.ConfigurationError("no"), public.LMConfigurationError),
         (errors.ModelNotLoadedError("m", "load it"), public.LMConfigurationError),
         (errors.InferenceError("no"), public.LMProviderError),
-        (errors.BackendError("no"), public.LMProviderError),
+        (errors.ResourceError("no"), public.LMProviderError),
         (ZeroDivisionError("a bug"), public.LMProviderError),
     ],
     ids=lambda value: getattr(value, "__name__", type(value).__name__),

@@ -14,7 +14,7 @@ from adapter.generation.memory.blocks import CHUNK, DEVICE_CHUNK, longest_call
 from adapter.generation.memory.kv_cache import Slot
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Constraint, Sampling
-from adapter.generation.sequence import Sequence
+from adapter.generation.sequence import ScheduledRequest
 
 NEAR_TIE = 0.02
 """Logits here have a standard deviation of 2, and are kept in 16 bits on the way."""
@@ -31,7 +31,7 @@ def request_of(prompt, *, max_tokens=12, sampling=GREEDY, **changes):
 def prefilling(vocab, length, **changes):
     """A slot whose prompt of so many tokens is being computed."""
     request = request_of(tokens(0, length), max_tokens=100, **changes)
-    sequence = Sequence(vocab, request, 100, threading.Event())
+    sequence = ScheduledRequest(vocab, request, 100, threading.Event())
     sequence.state = "prefilling"
     sequence.begin()
     return Slot(None, 0, sequence=sequence)

@@ -27,10 +27,10 @@ from schedules import (
 
 import pyllama
 from adapter.errors import (
-    BackendError,
     InferenceError,
     ModelNotLoadedError,
     RequestTimeoutError,
+    ResourceError,
     TransientError,
 )
 from adapter.generation import batch_plan, exactness, outcomes
@@ -266,11 +266,11 @@ def test_a_thread_that_ends_without_a_word_leaves_nobody_waiting(model, place, m
             time.sleep(0.001)
         go_on.set()
         for each, request in zip(asked, (first, scored), strict=True):
-            with pytest.raises(BackendError, match="load the model again"):
+            with pytest.raises(ResourceError, match="load the model again"):
                 each.result(60)
             assert not request.taken.pending
     assert scheduler.failed is not None
-    with pytest.raises(BackendError, match="load the model again"):
+    with pytest.raises(ResourceError, match="load the model again"):
         scheduler.generate(request_of(tokens(2, 30)))
     scheduler.close()
 

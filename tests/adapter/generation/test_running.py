@@ -22,12 +22,12 @@ from schedules import (
 
 import pyllama
 from adapter.errors import (
-    BackendError,
     ContextTooLongError,
     InferenceError,
     ModelNotLoadedError,
     QueueFullError,
     RequestTimeoutError,
+    ResourceError,
 )
 from adapter.generation import outcomes, shutdown
 from adapter.generation.request import GenerationRequest, GenerationResult
@@ -309,7 +309,7 @@ def test_a_scheduler_whose_thread_ended_says_why(model, monkeypatch):
             scheduler.generate(request_of(tokens(0, 10)))
         scheduler._thread.join()
     assert scheduler.failed is error
-    with pytest.raises(BackendError, match=r"nothing left.*load the model again") as caught:
+    with pytest.raises(ResourceError, match=r"nothing left.*load the model again") as caught:
         scheduler.generate(request_of(tokens(0, 10)))
     assert caught.value.__cause__ is error
     scheduler.close()

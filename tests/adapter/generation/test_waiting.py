@@ -19,7 +19,7 @@ from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
 from adapter.generation.scoring import ScoringRequest
 from adapter.generation.scoring_queue import ScoringJob, ScoringQueue
-from adapter.generation.sequence import Sequence
+from adapter.generation.sequence import ScheduledRequest
 from adapter.generation.waiting import POLLED, Waiting
 
 PER_CHUNK = CHUNK // BLOCK
@@ -29,7 +29,7 @@ PER_CHUNK = CHUNK // BLOCK
 def sequence_of(tiny):
     def make(prompt=(5, 6, 7), cancelled=None, timeout=None):
         request = GenerationRequest(tuple(prompt), 8, Sampling(), 1, timeout=timeout)
-        return Sequence(tiny.vocab, request, 8, cancelled or threading.Event())
+        return ScheduledRequest(tiny.vocab, request, 8, cancelled or threading.Event())
 
     return make
 

@@ -12,7 +12,7 @@ import pyllama
 from adapter.embedder import LlamaCppEmbedder
 from adapter.engine.config import LlamaCppConfig
 from adapter.engine.model_names import engine_name
-from adapter.errors import BackendError, ConfigurationError, InvalidParameterError
+from adapter.errors import ConfigurationError, InvalidParameterError, ResourceError
 from adapter.generation.memory.blocks import CHUNK, DEVICE_CHUNK
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
@@ -125,7 +125,7 @@ def test_what_is_no_params_is_refused(folder):
 def test_what_does_not_fit_the_model_is_said_when_it_is_loaded(tiny_model_path, wrong, reason):
     with (
         pool_of(tiny_model_path.parent, context=ContextParams(**wrong)) as pool,
-        pytest.raises((ConfigurationError, BackendError), match=reason),
+        pytest.raises((ConfigurationError, ResourceError), match=reason),
     ):
         pool.load_model(tiny_model_path.stem)
 

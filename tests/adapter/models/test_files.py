@@ -10,7 +10,7 @@ from shutil import copyfile
 import pytest
 
 import pyllama
-from adapter.errors import InvalidModelNameError, ModelLoadError, ModelNotFoundError
+from adapter.errors import InvalidModelNameError, ModelFileError, ModelNotFoundError
 from adapter.models.files import ModelFolder, _misnamed, _require_inside
 from adapter.models.info import unlogged
 from adapter.models.parts import parts
@@ -279,5 +279,5 @@ def test_what_llama_cpp_says_is_kept_out_of_the_log_in_one_thread_and_for_a_whil
 def test_a_part_that_is_a_pipe_is_refused_and_not_read(tmp_path):
     (tmp_path / "split-00001-of-00002.gguf").write_bytes(b"GGUF")
     os.mkfifo(tmp_path / "split-00002-of-00002.gguf")
-    with pytest.raises(ModelLoadError, match="it is no regular file"):
+    with pytest.raises(ModelFileError, match="it is no regular file"):
         ModelFolder(tmp_path, {}).find("split")

@@ -6,7 +6,7 @@ import pytest
 from fake_device import CPU, GIB, FakeDevice, gpu
 
 import pyllama
-from adapter.errors import BackendError, ConfigurationError, InvalidParameterError
+from adapter.errors import ConfigurationError, InvalidParameterError, ResourceError
 from adapter.models import hardware
 from adapter.models.cpu_memory import MAX_KEPT_BYTES as KEPT
 from adapter.models.hardware import HOST, HardwareManager, margin
@@ -323,7 +323,7 @@ def test_a_named_backend_that_is_not_here_is_an_error(tiny_model_path, monkeypat
         for name, registered in (("sycl", "SYCL"), ("hip", "ROCm"))
         if registered not in {device.backend for device in pyllama.devices()}
     )
-    with pytest.raises(BackendError, match="Devices here: "):
+    with pytest.raises(ResourceError, match="Devices here: "):
         HardwareManager(backend=lacking).plan(tiny_model_path)
     with pytest.raises(InvalidParameterError, match="backend='nonsense'"):
         HardwareManager(backend="nonsense")

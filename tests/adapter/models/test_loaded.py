@@ -9,7 +9,7 @@ import pytest
 import pyllama
 from adapter.engine.config import LlamaCppConfig
 from adapter.engine.model_names import engine_name
-from adapter.errors import TokenizationError
+from adapter.errors import PromptError
 from adapter.generation.request import GenerationRequest, Sampling
 from adapter.models import hardware
 from adapter.models.pool import ModelPool
@@ -65,7 +65,7 @@ def test_a_template_that_would_end_the_process_is_an_error(pool, write_tiny_mode
     copyfile(write_tiny_model(chat_template=nasty), pool.model_dir / "nasty.gguf")
     loaded = pool.load_model("nasty")
     hello = {"role": "user", "content": "Hello"}
-    with pytest.raises(TokenizationError, match="chat template"):
+    with pytest.raises(PromptError, match="chat template"):
         loaded.render([{"role": "user", "content": "divide"}])
     assert loaded.render([hello]).prompt == "Hello"
 

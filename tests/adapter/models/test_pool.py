@@ -20,8 +20,8 @@ from adapter.engine.engine import LlamaCppEngine
 from adapter.errors import (
     InvalidModelNameError,
     InvalidParameterError,
+    ModelFileError,
     ModelInUseError,
-    ModelLoadError,
     ModelNotFoundError,
     ModelNotLoadedError,
 )
@@ -59,7 +59,7 @@ def test_threads_that_ask_at_once_wait_for_one_load(pool, monkeypatch):
 
 def test_a_load_that_failed_fails_again_and_can_be_mended(pool):
     for _ in range(2):
-        with pytest.raises(ModelLoadError, match="broken") as caught:
+        with pytest.raises(ModelFileError, match="broken") as caught:
             pool.load_model("broken")
         assert caught.value.path == pool.model_dir / "broken.gguf"
     copyfile(pool.model_dir / "one.gguf", pool.model_dir / "broken.gguf")

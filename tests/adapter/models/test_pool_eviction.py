@@ -7,12 +7,12 @@ from shutil import copyfile
 import pytest
 
 from adapter.errors import (
-    BackendError,
     ContextTooLongError,
     ModelChangedError,
     ModelNotFoundError,
     ModelNotLoadedError,
     PoolFullError,
+    ResourceError,
 )
 from adapter.generation.pending import taken_from
 from adapter.generation.request import GenerationRequest, GenerationResult
@@ -58,7 +58,7 @@ def test_a_model_is_not_evicted_from_under_a_request(pool):
                 small.load_model("two")
             assert not model.closed
         assert (caught.value.needed, caught.value.held, caught.value.limit) == (1, 1, 1)
-        assert isinstance(caught.value, BackendError)
+        assert isinstance(caught.value, ResourceError)
         assert small.load_model("two").name == "two"
 
 

@@ -15,12 +15,12 @@ import pytest
 from fake_resident import wait_until
 
 from adapter.errors import (
-    BackendError,
+    ModelFileError,
     ModelInUseError,
-    ModelLoadError,
     ModelNotFoundError,
     ModelNotLoadedError,
     PoolFullError,
+    ResourceError,
     TransientError,
 )
 from adapter.generation.request import GenerationRequest
@@ -136,7 +136,7 @@ def test_a_failed_scheduler_is_replaced_at_its_next_use(pool):
             raise failing
 
         scheduler._core.step = scheduler._core.recover = fail_anyhow
-        with pytest.raises((MemoryError, BackendError), match="none left"):
+        with pytest.raises((MemoryError, ResourceError), match="none left"):
             generator.generate(request)
         assert generator.generate(request).token_ids == expected
         assert len(slot.residencies) == 2  # the lease is on the old one
@@ -192,7 +192,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused(pool, write_tiny_mo
 
     replaces = True
     with ModelPool(pool.model_dir, progress=progress) as other:
-        with pytest.raises(ModelLoadError, match="while it was read"):
+        with pytest.raises(ModelFileError, match="while it was read"):
             other.load_model("one")
         replaces = False
         assert other.load_model("one").tokenize("hello")

@@ -9,7 +9,7 @@ import threading
 import pytest
 from fake_resident import BYTES, FakeResident, machine, pool_of_fakes, wait_until  # noqa: F401
 
-from adapter.errors import BackendError, ModelNotLoadedError, PoolFullError, TransientError
+from adapter.errors import ModelNotLoadedError, PoolFullError, ResourceError, TransientError
 from adapter.models import loading
 from adapter.models import pool as pool_module
 from adapter.models.hardware import HOST
@@ -38,7 +38,7 @@ def test_a_model_that_cannot_be_freed_keeps_nobody_waiting(pool_of_fakes, machin
         lambda: pool.load_model("one"),
         lambda: pool.unload_model("one"),
     ):
-        with pytest.raises(BackendError, match="'one' is not freed yet"):
+        with pytest.raises(ResourceError, match="'one' is not freed yet"):
             use()
     with pytest.raises(ModelNotLoadedError), loaded.lease():
         pass
@@ -66,7 +66,7 @@ def test_closing_tells_what_it_cannot_free(pool_of_fakes, machine, hanging):  # 
     pool = pool_of_fakes()
     pool.load_model("one")
     for _ in range(2):
-        with pytest.raises(BackendError, match="'one' is not freed yet"):
+        with pytest.raises(ResourceError, match="'one' is not freed yet"):
             pool.close()
     with pytest.raises(ModelNotLoadedError):
         pool.load_model("two")

@@ -18,10 +18,10 @@ import pytest
 from fake_resident import FakeResident, machine, pool_of_fakes, wait_until  # noqa: F401
 
 import adapter
-from adapter.errors import BackendError, ModelNotLoadedError, PoolFullError
+from adapter.errors import ModelNotLoadedError, PoolFullError, ResourceError
 from adapter.models import pool_thread
 from adapter.models.hardware import HOST
-from adapter.models.pool_requests import Request
+from adapter.models.pool_requests import PoolRequest
 
 _FOLDER = str(Path(adapter.__file__).parent)
 
@@ -166,7 +166,7 @@ def test_a_lease_that_is_interrupted_twice_is_not_held(pool_of_fakes, monkeypatc
         lease, interrupt = loaded.lease(), Interrupt(at)
         waits.clear()
         with monkeypatch.context() as patched:
-            patched.setattr(Request, "wait", interrupted)
+            patched.setattr(PoolRequest, "wait", interrupted)
             with suppress(KeyboardInterrupt), interrupt, lease:
                 pass
         if waits and interrupt.where not in GIVING_BACK:  # else it is one for as long as it is kept
@@ -244,7 +244,7 @@ def test_a_lack_of_memory_in_threads_of_the_pool_leaves_nothing(
             fault.left, fault.raised = at, False
             pool = pool_of_fakes(max_models=1)
             problems = in_a_thread(use_as_others_do, pool)
-            assert all(isinstance(error, (MemoryError, BackendError)) for error in problems), at
+            assert all(isinstance(error, (MemoryError, ResourceError)) for error in problems), at
             assert not problems or fault.raised, (at, problems)
             raised, fault.raised = fault.raised, True
             check(pool, machine, closed=False, where=at)

@@ -9,7 +9,7 @@ from fake_resident import wait_until
 
 import pyllama
 from adapter import ModelPool
-from adapter.errors import BackendError, ConfigurationError, InvalidParameterError, LlamaCppError
+from adapter.errors import ConfigurationError, InvalidParameterError, LlamaCppError, ResourceError
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
 from adapter.models.hardware import HardwareManager
@@ -93,7 +93,7 @@ if pyllama.supports_rpc():
             stream = pool.load_model("six").generators["batched"].stream(request(400))
             next(stream)
             kill(servers[1])
-            with pytest.raises(BackendError, match="was lost"):
+            with pytest.raises(ResourceError, match="was lost"):
                 list(stream)
             with pytest.raises(LlamaCppError):
                 generate(pool)
@@ -104,7 +104,7 @@ if pyllama.supports_rpc():
     def test_a_server_that_is_not_there_is_an_error(folder):
         with (
             ModelPool(folder, rpc=["127.0.0.1:1"]) as pool,
-            pytest.raises(BackendError, match=r"no RPC server at 127\.0\.0\.1:1"),
+            pytest.raises(ResourceError, match=r"no RPC server at 127\.0\.0\.1:1"),
         ):
             pool.load_model("six")
 
@@ -113,7 +113,7 @@ if pyllama.supports_rpc():
         with pool_of(folder, servers[:1]) as pool:
             pool.load_model("six")
             kill(servers[0])
-            with pytest.raises(BackendError, match=r"was lost|no RPC server"):
+            with pytest.raises(ResourceError, match=r"was lost|no RPC server"):
                 pool.load_model("other")
             port = int(servers[0].endpoint.split(":")[1])
             with pyllama.RpcServer(port=port, n_threads=1):
@@ -165,7 +165,7 @@ if pyllama.supports_rpc():
             generator = loaded.generators["batched"]
             with pytest.raises(LlamaCppError):
                 generator.generate(request())
-            with pytest.raises(BackendError, match="no RPC server"):
+            with pytest.raises(ResourceError, match="no RPC server"):
                 generator.generate(request())
             port = int(servers[0].endpoint.split(":")[1])
             with pyllama.RpcServer(port=port, n_threads=1):

@@ -13,7 +13,7 @@ from fake_generator import fake_model
 import pyllama
 from adapter.engine.messages import rendered_by
 from adapter.engine.tool_arguments import BoundCalls
-from adapter.errors import ModelLoadError, TemplateAbortedError, TransientError
+from adapter.errors import ModelFileError, TemplateAbortedError, TransientError
 from adapter.models.pool import ModelPool
 from adapter.models.template_trials import calls_tools
 from pyllama import _pipes
@@ -68,7 +68,7 @@ def is_able(loaded):
 )
 def test_a_load_fails_and_can_be_tried_again(pool, trial, send, number, times):
     left = send(number, trial, times)
-    expected = ModelLoadError if number == signal.SIGSEGV else TransientError
+    expected = ModelFileError if number == signal.SIGSEGV else TransientError
     with pytest.raises(expected, match="template"):
         pool.load_model("one")
     assert not left

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pyllama
 from adapter.generation.memory.blocks import BLOCK, BlockHashes, n_shared
-from adapter.generation.sequence import Sequence
+from adapter.generation.sequence import ScheduledRequest
 
 
 @dataclass(eq=False)
@@ -20,7 +20,7 @@ class Slot:
     cache: KVCache
     seq_id: int
     blocks: BlockHashes = ()
-    sequence: Sequence | None = None
+    sequence: ScheduledRequest | None = None
     last_used: int = 0
 
     @property
@@ -80,7 +80,7 @@ class KVCache:
         """The most tokens that its requests may come to hold."""
         return sum(slot.sequence.n_needed for slot in self.taken if slot.sequence)
 
-    def has_room(self, sequence: Sequence) -> bool:
+    def has_room(self, sequence: ScheduledRequest) -> bool:
         """Whether a request can begin here."""
         if self.drains or self.length < sequence.n_needed or not self.free:
             return False
@@ -115,7 +115,7 @@ class KVCache:
             ),
         )
 
-    def take(self, slot: Slot, sequence: Sequence) -> None:
+    def take(self, slot: Slot, sequence: ScheduledRequest) -> None:
         """Give a free slot to a request."""
         self._clock += 1
         slot.last_used, slot.sequence = self._clock, sequence

@@ -16,8 +16,8 @@ from adapter.generation.contexts import padded
 from adapter.generation.failures import note
 from adapter.generation.memory.kv_cache import KVCache
 from adapter.generation.memory.prefix_reuse import PrefixReuse
-from adapter.generation.memory.strategy import Memory
-from adapter.generation.sequence import Sequence
+from adapter.generation.memory.strategy import MemoryStrategy
+from adapter.generation.sequence import ScheduledRequest
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ RETRY_SECONDS = 10.0
 """Seconds after a context could not be made until a larger one is tried again."""
 
 
-class OwnMemory(Memory):
+class OwnMemory(MemoryStrategy):
     """Contexts of growing size, within a budget of tokens."""
 
     def __init__(
@@ -64,7 +64,7 @@ class OwnMemory(Memory):
         for cache in [cache for cache in self._caches if cache.drains and not cache.taken]:
             self._close(cache)
 
-    def _cache_for(self, sequence: Sequence, n_waiting: int) -> KVCache | None:
+    def _cache_for(self, sequence: ScheduledRequest, n_waiting: int) -> KVCache | None:
         """The KV cache for a request; None if there is none, or if it is better to wait.
 
         Another is made if the budget allows it, after closing unused ones.
@@ -77,14 +77,14 @@ class OwnMemory(Memory):
         cache.last_used = self._clock
         return None if self.prefixes.must_wait(cache, sequence) else cache
 
-    def _with_room(self, sequence: Sequence) -> KVCache | None:
+    def _with_room(self, sequence: ScheduledRequest) -> KVCache | None:
         """The KV cache with room that has most of the prompt; among equals the shortest."""
         caches = [cache for cache in self._caches if cache.has_room(sequence)]
         if len(caches) < 2:
             return caches[0] if caches else None
         return max(caches, key=lambda cache: (cache.n_shared(sequence.hashes), -cache.length))
 
-    def _open(self, sequence: Sequence, n_waiting: int) -> KVCache | None:
+    def _open(self, sequence: ScheduledRequest, n_waiting: int) -> KVCache | None:
         long_enough = [cache for cache in self._caches if cache.length >= sequence.n_needed]
         length, count = self._shape(sequence.n_needed, n_waiting)
         if not count:
@@ -170,7 +170,7 @@ class OwnMemory(Memory):
             if smaller and other.length <= cache.length and other.count <= cache.count:
                 other.drains = True
 
-    def _drain_what_is_too_long(self, sequence: Sequence, n_waiting: int) -> None:
+    def _drain_what_is_too_long(self, sequence: ScheduledRequest, n_waiting: int) -> None:
         """Retire a full context if twice as many shorter sequences could run and requests wait for
         them.
         """

@@ -20,7 +20,7 @@ from adapter.generation.memory.blocks import (
 from adapter.generation.memory.kv_cache import KVCache, Slot
 from adapter.generation.memory.prefix_cache import PrefixCache, SavedPrefix
 from adapter.generation.memory.prefix_files import PrefixFiles, Reading
-from adapter.generation.sequence import Sequence
+from adapter.generation.sequence import ScheduledRequest
 from adapter.generation.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -59,19 +59,19 @@ class PrefixReuse:
         self.rolls_back = rolls_back(model)
         self._keeps_answers = keeps_answers and self.rolls_back
         self._in_slots: BlockIndex[Slot] = BlockIndex()
-        self._computing: BlockIndex[Sequence] = BlockIndex()
-        self._cache_of: dict[Sequence, KVCache] = {}
-        self._read_for: WeakSet[Sequence] = WeakSet()
+        self._computing: BlockIndex[ScheduledRequest] = BlockIndex()
+        self._cache_of: dict[ScheduledRequest, KVCache] = {}
+        self._read_for: WeakSet[ScheduledRequest] = WeakSet()
         #: All KV caches.
         self.caches: list[KVCache] = []
 
-    def track(self, slot: Slot, sequence: Sequence) -> None:
+    def track(self, slot: Slot, sequence: ScheduledRequest) -> None:
         """Register a prompt that is being computed."""
         if sequence.state == "prefilling":
             self._cache_of[sequence] = slot.cache  # first: what is registered is looked up there
             self._computing.put(sequence, sequence.hashes)
 
-    def in_progress(self, sequence: Sequence) -> Sequence | Reading | None:
+    def in_progress(self, sequence: ScheduledRequest) -> ScheduledRequest | Reading | None:
         """What will give more of a prompt than is cached: another prompt, or a file that is being
         read.
         """
@@ -82,19 +82,19 @@ class PrefixReuse:
         wanted, n_cached = self._wanted(sequence), self.n_cached(sequence)
         return self._files.fetch(wanted, more_than=n_cached, exact=not self.rolls_back)
 
-    def shared(self, blocks: BlockHashes, sequence: Sequence) -> int:
+    def shared(self, blocks: BlockHashes, sequence: ScheduledRequest) -> int:
         """How many blocks a prompt can reuse from another that is or was computed."""
         n_blocks = n_shared(blocks, self._wanted(sequence))
         return self._cut_to(n_blocks, len(blocks), sequence)
 
-    def n_cached(self, sequence: Sequence) -> int:
+    def n_cached(self, sequence: ScheduledRequest) -> int:
         """How many blocks of a prompt need not be computed, given what is in memory now."""
         wanted = self._wanted(sequence)
         saved, n_found = self._saved.find(wanted)
         n_saved = self._cut_to_saved(saved, n_found, sequence)
         return max(n_saved, self._n_in_slots(wanted, sequence)) if self.rolls_back else n_saved
 
-    def must_wait(self, cache: KVCache, sequence: Sequence) -> bool:
+    def must_wait(self, cache: KVCache, sequence: ScheduledRequest) -> bool:
         """Whether most of a prompt is in another context and can be copied after the next step."""
         if not self.rolls_back:
             return False
@@ -105,7 +105,7 @@ class PrefixReuse:
             self._elsewhere(cache, sequence)[1],
         )
 
-    def restore(self, slot: Slot, sequence: Sequence) -> int:
+    def restore(self, slot: Slot, sequence: ScheduledRequest) -> int:
         """Restore as much of a prompt as is cached to a slot. Returns how many tokens that is."""
         donor = slot.cache.nearest(self._wanted(sequence))
         n_here = n_there = 0
@@ -152,7 +152,7 @@ class PrefixReuse:
         if n_blocks == n_most or waiting.parts_after(sequence.hashes, n_blocks, n_most):
             self._save(slot, slot.blocks)
 
-    def keep_answer(self, slot: Slot, sequence: Sequence) -> None:
+    def keep_answer(self, slot: Slot, sequence: ScheduledRequest) -> None:
         """Keep an answer in its slot for the next turn, if bytes need not stay the same."""
         if self._keeps_answers:
             slot.blocks = block_hashes(sequence.tokens[: sequence.n_past])
@@ -190,7 +190,7 @@ class PrefixReuse:
         finally:
             self._files.close()
 
-    def _computed_for(self, sequence: Sequence) -> Sequence | None:
+    def _computed_for(self, sequence: ScheduledRequest) -> ScheduledRequest | None:
         """The request whose prompt is being computed and will give more of this one than is cached
         now.
         """
@@ -206,7 +206,7 @@ class PrefixReuse:
                 return other
         return None
 
-    def _n_in_slots(self, wanted: BlockHashes, sequence: Sequence) -> int:
+    def _n_in_slots(self, wanted: BlockHashes, sequence: ScheduledRequest) -> int:
         """How many blocks of a prompt are in slots."""
         slots = {slot: slot.blocks for cache in self.caches for slot in cache.slots}
         for gone in [slot for slot in self._in_slots if slot not in slots]:
@@ -223,7 +223,7 @@ class PrefixReuse:
         n_other = max(len(slot.blocks) for slot in self._in_slots.owners(wanted[n_found - 1]))
         return self._cut_to(n_found, n_other, sequence)
 
-    def _is_usable(self, other: Sequence, sequence: Sequence) -> bool:
+    def _is_usable(self, other: ScheduledRequest, sequence: ScheduledRequest) -> bool:
         """Whether a slot that a request can get will have room for what another prompt computes."""
         cache, n_needed = self._cache_of[other], sequence.n_needed
         long_enough = [each for each in self.caches if each.length >= n_needed and not each.drains]
@@ -233,7 +233,9 @@ class PrefixReuse:
             each.length >= other.n_needed for each in long_enough if each.free
         )
 
-    def _find_saved(self, cache: KVCache, sequence: Sequence) -> tuple[SavedPrefix | None, int]:
+    def _find_saved(
+        self, cache: KVCache, sequence: ScheduledRequest
+    ) -> tuple[SavedPrefix | None, int]:
         """The saved state with most of a prompt, and how many blocks of it fit here."""
         saved, n_found = self._saved.find(self._wanted(sequence))
         if saved is None or len(saved.hashes) * BLOCK > cache.length:
@@ -241,7 +243,7 @@ class PrefixReuse:
         return saved, self._cut_to_saved(saved, n_found, sequence)
 
     def _elsewhere(
-        self, cache: KVCache, sequence: Sequence, *, settled: bool = True
+        self, cache: KVCache, sequence: ScheduledRequest, *, settled: bool = True
     ) -> tuple[Slot | None, int]:
         """The slot of another context with most of a prompt that fits here, and how many blocks it
         has.
@@ -281,11 +283,11 @@ class PrefixReuse:
         slot.blocks = donor.blocks
         return True
 
-    def _wanted(self, sequence: Sequence) -> BlockHashes:
+    def _wanted(self, sequence: ScheduledRequest) -> BlockHashes:
         """The blocks of a prompt that need not be computed if they are in memory."""
         return sequence.hashes[: sequence.n_reusable if self.rolls_back else sequence.n_to_border]
 
-    def _cut_to(self, n_blocks: int, n_other: int, sequence: Sequence) -> int:
+    def _cut_to(self, n_blocks: int, n_other: int, sequence: ScheduledRequest) -> int:
         """After how many of the blocks that it shares with another a prompt may be cut.
 
         That is after any block if bytes stay the same, and otherwise at the end of a chunk of both
@@ -301,7 +303,9 @@ class PrefixReuse:
             return in_chunks
         return n_blocks if self._exactness.cuts_anywhere else in_chunks
 
-    def _cut_to_saved(self, saved: SavedPrefix | None, n_found: int, sequence: Sequence) -> int:
+    def _cut_to_saved(
+        self, saved: SavedPrefix | None, n_found: int, sequence: ScheduledRequest
+    ) -> int:
         if saved is None or not self.rolls_back:
             return n_found  # states that cannot be cut back were saved where they are useful
         return self._cut_to(n_found, len(saved.hashes), sequence)

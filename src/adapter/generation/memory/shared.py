@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from adapter.generation.memory.blocks import BLOCK
 from adapter.generation.memory.kv_cache import KVCache, Slot
-from adapter.generation.memory.strategy import Memory
-from adapter.generation.sequence import Sequence
+from adapter.generation.memory.strategy import MemoryStrategy
+from adapter.generation.sequence import ScheduledRequest
 
 MAX_IDLE = 8192
 """Tokens that are kept free in a shared memory for later requests."""
 
 
-class SharedMemory(Memory):
+class SharedMemory(MemoryStrategy):
     """One context for all requests."""
 
-    def restore(self, slot: Slot, sequence: Sequence) -> None:
+    def restore(self, slot: Slot, sequence: ScheduledRequest) -> None:
         """Restore what is cached of a prompt, and make room for the rest."""
         super().restore(slot, sequence)
         self._evict(slot.cache)
@@ -37,7 +37,7 @@ class SharedMemory(Memory):
             return error
         return None
 
-    def _cache_for(self, sequence: Sequence, n_waiting: int) -> KVCache | None:
+    def _cache_for(self, sequence: ScheduledRequest, n_waiting: int) -> KVCache | None:
         if not self._caches:
             count = max(self._max_sequences, self._width)
             self._add(self._longest, count, self._n_cells)

@@ -11,12 +11,12 @@ from adapter.generation.memory.blocks import BLOCK
 from adapter.generation.memory.kv_cache import KVCache, Slot
 from adapter.generation.memory.prefix_files import Reading
 from adapter.generation.memory.prefix_reuse import PrefixReuse
-from adapter.generation.sequence import Sequence
+from adapter.generation.sequence import ScheduledRequest
 
 logger = logging.getLogger(__name__)
 
 
-class Memory(ABC):
+class MemoryStrategy(ABC):
     """The KV caches of a model's requests. For the scheduler's thread alone.
 
     Args:
@@ -66,14 +66,14 @@ class Memory(ABC):
         """Whether there is no room for any request, however short."""
         return len(self.taken) >= self._max_sequences
 
-    def in_progress(self, sequence: Sequence) -> Sequence | Reading | None:
+    def in_progress(self, sequence: ScheduledRequest) -> ScheduledRequest | Reading | None:
         """What a request should wait for, since it will give more of its prompt than is cached now.
 
         That is a request whose prompt is being computed, or a file that is being read.
         """
         return self.prefixes.in_progress(sequence)
 
-    def place(self, sequence: Sequence, n_waiting: int = 1) -> Slot | None:
+    def place(self, sequence: ScheduledRequest, n_waiting: int = 1) -> Slot | None:
         """Give a request a slot that is long enough; None if there is no room.
 
         The contents of the slot stay until ``restore``.
@@ -91,7 +91,7 @@ class Memory(ABC):
         cache.take(slot, sequence)
         return slot
 
-    def restore(self, slot: Slot, sequence: Sequence) -> None:
+    def restore(self, slot: Slot, sequence: ScheduledRequest) -> None:
         """Restore as much of a request's prompt as is cached."""
         sequence.n_past = self.prefixes.restore(slot, sequence)
         self.prefixes.track(slot, sequence)
@@ -107,7 +107,7 @@ class Memory(ABC):
         slot.keep(min(n_blocks, (slot.cache.length - 1) // BLOCK))
         return len(slot.blocks) * BLOCK
 
-    def roll_back(self, slot: Slot, sequence: Sequence) -> bool:
+    def roll_back(self, slot: Slot, sequence: ScheduledRequest) -> bool:
         """Leave in memory what the request had before a failed batch. Returns whether that was
         possible.
         """
@@ -139,7 +139,7 @@ class Memory(ABC):
             self.drop(cache)
 
     @abstractmethod
-    def _cache_for(self, sequence: Sequence, n_waiting: int) -> KVCache | None:
+    def _cache_for(self, sequence: ScheduledRequest, n_waiting: int) -> KVCache | None:
         """A KV cache with room for a request; None while there is none."""
 
     def _add(self, length: int, count: int, n_cells: int) -> KVCache:

@@ -10,7 +10,7 @@ from adapter.generation.memory.blocks import block_hashes
 from adapter.generation.memory.kv_cache import KVCache
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
-from adapter.generation.sequence import Sequence
+from adapter.generation.sequence import ScheduledRequest
 
 PROMPT = tuple(range(5, 45))
 
@@ -18,7 +18,7 @@ PROMPT = tuple(range(5, 45))
 @pytest.fixture
 def sequence(tiny):
     request = GenerationRequest(PROMPT, 10, Sampling(), 0)
-    return Sequence(tiny.vocab, request, 10, threading.Event())
+    return ScheduledRequest(tiny.vocab, request, 10, threading.Event())
 
 
 class Context:

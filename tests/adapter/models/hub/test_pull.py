@@ -11,7 +11,7 @@ from huggingface_hub import constants, scan_cache_dir, try_to_load_from_cache
 from adapter.errors import (
     InvalidModelNameError,
     ModelDownloadError,
-    ModelLoadError,
+    ModelFileError,
     ModelNotFoundError,
 )
 from adapter.models.hub import pull as pulling
@@ -293,5 +293,5 @@ def test_a_chat_template_comes_with_a_model_and_counts_where_its_file_has_none(
         assert pool.load_model("hf:owner/repo:plain.gguf").turn_stops
         pool.unload_model("hf:owner/repo:plain.gguf")
         path.write_bytes(b"{% if")
-        with pytest.raises(ModelLoadError):
+        with pytest.raises(ModelFileError):
             pool.load_model("hf:owner/repo:plain.gguf")
