@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import pyllama
 from adapter import errors
 
 EXAMPLES = [
@@ -84,8 +85,14 @@ def test_every_class_of_the_drawing_exists_and_no_other():
     builtins = {"(ValueError)", "(RuntimeError)", "(LookupError)", "(FileNotFoundError)"}
     assert not drawn & builtins
     defined = {
-        name
-        for name, value in vars(errors).items()
+        value.__name__
+        for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, errors.LlamaCppError)
     }
     assert drawn == defined
+
+
+def test_no_error_is_called_like_one_of_the_bindings():
+    binding = {value.__name__ for value in vars(pyllama.errors).values() if isinstance(value, type)}
+    own = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert not binding & {value.__name__ for value in own if value.__module__ == errors.__name__}
