@@ -37,6 +37,9 @@ GROUP = "pyllama.backends"
 
 _DESCRIPTION = "backend.json"
 
+# What a build against a llama.cpp of the builder's own has for its commit.
+_UNPINNED = "unpinned"
+
 # How the C library of Linux says that a module needs another library.
 _LACKING = re.compile(r"(\S+\.so\S*): cannot open shared object file")
 
@@ -148,6 +151,13 @@ def _checked(entry: EntryPoint) -> BackendPackage:
         return unfit(f"it is incomplete ({type(error).__name__}: {error}): {again}")
     path = os.path.join(folder, module)
     ours = to_str(lib.pyllama_upstream_commit())
+    if _UNPINNED in (commit, ours):
+        whose = "it" if commit == _UNPINNED else "this package"
+        return unfit(
+            f"{whose} was built from a folder with llama.cpp that has no commit, so nothing tells "
+            f"whether they fit. If they do: pyllama.load_backend({path!r})",
+            *(backend, commit, path),
+        )
     if commit != ours:
         return unfit(
             f"it was built for llama.cpp {commit[:10]}, and this package holds llama.cpp "

@@ -101,6 +101,13 @@ def test_one_of_another_llama_cpp_is_refused_and_both_are_named(install):
     assert "[cuda13]'" in package.problem
 
 
+def test_one_whose_llama_cpp_is_not_known_is_refused(install):
+    install(commit="unpinned")
+    (package,) = find_packages()
+    assert package.is_unfit
+    assert "pyllama.load_backend(" in package.problem
+
+
 @pytest.mark.parametrize(
     "changes",
     [
