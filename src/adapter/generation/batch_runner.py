@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 import pyllama
 from adapter.generation.batch_plan import Part, fill
 from adapter.generation.failures import translation
+from adapter.generation.memory.kv_cache import KVCache
 from adapter.generation.metrics import Metrics
 from adapter.generation.running import RunningBatch
+from adapter.generation.thread_tuner import ThreadTuner
 
 
 class BatchRunner:
@@ -16,6 +18,7 @@ class BatchRunner:
 
     Args:
         stopping: whether the scheduler is being stopped.
+        tuner: chooses with how many threads to compute; None leaves that to the contexts.
     """
 
     def __init__(
@@ -25,11 +28,13 @@ class BatchRunner:
         *,
         stopping: Callable[[], bool],
         n_threads: int,
+        tuner: ThreadTuner | None = None,
     ) -> None:
         self._running = running
         self._metrics = metrics
         self._stopping = stopping
         self._n_threads = n_threads
+        self._tuner = tuner
         self._n_calls = 0
 
     def compute(self, parts: list[Part]) -> Iterator[Mapping[int, Part]]:
@@ -53,7 +58,7 @@ class BatchRunner:
         try:
             with self._running.padding(parts) as padding:
                 outputs = fill(cache.batch, parts, padding)
-                cache.context.decode(cache.batch)
+                self._decode(cache)
         except pyllama.DecodeCancelled:
             raise
         except Exception as error:
@@ -70,6 +75,15 @@ class BatchRunner:
             yield outputs
         for part in again:
             yield from self.compute([part])
+
+    def _decode(self, cache: KVCache) -> None:
+        if self._tuner is None:
+            cache.context.decode(cache.batch)
+            return
+        with self._tuner.measured(len(cache.batch)) as n_threads:
+            if cache.context.n_threads != n_threads:
+                cache.context.set_n_threads(n_threads)
+            cache.context.decode(cache.batch)
 
     def sample(self, outputs: Mapping[int, Part]) -> Mapping[int, int | Exception]:
         """Sample a token from each output whose request still runs, or return its error."""

@@ -15,6 +15,7 @@ from adapter.generation.memory.strategy import MemoryStrategy
 from adapter.generation.metrics import Metrics
 from adapter.generation.running import RunningBatch
 from adapter.generation.scoring_queue import ScoringQueue
+from adapter.generation.thread_tuner import ThreadTuner
 from adapter.generation.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class SchedulerCore:
         waiting: requests for an answer that wait for a slot.
         scoring: requests for scores, which are computed in a context of their own.
         max_sequences: the most requests that have a slot at once.
+        tuner: chooses with how many threads to compute; None leaves that to the contexts.
         isolated: compute either answers or scores in a step, so that there is one context.
         stopping: whether the scheduler is being stopped.
     """
@@ -45,6 +47,7 @@ class SchedulerCore:
         *,
         max_sequences: int,
         n_threads: int,
+        tuner: ThreadTuner | None,
         isolated: bool,
         stopping: Callable[[], bool],
     ) -> None:
@@ -52,7 +55,9 @@ class SchedulerCore:
         self.waiting = waiting
         self.scoring = scoring
         self.running = RunningBatch(memory, metrics, waiting, stopping)
-        self.runner = BatchRunner(self.running, metrics, stopping=stopping, n_threads=n_threads)
+        self.runner = BatchRunner(
+            self.running, metrics, stopping=stopping, n_threads=n_threads, tuner=tuner
+        )
         self.plan = plan
         self._metrics = metrics
         self._max_sequences = max_sequences

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -70,6 +71,7 @@ class Exactness:
         self._make = make
         self._width = width if reproducible and not flash_attention else 1
         self._windows: dict[int, Windows | None] = {}
+        self._threads: dict[int, bool] = {}
         self._tries = not (reproducible and flash_attention)
         self._reproducible = reproducible
         self._sizes: dict[int, BatchSizes] = {}
@@ -98,6 +100,19 @@ class Exactness:
                 return Windows({self._width: 0.0}, count)
             (self._windows[count],) = found
         return self._windows[count]
+
+    def threads_are_exact(self, most: int) -> bool | None:
+        """Whether fewer threads than ``most`` compute the same bits. None while no trial can be
+        made.
+        """
+        if not self._reproducible:
+            return True
+        if most not in self._threads:
+            found = self._found(PADDING, 1, partial(exact_threads, most=most))
+            if found is None:
+                return None if self._tries else False
+            self._threads[most] = found
+        return self._threads[most]
 
     def _try_windows(self, context: pyllama.Context) -> tuple[Windows | None]:
         return (tried_windows(context, self._width),)
@@ -188,6 +203,27 @@ def tried_windows(context: pyllama.Context, width: int) -> Windows | None:
         logger.warning("batches padded to %d change the logits: they are not padded", width)
     context.memory.clear()
     return Windows(seconds, context.n_seq_max) if exact else None
+
+
+def exact_threads(context: pyllama.Context, most: int) -> bool:
+    """Whether up to ``most`` threads compute the same logits, of several tokens and of one.
+
+    Args:
+        context: an empty one; it is empty again afterwards.
+    """
+    tokens = default_rng(0).integers(0, context.model.vocab.n_tokens, LEAST_LEFT + 2)
+    found = []
+    for n_threads in sorted({1, max(1, most // 2), most - 1, most}):
+        context.set_n_threads(n_threads)
+        context.decode(pyllama.Batch.from_tokens(tokens[:-1]))
+        several = context.all_logits()
+        context.decode(pyllama.Batch.from_tokens(tokens[-1:], pos=len(tokens) - 1))
+        found.append(np.concatenate([several, context.all_logits()]))
+        context.memory.clear()
+    exact = all(np.array_equal(found[0], other) for other in found[1:])
+    if not exact:
+        logger.info("the number of threads stays %d: others change the logits", most)
+    return exact
 
 
 class Trial:

@@ -42,6 +42,7 @@ from adapter.generation.sequence import ScheduledRequest
 from adapter.generation.shutdown import end_at_exit
 from adapter.generation.submitted import Submitted, closed_error
 from adapter.generation.thread_start import not_started, start_thread
+from adapter.generation.thread_tuner import ThreadTuner
 from adapter.generation.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -167,6 +168,9 @@ class Scheduler:
             reuses=not (whole_states or isolated),
             metrics=self.metrics,
         )
+        # Where the user leaves the number of threads open, fewer may compute on a busy machine.
+        fixed = context is not None and (context.n_threads or context.n_threads_batch) is not None
+        tunes = n_threads > 1 and not (one_context or fixed)
         self._core = SchedulerCore(
             memory,
             plan,
@@ -175,6 +179,7 @@ class Scheduler:
             self.metrics,
             max_sequences=max_sequences,
             n_threads=n_threads,
+            tuner=ThreadTuner(n_threads, exactness.threads_are_exact) if tunes else None,
             isolated=isolated,
             stopping=self._is_closed,
         )

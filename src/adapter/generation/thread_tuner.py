@@ -1,0 +1,115 @@
+"""How many threads compute: fewer while other work takes the processors."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from adapter.generation.failures import note
+
+logger = logging.getLogger(__name__)
+
+N_COMPARED = 4
+"""Calls of one size by whose time two numbers of threads are compared."""
+
+FIRST_WAIT, LONGEST_WAIT = 16, 512
+"""Calls between two comparisons. It doubles each time that one changes nothing."""
+
+PATIENCE = 32
+"""Calls after which a comparison is given up if too few of them had its size."""
+
+GAIN = 0.93
+"""The part of the time that another number of threads must need at most to be used."""
+
+STARVED = 0.9
+"""The part of a call's time below which the calling thread had too little of its processor."""
+
+
+class ThreadTuner:
+    """Compares numbers of threads while they compute. Only the scheduler's thread uses it.
+
+    On an idle machine fewer threads are never tried: the calling thread computes all the time
+    there. If it does not, other work has its processor, or that of a thread that it waits for.
+    Fewer threads may be faster then, since all wait for the slowest.
+
+    Args:
+        most: the number to begin with.
+        exact: whether other numbers of threads leave the bytes the same, or None while that is not
+            known. Asked before any other is tried.
+    """
+
+    def __init__(self, most: int, exact: Callable[[int], bool | None]) -> None:
+        #: Threads for the next call.
+        self.n_threads = most
+        self._most = most
+        self._exact = exact
+        self._usual = most
+        self._seconds: dict[int, deque[float]] = {}  # by size of the call, with the usual number
+        self._compared: int | None = None  # the size whose calls are compared now
+        self._found: list[float] = []
+        self._starved = False
+        self._refused = most == 1
+        self._n_calls = 0
+        self._wait = FIRST_WAIT
+        self._turn = 0
+
+    @contextmanager
+    def measured(self, size: int) -> Iterator[int]:
+        """Measure a call in the block. Yields the number of threads to use for it.
+
+        Args:
+            size: its tokens.
+        """
+        begin, begin_used = time.perf_counter(), time.thread_time()
+        yield self.n_threads
+        self.took(size, time.perf_counter() - begin, time.thread_time() - begin_used)
+
+    def took(self, size: int, seconds: float, used: float) -> None:
+        """Record a call.
+
+        Args:
+            used: seconds that the calling thread had a processor.
+        """
+        if self._refused:
+            return
+        self._n_calls += 1
+        if self._compared is not None:
+            if size == self._compared:
+                self._found.append(seconds)
+            if len(self._found) == N_COMPARED:
+                self._decide(sum(self._found) < GAIN * sum(self._seconds[size]))
+            elif self._n_calls > PATIENCE:
+                self._decide(False)
+            return
+        usual = self._seconds.setdefault(size, deque(maxlen=N_COMPARED))
+        usual.append(seconds)
+        self._starved = used < STARVED * seconds
+        if self._n_calls >= self._wait and len(usual) == N_COMPARED:
+            self._begin(size)
+
+    def _begin(self, size: int) -> None:
+        """Compute with another number of threads from now on, if there is a reason to."""
+        self._n_calls = 0
+        ways = [self._usual - 1, self._usual // 2] if self._starved else []
+        ways = [n for n in [*ways, self._usual + 1, 2 * self._usual] if 1 <= n <= self._most]
+        if not ways:
+            return
+        exact = self._exact(self._most)
+        self._refused = exact is False
+        if exact:
+            self._turn += 1
+            self.n_threads = ways[self._turn % len(ways)]
+            self._compared, self._found = size, []
+
+    def _decide(self, better: bool) -> None:
+        if better:
+            note(logger, logging.INFO, "computing with %d threads", self.n_threads)
+            self._usual, self._wait = self.n_threads, FIRST_WAIT
+        else:
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
+        self.n_threads = self._usual
+        self._compared, self._n_calls = None, 0
+        self._seconds.clear()

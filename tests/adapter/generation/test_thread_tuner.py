@@ -1,0 +1,138 @@
+"""How many threads compute while other work takes the processors."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from schedules import request_of, same, scheduler_of, tokens
+
+import pyllama
+from adapter.generation import exactness, thread_tuner
+from adapter.generation.thread_tuner import FIRST_WAIT, LONGEST_WAIT, ThreadTuner
+
+
+def exact(_most):
+    return True
+
+
+def run(tuner, seconds, *, used=1.0, calls=2000, sizes=(1,)):
+    """Make calls; return the time that they took, and the numbers of threads that they had."""
+    total, numbers = 0.0, []
+    for index in range(calls):
+        numbers.append(tuner.n_threads)
+        took = seconds(tuner.n_threads)
+        total += took
+        tuner.took(sizes[index % len(sizes)], took, used * took)
+    return total, numbers
+
+
+def idle(n_threads):
+    return 1 / n_threads
+
+
+def one_processor_taken(n_threads):
+    """Of four: all threads wait for the one that has half of a processor."""
+    return 1 / n_threads if n_threads < 4 else 0.5
+
+
+def all_taken(n_threads):
+    return float(n_threads)
+
+
+def test_an_idle_machine_has_all_threads_and_nothing_is_asked():
+    def never(_most):
+        pytest.fail("a trial was made")
+
+    _, numbers = run(ThreadTuner(8, never), idle)
+    assert set(numbers) == {8}
+
+
+@pytest.mark.parametrize(("seconds", "best"), [(one_processor_taken, 3), (all_taken, 1)])
+def test_fewer_threads_compute_where_that_is_faster(seconds, best):
+    total, numbers = run(ThreadTuner(4, exact), seconds, used=0.5)
+    assert numbers[-1] == best
+    assert total < 2000 * seconds(best) / 0.9
+
+
+def test_a_machine_that_only_looks_busy_loses_little():
+    total, numbers = run(ThreadTuner(2, exact), idle, used=0.5)
+    assert total < 2000 * idle(2) / 0.97
+    assert numbers.count(2) > 1900
+
+
+def test_all_threads_come_back_when_the_other_work_ends():
+    tuner = ThreadTuner(8, exact)
+    run(tuner, all_taken, used=0.5)
+    assert tuner.n_threads == 1
+    _, numbers = run(tuner, idle, calls=4 * LONGEST_WAIT)
+    assert numbers[-1] == 8
+
+
+def test_only_calls_of_one_size_are_compared():
+    """Those of prompts and of answers take turns, and take times of their own."""
+    chosen, tuner = random.Random(1), ThreadTuner(2, exact)
+    for _ in range(3000):
+        size = chosen.choice([1, 64])
+        took = size * idle(tuner.n_threads)
+        tuner.took(size, took, 0.5 * took)
+    assert tuner._usual == 2
+
+
+def test_sizes_that_never_come_again_end_a_comparison():
+    tuner = ThreadTuner(2, exact)
+    run(tuner, all_taken, used=0.5, calls=FIRST_WAIT)
+    assert tuner.n_threads == 1
+    run(tuner, all_taken, used=0.5, calls=FIRST_WAIT * 4, sizes=range(2, 1000))
+    assert tuner.n_threads == 2
+
+
+@pytest.mark.parametrize("answer", [False, None])
+def test_no_other_number_is_tried_unless_the_bytes_stay(answer):
+    asked = []
+    tuner = ThreadTuner(4, lambda most: asked.append(most) or answer)
+    _, numbers = run(tuner, all_taken, used=0.5, calls=200)
+    assert set(numbers) == {4}
+    assert len(asked) == 1 if answer is False else len(asked) > 1
+
+
+def test_numbers_of_threads_that_change_bits_are_found(model, monkeypatch):
+    with pyllama.Context(model, n_ctx=256, n_threads=2, flash_attn="disabled") as context:
+        assert exactness.exact_threads(context, 2)
+        logits = pyllama.Context.all_logits
+        monkeypatch.setattr(
+            pyllama.Context, "all_logits", lambda self: logits(self) + self.n_threads
+        )
+        assert not exactness.exact_threads(context, 2)
+
+
+def test_bytes_stay_while_the_number_changes(model, monkeypatch):
+    monkeypatch.setattr(thread_tuner, "FIRST_WAIT", 4)
+    monkeypatch.setattr(thread_tuner, "LONGEST_WAIT", 4)
+    monkeypatch.setattr(thread_tuner, "STARVED", 10.0)
+    used = set()
+    decode = pyllama.Context.decode
+
+    def counting(context, batch):
+        used.add(context.n_threads)
+        return decode(context, batch)
+
+    requests = [request_of(tokens(seed, 100), max_tokens=40, seed=seed) for seed in range(3)]
+    single = scheduler_of(model)
+    expected = [single.generate(request) for request in requests]
+    single.close()
+    monkeypatch.setattr(pyllama.Context, "decode", counting)
+    scheduler = scheduler_of(model, n_threads=2)
+    assert all(map(same, map(scheduler.generate, requests), expected))
+    scheduler.close()
+    assert used == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"context": pyllama.ContextParams(n_threads=2)}, {"isolated": True, "max_sequences": 1}],
+)
+def test_a_number_that_the_user_gave_stays(model, options):
+    scheduler = scheduler_of(model, n_threads=2, **options)
+    assert scheduler._core.runner._tuner is None
+    scheduler.close()
