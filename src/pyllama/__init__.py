@@ -84,6 +84,7 @@ from pyllama.lora import (
 from pyllama.memory import Memory
 from pyllama.memory_fit import DeviceMemory, MemoryFit, MemoryUse, memory_fit, memory_use
 from pyllama.model import Model
+from pyllama.parallel_generation import Drawn, Generated, Run, generate_each
 from pyllama.parallel_sampling import sample_each
 from pyllama.performance import Performance
 from pyllama.python_sampler import PythonSampler
@@ -118,6 +119,10 @@ __all__ = [
     "SamplerChain",
     "SamplerPerf",
     "sample_each",
+    "generate_each",
+    "Run",
+    "Drawn",
+    "Generated",
     "Grammar",
     "GrammarSampler",
     "ReasoningBudgetSampler",

@@ -290,6 +290,10 @@ class Batch(Uncopyable):
         counts = np.bincount(self._seq_id[: len(self), 0])
         return bool(np.ptp(counts[counts > 0]) == 0)
 
+    def _gives(self, output: int) -> bool:
+        """Whether an entry gives an output."""
+        return output < len(self) and bool(self._logits[output])
+
     def _filled(self, *, all_outputs: bool) -> llama_batch_p:
         """The batch in C's form.
 

@@ -139,9 +139,7 @@ class Context(Decoding):
             OutputsInUseError: arrays of ``logits_view`` are alive.
             DecodeError: llama.cpp failed otherwise.
         """
-        with self._lock:
-            self._require_encoded()
-            self._process(lib.guarded_decode, batch, "decode", encoding=not self._has_memory)
+        self._decode_by(lib.guarded_decode, batch)
 
     def encode(self, batch: Batch) -> None:
         """Process a batch with the encoder, without memory (``llama_encode``).
@@ -312,6 +310,12 @@ class Context(Decoding):
         return f"<pyllama.Context of {self.model.desc!r}: {state}>"
 
     # Internal
+
+    def _decode_by(self, call: Callable[..., int], batch: Batch) -> None:
+        """Decode a batch by a call of C that takes the context and the batch first."""
+        with self._lock:
+            self._require_encoded()
+            self._process(call, batch, "decode", encoding=not self._has_memory)
 
     def _set_adapters(self, scales: _Scales) -> None:
         """Use exactly these LoRA adapters, which are locked."""

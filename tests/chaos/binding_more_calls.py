@@ -152,6 +152,32 @@ def sample_many(world: World, draw: random.Random) -> None:
     pyllama.sample_each(context, asked, n_threads=odd(draw, draw.choice([None, 1, 2, 4])))
 
 
+@call(3)
+def generate_many(world: World, draw: random.Random) -> None:
+    context = world.pick("context", draw)
+    chains = world.several("chain", draw, 4)
+    batch, runs = pyllama.Batch(8), {}
+    for seq_id, chain in enumerate(chains):
+        pos = context.memory.seq_pos_max(seq_id) + 1
+        batch.add(draw.randrange(260), pos, (seq_id,), output=draw.random() < 0.95)
+        stops = draw.choice([(), (), ("a",), ("never", "!")])
+        runs[odd(draw, seq_id)] = pyllama.Run(
+            chain,
+            odd(draw, seq_id),
+            odd(draw, pos + 1),
+            odd(draw, draw.choice([1, 3, 40])),
+            stops,
+            pauses_where_forced=draw.random() < 0.5,
+            tells_ends=draw.random() < 0.5,
+        )
+    steps, threads = draw.choice([1, 2, 9, 60]), draw.choice([None, 1, 2, 4])
+    generated = pyllama.generate_each(
+        context, batch, runs, max_steps=odd(draw, steps), seconds=odd(draw, 1), n_threads=threads
+    )
+    for output in runs:
+        assert len(generated[output].tokens) <= steps
+
+
 # Grammars
 
 _GRAMMARS = (

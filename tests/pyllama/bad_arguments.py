@@ -31,6 +31,7 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 NOT_FOR_USERS = {
     # Made by the object that they belong to, from a pointer that nobody else has.
     *("Vocab", "Memory", "State", "Sampler", "ChatParser"),
+    "Generated",  # what a call gives
     "RpcServer.wait",  # takes nothing, and has no end
     "BackendName",  # a type, for annotations
     # Written by users, called by C.

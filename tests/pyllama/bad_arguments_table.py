@@ -177,6 +177,15 @@ ROWS: dict[str, Row] = {
         pyllama.sample_each,
         {"context": w.context, "chains": {-1: w.chain}},
     ),
+    "generate_each": lambda w: (
+        pyllama.generate_each,
+        {
+            "context": w.context,
+            "batch": pyllama.Batch.from_tokens([1], pos=w.context.memory.seq_pos_max(0) + 1),
+            "runs": {0: pyllama.Run(w.chain, 0, w.context.memory.seq_pos_max(0) + 2, 2)},
+            "max_steps": 2,
+        },
+    ),
     "SamplerChain.accept": lambda w: (w.chain.accept, {"token": 1}),
     "SamplerChain.reset": lambda w: (w.chain.reset, {}),
     "SamplerChain.add": lambda w: (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import zip_longest
 
 import pyllama
 from adapter.generation.completion import Completion, token_logprob
@@ -50,6 +51,7 @@ class AnswerWriter:
             complete_within=max_tokens if request.completes else None,
         )
         self._ends = any(token is not None for token in (vocab.eos, vocab.eot))
+        self._max_tokens = max_tokens
         self._completion = Completion(vocab, request, max_tokens, may_end=self._may_end())
         self._stopped_here = False  # at max_tokens, where more might have followed
         # Shown with the first sampled token. Nothing is computed before that.
@@ -70,19 +72,38 @@ class AnswerWriter:
         """The sampler chain of the answer."""
         return self._chain
 
-    def write(self, token: int, context: pyllama.Context, index: int) -> list[Delta]:
-        """Write a token that the chain sampled, and the forced text after it. Returns their text.
+    def run(self, seq_id: int, pos: int) -> pyllama.Run:
+        """How the answer goes on by itself: up to where there is something to decide."""
+        request = self._request
+        return pyllama.Run(
+            self._chain,
+            seq_id,
+            pos,
+            self._max_tokens - len(self.tokens),
+            stops=request.stop + request.turn_stops,
+            pauses_where_forced=request.logprobs is None,
+            tells_ends=self._asks_for_ends,
+        )
+
+    def write(self, drawn: pyllama.Drawn, context: pyllama.Context, index: int) -> list[Delta]:
+        """Write tokens that the chain sampled, and what is forced after them; return their text.
 
         Args:
-            index: the output that it was sampled from.
+            drawn: what ``run()`` gave, or one token.
+            index: the output that the first was sampled from; with log-probabilities it is alone.
         """
-        logprob = None
-        if self._request.logprobs is not None:
-            logprob = token_logprob(context.logits(index), token, self._request.logprobs)
-        sampled = self._push(token, logprob)
-        deltas = [*self._opening, *([] if sampled is None else [sampled]), *self._write_forced()]
-        self._opening = []
-        return deltas
+        deltas, self._opening = self._opening, []
+        for token, told in zip_longest(drawn.tokens, drawn.may_end):
+            logprob = None
+            if self._request.logprobs is not None:
+                logprob = token_logprob(context.logits(index), token, self._request.logprobs)
+            may_end = self._may_end() if told is None else told or not self._asks_for_ends
+            sampled = self._push(token, logprob, may_end=may_end)
+            if sampled is not None:
+                deltas.append(sampled)
+            if self.finish_reason is not None:
+                return deltas
+        return [*deltas, *self._write_forced()]
 
     def finish(self, *, cache_read_tokens: int = 0) -> tuple[list[Delta], GenerationResult]:
         """The rest of the text, and the result."""
@@ -94,8 +115,10 @@ class AnswerWriter:
         """Free the samplers."""
         self._chain.close()
 
-    def _push(self, token: int, logprob: TokenLogprob | None = None) -> Delta | None:
-        delta = self._completion.push(token, logprob, may_end=self._may_end())
+    def _push(
+        self, token: int, logprob: TokenLogprob | None = None, *, may_end: bool
+    ) -> Delta | None:
+        delta = self._completion.push(token, logprob, may_end=may_end)
         if self._completion.finish_reason == "length" and self._ending() != "goes on":
             self._completion.finish_reason = "stop"
             self._stopped_here = self._ending() == "may end"
@@ -117,7 +140,7 @@ class AnswerWriter:
             if self.finish_reason is not None:
                 break
             self._chain.accept(token)
-            delta = self._push(token)
+            delta = self._push(token, may_end=self._may_end())
             if delta is not None:
                 deltas.append(delta)
         return deltas
@@ -125,9 +148,16 @@ class AnswerWriter:
     def _may_end(self) -> bool:
         """Whether the grammar lets the answer end here. True if nothing depends on it."""
         grammar = self._chain.grammar
-        # Without a token that ends an answer in the vocabulary, a grammar cannot say when one may
-        # end.
-        return grammar is None or not self._request.turn_stops or not self._ends or grammar.complete
+        return not self._asks_for_ends or grammar is None or grammar.complete
+
+    @property
+    def _asks_for_ends(self) -> bool:
+        """Whether a grammar decides where the answer may end, and stops depend on it.
+
+        In a vocabulary without a token that ends an answer, no grammar knows when one may end.
+        """
+        bound = self._chain.grammar is not None
+        return bound and bool(self._request.turn_stops) and self._ends
 
     def _forced_tokens(self) -> list[int]:
         grammar = self._chain.grammar

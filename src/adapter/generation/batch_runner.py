@@ -12,6 +12,9 @@ from adapter.generation.metrics import Metrics
 from adapter.generation.running import RunningBatch
 from adapter.generation.thread_tuner import ThreadTuner
 
+MAX_STEPS = 64
+"""The most tokens by which an answer goes on by itself."""
+
 
 class BatchRunner:
     """Computes the running batch. Only the scheduler's thread uses it.
@@ -19,6 +22,8 @@ class BatchRunner:
     Args:
         stopping: whether the scheduler is being stopped.
         tuner: chooses with how many threads to compute; None leaves that to the contexts.
+        seconds: how long answers go on by themselves after a batch that holds whole prompts and
+            answers alone; 0 to sample one token.
     """
 
     def __init__(
@@ -29,13 +34,17 @@ class BatchRunner:
         stopping: Callable[[], bool],
         n_threads: int,
         tuner: ThreadTuner | None = None,
+        seconds: float,
     ) -> None:
         self._running = running
         self._metrics = metrics
         self._stopping = stopping
         self._n_threads = n_threads
         self._tuner = tuner
+        self._seconds = seconds
         self._n_calls = 0
+        #: What was sampled in the last call already, where answers go on by themselves.
+        self._generated: pyllama.Generated | None = None
 
     def compute(self, parts: list[Part]) -> Iterator[Mapping[int, Part]]:
         """Compute parts of one KV cache in one call.
@@ -55,10 +64,15 @@ class BatchRunner:
         cache = parts[0].slot.cache
         n_running = sum(part.sequence.state == "running" for part in parts)
         again: list[Part] = []
+        self._generated = None
         try:
             with self._running.padding(parts) as padding:
                 outputs = fill(cache.batch, parts, padding)
-                self._decode(cache)
+                if self._seconds:
+                    alone = len(parts) == len(outputs)
+                    self._generated = self._generate(cache, outputs, alone=alone)
+                else:
+                    self._decode(cache)
         except pyllama.DecodeCancelled:
             raise
         except Exception as error:
@@ -73,6 +87,8 @@ class BatchRunner:
             for part in parts:
                 self._running.computed(part)
             yield outputs
+            if self._generated is not None and self._generated.error is not None:
+                again = self._undo_later(outputs, self._generated.error)
         for part in again:
             yield from self.compute([part])
 
@@ -85,8 +101,31 @@ class BatchRunner:
                 cache.context.set_n_threads(n_threads)
             cache.context.decode(cache.batch)
 
-    def sample(self, outputs: Mapping[int, Part]) -> Mapping[int, int | Exception]:
-        """Sample a token from each output whose request still runs, or return its error."""
+    def _generate(
+        self, cache: KVCache, outputs: Mapping[int, Part], *, alone: bool
+    ) -> pyllama.Generated:
+        """Compute the batch, and go on while there is nothing to decide.
+
+        Args:
+            alone: whether nothing else of the batch waits to be computed.
+        """
+        free = alone and not any(
+            part.sequence.restarted or part.sequence.reads_logits for part in outputs.values()
+        )
+        return pyllama.generate_each(
+            cache.context,
+            cache.batch,
+            {output: part.sequence.run(part.slot.seq_id) for output, part in outputs.items()},
+            max_steps=MAX_STEPS if free else 1,
+            seconds=self._seconds,
+            n_threads=self._n_threads,
+        )
+
+    def sample(self, outputs: Mapping[int, Part]) -> Mapping[int, pyllama.Drawn]:
+        """Sample from each output whose request goes on."""
+        generated = self._generated
+        if generated is not None:
+            return {output: generated[output] for output in outputs}
         chains = {
             output: part.sequence.chain
             for output, part in outputs.items()
@@ -96,9 +135,26 @@ class BatchRunner:
             return {}
         context = outputs[next(iter(chains))].slot.cache.context
         try:
-            return pyllama.sample_each(context, chains, n_threads=self._n_threads)
-        except Exception as error:  # it is unknown which tokens were drawn
-            return dict.fromkeys(chains, error)
+            sampled = pyllama.sample_each(context, chains, n_threads=self._n_threads)
+        except Exception as error:  # a server that was lost, or no memory: who knows what they drew
+            return dict.fromkeys(chains, pyllama.Drawn([], [], error))
+        return {
+            output: pyllama.Drawn([], [], token)
+            if isinstance(token, Exception)
+            else pyllama.Drawn([token], [])
+            for output, token in sampled.items()
+        }
+
+    def _undo_later(self, outputs: Mapping[int, Part], error: Exception) -> list[Part]:
+        """Deal with answers that went on until a batch of them failed; return what to compute."""
+        if isinstance(error, pyllama.DecodeCancelled):
+            raise error
+        parts = [
+            part._replace(begin=part.sequence.n_past, end=part.sequence.n_tokens)
+            for part in outputs.values()
+            if part.slot.sequence is part.sequence
+        ]
+        return self._undo(parts, error) if parts else []
 
     def _undo(self, parts: list[Part], error: Exception) -> list[Part]:
         """Handle a batch that failed. Returns the parts that are to be computed one by one.

@@ -33,6 +33,8 @@ class SchedulerCore:
         scoring: requests for scores, which are computed in a context of their own.
         max_sequences: the most requests that have a slot at once.
         tuner: chooses with how many threads to compute; None leaves that to the contexts.
+        seconds: how long a batch's answers go on by themselves before the next step; 0 for one
+            token.
         isolated: compute either answers or scores in a step, so that there is one context.
         stopping: whether the scheduler is being stopped.
     """
@@ -48,6 +50,7 @@ class SchedulerCore:
         max_sequences: int,
         n_threads: int,
         tuner: ThreadTuner | None,
+        seconds: float,
         isolated: bool,
         stopping: Callable[[], bool],
     ) -> None:
@@ -56,7 +59,12 @@ class SchedulerCore:
         self.scoring = scoring
         self.running = RunningBatch(memory, metrics, waiting, stopping)
         self.runner = BatchRunner(
-            self.running, metrics, stopping=stopping, n_threads=n_threads, tuner=tuner
+            self.running,
+            metrics,
+            stopping=stopping,
+            n_threads=n_threads,
+            tuner=tuner,
+            seconds=seconds,
         )
         self.plan = plan
         self._metrics = metrics
@@ -93,8 +101,8 @@ class SchedulerCore:
         try:
             for batch in batches:
                 for outputs in self.runner.compute(batch):
-                    for output, outcome in self.runner.sample(outputs).items():
-                        self.running.write(outputs[output], output, outcome)
+                    for output, drawn in self.runner.sample(outputs).items():
+                        self.running.write(outputs[output], output, drawn)
         except BaseException as error:
             self.running.drop_over(cache, error)
 

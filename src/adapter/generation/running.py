@@ -94,17 +94,18 @@ class RunningBatch:
         except Exception as error:
             self.fail(slot, translation(error))
 
-    def write(self, part: Part, output: int, outcome: int | Exception) -> None:
-        """Write a token that was sampled from an output, or fail the request with an error."""
+    def write(self, part: Part, output: int, drawn: pyllama.Drawn) -> None:
+        """Write what was sampled from an output on, or fail the request over an error."""
         sequence, slot = part.sequence, part.slot
         try:
             if slot.sequence is not sequence:
-                return  # an earlier failure dropped its KV cache
-            if isinstance(outcome, Exception):
-                raise outcome
-            if sequence.state == "prefilling" and not sequence.restarted:
-                self._metrics.began(time.monotonic() - sequence.arrived)
-            sequence.write(outcome, slot.cache.context, output)
+                return  # one before it took its KV cache down
+            if drawn.tokens:
+                if sequence.state == "prefilling" and not sequence.restarted:
+                    self._metrics.began(time.monotonic() - sequence.arrived)
+                sequence.write(drawn, slot.cache.context, output)
+            if drawn.error is not None and sequence.state != "ended":
+                raise drawn.error
             if sequence.state == "ended":
                 self._metrics.ended(time.monotonic() - sequence.arrived, sequence.n_written)
                 self._memory.prefixes.keep_answer(slot, sequence)

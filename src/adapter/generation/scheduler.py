@@ -53,6 +53,10 @@ FILE_SECONDS = 0.02
 IDLE_SECONDS = 5.0
 """How long an isolated scheduler keeps its context for the next request."""
 
+RUN_SECONDS = 0.008
+"""How long answers on a GPU go on without the interpreter, which other threads may keep for 5 ms
+each time that it is let go of."""
+
 GRACE_SECONDS, STOP_SECONDS = 1.0, 0.1
 """How many seconds a stopping thread has for its step, and how often its computation is cancelled
 after that. llama.cpp logs each cancellation as an error.
@@ -180,6 +184,8 @@ class Scheduler:
             max_sequences=max_sequences,
             n_threads=n_threads,
             tuner=ThreadTuner(n_threads, exactness.threads_are_exact) if tunes else None,
+            # A state that cannot be cut back would be lost with a batch that fails.
+            seconds=RUN_SECONDS if shared_memory and not whole_states else 0.0,
             isolated=isolated,
             stopping=self._is_closed,
         )

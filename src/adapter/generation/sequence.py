@@ -161,11 +161,31 @@ class ScheduledRequest:
         assert self._writer is not None
         return self._writer.chain
 
-    def write(self, token: int, context: pyllama.Context, index: int) -> None:
-        """Write a token that was sampled from an output, and give the text to the caller."""
+    @property
+    def reads_logits(self) -> bool:
+        """Whether it needs the logits from which each token was sampled."""
+        return self.request.logprobs is not None
+
+    def run(self, seq_id: int) -> pyllama.Run:
+        """How it goes on by itself, in a sequence of a context."""
+        assert self._writer is not None
+        return self._writer.run(seq_id, self.n_tokens)
+
+    def write(self, drawn: pyllama.Drawn, context: pyllama.Context, index: int) -> None:
+        """Go on with tokens that were sampled, and give the text to the caller.
+
+        Each but the last was computed before the next was sampled.
+
+        Args:
+            index: the output that the first was sampled from.
+        """
         assert self._writer is not None
         self.state = "running"
-        self._give(self._writer.write(token, context, index))
+        begin = self.n_tokens
+        deltas = self._writer.write(drawn, context, index)
+        for end in range(begin + 1, min(begin + len(drawn.tokens), self.n_tokens + 1)):
+            self.computed(end)
+        self._give(deltas)
         if self._writer.finish_reason is not None:
             self._finish(self._writer)
 

@@ -93,6 +93,25 @@ typedef struct pyllama_draw {
     char *          message; // and what it says, which is the caller's
 } pyllama_draw;
 
+// A sequence that goes on after a batch (generate_each.cpp), and what was sampled for it.
+typedef struct pyllama_run {
+    pyllama_chain *      chain;
+    int32_t              seq_id;
+    llama_pos            pos;    // of the token that is sampled first
+    int32_t              output; // of the batch, from which it is sampled
+    int32_t              n_max;  // room for tokens
+    llama_token          eog;    // whether it may come next is told for each token; < 0: it is not
+    bool                 pauses_where_forced;
+    const char * const * stops;
+    int32_t              n_stops;
+    llama_token *        tokens;
+    bool *               may_end;
+    int32_t              n_tokens;
+    int32_t              refusal; // < 0: what sampling gave instead of the token after them
+    int32_t              caught;
+    char                 message[512];
+} pyllama_run;
+
 // Python's side of the samplers that are written in it; each returns 0 if nothing was raised.
 typedef struct pyllama_sampler_handlers {
     int32_t (*apply)(uint64_t id, llama_token_data_array * candidates);
@@ -124,6 +143,7 @@ extern "C" {
 #include "quantize.h"
 #include "reasoning_budget.h"
 #include "sample_each.h"
+#include "generate_each.h"
 #include "sampler.h"
 #include "sampler_chain.h"
 #include "state.h"

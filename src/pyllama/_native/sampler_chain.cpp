@@ -234,6 +234,10 @@ int32_t sample(pyllama_chain & chain, const float * logits, int32_t n_vocab) {
     return token;
 }
 
+llama_sampler * grammar_of(const pyllama_chain & chain) {
+    return chain.grammar.get();
+}
+
 } // namespace pyllama
 
 extern "C" {
@@ -275,7 +279,7 @@ int32_t guarded_chain_set_grammar(pyllama_chain * chain, llama_sampler * grammar
 }
 
 llama_sampler * guarded_chain_grammar(pyllama_chain * chain) {
-    return guarded<llama_sampler *>(nullptr, [&] { return chain->grammar.get(); });
+    return guarded<llama_sampler *>(nullptr, [&] { return pyllama::grammar_of(*chain); });
 }
 
 pyllama_chain * guarded_chain_clone(const pyllama_chain * from) {

@@ -8,6 +8,9 @@ namespace pyllama {
 // Selects a token by the logits of a vocabulary and accepts it, or returns a pyllama_refusal.
 int32_t sample(pyllama_chain & chain, const float * logits, int32_t n_vocab);
 
+// Its grammar, or null.
+llama_sampler * grammar_of(const pyllama_chain & chain);
+
 inline int32_t vocabulary_size(const llama_context * ctx) {
     return llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
 }

@@ -43,12 +43,19 @@ def tokens(seed, count):
 def sizes_of_calls(monkeypatch):
     """A list that grows by the number of tokens of each call from now on."""
     sizes = []
-    decode = pyllama.Context.decode
+    decode, generate_each = pyllama.Context.decode, pyllama.generate_each
+
+    def going_on(context, batch, runs, **options):
+        generated = generate_each(context, batch, runs, **options)
+        sizes.append(len(batch))
+        return generated
+
     monkeypatch.setattr(
         pyllama.Context,
         "decode",
         lambda context, batch: decode(context, batch) or sizes.append(len(batch)),
     )
+    monkeypatch.setattr(pyllama, "generate_each", going_on)
     return sizes
 
 

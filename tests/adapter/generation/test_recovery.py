@@ -49,12 +49,12 @@ def fail_batches(patch, *, least, times, code=-2):
 
     That is what a GPU does which runs out of memory: what llama.cpp computed before stays.
     """
-    decode, failed = pyllama.Context.decode, []
+    decode, generate_each, failed = pyllama.Context.decode, pyllama.generate_each, []
 
-    def failing(context, batch):
+    def fail(context, batch):
         sequences = sorted({int(batch._seq_id[index, 0]) for index in range(len(batch))})
         if len(failed) >= times or len(sequences) < least:
-            return decode(context, batch)
+            return
         failed.append(len(sequences))
         part = pyllama.Batch(len(batch))
         for index in range(len(batch)):
@@ -64,7 +64,16 @@ def fail_batches(patch, *, least, times, code=-2):
         decode(context, part)
         raise pyllama.DecodeError(f"decode: llama.cpp returned {code}", code)
 
+    def failing(context, batch):
+        fail(context, batch)
+        return decode(context, batch)
+
+    def failing_at_once(context, batch, runs, **options):
+        fail(context, batch)
+        return generate_each(context, batch, runs, **options)
+
     patch.setattr(pyllama.Context, "decode", failing)
+    patch.setattr(pyllama, "generate_each", failing_at_once)
     return failed
 
 
@@ -92,6 +101,35 @@ def test_a_batch_that_failed_half_way_is_undone(models, name, options, monkeypat
     if exact:
         assert all(map(same, found, expected))
     assert scheduler.generate(requests[0]).completion_tokens > 0
+    scheduler.close()
+
+
+def test_answers_that_went_on_until_a_batch_failed(models, monkeypatch):
+    """What was sampled before stays, and what the batch left in memory does not.
+
+    llama.cpp takes no token whose position does not follow those in memory.
+    """
+    generate_each, failed = pyllama.generate_each, []
+
+    def failing_later(context, batch, runs, *, max_steps, **options):
+        generated = generate_each(context, batch, runs, max_steps=min(max_steps, 3), **options)
+        if generated.n_steps == 3 and len(runs) > 1 and len(failed) < 4:
+            failed.append(generated.n_steps)
+            generated.error = pyllama.DecodeError("decode: llama.cpp returned -2", -2)
+            for output, run in runs.items():
+                token, pos = generated[output].tokens[-1], run.pos + 2
+                if len(generated[output].tokens) == 3:
+                    part = pyllama.Batch.from_tokens([token], pos=pos, seq_id=run.seq_id)
+                    pyllama.Context.decode(context, part)
+        return generated
+
+    scheduler = scheduler_of(models["llama"], **AS_ON_GPUS)
+    requests = [replace(endless(seed), max_tokens=60) for seed in range(3)]
+    with monkeypatch.context() as patch, ThreadPoolExecutor(3) as threads:
+        patch.setattr(pyllama, "generate_each", failing_later)
+        found = list(threads.map(scheduler.generate, requests))
+    assert failed
+    assert [result.completion_tokens for result in found] == [60] * 3
     scheduler.close()
 
 

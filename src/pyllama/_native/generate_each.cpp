@@ -1,0 +1,198 @@
+// Many sequences that go on by several tokens in one call: decode, sample each, decode again.
+//
+// Python's interpreter is not asked in between. Where its other threads keep it busy, a thread gets
+// it back after milliseconds, which is longer than a GPU takes for a step.
+#include "compute_threads.hpp"
+#include "grammar_sampler.hpp"
+#include "guard.hpp"
+#include "guard_log.hpp"
+#include "sampler_chain.hpp"
+#include "workers.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <string>
+#include <vector>
+
+namespace {
+
+// What llama_decode() returns when the abort callback stopped it.
+constexpr int32_t ABORTED = 2;
+
+// One in so many may have paused, and wait for the others, before all are handed back.
+constexpr size_t ONE_PAUSED_OF = 16;
+
+std::string piece(const llama_vocab * vocab, llama_token token) {
+    std::string   text(32, '\0');
+    const int32_t size = llama_token_to_piece(vocab, token, text.data(), 32, 0, true);
+    text.resize(static_cast<size_t>(size < 0 ? -size : size));
+    if (size < 0) {
+        llama_token_to_piece(vocab, token, text.data(), -size, 0, true);
+    }
+    return text;
+}
+
+// One of the sequences, while it goes on.
+class sequence {
+  public:
+    sequence(pyllama_run & run, const llama_vocab * vocab)
+        : run_(run), vocab_(vocab), grammar_(pyllama::grammar_of(*run.chain)) {
+        for (int32_t i = 0; i < run.n_stops; i++) {
+            longest_ = std::max(longest_, std::strlen(run.stops[i]));
+        }
+    }
+
+    bool        goes_on() const { return goes_on_; }
+    llama_token token() const { return run_.tokens[run_.n_tokens - 1]; }
+    llama_pos   pos() const { return run_.pos + run_.n_tokens - 1; }
+    int32_t     seq_id() const { return run_.seq_id; }
+    int32_t     output = 0; // of the last decode
+
+    // What it samples, or why nothing: of a guarded call on any thread that is kept by thread.
+    void sample(const float * logits, int32_t n_vocab) noexcept {
+        const int32_t token = pyllama::guarded(PYLLAMA_CAUGHT, [&] {
+            const int32_t drawn = pyllama::sample(*run_.chain, logits, n_vocab);
+            if (drawn >= 0) {
+                write(drawn);
+            }
+            return drawn;
+        });
+        if (token < 0) {
+            goes_on_     = false;
+            run_.refusal = token;
+        }
+        if (token == PYLLAMA_CAUGHT) {
+            run_.caught = pyllama_caught();
+            std::strncpy(run_.message, pyllama_caught_message(), sizeof(run_.message) - 1);
+        }
+    }
+
+  private:
+    void write(llama_token token) {
+        const bool bound = grammar_ != nullptr && run_.eog >= 0;
+        run_.may_end[run_.n_tokens] = bound && pyllama::grammar_allows(grammar_, run_.eog);
+        run_.tokens[run_.n_tokens++] = token;
+        goes_on_ = run_.n_tokens < run_.n_max && !llama_vocab_is_eog(vocab_, token) &&
+                   !stops_with(token) && !is_forced();
+    }
+
+    // Whether one of its stop texts may have come: Python looks closer.
+    bool stops_with(llama_token token) {
+        if (run_.n_stops == 0) {
+            return false;
+        }
+        end_ += piece(vocab_, token);
+        const bool found = std::any_of(run_.stops, run_.stops + run_.n_stops, [&](const char * stop) {
+            return end_.find(stop) != std::string::npos;
+        });
+        end_.erase(0, end_.size() - std::min(end_.size(), longest_));
+        return found || llama_vocab_is_control(vocab_, token);
+    }
+
+    bool is_forced() const {
+        return run_.pauses_where_forced && grammar_ != nullptr &&
+               !pyllama::forced_text(grammar_).empty();
+    }
+
+    pyllama_run &       run_;
+    const llama_vocab * vocab_;
+    llama_sampler *     grammar_;
+    std::string         end_; // of its text
+    size_t              longest_ = 0;
+    bool                goes_on_ = true;
+};
+
+// A batch of one token of each sequence.
+class next_tokens {
+  public:
+    explicit next_tokens(size_t n) : outputs_(n, 1), n_seq_id_(n, 1) {}
+
+    llama_batch of(const std::vector<sequence *> & sequences) {
+        tokens_.clear(), pos_.clear(), seq_id_.clear(), rows_.clear();
+        for (sequence * one : sequences) {
+            one->output = static_cast<int32_t>(tokens_.size());
+            tokens_.push_back(one->token());
+            pos_.push_back(one->pos());
+            seq_id_.push_back(one->seq_id());
+        }
+        for (llama_seq_id & id : seq_id_) {
+            rows_.push_back(&id);
+        }
+        return {static_cast<int32_t>(tokens_.size()), tokens_.data(), nullptr, pos_.data(),
+                n_seq_id_.data(), rows_.data(), outputs_.data()};
+    }
+
+  private:
+    std::vector<llama_token>    tokens_;
+    std::vector<llama_pos>      pos_;
+    std::vector<llama_seq_id>   seq_id_;
+    std::vector<llama_seq_id *> rows_;
+    std::vector<int8_t>         outputs_;
+    std::vector<int32_t>        n_seq_id_;
+};
+
+int32_t decode(llama_context * ctx, const llama_batch & batch) {
+    pyllama::require_compute_threads(batch.n_tokens > 1 ? llama_n_threads_batch(ctx)
+                                                        : llama_n_threads(ctx));
+    return pyllama::compute(ABORTED, [&] { return llama_decode(ctx, batch); });
+}
+
+void sample(llama_context * ctx, const std::vector<sequence *> & sequences, int32_t n_threads) {
+    // Asking a context for outputs waits for them, and puts them in order: no work for several.
+    std::vector<const float *> logits;
+    for (const sequence * one : sequences) {
+        logits.push_back(llama_get_logits_ith(ctx, one->output));
+        if (!logits.back()) {
+            throw std::runtime_error("the batch gave no output " + std::to_string(one->output));
+        }
+    }
+    const int32_t n_vocab = pyllama::vocabulary_size(ctx);
+    pyllama::run_each(static_cast<int32_t>(sequences.size()), n_threads, [&](int32_t i) {
+        sequences[static_cast<size_t>(i)]->sample(logits[static_cast<size_t>(i)], n_vocab);
+    });
+}
+
+} // namespace
+
+extern "C" {
+
+// n_steps: decodes that were done. Where a later one fails, the runs hold what was sampled before it.
+int32_t guarded_generate_each(llama_context * ctx, const llama_batch * batch, pyllama_run * runs,
+                              int32_t n_runs, int32_t max_steps, double seconds, int32_t n_threads,
+                              int32_t * n_steps) {
+    using clock = std::chrono::steady_clock;
+    return pyllama::guarded(PYLLAMA_CAUGHT, [&]() -> int32_t {
+        const auto begun = clock::now();
+        const auto left  = [&] {
+            return std::chrono::duration<double>(clock::now() - begun).count() < seconds;
+        };
+        const llama_vocab *   vocab = llama_model_get_vocab(llama_get_model(ctx));
+        std::vector<sequence> all;
+        all.reserve(static_cast<size_t>(n_runs));
+        for (int32_t i = 0; i < n_runs; i++) {
+            all.emplace_back(runs[i], vocab);
+            all.back().output = runs[i].output;
+        }
+        std::vector<sequence *> going_on;
+        for (sequence & one : all) {
+            going_on.push_back(&one);
+        }
+        next_tokens  next(all.size());
+        int32_t      code   = decode(ctx, *batch);
+        const size_t fewest = all.size() - all.size() / ONE_PAUSED_OF;
+        for (; code == 0; code = decode(ctx, next.of(going_on))) {
+            ++*n_steps;
+            sample(ctx, going_on, n_threads);
+            going_on.erase(std::remove_if(going_on.begin(), going_on.end(),
+                                          [](const sequence * one) { return !one->goes_on(); }),
+                           going_on.end());
+            if (*n_steps >= max_steps || going_on.empty() || going_on.size() < fewest || !left()) {
+                break;
+            }
+        }
+        return code;
+    });
+}
+
+} // extern "C"

@@ -1,0 +1,247 @@
+"""Many sequences that go on by several tokens: the same as one step after the other."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import pyllama
+from pyllama import Batch, Context, GrammarSampler, Run, Sampler, SamplerChain, generate_each
+
+N_SEQUENCES = 4
+N_STEPS = 12
+LENGTHS = (3, 1, 5, 2)
+
+CHAINS = {
+    "greedy": lambda _vocab, _seed: SamplerChain([Sampler.greedy()]),
+    "dist": lambda _vocab, seed: SamplerChain([Sampler.top_k(20), Sampler.dist(seed)]),
+    "penalties": lambda vocab, seed: SamplerChain(
+        [Sampler.penalties(vocab, last_n=8, repeat=1.5), Sampler.dist(seed)]
+    ),
+    "grammar": lambda vocab, seed: SamplerChain(
+        [Sampler.dist(seed)], grammar=GrammarSampler(vocab, "root ::= [a-z]+")
+    ),
+}
+
+
+def context_of(model, **options) -> Context:
+    return Context(model, n_ctx=64 * N_SEQUENCES, n_seq_max=N_SEQUENCES, n_threads=1, **options)
+
+
+def beginning() -> tuple[Batch, list[int]]:
+    """Prompts of several lengths in one batch, and the outputs after them."""
+    batch, outputs = Batch(64), []
+    for seq_id, length in enumerate(LENGTHS):
+        prompt = np.arange(5 + seq_id, 5 + seq_id + length, dtype=np.int32)
+        batch.add_tokens(prompt, pos=0, seq_id=seq_id, outputs="last")
+        outputs.append(len(batch) - 1)
+    return batch, outputs
+
+
+def runs_of(chains, outputs, **options) -> dict[int, Run]:
+    return {
+        output: Run(chains[seq_id], seq_id, LENGTHS[seq_id], **{"max_tokens": N_STEPS, **options})
+        for seq_id, output in enumerate(outputs)
+    }
+
+
+def step_by_step(model, make) -> list[list[int]]:
+    """By decode() and sample(), up to an end of generation."""
+    chains = [make(model.vocab, seed) for seed in range(N_SEQUENCES)]
+    found: list[list[int]] = [[] for _ in chains]
+    with context_of(model) as context:
+        batch, outputs = beginning()
+        rows = dict(enumerate(outputs))
+        for _ in range(N_STEPS):
+            context.decode(batch)
+            for seq_id, output in rows.items():
+                found[seq_id].append(chains[seq_id].sample(context, output))
+            batch.clear()
+            going_on = [i for i in rows if not model.vocab.is_eog(found[i][-1])]
+            for seq_id in going_on:
+                pos = LENGTHS[seq_id] + len(found[seq_id]) - 1
+                batch.add(found[seq_id][-1], pos, (seq_id,), output=True)
+            rows = {seq_id: row for row, seq_id in enumerate(going_on)}
+            if not rows:
+                break
+    return found
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+@pytest.mark.parametrize("kind", CHAINS)
+def test_the_tokens_are_those_of_single_steps(tiny, kind, n_threads):
+    chains = [CHAINS[kind](tiny.vocab, seed) for seed in range(N_SEQUENCES)]
+    taken: list[list[int]] = [[] for _ in chains]
+    with context_of(tiny) as context:
+        batch, outputs = beginning()
+        rows = dict(enumerate(outputs))
+        while rows:
+            runs = {
+                row: Run(chains[i], i, LENGTHS[i] + len(taken[i]), N_STEPS - len(taken[i]))
+                for i, row in rows.items()
+            }
+            options = {"max_steps": 5, "seconds": 60, "n_threads": n_threads}
+            generated = generate_each(context, batch, runs, **options)
+            assert generated.error is None
+            for i, row in rows.items():
+                taken[i] += generated[row].tokens
+            batch.clear()
+            going_on = [
+                i for i in rows if len(taken[i]) < N_STEPS and not tiny.vocab.is_eog(taken[i][-1])
+            ]
+            for i in going_on:
+                batch.add(taken[i][-1], LENGTHS[i] + len(taken[i]) - 1, (i,), output=True)
+            rows = {i: row for row, i in enumerate(going_on)}
+    assert taken == step_by_step(tiny, CHAINS[kind])
+
+
+def test_one_step_leaves_its_outputs(tiny):
+    chains = [SamplerChain([Sampler.greedy()]) for _ in LENGTHS]
+    with context_of(tiny) as context:
+        batch, outputs = beginning()
+        generated = generate_each(context, batch, runs_of(chains, outputs))
+        assert generated.n_steps == 1
+        for output in outputs:
+            assert generated[output].tokens == [context.logits(output).argmax()]
+
+
+def test_it_pauses_at_a_stop_text(tiny):
+    """With the token that completes it; the others go on."""
+    chains = [CHAINS["grammar"](tiny.vocab, seed) for seed in range(N_SEQUENCES)]
+    whole = step_by_step(tiny, CHAINS["grammar"])
+    text = "".join(tiny.vocab.token_to_piece(token).decode() for token in whole[0])
+    stop = text[2:4]
+    with context_of(tiny) as context:
+        batch, outputs = beginning()
+        runs = {
+            outputs[0]: Run(chains[0], 0, LENGTHS[0], N_STEPS, stops=("never", stop)),
+        }
+        generated = generate_each(context, batch, runs, max_steps=N_STEPS, seconds=60)
+    drawn = generated[outputs[0]]
+    assert drawn.tokens == whole[0][: len(drawn.tokens)]
+    shown = [tiny.vocab.token_to_piece(token).decode() for token in drawn.tokens]
+    assert stop in "".join(shown)
+    assert stop not in "".join(shown[:-1])
+
+
+def test_it_pauses_where_text_is_forced_and_tells_where_it_may_end(tiny):
+    grammar = 'root ::= "a" [b-c] "hello world"? '
+    with context_of(tiny) as context:
+        batch, outputs = beginning()
+        forced = SamplerChain([Sampler.greedy()], grammar=GrammarSampler(tiny.vocab, grammar))
+        free = SamplerChain(
+            [Sampler.dist(1)], grammar=GrammarSampler(tiny.vocab, "root ::= [a-c]*")
+        )
+        runs = {
+            outputs[0]: Run(forced, 0, LENGTHS[0], 8, pauses_where_forced=True, tells_ends=True),
+            outputs[1]: Run(free, 1, LENGTHS[1], 3, tells_ends=True),
+        }
+        generated = generate_each(context, batch, runs, max_steps=8, seconds=60)
+    drawn = generated[outputs[0]]
+    assert b"".join(map(tiny.vocab.token_to_piece, drawn.tokens))[:1] == b"a"
+    assert drawn.may_end[0] is (len(tiny.vocab.token_to_piece(drawn.tokens[0])) > 1)
+    assert all(generated[outputs[1]].may_end)
+
+
+def test_the_tokens_before_a_failure_are_kept(tiny):
+    """A later decode without room: what was sampled before it is told, and it is removable."""
+    with Context(tiny, n_ctx=256, n_seq_max=1, n_threads=1) as context:
+        batch = Batch.from_tokens(np.full(250, 5, dtype=np.int32))
+        chain = SamplerChain([Sampler.logit_bias(tiny.vocab, {7: 1e6}), Sampler.greedy()])
+        generated = generate_each(
+            context, batch, {249: Run(chain, 0, 250, 100)}, max_steps=100, seconds=60
+        )
+        assert isinstance(generated.error, pyllama.MemoryFullError)
+        assert generated[249].tokens == [7] * 7
+        assert context.memory.seq_pos_max(0) == 255
+        context.memory.seq_rm(0, 250)
+        context.decode_token(7, 250)
+
+
+def test_an_error_of_the_batch_is_raised_and_samples_nothing(tiny):
+    chain, fresh = (SamplerChain([Sampler.dist(3)]) for _ in range(2))
+    with context_of(tiny) as context:
+        batch = Batch.from_tokens([10**6])
+        with pytest.raises(pyllama.InvalidBatchError):
+            generate_each(context, batch, {0: Run(chain, 0, 1, 5)}, max_steps=5, seconds=60)
+        batch, outputs = beginning()
+        first = generate_each(context, batch, {outputs[0]: Run(chain, 0, LENGTHS[0], 5)})
+        assert first[outputs[0]].tokens == [fresh.sample(context, outputs[0])]
+
+
+def test_an_error_in_one_sequence_leaves_the_others(tiny):
+    (x,) = tiny.vocab.tokenize("x", add_special=False)
+    likely = Sampler.logit_bias(tiny.vocab, {x: 1000.0})
+    grammar = GrammarSampler(tiny.vocab, 'root ::= "<tool>"', trigger_patterns=["x"])
+    chains = [SamplerChain([Sampler.dist(seed)]) for seed in range(3)]
+    chains.append(SamplerChain([likely, Sampler.greedy()], grammar=grammar))
+    with context_of(tiny) as context:
+        batch, outputs = beginning()
+        generated = generate_each(context, batch, runs_of(chains, outputs))
+    assert isinstance(generated[outputs[3]].error, pyllama.NativeError)
+    assert generated[outputs[3]].tokens == []
+    for output in outputs[:3]:
+        assert generated[output].error is None
+        assert len(generated[output].tokens) == 1
+
+
+def test_it_can_be_cancelled(tiny):
+    chain = SamplerChain([Sampler.logit_bias(tiny.vocab, {7: 1e6}), Sampler.greedy()])
+    with Context(tiny, n_ctx=512, n_threads=1) as context:
+        done = threading.Event()
+
+        def cancel() -> None:
+            while not done.is_set():
+                context.cancel()
+                time.sleep(0.001)
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        try:
+            for _ in range(1000):
+                context.memory.clear()
+                try:
+                    generated = generate_each(
+                        context,
+                        Batch.from_tokens([5]),
+                        {0: Run(chain, 0, 1, 400)},
+                        max_steps=400,
+                        seconds=60,
+                    )
+                except pyllama.DecodeCancelled:
+                    break
+                if generated.error is not None:
+                    assert isinstance(generated.error, pyllama.DecodeCancelled)
+                    assert generated[0].tokens == [7] * generated.n_steps
+                    break
+            else:
+                pytest.fail("it was never cancelled")
+        finally:
+            done.set()
+            thread.join()
+
+
+def test_refused(tiny):
+    chain = SamplerChain([Sampler.greedy()])
+    run = Run(chain, 0, 1, 4)
+    with context_of(tiny) as context:
+        batch = Batch.from_tokens([5])
+        for runs, message in (
+            ({0: run, 1: run}, "once"),
+            ({3: run}, "outputs of the batch"),
+            ({0: Run(chain, 0, 1, 4, stops=("",))}, "stops"),
+            ({0: Run(chain, 0, 2**31 - 2, 4)}, "pos"),
+            ({0: Run(SamplerChain([Sampler.top_k(3)]), 0, 1, 4)}, "selects"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                generate_each(context, batch, runs)
+        for runs in ({0: chain}, [run], {"0": run}):
+            with pytest.raises(TypeError):
+                generate_each(context, batch, runs)
+        for options in ({"max_steps": 0}, {"seconds": -1.0}, {"n_threads": 0}):
+            with pytest.raises(ValueError, match=next(iter(options))):
+                generate_each(context, batch, {0: run}, **options)
+        assert context.memory.seq_pos_max(0) == -1
