@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+import pyllama
+
 
 def test_show_says_what_a_model_is_and_needs(run, tiny_model_path):
     result = run("show", tiny_model_path, env={"COLUMNS": "80"})
@@ -41,6 +43,27 @@ def test_metadata_cannot_steer_the_terminal(run, write_tiny_model):
         stdout = run("show", path, *option).stdout
         assert "\x1b" not in stdout
         assert "\x07" not in stdout
+
+
+@pytest.mark.parametrize(
+    ("file_type", "variant", "expected"),
+    [
+        ("Q4_1", "zen4", ["Q4_0", "Q4_K_M"]),
+        ("Q5_1", "haswell", ["Q5_K_M"]),
+        ("Q4_0", "zen4", []),
+        ("Q4_1", "sse42", []),
+        ("Q4_1", None, []),
+    ],
+)
+def test_show_names_types_that_are_faster_here(
+    run, tiny_model_path, tmp_path, monkeypatch, file_type, variant, expected
+):
+    monkeypatch.setattr(pyllama, "cpu_variant", lambda: variant)
+    path = tmp_path / "model.gguf"
+    pyllama.quantize(tiny_model_path, path, file_type)
+    assert json.loads(run("show", path, "--json").stdout)["faster_types"] == expected
+    shown = run("show", path)
+    assert (f"on this CPU {' or '.join(expected)}" in shown.stderr) is bool(expected)
 
 
 def test_fit_says_what_fits_for_each_length(run, tiny_model_path):
