@@ -1,0 +1,42 @@
+# llama.cpp has a CPU module for each generation of processors. An older compiler does not know the
+# newest ones (SME needs GCC 14): their modules are left out, and the others are built.
+
+# Sets ${variants} to the CPU modules that cannot be compiled here.
+function(pyllama_unknown_variants variants)
+  include(CheckCXXCompilerFlag)
+  get_property(modules CACHE GGML_AVAILABLE_BACKENDS PROPERTY VALUE)
+  list(FILTER modules INCLUDE REGEX "^ggml-cpu-")
+  set(unknown "")
+  set(all "")
+  foreach(module IN LISTS modules)
+    get_target_property(options ${module} COMPILE_OPTIONS)
+    list(FILTER options INCLUDE REGEX "^-m")
+    set(options_${module} ${options})
+    list(APPEND all ${options})
+  endforeach()
+  list(REMOVE_DUPLICATES all)
+  if(all MATCHES "-march=")   # of several, the compiler looks at one
+    set(compiles_all FALSE)
+  else()
+    check_cxx_compiler_flag("${all}" compiles_all)
+  endif()
+  if(modules AND NOT compiles_all)
+    foreach(module IN LISTS modules)
+      if(options_${module})
+        check_cxx_compiler_flag("${options_${module}}" compiles_${module})
+        if(NOT compiles_${module})
+          list(APPEND unknown ${module})
+        endif()
+      endif()
+    endforeach()
+  endif()
+  set(${variants} "${unknown}" PARENT_SCOPE)
+endfunction()
+
+# ggml depends on each of its modules: those that are left out are built of nothing.
+pyllama_unknown_variants(PYLLAMA_LEFT_OUT)
+if(PYLLAMA_LEFT_OUT)
+  set(nothing "${CMAKE_CURRENT_BINARY_DIR}/nothing.cpp")
+  file(CONFIGURE OUTPUT "${nothing}" CONTENT "")
+  set_target_properties(${PYLLAMA_LEFT_OUT} PROPERTIES SOURCES "${nothing}" COMPILE_OPTIONS "")
+endif()
