@@ -16,7 +16,7 @@ def functions(*names, section="Model", deprecated=()):
     return {name: Function(name, section, name in deprecated) for name in names}
 
 
-def test_what_changed_in_the_header_is_told():
+def test_what_changed_in_the_header_is_reported():
     before = functions("llama_a", "llama_b", "llama_c")
     after = functions("llama_a", "llama_c", "llama_d", deprecated=["llama_c"])
     assert move_pin.changes_of_functions(before, after) == [
@@ -61,7 +61,7 @@ def test_files_that_came_went_or_changed(tmp_path):
     assert move_pin.changed_files(before, after) == {"src/other", "src/gone", "src/come"}
 
 
-def test_parts_are_told_by_their_files():
+def test_parts_are_reported_by_their_files():
     found = move_pin.changed_parts(["src/llama-vocab.cpp", "src/unicode.cpp", "common/chat.cpp"])
     assert found == {"vocabularies": 2, "chat templates": 1}
 

@@ -9,5 +9,5 @@ import adapter
 
 
 @pytest.mark.parametrize("kind", described_classes(adapter), ids=lambda kind: kind.__qualname__)
-def test_it_tells_what_it_is(kind):
+def test_repr_says_what_failed(kind):
     assert kind.__name__ in repr(kind.__new__(kind))

@@ -32,7 +32,7 @@ def request(n_prompt, max_tokens=4):
     return GenerationRequest(tuple(range(3, 3 + n_prompt)), max_tokens, Sampling(), seed=1)
 
 
-def test_counts_levels_and_histograms_are_told_by_model(folder):
+def test_counts_levels_and_histograms_are_reported_by_model(folder):
     registry = CollectorRegistry()
     with ModelPool(folder) as pool:
         registry.register(PoolCollector(pool))

@@ -50,7 +50,7 @@ def test_an_unknown_backend_is_refused(variable, tiny_model_path):
         pyllama.backend_devices(3)
 
 
-def test_a_demand_that_cannot_be_met_lists_what_there_is(variable, tiny_model_path):
+def test_a_missing_backend_lists_those_that_there_are(variable, tiny_model_path):
     name = lacking()
     with pytest.raises(pyllama.BackendError, match=rf"'{name}' was asked for, but .*Devices here:"):
         pyllama.backend_devices(name)

@@ -76,7 +76,7 @@ def test_a_template_for_a_model_without_one(write_tiny_model):
         assert "Hello" in template.apply(CONVERSATION).prompt
 
 
-def test_capabilities_are_told(template):
+def test_capabilities_are_reported(template):
     assert template.capabilities
     assert all(isinstance(value, bool) for value in template.capabilities.values())
 

@@ -94,7 +94,7 @@ def test_a_hostile_template_is_an_error(monkeypatch, source):
         ChatTemplate(source=source, isolated=True).apply(HELLO)
 
 
-def test_what_a_template_did_is_told(monkeypatch):
+def test_what_a_template_did_is_reported(monkeypatch):
     with pytest.raises(ChatTemplateAborted, match="ended its process: signal"):
         ChatTemplate(source=DEADLY[0], isolated=True)
     monkeypatch.setattr(chat_process, "PROCESSOR_SECONDS", 1)
@@ -103,7 +103,7 @@ def test_what_a_template_did_is_told(monkeypatch):
         ChatTemplate(source=FOREVER[0], isolated=True)
 
 
-def test_it_goes_on_in_another_process():
+def test_it_continues_in_another_process():
     source = (
         "{% macro bomb() %}{{ bomb() }}{% endmacro %}"
         "{% if messages[0].content == 'now' %}{{ bomb() }}{% endif %}{{ messages[0].content }}"
@@ -232,7 +232,7 @@ def test_a_process_that_stalls_once_is_started_again(stall, monkeypatch, polls):
     assert not left
 
 
-def test_a_process_that_stalls_tells_nothing_of_the_template(stall):
+def test_a_process_that_stalls_reports_nothing_of_the_template(stall):
     template = ChatTemplate(source=TOOLS_AND_THINKING, isolated=True)
     left = stall("guarded_chat_render", 2)
     with pytest.raises(ChatProcessError, match="did not answer within 10 seconds"):

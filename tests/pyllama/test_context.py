@@ -22,7 +22,7 @@ def still_works(context, expected):
 # Outputs
 
 
-def test_a_context_tells_its_sizes(tiny):
+def test_a_context_reports_its_sizes(tiny):
     with Context(tiny, n_ctx=1000, n_batch=64, n_ubatch=32, n_seq_max=2) as context:
         assert context.n_batch == 64
         assert context.n_ubatch == 32

@@ -67,7 +67,7 @@ def test_cut_states(targets, name):
         ("raise_key_error", "raised"),
     ],
 )
-def test_the_child_tells_what_happened(function, kind):
+def test_the_child_reports_what_happened(function, kind):
     use = Use(f"harmful_uses:{function}")
     outcomes = list(run_in_child(use, [("a", b""), ("b", b"")], seconds=1))
     assert [outcome.kind for outcome in outcomes] == [kind, kind]

@@ -40,7 +40,7 @@ def test_there_is_a_cpu():
     assert cpu[0].description
 
 
-def test_a_device_tells_its_memory():
+def test_a_device_reports_its_memory():
     for device in pyllama.devices():
         free, total = device.memory
         assert 0 <= free <= total

@@ -131,7 +131,7 @@ def test_every_budget_that_holds_the_shortest_text_holds_one(context, gbnf):
                 assert check.ending != "goes on"
 
 
-def test_where_a_text_was_shortened_is_told(context):
+def test_where_a_text_was_shortened_is_reported(context):
     gbnf = 'root ::= first "\\n" second "\\n"\nfirst ::= [a-z ]*\nsecond ::= [a-z ]*'
     tokens, _, places = completed(context, gbnf, 30, 1)
     first, second, _ = text_of(context, tokens).split("\n")

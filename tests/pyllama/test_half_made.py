@@ -9,11 +9,11 @@ import pyllama
 
 
 @pytest.mark.parametrize("kind", described_classes(pyllama), ids=lambda kind: kind.__qualname__)
-def test_it_tells_what_it_is(kind):
+def test_repr_says_what_failed(kind):
     assert kind.__name__ in repr(kind.__new__(kind))
 
 
-def test_a_fault_of_what_it_tells_of_is_no_such_thing():
+def test_a_fault_of_what_repr_shows_is_raised():
     class Broken(pyllama.Batch):
         n_embd = property(lambda _: object().missing)
 

@@ -85,4 +85,4 @@ def test_backends_are_found_from_any_folder(tmp_path, folder):
 
 
 def test_the_version_is_that_of_the_package():
-    assert pyllama.__version__ == importlib.metadata.version("pyllama")
+    assert pyllama.__version__ == importlib.metadata.version("pyllama-dspy")

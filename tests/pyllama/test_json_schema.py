@@ -51,7 +51,7 @@ def test_a_schema_becomes_its_grammar(tiny, schema, good, bad):
         assert not matches(tiny.vocab, grammar, text), text
 
 
-def test_patterns_without_a_grammar_are_told(tiny, capfd):
+def test_patterns_without_a_grammar_are_reported(tiny, capfd):
     schema = {
         "type": "object",
         "properties": {

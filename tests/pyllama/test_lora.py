@@ -190,7 +190,7 @@ def test_metadata_and_invocation_tokens(tiny, tmp_path):
         adapter.metadata["general.name"] = "other"
 
 
-def test_an_activated_lora_tells_its_tokens(tiny, tmp_path):
+def test_an_activated_lora_reports_its_tokens(tiny, tmp_path):
     path = tmp_path / "lora.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_type("adapter")

@@ -13,7 +13,7 @@ import synthetic
 import pyllama
 
 
-def test_a_model_tells_its_shape(tiny, tiny_model_path):
+def test_a_model_reports_its_shape(tiny, tiny_model_path):
     assert tiny.path == str(tiny_model_path)
     assert (tiny.n_embd, tiny.n_layer, tiny.n_head, tiny.n_head_kv) == (64, 2, 4, 2)
     assert tiny.n_ctx_train == 512
@@ -31,7 +31,7 @@ def test_a_model_tells_its_shape(tiny, tiny_model_path):
     assert tiny.size == 4 * tiny.n_params
 
 
-def test_a_model_tells_how_it_is_made(tiny):
+def test_a_model_reports_how_it_is_made(tiny):
     assert (tiny.n_embd_inp, tiny.n_embd_out, tiny.n_layer_nextn) == (64, 64, 0)
     assert tiny.rope_type == "norm"
     assert tiny.rope_freq_scale_train == 1.0

@@ -138,7 +138,7 @@ def test_the_mixture_of_q4_k_m(source):
 
 
 @pytest.mark.parametrize("ftype", ["Q4_0", "Q5_K_S", "F16"])
-def test_a_dry_run_tells_what_would_come_out(source, target, ftype):
+def test_a_dry_run_reports_what_would_come_out(source, target, ftype):
     dry = pyllama.quantize(source, None, ftype, dry_run=True)
     assert not target.exists()
     wet = pyllama.quantize(source, target, ftype)

@@ -184,6 +184,6 @@ def test_a_connection_of_another_process_is_closed(relay):
     assert greets(relay)
 
 
-def test_where_nothing_tells_whose_a_connection_is_it_is_taken(relay, monkeypatch):
+def test_a_connection_of_unknown_origin_is_taken(relay, monkeypatch):
     monkeypatch.setattr(_rpc_relay, "_SOCKETS", "/nowhere")
     assert greets(relay)

@@ -303,7 +303,7 @@ def test_adaptive_p_is_copied_in_the_middle_of_a_token(tiny):
     other.accept(chosen.token)
 
 
-def test_seeds_are_told(tiny):
+def test_seeds_are_reported(tiny):
     assert Sampler.dist(7).seed == 7
     assert Sampler.mirostat(tiny.vocab, 8).seed == 8
     assert Sampler.mirostat_v2(9).seed == 9

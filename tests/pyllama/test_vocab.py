@@ -25,7 +25,7 @@ unicode_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 no_deadline = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def test_a_vocabulary_tells_its_special_tokens(tiny):
+def test_a_vocabulary_reports_its_special_tokens(tiny):
     vocab = tiny.vocab
     assert vocab.type == "bpe"
     assert len(vocab) == vocab.n_tokens == 5 + 256 + len(synthetic.MERGES)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -26,6 +27,7 @@ from adapter.grammar.schema.merging import SchemaError
 from adapter.signatures.answer_grammar import AnswerGrammar, Form, answer_grammar
 from adapter.signatures.field_values import Misfit, constrained_values
 from adapter.signatures.known_tools import calls_schema
+from adapter.signatures.one_body import Answers, Ask, blocking, completed
 from adapter.signatures.typed_values import MISFITS
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ class BoundAnswers(_Adapter):
         signature: type[Signature],
         demos: list[dict[str, Any]],
         inputs: dict[str, Any],
-    ) -> list[dict[str, Any]]:
+    ) -> Answers:
         """Let the adapter work with constrained answers.
 
         Raises:
@@ -114,16 +116,12 @@ class BoundAnswers(_Adapter):
             InvalidValueError: a value is still not allowed by its field after ATTEMPTS.
             AdapterParseError: any other text without the output fields.
         """
+        # Without what DSPy's subclasses add: a schema, or another attempt without the form.
+        bound, others = partial(Adapter.__call__, self), super().__call__
         call = (signature, demos, inputs)
-        if not _is_ours(lm):
-            return self._checked(signature, super().__call__(lm, lm_kwargs, *call))
-        with _watched(lm, demos) as (watched, watch), adapter_fallback_scope() as progress:
-            # Without what DSPy's subclasses add: a schema, or another attempt without the form.
-            answers: list[dict[str, Any]] = Adapter.__call__(self, watched, dict(lm_kwargs), *call)
-            for index, asked in self._again(watch, lm, lm_kwargs, signature, progress):
-                with _noted(watch):
-                    [answers[index]] = Adapter.__call__(self, watched, asked, *call)
-        return answers
+        return completed(
+            self._bound_answers(blocking(bound), blocking(others), lm, lm_kwargs, *call)
+        )
 
     async def acall(
         self,
@@ -132,18 +130,23 @@ class BoundAnswers(_Adapter):
         signature: type[Signature],
         demos: list[dict[str, Any]],
         inputs: dict[str, Any],
-    ) -> list[dict[str, Any]]:
+    ) -> Answers:
         """Do the same without blocking the event loop."""
-        call = (signature, demos, inputs)
+        bound, others = partial(Adapter.acall, self), super().acall
+        return await self._bound_answers(bound, others, lm, lm_kwargs, signature, demos, inputs)
+
+    async def _bound_answers(
+        self, bound: Ask, others: Ask, lm: BaseLM, lm_kwargs: dict[str, Any], *call: Any
+    ) -> Answers:
+        """Ask for constrained answers, or those of an lm that is not of this package."""
+        signature, demos, _ = call
         if not _is_ours(lm):
-            return self._checked(signature, await super().acall(lm, lm_kwargs, *call))
+            return self._checked(signature, await others(lm, lm_kwargs, *call))
         with _watched(lm, demos) as (watched, watch), adapter_fallback_scope() as progress:
-            answers: list[dict[str, Any]] = await Adapter.acall(
-                self, watched, dict(lm_kwargs), *call
-            )
+            answers: Answers = await bound(watched, dict(lm_kwargs), *call)
             for index, asked in self._again(watch, lm, lm_kwargs, signature, progress):
                 with _noted(watch):
-                    [answers[index]] = await Adapter.acall(self, watched, asked, *call)
+                    [answers[index]] = await bound(watched, asked, *call)
         return answers
 
     def _again(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dspy
 from dspy import LM
@@ -33,6 +33,7 @@ from adapter.signatures.field_markers import FieldMarkers
 from adapter.signatures.formatting import beginnings_of_placeholders, demonstrated, system_message
 from adapter.signatures.known_tools import calling_agent, step_schemas
 from adapter.signatures.long_lists import ShortenedLists
+from adapter.signatures.one_body import Answers, Ask, blocking, completed
 from adapter.signatures.paragraphs import has_line_breaks, may_be_empty, single_paragraphs
 from adapter.signatures.parsing import parse_completion
 
@@ -46,6 +47,14 @@ GENERATION_SETTINGS = OPENAI_SETTINGS | {"n", "top_logprobs", "metadata", "rollo
 MAX_THOUGHT = 600
 """The most characters of a dspy.ReAct's thought, which is one line unless a demonstration has more.
 """
+
+
+class _Ways(NamedTuple):
+    """How a call is answered: in the adapter's own form, in JSON, or by the lm itself."""
+
+    in_lines: Ask
+    in_json: Ask
+    lm: Ask
 
 
 class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
@@ -169,7 +178,7 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         signature: type[Signature],
         demos: list[dict[str, Any]],
         inputs: dict[str, Any],
-    ) -> list[dict[str, Any]]:
+    ) -> Answers:
         """Format the call, run it on the model it belongs to, and parse every candidate.
 
         Raises:
@@ -177,41 +186,9 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
             LMError: DSPy's own errors, for what the model could not do.
         """
         routed = self._route(lm)
-        decisions = decisions_in(signature, routed, pick_by_likelihood=self.pick_by_likelihood)
-        if not decisions:
-            return self._generate(routed, lm_kwargs, signature, demos, inputs)
-        plan = DecisionPlan.of(self, signature, decisions, demos, inputs)
-        candidates = plan.nothing_written(routed, lm_kwargs)
-        if plan.rest.output_fields:
-            candidates = self._generate(routed, lm_kwargs, plan.rest, demos, inputs)
-        with dspy.context(send_stream=None):
-            return [
-                plan.values(written, routed(plan.request(routed, written)))
-                for written in candidates
-            ]
-
-    def _generate(
-        self,
-        lm: BaseLM,
-        lm_kwargs: dict[str, Any],
-        signature: type[Signature],
-        demos: list[dict[str, Any]],
-        inputs: dict[str, Any],
-    ) -> list[dict[str, Any]]:
-        call = (signature, demos, inputs)
-        if self._asks_in_json(lm, signature, demos):
-            in_json: list[dict[str, Any]] = self._json_adapter()(lm, lm_kwargs, *call)
-            return in_json
-        with adapter_fallback_scope() as progress:
-            try:
-                answers: list[dict[str, Any]] = super().__call__(lm, dict(lm_kwargs), *call)
-            except (CutAnswerError, InvalidValueError):
-                raise  # another form would be cut off or refused, too
-            except AdapterParseError:
-                if progress.emitted or not self.use_json_adapter_fallback:
-                    raise
-                answers = self._json_adapter()(lm, lm_kwargs, *call)
-        return answers
+        in_json = blocking(lambda *asked: self._json_adapter()(*asked))
+        ways = _Ways(blocking(super().__call__), in_json, blocking(routed))
+        return completed(self._answer_call(ways, routed, lm_kwargs, signature, demos, inputs))
 
     async def acall(
         self,
@@ -220,43 +197,46 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         signature: type[Signature],
         demos: list[dict[str, Any]],
         inputs: dict[str, Any],
-    ) -> list[dict[str, Any]]:
+    ) -> Answers:
         """Do the same without blocking the event loop."""
         routed = self._route(lm)
-        decisions = decisions_in(signature, routed, pick_by_likelihood=self.pick_by_likelihood)
+        ways = _Ways(super().acall, lambda *asked: self._json_adapter().acall(*asked), routed.acall)
+        return await self._answer_call(ways, routed, lm_kwargs, signature, demos, inputs)
+
+    async def _answer_call(
+        self, ways: _Ways, lm: BaseLM, lm_kwargs: dict[str, Any], *call: Any
+    ) -> Answers:
+        """Generate the fields that are to be generated, and measure the decisions after them."""
+        signature, demos, inputs = call
+        decisions = decisions_in(signature, lm, pick_by_likelihood=self.pick_by_likelihood)
         if not decisions:
-            return await self._agenerate(routed, lm_kwargs, signature, demos, inputs)
+            return await self._generate(ways, lm, lm_kwargs, *call)
         plan = DecisionPlan.of(self, signature, decisions, demos, inputs)
-        candidates = plan.nothing_written(routed, lm_kwargs)
+        candidates = plan.nothing_written(lm, lm_kwargs)
         if plan.rest.output_fields:
-            candidates = await self._agenerate(routed, lm_kwargs, plan.rest, demos, inputs)
+            candidates = await self._generate(ways, lm, lm_kwargs, plan.rest, demos, inputs)
         with dspy.context(send_stream=None):
             return [
-                plan.values(written, await routed.acall(plan.request(routed, written)))
+                plan.values(written, await ways.lm(plan.request(lm, written)))
                 for written in candidates
             ]
 
-    async def _agenerate(
-        self,
-        lm: BaseLM,
-        lm_kwargs: dict[str, Any],
-        signature: type[Signature],
-        demos: list[dict[str, Any]],
-        inputs: dict[str, Any],
-    ) -> list[dict[str, Any]]:
-        call = (signature, demos, inputs)
+    async def _generate(
+        self, ways: _Ways, lm: BaseLM, lm_kwargs: dict[str, Any], *call: Any
+    ) -> Answers:
+        signature, demos, _ = call
         if self._asks_in_json(lm, signature, demos):
-            in_json: list[dict[str, Any]] = await self._json_adapter().acall(lm, lm_kwargs, *call)
+            in_json: Answers = await ways.in_json(lm, lm_kwargs, *call)
             return in_json
         with adapter_fallback_scope() as progress:
             try:
-                answers: list[dict[str, Any]] = await super().acall(lm, dict(lm_kwargs), *call)
+                answers: Answers = await ways.in_lines(lm, dict(lm_kwargs), *call)
             except (CutAnswerError, InvalidValueError):
                 raise  # another form would be cut off or refused, too
             except AdapterParseError:
                 if progress.emitted or not self.use_json_adapter_fallback:
                     raise
-                answers = await self._json_adapter().acall(lm, lm_kwargs, *call)
+                answers = await ways.in_json(lm, lm_kwargs, *call)
         return answers
 
     def _asks_in_json(

@@ -17,6 +17,7 @@ from dspy.signatures import Signature
 from dspy.utils.exceptions import ContextWindowExceededError
 
 from adapter.signatures.formatting import MAX_LISTED, is_shortened, long_lists, shortened_lists
+from adapter.signatures.one_body import Answers, Ask, blocking, completed
 from adapter.signatures.typed_values import allowed_values
 
 logger = logging.getLogger(__name__)
@@ -55,15 +56,10 @@ class ShortenedLists(_Adapter):
         signature: type[Signature],
         demos: list[dict[str, Any]],
         inputs: dict[str, Any],
-    ) -> list[dict[str, Any]]:
+    ) -> Answers:
         """Let the adapter work. If the prompt is too long, again with fewer values in it."""
-        call = (signature, demos, inputs)
-        try:
-            answers: list[dict[str, Any]] = super().__call__(lm, dict(lm_kwargs), *call)
-        except ContextWindowExceededError as error:
-            with _shortened(signature, error):
-                answers = super().__call__(lm, lm_kwargs, *call)
-        return answers
+        ask = blocking(super().__call__)
+        return completed(_fitting(ask, lm, lm_kwargs, signature, demos, inputs))
 
     async def acall(
         self,
@@ -72,15 +68,9 @@ class ShortenedLists(_Adapter):
         signature: type[Signature],
         demos: list[dict[str, Any]],
         inputs: dict[str, Any],
-    ) -> list[dict[str, Any]]:
+    ) -> Answers:
         """Do the same without blocking the event loop."""
-        call = (signature, demos, inputs)
-        try:
-            answers: list[dict[str, Any]] = await super().acall(lm, dict(lm_kwargs), *call)
-        except ContextWindowExceededError as error:
-            with _shortened(signature, error):
-                answers = await super().acall(lm, lm_kwargs, *call)
-        return answers
+        return await _fitting(super().acall, lm, lm_kwargs, signature, demos, inputs)
 
     def format(
         self,
@@ -98,6 +88,17 @@ class ShortenedLists(_Adapter):
                 if isinstance(message["content"], str):
                     message["content"] = _shorter(message["content"], signature)
         return messages
+
+
+async def _fitting(
+    ask: Ask, lm: BaseLM, lm_kwargs: dict[str, Any], signature: type[Signature], *call: Any
+) -> Answers:
+    try:
+        answers: Answers = await ask(lm, dict(lm_kwargs), signature, *call)
+    except ContextWindowExceededError as error:
+        with _shortened(signature, error):
+            answers = await ask(lm, lm_kwargs, signature, *call)
+    return answers
 
 
 def _shorter(text: str, signature: type[Signature]) -> str:

@@ -170,16 +170,7 @@ void free(llama_sampler * sampler) {
     delete &self(sampler);
 }
 
-llama_sampler_i grammar_sampler_i = [] {
-    llama_sampler_i methods{};
-    methods.name   = name;
-    methods.accept = accept;
-    methods.apply  = apply;
-    methods.reset  = reset;
-    methods.clone  = clone;
-    methods.free   = free;
-    return methods;
-}();
+llama_sampler_i grammar_sampler_i = pyllama::sampler_methods(name, accept, apply, reset, clone, free);
 
 llama_sampler * make(grammar_sampler state) {
     return llama_sampler_init(&grammar_sampler_i, new grammar_sampler(std::move(state)));

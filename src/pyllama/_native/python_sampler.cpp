@@ -70,16 +70,7 @@ void free(llama_sampler * sampler) {
     delete static_cast<python_sampler *>(sampler->ctx);
 }
 
-llama_sampler_i python_sampler_i = [] {
-    llama_sampler_i methods{};
-    methods.name   = name;
-    methods.accept = accept;
-    methods.apply  = apply;
-    methods.reset  = reset;
-    methods.clone  = clone;
-    methods.free   = free;
-    return methods;
-}();
+llama_sampler_i python_sampler_i = pyllama::sampler_methods(name, accept, apply, reset, clone, free);
 
 llama_sampler * make(uint64_t id, const char * name) {
     return llama_sampler_init(&python_sampler_i, new python_sampler{id, name});

@@ -231,16 +231,7 @@ void free(llama_sampler * sampler) {
     delete &self(sampler);
 }
 
-llama_sampler_i reasoning_budget_i = [] {
-    llama_sampler_i methods{};
-    methods.name   = name;
-    methods.accept = accept;
-    methods.apply  = apply;
-    methods.reset  = reset;
-    methods.clone  = clone;
-    methods.free   = free;
-    return methods;
-}();
+llama_sampler_i reasoning_budget_i = pyllama::sampler_methods(name, accept, apply, reset, clone, free);
 
 llama_sampler * make(reasoning_budget state) {
     return llama_sampler_init(&reasoning_budget_i, new reasoning_budget(std::move(state)));

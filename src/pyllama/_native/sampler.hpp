@@ -17,6 +17,21 @@ template <class Init> llama_sampler * guarded_init(Init && init) noexcept {
     return guarded<llama_sampler *>(nullptr, std::forward<Init>(init));
 }
 
+// The methods of a kind of sampler, whose state is freed by the last of them. llama.cpp has more of
+// them, for devices: those stay empty.
+template <class Name, class Accept, class Apply, class Reset, class Clone, class Free>
+llama_sampler_i sampler_methods(Name name, Accept accept, Apply apply, Reset reset, Clone clone,
+                                Free free) {
+    llama_sampler_i methods{};
+    methods.name   = name;
+    methods.accept = accept;
+    methods.apply  = apply;
+    methods.reset  = reset;
+    methods.clone  = clone;
+    methods.free   = free;
+    return methods;
+}
+
 // Whether a sampler written in Python stands behind it (python_sampler.cpp).
 bool is_python_sampler(const llama_sampler * sampler);
 

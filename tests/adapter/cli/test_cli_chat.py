@@ -55,7 +55,7 @@ def test_a_conversation_is_saved_loaded_undone_and_retried(run, tiny_model_path,
 @pytest.mark.parametrize(
     "line", ["/none", "/undo", "/retry", "/save", "/load /no/such/file", "/save /no/such/folder/f"]
 )
-def test_a_command_that_cannot_be_is_told(run, tiny_model_path, line):
+def test_a_command_that_cannot_be_is_reported(run, tiny_model_path, line):
     result = talk(run, tiny_model_path, line)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")

@@ -35,7 +35,7 @@ def test_doctor_has_a_model_answer(run, own_folder, tiny_model_path):
     assert "answered twice alike" in json.loads(result.stdout)["test"]["result"]
 
 
-def test_what_is_broken_is_told_beside_the_rest(run, own_folder, monkeypatch):
+def test_what_is_broken_is_reported_beside_the_rest(run, own_folder, monkeypatch):
     def fail():
         raise RuntimeError("the driver is gone")
 

@@ -8,7 +8,7 @@ import pytest
 from adapter.models import embedded_model
 
 
-def test_models_lists_a_folder_and_tells_problems(run, tiny_model_path, tmp_path):
+def test_models_lists_a_folder_and_reports_problems(run, tiny_model_path, tmp_path):
     copyfile(tiny_model_path, tmp_path / "tiny.gguf")
     (tmp_path / "bad.gguf").write_bytes(b"GGUF and no more")
     result = run("models", str(tmp_path))

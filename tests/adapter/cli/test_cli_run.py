@@ -92,7 +92,7 @@ def test_texts_become_vectors_of_length_one(run, write_tiny_model):
 
 @pytest.mark.parametrize(("kind", "words"), [("bert", "pyllama embed"), ("t5", "not supported")])
 @pytest.mark.parametrize("command", ["run", "chat", "perplexity"])
-def test_a_model_that_does_not_generate_is_told_at_once(
+def test_a_model_that_does_not_generate_is_reported_at_once(
     run, write_tiny_model, tmp_path, command, kind, words
 ):
     path = write_tiny_model(architecture=kind)

@@ -85,7 +85,7 @@ def test_fewer_are_refused_before_anything_is_computed(loaded):
 
 
 @pytest.mark.usefixtures("nothing_computed")
-def test_a_context_that_holds_no_answer_is_told(loaded):
+def test_a_context_that_holds_no_answer_is_reported(loaded):
     prompt = len(loaded.tokenize(loaded.render([{"role": "user", "content": "Hi."}])))
     lm = adapter_of(loaded, context_length=prompt + 3, max_tokens=None).lm
     config = Config(extensions={"metadata": {"llamacpp": {"grammar": 'root ::= "abcdefgh"'}}})
@@ -94,7 +94,7 @@ def test_a_context_that_holds_no_answer_is_told(loaded):
         lm(request)
 
 
-def test_what_was_shortened_is_told(loaded):
+def test_what_was_shortened_is_reported(loaded):
     adapter = adapter_of(loaded)
     _, response = ask(adapter, max_tokens=fewest(adapter) + 12)
     [told] = [one for one in response.adaptations if one.field == "config.max_tokens"]
@@ -103,7 +103,7 @@ def test_what_was_shortened_is_told(loaded):
     assert response.provider_data["shortened"] == told.applied["shortened"]
 
 
-def test_a_stream_tells_it_at_its_end(loaded):
+def test_a_stream_reports_it_at_its_end(loaded):
     adapter = adapter_of(loaded)
     least = fewest(adapter)
     _, response = ask(adapter, max_tokens=least + 12)

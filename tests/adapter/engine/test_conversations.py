@@ -146,7 +146,7 @@ def test_calls_in_a_row_keep_their_results():
     assert in_turns(turns) == turns
 
 
-def test_an_answer_that_was_begun_is_gone_on_with():
+def test_an_answer_that_was_begun_is_continued():
     source = STRICT.replace("</>", "<end>")
     messages = (Message.user("Capital?"), Message.assistant("It is"))
     assert prompt_of(*messages, source=source) == "<user>Capital?<end><assistant>It is"
@@ -199,7 +199,7 @@ def test_a_signature_without_inputs_is_asked(configured, source):
     assert demonstrated().joke == "ha"
 
 
-def test_an_optional_input_that_is_left_out_is_told_as_such(configured):
+def test_an_optional_input_that_is_left_out_is_reported_as_such(configured):
     class Told(dspy.Signature):
         topic: str | None = dspy.InputField(default=None)
         joke: str = dspy.OutputField()

@@ -110,7 +110,7 @@ def test_what_a_request_says_wins_over_the_config():
     assert (sampling.min_p, sampling.repeat_penalty) == (0, 1.2)
 
 
-def test_without_a_seed_each_call_draws_its_own_and_tells():
+def test_without_a_seed_each_call_draws_its_own_and_reports_it():
     model = fake_model("x")
     engine = engine_of(model)
     told = [engine.complete(request_to(engine)).provider_data["seed"] for _ in range(20)]

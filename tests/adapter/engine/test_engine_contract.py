@@ -120,7 +120,7 @@ def test_an_empty_answer_is_a_message_with_an_empty_text(ask):
     assert ask(engine, request_to(engine)).message == Message.assistant("")
 
 
-def test_a_request_without_a_seed_draws_one_and_tells(model, ask):
+def test_a_request_without_a_seed_draws_one_and_reports_it(model, ask):
     engine = engine_of(model)
     seeds = {ask(engine, request_to(engine, max_tokens=1)).provider_data["seed"] for _ in range(4)}
     assert len(seeds) == 4

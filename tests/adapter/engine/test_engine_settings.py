@@ -93,7 +93,7 @@ def test_log_probabilities_are_those_of_the_models_logits(on_cpu):
     assert "".join(told.token for told in response.logprobs) == response.text
 
 
-def test_the_stream_tells_the_same_log_probabilities(on_cpu):
+def test_the_stream_reports_the_same_log_probabilities(on_cpu):
     engine, _ = on_cpu
     request = request_to(engine, "Say hello.", logprobs=1)
     deltas = [event.delta for event in engine.stream(request) if event.type == "delta"]

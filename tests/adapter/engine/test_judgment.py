@@ -155,7 +155,7 @@ def test_measuring_has_what_is_left_of_the_requests_time():
     assert untimed.timeout is None
 
 
-def test_a_timeout_while_measuring_tells_the_whole_time_and_what_was_written(monkeypatch):
+def test_a_timeout_while_measuring_reports_the_whole_time_and_what_was_written(monkeypatch):
     model = fake_model('{"name": "Bo"}')
 
     def too_late(request, _cancelled):
@@ -227,7 +227,7 @@ def test_what_cannot_be_measured_is_refused_where_it_is_required(asked, reason):
 
 
 @pytest.mark.parametrize(("asked", "reason"), IMPOSSIBLE[:3])
-def test_what_cannot_be_measured_is_told_otherwise(asked, reason):
+def test_what_cannot_be_measured_is_reported(asked, reason):
     response = ask(engine_of(fake_model("{}")), policy="if_available", **asked)
     assert response.text == "{}"
     [adaptation] = response.adaptations

@@ -129,7 +129,7 @@ def test_settings_of_llama_cpp_are_taken_wherever_dspys_own_are():
         lm("Hello", min_p=7)
 
 
-def test_a_saved_lm_goes_on_where_something_else_computes_the_same_model():
+def test_a_saved_lm_works_where_something_else_computes_the_same_model():
     lm = lm_of(fake_model("here"), seed=3, min_p=0.2)
     state = json.loads(json.dumps(lm.dump_state()))
     lm.engine.close()

@@ -72,7 +72,7 @@ def test_every_error_of_the_package_has_its_row():
 
 
 @pytest.mark.parametrize(("wait", "told"), [(0.1, 0.5), (3.0, 3.0), (59.0, 8.0)])
-def test_dspy_is_told_how_long_to_wait(wait, told):
+def test_dspy_learns_how_long_to_wait(wait, told):
     with (
         pytest.raises(lm15.RateLimitError) as caught,
         lm15_errors(initial_backoff=0.5, max_backoff=8),

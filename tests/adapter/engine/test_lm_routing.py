@@ -107,7 +107,7 @@ def lm_that_answers(text, model="dummy"):
 @pytest.mark.parametrize(
     ("route_other_lms", "teacher_answers"), [(None, True), (True, False), (False, True)]
 )
-def test_a_teacher_answers_itself_unless_it_is_told_otherwise(route_other_lms, teacher_answers):
+def test_a_teacher_answers_itself_unless_routed(route_other_lms, teacher_answers):
     model, teacher = fake_model("answer: ours"), lm_that_answers("the teacher's", "teacher")
     adapter = adapter_of(model, route_other_lms=route_other_lms)
     predict = dspy.Predict(QA)

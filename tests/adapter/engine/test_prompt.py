@@ -75,7 +75,7 @@ def test_a_schema_that_no_grammar_can_express_is_refused(plain):
         prompt_of(plain, response_format={"type": "json_schema", "schema": schema})
 
 
-def test_a_pattern_that_a_grammar_cannot_express_is_told(plain):
+def test_a_pattern_that_a_grammar_cannot_express_is_reported(plain):
     schema = {"type": "string", "pattern": "^(?=a).*$"}
     prompt = prompt_of(plain, response_format={"type": "json_schema", "schema": schema})
     [adaptation] = prompt.adaptations
@@ -114,7 +114,7 @@ def test_tools_are_shown_to_the_model_and_bound_by_a_grammar(able):
     assert prompt.parser.parse(call).tool_calls[0].name == "add"
 
 
-def test_a_call_can_be_demanded(able):
+def test_a_call_can_be_required(able):
     prompt = prompt_of(able, tools=(ADD,), tool_choice=ToolChoice("required"))
     assert prompt.constraint.trigger_patterns == prompt.constraint.trigger_tokens == ()
 
@@ -138,7 +138,7 @@ def test_a_providers_own_tools_are_refused(able):
         prompt_of(able, tools=(BuiltinTool("web_search"),))
 
 
-def test_a_call_cannot_be_demanded_without_tools(able):
+def test_a_call_cannot_be_required_without_tools(able):
     with pytest.raises(UnsupportedFeatureError) as caught:
         prompt_of(able, tool_choice=ToolChoice("required"))
     assert caught.value.feature == "config.tool_choice"
@@ -154,7 +154,7 @@ def test_reasoning_can_be_switched_off(able):
     assert prompt.adaptations == ()
 
 
-def test_levels_that_the_template_does_not_have_are_told(able):
+def test_levels_that_the_template_does_not_have_are_reported(able):
     [adaptation] = prompt_of(able, reasoning=Reasoning("high")).adaptations
     assert (adaptation.field, adaptation.action) == ("config.reasoning.effort", "substituted")
     assert (adaptation.asked, adaptation.applied) == ("high", "on")

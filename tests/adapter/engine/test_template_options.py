@@ -61,7 +61,7 @@ def test_a_requests_own_variables_come_before_all(model):
 
 
 @pytest.mark.parametrize("where", ["config", "llamacpp"])
-def test_a_variable_that_the_template_never_reads_is_told(model, where):
+def test_a_variable_that_the_template_never_reads_is_reported(model, where):
     asked = {where: {"chat_template_kwargs": {"enable_thinkin": False}}}
     [told] = answer_of(model, **asked).adaptations
     assert told.field == "chat_template_kwargs.enable_thinkin"
@@ -69,7 +69,7 @@ def test_a_variable_that_the_template_never_reads_is_told(model, where):
     assert "did you mean 'enable_thinking'" in told.reason
 
 
-def test_reasoning_off_without_a_switch_is_told():
+def test_reasoning_off_without_a_switch_is_reported():
     source = TOOLS_AND_THINKING.replace("enable_thinking", "thoughtful")
     model = fake_model("<think>so</think>x", source=source)
     assert model.capabilities["supports_thinking"]

@@ -67,7 +67,7 @@ def test_a_budget_of_nothing(engine, loaded, ask):
     assert response.text == "a" * (60 - len(loaded.answer_tokens("</think>")))
 
 
-def test_without_a_budget_it_goes_on(engine, ask):
+def test_without_a_budget_it_continues(engine, ask):
     response = engine.complete(ask(reasoning=Reasoning("low")))
     assert not response.text
     assert response.usage.reasoning_tokens == 60

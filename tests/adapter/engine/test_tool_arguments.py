@@ -167,7 +167,7 @@ WITHOUT_A_PLACE = {
 IN_ANY_ORDER = {"muse-glimmer", "openbmb-MiniCPM5-1B"}
 
 
-def test_every_template_binds_arguments_or_tells(templates):
+def test_every_template_binds_arguments_or_is_reported(templates):
     unbound = set()
     for name, source in templates.items():
         model = fake_model("x", source=source)
@@ -188,12 +188,12 @@ def test_every_template_binds_arguments_or_tells(templates):
     assert unbound == WITHOUT_A_PLACE
 
 
-def test_a_format_without_a_place_tells_whatever_is_demanded(templates):
+def test_a_format_without_a_place_is_reported_whatever_is_required(templates):
     [told] = prompt_of(templates["LFM2.5-Instruct"], ONE_OF, {"type": "object"}).adaptations
     assert told.field == "tools[0].parameters"
 
 
-def test_what_no_grammar_says_is_told(templates):
+def test_what_no_grammar_says_is_reported(templates):
     iri = {"type": "object", "properties": {"to": {"type": "string", "format": "iri"}}}
     dynamic = {"type": "object", "properties": {"to": {"$dynamicRef": "#to"}}}
     for source in (TOOLS, templates["Qwen3-Coder"]):
@@ -218,7 +218,7 @@ def test_arguments_are_bound_beside_a_schema_and_when_calls_are_free(tiny):
     assert "arguments-0-root" in free.constraint.gbnf
 
 
-def test_a_format_without_a_grammar_of_free_calls_is_told(templates):
+def test_a_format_without_a_grammar_of_free_calls_is_reported(templates):
     source = templates["meta-llama-Llama-3.3-70B-Instruct"]
     assert not prompt_of(source, FIND).adaptations
     [told] = prompt_of(source, FIND, mode="auto").adaptations

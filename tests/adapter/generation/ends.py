@@ -64,6 +64,16 @@ def started(scheduler):
     return scheduler
 
 
+def kill_after(wait, number):
+    """Send this process a signal.
+
+    The timer is kept: if this thread dropped it last, functions of threading would be called for it
+    in a callback of a weak reference, where an exception of the signal's handler is lost.
+    """
+    globals()["timer"] = timer = threading.Timer(wait, os.kill, (os.getpid(), number))
+    timer.start()
+
+
 def in_daemons(target, *owners):
     for seed, owner in enumerate(owners):
         threading.Thread(target=target, args=(owner, seed), daemon=True).start()
@@ -215,7 +225,7 @@ def interrupted(path, wait):
     scheduler = scheduler_of(pyllama.Model(path))
     in_daemons(call_for_ever, scheduler)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the traceback
-    threading.Timer(wait, os.kill, (os.getpid(), signal.SIGINT)).start()
+    kill_after(wait, signal.SIGINT)
     for _ in scheduler.stream(endless(5)):
         pass
     time.sleep(PATIENCE)
@@ -224,7 +234,7 @@ def interrupted(path, wait):
 def terminated(path, wait):
     in_daemons(call_for_ever, scheduler_of(pyllama.Model(path)))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
-    threading.Timer(wait, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    kill_after(wait, signal.SIGTERM)
     time.sleep(PATIENCE)
 
 

@@ -186,7 +186,9 @@ class Schedules:
         assert scheduler.failed is None
         assert not self.check(self.run(scheduler))
         deadline = time.monotonic() + 30
-        while scheduler.metrics.snapshot().running and time.monotonic() < deadline:
+        while (
+            scheduler._core.has_work or scheduler.metrics.snapshot().running
+        ) and time.monotonic() < deadline:
             time.sleep(0.001)  # the step goes on after the last result
         assert not scheduler._core.memory.taken
         assert not scheduler._core.running.prefilling

@@ -59,7 +59,7 @@ def test_how_much_of_a_prompt_the_samplers_want_to_know(settings, n_last):
     assert Sampling(**settings).n_last == n_last
 
 
-def test_a_grammar_goes_on_where_the_prompt_left_it(tiny):
+def test_a_grammar_continues_where_the_prompt_left_it(tiny):
     begun = tuple(tiny.vocab.tokenize("ab", add_special=False))
     with grammar_sampler(tiny.vocab, Constraint('root ::= "abc"', prefix=begun)) as sampler:
         allowed = {tiny.vocab.token_to_piece(token) for token in sampler.allowed_tokens()}

@@ -35,7 +35,7 @@ def test_where_the_pieces_end_changes_nothing(text, stops, borders):
         assert not any(stop in shown for stop in stops)
 
 
-def test_a_stop_that_spans_pieces_is_held_back():
+def test_a_stop_that_spans_pieces_is_kept_back():
     matcher = StopMatcher(("\nQ:",))
     assert matcher.push("Paris.\n") == "Paris."
     assert matcher.push("Q") == ""
@@ -51,7 +51,7 @@ def test_what_only_began_like_a_stop_is_shown():
     assert not matcher.stopped
 
 
-def test_the_end_shows_what_was_held_back():
+def test_the_end_shows_what_was_kept_back():
     matcher = StopMatcher(("###",))
     assert matcher.push("a##") == "a"
     assert matcher.flush() == "##"

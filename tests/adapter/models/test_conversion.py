@@ -55,7 +55,7 @@ def test_what_converting_needs_is_named_with_the_command(folder, monkeypatch, tm
         convert(folder, tmp_path / "x.gguf")
 
 
-def test_the_file_appears_when_it_is_whole_and_progress_is_told(folder, converter, tmp_path):
+def test_the_file_appears_when_it_is_whole_and_progress_is_reported(folder, converter, tmp_path):
     converter(
         "sys.stderr.write('Writing:  10%|#   |\\rWriting: 100%|####|\\n')\n"
         "assert os.environ['HF_HUB_OFFLINE'] == '1'\n"

@@ -133,7 +133,7 @@ def test_a_link_is_followed(folder, tmp_path_factory, tiny_model_path):
 # What headers say
 
 
-def test_a_listing_tells_what_the_headers_say(folder, split, write_tiny_model):
+def test_a_listing_reports_what_the_headers_say(folder, split, write_tiny_model):
     copyfile(
         write_tiny_model(architecture="mamba", n_ctx_train=99, metadata={"general.file_type": 1}),
         folder / "other.gguf",

@@ -280,7 +280,7 @@ def test_there_is_memory_for_a_batch_of_requests_of_the_full_length(monkeypatch,
     assert single.context_length >= plan.context_length
 
 
-def test_a_context_longer_than_the_training_is_told(write_tiny_model, caplog):
+def test_a_context_longer_than_the_training_is_reported(write_tiny_model, caplog):
     path = write_tiny_model(n_ctx_train=256)
     on_cpu().plan(path, context_length=256)
     on_cpu().plan(path)
@@ -297,7 +297,7 @@ def test_what_others_were_promised_is_left_to_them(monkeypatch):
     assert not HardwareManager().plan("model.gguf", room=5 * GIB).fits
 
 
-def test_weights_that_exceed_the_memory_are_told_and_not_refused(monkeypatch):
+def test_weights_that_exceed_the_memory_are_reported_and_not_refused(monkeypatch):
     Machine(monkeypatch, key_bytes=2**19, free_host=8)
     plan = HardwareManager().plan("model.gguf")
     assert (plan.context_length, plan.fits) == (4096, False)

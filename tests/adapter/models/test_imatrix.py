@@ -132,7 +132,7 @@ def test_ctrl_c_ends_the_tool_and_leaves_nothing(placed, text, tool, tmp_path):
     assert left_over(tmp_path) == []
 
 
-def test_experts_that_no_token_reached_are_told(placed, text, tool, tmp_path, monkeypatch):
+def test_experts_that_no_token_reached_are_reported(placed, text, tool, tmp_path, monkeypatch):
     tool("print(\"save_imatrix: entry '   blk.0.ffn_up_exps.weight' has partial data (50.00%)\")")
     monkeypatch.setattr(pyllama, "load_imatrix", lambda path: path.touch() or {})
     made = compute_imatrix(placed[0], text, tmp_path / "out.gguf", placed[1], n_ctx=32)

@@ -325,7 +325,7 @@ def test_a_model_is_loaded_without_blocking_the_event_loop(pool):
         assert asyncio.run(load()) is other.load_model("one")
 
 
-def test_a_cancelled_load_goes_on_for_others(pool):
+def test_a_cancelled_load_continues_for_others(pool):
     loading, go_on = threading.Event(), threading.Event()
 
     def progress(_name, _done):

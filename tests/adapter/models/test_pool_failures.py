@@ -41,7 +41,9 @@ def pool(write_tiny_model, tmp_path):
 
 def interrupt_soon():
     """Send this process what Ctrl-C sends, while the main thread waits."""
-    threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT]).start()
+    # Kept: an interrupt is lost where this thread drops another last.
+    globals()["timer"] = timer = threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGINT])
+    timer.start()
 
 
 # What a progress callback may do

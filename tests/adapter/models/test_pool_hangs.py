@@ -62,7 +62,7 @@ def test_what_cannot_be_freed_makes_no_room(pool_of_fakes, machine, hanging):  #
     pool.close()
 
 
-def test_closing_tells_what_it_cannot_free(pool_of_fakes, machine, hanging):  # noqa: F811
+def test_closing_reports_what_it_cannot_free(pool_of_fakes, machine, hanging):  # noqa: F811
     pool = pool_of_fakes()
     pool.load_model("one")
     for _ in range(2):

@@ -161,7 +161,7 @@ def test_pools_of_one_folder_do_not_disturb_each_other(model_dir):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_a_stream_that_goes_on_in_other_threads_keeps_its_model(model_dir, steps):
+def test_a_stream_that_continues_in_other_threads_keeps_its_model(model_dir, steps):
     with ModelPool(model_dir, context_length=64) as pool:
         engine = LlamaCppEngine(pool.load_model("one"), LlamaCppConfig("one"))
         request = lm15.Request(

@@ -75,7 +75,7 @@ def test_a_load_fails_and_can_be_tried_again(pool, trial, send, number, times):
     assert is_able(pool.load_model("one"))
 
 
-def test_a_load_goes_on_where_the_process_stalls_once(pool, trial, send):
+def test_a_load_continues_where_the_process_stalls_once(pool, trial, send):
     left = send(signal.SIGSTOP, trial, 1)
     assert is_able(pool.load_model("one"))
     assert not left

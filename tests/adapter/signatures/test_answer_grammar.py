@@ -175,7 +175,7 @@ def test_values_that_depend_on_the_field_before(tiny):
         ("thought: a\nname: finish\narguments: {", "arguments"),
     ],
 )
-def test_which_of_two_fields_that_are_written_together_is_told(tiny, text, field):
+def test_which_of_two_fields_written_together_is_known(tiny, text, field):
     number = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     by_value = (("add", json.dumps(number)), ("finish", '{"type": "object", "maxProperties": 0}'))
     signature = asked(thought=str, name=Literal["add", "finish"], arguments=dict[str, Any])

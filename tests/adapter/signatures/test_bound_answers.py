@@ -107,7 +107,7 @@ def test_dspys_adapters_are_bound_by_choice(kind):
 
 
 @pytest.mark.parametrize("history", [True, False])
-def test_half_a_number_is_told_and_not_parsed(configured, history):
+def test_half_a_number_is_reported_and_not_parsed(configured, history):
     text = "answer: yes\nscore: 12345"
     adapter = configured(fake_model(text), max_tokens=len(text) - 2)
     told = pytest.raises(CutAnswerError, match=f"max_tokens={len(text) - 2}")
@@ -118,7 +118,7 @@ def test_half_a_number_is_told_and_not_parsed(configured, history):
     assert len(adapter.lm.history) == history
 
 
-def test_a_cut_answer_is_told_out_of_the_cache_too(configured):
+def test_a_cut_answer_is_reported_out_of_the_cache_too(configured):
     model = fake_model("answer: yes\nscore: 12345")
     configured(model, max_tokens=20)
     for _ in range(2):
@@ -215,7 +215,7 @@ def test_thoughts_stay_free(configured):
     assert pyllama.Grammar(gbnf)
 
 
-def test_an_answer_that_was_all_thoughts_is_told_as_that(configured):
+def test_an_answer_that_was_all_thoughts_is_reported_as_that(configured):
     text = "<think>\n" + "hm, " * 50
     adapter = configured(fake_model(text, source=TOOLS_AND_THINKING), max_tokens=60)
     with pytest.raises(CutAnswerError, match=r"thought until.*=60.*reasoning_budget_tokens"):

@@ -72,7 +72,7 @@ def test_every_answer_is_of_its_types(kind, form):
     suppress_health_check=list(HealthCheck),
 )
 @given(signatures(depth=3))
-def test_every_answer_of_any_signature_is_read_or_was_told(signature):
+def test_every_answer_of_any_signature_is_read_or_reported(signature):
     for form in FORMS:
         try:
             unchecked, texts = drawn_answers(signature, form)

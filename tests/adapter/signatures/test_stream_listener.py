@@ -141,7 +141,7 @@ def test_an_answer_that_is_cut_in_its_last_text_keeps_all_of_it():
     assert email == "Dear\n```\nemail: x\nsubject: y" + "z" * 5
 
 
-def test_a_cut_within_a_block_of_an_earlier_field_is_told():
+def test_a_cut_within_a_block_of_an_earlier_field_is_reported():
     model = fake_model("note: a\n```\nemail: x\nmore" + "z" * 50)
     adapter = adapter_of(model, max_tokens=40)
     with dspy.context(lm=adapter.lm, adapter=adapter), pytest.raises(CutAnswerError):

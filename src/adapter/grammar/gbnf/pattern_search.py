@@ -84,7 +84,6 @@ class _Automaton:
         self._ends: list[int] = []  # the last state of each layer
         self._begin = 0
         self._n_parts = 0
-        self._layer = 0
 
     def compile(self, items: Any) -> None:
         """Make the states of a whole pattern."""

@@ -107,7 +107,7 @@ def files_in(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_what_cannot_be_written_leaves_nothing_behind_and_is_told_once(folder, tmp_path, caplog):
+def test_what_cannot_be_written_leaves_nothing_and_is_logged_once(folder, tmp_path, caplog):
     with small_files():
         for name in "abc":
             folder.add(SavedPrefix(hashes(name), b"x" * 8000))
@@ -378,7 +378,7 @@ def test_the_next_scheduler_takes_it_up_and_gives_the_same_bytes(tmp_path, archi
         cold.close()
 
 
-def test_a_pool_keeps_prefixes_where_it_is_told(tmp_path):
+def test_a_pool_keeps_prefixes_in_the_given_folder(tmp_path):
     synthetic.write_model(tmp_path / "tiny.gguf", n_ctx_train=CONTEXT_LENGTH)
     found = []
     for seed in (1, 2):

@@ -49,11 +49,6 @@ def models(write_tiny_model):
 
 
 @pytest.fixture
-def model(models):
-    return models["llama"]
-
-
-@pytest.fixture
 def scheduler(model):
     made = scheduler_of(model)
     yield made

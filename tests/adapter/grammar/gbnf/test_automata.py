@@ -110,7 +110,7 @@ def test_special_numbers_keep_their_bounds(tiny):
         assert expression_fits(tiny, expression, text, rules) == expected, text
 
 
-def test_what_would_be_too_large_is_told():
+def test_what_would_be_too_large_is_reported():
     with pytest.raises(TooLarge):
         multiples(Decimal(99991))
     with pytest.raises(TooLarge):

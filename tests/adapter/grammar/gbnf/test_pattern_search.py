@@ -115,7 +115,7 @@ def test_what_takes_re_years_is_answered(pattern, text):
         ("^(a?){1000}$", "!" + "a" * 100_000),
     ],
 )
-def test_what_it_cannot_say_is_told(pattern, text):
+def test_what_it_cannot_say_is_reported(pattern, text):
     with pytest.raises(UnsupportedPattern):
         is_found(pattern, text)
 

@@ -121,7 +121,7 @@ nested = st.recursive(
 
 @settings(deadline=None, max_examples=40)
 @given(nested, st.booleans())
-def test_what_is_let_through_is_valid_or_told(tiny, schema, any_order):
+def test_what_is_let_through_is_valid_or_reported(tiny, schema, any_order):
     try:
         made = json_schema_grammar(json.dumps(schema), any_order=any_order)
     except SchemaError:

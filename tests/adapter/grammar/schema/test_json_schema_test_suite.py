@@ -64,7 +64,7 @@ def written(instance):
     return None if any("\ud800" <= one < "\ue000" for one in text) else text
 
 
-def test_what_is_let_through_is_valid_or_told(tiny, suite):
+def test_what_is_let_through_is_valid_or_reported(tiny, suite):
     assert len(suite) > 80
     let_through = kept_out = 0
     for (draft, group), cases in suite.items():

@@ -155,7 +155,7 @@ def test_a_schema_that_would_take_long_is_a_grammar_all_the_same(tiny, name):
         ),
     ],
 )  # fmt: skip
-def test_what_is_too_large_to_say_is_told(schema, told):
+def test_what_is_too_large_to_say_is_reported(schema, told):
     unchecked = json_schema_grammar(json.dumps(schema)).unchecked
     assert any(told.replace(".", "(", 1) in one or told in one for one in unchecked), unchecked
 

@@ -91,7 +91,7 @@ def test_multiples_of_fractions_are_multiples_as_read(tiny, schema):
         assert expression_fits(tiny, expression, f"{begin}{text}{end}", rules) == fitting, text
 
 
-def test_a_decimal_of_which_a_double_keeps_nothing_is_told(tiny):
+def test_a_decimal_of_which_a_double_keeps_nothing_is_reported(tiny):
     kind = Annotated[Decimal, Field(gt=Decimal("1234567890123456.5"), lt=Decimal(1234567890123457))]
     rules, expression, unchecked = grammar_of(annotation_schema(kind))
     assert unchecked == ("numbers of more than 15 digits",)
@@ -129,7 +129,7 @@ def test_what_doubles_keep_is_read_as_it_is_written(text):
 
 @pytest.mark.parametrize("step", [0.1, 0.05, 1.2, 0.7, 2.363, 0.25, 2.5, 3, 2**-6])
 @pytest.mark.parametrize("most", [None, 100, 1000.5, 1e6])
-def test_large_multiples_of_a_float_are_multiples_to_pydantic_or_told(step, most):
+def test_large_multiples_of_a_float_are_multiples_to_pydantic_or_reported(step, most):
     kind = Annotated[float, Field(multiple_of=step, ge=None if most is None else -most, le=most)]
     schema = annotation_schema(kind)
     is_exact = float(step).as_integer_ratio()[1] in (1, 2, 4, 64)
@@ -144,6 +144,6 @@ def test_large_multiples_of_a_float_are_multiples_to_pydantic_or_told(step, most
         takes.validate_python(json.loads(str(count * exact)))
 
 
-def test_a_bound_beyond_exact_multiples_is_told():
+def test_a_bound_beyond_exact_multiples_is_reported():
     kind = Annotated[float, Field(multiple_of=3, lt=1e17)]
     assert "x-unchecked" in annotation_schema(kind)

@@ -125,7 +125,7 @@ def test_texts_that_begin_with_each_other(tiny):
         ({"type": "array", "contains": {"const": 1}}, "contains"),
     ],
 )
-def test_what_must_be_checked_after_is_told(schema, unchecked):
+def test_what_must_be_checked_after_is_reported(schema, unchecked):
     told = json_schema_grammar(json.dumps(schema)).unchecked
     assert any(what.startswith(unchecked) for what in told), told
 
@@ -240,7 +240,7 @@ def test_few_keys_come_once_each(tiny):
         assert not schema_fits(tiny, schema, text)
 
 
-def test_many_items_that_differ_are_told_and_cost_little():
+def test_many_items_that_differ_are_reported_and_cost_little():
     values = {"enum": [f"value {number}" for number in range(300)]}
     schema = {"type": "array", "items": values, "uniqueItems": True, "maxItems": 3}
     grammar = json_schema_grammar(json.dumps(schema))

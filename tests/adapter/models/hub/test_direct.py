@@ -116,7 +116,7 @@ def test_a_url_without_the_plain_name_of_a_model_is_refused(hub, name, tmp_path)
     assert hub.requests == []
 
 
-def test_errors_of_the_server_and_of_the_disk_are_told(hub, url, tmp_path, monkeypatch):
+def test_errors_of_the_server_and_of_the_disk_are_reported(hub, url, tmp_path, monkeypatch):
     with pytest.raises(ModelDownloadError, match="404"):
         direct.download(f"{hub.url}/elsewhere/m.gguf", tmp_path)
     with pytest.raises(ModelDownloadError, match="no connection"):

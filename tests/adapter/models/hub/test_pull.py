@@ -82,7 +82,7 @@ def test_a_new_commit_is_pulled_beside_the_old_one(hub):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_transfer_that_breaks_off_goes_on(hub, monkeypatch, ranges):
+def test_a_transfer_that_breaks_off_continues(hub, monkeypatch, ranges):
     monkeypatch.setattr("time.sleep", lambda _seconds: None)
     hub.add("owner/repo", {"m.gguf": BIG})
     hub.drops, hub.ranges = [len(BIG) // 2, 1_000], ranges
