@@ -20,8 +20,12 @@ from adapter.grammar.gbnf.rules import (
     sequence,
 )
 from adapter.grammar.schema.json_text import JsonText
+from adapter.grammar.schema.key_tree import MAX_MEMBERS, Branches, any_of, with_member
 
 _MAX_PARTS = 60  # of a sequence: each further member would copy it
+
+
+_FEW = 32  # members of which a sampler may follow each at once
 
 
 class Member(NamedTuple):
@@ -56,22 +60,34 @@ def members_in_order(
         if members:
             body = first
             first = json.rules.add(f"{hint}-more", ("more", body), lambda: body)
+    tree: Branches = {}  # of the members just behind, where none of them must be there
+    n_in_tree, behind = 0, first
     for must, name, member in reversed(members):
         on: Expression = EMPTY
         if first is not None:
             on = sequence(json.comma, first)
             on = optional(on) if is_open else on
-        with_it, without = sequence(member, on), IMPOSSIBLE if first is None else first
         if must:
-            first, is_open = with_it, False
+            first, is_open = sequence(member, on), False
             if isinstance(first, Concatenation) and len(first.parts) > _MAX_PARTS:
-                first = json.rules.add(f"{hint}-{name}-on", ("on", with_it), lambda b=with_it: b)  # type: ignore[misc]
+                body = first
+                first = json.rules.add(f"{hint}-{name}-on", ("on", body), lambda b=body: b)  # type: ignore[misc]
+            tree, n_in_tree, behind = {}, 0, first
             continue
+        grown = None
+        if len(members) > _FEW and n_in_tree < MAX_MEMBERS:
+            grown = with_member(json.rules, hint, tree, member, on)
+        with_it = sequence(member, on) if grown is None else any_of(grown)
+        without = first if grown is None else behind
         first = json.rules.add(
             f"{hint}-{name}-on",
-            ("on", member, without, is_open),
-            lambda w=with_it, o=without: choice([w, o]),  # type: ignore[misc]
+            ("on", member, IMPOSSIBLE if first is None else first, is_open),
+            lambda w=with_it, o=without: w if o is None else choice([w, o]),  # type: ignore[misc]
         )
+        if grown is None:
+            tree, n_in_tree, behind = {}, 0, first
+        else:
+            tree, n_in_tree = grown, n_in_tree + 1
     if first is None:
         return EMPTY
     return optional(first) if is_open else first
