@@ -90,7 +90,7 @@ class Alternatives:
             ]
             merged = merging.merged(merged, rest)
         for condition in conditions:
-            union = union_of_condition(condition, self._meant)
+            union = union_of_condition(condition, self.meant)
             n_alternatives = math.prod(map(len, unions)) * len(union or ())
             if union is None or n_alternatives > MAX_OPTIONS or not self._may_add(len(union)):
                 merged = merging.merged(merged, condition)  # it is reported
@@ -120,7 +120,7 @@ class Alternatives:
         """The options of a oneOf, each without what fits another one, if that can be expressed."""
         if not self._may_overlap(options):
             return options
-        parted = exclusive_options(options, self._meant)
+        parted = exclusive_options(options, self.meant)
         if parted is None or not self._may_add(2 * len(options)):
             self._leave("oneOf")
             return options
@@ -135,7 +135,7 @@ class Alternatives:
         """Whether a text may fit several options of a oneOf. Reported if there are too many to
         compare.
         """
-        kinds = [self._meant(option) for option in options]
+        kinds = [self.meant(option) for option in options]
         n_pairs = len(kinds) * (len(kinds) - 1) // 2
         if n_pairs > MAX_COMPARED:
             self._leave(f"oneOf (more than {MAX_COMPARED} pairs of options)")
@@ -147,7 +147,7 @@ class Alternatives:
             for other in kinds[:index]
         )
 
-    def _meant(self, option: Any) -> Any:
+    def meant(self, option: Any) -> Any:
         """The schema that an option refers to, through any number of references."""
         followed: set[str] = set()
         while isinstance(option, dict) and "$ref" in option:

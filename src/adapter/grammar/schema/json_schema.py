@@ -40,6 +40,7 @@ from adapter.grammar.schema.number_texts import integer_text, number_text
 from adapter.grammar.schema.once_each import once_each
 from adapter.grammar.schema.schema_numbers import SchemaNumbers
 from adapter.grammar.schema.string_texts import StringTexts
+from adapter.grammar.schema.told import Told
 
 _HINT = 40
 """The most characters of a rule's name."""
@@ -96,7 +97,7 @@ class SchemaText:
         self._effort = effort or Effort()
         self._within: SchemaText | None = None  # what strings hold
         self._numbers = SchemaNumbers(self._effort)
-        self._unchecked: dict[str, None] = {}
+        self._told = Told(self._effort)
         self._alternatives = Alternatives(
             document, self._effort, self._leave, says_conditions=says_conditions
         )
@@ -117,7 +118,7 @@ class SchemaText:
     @property
     def unchecked(self) -> tuple[str, ...]:
         """What the grammar leaves out."""
-        return tuple(self._unchecked)
+        return tuple(self._told.all_of())
 
     def root(self) -> Rule:
         """Texts that the whole document describes.
@@ -139,9 +140,12 @@ class SchemaText:
         """Texts that all of the schemas describe."""
         self._effort.spend(20)
         key = ("schema", self._identity, frozenset([self._numbers.of(one) for one in schemas]))
+        self._told.refer(key)
         with self._effort:
             return self._json.rules.add(
-                hint[:_HINT], key, lambda: self._body(hint[:_HINT], schemas)
+                hint[:_HINT],
+                key,
+                lambda: self._told.making(key, lambda: self._body(hint[:_HINT], schemas)),
             )
 
     def _body(self, hint: str, schemas: tuple[Any, ...]) -> Expression:
@@ -160,22 +164,41 @@ class SchemaText:
         return choice(self._typed(hint, plain) for plain in self._alternatives.of(schemas))
 
     def _preferred(self, options: list[tuple[str, Any]]) -> list[Expression]:
-        """The options that a grammar expresses completely, if there are some; otherwise all."""
+        """The options, except those that are expressed only in part where others make up for them.
+
+        These others are of the same types, or numbers in the place of strings.
+        """
         found = []
-        before = self._unchecked
         for hint, option in options:
-            self._unchecked = {}
-            found.append((self.rule(hint, option), self._unchecked))
-        self._unchecked = before
-        whole = [rule for rule, unchecked in found if not unchecked]
-        if whole:
-            return [*whole]
-        for _, unchecked in found:
-            self._unchecked |= unchecked
-        return [rule for rule, _ in found]
+            with self._told.aside() as part:
+                rule = self.rule(hint, option)
+            found.append((rule, option, part, bool(self._told.all_of(part))))
+        said: set[str] = set()
+        for _, option, _, tells in found:
+            said |= set() if tells else self._types(option)
+        said |= {"string"} if "number" in said else set()
+        kept = []
+        for rule, option, part, tells in found:
+            if not tells or not self._types(option) <= said:
+                kept.append(rule)
+                self._told.add(part)
+        return [*kept]
+
+    def _types(self, option: Any) -> set[str]:
+        """The types that an option names itself. A union within it is not searched."""
+        meant = self._alternatives.meant(option)
+        if not isinstance(meant, dict):
+            return set(_ALL_TYPES)
+        plain = merging.assertions(meant)
+        if "enum" in plain:
+            return {merging.type_of(value) for value in plain["enum"]}
+        kinds = merging.types_of(plain)
+        if kinds is None:
+            return set() if plain else set(_ALL_TYPES)
+        return {*kinds, *(["integer"] if "number" in kinds else [])}
 
     def _leave(self, what: str) -> None:
-        self._unchecked[what] = None
+        self._told.leave(what)
 
     # For one schema without references and unions
 
@@ -280,7 +303,8 @@ class SchemaText:
                 HeldJsonText(self._json.rules, self._json.raw), self._document, effort=self._effort
             )
         content = self._within.rule(hint, schema["x-json"])
-        self._unchecked |= self._within._unchecked
+        for what in self._within.unchecked:
+            self._leave(what)
         return self._json.quoted(content)
 
     def _content(

@@ -137,6 +137,46 @@ def test_an_option_that_can_be_said_whole_is_preferred(tiny):
     assert not schema_fits(tiny, schema, '"-"')
 
 
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_what_one_place_drops_is_told_where_another_place_keeps_it(names):
+    kept = {"type": "string", "pattern": "^(?!-)\\d+$"}
+    either = {"anyOf": [{"type": "number"}, kept]}
+    schema = {"properties": dict(zip(names, (either, kept), strict=True))}
+    assert json_schema_grammar(json.dumps(schema)).unchecked
+    schema["properties"] = {"a": either, "b": either}
+    assert not json_schema_grammar(json.dumps(schema)).unchecked
+
+
+def test_what_a_loop_of_references_leaves_out_is_told():
+    item = {
+        "type": "object",
+        "properties": {"next": {"$ref": "#/$defs/b"}, "k": {"type": "integer"}},
+    }
+    schema = {
+        "$defs": {
+            "a": {**item, "minProperties": 1, "dependencies": {"k": ["l"], "m": ["n"]}},
+            "b": {"type": "array", "items": {"$ref": "#/$defs/a"}},
+        },
+        "properties": {
+            "x": {"anyOf": [{"type": "object"}, {"$ref": "#/$defs/a"}]},
+            "y": {"$ref": "#/$defs/b"},
+        },
+    }
+    assert "dependencies" in json_schema_grammar(json.dumps(schema)).unchecked
+
+
+@pytest.mark.parametrize("other", ["null", "boolean", "object", "integer"])
+def test_an_option_of_a_type_of_its_own_stays_though_a_part_of_it_is_told(tiny, other):
+    schema = {"anyOf": [{"type": "string", "maxLength": 5000}, {"type": other}]}
+    for one in (schema, {"properties": {"k": schema}}, {"type": "array", "items": schema}):
+        assert json_schema_grammar(json.dumps(one)).unchecked == ("maxLength",)
+    assert schema_fits(tiny, schema, '"a"')
+    either = {
+        "anyOf": [{"type": "string", "maxLength": 5000}, {"type": "string", "format": "date"}]
+    }
+    assert json_schema_grammar(json.dumps(either)).unchecked == ()
+
+
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
