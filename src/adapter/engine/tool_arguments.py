@@ -64,7 +64,7 @@ class BoundCalls:
         self.adaptations = bound.adaptations
         made = replace(
             rendered,
-            grammar=bound.grammar or rendered.grammar,
+            grammar=_ending_at_once(bound.grammar or rendered.grammar),
             parser=bound.parser or rendered.parser,
         )
         return with_call_ids(made, [tool["function"]["name"] for tool in tools])
@@ -121,6 +121,26 @@ class BoundCalls:
             # This format allows arguments in any order, and any number of them.
             adaptations += plan.required_adaptations()
         return _Bound(grammar, read.parser, tuple(adaptations))
+
+
+_CALLS = re.compile(r"\(([\w-]+(?: \| [\w-]+)*)\) space (?=\")")
+
+
+def _ending_at_once(grammar: str) -> str:
+    """The grammar without white space before what ends a call, where its parser takes none.
+
+    In the formats of GLM and Spark no tag of the function stands behind its last argument. There
+    the format's own grammar has white space, at which its parser fails.
+    """
+    rules = dict(line.split(" ::= ", 1) for line in grammar.splitlines() if " ::= " in line)
+
+    def ending(match: re.Match[str]) -> str:
+        functions = [rules.get(name, '"') for name in match[1].split(" | ")]
+        is_tight = not any(one.endswith('"') for one in functions)
+        return f"({match[1]}) " if is_tight else match[0]
+
+    tools = re.compile(r"^tool-calls? ::= .*$", re.MULTILINE)
+    return tools.sub(lambda rule: _CALLS.sub(ending, rule[0]), grammar)
 
 
 @dataclass(frozen=True)

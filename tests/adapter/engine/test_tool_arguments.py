@@ -143,6 +143,31 @@ def test_arguments_in_tags_fit_their_schema(tiny, templates):
             assert json.loads(call.arguments) == arguments
 
 
+@pytest.mark.parametrize("name", ["GLM-4.6", "GLM-4.7-Flash", "Spark2.5"])
+def test_white_space_that_a_grammar_takes_in_a_call_is_read(tiny, templates, name):
+    prompt = prompt_of(templates[name], {"type": "object", "properties": {}}, BAG, FIND)
+    thought = "" if name == "GLM-4.6" else "</think>"  # the other prompts begin one
+    found = 0
+    for space in ("", "\n", " ", "\n\n \t"):
+        argument = "<arg_key>{}</arg_key>{}<arg_value>{}</arg_value>{}"
+        for line in ("", "\n"):
+            values = [("code", "123-45"), ("share", "1")]
+            arguments = [argument.format(key, line, value, line) for key, value in values]
+            for parts in (
+                ["<tool_call>", f"find_2{line}", *arguments, space, "</tool_call>"],
+                ["<tool_call>", f"find_2{line}", space.join(arguments), "</tool_call>", space],
+                ["<tool_call>", space, f"find_2{line}", space, *arguments, "</tool_call>"],
+                ["<tool_call>", f"find_0{line}", space, "</tool_call>"],
+            ):
+                text = thought + "".join(parts)
+                if allows(tiny, prompt, text):
+                    [call] = prompt.parser.parse(text).tool_calls
+                    wanted = {"code": "123-45", "share": 1} if "find_2" in text else {}
+                    assert json.loads(call.arguments) == wanted
+                    found += 1
+    assert found > 4
+
+
 def test_the_prompt_still_shows_the_schemas(templates):
     for source in (TOOLS, templates["Qwen3-Coder"]):
         prompt = prompt_of(source, FIND)
