@@ -17,6 +17,7 @@ PAGES = {
 LINKS = {
     "](../benchmarks/": "](benchmarks/",
     "](docs/": "](",
+    "](../docs/": "](../",
     "](CONTRIBUTING.md": "](contributing.md",
 }
 

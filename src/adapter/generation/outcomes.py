@@ -49,7 +49,8 @@ class Outcomes(Generic[T]):
     def put(self, outcome: T | None) -> None:
         """Give the caller an outcome; None if the request was given up."""
         self._given.put(outcome)
-        self.wake()
+        if self._listeners:
+            self.wake()
 
     def take(self, lives: Callable[[], bool]) -> Taken[T]:
         """Return the next outcome without waiting for it; None once the request was cancelled.
@@ -64,7 +65,7 @@ class Outcomes(Generic[T]):
         if self._next is not NOT_YET:
             outcome, self._next = self._next, NOT_YET
             return outcome
-        with suppress(queue.Empty):
+        if not self._given.empty():  # no other thread takes from it
             return self._given.get_nowait()
         if self._cancelled.is_set():
             return None
