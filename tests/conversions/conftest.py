@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+from importlib.util import find_spec
 
-collect_ignore_glob = [] if importlib.util.find_spec("torch") else ["test_*.py"]
+_NEEDED = ("torch", "transformers", "sentencepiece", "safetensors", "peft", "sentence_transformers")
+
+collect_ignore_glob = [] if all(map(find_spec, _NEEDED)) else ["test_*.py"]

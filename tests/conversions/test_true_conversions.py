@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import sentencepiece
 import torch
@@ -141,7 +142,6 @@ def test_a_converted_model_is_quantized_and_answers(tokenizer, tmp_path):
 
 
 def test_an_adapter_on_its_base_equals_the_merged_weights(tokenizer, tmp_path):
-    peft = pytest.importorskip("peft")
     folder = tmp_path / "llama"
     original = write_model(folder, "llama", tokenizer)
     torch.manual_seed(1)
