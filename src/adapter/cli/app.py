@@ -157,7 +157,7 @@ def _end(number: int, _frame: object) -> None:
 
 
 def _open_closed_streams() -> None:
-    """Have something behind the numbers 0 to 2: a model's file would be the next one there."""
+    """Occupy the file descriptors 0 to 2. Otherwise a model's file might get one of them."""
     while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(opened, True)
     os.close(opened)

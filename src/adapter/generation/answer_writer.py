@@ -73,7 +73,7 @@ class AnswerWriter:
         return self._chain
 
     def run(self, seq_id: int, pos: int) -> pyllama.Run:
-        """How the answer goes on by itself: up to where there is something to decide."""
+        """How the answer may continue by itself, up to the next decision."""
         request = self._request
         return pyllama.Run(
             self._chain,

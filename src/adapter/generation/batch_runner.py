@@ -13,7 +13,7 @@ from adapter.generation.running import RunningBatch
 from adapter.generation.thread_tuner import ThreadTuner
 
 MAX_STEPS = 64
-"""The most tokens by which an answer goes on by itself."""
+"""The most tokens that an answer may continue by itself."""
 
 
 class BatchRunner:
@@ -43,7 +43,7 @@ class BatchRunner:
         self._tuner = tuner
         self._seconds = seconds
         self._n_calls = 0
-        #: What was sampled in the last call already, where answers go on by themselves.
+        #: What was sampled in the last call already, if answers continue by themselves.
         self._generated: pyllama.Generated | None = None
 
     def compute(self, parts: list[Part]) -> Iterator[Mapping[int, Part]]:
@@ -104,7 +104,7 @@ class BatchRunner:
     def _generate(
         self, cache: KVCache, outputs: Mapping[int, Part], *, alone: bool
     ) -> pyllama.Generated:
-        """Compute the batch, and go on while there is nothing to decide.
+        """Compute the batch, and continue while there is nothing to decide.
 
         Args:
             alone: whether nothing else of the batch waits to be computed.
@@ -122,7 +122,7 @@ class BatchRunner:
         )
 
     def sample(self, outputs: Mapping[int, Part]) -> Mapping[int, pyllama.Drawn]:
-        """Sample from each output whose request goes on."""
+        """Sample from each output whose request still runs."""
         generated = self._generated
         if generated is not None:
             return {output: generated[output] for output in outputs}
@@ -136,7 +136,7 @@ class BatchRunner:
         context = outputs[next(iter(chains))].slot.cache.context
         try:
             sampled = pyllama.sample_each(context, chains, n_threads=self._n_threads)
-        except Exception as error:  # a server that was lost, or no memory: who knows what they drew
+        except Exception as error:  # it is unknown which tokens were drawn
             return dict.fromkeys(chains, pyllama.Drawn([], [], error))
         return {
             output: pyllama.Drawn([], [], token)
@@ -146,7 +146,7 @@ class BatchRunner:
         }
 
     def _undo_later(self, outputs: Mapping[int, Part], error: Exception) -> list[Part]:
-        """Deal with answers that went on until a batch of them failed; return what to compute."""
+        """Handle answers that continued until a batch of them failed. Returns what to compute."""
         if isinstance(error, pyllama.DecodeCancelled):
             raise error
         parts = [

@@ -44,7 +44,7 @@ class BatchSizes:
             yield list(islice(left, size))
 
     def sizes(self, count: int) -> list[int]:
-        """The sizes of the batches in which so many sequences take the least time."""
+        """The sizes of the batches that compute this many sequences in the least time."""
         for n in range(len(self._least), count + 1):
             most = min(n, self.largest)
             # Beside a batch of each size, what the others take.

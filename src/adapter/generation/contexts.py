@@ -99,7 +99,7 @@ class Contexts:
         self._made: weakref.WeakSet[pyllama.Context] = weakref.WeakSet()
 
     def make(self, n_cells: int, count: int) -> pyllama.Context:
-        """Make a context for so many tokens and sequences."""
+        """Make a context for a number of tokens and sequences."""
         with warnings_as_info():
             context = pyllama.Context(
                 self._model,

@@ -266,7 +266,7 @@ class Trial:
         return time.perf_counter() - begin
 
     def _prepare(self, seq_ids: Sequence[int]) -> None:
-        """Have the sequences hold their first tokens, all but the one to decode."""
+        """Fill the sequences with their first tokens, all but the one to decode."""
         memory, first = self._context.memory, N_TOKENS - 1
         for seq_id in seq_ids:
             if self._n_past[seq_id] > first and memory.seq_rm(seq_id, first):

@@ -256,7 +256,7 @@ def checked_grammar(gbnf: str) -> pyllama.Grammar:
     """A grammar that has been parsed once.
 
     Raises:
-        pyllama.GrammarError: it is none.
+        pyllama.GrammarError: it is not a valid grammar.
     """
     return pyllama.Grammar(gbnf)
 

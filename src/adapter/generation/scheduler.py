@@ -54,8 +54,9 @@ IDLE_SECONDS = 5.0
 """How long an isolated scheduler keeps its context for the next request."""
 
 RUN_SECONDS = 0.008
-"""How long answers on a GPU go on without the interpreter, which other threads may keep for 5 ms
-each time that it is let go of."""
+"""How long answers on a GPU continue without the interpreter, in seconds. Each time it is released,
+other threads may keep it for 5 ms.
+"""
 
 GRACE_SECONDS, STOP_SECONDS = 1.0, 0.1
 """How many seconds a stopping thread has for its step, and how often its computation is cancelled

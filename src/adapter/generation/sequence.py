@@ -167,7 +167,7 @@ class ScheduledRequest:
         return self.request.logprobs is not None
 
     def run(self, seq_id: int) -> pyllama.Run:
-        """How it goes on by itself, in a sequence of a context."""
+        """How it may continue by itself, in a sequence of a context."""
         assert self._writer is not None
         return self._writer.run(seq_id, self.n_tokens)
 

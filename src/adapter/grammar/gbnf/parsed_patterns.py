@@ -29,8 +29,10 @@ class InvalidPattern(UnsupportedPattern):
 def parsed_pattern(pattern: str) -> Any:
     """The parts of a regular expression.
 
-    Raises InvalidPattern for what is none, and UnsupportedPattern for one that has flags, is too
-    large, or that Python reads otherwise than ECMA-262.
+    Raises:
+        InvalidPattern: it is not a regular expression.
+        UnsupportedPattern: it has flags, is too large, or means something else to Python than in
+            ECMA-262.
     """
     if len(pattern) > MAX_PATTERN:
         raise UnsupportedPattern(f"more than {MAX_PATTERN} characters")
@@ -40,7 +42,7 @@ def parsed_pattern(pattern: str) -> Any:
         raise InvalidPattern(f"no regular expression: {error}") from None
     except (RecursionError, OverflowError):
         raise UnsupportedPattern("nested too deep, or repeated too often") from None
-    except Warning as warning:  # where Python is told to raise them
+    except Warning as warning:  # if Python is set to raise them
         raise UnsupportedPattern(str(warning)) from None
     if parsed.state.flags & ~constants.SRE_FLAG_UNICODE:
         raise UnsupportedPattern("flags")

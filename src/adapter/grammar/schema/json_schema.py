@@ -34,13 +34,13 @@ from adapter.grammar.schema.formats import format_expression
 from adapter.grammar.schema.json_members import key_other_than
 from adapter.grammar.schema.json_objects import ObjectText
 from adapter.grammar.schema.json_text import HeldJsonText, JsonText
+from adapter.grammar.schema.left_out import LeftOut
 from adapter.grammar.schema.limits import Effort, require_short, too_deep
 from adapter.grammar.schema.merging import Schema, SchemaError
 from adapter.grammar.schema.number_texts import integer_text, number_text
 from adapter.grammar.schema.once_each import once_each
 from adapter.grammar.schema.schema_numbers import SchemaNumbers
 from adapter.grammar.schema.string_texts import StringTexts
-from adapter.grammar.schema.told import Told
 
 _HINT = 40
 """The most characters of a rule's name."""
@@ -97,7 +97,7 @@ class SchemaText:
         self._effort = effort or Effort()
         self._within: SchemaText | None = None  # what strings hold
         self._numbers = SchemaNumbers(self._effort)
-        self._told = Told(self._effort)
+        self._left_out = LeftOut(self._effort)
         self._alternatives = Alternatives(
             document, self._effort, self._leave, says_conditions=says_conditions
         )
@@ -118,7 +118,7 @@ class SchemaText:
     @property
     def unchecked(self) -> tuple[str, ...]:
         """What the grammar leaves out."""
-        return tuple(self._told.all_of())
+        return tuple(self._left_out.all_of())
 
     def root(self) -> Rule:
         """Texts that the whole document describes.
@@ -140,12 +140,12 @@ class SchemaText:
         """Texts that all of the schemas describe."""
         self._effort.spend(20)
         key = ("schema", self._identity, frozenset([self._numbers.of(one) for one in schemas]))
-        self._told.refer(key)
+        self._left_out.refer(key)
         with self._effort:
             return self._json.rules.add(
                 hint[:_HINT],
                 key,
-                lambda: self._told.making(key, lambda: self._body(hint[:_HINT], schemas)),
+                lambda: self._left_out.making(key, lambda: self._body(hint[:_HINT], schemas)),
             )
 
     def _body(self, hint: str, schemas: tuple[Any, ...]) -> Expression:
@@ -170,9 +170,9 @@ class SchemaText:
         """
         found = []
         for hint, option in options:
-            with self._told.aside() as part:
+            with self._left_out.aside() as part:
                 rule = self.rule(hint, option)
-            found.append((rule, option, part, bool(self._told.all_of(part))))
+            found.append((rule, option, part, bool(self._left_out.all_of(part))))
         said: set[str] = set()
         for _, option, _, tells in found:
             said |= set() if tells else self._types(option)
@@ -181,7 +181,7 @@ class SchemaText:
         for rule, option, part, tells in found:
             if not tells or not self._types(option) <= said:
                 kept.append(rule)
-                self._told.add(part)
+                self._left_out.add(part)
         return [*kept]
 
     def _types(self, option: Any) -> set[str]:
@@ -198,7 +198,7 @@ class SchemaText:
         return {*kinds, *(["integer"] if "number" in kinds else [])}
 
     def _leave(self, what: str) -> None:
-        self._told.leave(what)
+        self._left_out.leave(what)
 
     # For one schema without references and unions
 

@@ -82,7 +82,7 @@ class JsonText:
         return self.rules.add("char", ("char", self.raw, self.quote), body)
 
     def string(self, least: int = 0, most: int | None = None) -> Expression:
-        """A string of so many characters."""
+        """A string with a number of characters."""
         return self.quoted(repeat(self.character, least, most))
 
     def quoted(self, content: Expression) -> Expression:

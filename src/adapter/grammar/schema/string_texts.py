@@ -111,7 +111,7 @@ class StringTexts:
         return self._product(most)
 
     def _product(self, most: int | None) -> Expression | None:
-        """All demands at once, but for those that make it too large."""
+        """All conditions at once, except those that make it too large."""
         made: Automaton | None = None
         kept = []
         for name, demand in self._demands.items():

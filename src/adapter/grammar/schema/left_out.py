@@ -1,7 +1,7 @@
-"""What each rule of a schema leaves out.
+"""Records what each rule of a schema leaves out.
 
-A rule that is made once may be referred to from several places, of which some are dropped. So what
-a grammar leaves out is known by its rules, and of those that it does not refer to nothing is told.
+A rule that is made once may be referred to from several places, some of which are dropped. So what
+a grammar leaves out is recorded by rule, and reported only for the rules that it still refers to.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class _Part:
         self.rules: dict[Hashable, None] = {}
 
 
-class Told:
-    """Keywords that are left out, by the rules that do so."""
+class LeftOut:
+    """Keywords that are left out, by rule."""
 
     def __init__(self, effort: Effort) -> None:
         self._effort = effort
@@ -30,15 +30,15 @@ class Told:
         self._by_rule: dict[Hashable, _Part] = {}
 
     def leave(self, what: str) -> None:
-        """Note that the rule which is being made leaves something out."""
+        """Record that the rule that is being made leaves something out."""
         self._now.what[what] = None
 
     def refer(self, rule: Hashable) -> None:
-        """Note that the rule which is being made refers to another one."""
+        """Record that the rule that is being made refers to another one."""
         self._now.rules[rule] = None
 
     def making(self, rule: Hashable, body: Callable[[], Expression]) -> Expression:
-        """The body of a rule: what is noted while it is made is the rule's."""
+        """Make the body of a rule. What is recorded meanwhile belongs to the rule."""
         part = self._by_rule[rule] = _Part()
         before, self._now = self._now, part
         try:
@@ -48,7 +48,7 @@ class Told:
 
     @contextmanager
     def aside(self) -> Iterator[_Part]:
-        """What is noted meanwhile counts only where it is added."""
+        """What is recorded in the block counts only if it is added."""
         before, self._now = self._now, _Part()
         try:
             yield self._now
@@ -56,12 +56,12 @@ class Told:
             self._now = before
 
     def add(self, part: _Part) -> None:
-        """Count what was noted aside."""
+        """Count what was recorded aside."""
         self._now.what |= part.what
         self._now.rules |= part.rules
 
     def all_of(self, part: _Part | None = None) -> dict[str, None]:
-        """All that a part leaves out, with the rules that are reached from it."""
+        """Everything that a part leaves out, including the rules that it reaches."""
         todo = [self._now if part is None else part]
         found: dict[str, None] = {}
         seen: set[Hashable] = set()
