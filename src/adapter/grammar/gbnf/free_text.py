@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from adapter.grammar.gbnf.characters import NONE, PRINTABLE, Characters
 from adapter.grammar.gbnf.rules import (
@@ -95,6 +96,7 @@ def line_without(
     return rule(frozenset((index, 0) for index in range(len(markers))), may_end=may_be_empty)
 
 
+@lru_cache(maxsize=1024)  # a marker's letters are asked for again with each character of a line
 def case_spellings(letter: str) -> str:
     """The letters that re.IGNORECASE treats as equal to one."""
     found = {letter, letter.lower(), letter.upper(), letter.title(), letter.swapcase()}
