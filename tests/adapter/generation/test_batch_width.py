@@ -95,6 +95,11 @@ def test_requests_that_leave_change_no_bytes(quantized):
 
 
 def test_a_lone_answer_is_computed_in_batches_of_that_width(quantized, monkeypatch):
+    monkeypatch.setattr(
+        exactness,
+        "tried_windows",
+        lambda context, width: Windows({width: 1.0}, context.n_seq_max),
+    )
     scheduler = scheduler_of(quantized["Q4_K_M"], batch_width=4)
     scheduler.generate(request_of(tokens(1, 30)))
     sizes = sizes_of_calls(monkeypatch)
