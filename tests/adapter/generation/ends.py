@@ -70,6 +70,8 @@ def kill_after(wait, number):
     The timer is kept: if this thread dropped it last, functions of threading would be called for it
     in a callback of a weak reference, where an exception of the signal's handler is lost.
     """
+    if number == signal.SIGINT:  # which a shell has programs in the background ignore
+        signal.signal(number, signal.default_int_handler)
     globals()["timer"] = timer = threading.Timer(wait, os.kill, (os.getpid(), number))
     timer.start()
 
