@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import string
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from dspy.lm15 import (
 )
 
 import pyllama
+from adapter.engine.call_text import CallText, read_arguments
 from adapter.errors import InferenceError
 from adapter.generation.request import Delta, GenerationResult
 from adapter.generation.request import TokenLogprob as SampledToken
@@ -102,6 +102,7 @@ class AnswerStream:
         self._piece = piece
         self._text = ""
         self._message = _NO_MESSAGE
+        self._call_texts: dict[int, CallText] = {}
         self._parts: list[str | int] = []  # "thinking", "text", or the index of a tool call
 
     def push(self, delta: Delta) -> Iterator[StreamDeltaEvent]:
@@ -153,10 +154,11 @@ class AnswerStream:
         self._message = message
 
     def _call_delta(self, index: int, call: pyllama.ChatToolCall) -> ToolCallDelta:
+        arguments = self._call_texts.setdefault(index, CallText()).push(call.arguments)
         if index in self._parts:
-            return ToolCallDelta(call.arguments, self._part(index))
+            return ToolCallDelta(arguments, self._part(index))
         name = call.name or None
-        return ToolCallDelta(call.arguments, self._part(index), call.id or _new_id(), name)
+        return ToolCallDelta(arguments, self._part(index), call.id or _new_id(), name)
 
     def _part(self, part: str | int) -> int:
         if part not in self._parts:
@@ -174,14 +176,14 @@ def _parse(parser: pyllama.ChatParser, text: str, *, partial: bool) -> pyllama.C
 def _is_whole(call: pyllama.ChatToolCall) -> bool:
     """Whether a call was complete before the answer was cut off."""
     try:
-        return bool(call.name) and isinstance(json.loads(call.arguments), dict)
+        return bool(call.name) and isinstance(read_arguments(call.arguments), dict)
     except ValueError:
         return False
 
 
 def _arguments(call: pyllama.ChatToolCall) -> dict[str, object]:
     try:
-        arguments = json.loads(call.arguments or "{}")
+        arguments = read_arguments(call.arguments or "{}")
     except ValueError as error:
         raise InferenceError(
             f"the model called {call.name!r} with arguments that are no JSON: {error}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from chats import TOOLS_AND_THINKING
 from dspy.clients.engines.stream_guard import checked_stream
 from dspy.lm15 import Config, FunctionTool, Message, Request, TextPart, ThinkingPart, ToolCallPart
 from fake_generator import fake_model
+from templated import templates
 
+from adapter.engine.call_text import CallText
 from adapter.engine.config import LlamaCppConfig
 from adapter.engine.engine import LlamaCppEngine
 
@@ -112,3 +116,27 @@ def test_the_stream_adds_up_to_the_answer(answer):
         assert "".join(delta.text for delta in deltas(events, kind)) == whole
     assert events[-1].finish_reason == response.finish_reason
     assert events[-1].usage == response.usage
+
+
+@pytest.mark.download
+@pytest.mark.parametrize("name", ["LFM2-8B-A1B", "LFM2.5-8B-A1B"])
+def test_arguments_may_hold_control_characters(name):
+    tool = FunctionTool("note", "Notes.", {"type": "object", "properties": {"a": {}, "b": {}}})
+    answer = '<|tool_call_start|>[note(a="x\n\x01y", b="\\\\\t\'")]<|tool_call_end|>'
+    model = fake_model(answer, source=templates()[name])
+    engine = LlamaCppEngine(model, LlamaCppConfig(model.name, seed=1))
+    request = Request(engine.model, (Message.user("Hi"),), tools=(tool,), config=Config())
+    wanted = {"a": "x\n\x01y", "b": "\\\t'"}
+    [call] = engine.complete(request).message.parts_of(ToolCallPart)
+    assert call.input == wanted
+    events = list(checked_stream(engine.stream(request)))
+    assert json.loads("".join(one.input for one in deltas(events, "tool_call"))) == wanted
+
+
+def test_white_space_between_arguments_stays_in_a_stream():
+    text = '{\n\t"a": "x\\"\n",\r\n"b\\\\": 1}'
+    for size in range(len(text)):
+        written = CallText()
+        assert written.push(text[:size]) + written.push(text[size:]) == text.replace(
+            '\\"\n"', '\\"\\n"'
+        )
