@@ -7,11 +7,23 @@ characters in it as they are, which JSON does not allow.
 from __future__ import annotations
 
 import json
+import math
 
 
 def read_arguments(text: str) -> object:
     """The arguments that a text in JSON holds. Raises ValueError if it is not JSON."""
-    return json.loads(text, strict=False)
+    return json.loads(text, strict=False, parse_constant=_refused, parse_float=_finite)
+
+
+def _refused(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 class CallText:

@@ -11,7 +11,7 @@ from dspy.lm15 import Config, FunctionTool, Message, Request, TextPart, Thinking
 from fake_generator import fake_model
 from templated import templates
 
-from adapter.engine.call_text import CallText
+from adapter.engine.call_text import CallText, read_arguments
 from adapter.engine.config import LlamaCppConfig
 from adapter.engine.engine import LlamaCppEngine
 
@@ -140,3 +140,10 @@ def test_white_space_between_arguments_stays_in_a_stream():
         assert written.push(text[:size]) + written.push(text[size:]) == text.replace(
             '\\"\n"', '\\"\\n"'
         )
+
+
+@pytest.mark.parametrize("number", ["1e999", "-2e400", "NaN", "-Infinity"])
+def test_arguments_with_numbers_that_no_float_holds_are_the_models_fault(number):
+    with pytest.raises(ValueError, match="number"):
+        read_arguments(f'{{"a": [{number}]}}')
+    assert read_arguments('{"a": 1e300}') == {"a": 1e300}
