@@ -28,7 +28,7 @@ class Histogram:
 
     @property
     def mean(self) -> float:
-        """Their mean; 0 when there were none."""
+        """Their mean; 0 if there are none."""
         return self.total / self.count if self.count else 0.0
 
 
@@ -36,19 +36,20 @@ class Histogram:
 class MetricsSnapshot:
     """The counts and histograms of one moment.
 
-    prompt_tokens         tokens of prompts that were computed
-    cached_tokens         tokens of prompts that were not, because they were in memory
-    output_tokens         tokens that were sampled by requests that came to their end
-    requests              how many came to their end
-    running               requests that have a sequence
-    waiting               requests that wait for one
-    kv_tokens             tokens that sequences hold in memory, for requests or for the next ones
-    kv_cells              tokens that there is memory for
-    queue_seconds         time until a request got a sequence
-    first_token_seconds   time until its first token
-    request_seconds       time until its end
-    tokens_per_second     of a request, from its arrival on
-    batch_size            sequences decoded at once
+    Attributes:
+        prompt_tokens: tokens of prompts that were computed.
+        cached_tokens: tokens of prompts that were not computed, because they were in memory.
+        output_tokens: tokens that were sampled by requests that have ended.
+        requests: how many have ended.
+        running: requests that have a slot.
+        waiting: requests that wait for one.
+        kv_tokens: tokens that sequences hold in memory, for their requests or for later ones.
+        kv_cells: tokens that there is memory for.
+        queue_seconds: time until a request got a slot.
+        first_token_seconds: time until its first token.
+        request_seconds: time until its end.
+        tokens_per_second: of a request, from its arrival on.
+        batch_size: sequences decoded at once.
     """
 
     prompt_tokens: int

@@ -1,4 +1,4 @@
-"""What a generator is asked for and what it gives back."""
+"""The values that go into a generator, and those that come out of it."""
 
 from __future__ import annotations
 
@@ -19,29 +19,31 @@ from adapter.generation.token_count import TokenCount
 FinishReason = Literal["stop", "length"]
 
 Execution = Literal["batched", "isolated"]
-"""Together with other requests, or one at a time, in a context of its own."""
+"""Together with other requests, or one at a time in a context of its own."""
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """One completion to compute.
 
-    prompt            token ids, at least one
-    max_tokens        at least 1; how many tokens may be sampled
-    seed              0 to 2**32 - 2; the same request with the same seed gives the same bytes
-    stop              texts that end the completion; the one found is not part of it
-    turn_stops        texts that end it, too, where no grammar holds, or the grammar lets it end
-    constraint        a grammar to follow
-    completes         whether an answer that follows a grammar is completed within max_tokens, by
-                      ending its texts and lists in time, rather than cut off
-    preserved_tokens  special tokens whose text is part of the completion, as others' is not
-    logprobs          how many of the likeliest tokens to give beside each sampled one, and the
-                      log-probabilities of all; None for none
-    timeout           seconds that it may take from its arrival on; None for any time
-    reasoning_budget  where the model's reasoning is to end at the latest
-    streamed          whether each piece of text is given at once; if not, all come as one at the
-                      end, and no thread is woken for each
-    taken             the tokens that it has taken so far, counted while it is computed
+    Attributes:
+        prompt: token ids, at least one.
+        max_tokens: how many tokens may be sampled, at least 1.
+        seed: 0 to 2**32 - 2. The same request with the same seed gives the same bytes.
+        stop: texts that end the completion. The one found is not part of it.
+        turn_stops: texts that end it as well, unless a grammar does not allow an end there.
+        constraint: a grammar to follow.
+        completes: whether an answer that follows a grammar is completed within max_tokens, by
+            ending its texts and lists in time, instead of being cut off.
+        preserved_tokens: special tokens whose text is part of the completion. That of others is
+            not.
+        logprobs: how many of the likeliest tokens to report beside each sampled one, with the
+            log-probabilities of all; None for no log-probabilities.
+        timeout: seconds that it may take, counted from its arrival; None for no limit.
+        reasoning_budget: where the model's reasoning ends at the latest.
+        streamed: whether each piece of text is given at once. Otherwise all pieces come as one at
+            the end, and no thread is woken for each.
+        taken: counts the tokens that it has taken while it is computed.
     """
 
     prompt: tuple[int, ...]
@@ -64,8 +66,9 @@ class GenerationRequest:
 class TokenLogprob:
     """A sampled token's log-probability, by the model's logits before any sampler.
 
-    top_tokens    int32 array of the likeliest tokens, likeliest first
-    top_logprobs  float64 array of theirs
+    Attributes:
+        top_tokens: int32 array of the likeliest tokens, likeliest first.
+        top_logprobs: float64 array of their log-probabilities.
     """
 
     token: int
@@ -95,8 +98,10 @@ class TokenLogprob:
 class Delta:
     """A piece of a completion: whole characters, and the tokens that finished them.
 
-    logprobs are those of the tokens whose text has been shown whole, where they were asked for. A
-    token in which a stop text begins has none, and logprobs_complete is False then.
+    Attributes:
+        logprobs: those of the tokens whose text has been shown completely, if they were requested.
+        logprobs_complete: False if a stop text begins within a token, which has no log-probability
+            then.
     """
 
     text: str
@@ -106,7 +111,7 @@ class Delta:
 
 
 def joined(deltas: Sequence[Delta]) -> Delta:
-    """One piece in place of one or more that follow each other."""
+    """Join consecutive pieces, at least one."""
     return Delta(
         "".join(delta.text for delta in deltas),
         tuple(chain.from_iterable(delta.token_ids for delta in deltas)),
@@ -117,14 +122,17 @@ def joined(deltas: Sequence[Delta]) -> Delta:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """A whole completion.
+    """A complete completion.
 
-    finish_reason is "stop" at the model's end of turn, a stop text or the end of a grammar that was
-    to be completed, "length" at max_tokens or the end of the context. cache_read_tokens counts the
-    prompt tokens that were not computed anew, out of prompt_tokens. token_ids are all that were
-    sampled, a stop text's too; logprobs are those of the text's tokens. shortened names the rules
-    of the grammar, place by place, in which max_tokens kept the answer from going on as it would
-    have.
+    Attributes:
+        token_ids: all that were sampled, including those of a stop text.
+        prompt_tokens: tokens of the prompt.
+        finish_reason: "stop" at the model's end of turn, a stop text or the end of a grammar that
+            was to be completed; "length" at max_tokens or the end of the context.
+        cache_read_tokens: the tokens among prompt_tokens that were cached.
+        logprobs: those of the text's tokens.
+        shortened: for each place where max_tokens shortened the answer, the rules of the grammar
+            there.
     """
 
     text: str
@@ -158,15 +166,16 @@ class Generator(Protocol):
     ) -> ScoringResult | None:
         """Return how likely each continuation is, or None once ``cancelled`` is set.
 
-        Raises ContextTooLongError before any work when a continuation leaves the context.
+        Raises:
+            ContextTooLongError: a continuation does not fit the context. Nothing was computed.
         """
 
     def submit(
         self, request: GenerationRequest, cancelled: threading.Event | None = None
     ) -> Pending[Delta | GenerationResult]:
-        """Return what ``stream`` yields, without waiting for it. It is to be closed."""
+        """Return what ``stream`` yields, without waiting for it. It must be closed."""
 
     def submit_scoring(
         self, request: ScoringRequest, cancelled: threading.Event | None = None
     ) -> Pending[ScoringResult]:
-        """Return what ``score`` returns, without waiting for it. It is to be closed."""
+        """Return what ``score`` returns, without waiting for it. It must be closed."""

@@ -22,12 +22,13 @@ KEPT_GRAMMARS = 64
 class Constraint:
     """A grammar that a completion must follow.
 
-    gbnf              llama.cpp's form of it, whose root is "root"
-    trigger_patterns  regular expressions; the grammar applies from the first match on
-    trigger_tokens    tokens from which on it applies; with neither it applies at once
-    prefix            tokens at the prompt's end that belong to what the grammar describes
-    shown             control tokens that it may name: the answer shows their names, or needs none.
-                      Of no other token does it take the name for text
+    Attributes:
+        gbnf: the grammar, with the root "root".
+        trigger_patterns: regular expressions. The grammar applies from the first match on.
+        trigger_tokens: tokens from which on it applies. Without any trigger it applies at once.
+        prefix: tokens at the prompt's end that belong to what the grammar describes.
+        shown: control tokens that it may name: the answer shows their names, or needs none. It does
+            not read the name of any other token as text.
     """
 
     gbnf: str
@@ -46,10 +47,11 @@ class Constraint:
 class ReasoningBudget:
     """How many tokens a model may reason for before it answers.
 
-    start     the tokens that begin its reasoning
-    ends      sequences of tokens that end it; once the budget is spent, the first one is written
-    n_tokens  0 or more; how many tokens come between the two
-    started   whether the prompt ends within the reasoning
+    Attributes:
+        start: the tokens that begin its reasoning.
+        ends: sequences of tokens that end it. When the budget is spent, the first one is written.
+        n_tokens: how many tokens may come between the two, 0 or more.
+        started: whether the prompt ends within the reasoning.
     """
 
     start: tuple[int, ...]
@@ -59,7 +61,7 @@ class ReasoningBudget:
 
 
 MAX_LAST_N = 2**24
-"""Tokens that a sampler can look back on; it allocates as many at once."""
+"""Tokens that a sampler can look back on. It allocates memory for all of them."""
 
 MAX_TOP_K = 2**31 - 1
 
@@ -220,11 +222,11 @@ def sampler_chain(
 def reasoning_budget_sampler(
     vocab: pyllama.Vocab, budget: ReasoningBudget, *, once: bool = False
 ) -> pyllama.ReasoningBudgetSampler:
-    """What ends the model's reasoning when its budget is spent.
+    """The sampler that ends the model's reasoning when its budget is spent.
 
     Args:
-        once: whether there is reasoning at the answer's beginning only, as where the rest follows a
-            grammar.
+        once: whether there is reasoning only at the beginning of the answer, as when the rest
+            follows a grammar.
     """
     return pyllama.ReasoningBudgetSampler(
         vocab,

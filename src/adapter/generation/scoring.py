@@ -29,11 +29,12 @@ MAX_BRANCHES = 32
 class ScoringRequest:
     """Continuations to score after one prompt.
 
-    prompt         token ids, at least one
-    continuations  at least one; the token ids of each, which may be none
-    ends           tokens that end the continuation: those at which a generator would stop
-    timeout        seconds that it may take from its arrival on; None for any time
-    taken          the tokens that it has taken so far, counted while it is computed
+    Attributes:
+        prompt: token ids, at least one.
+        continuations: the token ids of each, at least one; a continuation may be empty.
+        ends: tokens that end the continuation: those at which a generator would stop.
+        timeout: seconds that it may take, counted from its arrival; None for no limit.
+        taken: counts the tokens that it has taken while it is computed.
     """
 
     prompt: tuple[int, ...]
@@ -45,10 +46,11 @@ class ScoringRequest:
 
 @dataclass(frozen=True)
 class Score:
-    """Natural log-probabilities of one continuation, by the model's logits as they are.
+    """Natural log-probabilities of one continuation, by the model's logits.
 
-    tokens  of each of its tokens, given the prompt and the tokens before it
-    end     of ending there: of all of the request's ``ends`` together
+    Attributes:
+        tokens: of each of its tokens, given the prompt and the tokens before it.
+        end: of ending there: of all of the request's ``ends`` together.
     """
 
     tokens: tuple[float, ...]
@@ -63,8 +65,9 @@ class Score:
 class ScoringResult:
     """The score of each continuation, in their order.
 
-    cache_read_tokens counts the prompt tokens that were not computed anew, out of prompt_tokens;
-    n_computed are the tokens of the continuations that were computed.
+    Attributes:
+        cache_read_tokens: the tokens among prompt_tokens that were cached.
+        n_computed: tokens of the continuations that were computed.
     """
 
     scores: tuple[Score, ...]
