@@ -49,7 +49,7 @@ VALUES = {
     *("Backend", "BackendBuild", "BackendPackage", "Candidates", "ChatCapabilities", "ChatMessage"),
     *("ChatMessageDiff", "ChatToolCall", "Detokenizer", "Device", "DeviceMemory", "Grammar"),
     *("GrammarTrigger", "MemoryFit", "MemoryUse", "Performance", "PythonSampler", "Quantization"),
-    *("RenderedChat", "SamplerPerf", "TensorInfo", "ContextParams"),
+    *("RenderedChat", "SamplerPerf", "TensorInfo", "ContextParams", "Run", "Drawn", "Generated"),
 }
 
 

@@ -42,11 +42,15 @@ def _described(
 def _in_words(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A plain schema of an object, in which nothing that a template shows is an array."""
     plain = _plain(schema, schema, 0)
-    for name, one in plain.get("properties", {}).items():
+    properties = plain.get("properties")
+    if not isinstance(properties, dict):
+        return plain
+    for name, one in properties.items():
         if _has_array(one):
-            text = json.dumps(one, ensure_ascii=False)
-            parts = [one.get("description"), f"JSON of this schema: {text}"]
-            plain["properties"][name] = {"description": ". ".join(filter(None, parts))}
+            given = one.get("description")
+            parts = [given] if given and isinstance(given, str) else []
+            parts.append(f"JSON of this schema: {json.dumps(one, ensure_ascii=False)}")
+            properties[name] = {"description": ". ".join(parts)}
     return plain
 
 

@@ -102,3 +102,28 @@ def test_every_template_with_tools_can_show_an_array():
                 continue
         else:
             pytest.fail(f"{name} cannot show {TOOL}")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"type": "object", "properties": "x"}, {"type": "object", "properties": "x"}),
+        ({"properties": [1]}, {"type": "object", "properties": [1]}),
+        (
+            {"properties": {"a": {"type": "array", "description": 5}}},
+            {
+                "type": "object",
+                "properties": {
+                    "a": {
+                        "description": "JSON of this schema: "
+                        '{"type": "array", "description": 5, "items": {"type": "string"}}'
+                    }
+                },
+            },
+        ),
+    ],
+)
+def test_what_is_no_schema_is_shown_as_it_is(parameters, expected):
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    (shown,) = without_arrays([tool])
+    assert shown["function"]["parameters"] == expected
