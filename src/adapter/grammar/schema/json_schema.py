@@ -179,7 +179,8 @@ class SchemaText:
         said |= {"string"} if "number" in said else set()
         kept = []
         for rule, option, part, tells in found:
-            if not tells or not self._types(option) <= said:
+            types = self._types(option)
+            if not tells or not types or not types <= said:
                 kept.append(rule)
                 self._left_out.add(part)
         return [*kept]

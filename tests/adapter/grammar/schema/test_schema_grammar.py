@@ -165,6 +165,14 @@ def test_what_a_loop_of_references_leaves_out_is_told():
     assert "dependencies" in json_schema_grammar(json.dumps(schema)).unchecked
 
 
+def test_unions_within_unions_stay_where_each_is_told_in_part(tiny):
+    told = {"anyOf": [{"type": "string", "maxLength": 5000}, {"type": "array", "contains": True}]}
+    for other in ({"$ref": "#/$defs/a"}, {"type": "null"}):
+        schema = {"anyOf": [{"oneOf": [told, other]}, other], "$defs": {"a": told}}
+        assert json_schema_grammar(json.dumps(schema)).unchecked
+        assert schema_fits(tiny, schema, '"a"')
+
+
 @pytest.mark.parametrize("other", ["null", "boolean", "object", "integer"])
 def test_an_option_of_a_type_of_its_own_stays_though_a_part_of_it_is_told(tiny, other):
     schema = {"anyOf": [{"type": "string", "maxLength": 5000}, {"type": other}]}
