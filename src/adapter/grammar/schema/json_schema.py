@@ -177,6 +177,7 @@ class SchemaText:
         for _, option, _, tells in found:
             said |= set() if tells else self._types(option)
         said |= {"string"} if "number" in said else set()
+        said -= {"object", "array"}  # one kind of these says nothing of another
         kept = []
         for rule, option, part, tells in found:
             types = self._types(option)

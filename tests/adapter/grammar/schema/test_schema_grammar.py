@@ -165,6 +165,17 @@ def test_what_a_loop_of_references_leaves_out_is_told():
     assert "dependencies" in json_schema_grammar(json.dumps(schema)).unchecked
 
 
+def test_a_kind_of_object_stays_though_another_kind_can_be_said_whole(tiny):
+    kinds = [
+        {"properties": {"kind": {"const": one}, "of": of}, "required": ["kind", "of"]}
+        for one, of in (("a", {"type": "string", "maxLength": 5000}), ("b", {"type": "null"}))
+    ]
+    for schema in ({"oneOf": kinds}, {"anyOf": kinds}):
+        assert json_schema_grammar(json.dumps(schema)).unchecked == ("maxLength",)
+        assert schema_fits(tiny, schema, '{"kind": "a", "of": "x"}')
+        assert schema_fits(tiny, schema, '{"kind": "b", "of": null}')
+
+
 def test_unions_within_unions_stay_where_each_is_told_in_part(tiny):
     told = {"anyOf": [{"type": "string", "maxLength": 5000}, {"type": "array", "contains": True}]}
     for other in ({"$ref": "#/$defs/a"}, {"type": "null"}):
