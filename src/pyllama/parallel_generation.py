@@ -85,6 +85,8 @@ class Generated:
             chain, message = self._runs[output].chain, to_str(struct.message)
             error = chain._draw_error(struct.refusal, struct.caught, message)
         n = struct.n_tokens
+        if not n:
+            return Drawn([], [], error)
         return Drawn(ffi.unpack(struct.tokens, n), ffi.unpack(struct.may_end, n), error)
 
     def _fill(self, context: Context, max_steps: int) -> Pointer[pyllama_run]:

@@ -149,11 +149,15 @@ class BatchRunner:
         """Handle answers that continued until a batch of them failed. Returns what to compute."""
         if isinstance(error, pyllama.DecodeCancelled):
             raise error
-        parts = [
-            part._replace(begin=part.sequence.n_past, end=part.sequence.n_tokens)
-            for part in outputs.values()
-            if part.slot.sequence is part.sequence
-        ]
+        parts = []
+        for part in outputs.values():
+            sequence = part.sequence
+            if part.slot.sequence is sequence:
+                if sequence.n_past == sequence.n_tokens:  # nothing was sampled after its last token
+                    sequence.n_past -= 1
+                if sequence.state == "prefilling":
+                    self._running.prefilling.append(part.slot)
+                parts.append(part._replace(begin=sequence.n_past, end=sequence.n_tokens))
         return self._undo(parts, error) if parts else []
 
     def _undo(self, parts: list[Part], error: Exception) -> list[Part]:

@@ -133,6 +133,29 @@ def test_answers_that_went_on_until_a_batch_failed(models, monkeypatch):
     scheduler.close()
 
 
+def test_outputs_that_could_not_be_read_are_computed_again(models, monkeypatch):
+    """The batch was computed, and nothing was sampled from it."""
+    generate_each, failed = pyllama.generate_each, []
+
+    def failing_once(context, batch, runs, **options):
+        if failed or len(runs) < 2:
+            return generate_each(context, batch, runs, **options)
+        pyllama.Context.decode(context, batch)
+        failed.append(len(runs))
+        generated = pyllama.Generated(runs)
+        generated.n_steps, generated.error = 1, pyllama.NativeError("decode: no output")
+        return generated
+
+    scheduler = scheduler_of(models["llama"], **AS_ON_GPUS)
+    requests = [replace(endless(seed), max_tokens=60) for seed in range(3)]
+    with monkeypatch.context() as patch, ThreadPoolExecutor(3) as threads:
+        patch.setattr(pyllama, "generate_each", failing_once)
+        found = list(threads.map(scheduler.generate, requests))
+    assert failed
+    assert [result.completion_tokens for result in found] == [60] * 3
+    scheduler.close()
+
+
 @pytest.mark.parametrize("name", ["mamba", "jamba", "gemma2"])
 def test_what_cannot_be_cut_back_is_computed_anew_in_the_same_calls(models, name, monkeypatch):
     """Prompt, sampled tokens and forced ones, each as before: the bytes stay."""
