@@ -36,6 +36,11 @@ class Detokenizer:
         self._held = data[length:]
         return text
 
+    @property
+    def held(self) -> bytes:
+        """The bytes that are held back."""
+        return self._held
+
     def flush(self) -> str:
         """End the stream: what is still held back, as U+FFFD."""
         held, self._held = self._held, b""

@@ -32,6 +32,7 @@ class Run:
         pos: the position of the token that is sampled first.
         max_tokens: the most tokens to sample, at least 1.
         stops: texts after which it pauses: a token that completes one is its last.
+        text: the end of its text so far, where a stop text may have begun.
         pauses_where_forced: whether it pauses where the grammar leaves no choice about the text.
         tells_ends: whether to find out after each token if the text may end there, by its grammar.
     """
@@ -41,6 +42,7 @@ class Run:
     pos: int
     max_tokens: int
     stops: tuple[str, ...] = ()
+    text: bytes = b""
     pauses_where_forced: bool = False
     tells_ends: bool = False
 
@@ -99,13 +101,17 @@ class Generated:
             if run.tells_ends and grammar is not None:
                 struct.eog = grammar._eog
             struct.pauses_where_forced = run.pauses_where_forced
-            texts = [ffi.new("char[]", stop.encode()) for stop in run.stops]
-            stops = ffi.new("char *[]", texts)
-            struct.stops, struct.n_stops = stops, len(texts)
+            # A text that is not valid Unicode is never found.
+            encoded = [stop.encode("utf-8", "surrogatepass") for stop in run.stops]
+            texts = [ffi.new("char[]", stop) for stop in encoded]
+            stops, sizes = ffi.new("char *[]", texts), ffi.new("size_t[]", list(map(len, encoded)))
+            struct.stops, struct.stop_sizes, struct.n_stops = stops, sizes, len(texts)
+            text = ffi.new("char[]", run.text)
+            struct.text, struct.text_size = text, len(run.text)
             tokens = ffi.new("llama_token[]", struct.n_max)
             may_end = ffi.new("bool[]", struct.n_max)
             struct.tokens, struct.may_end = tokens, may_end
-            self._kept += [*texts, stops, tokens, may_end]
+            self._kept += [*texts, stops, sizes, text, tokens, may_end]
         return self._structs
 
 
@@ -191,8 +197,10 @@ def _checked(runs: Mapping[int, Run]) -> dict[int, Run]:
         integer("seq_id", run.seq_id, 0, INT32_MAX)
         integer("max_tokens", run.max_tokens, 1, INT32_MAX)
         integer("pos", run.pos, 0, MAX_POS - min(run.max_tokens, MAX_STEPS))
-        if not all(isinstance(stop, str) and stop and "\0" not in stop for stop in run.stops):
-            raise ValueError(f"stops must be texts without null characters, got {run.stops!r}")
+        if not all(isinstance(stop, str) and stop for stop in run.stops):
+            raise ValueError(f"stops must be texts that are not empty, got {run.stops!r}")
+        if not isinstance(run.text, bytes):
+            raise TypeError(f"text must be bytes, got {run.text!r}")
         asked[integer("output", output, 0, INT32_MAX)] = run
     for keys in ([id(run.chain) for run in asked.values()], [run.seq_id for run in asked.values()]):
         if len(set(keys)) < len(asked):

@@ -127,6 +127,28 @@ def test_it_pauses_at_a_stop_text(tiny):
     assert stop not in "".join(shown[:-1])
 
 
+@pytest.mark.parametrize(
+    ("stop", "text", "piece", "n_drawn"),
+    [
+        ("xy", b"x", "y", 1),
+        ("yx", b"x", "y", N_STEPS),
+        ("\u20ac", b"\xe2\x82", "\u20ac", 1),  # the last byte of a character
+        ("\0", b"", "\0", 1),
+        ("\ud800", b"", "x", N_STEPS),
+        ("xy", b"", "<unk>", 1),  # it shows no text, so the stop text may be around it
+    ],
+)
+def test_it_finds_any_stop_text_that_began_before(tiny, stop, text, piece, n_drawn):
+    """The sequence goes on with one token again and again."""
+    *_, token = tiny.vocab.tokenize(piece, add_special=False, parse_special=True)
+    chain = SamplerChain([Sampler.logit_bias(tiny.vocab, {token: 1e6}), Sampler.greedy()])
+    with context_of(tiny) as context:
+        run = Run(chain, 0, 1, N_STEPS, stops=(stop,), text=text)
+        batch = Batch.from_tokens([5])
+        generated = generate_each(context, batch, {0: run}, max_steps=N_STEPS, seconds=60)
+    assert generated[0].tokens == [token] * n_drawn
+
+
 def test_it_pauses_where_text_is_forced_and_tells_where_it_may_end(tiny):
     grammar = 'root ::= "a" [b-c] "hello world"? '
     with context_of(tiny) as context:
@@ -238,7 +260,7 @@ def test_refused(tiny):
         ):
             with pytest.raises(ValueError, match=message):
                 generate_each(context, batch, runs)
-        for runs in ({0: chain}, [run], {"0": run}):
+        for runs in ({0: chain}, [run], {"0": run}, {0: Run(chain, 0, 1, 4, text="")}):
             with pytest.raises(TypeError):
                 generate_each(context, batch, runs)
         for options in ({"max_steps": 0}, {"seconds": -1.0}, {"n_threads": 0}):

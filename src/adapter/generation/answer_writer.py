@@ -81,6 +81,7 @@ class AnswerWriter:
             pos,
             self._max_tokens - len(self.tokens),
             stops=request.stop + request.turn_stops,
+            text=self._completion.hidden,
             pauses_where_forced=request.logprobs is None,
             tells_ends=self._asks_for_ends,
         )

@@ -76,6 +76,11 @@ class Completion:
             self.finish_reason = "length"
         return self._delta(text) if text else None
 
+    @property
+    def hidden(self) -> bytes:
+        """The end of its text that is not shown yet, since a stop text may begin there."""
+        return self._stop.pending.encode() + self._detokenizer.held
+
     def finish(self, *, cache_read_tokens: int = 0) -> tuple[Delta | None, GenerationResult]:
         """The rest of the text, and the result."""
         assert self.finish_reason is not None

@@ -48,6 +48,11 @@ class StopMatcher:
             return shown
         return self._show(len(self._pending) - self._beginning_of_stop())
 
+    @property
+    def pending(self) -> str:
+        """The text that is kept back."""
+        return self._pending
+
     def flush(self) -> str:
         """Return the pending text once no more comes."""
         shown, self._pending = self._pending, ""

@@ -215,7 +215,10 @@ class pyllama_run:
     eog: int
     pauses_where_forced: bool
     stops: Pointer[Pointer[bytes]]
+    stop_sizes: Pointer[int]
     n_stops: int
+    text: Pointer[bytes]
+    text_size: int
     tokens: Pointer[int]
     may_end: Pointer[bool]
     n_tokens: int

@@ -13,6 +13,7 @@
 #include <chrono>
 #include <cstring>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace {
@@ -22,6 +23,9 @@ constexpr int32_t ABORTED = 2;
 
 // One in so many may have paused, and wait for the others, before all are handed back.
 constexpr size_t ONE_PAUSED_OF = 16;
+
+// Tokens that may stand within a stop text, as they are no part of the text that is shown.
+constexpr int WITHOUT_TEXT = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN;
 
 std::string piece(const llama_vocab * vocab, llama_token token) {
     std::string   text(32, '\0');
@@ -37,9 +41,11 @@ std::string piece(const llama_vocab * vocab, llama_token token) {
 class sequence {
   public:
     sequence(pyllama_run & run, const llama_vocab * vocab)
-        : run_(run), vocab_(vocab), grammar_(pyllama::grammar_of(*run.chain)) {
+        : run_(run), vocab_(vocab), grammar_(pyllama::grammar_of(*run.chain)),
+          end_(run.text, run.text_size) {
         for (int32_t i = 0; i < run.n_stops; i++) {
-            longest_ = std::max(longest_, std::strlen(run.stops[i]));
+            stops_.emplace_back(run.stops[i], run.stop_sizes[i]);
+            longest_ = std::max(longest_, run.stop_sizes[i]);
         }
     }
 
@@ -79,15 +85,15 @@ class sequence {
 
     // Whether one of its stop texts may have come: Python looks closer.
     bool stops_with(llama_token token) {
-        if (run_.n_stops == 0) {
+        if (stops_.empty()) {
             return false;
         }
         end_ += piece(vocab_, token);
-        const bool found = std::any_of(run_.stops, run_.stops + run_.n_stops, [&](const char * stop) {
+        const bool found = std::any_of(stops_.begin(), stops_.end(), [&](std::string_view stop) {
             return end_.find(stop) != std::string::npos;
         });
         end_.erase(0, end_.size() - std::min(end_.size(), longest_));
-        return found || llama_vocab_is_control(vocab_, token);
+        return found || (llama_vocab_get_attr(vocab_, token) & WITHOUT_TEXT) != 0;
     }
 
     bool is_forced() const {
@@ -101,6 +107,8 @@ class sequence {
     std::string         end_; // of its text
     size_t              longest_ = 0;
     bool                goes_on_ = true;
+
+    std::vector<std::string_view> stops_;
 };
 
 // A batch of one token of each sequence.

@@ -103,7 +103,10 @@ typedef struct pyllama_run {
     llama_token          eog;    // whether it may come next is told for each token; < 0: it is not
     bool                 pauses_where_forced;
     const char * const * stops;
+    const size_t *       stop_sizes;
     int32_t              n_stops;
+    const char *         text; // the end of what came before, where a stop text may have begun
+    size_t               text_size;
     llama_token *        tokens;
     bool *               may_end;
     int32_t              n_tokens;
