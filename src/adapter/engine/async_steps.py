@@ -36,6 +36,7 @@ class StepThreads:
     """The threads of one engine. They start when they are first needed."""
 
     def __init__(self) -> None:
+        self._closed = False
         self._make()
 
     def _make(self) -> None:
@@ -44,9 +45,10 @@ class StepThreads:
         self._first = ThreadPoolExecutor(PREPARING, thread_name_prefix="llamacpp-async")
         self._later = ThreadPoolExecutor(1, thread_name_prefix="llamacpp-async-steps")
         self._started = False
+        self._answers: set[object] = set()  # whose steps are not all taken
 
-    def begin(self, work: Callable[[], object]) -> None:
-        """Have the first steps of an answer taken.
+    def begin(self, answer: object, work: Callable[[], object]) -> None:
+        """Have the first steps of an answer taken. ``ended`` must be called after the last.
 
         If no thread can be started, a thread that starts later may still take them.
 
@@ -60,8 +62,10 @@ class StepThreads:
             if not self._started:
                 self._later.submit(int)  # now, so that the scheduler's thread never has to start it
                 self._started = True
+            self._answers.add(answer)
             self._first.submit(work)
         except (RuntimeError, MemoryError) as error:
+            self._answers.discard(answer)
             if "shutdown" in str(error):  # the program ends
                 raise
             raise TransientError(f"no thread for an async call: {error}") from error
@@ -75,10 +79,20 @@ class StepThreads:
         """
         self._later.submit(work)
 
+    def ended(self, answer: object) -> None:
+        """Note that no more steps of an answer are to be taken."""
+        self._answers.discard(answer)
+        self._end_if_idle()
+
     def close(self) -> None:
-        """End the threads once they have nothing to do."""
-        self._first.shutdown(wait=False)
-        self._later.shutdown(wait=False)
+        """End the threads after the last step of the answers that were begun."""
+        self._closed = True
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self._closed and not self._answers:
+            self._first.shutdown(wait=False)
+            self._later.shutdown(wait=False)
 
 
 class AsyncAnswer(Generic[T]):
@@ -112,7 +126,7 @@ class AsyncAnswer(Generic[T]):
         """Return the next part of the answer; None at its end."""
         if not self._begun:
             with self._errors():
-                self._threads.begin(self._go_on)
+                self._threads.begin(self, self._go_on)
             self._begun = True
             self._look_later()
         part = await self._parts.get()
@@ -151,13 +165,16 @@ class AsyncAnswer(Generic[T]):
             # All steps share one context: a step sees what an earlier one set.
             pending = self._context.run(self._take_steps)
             self._pending = pending
-            if pending is not None:
+            if pending is None:
+                self._threads.ended(self)
+            else:
                 # Last: from here on another thread may take steps.
                 pending.listen(lambda: self._threads.go_on(self._go_on))
                 if self._cancelled.is_set():
                     pending.wake()
         except BaseException as error:  # such as a MemoryError
             self._give(error)
+            self._threads.ended(self)
             self._steps.close()
 
     def _take_steps(self) -> Pending[Any] | None:

@@ -18,6 +18,7 @@ from fake_generator import fake_model
 from adapter.engine import async_steps
 from adapter.engine.async_engine import AsyncLlamaCppEngine
 from adapter.errors import ResourceError
+from adapter.generation.outcomes import Outcomes
 from adapter.generation.pending import NOT_YET, Pending
 from adapter.models.pool import ModelPool
 
@@ -216,6 +217,43 @@ def test_a_call_that_is_cancelled_while_it_waits_ends_its_request(way, silent):
             await task
 
     asyncio.run(main())
+    assert pending.closed.wait(60)
+
+
+class Held(Silent):
+    """A request whose caller is not called back before the test lets it be."""
+
+    def __init__(self):
+        super().__init__()
+        self.opened = threading.Event()
+        self._outcomes = Outcomes(None, threading.Event())
+
+    def listen(self, ready):
+        self.listens.set()
+        assert self.opened.wait(60)
+        self._outcomes.listen(ready)
+
+    def wake(self):
+        self._outcomes.wake()
+
+
+def test_a_call_that_is_cancelled_as_the_twin_closes_ends_its_request():
+    """Its threads stay until its last step, though the caller is gone."""
+    model, pending = fake_model("x"), Held()
+    model.generator.submit = lambda _request, _cancelled: pending
+    engine = engine_of(model)
+    twin = AsyncLlamaCppEngine(engine)
+
+    async def main():
+        task = asyncio.ensure_future(twin.complete(request_to(engine)))
+        assert await asyncio.to_thread(pending.listens.wait, 60)
+        await twin.aclose()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    pending.opened.set()
     assert pending.closed.wait(60)
 
 
