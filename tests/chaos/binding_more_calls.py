@@ -170,9 +170,9 @@ def generate_many(world: World, draw: random.Random) -> None:
             pauses_where_forced=draw.random() < 0.5,
             tells_ends=draw.random() < 0.5,
         )
-    steps, threads = draw.choice([1, 2, 9, 60]), draw.choice([None, 1, 2, 4])
+    steps, threads = odd(draw, draw.choice([1, 2, 9, 60])), draw.choice([None, 1, 2, 4])
     generated = pyllama.generate_each(
-        context, batch, runs, max_steps=odd(draw, steps), seconds=odd(draw, 1), n_threads=threads
+        context, batch, runs, max_steps=steps, seconds=odd(draw, 1), n_threads=threads
     )
     for output in runs:
         assert len(generated[output].tokens) <= steps

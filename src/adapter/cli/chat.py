@@ -193,7 +193,7 @@ def load(conversation: Conversation, path: Path) -> None:
     in_turn = roles == ["user", "assistant"] * (len(turns) // 2)
     if not is_list or not in_turn or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{path} holds no conversation: a list of messages with role and content")
-    conversation.system, conversation.turns = system, turns
+    conversation.system, conversation.turns = system or None, turns
 
 
 class _History:

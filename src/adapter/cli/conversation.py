@@ -46,6 +46,7 @@ class Conversation:
 
     Attributes:
         settings: those of LlamaCppConfig.
+        system: the system prompt; None or an empty text for none.
         form: response_format and extensions of a request, if the answer has a form.
     """
 
@@ -59,6 +60,7 @@ class Conversation:
         from adapter.engine.config import LlamaCppConfig
         from adapter.engine.engine import LlamaCppEngine
 
+        self.system = self.system or None
         self.engine = LlamaCppEngine(self.loaded, LlamaCppConfig(self.loaded.name, **self.settings))
 
     def ask(self, text: str, answer: Answer) -> Iterator[tuple[Literal["thinking", "text"], str]]:

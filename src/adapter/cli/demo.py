@@ -18,6 +18,7 @@ def demo(
     """Ask a small embedded model a question, through dspy.Predict."""
     # Heavy packages are imported where they are used, so that --help answers at once.
     import dspy
+    from dspy.utils.exceptions import DSPyError
 
     from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool
     from adapter.errors import LlamaCppError
@@ -39,7 +40,7 @@ def demo(
             prediction = ask(question=question)
             seconds = time.perf_counter() - began
         usage = prediction.get_lm_usage()[adapter.lm.model]
-    except (embedded_model.EmbeddedModelError, LlamaCppError) as error:
+    except (embedded_model.EmbeddedModelError, LlamaCppError, DSPyError) as error:
         fail(str(error))
     prompt, completion = usage["prompt_tokens"], usage["completion_tokens"]
     say(prediction.answer)

@@ -82,6 +82,9 @@ def run(
             except LM15Error as error:
                 refused = error.__cause__
                 if form and isinstance(refused, InvalidParameterError):
+                    if refused.name == "max_tokens":
+                        needed, _, _ = refused.allowed.partition(";")
+                        fail(f"--max-tokens {max_tokens} is too few: it must be {needed}")
                     fail(f"{schema or grammar} must be {refused.allowed}")
                 fail(str(error))
     if as_json:
@@ -131,6 +134,10 @@ def _prompt(prompt: str | None) -> str:
     text = "\n\n".join(part for part in (prompt or "", given) if part.strip())
     if not text:
         fail("there is no prompt; give one, or write it to standard input")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes that Python could not read as text
+        fail(f"the prompt is no UTF-8: it holds a byte at character {error.start} that is no text")
     return text
 
 

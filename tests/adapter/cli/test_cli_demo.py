@@ -45,3 +45,11 @@ def test_a_model_that_cannot_be_fetched_is_one_line(run, monkeypatch):
 @pytest.mark.parametrize("option", ["--max-tokens", "--seed"])
 def test_a_number_out_of_range_is_refused(run, option):
     assert run("demo", "Hello?", option, "-1").exit_code == 2
+
+
+def test_a_request_that_is_refused_is_one_line(run, smollm2_path):
+    """DSPy raises errors of its own."""
+    result = run("demo", "Tell a story.", "--max-tokens", "2")
+    assert result.exit_code == 1
+    assert "max_tokens=2 is not allowed" in result.stderr
+    assert "Traceback" not in result.output

@@ -65,6 +65,30 @@ def test_a_form_that_cannot_be_used_is_one_line(run, tiny_model_path, tmp_path, 
         assert "Traceback" not in result.output
 
 
+def test_a_form_that_needs_more_tokens_names_the_option(run, tiny_model_path, tmp_path):
+    path = tmp_path / "form"
+    path.write_text('root ::= "a long answer that takes many tokens"')
+    result = run("run", tiny_model_path, "hello", "--grammar", path, "-c", 256, "--max-tokens", 1)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: --max-tokens 1 is too few: it must be at least ")
+    assert "metadata" not in result.stderr
+
+
+def test_an_empty_system_prompt_is_none(run, tiny_model_path):
+    with_none, without = (
+        run("run", tiny_model_path, "hello", *system, "-c", 256, "-n", 4, "-t", 0)
+        for system in (("--system", ""), ())
+    )
+    assert with_none.exit_code == 0
+    assert with_none.stdout == without.stdout
+
+
+def test_a_prompt_that_is_no_text_is_refused(run, tiny_model_path):
+    result = run("run", tiny_model_path, "hello \udcff", "-c", 256)
+    assert result.exit_code == 1
+    assert "no UTF-8" in result.stderr
+
+
 def test_a_model_of_a_hub_is_downloaded_when_it_is_first_used(run, hub, tiny_model_path):
     hub.add("owner/repo", {"tiny-F32.gguf": tiny_model_path.read_bytes()})
     for _ in range(2):
