@@ -131,6 +131,16 @@ class _Told:
         self.perplexity: str | None = None
         self.partial: list[str] = []
         self._report = report
+        self._done = 0.0
+
+    def _reached(self, fraction: float) -> None:
+        if self._report is not None and fraction > self._done:
+            self._done = fraction
+            self._report(fraction)
+
+    def finish(self) -> None:
+        """It has ended well: its last chunk may have come on a line with other words."""
+        self._reached(1.0)
 
     def follow(self, line: str) -> bool:
         if found := _CHUNKS.search(line):
@@ -140,8 +150,8 @@ class _Told:
         elif found := _PARTIAL.search(line):
             self.partial.append(found[1])
         elif found := _DONE.search(line):
-            if self._report is not None and self.n_chunks:
-                self._report(min(1.0, int(found[1]) / self.n_chunks))
+            if self.n_chunks:
+                self._reached(min(1.0, int(found[1]) / self.n_chunks))
             return True
         return False
 
@@ -169,4 +179,5 @@ def _run(
     code, said = run_tool(command, told.follow, environment=environment, cwd=folder, ends=_ENDS)
     if code:
         raise ImatrixError(f"llama.cpp's imatrix tool failed ({code}); it said:\n{said}")
+    told.finish()
     return told
