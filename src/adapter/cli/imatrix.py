@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapter.cli.console import counted, fail, file_size, note, progress_bar, say, say_json
-from adapter.cli.session import GpuLayers, Model, errors_told, found, require_generator
+from adapter.cli.session import (
+    Chunks,
+    GpuLayers,
+    Model,
+    Threads,
+    errors_told,
+    found,
+    require_generator,
+)
 
 if TYPE_CHECKING:
     from adapter.models.imatrix import Imatrix
@@ -26,10 +34,8 @@ def imatrix(
     length: Annotated[
         int, typer.Option("--context", "-c", min=16, max=2**20, help="Tokens of each part.")
     ] = 512,
-    chunks: Annotated[
-        int | None, typer.Option(min=1, help="Parts to compute; by default all.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option("-t", min=1, max=512, help="Threads.")] = None,
+    chunks: Chunks = None,
+    threads: Threads = None,
     gpu_layers: GpuLayers = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,

@@ -22,7 +22,15 @@ from adapter.cli.console import (
     show,
     table,
 )
-from adapter.cli.session import GpuLayers, Model, errors_told, found, require_generator
+from adapter.cli.session import (
+    Chunks,
+    GpuLayers,
+    Model,
+    Threads,
+    errors_told,
+    found,
+    require_generator,
+)
 
 if TYPE_CHECKING:
     import pyllama
@@ -59,7 +67,7 @@ def quantize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the result, and write nothing.")
     ] = False,
-    threads: Annotated[int | None, typer.Option("-t", min=1, max=512, help="Threads.")] = None,
+    threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
 ) -> None:
     """Write a model with its weights quantized by llama.cpp.
@@ -178,10 +186,8 @@ def perplexity(
     length: Annotated[
         int, typer.Option("--context", "-c", min=8, max=2**20, help="Tokens of each part.")
     ] = 512,
-    chunks: Annotated[
-        int | None, typer.Option(min=1, help="Parts to compute; by default all.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option("-t", min=1, max=512, help="Threads.")] = None,
+    chunks: Chunks = None,
+    threads: Threads = None,
     gpu_layers: GpuLayers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
 ) -> None:

@@ -25,6 +25,8 @@ ContextLength = Annotated[
     int | None,
     typer.Option("--context", "-c", min=1, help="Tokens of context, prompt and answer together."),
 ]
+Threads = Annotated[int | None, typer.Option("-t", min=1, max=512, help="Threads.")]
+Chunks = Annotated[int | None, typer.Option(min=1, help="Parts to compute; by default all.")]
 GpuLayers = Annotated[
     int | None,
     typer.Option(

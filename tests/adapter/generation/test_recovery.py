@@ -104,6 +104,17 @@ def test_a_batch_that_failed_half_way_is_undone(models, name, options, monkeypat
     scheduler.close()
 
 
+def lengths_of_three(model, monkeypatch, generate_each):
+    """The lengths of three answers of 60 tokens, computed together by a stand-in."""
+    scheduler = scheduler_of(model, **AS_ON_GPUS)
+    requests = [replace(endless(seed), max_tokens=60) for seed in range(3)]
+    with monkeypatch.context() as patch, ThreadPoolExecutor(3) as threads:
+        patch.setattr(pyllama, "generate_each", generate_each)
+        found = list(threads.map(scheduler.generate, requests))
+    scheduler.close()
+    return [result.completion_tokens for result in found]
+
+
 def test_answers_that_went_on_until_a_batch_failed(models, monkeypatch):
     """What was sampled before stays, and what the batch left in memory does not.
 
@@ -123,14 +134,8 @@ def test_answers_that_went_on_until_a_batch_failed(models, monkeypatch):
                     pyllama.Context.decode(context, part)
         return generated
 
-    scheduler = scheduler_of(models["llama"], **AS_ON_GPUS)
-    requests = [replace(endless(seed), max_tokens=60) for seed in range(3)]
-    with monkeypatch.context() as patch, ThreadPoolExecutor(3) as threads:
-        patch.setattr(pyllama, "generate_each", failing_later)
-        found = list(threads.map(scheduler.generate, requests))
+    assert lengths_of_three(models["llama"], monkeypatch, failing_later) == [60] * 3
     assert failed
-    assert [result.completion_tokens for result in found] == [60] * 3
-    scheduler.close()
 
 
 def test_outputs_that_could_not_be_read_are_computed_again(models, monkeypatch):
@@ -146,14 +151,8 @@ def test_outputs_that_could_not_be_read_are_computed_again(models, monkeypatch):
         generated.n_steps, generated.error = 1, pyllama.NativeError("decode: no output")
         return generated
 
-    scheduler = scheduler_of(models["llama"], **AS_ON_GPUS)
-    requests = [replace(endless(seed), max_tokens=60) for seed in range(3)]
-    with monkeypatch.context() as patch, ThreadPoolExecutor(3) as threads:
-        patch.setattr(pyllama, "generate_each", failing_once)
-        found = list(threads.map(scheduler.generate, requests))
+    assert lengths_of_three(models["llama"], monkeypatch, failing_once) == [60] * 3
     assert failed
-    assert [result.completion_tokens for result in found] == [60] * 3
-    scheduler.close()
 
 
 @pytest.mark.parametrize("name", ["mamba", "jamba", "gemma2"])
