@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyllama._arguments import INT32_MAX, MAX_POS, integer, real
-from pyllama._guard import to_str
 from pyllama._native._binding import ffi, lib
 from pyllama._object import holding_all
 from pyllama.batch import Batch
@@ -81,20 +80,17 @@ class Generated:
 
     def __getitem__(self, output: int) -> Drawn:
         """What was sampled from an output of the batch on."""
-        struct = self._by_output[output]
-        error = None
-        if struct.refusal < 0:
-            chain, message = self._runs[output].chain, to_str(struct.message)
-            error = chain._draw_error(struct.refusal, struct.caught, message)
-        n = struct.n_tokens
+        struct, n = self._by_output[output], self._by_output[output].n_tokens
+        last = self._runs[output].chain._end_draw(struct.draw)
+        error = last if isinstance(last, Exception) else None
         if not n:
             return Drawn([], [], error)
         return Drawn(ffi.unpack(struct.tokens, n), ffi.unpack(struct.may_end, n), error)
 
     def _fill(self, context: Context, max_steps: int) -> Pointer[pyllama_run]:
         for struct, (output, run) in zip(self._structs, self._runs.items(), strict=False):
-            struct.chain = run.chain._begin_draw(context)
-            struct.seq_id, struct.pos, struct.output = run.seq_id, run.pos, output
+            struct.draw.chain, struct.draw.output = run.chain._begin_draw(context), output
+            struct.seq_id, struct.pos = run.seq_id, run.pos
             struct.n_max = min(run.max_tokens, max_steps)
             grammar = run.chain.grammar
             struct.eog = lib.LLAMA_TOKEN_NULL

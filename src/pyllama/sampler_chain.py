@@ -247,15 +247,9 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
         token: int = draw.token
         if token >= 0:
             return token
-        detail = "" if draw.message == ffi.NULL else to_str(draw.message)
-        lib.pyllama_free(draw.message)
-        return self._draw_error(token, draw.caught, detail)
-
-    def _draw_error(self, code: int, kind: int, detail: str) -> LlamaError:
-        """Why a draw gave this code instead of a token; kind and detail: what it caught, if so."""
-        if code != CAUGHT:
-            return refusal(code, "sampling")
-        error = caught_error(kind, detail, "sampling")
+        if token != CAUGHT:
+            return refusal(token, "sampling")
+        error = caught_error(draw.caught, to_str(draw.message), "sampling")
         if isinstance(error, NativeAssertionError):
             self._spoil(str(error))
         return error

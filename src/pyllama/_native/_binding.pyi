@@ -204,13 +204,12 @@ class pyllama_draw:
     output: int
     token: int
     caught: int
-    message: Pointer[bytes]
+    message: Any
 class pyllama_draw_p(pyllama_draw, Pointer[pyllama_draw]): ...
 class pyllama_run:
-    chain: Pointer[pyllama_chain]
+    draw: pyllama_draw
     seq_id: int
     pos: int
-    output: int
     n_max: int
     eog: int
     pauses_where_forced: bool
@@ -222,9 +221,6 @@ class pyllama_run:
     tokens: Pointer[int]
     may_end: Pointer[bool]
     n_tokens: int
-    refusal: int
-    caught: int
-    message: Any
 class pyllama_run_p(pyllama_run, Pointer[pyllama_run]): ...
 class pyllama_tokens: ...
 class pyllama_chat: ...

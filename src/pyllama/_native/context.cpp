@@ -1,3 +1,5 @@
+#include "context.hpp"
+
 #include "apart.hpp"
 #include "compute_threads.hpp"
 #include "guard_log.hpp"
@@ -18,6 +20,11 @@ constexpr size_t LEAST_OF_A_SCHEDULER = 1024 * 30 * 2 * sizeof(ggml_tensor);
 constexpr int32_t ABORTED = 2;
 
 } // namespace
+
+int32_t pyllama::decode(llama_context * ctx, const llama_batch & batch) {
+    require_compute_threads(batch.n_tokens > 1 ? llama_n_threads_batch(ctx) : llama_n_threads(ctx));
+    return compute(ABORTED, [&] { return llama_decode(ctx, batch); });
+}
 
 extern "C" {
 
@@ -62,23 +69,16 @@ int32_t guarded_encode(llama_context * ctx, const llama_batch * batch) {
 }
 
 int32_t guarded_decode(llama_context * ctx, const llama_batch * batch) {
-    return guarded(PYLLAMA_CAUGHT, [&] {
-        pyllama::require_compute_threads(batch->n_tokens > 1 ? llama_n_threads_batch(ctx)
-                                                             : llama_n_threads(ctx));
-        return pyllama::compute(ABORTED, [&] { return llama_decode(ctx, *batch); });
-    });
+    return guarded(PYLLAMA_CAUGHT, [&] { return pyllama::decode(ctx, *batch); });
 }
 
 int32_t guarded_decode_token(llama_context * ctx, llama_token token, llama_pos pos,
                              llama_seq_id seq_id) {
     return guarded(PYLLAMA_CAUGHT, [&] {
-        pyllama::require_compute_threads(llama_n_threads(ctx));
         int32_t        n_seq_id = 1;
         llama_seq_id * seq_ids  = &seq_id;
         int8_t         output   = 1;
-        return pyllama::compute(ABORTED, [&] {
-            return llama_decode(ctx, {1, &token, nullptr, &pos, &n_seq_id, &seq_ids, &output});
-        });
+        return pyllama::decode(ctx, {1, &token, nullptr, &pos, &n_seq_id, &seq_ids, &output});
     });
 }
 

@@ -2,24 +2,19 @@
 //
 // Python's interpreter is not asked in between. Where its other threads keep it busy, a thread gets
 // it back after milliseconds, which is longer than a GPU takes for a step.
-#include "compute_threads.hpp"
+#include "context.hpp"
 #include "grammar_sampler.hpp"
-#include "guard.hpp"
-#include "guard_log.hpp"
-#include "sampler_chain.hpp"
-#include "workers.hpp"
+#include "sample_each.hpp"
+
+#include "common/common.h"
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace {
-
-// What llama_decode() returns when the abort callback stopped it.
-constexpr int32_t ABORTED = 2;
 
 // One in so many may have paused, and wait for the others, before all are handed back.
 constexpr size_t ONE_PAUSED_OF = 16;
@@ -27,21 +22,11 @@ constexpr size_t ONE_PAUSED_OF = 16;
 // Tokens that may stand within a stop text, as they are no part of the text that is shown.
 constexpr int WITHOUT_TEXT = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN;
 
-std::string piece(const llama_vocab * vocab, llama_token token) {
-    std::string   text(32, '\0');
-    const int32_t size = llama_token_to_piece(vocab, token, text.data(), 32, 0, true);
-    text.resize(static_cast<size_t>(size < 0 ? -size : size));
-    if (size < 0) {
-        llama_token_to_piece(vocab, token, text.data(), -size, 0, true);
-    }
-    return text;
-}
-
 // One of the sequences, while it goes on.
 class sequence {
   public:
     sequence(pyllama_run & run, const llama_vocab * vocab)
-        : run_(run), vocab_(vocab), grammar_(pyllama::grammar_of(*run.chain)),
+        : run_(run), vocab_(vocab), grammar_(pyllama::grammar_of(*run.draw.chain)),
           end_(run.text, run.text_size) {
         for (int32_t i = 0; i < run.n_stops; i++) {
             stops_.emplace_back(run.stops[i], run.stop_sizes[i]);
@@ -49,29 +34,19 @@ class sequence {
         }
     }
 
-    bool        goes_on() const { return goes_on_; }
+    bool        goes_on() const { return goes_on_ && run_.draw.token >= 0; }
     llama_token token() const { return run_.tokens[run_.n_tokens - 1]; }
     llama_pos   pos() const { return run_.pos + run_.n_tokens - 1; }
     int32_t     seq_id() const { return run_.seq_id; }
-    int32_t     output = 0; // of the last decode
 
-    // What it samples, or why nothing: of a guarded call on any thread that is kept by thread.
-    void sample(const float * logits, int32_t n_vocab) noexcept {
-        const int32_t token = pyllama::guarded(PYLLAMA_CAUGHT, [&] {
-            const int32_t drawn = pyllama::sample(*run_.chain, logits, n_vocab);
-            if (drawn >= 0) {
-                write(drawn);
-            }
-            return drawn;
-        });
-        if (token < 0) {
-            goes_on_     = false;
-            run_.refusal = token;
+    pyllama_draw & draw() { return run_.draw; }
+
+    int32_t sample(const float * logits, int32_t n_vocab) {
+        const int32_t token = pyllama::sample(*run_.draw.chain, logits, n_vocab);
+        if (token >= 0) {
+            write(token);
         }
-        if (token == PYLLAMA_CAUGHT) {
-            run_.caught = pyllama_caught();
-            std::strncpy(run_.message, pyllama_caught_message(), sizeof(run_.message) - 1);
-        }
+        return token;
     }
 
   private:
@@ -88,7 +63,7 @@ class sequence {
         if (stops_.empty()) {
             return false;
         }
-        end_ += piece(vocab_, token);
+        end_ += common_token_to_piece(vocab_, token);
         const bool found = std::any_of(stops_.begin(), stops_.end(), [&](std::string_view stop) {
             return end_.find(stop) != std::string::npos;
         });
@@ -119,7 +94,7 @@ class next_tokens {
     llama_batch of(const std::vector<sequence *> & sequences) {
         tokens_.clear(), pos_.clear(), seq_id_.clear(), rows_.clear();
         for (sequence * one : sequences) {
-            one->output = static_cast<int32_t>(tokens_.size());
+            one->draw().output = static_cast<int32_t>(tokens_.size());
             tokens_.push_back(one->token());
             pos_.push_back(one->pos());
             seq_id_.push_back(one->seq_id());
@@ -140,25 +115,18 @@ class next_tokens {
     std::vector<int32_t>        n_seq_id_;
 };
 
-int32_t decode(llama_context * ctx, const llama_batch & batch) {
-    pyllama::require_compute_threads(batch.n_tokens > 1 ? llama_n_threads_batch(ctx)
-                                                        : llama_n_threads(ctx));
-    return pyllama::compute(ABORTED, [&] { return llama_decode(ctx, batch); });
-}
-
 void sample(llama_context * ctx, const std::vector<sequence *> & sequences, int32_t n_threads) {
-    // Asking a context for outputs waits for them, and puts them in order: no work for several.
-    std::vector<const float *> logits;
-    for (const sequence * one : sequences) {
-        logits.push_back(llama_get_logits_ith(ctx, one->output));
-        if (!logits.back()) {
-            throw std::runtime_error("the batch gave no output " + std::to_string(one->output));
-        }
+    const auto at = [&](int32_t i) -> sequence & { return *sequences[static_cast<size_t>(i)]; };
+    const int32_t missing = pyllama::sample_each(
+        ctx, static_cast<int32_t>(sequences.size()), n_threads,
+        [&](int32_t i) -> pyllama_draw & { return at(i).draw(); },
+        [&](int32_t i, const float * logits, int32_t n_vocab) {
+            return at(i).sample(logits, n_vocab);
+        });
+    if (missing) {
+        throw std::runtime_error("the batch gave no output " +
+                                 std::to_string(at(missing - 1).draw().output));
     }
-    const int32_t n_vocab = pyllama::vocabulary_size(ctx);
-    pyllama::run_each(static_cast<int32_t>(sequences.size()), n_threads, [&](int32_t i) {
-        sequences[static_cast<size_t>(i)]->sample(logits[static_cast<size_t>(i)], n_vocab);
-    });
 }
 
 } // namespace
@@ -180,16 +148,15 @@ int32_t guarded_generate_each(llama_context * ctx, const llama_batch * batch, py
         all.reserve(static_cast<size_t>(n_runs));
         for (int32_t i = 0; i < n_runs; i++) {
             all.emplace_back(runs[i], vocab);
-            all.back().output = runs[i].output;
         }
         std::vector<sequence *> going_on;
         for (sequence & one : all) {
             going_on.push_back(&one);
         }
         next_tokens  next(all.size());
-        int32_t      code   = decode(ctx, *batch);
+        int32_t      code   = pyllama::decode(ctx, *batch);
         const size_t fewest = all.size() - all.size() / ONE_PAUSED_OF;
-        for (; code == 0; code = decode(ctx, next.of(going_on))) {
+        for (; code == 0; code = pyllama::decode(ctx, next.of(going_on))) {
             ++*n_steps;
             sample(ctx, going_on, n_threads);
             going_on.erase(std::remove_if(going_on.begin(), going_on.end(),

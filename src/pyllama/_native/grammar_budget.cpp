@@ -2,6 +2,8 @@
 
 #include "deep_stack.hpp"
 
+#include "common/common.h"
+
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -425,10 +427,7 @@ void grammar_budget::add_rules(std::set<uint32_t> & rules, const llama_grammar_s
 }
 
 std::string grammar_budget::piece(llama_token token) const {
-    const int32_t size = -llama_token_to_piece(vocab_, token, nullptr, 0, 0, true);
-    std::string   text(static_cast<size_t>(std::max(size, 0)), '\0');
-    llama_token_to_piece(vocab_, token, text.data(), size, 0, true);
-    return text;
+    return common_token_to_piece(vocab_, token);
 }
 
 } // namespace pyllama

@@ -9,6 +9,8 @@
 #include "grammar_budget.hpp"
 #include "grammar_states.hpp"
 
+#include "common/common.h"
+
 #include <algorithm>
 #include <cmath>
 #include <optional>
@@ -54,11 +56,6 @@ grammar_ptr begin(const llama_vocab * vocab, const pyllama::grammar_source & sou
     return grammar;
 }
 
-size_t piece_length(const llama_vocab * vocab, llama_token token) {
-    const int32_t length = llama_token_to_piece(vocab, token, nullptr, 0, 0, true);
-    return static_cast<size_t>(length < 0 ? -length : length);
-}
-
 const char * name(const llama_sampler *) {
     return "grammar";
 }
@@ -67,7 +64,7 @@ void accept(llama_sampler * sampler, llama_token token) {
     grammar_sampler & own   = self(sampler);
     size_t            stack = pyllama::GRAMMAR_STACK;
     if (own.source.stack_per_byte > 0) {
-        own.n_bytes += piece_length(own.vocab, token);
+        own.n_bytes += common_token_to_piece(own.vocab, token).size();
         stack += own.n_bytes * own.source.stack_per_byte;
     }
     if (stack > pyllama::DEEPEST_STACK) {

@@ -88,17 +88,16 @@ enum pyllama_effect {
 typedef struct pyllama_draw {
     pyllama_chain * chain;
     int32_t         output;
-    int32_t         token;   // a pyllama_refusal if there is none, or PYLLAMA_CAUGHT
-    int32_t         caught;  // then the pyllama_caught_kind,
-    char *          message; // and what it says, which is the caller's
+    int32_t         token;        // a pyllama_refusal if there is none, or PYLLAMA_CAUGHT
+    int32_t         caught;       // then the pyllama_caught_kind,
+    char            message[512]; // and what it says
 } pyllama_draw;
 
 // A sequence that goes on after a batch (generate_each.cpp), and what was sampled for it.
 typedef struct pyllama_run {
-    pyllama_chain *      chain;
+    pyllama_draw         draw;   // the first one, and then the last
     int32_t              seq_id;
     llama_pos            pos;    // of the token that is sampled first
-    int32_t              output; // of the batch, from which it is sampled
     int32_t              n_max;  // room for tokens
     llama_token          eog;    // whether it may come next is told for each token; < 0: it is not
     bool                 pauses_where_forced;
@@ -110,9 +109,6 @@ typedef struct pyllama_run {
     llama_token *        tokens;
     bool *               may_end;
     int32_t              n_tokens;
-    int32_t              refusal; // < 0: what sampling gave instead of the token after them
-    int32_t              caught;
-    char                 message[512];
 } pyllama_run;
 
 // Python's side of the samplers that are written in it; each returns 0 if nothing was raised.

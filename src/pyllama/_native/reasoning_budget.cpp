@@ -3,6 +3,7 @@
 // here as well: a tag is known however it is spelled, and one that was begun is completed.
 #include "sampler.hpp"
 
+#include "common/common.h"
 #include "common/reasoning-budget.h"
 
 #include <algorithm>
@@ -49,17 +50,10 @@ bool is_counting(const reasoning_budget & own) {
            state_of(own) == REASONING_BUDGET_WAITING_UTF8;
 }
 
-std::string piece(const llama_vocab * vocab, llama_token token) {
-    const int32_t size = -llama_token_to_piece(vocab, token, nullptr, 0, 0, true);
-    std::string   text(static_cast<size_t>(std::max(size, 0)), '\0');
-    llama_token_to_piece(vocab, token, text.data(), size, 0, true);
-    return text;
-}
-
 tag make_tag(const llama_vocab * vocab, llama_tokens tokens) {
     std::string text;
     for (const llama_token token : tokens) {
-        text += piece(vocab, token);
+        text += common_token_to_piece(vocab, token);
     }
     return {std::move(tokens), std::move(text)};
 }
@@ -166,7 +160,7 @@ void accept(llama_sampler * sampler, llama_token token) {
     if (own.over) {
         return;
     }
-    const std::string text = piece(own.vocab, token);
+    const std::string text = common_token_to_piece(own.vocab, token);
     if (is_forcing(own)) {
         force(own, token, text);
     } else {
@@ -198,7 +192,7 @@ void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
         if (!by_text) {
             return one.id == next;
         }
-        const std::string text = one.logit == -INFINITY ? "" : piece(own.vocab, one.id);
+        const std::string text = one.logit == -INFINITY ? "" : common_token_to_piece(own.vocab, one.id);
         return !text.empty() && (begins_with(own.rest, text) || begins_with(text, own.rest));
     };
     if (by_text && std::none_of(candidates->data, last, goes_on)) {

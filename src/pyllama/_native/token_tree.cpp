@@ -1,5 +1,7 @@
 #include "token_tree.hpp"
 
+#include "common/common.h"
+
 #include <algorithm>
 #include <optional>
 #include <string>
@@ -81,13 +83,6 @@ bool is_part_of_text(const std::string & piece) {
     return true;
 }
 
-std::string piece_of(const llama_vocab * vocab, llama_token token) {
-    const int32_t size = -llama_token_to_piece(vocab, token, nullptr, 0, 0, true);
-    std::string   piece(static_cast<size_t>(std::max(size, 0)), '\0');
-    llama_token_to_piece(vocab, token, piece.data(), size, 0, true);
-    return piece;
-}
-
 } // namespace
 
 token_tree::token_tree(const llama_vocab * vocab) : n_tokens_(llama_vocab_n_tokens(vocab)) {
@@ -95,7 +90,7 @@ token_tree::token_tree(const llama_vocab * vocab) : n_tokens_(llama_vocab_n_toke
     std::vector<bool>     bytes(256);
     const auto        unshown = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN;
     for (llama_token id = 0; id < n_tokens_; id++) {
-        const std::string piece = piece_of(vocab, id);
+        const std::string piece = common_token_to_piece(vocab, id);
         misread_.push_back((llama_vocab_get_attr(vocab, id) & unshown) || !is_part_of_text(piece));
         first_byte_.push_back(piece.empty() ? 0 : static_cast<uint8_t>(piece[0]));
         longest_piece_          = std::max(longest_piece_, piece.size());
