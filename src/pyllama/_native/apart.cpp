@@ -6,7 +6,6 @@
 #include "thread_memory.hpp"
 #include "thread_state.hpp"
 
-#include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <cstring>
@@ -15,10 +14,6 @@
 #include <memory>
 #include <mutex>
 #include <utility>
-
-#ifndef _WIN32
-#include <pthread.h>
-#endif
 
 namespace pyllama {
 
@@ -108,22 +103,6 @@ class helpers {
     int                                n_idle_ = 0;
 };
 
-// Never destroyed: its threads sleep in it until the process ends.
-std::atomic<helpers *> everyone{nullptr};
-
-helpers & all_helpers() {
-    // A child of fork() has none of the threads.
-    static const bool made = [] {
-        everyone = new helpers;
-#ifndef _WIN32
-        pthread_atfork(nullptr, nullptr, [] { everyone = new helpers; });
-#endif
-        return true;
-    }();
-    static_cast<void>(made);
-    return *everyone;
-}
-
 void answer(errand & todo, std::unique_lock<std::mutex> & lock) {
     lock.unlock();
     std::exception_ptr thrown;
@@ -182,7 +161,7 @@ void run_apart(no_memory policy, const std::function<void()> & call) {
         return call();
     }
     const auto todo = std::make_shared<errand>(call, policy, this_thread());
-    all_helpers().take(todo);
+    only_one<helpers>().take(todo);
 
     std::unique_lock lock(todo->mutex);
     for (;;) {

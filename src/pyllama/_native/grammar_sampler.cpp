@@ -35,11 +35,15 @@ struct grammar_sampler {
     std::unique_ptr<pyllama::grammar_states>   states{};    // once they are asked for
     uint32_t                                   n_tokens = 0; // to complete it in; 0 without bounds
     std::unique_ptr<pyllama::grammar_budget>   budget{};
+
+    const char *    name() const { return "grammar"; }
+    void            accept(llama_token token);
+    void            apply(llama_token_data_array * candidates);
+    void            reset();
+    grammar_sampler clone() const;
 };
 
-grammar_sampler & self(const llama_sampler * sampler) {
-    return *static_cast<grammar_sampler *>(sampler->ctx);
-}
+using kind = pyllama::sampler_kind<grammar_sampler>;
 
 grammar_ptr begin(const llama_vocab * vocab, const pyllama::grammar_source & source) {
     std::vector<const char *> patterns;
@@ -56,25 +60,20 @@ grammar_ptr begin(const llama_vocab * vocab, const pyllama::grammar_source & sou
     return grammar;
 }
 
-const char * name(const llama_sampler *) {
-    return "grammar";
-}
-
-void accept(llama_sampler * sampler, llama_token token) {
-    grammar_sampler & own   = self(sampler);
-    size_t            stack = pyllama::GRAMMAR_STACK;
-    if (own.source.stack_per_byte > 0) {
-        own.n_bytes += common_token_to_piece(own.vocab, token).size();
-        stack += own.n_bytes * own.source.stack_per_byte;
+void grammar_sampler::accept(llama_token token) {
+    size_t stack = pyllama::GRAMMAR_STACK;
+    if (source.stack_per_byte > 0) {
+        n_bytes += common_token_to_piece(vocab, token).size();
+        stack += n_bytes * source.stack_per_byte;
     }
     if (stack > pyllama::DEEPEST_STACK) {
-        throw std::runtime_error("after " + std::to_string(own.n_bytes) +
+        throw std::runtime_error("after " + std::to_string(n_bytes) +
                                  " bytes the text is too long for these trigger patterns");
     }
-    if (own.budget) {
-        own.budget->accepts(token);
+    if (budget) {
+        budget->accepts(token);
     }
-    pyllama::run_with_stack(stack, [&] { llama_grammar_accept_impl(*own.grammar, token); });
+    pyllama::run_with_stack(stack, [&] { llama_grammar_accept_impl(*grammar, token); });
 }
 
 pyllama::grammar_states & states(grammar_sampler & own) {
@@ -133,44 +132,30 @@ void apply_here(grammar_sampler & own, llama_token_data_array * candidates) {
     }
 }
 
-void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
-    pyllama::run_with_stack(pyllama::GRAMMAR_STACK, [&] { apply_here(self(sampler), candidates); });
+void grammar_sampler::apply(llama_token_data_array * candidates) {
+    pyllama::run_with_stack(pyllama::GRAMMAR_STACK, [&] { apply_here(*this, candidates); });
 }
 
-void reset(llama_sampler * sampler) {
-    grammar_sampler & own = self(sampler);
-    own.states.reset();
-    own.budget.reset();
-    own.grammar = begin(own.vocab, own.source);
-    own.n_bytes = 0;
-    if (own.n_tokens > 0) {
-        own.budget = make_budget(own, own.n_tokens);
+void grammar_sampler::reset() {
+    states.reset();
+    budget.reset();
+    grammar = begin(vocab, source);
+    n_bytes = 0;
+    if (n_tokens > 0) {
+        budget = make_budget(*this, n_tokens);
     }
 }
 
-llama_sampler * make(grammar_sampler state);
-
-llama_sampler * clone(const llama_sampler * sampler) {
-    const grammar_sampler & own = self(sampler);
-    grammar_sampler copy = {own.vocab, own.tokens, own.source,
-                            grammar_ptr(llama_grammar_clone_impl(*own.grammar)), own.n_bytes};
-    copy.n_tokens        = own.n_tokens;
-    if (own.budget) {
+grammar_sampler grammar_sampler::clone() const {
+    grammar_sampler copy = {vocab, tokens, source, grammar_ptr(llama_grammar_clone_impl(*grammar)),
+                            n_bytes};
+    copy.n_tokens        = n_tokens;
+    if (budget) {
         pyllama::run_with_stack(4 * pyllama::GRAMMAR_STACK, [&] {
-            copy.budget = std::make_unique<pyllama::grammar_budget>(*own.budget, *copy.grammar);
+            copy.budget = std::make_unique<pyllama::grammar_budget>(*budget, *copy.grammar);
         });
     }
-    return make(std::move(copy));
-}
-
-void free(llama_sampler * sampler) {
-    delete &self(sampler);
-}
-
-llama_sampler_i grammar_sampler_i = pyllama::sampler_methods(name, accept, apply, reset, clone, free);
-
-llama_sampler * make(grammar_sampler state) {
-    return llama_sampler_init(&grammar_sampler_i, new grammar_sampler(std::move(state)));
+    return copy;
 }
 
 // The one character that may stand at a place, if there is only one.
@@ -225,7 +210,7 @@ bool is_character(uint32_t c) {
 namespace pyllama {
 
 bool is_grammar(const llama_sampler * sampler) {
-    return sampler->iface == &grammar_sampler_i;
+    return kind::has(sampler);
 }
 
 sampler_ptr make_grammar_sampler(const llama_vocab * vocab, std::shared_ptr<const token_tree> tokens,
@@ -234,12 +219,15 @@ sampler_ptr make_grammar_sampler(const llama_vocab * vocab, std::shared_ptr<cons
     if (grammar && source.shown) {
         show_named(*source.shown, *grammar);
     }
-    return sampler_ptr(grammar ? make({vocab, std::move(tokens), std::move(source), std::move(grammar)})
-                               : nullptr);
+    if (!grammar) {
+        return nullptr;
+    }
+    return sampler_ptr(kind::make(
+        grammar_sampler{vocab, std::move(tokens), std::move(source), std::move(grammar)}));
 }
 
 void complete_within(llama_sampler * sampler, uint32_t n_tokens) {
-    grammar_sampler & own = self(sampler);
+    grammar_sampler & own = kind::state(sampler);
     own.budget.reset();
     own.n_tokens = n_tokens;
     if (n_tokens > 0) {
@@ -251,29 +239,29 @@ bool budget_allows(llama_sampler * sampler, llama_token token) {
     if (!is_grammar(sampler)) {
         return true;
     }
-    grammar_sampler & own = self(sampler);
+    grammar_sampler & own = kind::state(sampler);
     return !own.budget || own.budget->allows(token);
 }
 
 void restrict_to_budget(llama_sampler * sampler, llama_token_data_array * candidates) {
-    grammar_sampler & own = self(sampler);
+    grammar_sampler & own = kind::state(sampler);
     own.budget->restrict(candidates, states(own));
 }
 
 bool budget_fits(llama_sampler * sampler, const std::vector<llama_token> & tokens) {
-    grammar_sampler & own = self(sampler);
+    grammar_sampler & own = kind::state(sampler);
     return !own.budget || own.budget->fits(tokens);
 }
 
 int64_t fewest_tokens(llama_sampler * sampler) {
-    grammar_sampler & own    = self(sampler);
+    grammar_sampler & own    = kind::state(sampler);
     const auto        budget = own.budget ? nullptr : make_budget(own, 0);
     const uint32_t    fewest = (own.budget ? own.budget : budget)->fewest();
     return fewest == grammar_budget::ENDLESS ? -1 : static_cast<int64_t>(fewest);
 }
 
 std::string shortened_places(llama_sampler * sampler, bool here) {
-    grammar_sampler & own = self(sampler);
+    grammar_sampler & own = kind::state(sampler);
     if (!own.budget) {
         return "";
     }
@@ -296,7 +284,7 @@ std::string shortened_places(llama_sampler * sampler, bool here) {
 }
 
 text_end end_of(const llama_sampler * sampler) {
-    const llama_grammar & grammar = *self(sampler).grammar;
+    const llama_grammar & grammar = *kind::state(sampler).grammar;
     if (grammar.awaiting_trigger || grammar.partial_utf8.n_remain > 0) {
         return text_end::GOES_ON;
     }
@@ -309,7 +297,7 @@ text_end end_of(const llama_sampler * sampler) {
 }
 
 std::string forced_text(const llama_sampler * sampler) {
-    llama_grammar & grammar = *self(sampler).grammar;
+    llama_grammar & grammar = *kind::state(sampler).grammar;
     std::string     text;
     // Of a character that is written by halves, the rest is no text.
     if (grammar.awaiting_trigger || grammar.partial_utf8.n_remain > 0) {

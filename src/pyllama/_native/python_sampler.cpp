@@ -6,17 +6,8 @@ using pyllama::guarded_init;
 
 namespace {
 
-struct python_sampler {
-    uint64_t    id;
-    std::string name;
-};
-
 pyllama_sampler_handlers                      installed;
 std::atomic<const pyllama_sampler_handlers *> handlers{nullptr};
-
-const python_sampler & self(const llama_sampler * sampler) {
-    return *static_cast<const python_sampler *>(sampler->ctx);
-}
 
 const pyllama_sampler_handlers & python() {
     const auto * current = handlers.load();
@@ -39,47 +30,48 @@ void check(int32_t failed) {
     }
 }
 
-const char * name(const llama_sampler * sampler) {
-    return self(sampler).name.c_str();
-}
-
-void accept(llama_sampler * sampler, llama_token token) {
-    check(ask([&](const auto & handlers) { return handlers.accept(self(sampler).id, token); }));
-}
-
-void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
-    check(ask([&](const auto & handlers) { return handlers.apply(self(sampler).id, candidates); }));
-}
-
-void reset(llama_sampler * sampler) {
-    check(ask([&](const auto & handlers) { return handlers.reset(self(sampler).id); }));
-}
-
-llama_sampler * make(uint64_t id, const char * name);
-
-llama_sampler * clone(const llama_sampler * sampler) {
-    const auto id = ask([&](const auto & handlers) { return handlers.clone(self(sampler).id); });
-    check(id == 0);
-    return make(id, name(sampler));
-}
-
-void free(llama_sampler * sampler) {
-    if (const auto * current = handlers.load()) {
-        pyllama::call_python([&] { current->free(self(sampler).id); });
+class python_sampler {
+  public:
+    python_sampler(uint64_t id, std::string name) : id_(id), name_(std::move(name)) {}
+    ~python_sampler() {
+        if (const auto * current = handlers.load()) {
+            pyllama::call_python([&] { current->free(id_); });
+        }
     }
-    delete static_cast<python_sampler *>(sampler->ctx);
-}
+    python_sampler(const python_sampler &) = delete;
+    python_sampler & operator=(const python_sampler &) = delete;
 
-llama_sampler_i python_sampler_i = pyllama::sampler_methods(name, accept, apply, reset, clone, free);
+    const char * name() const { return name_.c_str(); }
 
-llama_sampler * make(uint64_t id, const char * name) {
-    return llama_sampler_init(&python_sampler_i, new python_sampler{id, name});
-}
+    void accept(llama_token token) {
+        check(ask([&](const auto & handlers) { return handlers.accept(id_, token); }));
+    }
+
+    void apply(llama_token_data_array * candidates) {
+        check(ask([&](const auto & handlers) { return handlers.apply(id_, candidates); }));
+    }
+
+    void reset() {
+        check(ask([&](const auto & handlers) { return handlers.reset(id_); }));
+    }
+
+    python_sampler clone() const {
+        const auto id = ask([&](const auto & handlers) { return handlers.clone(id_); });
+        check(id == 0);
+        return {id, name_};
+    }
+
+  private:
+    uint64_t    id_;
+    std::string name_;
+};
+
+using python_kind = pyllama::sampler_kind<python_sampler>;
 
 } // namespace
 
 bool pyllama::is_python_sampler(const llama_sampler * sampler) {
-    return sampler->iface == &python_sampler_i;
+    return python_kind::has(sampler);
 }
 
 extern "C" {
@@ -90,7 +82,7 @@ void pyllama_install_samplers(const pyllama_sampler_handlers * new_handlers) {
 }
 
 llama_sampler * guarded_sampler_init_python(uint64_t id, const char * name) {
-    return guarded_init([&] { return make(id, name); });
+    return guarded_init([&] { return python_kind::make(id, name); });
 }
 
 } // extern "C"

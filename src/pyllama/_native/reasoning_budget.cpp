@@ -31,11 +31,13 @@ struct reasoning_budget {
     std::string          rest{};            // of its text
     bool                 is_spelled = true; // by its own tokens so far
     size_t               n_forced   = 0;    // of these
-};
 
-reasoning_budget & self(const llama_sampler * sampler) {
-    return *static_cast<reasoning_budget *>(sampler->ctx);
-}
+    const char *     name() const { return llama_sampler_name(counter.get()); }
+    void             accept(llama_token token);
+    void             apply(llama_token_data_array * candidates);
+    void             reset();
+    reasoning_budget clone() const;
+};
 
 common_reasoning_budget_state state_of(const reasoning_budget & own) {
     return common_reasoning_budget_get_state(own.counter.get());
@@ -151,24 +153,19 @@ void force(reasoning_budget & own, llama_token token, const std::string & text) 
     }
 }
 
-const char * name(const llama_sampler * sampler) {
-    return llama_sampler_name(self(sampler).counter.get());
-}
-
-void accept(llama_sampler * sampler, llama_token token) {
-    reasoning_budget & own = self(sampler);
-    if (own.over) {
+void reasoning_budget::accept(llama_token token) {
+    if (over) {
         return;
     }
-    const std::string text = common_token_to_piece(own.vocab, token);
-    if (is_forcing(own)) {
-        force(own, token, text);
+    const std::string text = common_token_to_piece(vocab, token);
+    if (is_forcing(*this)) {
+        force(*this, token, text);
     } else {
-        const auto before = state_of(own);
-        llama_sampler_accept(own.counter.get(), token);
-        follow(own, before, text);
-        if (is_forcing(own)) {
-            begin_forcing(own);
+        const auto before = state_of(*this);
+        llama_sampler_accept(counter.get(), token);
+        follow(*this, before, text);
+        if (is_forcing(*this)) {
+            begin_forcing(*this);
         }
     }
 }
@@ -176,14 +173,13 @@ void accept(llama_sampler * sampler, llama_token token) {
 // Leaves the next of the end's tokens, or, where that one cannot be chosen or the end was begun with
 // others, those that go on with its text. Where none can, because a grammar has no end of reasoning
 // here, what began it was none.
-void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
-    reasoning_budget & own = self(sampler);
-    if (!is_forcing(own)) {
+void reasoning_budget::apply(llama_token_data_array * candidates) {
+    if (!is_forcing(*this)) {
         return;
     }
     llama_token_data * const last = candidates->data + candidates->size;
-    const bool by_token     = own.is_spelled && own.n_forced < own.forced.tokens.size();
-    const auto next         = by_token ? own.forced.tokens[own.n_forced] : LLAMA_TOKEN_NULL;
+    const bool by_token     = is_spelled && n_forced < forced.tokens.size();
+    const auto next         = by_token ? forced.tokens[n_forced] : LLAMA_TOKEN_NULL;
     const auto found        = std::find_if(candidates->data, last, [&](const llama_token_data & one) {
         return one.id == next;
     });
@@ -192,8 +188,8 @@ void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
         if (!by_text) {
             return one.id == next;
         }
-        const std::string text = one.logit == -INFINITY ? "" : common_token_to_piece(own.vocab, one.id);
-        return !text.empty() && (begins_with(own.rest, text) || begins_with(text, own.rest));
+        const std::string text = one.logit == -INFINITY ? "" : common_token_to_piece(vocab, one.id);
+        return !text.empty() && (begins_with(rest, text) || begins_with(text, rest));
     };
     if (by_text && std::none_of(candidates->data, last, goes_on)) {
         return;
@@ -205,30 +201,15 @@ void apply(llama_sampler * sampler, llama_token_data_array * candidates) {
     }
 }
 
-void reset(llama_sampler * sampler) {
-    reasoning_budget & own = self(sampler);
-    llama_sampler_reset(own.counter.get());
-    own.over = false;
-    own.last.clear();
+void reasoning_budget::reset() {
+    llama_sampler_reset(counter.get());
+    over = false;
+    last.clear();
 }
 
-llama_sampler * make(reasoning_budget state);
-
-llama_sampler * clone(const llama_sampler * sampler) {
-    const reasoning_budget & own = self(sampler);
-    return make({own.vocab, own.start, own.ends, own.forced, own.once,
-                 pyllama::clone_sampler(own.counter.get()), own.over, own.last, own.rest,
-                 own.is_spelled, own.n_forced});
-}
-
-void free(llama_sampler * sampler) {
-    delete &self(sampler);
-}
-
-llama_sampler_i reasoning_budget_i = pyllama::sampler_methods(name, accept, apply, reset, clone, free);
-
-llama_sampler * make(reasoning_budget state) {
-    return llama_sampler_init(&reasoning_budget_i, new reasoning_budget(std::move(state)));
+reasoning_budget reasoning_budget::clone() const {
+    return {vocab, start, ends, forced, once, pyllama::clone_sampler(counter.get()), over, last,
+            rest, is_spelled, n_forced};
 }
 
 } // namespace
@@ -258,7 +239,7 @@ llama_sampler * guarded_sampler_init_reasoning_budget(const llama_vocab * vocab,
         if (is_forcing(state)) {
             begin_forcing(state);
         }
-        return make(std::move(state));
+        return pyllama::sampler_kind<reasoning_budget>::make(std::move(state));
     });
 }
 

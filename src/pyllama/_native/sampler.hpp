@@ -17,20 +17,38 @@ template <class Init> llama_sampler * guarded_init(Init && init) noexcept {
     return guarded<llama_sampler *>(nullptr, std::forward<Init>(init));
 }
 
-// The methods of a kind of sampler, whose state is freed by the last of them. llama.cpp has more of
-// them, for devices: those stay empty.
-template <class Name, class Accept, class Apply, class Reset, class Clone, class Free>
-llama_sampler_i sampler_methods(Name name, Accept accept, Apply apply, Reset reset, Clone clone,
-                                Free free) {
-    llama_sampler_i methods{};
-    methods.name   = name;
-    methods.accept = accept;
-    methods.apply  = apply;
-    methods.reset  = reset;
-    methods.clone  = clone;
-    methods.free   = free;
-    return methods;
-}
+// A kind of sampler that is written here: State has the methods name, accept, apply, reset and clone.
+// llama.cpp knows more methods, for devices: those stay empty.
+template <class State> class sampler_kind {
+  public:
+    static State & state(const llama_sampler * sampler) {
+        return *static_cast<State *>(sampler->ctx);
+    }
+
+    static bool has(const llama_sampler * sampler) { return sampler->iface == &methods; }
+
+    template <class... From> static llama_sampler * make(From &&... from) {
+        return llama_sampler_init(&methods, new State(std::forward<From>(from)...));
+    }
+
+  private:
+    static llama_sampler_i fill() {
+        llama_sampler_i filled{};
+        filled.name   = [](const llama_sampler * own) { return state(own).name(); };
+        filled.accept = [](llama_sampler * own, llama_token token) { state(own).accept(token); };
+        filled.apply  = [](llama_sampler * own, llama_token_data_array * candidates) {
+            state(own).apply(candidates);
+        };
+        filled.reset = [](llama_sampler * own) { state(own).reset(); };
+        filled.clone = [](const llama_sampler * own) {
+            return llama_sampler_init(&methods, new State(state(own).clone()));
+        };
+        filled.free = [](llama_sampler * own) { delete &state(own); };
+        return filled;
+    }
+
+    static inline llama_sampler_i methods = fill();
+};
 
 // Whether a sampler written in Python stands behind it (python_sampler.cpp).
 bool is_python_sampler(const llama_sampler * sampler);

@@ -9,10 +9,6 @@
 #include <list>
 #include <mutex>
 
-#ifndef _WIN32
-#include <pthread.h>
-#endif
-
 namespace pyllama {
 
 namespace {
@@ -83,28 +79,12 @@ class team {
     int32_t                 n_threads_ = 0;
 };
 
-// Never destroyed: its threads sleep in it until the process ends.
-std::atomic<team *> everyone{nullptr};
-
-team & all_threads() {
-    // A child of fork() has none of the threads.
-    static const bool made = [] {
-        everyone = new team;
-#ifndef _WIN32
-        pthread_atfork(nullptr, nullptr, [] { everyone = new team; });
-#endif
-        return true;
-    }();
-    static_cast<void>(made);
-    return *everyone;
-}
-
 } // namespace
 
 void run_each(int32_t n, int32_t n_threads, const std::function<void(int32_t)> & work) {
     task task{work, n, {}, std::min(n, n_threads) - 1};
     if (task.n_wanted > 0) {
-        all_threads().run(task);
+        only_one<team>().run(task);
     } else {
         task.run();
     }
