@@ -18,6 +18,7 @@
     ├── TokenBudgetExhaustedError (RuntimeError)     no tokens are left of those a config grants
     ├── RateLimitExceededError  (RuntimeError)       too many requests in a minute
     ├── RequestTimeoutError     (TimeoutError)       a request that took too long
+    ├── RequestCancelledError   (RuntimeError)       a request that DSPy waits for no more
     ├── QueueFullError          (RuntimeError)       too many requests that wait
     ├── PromptError             (ValueError)         a text that cannot become tokens
     │   └── TemplateAbortedError                     a chat template that ended its process
@@ -325,6 +326,16 @@ class RequestTimeoutError(LlamaCppError, TimeoutError):
         super().__init__(
             f"no answer within timeout_secs={timeout:g} ({n_tokens} tokens were there); ask for "
             "fewer tokens, send fewer requests at once, or raise timeout_secs"
+        )
+
+
+class RequestCancelledError(LlamaCppError, RuntimeError):
+    """DSPy gave up the jobs of its threads while this request ran in one of them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the request was cancelled: DSPy gave up the evaluation or the other jobs that it "
+            "belonged to, on Ctrl-C or after too many errors"
         )
 
 

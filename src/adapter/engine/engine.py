@@ -35,6 +35,7 @@ from adapter.engine.answer import (
 )
 from adapter.engine.call_settings import call_settings, drawn_seed, require_reportable
 from adapter.engine.config import OPENAI_SETTINGS, LlamaCppConfig
+from adapter.engine.given_up import given_up
 from adapter.engine.judgment import (
     Judgment,
     judgment_response,
@@ -57,6 +58,7 @@ from adapter.errors import (
     ContextTooLongError,
     InvalidParameterError,
     ModelNotLoadedError,
+    RequestCancelledError,
     RequestTimeoutError,
     TokenBudgetExhaustedError,
 )
@@ -132,8 +134,10 @@ class LlamaCppEngine:
 
     def complete(self, request: Request) -> Response:
         """Answer a request."""
-        response = self.complete_unless(None, request)
-        assert response is not None  # nobody could cancel it
+        response = self.complete_unless(given_up(), request)
+        if response is None:
+            with self.errors():
+                raise RequestCancelledError
         current_rollout().index += 1
         return response
 
@@ -246,8 +250,11 @@ class LlamaCppEngine:
         Closing the iterator stops the computation. Once `cancelled` is set it stops within a
         step, and the iterator ends.
         """
+        jobs = given_up() if cancelled is None else None
         with self.errors():
-            yield from waited_for(self.streamed_answer(request, cancelled))
+            yield from waited_for(self.streamed_answer(request, cancelled or jobs))
+            if _is_set(jobs):
+                raise RequestCancelledError
 
     def streamed_answer(
         self, request: Request, cancelled: threading.Event | None = None

@@ -42,6 +42,7 @@ MAPPED = [
     (errors.RateLimitExceededError(1.0, 5), lm15.RateLimitError),
     (errors.QueueFullError(9, 1.0), lm15.RateLimitError),
     (errors.RequestTimeoutError(2.0, 7), lm15.TimeoutError),
+    (errors.RequestCancelledError(), lm15.ProviderError),
     (pyllama.ContextError("no"), lm15.ProviderError),
     (RecursionError("no"), lm15.InvalidRequestError),
     (pyllama.ChatProcessError("killed"), lm15.ServerError),
