@@ -16,7 +16,7 @@ N_COMPARED = 4
 """Calls of one size by whose time two numbers of threads are compared."""
 
 FIRST_WAIT, LONGEST_WAIT = 16, 512
-"""Calls between two comparisons. It doubles each time that one changes nothing."""
+"""Calls between two comparisons. It doubles each time that all numbers changed nothing."""
 
 PATIENCE = 32
 """Calls after which a comparison is given up if too few of them had its size."""
@@ -54,7 +54,8 @@ class ThreadTuner:
         self._refused = most == 1
         self._n_calls = 0
         self._wait = FIRST_WAIT
-        self._turn = 0
+        self._turn = 0  # comparisons since the usual number changed
+        self._n_ways = 1
 
     @contextmanager
     def measured(self, size: int) -> Iterator[int]:
@@ -79,8 +80,9 @@ class ThreadTuner:
         if self._compared is not None:
             if size == self._compared:
                 self._found.append(seconds)
-            if len(self._found) == N_COMPARED:
-                self._decide(sum(self._found) < GAIN * sum(self._seconds[size]))
+            too_long = sum(self._found) >= GAIN * sum(self._seconds[self._compared])
+            if too_long or len(self._found) == N_COMPARED:
+                self._decide(not too_long)
             elif self._n_calls > PATIENCE:
                 self._decide(False)
             return
@@ -93,22 +95,35 @@ class ThreadTuner:
     def _begin(self, size: int) -> None:
         """Compute with another number of threads from now on, if there is a reason to."""
         self._n_calls = 0
-        ways = [self._usual - 1, self._usual // 2] if self._starved else []
-        ways = [n for n in [*ways, self._usual + 1, 2 * self._usual] if 1 <= n <= self._most]
+        ways = self._fewer() if self._starved else []
+        ways += self._more()
         if not ways:
             return
         exact = self._exact(self._most)
         self._refused = exact is False
         if exact:
-            self._turn += 1
             self.n_threads = ways[self._turn % len(ways)]
+            self._turn += 1
+            self._n_ways = len(ways)
             self._compared, self._found = size, []
+
+    def _fewer(self) -> list[int]:
+        """Numbers below the usual one: the next, parts of it, and one, which waits for nobody."""
+        usual = self._usual
+        ways = dict.fromkeys([usual - 1, usual * 3 // 4, usual // 2, usual // 4, 1])
+        return [n for n in ways if 1 <= n < usual]
+
+    def _more(self) -> list[int]:
+        """Numbers above the usual one, up to all: one more alone gains too little to be seen."""
+        usual, most = self._usual, self._most
+        ways = dict.fromkeys([most, usual + 1, usual * 5 // 4, usual * 3 // 2])
+        return [n for n in ways if usual < n <= most]
 
     def _decide(self, better: bool) -> None:
         if better:
             note(logger, logging.INFO, "computing with %d threads", self.n_threads)
-            self._usual, self._wait = self.n_threads, FIRST_WAIT
-        else:
+            self._usual, self._wait, self._turn = self.n_threads, FIRST_WAIT, 0
+        elif self._turn % self._n_ways == 0:
             self._wait = min(2 * self._wait, LONGEST_WAIT)
         self.n_threads = self._usual
         self._compared, self._n_calls = None, 0

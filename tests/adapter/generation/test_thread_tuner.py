@@ -55,6 +55,29 @@ def test_fewer_threads_compute_where_that_is_faster(seconds, best):
     assert total < 2000 * seconds(best) / 0.9
 
 
+@pytest.mark.parametrize("serial", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize("n_cores", [2, 4, 8, 16, 64])
+def test_many_threads_find_what_is_free_and_come_back(n_cores, serial):
+    """Also where one thread more or fewer makes too little difference to be seen."""
+
+    def seconds_beside(n_busy):
+        def seconds(n_threads):
+            taken = n_threads + n_busy - n_cores  # threads that share a core with other work
+            alone = serial + (1 - serial) / n_threads + 0.01 * n_threads / n_cores
+            return alone * (1 + 3 * min(1, max(0, taken) / 2))
+
+        return seconds
+
+    for n_busy in {1, n_cores // 4, n_cores // 2, n_cores - 1}:
+        tuner = ThreadTuner(n_cores, exact)
+        for busy, used in ((n_busy, 0.6), (0, 1.0)):
+            seconds = seconds_beside(busy)
+            best = min(map(seconds, range(1, n_cores + 1)))
+            run(tuner, seconds, used=used, calls=1500)
+            total, _ = run(tuner, seconds, used=used, calls=3000)
+            assert total < 3000 * best / 0.9
+
+
 def test_a_machine_that_only_looks_busy_loses_little():
     total, numbers = run(ThreadTuner(2, exact), idle, used=0.5)
     assert total < 2000 * idle(2) / 0.97
