@@ -73,6 +73,7 @@ from pyllama.errors import (
     StateError,
     TokenizationError,
 )
+from pyllama.forced_text import Forcing
 from pyllama.grammar import Grammar, GrammarSampler
 from pyllama.imatrix import imatrix_program, load_imatrix
 from pyllama.lora import (
@@ -192,6 +193,7 @@ __all__ = [
     "ContextError",
     "DecodeCancelled",
     "DecodeError",
+    "Forcing",
     "ForkedError",
     "GrammarError",
     "InvalidBatchError",

@@ -38,6 +38,11 @@ _NAMES = frozenset(("name", "description"))
 # DEL is one byte, and JSON leaves it unchanged. The others are noncharacters or for private use.
 _MARKS = ("\x7f", *map(chr, range(0xFDD0, 0xFDF0)), *map(chr, range(0xE000, 0xF900)))
 
+MAX_KEPT_TEXTS, MAX_KEPT_LENGTH = 512, 8192
+"""How many texts without marks are remembered, and how long they may be: those of demonstrations
+and instructions come with each prompt.
+"""
+
 _FEW = 64  # places in a text for which room is allocated at once
 
 
@@ -46,11 +51,18 @@ class TextMarker:
 
     Args:
         tokenizer: what names control tokens (``Vocab._tokenizer``).
+        unmarked: texts that need no marks, with whether their ends were looked at; it grows.
         taken: the inputs in JSON and the template, which must not contain the mark.
     """
 
-    def __init__(self, tokenizer: Handle[Pointer[pyllama_tokenizer]], *taken: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Handle[Pointer[pyllama_tokenizer]],
+        unmarked: dict[tuple[str, bool], None],
+        *taken: str,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._unmarked = unmarked
         self._taken = taken
         self._mark: str | None = None
         self._places = ffi.new("size_t[]", _FEW)
@@ -107,7 +119,7 @@ class TextMarker:
             value = json.loads(text)
         except (ValueError, RecursionError):
             return self._text(text, True)
-        marker = TextMarker(self._tokenizer, *self._taken)
+        marker = TextMarker(self._tokenizer, self._unmarked, *self._taken)
         marker._mark = self._mark
         before = json.dumps(value)
         marked = marker._value(value, True)
@@ -117,6 +129,8 @@ class TextMarker:
         return json.dumps(marked, ensure_ascii=False)
 
     def _text(self, text: str, edges: bool) -> str:
+        if (text, edges) in self._unmarked:
+            return text
         data = text.encode("utf-8", "surrogatepass")
         places, room = self._places, _FEW
         while True:
@@ -129,6 +143,10 @@ class TextMarker:
                 break
             places, room = ffi.new("size_t[]", count), count
         if count == 0:
+            if len(text) <= MAX_KEPT_LENGTH:
+                if len(self._unmarked) >= MAX_KEPT_TEXTS:
+                    self._unmarked.clear()
+                self._unmarked[text, edges] = None
             return text
         mark = self._the_mark().encode()
         ends = [0, *ffi.unpack(places, count), len(data)]

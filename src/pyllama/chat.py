@@ -241,6 +241,7 @@ class _Engine:
         self._template = template
         self._bos = bos
         self._tokenizer = tokenizer
+        self._unmarked: dict[tuple[str, bool], None] = {}
         capabilities = ChatCapabilities.__annotations__.keys() - {"supports_thinking"}
         about = _chat_answers.description(template.description, capabilities)
         self.source: str = about["source"]
@@ -294,7 +295,7 @@ class _Engine:
         shape, prompt = _json(format_inputs), _json(prompt_inputs)
         marked, marker = (shape, prompt), None
         if self._tokenizer is not None:
-            marker = TextMarker(self._tokenizer, shape, prompt, self.source)
+            marker = TextMarker(self._tokenizer, self._unmarked, shape, prompt, self.source)
             variables = {**prompt_inputs["chat_template_kwargs"], **marker.options(given)}
             texts = (
                 {

@@ -20,6 +20,7 @@ from pyllama._half_made import or_half_made
 from pyllama._handle import Handle
 from pyllama._native._binding import ffi, lib
 from pyllama.errors import GrammarError, NativeError
+from pyllama.forced_text import Forcing
 from pyllama.sampler import Sampler
 from pyllama.vocab import Vocab
 
@@ -216,6 +217,21 @@ class GrammarSampler(Sampler):
         """
         with self._held():
             return take_str(lib.guarded_grammar_forced_text(self._pointer), "asking a grammar")
+
+    def forced_tokens(self, forcing: Forcing) -> list[int]:
+        """The tokens of ``forced_text()`` that can be written without sampling, if any."""
+        if not isinstance(forcing, Forcing):
+            raise TypeError(f"forcing must be a pyllama.Forcing, got {forcing!r}")
+        assert self._vocab is not None
+        struct, tokens = ffi.new("pyllama_forcing *"), ffi.new("llama_token[]", forcing.most)
+        kept = forcing._fill(struct, self._vocab)
+        with self._held(), self._vocab._open() as vocab:
+            n = lib.guarded_grammar_forced_tokens(self._pointer, vocab, struct, tokens)
+        del kept
+        if n == lib.PYLLAMA_CAUGHT:
+            raise_caught("asking a grammar")
+        forced: list[int] = ffi.unpack(tokens, n)
+        return forced
 
     def complete_within(self, n_tokens: int | None) -> None:
         """Exclude tokens after which the text could not be completed in time.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from pyllama._arguments import INT32_MAX, MAX_POS, integer, real
 from pyllama._native._binding import ffi, lib
 from pyllama._object import holding_all
 from pyllama.batch import Batch
 from pyllama.context import Context
+from pyllama.forced_text import Forcing
 from pyllama.sampler_chain import SamplerChain
 from pyllama.threadpool import MAX_THREADS
 
@@ -32,7 +34,7 @@ class Run:
         max_tokens: the most tokens to sample, at least 1.
         stops: texts after which it pauses: a token that completes one is its last.
         text: the end of its text so far, where a stop text may have begun.
-        pauses_where_forced: whether it pauses where the grammar leaves no choice about the text.
+        forcing: which texts that the grammar forces are written as tokens; None for none.
         tells_ends: whether to find out after each token if the text may end there, by its grammar.
     """
 
@@ -42,23 +44,28 @@ class Run:
     max_tokens: int
     stops: tuple[str, ...] = ()
     text: bytes = b""
-    pauses_where_forced: bool = False
+    forcing: Forcing | None = None
     tells_ends: bool = False
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was sampled for one sequence.
+    """What was sampled for one sequence, and what its grammar forced.
 
     Attributes:
-        tokens: all but the last are in memory.
+        tokens: those that follow, in order.
         may_end: for each token, whether the text may end there; False where that was not asked for.
         error: why the token after them could not be sampled, as from ``SamplerChain.sample``.
+        n_computed: how many of the tokens are in memory.
+        at_stop: whether it paused over a stop text, so that text which is forced after it was not
+            written.
     """
 
     tokens: list[int]
     may_end: list[bool]
     error: Exception | None = None
+    n_computed: int = 0
+    at_stop: bool = False
 
 
 class Generated:
@@ -67,7 +74,7 @@ class Generated:
     Attributes:
         n_steps: how many decodes were done.
         error: why there were no more, where one failed. What it computed of sequences that were
-            going on is in memory behind their last token but one: remove it.
+            going on is in memory behind their ``n_computed`` tokens: remove it.
     """
 
     def __init__(self, runs: Mapping[int, Run]) -> None:
@@ -85,30 +92,70 @@ class Generated:
         error = last if isinstance(last, Exception) else None
         if not n:
             return Drawn([], [], error)
-        return Drawn(ffi.unpack(struct.tokens, n), ffi.unpack(struct.may_end, n), error)
+        tokens, may_end = ffi.unpack(struct.tokens, n), ffi.unpack(struct.may_end, n)
+        return Drawn(tokens, may_end, error, struct.n_computed, bool(struct.at_stop))
 
     def _fill(self, context: Context, max_steps: int) -> Pointer[pyllama_run]:
-        for struct, (output, run) in zip(self._structs, self._runs.items(), strict=False):
-            struct.draw.chain, struct.draw.output = run.chain._begin_draw(context), output
+        rooms = [_room(run, max_steps) for run in self._runs.values()]
+        tokens, may_end = ffi.new("llama_token[]", sum(rooms)), ffi.new("bool[]", sum(rooms))
+        self._kept += [tokens, may_end]
+        begin = 0
+        for struct, room, (output, run) in zip(
+            self._structs, rooms, self._runs.items(), strict=False
+        ):
+            chain = run.chain
+            struct.draw.chain, struct.draw.output = chain._begin_draw(context), output
             struct.seq_id, struct.pos = run.seq_id, run.pos
-            struct.n_max = min(run.max_tokens, max_steps)
-            grammar = run.chain.grammar
+            struct.n_max, struct.n_room = _n_max(run), room
+            grammar = chain.grammar
             struct.eog = lib.LLAMA_TOKEN_NULL
-            if run.tells_ends and grammar is not None:
-                struct.eog = grammar._eog
-            struct.pauses_where_forced = run.pauses_where_forced
-            # A text that is not valid Unicode is never found.
-            encoded = [stop.encode("utf-8", "surrogatepass") for stop in run.stops]
-            texts = [ffi.new("char[]", stop) for stop in encoded]
-            stops, sizes = ffi.new("char *[]", texts), ffi.new("size_t[]", list(map(len, encoded)))
-            struct.stops, struct.stop_sizes, struct.n_stops = stops, sizes, len(texts)
-            text = ffi.new("char[]", run.text)
-            struct.text, struct.text_size = text, len(run.text)
-            tokens = ffi.new("llama_token[]", struct.n_max)
-            may_end = ffi.new("bool[]", struct.n_max)
-            struct.tokens, struct.may_end = tokens, may_end
-            self._kept += [*texts, stops, sizes, text, tokens, may_end]
+            if grammar is not None:
+                if run.tells_ends:
+                    struct.eog = grammar._eog
+                if run.forcing is not None:
+                    self._kept += run.forcing._fill(struct.forcing, context.model.vocab)
+            stops = _stops(run.stops)
+            struct.stops, struct.stop_sizes, struct.n_stops = (
+                stops.texts,
+                stops.sizes,
+                stops.n_texts,
+            )
+            if run.text:
+                text = ffi.new("char[]", run.text)
+                struct.text, struct.text_size = text, len(run.text)
+                self._kept.append(text)
+            struct.tokens, struct.may_end = tokens + begin, may_end + begin
+            self._kept.append(stops)
+            begin += room
         return self._structs
+
+
+def _n_max(run: Run) -> int:
+    """The most tokens that a run may have; one if U+FFFD may stand for bytes of a stop text."""
+    return 1 if any("\ufffd" in stop for stop in run.stops) else run.max_tokens
+
+
+def _room(run: Run, max_steps: int) -> int:
+    """How many tokens a run may have in a call, with those of a text that is forced at the end."""
+    return min(_n_max(run), max_steps + (0 if run.forcing is None else run.forcing.most))
+
+
+class _Stops(NamedTuple):
+    """Stop texts for C, and what they point into."""
+
+    texts: Pointer[Pointer[bytes]]
+    sizes: Pointer[int]
+    n_texts: int
+    kept: object
+
+
+@lru_cache(64)
+def _stops(texts: tuple[str, ...]) -> _Stops:
+    # A text that is not valid Unicode is never found.
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    kept = [ffi.new("char[]", text) for text in encoded]
+    sizes = ffi.new("size_t[]", [len(text) for text in encoded])
+    return _Stops(ffi.new("char *[]", kept), sizes, len(texts), kept)
 
 
 def generate_each(
@@ -124,9 +171,12 @@ def generate_each(
 
     The same as ``Context.decode``, ``sample_each``, and so on in turn, but in one call and without
     the interpreter. It ends after ``max_steps`` decodes, after ``seconds``, or when more than one
-    in 16 sequences has paused: with a token that ends generation, with a stop text, where text
-    is forced, at their ``max_tokens``, or over an error. After more than one decode, the context's
-    outputs cannot be read.
+    in 16 sequences has paused: with a token that ends generation, with a stop text, at their
+    ``max_tokens``, or over an error. After more than one decode, the context's outputs cannot be
+    read.
+
+    With a ``Forcing``, the tokens of what the grammar forces after a token are written behind it,
+    and are computed together in the next decode.
 
     Args:
         runs: by the output of the batch, as in ``Context.logits``, from which the first token is
@@ -153,7 +203,7 @@ def generate_each(
         for output, run in asked.items():
             if not batch._gives(output):
                 raise ValueError(f"runs must begin at outputs of the batch, got {output}")
-            context._require_position(run.pos + min(run.max_tokens, steps) - 1)
+            context._require_position(run.pos + _room(run, steps) - 1)
         structs = generated._fill(context, steps)
         n_steps = ffi.new("int32_t *")
 
@@ -192,7 +242,9 @@ def _checked(runs: Mapping[int, Run]) -> dict[int, Run]:
             raise TypeError(f"runs must hold pyllama.Run objects with a SamplerChain, got {run!r}")
         integer("seq_id", run.seq_id, 0, INT32_MAX)
         integer("max_tokens", run.max_tokens, 1, INT32_MAX)
-        integer("pos", run.pos, 0, MAX_POS - min(run.max_tokens, MAX_STEPS))
+        if run.forcing is not None and not isinstance(run.forcing, Forcing):
+            raise TypeError(f"forcing must be a pyllama.Forcing or None, got {run.forcing!r}")
+        integer("pos", run.pos, 0, MAX_POS - _room(run, MAX_STEPS))
         if not all(isinstance(stop, str) and stop for stop in run.stops):
             raise ValueError(f"stops must be texts that are not empty, got {run.stops!r}")
         if not isinstance(run.text, bytes):

@@ -168,6 +168,11 @@ ROWS: dict[str, Row] = {
     "GrammarSampler.allows": lambda w: (w.grammar.allows, {"tokens": PROMPT}),
     "GrammarSampler.allowed_tokens": lambda w: (w.grammar.allowed_tokens, {}),
     "GrammarSampler.forced_text": lambda w: (w.grammar.forced_text, {}),
+    "GrammarSampler.forced_tokens": lambda w: (
+        w.grammar.forced_tokens,
+        {"forcing": pyllama.Forcing()},
+    ),
+    "Forcing": lambda w: (pyllama.Forcing, {"fewest": 2, "most": 8, "never": (1,)}),
     "GrammarSampler.complete_within": lambda w: (w.grammar.complete_within, {"n_tokens": 9}),
     "GrammarSampler.fits": lambda w: (w.grammar.fits, {"tokens": PROMPT}),
     "GrammarSampler.shortened": lambda w: (w.grammar.shortened, {}),

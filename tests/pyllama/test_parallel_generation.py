@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 import pyllama
-from pyllama import Batch, Context, GrammarSampler, Run, Sampler, SamplerChain, generate_each
+from pyllama import (
+    Batch,
+    Context,
+    Forcing,
+    GrammarSampler,
+    Run,
+    Sampler,
+    SamplerChain,
+    generate_each,
+)
 
 N_SEQUENCES = 4
 N_STEPS = 12
@@ -135,6 +144,7 @@ def test_it_pauses_at_a_stop_text(tiny):
         ("\u20ac", b"\xe2\x82", "\u20ac", 1),  # the last byte of a character
         ("\0", b"", "\0", 1),
         ("\ud800", b"", "x", N_STEPS),
+        ("a\ufffd", b"a\xc3", "x", 1),  # it stands for bytes that are no UTF-8
         ("xy", b"", "<unk>", 1),  # it shows no text, so the stop text may be around it
     ],
 )
@@ -149,23 +159,117 @@ def test_it_finds_any_stop_text_that_began_before(tiny, stop, text, piece, n_dra
     assert generated[0].tokens == [token] * n_drawn
 
 
-def test_it_pauses_where_text_is_forced_and_tells_where_it_may_end(tiny):
+def test_it_tells_where_the_text_may_end(tiny):
     grammar = 'root ::= "a" [b-c] "hello world"? '
     with context_of(tiny) as context:
         batch, outputs = beginning()
-        forced = SamplerChain([Sampler.greedy()], grammar=GrammarSampler(tiny.vocab, grammar))
+        bound = SamplerChain([Sampler.greedy()], grammar=GrammarSampler(tiny.vocab, grammar))
         free = SamplerChain(
             [Sampler.dist(1)], grammar=GrammarSampler(tiny.vocab, "root ::= [a-c]*")
         )
         runs = {
-            outputs[0]: Run(forced, 0, LENGTHS[0], 8, pauses_where_forced=True, tells_ends=True),
+            outputs[0]: Run(bound, 0, LENGTHS[0], 2, tells_ends=True),
             outputs[1]: Run(free, 1, LENGTHS[1], 3, tells_ends=True),
         }
         generated = generate_each(context, batch, runs, max_steps=8, seconds=60)
-    drawn = generated[outputs[0]]
-    assert b"".join(map(tiny.vocab.token_to_piece, drawn.tokens))[:1] == b"a"
-    assert drawn.may_end[0] is (len(tiny.vocab.token_to_piece(drawn.tokens[0])) > 1)
+    assert generated[outputs[0]].may_end == [False, True]
     assert all(generated[outputs[1]].may_end)
+
+
+FORCING = 'root ::= "so: " [a-z] ", and so on: " [a-z] " the end" [a-z]'
+
+
+def forced_by_hand(model, never=(), n_max=100) -> list[int]:
+    """Sampled token by token, with the tokens of forced texts between."""
+    chain = SamplerChain([Sampler.greedy()], grammar=GrammarSampler(model.vocab, FORCING))
+    rule, found = Forcing(2, 32, never), []
+    with context_of(model) as context:
+        batch, outputs = beginning()
+        context.decode(batch)
+        output = outputs[0]
+        while True:
+            added = [chain.sample(context, output)]
+            if not model.vocab.is_eog(added[0]):
+                forced = chain.grammar.forced_tokens(rule)
+                for token in forced:
+                    chain.accept(token)
+                added += forced
+            pos = LENGTHS[0] + len(found)
+            found += added
+            if model.vocab.is_eog(added[0]) or len(found) >= n_max:
+                return found[:n_max]
+            batch.clear()
+            batch.add_tokens(added, pos=pos, seq_id=0, outputs="last")
+            context.decode(batch)
+            output = len(added) - 1
+
+
+@pytest.mark.parametrize("max_steps", [1, 3, 50])
+@pytest.mark.parametrize("n_max", [6, 100])
+@pytest.mark.parametrize("biased", [False, True])
+def test_it_writes_what_is_forced(tiny, max_steps, n_max, biased):
+    """In whatever calls, and up to its last token; the rest of what is in memory is told."""
+    never = tuple(tiny.vocab.tokenize(",", add_special=False)) if biased else ()
+    expected = forced_by_hand(tiny, never, n_max)
+    chain = SamplerChain([Sampler.greedy()], grammar=GrammarSampler(tiny.vocab, FORCING))
+    found: list[int] = []
+    with context_of(tiny) as context:
+        batch, outputs = beginning()
+        output, n_steps = outputs[0], 0
+        while len(found) < n_max and not (found and tiny.vocab.is_eog(found[-1])):
+            pos = LENGTHS[0] + len(found)
+            run = Run(chain, 0, pos, n_max - len(found), forcing=Forcing(2, 32, never))
+            generated = generate_each(
+                context, batch, {output: run}, max_steps=max_steps, seconds=60
+            )
+            drawn = generated[output]
+            n_steps += generated.n_steps
+            assert context.memory.seq_pos_max(0) == pos + drawn.n_computed - 1
+            found += drawn.tokens
+            left = drawn.tokens[drawn.n_computed :]
+            assert left
+            batch.clear()
+            batch.add_tokens(left, pos=pos + drawn.n_computed, seq_id=0, outputs="last")
+            output = len(left) - 1
+    assert found == expected
+    assert n_steps < len(found)  # some were not sampled
+
+
+def test_a_stop_text_within_what_is_forced(tiny):
+    """It pauses there, and what is forced after it is not written."""
+    expected = forced_by_hand(tiny)
+    chain = SamplerChain([Sampler.greedy()], grammar=GrammarSampler(tiny.vocab, FORCING))
+    with context_of(tiny) as context:
+        batch, outputs = beginning()
+        run = Run(chain, 0, LENGTHS[0], 100, stops=("and",), forcing=Forcing())
+        drawn = generate_each(context, batch, {outputs[0]: run}, max_steps=50, seconds=60)[
+            outputs[0]
+        ]
+    assert drawn.at_stop
+    assert drawn.tokens == expected[: len(drawn.tokens)]
+    assert b"".join(map(tiny.vocab.token_to_piece, drawn.tokens)).endswith(b"and")
+    rest = chain.grammar.forced_tokens(Forcing())
+    assert rest == expected[len(drawn.tokens) :][: len(rest)]
+
+
+def test_forced_texts_that_fill_more_than_a_batch(tiny):
+    """The call ends before a decode that cannot have them all."""
+    with Context(
+        tiny, n_ctx=64 * N_SEQUENCES, n_seq_max=N_SEQUENCES, n_batch=32, n_threads=1
+    ) as context:
+        batch, outputs = beginning()
+        chains = [
+            SamplerChain([Sampler.dist(i)], grammar=GrammarSampler(tiny.vocab, FORCING))
+            for i in range(N_SEQUENCES)
+        ]
+        runs = {
+            output: Run(chains[i], i, LENGTHS[i], 40, forcing=Forcing())
+            for i, output in enumerate(outputs)
+        }
+        generated = generate_each(context, batch, runs, max_steps=50, seconds=60)
+        assert generated.error is None
+        left = sum(len(generated[o].tokens) - generated[o].n_computed for o in outputs)
+        assert left > 32
 
 
 def test_the_tokens_before_a_failure_are_kept(tiny):
@@ -260,7 +364,13 @@ def test_refused(tiny):
         ):
             with pytest.raises(ValueError, match=message):
                 generate_each(context, batch, runs)
-        for runs in ({0: chain}, [run], {"0": run}, {0: Run(chain, 0, 1, 4, text="")}):
+        for runs in (
+            {0: chain},
+            [run],
+            {"0": run},
+            {0: Run(chain, 0, 1, 4, text="")},
+            {0: Run(chain, 0, 1, 4, forcing=True)},
+        ):
             with pytest.raises(TypeError):
                 generate_each(context, batch, runs)
         for options in ({"max_steps": 0}, {"seconds": -1.0}, {"n_threads": 0}):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import zip_longest
+from functools import cached_property
 
 import pyllama
 from adapter.generation.completion import Completion, token_logprob
@@ -24,6 +25,8 @@ for them delays the other requests.
 
 class AnswerWriter:
     """Samples an answer token by token, and writes what its grammar forces without sampling.
+
+    It may be made in another thread than that which uses it.
 
     If every continuation that the grammar allows begins with the same text, the tokens of that text
     are written as the tokenizer gives them. The last one is left out, since it may become part of a
@@ -50,12 +53,20 @@ class AnswerWriter:
             reasoning_budget=request.reasoning_budget,
             complete_within=max_tokens if request.completes else None,
         )
-        self._ends = any(token is not None for token in (vocab.eos, vocab.eot))
+        self._ends = vocab.eos is not None or vocab.eot is not None
         self._max_tokens = max_tokens
         self._completion = Completion(vocab, request, max_tokens, may_end=self._may_end())
         self._stopped_here = False  # at max_tokens, where more might have followed
-        # Shown with the first sampled token. Nothing is computed before that.
-        self._opening = self._write_forced()
+        # What is forced before the first token: each with whether the answer may end after it.
+        self._beginning = list(self._follow(self._forced()[:max_tokens]))
+        self._opening: list[Delta] = []
+
+    def begin(self) -> None:
+        """Write what is forced at the beginning of the answer.
+
+        It is shown with the first sampled token. Nothing is computed before that.
+        """
+        self._opening = self._write(self._beginning)
 
     @property
     def tokens(self) -> list[int]:
@@ -82,7 +93,7 @@ class AnswerWriter:
             self._max_tokens - len(self.tokens),
             stops=request.stop + request.turn_stops,
             text=self._completion.hidden,
-            pauses_where_forced=request.logprobs is None,
+            forcing=self._forcing,
             tells_ends=self._asks_for_ends,
         )
 
@@ -94,17 +105,21 @@ class AnswerWriter:
             index: the output that the first was sampled from; with log-probabilities it is alone.
         """
         deltas, self._opening = self._opening, []
-        for token, told in zip_longest(drawn.tokens, drawn.may_end):
-            logprob = None
-            if self._request.logprobs is not None:
-                logprob = token_logprob(context.logits(index), token, self._request.logprobs)
-            may_end = self._may_end() if told is None else told or not self._asks_for_ends
-            sampled = self._push(token, logprob, may_end=may_end)
-            if sampled is not None:
-                deltas.append(sampled)
-            if self.finish_reason is not None:
-                return deltas
-        return [*deltas, *self._write_forced()]
+        logprob = None
+        if self._request.logprobs is not None:
+            (token,) = drawn.tokens
+            logprob = token_logprob(context.logits(index), token, self._request.logprobs)
+        may_end = drawn.may_end
+        if not self._asks_for_ends:
+            may_end = [True] * len(drawn.tokens)
+        elif not may_end:
+            may_end = [self._may_end()]
+        text = self._push(drawn.tokens, may_end, logprob)
+        if text is not None:
+            deltas.append(text)
+        if self.finish_reason is None and (drawn.at_stop or not drawn.may_end):
+            deltas += self._write(self._follow(self._forced()))
+        return deltas
 
     def finish(self, *, cache_read_tokens: int = 0) -> tuple[list[Delta], GenerationResult]:
         """The rest of the text, and the result."""
@@ -117,9 +132,9 @@ class AnswerWriter:
         self._chain.close()
 
     def _push(
-        self, token: int, logprob: TokenLogprob | None = None, *, may_end: bool
+        self, tokens: list[int], may_end: list[bool], logprob: TokenLogprob | None = None
     ) -> Delta | None:
-        delta = self._completion.push(token, logprob, may_end=may_end)
+        delta = self._completion.push(tokens, may_end, logprob)
         if self._completion.finish_reason == "length" and self._ending() != "goes on":
             self._completion.finish_reason = "stop"
             self._stopped_here = self._ending() == "may end"
@@ -135,16 +150,27 @@ class AnswerWriter:
             return ()
         return tuple(grammar.shortened(here=self._stopped_here))
 
-    def _write_forced(self) -> list[Delta]:
+    def _write(self, forced: Iterable[tuple[int, bool]]) -> list[Delta]:
         deltas = []
-        for token in self._forced_tokens():
-            if self.finish_reason is not None:
-                break
-            self._chain.accept(token)
-            delta = self._push(token, may_end=self._may_end())
+        for token, may_end in forced:
+            delta = self._push([token], [may_end])
             if delta is not None:
                 deltas.append(delta)
+            if self.finish_reason is not None:
+                break
         return deltas
+
+    def _follow(self, tokens: Iterable[int]) -> Iterator[tuple[int, bool]]:
+        """Have the samplers follow tokens, and tell after each whether the answer may end there."""
+        for token in tokens:
+            self._chain.accept(token)
+            yield token, self._may_end()
+
+    def _forced(self) -> list[int]:
+        grammar = self._chain.grammar
+        if grammar is None or self._forcing is None:
+            return []
+        return grammar.forced_tokens(self._forcing)
 
     def _may_end(self) -> bool:
         """Whether the grammar lets the answer end here. True if nothing depends on it."""
@@ -160,21 +186,12 @@ class AnswerWriter:
         bound = self._chain.grammar is not None
         return bound and bool(self._request.turn_stops) and self._ends
 
-    def _forced_tokens(self) -> list[int]:
-        grammar = self._chain.grammar
-        if grammar is None or self._request.logprobs is not None or self.finish_reason is not None:
-            return []
-        text = grammar.forced_text()
-        tokens = self._vocab.tokenize(text, add_special=False) if text else []
-        forced = tokens[:-1][:LONGEST_RUN]
-        if len(forced) < SHORTEST_RUN:
-            return []
-        # Some tokenizers add a space in front, and a text may contain the name of a control token.
-        spelled = b"".join(map(self._vocab.token_to_piece, forced))
-        if not text.encode().startswith(spelled):
-            return []
-        if self._vocab.tokenize(text, add_special=False, parse_special=True) != tokens:
-            return []
-        if self._request.sampling.logit_bias.keys() & set(forced):
-            return []
-        return forced if grammar.fits(forced) else []
+    @cached_property
+    def _forcing(self) -> pyllama.Forcing | None:
+        """Which forced texts are written; None with log-probabilities, which need each token's
+        logits.
+        """
+        if self._request.logprobs is not None:
+            return None
+        never = tuple(self._request.sampling.logit_bias)
+        return pyllama.Forcing(SHORTEST_RUN, LONGEST_RUN, never)

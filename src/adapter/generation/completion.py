@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,29 +52,44 @@ class Completion:
         self.finish_reason: FinishReason | None = None
 
     def push(
-        self, token: int, logprob: TokenLogprob | None = None, *, may_end: bool = True
+        self,
+        tokens: Sequence[int],
+        may_end: Sequence[bool] | None = None,
+        logprob: TokenLogprob | None = None,
     ) -> Delta | None:
-        """The text that can be shown after another token was sampled, if there is any.
+        """The text that can be shown after more tokens were sampled, if there is any.
+
+        Those after the one that ends the completion do not count.
 
         Args:
-            may_end: whether the text including this token is a complete answer.
+            may_end: for each token, whether the text including it is a complete answer; None for
+                yes.
+            logprob: that of a single token.
         """
-        if self._vocab.is_eog(token):
-            self.finish_reason = "stop"
-            return None
-        self.tokens.append(token)
-        self._request.taken.answer += 1
-        if logprob is not None:
-            special = token in self._request.preserved_tokens
-            size = len(self._vocab.token_to_piece(token, special=special))
-            self._ends.append(size + (self._ends[-1] if self._ends else 0))
-            self._logprobs.append(logprob)
-        text = self._stop.push(self._text(token), may_end=may_end)
+        texts = []
+        n_before = len(self.tokens)
+        for index, token in enumerate(tokens):
+            if self._vocab.is_eog(token):
+                self.finish_reason = "stop"
+                break
+            self.tokens.append(token)
+            if logprob is not None:
+                special = token in self._request.preserved_tokens
+                size = len(self._vocab.token_to_piece(token, special=special))
+                self._ends.append(size + (self._ends[-1] if self._ends else 0))
+                self._logprobs.append(logprob)
+            ends = may_end is None or may_end[index]
+            texts.append(self._stop.push(self._text(token), may_end=ends))
+            if self._stop.stopped:
+                self.finish_reason = "stop"
+                break
+            if len(self.tokens) >= self._max_tokens:
+                self.finish_reason = "length"
+                break
+        self._request.taken.answer += len(self.tokens) - n_before
+        text = "".join(texts)
         if self._stop.stopped:
-            self.finish_reason = "stop"
             self._cut_logprobs(self._n_bytes + len(text.encode()))
-        elif len(self.tokens) >= self._max_tokens:
-            self.finish_reason = "length"
         return self._delta(text) if text else None
 
     @property

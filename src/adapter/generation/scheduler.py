@@ -58,6 +58,9 @@ RUN_SECONDS = 0.008
 other threads may keep it for 5 ms.
 """
 
+MAX_PREPARED = 256
+"""How many of the requests that wait may have a sampler already, made in their callers' threads."""
+
 GRACE_SECONDS, STOP_SECONDS = 1.0, 0.1
 """How many seconds a stopping thread has for its step, and how often its computation is cancelled
 after that. llama.cpp logs each cancellation as an error.
@@ -315,6 +318,10 @@ class Scheduler:
         )
 
     def _enqueue(self, arrival: ScheduledRequest | ScoringJob) -> None:
+        # A sampler takes memory, so not all that wait have one.
+        few_wait = len(self._waiting) < MAX_PREPARED
+        if few_wait and not self._closed and isinstance(arrival, ScheduledRequest):
+            arrival.prepare()
         with self._lock:
             # First: Ctrl-C after this leaves nothing in the queue that the thread does not see.
             self._changed.notify_all()

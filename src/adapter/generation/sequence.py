@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from bisect import bisect_right
+from contextlib import suppress
 from typing import Literal, TypeAlias
 
 import pyllama
@@ -142,6 +143,11 @@ class ScheduledRequest:
         self.restarted = True
         self.n_past = 0
 
+    def prepare(self) -> None:
+        """Make the sampler in the caller's thread. ``begin`` does so too, and raises its errors."""
+        with suppress(Exception):
+            self._writer = AnswerWriter(self._vocab, self.request, self._max_tokens)
+
     def begin(self) -> bool:
         """Make the sampler with the prompt, and write what is forced. Returns whether the answer
         continues.
@@ -149,7 +155,9 @@ class ScheduledRequest:
         Raises:
             pyllama.LlamaError: a grammar that this model cannot follow.
         """
-        self._writer = AnswerWriter(self._vocab, self.request, self._max_tokens)
+        if self._writer is None:
+            self._writer = AnswerWriter(self._vocab, self.request, self._max_tokens)
+        self._writer.begin()
         if self._writer.finish_reason is not None:
             self._finish(self._writer)
             return False
@@ -174,8 +182,6 @@ class ScheduledRequest:
     def write(self, drawn: pyllama.Drawn, context: pyllama.Context, index: int) -> None:
         """Go on with tokens that were sampled, and give the text to the caller.
 
-        Each but the last was computed before the next was sampled.
-
         Args:
             index: the output that the first was sampled from.
         """
@@ -183,8 +189,8 @@ class ScheduledRequest:
         self.state = "running"
         begin = self.n_tokens
         deltas = self._writer.write(drawn, context, index)
-        for end in range(begin + 1, min(begin + len(drawn.tokens), self.n_tokens + 1)):
-            self.computed(end)
+        if drawn.n_computed:
+            self.computed(min(begin + drawn.n_computed, self.n_tokens))
         self._give(deltas)
         if self._writer.finish_reason is not None:
             self._finish(self._writer)

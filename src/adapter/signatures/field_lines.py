@@ -34,12 +34,17 @@ def input_lines(signature: type[Signature], values: Mapping[str, Any]) -> str:
         if is_dspy_type(field.annotation, Code) and value is not None:
             text = _fenced(field.annotation, value, longer=True)
         else:
-            text = str(format_field_value(field, value))
+            text = _text_of(field, value)
             parts = text.splitlines()
             if len(parts) > 1 and any(is_marker(_as_seen(line), names) for line in parts):
                 text = _LINE_BEGIN.sub(_BAR, text)
         lines.append(_field(name, text))
     return "\n".join(lines)
+
+
+def _text_of(field: FieldInfo, value: Any) -> str:
+    """A value as DSPy writes it. It makes a schema for each, and leaves a str as it is."""
+    return value if type(value) is str else str(format_field_value(field, value))
 
 
 def _as_seen(line: str) -> str:
@@ -63,7 +68,7 @@ def output_lines(
             if is_dspy_type(field.annotation, Code) and value is not None:
                 text = _fenced(field.annotation, value)
             else:
-                text = str(format_field_value(field, value))
+                text = _text_of(field, value)
         elif missing is not None:
             text = missing.strip()
         else:

@@ -3,6 +3,7 @@
 // Python's interpreter is not asked in between. Where its other threads keep it busy, a thread gets
 // it back after milliseconds, which is longer than a GPU takes for a step.
 #include "context.hpp"
+#include "forced_tokens.hpp"
 #include "grammar_sampler.hpp"
 #include "sample_each.hpp"
 
@@ -34,17 +35,26 @@ class sequence {
         }
     }
 
-    bool        goes_on() const { return goes_on_ && run_.draw.token >= 0; }
-    llama_token token() const { return run_.tokens[run_.n_tokens - 1]; }
-    llama_pos   pos() const { return run_.pos + run_.n_tokens - 1; }
-    int32_t     seq_id() const { return run_.seq_id; }
+    bool      goes_on() const { return goes_on_ && run_.draw.token >= 0; }
+    int32_t   seq_id() const { return run_.seq_id; }
+    llama_pos pos() const { return run_.pos; } // of its first token
+    int32_t   n_computed() const { return run_.n_computed; }
+    int32_t   n_tokens() const { return run_.n_tokens; }
+
+    llama_token token(int32_t i) const { return run_.tokens[i]; }
 
     pyllama_draw & draw() { return run_.draw; }
 
+    void computed() { run_.n_computed = run_.n_tokens; }
+
     int32_t sample(const float * logits, int32_t n_vocab) {
         const int32_t token = pyllama::sample(*run_.draw.chain, logits, n_vocab);
-        if (token >= 0) {
-            write(token);
+        if (token < 0) {
+            return token;
+        }
+        write(token);
+        if (goes_on_ && grammar_ != nullptr && run_.forcing.tokenizer != nullptr) {
+            return write_forced() ? token : PYLLAMA_TOKEN_REFUSED;
         }
         return token;
     }
@@ -54,8 +64,24 @@ class sequence {
         const bool bound = grammar_ != nullptr && run_.eog >= 0;
         run_.may_end[run_.n_tokens] = bound && pyllama::grammar_allows(grammar_, run_.eog);
         run_.tokens[run_.n_tokens++] = token;
-        goes_on_ = run_.n_tokens < run_.n_max && !llama_vocab_is_eog(vocab_, token) &&
-                   !stops_with(token) && !is_forced();
+        run_.at_stop = stops_with(token);
+        goes_on_ = run_.n_tokens < run_.n_max && !run_.at_stop && !llama_vocab_is_eog(vocab_, token);
+    }
+
+    // Whether the chain took what is forced.
+    bool write_forced() {
+        for (const llama_token token : pyllama::forced_tokens(grammar_, vocab_, run_.forcing)) {
+            if (pyllama::accept(*run_.draw.chain, token) != 0) {
+                return false;
+            }
+            write(token);
+            if (!goes_on_) {
+                return true;
+            }
+        }
+        // A further forced text must fit behind a token, or be left to the end of the answer.
+        goes_on_ = run_.n_tokens + run_.forcing.most < run_.n_room || run_.n_room == run_.n_max;
+        return true;
     }
 
     // Whether one of its stop texts may have come: Python looks closer.
@@ -71,11 +97,6 @@ class sequence {
         return found || (llama_vocab_get_attr(vocab_, token) & WITHOUT_TEXT) != 0;
     }
 
-    bool is_forced() const {
-        return run_.pauses_where_forced && grammar_ != nullptr &&
-               !pyllama::forced_text(grammar_).empty();
-    }
-
     pyllama_run &       run_;
     const llama_vocab * vocab_;
     llama_sampler *     grammar_;
@@ -86,22 +107,24 @@ class sequence {
     std::vector<std::string_view> stops_;
 };
 
-// A batch of one token of each sequence.
+// A batch of the tokens of each sequence that are not in memory.
 class next_tokens {
   public:
-    explicit next_tokens(size_t n) : outputs_(n, 1), n_seq_id_(n, 1) {}
-
     llama_batch of(const std::vector<sequence *> & sequences) {
-        tokens_.clear(), pos_.clear(), seq_id_.clear(), rows_.clear();
+        tokens_.clear(), pos_.clear(), seq_id_.clear(), rows_.clear(), outputs_.clear();
         for (sequence * one : sequences) {
-            one->draw().output = static_cast<int32_t>(tokens_.size());
-            tokens_.push_back(one->token());
-            pos_.push_back(one->pos());
-            seq_id_.push_back(one->seq_id());
+            for (int32_t i = one->n_computed(); i < one->n_tokens(); i++) {
+                tokens_.push_back(one->token(i));
+                pos_.push_back(one->pos() + i);
+                seq_id_.push_back(one->seq_id());
+                outputs_.push_back(i + 1 == one->n_tokens());
+            }
+            one->draw().output = static_cast<int32_t>(tokens_.size()) - 1;
         }
         for (llama_seq_id & id : seq_id_) {
             rows_.push_back(&id);
         }
+        n_seq_id_.assign(tokens_.size(), 1);
         return {static_cast<int32_t>(tokens_.size()), tokens_.data(), nullptr, pos_.data(),
                 n_seq_id_.data(), rows_.data(), outputs_.data()};
     }
@@ -153,16 +176,28 @@ int32_t guarded_generate_each(llama_context * ctx, const llama_batch * batch, py
         for (sequence & one : all) {
             going_on.push_back(&one);
         }
-        next_tokens  next(all.size());
-        int32_t      code   = pyllama::decode(ctx, *batch);
+        next_tokens  next;
         const size_t fewest = all.size() - all.size() / ONE_PAUSED_OF;
-        for (; code == 0; code = pyllama::decode(ctx, next.of(going_on))) {
+        llama_batch  rows   = *batch;
+        int32_t      code   = 0;
+        while (true) {
+            code = pyllama::decode(ctx, rows);
+            if (code != 0) {
+                break;
+            }
             ++*n_steps;
+            for (sequence * one : going_on) {
+                one->computed();
+            }
             sample(ctx, going_on, n_threads);
             going_on.erase(std::remove_if(going_on.begin(), going_on.end(),
                                           [](const sequence * one) { return !one->goes_on(); }),
                            going_on.end());
             if (*n_steps >= max_steps || going_on.empty() || going_on.size() < fewest || !left()) {
+                break;
+            }
+            rows = next.of(going_on);
+            if (static_cast<uint32_t>(rows.n_tokens) > llama_n_batch(ctx)) {
                 break;
             }
         }

@@ -1,4 +1,5 @@
 #include "deep_stack.hpp"
+#include "forced_tokens.hpp"
 #include "gbnf.hpp"
 #include "grammar_sampler.hpp"
 
@@ -98,6 +99,16 @@ int32_t guarded_grammar_allowed(llama_sampler * grammar, const llama_token * tok
 char * guarded_grammar_forced_text(const llama_sampler * grammar) {
     return guarded<char *>(nullptr,
                            [&] { return pyllama::copy_string(pyllama::forced_text(grammar)); });
+}
+
+// Room for as many tokens as forcing.most; returns how many there are.
+int32_t guarded_grammar_forced_tokens(llama_sampler * grammar, const llama_vocab * vocab,
+                                      const pyllama_forcing * forcing, llama_token * tokens) {
+    return guarded(PYLLAMA_CAUGHT, [&] {
+        const auto forced = pyllama::forced_tokens(grammar, vocab, *forcing);
+        std::copy(forced.begin(), forced.end(), tokens);
+        return static_cast<int32_t>(forced.size());
+    });
 }
 
 int32_t guarded_grammar_complete_within(llama_sampler * grammar, uint32_t n_tokens) {

@@ -3,6 +3,7 @@ int32_t guarded_grammar_allowed(struct llama_sampler * grammar, const llama_toke
 char * guarded_grammar_check_pattern(const char * pattern);
 struct llama_sampler * guarded_sampler_init_grammar(const struct llama_vocab * vocab, const pyllama_tokens * all, const char * source, const char * root, const char ** patterns, size_t n_patterns, const llama_token * tokens, size_t n_tokens, const llama_token * shown, size_t n_shown, size_t stack_per_byte);
 char * guarded_grammar_forced_text(const struct llama_sampler * grammar);
+int32_t guarded_grammar_forced_tokens(struct llama_sampler * grammar, const struct llama_vocab * vocab, const pyllama_forcing * forcing, llama_token * tokens);
 int32_t guarded_grammar_complete_within(struct llama_sampler * grammar, uint32_t n_tokens);
 int32_t guarded_grammar_fits(struct llama_sampler * grammar, const llama_token * tokens, size_t n_tokens);
 int32_t guarded_grammar_fewest_tokens(struct llama_sampler * grammar, int64_t * n_tokens);

@@ -269,6 +269,9 @@ std::string shortened_places(llama_sampler * sampler, bool here) {
     if (here) {
         places.insert(own.budget->here());
     }
+    if (places.empty()) {
+        return "";
+    }
     llama_grammar_parser parser(own.vocab);
     std::string          text;
     run_with_stack(GRAMMAR_STACK, [&] { parser.parse(own.source.gbnf.c_str()); });

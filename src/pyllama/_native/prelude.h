@@ -93,14 +93,24 @@ typedef struct pyllama_draw {
     char            message[512]; // and what it says
 } pyllama_draw;
 
+// Which of the texts that a grammar forces are written, as their tokens.
+typedef struct pyllama_forcing {
+    const pyllama_tokenizer * tokenizer; // NULL where none is written
+    int32_t                   fewest;    // tokens
+    int32_t                   most;
+    const llama_token *       never; // tokens that may not be among them
+    size_t                    n_never;
+} pyllama_forcing;
+
 // A sequence that goes on after a batch (generate_each.cpp), and what was sampled for it.
 typedef struct pyllama_run {
     pyllama_draw         draw;   // the first one, and then the last
     int32_t              seq_id;
     llama_pos            pos;    // of the token that is sampled first
-    int32_t              n_max;  // room for tokens
+    int32_t              n_max;  // the most tokens that it may have
+    int32_t              n_room; // those that there is room for
     llama_token          eog;    // whether it may come next is told for each token; < 0: it is not
-    bool                 pauses_where_forced;
+    pyllama_forcing      forcing;
     const char * const * stops;
     const size_t *       stop_sizes;
     int32_t              n_stops;
@@ -109,6 +119,8 @@ typedef struct pyllama_run {
     llama_token *        tokens;
     bool *               may_end;
     int32_t              n_tokens;
+    int32_t              n_computed; // of the tokens, those in memory
+    bool                 at_stop;    // a stop text may end with the last
 } pyllama_run;
 
 // Python's side of the samplers that are written in it; each returns 0 if nothing was raised.

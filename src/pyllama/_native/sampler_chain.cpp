@@ -234,6 +234,16 @@ int32_t sample(pyllama_chain & chain, const float * logits, int32_t n_vocab) {
     return token;
 }
 
+int32_t accept(pyllama_chain & chain, llama_token token, bool accept_grammar) {
+    llama_sampler * grammar = accept_grammar ? chain.grammar.get() : nullptr;
+    if (!members_allow(chain, token) || (grammar && !grammar_allows(grammar, token))) {
+        return PYLLAMA_TOKEN_REFUSED;
+    }
+    llama_sampler_accept(grammar, token);
+    llama_sampler_accept(chain.chain.get(), token);
+    return 0;
+}
+
 llama_sampler * grammar_of(const pyllama_chain & chain) {
     return chain.grammar.get();
 }
@@ -330,16 +340,7 @@ int32_t guarded_chain_sample_attached(pyllama_chain * chain, llama_context * ctx
 }
 
 int32_t guarded_chain_accept(pyllama_chain * chain, llama_token token, bool accept_grammar) {
-    return guarded(PYLLAMA_CAUGHT, [&]() -> int32_t {
-        llama_sampler * grammar = accept_grammar ? chain->grammar.get() : nullptr;
-        if (!members_allow(*chain, token) ||
-            (grammar && !pyllama::grammar_allows(grammar, token))) {
-            return PYLLAMA_TOKEN_REFUSED;
-        }
-        llama_sampler_accept(grammar, token);
-        llama_sampler_accept(chain->chain.get(), token);
-        return 0;
-    });
+    return guarded(PYLLAMA_CAUGHT, [&] { return pyllama::accept(*chain, token, accept_grammar); });
 }
 
 int32_t guarded_chain_reset(pyllama_chain * chain) {

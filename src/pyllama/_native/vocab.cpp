@@ -1,7 +1,7 @@
 #include "deep_stack.hpp"
 #include "guard.hpp"
 #include "long_text.hpp"
-#include "special_tokens.hpp"
+#include "tokenizer.hpp"
 
 #include <algorithm>
 #include <array>
@@ -9,12 +9,6 @@
 
 using pyllama::byte_range;
 using pyllama::guarded;
-
-struct pyllama_tokenizer {
-    pyllama::special_tokens special;
-    std::string             pre;    // the name of the pre-tokenizer
-    bool                    splits; // with regular expressions
-};
 
 namespace {
 
@@ -117,6 +111,25 @@ void check_rwkv(const llama_vocab * vocab) {
 
 } // namespace
 
+namespace pyllama {
+
+std::vector<llama_token> tokens_of(const llama_vocab * vocab, const pyllama_tokenizer & tokenizer,
+                                   std::string_view text, bool parse_special,
+                                   const std::vector<byte_range> & literal) {
+    tokens_of_text tokens;
+    for (const auto & fragment : tokenizer.special.partition(text, parse_special, literal)) {
+        if (fragment.token != LLAMA_TOKEN_NULL) {
+            tokens.push_back(fragment.token);
+            continue;
+        }
+        const auto [begin, end] = fragment.text;
+        append_plain(tokens, vocab, tokenizer, text.substr(begin, end - begin));
+    }
+    return tokens;
+}
+
+} // namespace pyllama
+
 extern "C" {
 
 // pre: the name of the pre-tokenizer that replaces the file's, or NULL: the metadata that llama.cpp
@@ -163,15 +176,9 @@ int32_t guarded_tokenize(const llama_vocab * vocab, const pyllama_tokenizer * to
         if (add_before) {
             tokens.assign(added.begin(), added.begin() + static_cast<std::ptrdiff_t>(n_before));
         }
-        const std::string_view all(text, length);
-        for (const auto & fragment : tokenizer->special.partition(all, parse_special, ranges)) {
-            if (fragment.token != LLAMA_TOKEN_NULL) {
-                tokens.push_back(fragment.token);
-                continue;
-            }
-            const auto [begin, end] = fragment.text;
-            append_plain(tokens, vocab, *tokenizer, all.substr(begin, end - begin));
-        }
+        const auto own =
+            pyllama::tokens_of(vocab, *tokenizer, {text, length}, parse_special, ranges);
+        tokens.insert(tokens.end(), own.begin(), own.end());
         if (add_after) {
             tokens.insert(tokens.end(), added.begin() + static_cast<std::ptrdiff_t>(n_before),
                           added.end());

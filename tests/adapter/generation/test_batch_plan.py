@@ -43,7 +43,7 @@ def running(vocab, text):
     slot = prefilling(vocab, 10, constraint=constraint)
     sequence = slot.sequence
     if not text:
-        sequence._writer._completion.push(5, may_end=True)
+        sequence._writer._completion.push([5])
     sequence.state = "running"
     sequence.n_past = 10
     return slot

@@ -17,7 +17,7 @@ def grown(model, tokens, *, max_tokens=100, logprobs=None, **changes):
     deltas = []
     for token in tokens:
         logprob = None if logprobs is None else TokenLogprob(token, -1.0)
-        deltas.append(completion.push(token, logprob))
+        deltas.append(completion.push([token], logprob=logprob))
         if completion.finish_reason is not None:
             break
     last, result = completion.finish()

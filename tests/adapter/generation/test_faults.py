@@ -34,6 +34,7 @@ from adapter.generation import (
     scoring_queue,
     sequence,
 )
+from adapter.generation import scheduler as scheduler_module
 from adapter.generation.memory import kv_cache, prefix_cache, prefix_reuse, shared, strategy
 from adapter.generation.request import GenerationResult
 from adapter.generation.sampling import Constraint
@@ -273,7 +274,9 @@ def inject(schedules, owner, name, make_error, calls=(1,)):
 
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize(("owner", "name"), CALLS, ids=named)
-def test_an_error_of_a_call_ends_whom_it_concerns(schedules_of, owner, name, kind):
+def test_an_error_of_a_call_ends_whom_it_concerns(schedules_of, owner, name, kind, monkeypatch):
+    if owner in (pyllama.SamplerChain, answer_writer):  # where a caller's thread made no sampler
+        monkeypatch.setattr(scheduler_module, "MAX_PREPARED", 0)
     if owner is pyllama.Context and name == "close":
         schedules = schedules_of["isolated"]  # it closes contexts between requests
     elif name == "checkpoint":
@@ -282,6 +285,25 @@ def test_an_error_of_a_call_ends_whom_it_concerns(schedules_of, owner, name, kin
         schedules = schedules_of["batched"]
     calls = (1, 3, 10) if kind == "MemoryError" else (1,)
     assert inject(schedules, owner, name, ERRORS[kind], calls), "it was never called"
+
+
+@pytest.mark.parametrize("name", ["sampler_chain", "Completion"])
+def test_a_sampler_that_a_caller_cannot_make_is_made_by_the_scheduler(
+    schedules_of, name, monkeypatch
+):
+    make, raised = getattr(answer_writer, name), []
+
+    def failing(*args, **options):
+        if threading.current_thread() is not scheduler._thread:
+            raised.append(name)
+            raise MemoryError
+        return make(*args, **options)
+
+    scheduler = schedules_of["batched"].make()
+    monkeypatch.setattr(answer_writer, name, failing)
+    assert not schedules_of["batched"].check(schedules_of["batched"].run(scheduler))
+    assert len(raised) == len(REQUESTS)
+    scheduler.close()
 
 
 @pytest.mark.parametrize("kind", ["MemoryError", "NativeMemoryError", "DecodeCancelled"])
