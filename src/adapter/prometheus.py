@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 COUNTERS = {
     "prompt_tokens": "Tokens of prompts that were computed",
     "cached_tokens": "Tokens of prompts that were in memory",
+    "idle_tokens": "Tokens computed for the next turn of a conversation while no request ran",
     "output_tokens": "Tokens that were sampled by requests that came to their end",
     "requests": "Requests that came to their end",
 }

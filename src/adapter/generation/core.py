@@ -10,11 +10,13 @@ import pyllama
 from adapter.generation.batch_plan import Batches, Plan
 from adapter.generation.batch_runner import BatchRunner
 from adapter.generation.failures import note, translation
+from adapter.generation.idle_prefill import IdlePrefill
 from adapter.generation.memory.kv_cache import KVCache
 from adapter.generation.memory.strategy import MemoryStrategy
 from adapter.generation.metrics import Metrics
 from adapter.generation.running import RunningBatch
 from adapter.generation.scoring_queue import ScoringQueue
+from adapter.generation.sequence import ScheduledRequest
 from adapter.generation.thread_tuner import ThreadTuner
 from adapter.generation.waiting import Waiting
 
@@ -31,6 +33,7 @@ class SchedulerCore:
         plan: decides what is computed together.
         waiting: requests for an answer that wait for a slot.
         scoring: requests for scores, which are computed in a context of their own.
+        idle: what is computed while there is no request; None for nothing.
         max_sequences: the most requests that have a slot at once.
         tuner: chooses with how many threads to compute; None leaves that to the contexts.
         seconds: how long a batch's answers go on by themselves before the next step; 0 for one
@@ -45,6 +48,7 @@ class SchedulerCore:
         plan: Plan,
         waiting: Waiting,
         scoring: ScoringQueue,
+        idle: IdlePrefill | None,
         metrics: Metrics,
         *,
         max_sequences: int,
@@ -57,7 +61,9 @@ class SchedulerCore:
         self.memory = memory
         self.waiting = waiting
         self.scoring = scoring
-        self.running = RunningBatch(memory, metrics, waiting, stopping)
+        self._idle = idle
+        answered = nothing if idle is None else idle.answered
+        self.running = RunningBatch(memory, metrics, waiting, stopping, answered)
         self.runner = BatchRunner(
             self.running,
             metrics,
@@ -77,6 +83,11 @@ class SchedulerCore:
         return bool(self.waiting or self.scoring or self.memory.taken)
 
     @property
+    def has_idle_work(self) -> bool:
+        """Whether there is something to compute while there is no request."""
+        return self._idle is not None and self._idle.has_work
+
+    @property
     def only_waits(self) -> bool:
         """Whether all requests wait for files, so that nothing can be done before one was read."""
         if self.scoring or self.memory.taken or not self.waiting:
@@ -84,7 +95,16 @@ class SchedulerCore:
         return self.waiting.first() is None
 
     def step(self) -> None:
-        """Admit requests; plan, compute and sample batches; finish what has ended; score."""
+        """Admit requests; plan, compute and sample batches; finish what has ended; score.
+
+        If there is no request, take a step of what is computed then.
+        """
+        if self._idle is not None:
+            if self._idle.has_work and not self.has_work:
+                self._idle.step()
+                self._measure()
+                return
+            self._idle.pause()
         self._end_abandoned()
         answers, scores = self._turns()
         if answers:
@@ -179,6 +199,8 @@ class SchedulerCore:
         if self.scoring.computing:
             self.scoring.fail_first(own)
             n_ended += 1
+        if self._idle is not None and self._idle.clear():
+            return
         if not n_ended and not self._fail_oldest(own):
             raise error
 
@@ -207,3 +229,7 @@ class SchedulerCore:
         with ExitStack() as last:
             last.callback(self.scoring.close)
             self.memory.close()
+
+
+def nothing(_sequence: ScheduledRequest) -> None:
+    """What is done about an answer where nothing is computed for a next turn."""

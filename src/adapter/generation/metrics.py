@@ -39,6 +39,8 @@ class MetricsSnapshot:
     Attributes:
         prompt_tokens: tokens of prompts that were computed.
         cached_tokens: tokens of prompts that were not computed, because they were in memory.
+        idle_tokens: tokens that were computed for the next turn of a conversation while no request
+            ran. They are not among ``prompt_tokens``, and no request is charged for them.
         output_tokens: tokens that were sampled by requests that have ended.
         requests: how many have ended.
         running: requests that have a slot.
@@ -54,6 +56,7 @@ class MetricsSnapshot:
 
     prompt_tokens: int
     cached_tokens: int
+    idle_tokens: int
     output_tokens: int
     requests: int
     running: int
@@ -85,7 +88,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a signal handler may read, too
-        self._counts = dict.fromkeys(("prompt", "cached", "output", "requests"), 0)
+        self._counts = dict.fromkeys(("prompt", "cached", "idle", "output", "requests"), 0)
         self._levels = dict.fromkeys(("running", "waiting", "kv_tokens", "kv_cells"), 0)
         self._histograms = {
             "queue_seconds": _Counting(SECONDS),
@@ -108,6 +111,11 @@ class Metrics:
         """Count tokens of a prompt that were computed."""
         with self._lock:
             self._counts["prompt"] += tokens
+
+    def prefilled(self, tokens: int) -> None:
+        """Count tokens that were computed for the next turn of a conversation."""
+        with self._lock:
+            self._counts["idle"] += tokens
 
     def began(self, seconds: float) -> None:
         """Count a first token."""
@@ -145,6 +153,7 @@ class Metrics:
             return MetricsSnapshot(
                 prompt_tokens=counts["prompt"],
                 cached_tokens=counts["cached"],
+                idle_tokens=counts["idle"],
                 output_tokens=counts["output"],
                 requests=counts["requests"],
                 **self._levels,

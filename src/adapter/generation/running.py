@@ -27,6 +27,7 @@ class RunningBatch:
     Args:
         waiting: the requests that wait for a slot.
         stopping: whether the scheduler is being stopped.
+        answered: is called with each request that was answered, once its slot is free.
     """
 
     def __init__(
@@ -35,11 +36,13 @@ class RunningBatch:
         metrics: Metrics,
         waiting: Waiting,
         stopping: Callable[[], bool],
+        answered: Callable[[ScheduledRequest], object],
     ) -> None:
         self._memory = memory
         self._metrics = metrics
         self._waiting = waiting
         self._stopping = stopping
+        self._answered = answered
         #: Slots whose prompts are being computed, in turn.
         self.prefilling: deque[Slot] = deque()
 
@@ -110,6 +113,7 @@ class RunningBatch:
                 self._metrics.ended(time.monotonic() - sequence.arrived, sequence.n_written)
                 self._memory.prefixes.keep_answer(slot, sequence)
                 self.release(slot)
+                self._answered(sequence)
         except Exception as error:
             self.fail(slot, translation(error))
 

@@ -25,6 +25,7 @@ from adapter.generation.contexts import Contexts, with_flash_attention
 from adapter.generation.core import SchedulerCore
 from adapter.generation.exactness import Exactness
 from adapter.generation.failures import insist, note, translation
+from adapter.generation.idle_prefill import IdlePrefill
 from adapter.generation.memory.blocks import CHUNK
 from adapter.generation.memory.own import OwnMemory
 from adapter.generation.memory.prefix_cache import PrefixCache
@@ -184,6 +185,7 @@ class Scheduler:
             plan,
             self._waiting,
             self._scoring,
+            None if one_context else IdlePrefill(memory, exactness, self.metrics),
             self.metrics,
             max_sequences=max_sequences,
             n_threads=n_threads,
@@ -420,13 +422,13 @@ class Scheduler:
             return self._thread is threading.current_thread()
 
     def _wait_for_work(self) -> bool:
-        """Wait until there is a request. Returns False if there will be none any more."""
+        """Wait until there is something to compute. Returns False if there will be nothing."""
         patience = IDLE_SECONDS if self._isolated else None
         while True:
             with self._lock:
                 if self._closed:
                     return False
-                if self._core.has_work:
+                if self._core.has_work or self._core.has_idle_work:
                     return True
                 if self._changed.wait(patience):
                     continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Protocol
 from weakref import WeakSet
 
 import pyllama
@@ -27,6 +28,22 @@ logger = logging.getLogger(__name__)
 
 WORTH_SAVING = 128
 """The fewest tokens of a prompt that are saved on eviction. The last ones are rarely shared."""
+
+
+class Prompt(Protocol):
+    """What is compared of a prompt: of a request's, or of one that is to be expected."""
+
+    @property
+    def hashes(self) -> BlockHashes:
+        """The hashes of its whole blocks."""
+
+    @property
+    def n_reusable(self) -> int:
+        """How many of its blocks need not be computed."""
+
+    @property
+    def n_to_border(self) -> int:
+        """Blocks before its last call."""
 
 
 class PrefixReuse:
@@ -82,17 +99,17 @@ class PrefixReuse:
         wanted, n_cached = self._wanted(sequence), self.n_cached(sequence)
         return self._files.fetch(wanted, more_than=n_cached, exact=not self.rolls_back)
 
-    def shared(self, blocks: BlockHashes, sequence: ScheduledRequest) -> int:
+    def shared(self, blocks: BlockHashes, prompt: Prompt) -> int:
         """How many blocks a prompt can reuse from another that is or was computed."""
-        n_blocks = n_shared(blocks, self._wanted(sequence))
-        return self._cut_to(n_blocks, len(blocks), sequence)
+        n_blocks = n_shared(blocks, self._wanted(prompt))
+        return self._cut_to(n_blocks, len(blocks), prompt)
 
-    def n_cached(self, sequence: ScheduledRequest) -> int:
+    def n_cached(self, prompt: Prompt) -> int:
         """How many blocks of a prompt need not be computed, given what is in memory now."""
-        wanted = self._wanted(sequence)
+        wanted = self._wanted(prompt)
         saved, n_found = self._saved.find(wanted)
-        n_saved = self._cut_to_saved(saved, n_found, sequence)
-        return max(n_saved, self._n_in_slots(wanted, sequence)) if self.rolls_back else n_saved
+        n_saved = self._cut_to_saved(saved, n_found, prompt)
+        return max(n_saved, self._n_in_slots(wanted, prompt)) if self.rolls_back else n_saved
 
     def must_wait(self, cache: KVCache, sequence: ScheduledRequest) -> bool:
         """Whether most of a prompt is in another context and can be copied after the next step."""
@@ -105,15 +122,15 @@ class PrefixReuse:
             self._elsewhere(cache, sequence)[1],
         )
 
-    def restore(self, slot: Slot, sequence: ScheduledRequest) -> int:
+    def restore(self, slot: Slot, prompt: Prompt) -> int:
         """Restore as much of a prompt as is cached to a slot. Returns how many tokens that is."""
-        donor = slot.cache.nearest(self._wanted(sequence))
+        donor = slot.cache.nearest(self._wanted(prompt))
         n_here = n_there = 0
         if self.rolls_back:
-            n_here = self.shared(slot.blocks, sequence)
-            n_there = self.shared(donor.blocks, sequence)
-        saved, n_saved = self._find_saved(slot.cache, sequence)
-        elsewhere, n_elsewhere = self._elsewhere(slot.cache, sequence)
+            n_here = self.shared(slot.blocks, prompt)
+            n_there = self.shared(donor.blocks, prompt)
+        saved, n_saved = self._find_saved(slot.cache, prompt)
+        elsewhere, n_elsewhere = self._elsewhere(slot.cache, prompt)
         if self.rolls_back and n_here >= max(n_there, n_saved, n_elsewhere):
             if (len(slot.blocks) - n_here) * BLOCK >= WORTH_SAVING:
                 self._save_evicted(slot)
@@ -146,10 +163,13 @@ class PrefixReuse:
         sequence = slot.sequence
         if sequence is None or self.rolls_back or not self._reuses:
             return
-        if self._saved.holds(slot.blocks):
-            return
         n_blocks, n_most = sequence.n_computed_blocks, sequence.n_to_border
         if n_blocks == n_most or waiting.parts_after(sequence.hashes, n_blocks, n_most):
+            self.save_whole(slot)
+
+    def save_whole(self, slot: Slot) -> None:
+        """Save what a slot holds if it cannot be cut back later."""
+        if not self.rolls_back and not self._saved.holds(slot.blocks):
             self._save(slot, slot.blocks)
 
     def keep_answer(self, slot: Slot, sequence: ScheduledRequest) -> None:
@@ -206,7 +226,7 @@ class PrefixReuse:
                 return other
         return None
 
-    def _n_in_slots(self, wanted: BlockHashes, sequence: ScheduledRequest) -> int:
+    def _n_in_slots(self, wanted: BlockHashes, prompt: Prompt) -> int:
         """How many blocks of a prompt are in slots."""
         slots = {slot: slot.blocks for cache in self.caches for slot in cache.slots}
         for gone in [slot for slot in self._in_slots if slot not in slots]:
@@ -221,7 +241,7 @@ class PrefixReuse:
         if not n_found:
             return 0
         n_other = max(len(slot.blocks) for slot in self._in_slots.owners(wanted[n_found - 1]))
-        return self._cut_to(n_found, n_other, sequence)
+        return self._cut_to(n_found, n_other, prompt)
 
     def _is_usable(self, other: ScheduledRequest, sequence: ScheduledRequest) -> bool:
         """Whether a slot that a request can get will have room for what another prompt computes."""
@@ -233,17 +253,15 @@ class PrefixReuse:
             each.length >= other.n_needed for each in long_enough if each.free
         )
 
-    def _find_saved(
-        self, cache: KVCache, sequence: ScheduledRequest
-    ) -> tuple[SavedPrefix | None, int]:
+    def _find_saved(self, cache: KVCache, prompt: Prompt) -> tuple[SavedPrefix | None, int]:
         """The saved state with most of a prompt, and how many blocks of it fit here."""
-        saved, n_found = self._saved.find(self._wanted(sequence))
+        saved, n_found = self._saved.find(self._wanted(prompt))
         if saved is None or len(saved.hashes) * BLOCK > cache.length:
             return saved, 0
-        return saved, self._cut_to_saved(saved, n_found, sequence)
+        return saved, self._cut_to_saved(saved, n_found, prompt)
 
     def _elsewhere(
-        self, cache: KVCache, sequence: ScheduledRequest, *, settled: bool = True
+        self, cache: KVCache, prompt: Prompt, *, settled: bool = True
     ) -> tuple[Slot | None, int]:
         """The slot of another context with most of a prompt that fits here, and how many blocks it
         has.
@@ -261,8 +279,8 @@ class PrefixReuse:
                 continue
             if not settled and not other.taken:
                 continue
-            slot = other.nearest(self._wanted(sequence))
-            n_blocks = self.shared(slot.blocks, sequence)
+            slot = other.nearest(self._wanted(prompt))
+            n_blocks = self.shared(slot.blocks, prompt)
             if n_blocks > n_best and slot.n_tokens <= cache.length:
                 best, n_best = slot, n_blocks
         return best, n_best
@@ -283,11 +301,11 @@ class PrefixReuse:
         slot.blocks = donor.blocks
         return True
 
-    def _wanted(self, sequence: ScheduledRequest) -> BlockHashes:
+    def _wanted(self, prompt: Prompt) -> BlockHashes:
         """The blocks of a prompt that need not be computed if they are in memory."""
-        return sequence.hashes[: sequence.n_reusable if self.rolls_back else sequence.n_to_border]
+        return prompt.hashes[: prompt.n_reusable if self.rolls_back else prompt.n_to_border]
 
-    def _cut_to(self, n_blocks: int, n_other: int, sequence: ScheduledRequest) -> int:
+    def _cut_to(self, n_blocks: int, n_other: int, prompt: Prompt) -> int:
         """After how many of the blocks that it shares with another a prompt may be cut.
 
         That is after any block if bytes stay the same, and otherwise at the end of a chunk of both
@@ -297,18 +315,16 @@ class PrefixReuse:
             n_blocks: how many they share.
             n_other: how many the other has.
         """
-        in_chunks = min(n_blocks, last_border(n_other * BLOCK) // BLOCK, sequence.n_to_border)
+        in_chunks = min(n_blocks, last_border(n_other * BLOCK) // BLOCK, prompt.n_to_border)
         in_chunks -= in_chunks % (CHUNK // BLOCK)
         if in_chunks == n_blocks or not self.rolls_back:
             return in_chunks
         return n_blocks if self._exactness.cuts_anywhere else in_chunks
 
-    def _cut_to_saved(
-        self, saved: SavedPrefix | None, n_found: int, sequence: ScheduledRequest
-    ) -> int:
+    def _cut_to_saved(self, saved: SavedPrefix | None, n_found: int, prompt: Prompt) -> int:
         if saved is None or not self.rolls_back:
             return n_found  # states that cannot be cut back were saved where they are useful
-        return self._cut_to(n_found, len(saved.hashes), sequence)
+        return self._cut_to(n_found, len(saved.hashes), prompt)
 
     def _save_evicted(self, slot: Slot, *, wait: bool = False) -> None:
         """Save what a slot holds before something else replaces it."""
