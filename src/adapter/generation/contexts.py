@@ -20,14 +20,14 @@ _LOG = logging.getLogger("pyllama.llama_cpp")
 
 
 class _Demotion(logging.Filter):
-    """Logs llama.cpp's warnings at INFO, on threads that asked for it."""
+    """Logs llama.cpp's warnings and errors at INFO, on threads that asked for it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.here = threading.local()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno == logging.WARNING and getattr(self.here, "demotes", False):
+        if logging.WARNING <= record.levelno <= getattr(self.here, "most", logging.NOTSET):
             record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
             return _LOG.isEnabledFor(logging.INFO)
         return True
@@ -38,18 +38,21 @@ _LOG.addFilter(_demotion)
 
 
 @contextmanager
-def warnings_as_info() -> Iterator[None]:
+def warnings_as_info(most: int = logging.WARNING) -> Iterator[None]:
     """Log at INFO the warnings of llama.cpp that this thread causes in the block.
 
     They are about sizes and caches that this package chose, such as a shared memory that is longer
     than the model's training context. So they only help someone who reads a log.
+
+    Args:
+        most: the highest level that is logged at INFO.
     """
-    before = getattr(_demotion.here, "demotes", False)
-    _demotion.here.demotes = True
+    before = getattr(_demotion.here, "most", logging.NOTSET)
+    _demotion.here.most = max(before, most)
     try:
         yield
     finally:
-        _demotion.here.demotes = before
+        _demotion.here.most = before
 
 
 def with_flash_attention(

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import pyllama
+from adapter.generation.contexts import warnings_as_info
 from adapter.generation.conversations import Conversations, Tokens, Turn
 from adapter.generation.exactness import Exactness
 from adapter.generation.failures import note
@@ -161,7 +162,8 @@ class IdlePrefill:
         batch = slot.cache.batch
         batch.clear()
         batch.add_tokens(prompt.tokens[begin:end], pos=begin, seq_id=slot.seq_id, outputs="none")
-        slot.cache.context.decode(batch)
+        with warnings_as_info(logging.ERROR):  # where it is cancelled, or tried again by a request
+            slot.cache.context.decode(batch)
         slot.blocks = prompt.hashes[: end // BLOCK]
         self._metrics.prefilled(end - begin)
         if end < last:
@@ -180,10 +182,14 @@ class IdlePrefill:
 
     def _give_up(self, error: BaseException) -> None:
         """Forget the newest prompt, and what may have been computed of it."""
-        if not isinstance(error, pyllama.DecodeCancelled):
+        cancelled = isinstance(error, pyllama.DecodeCancelled)
+        if not cancelled:
             note(logger, logging.WARNING, "the next turn of a conversation is slower: %s", error)
         if self._progress is not None:
-            self._progress.slot.blocks = ()
+            # What was computed before a call that was cancelled is still there, and is saved when
+            # the scheduler closes.
+            if not (cancelled and self._memory.prefixes.rolls_back):
+                self._progress.slot.blocks = ()
             self._progress = None
         for cache in self._memory:
             if not cache.context.usable:

@@ -63,8 +63,8 @@ MAX_PREPARED = 256
 """How many of the requests that wait may have a sampler already, made in their callers' threads."""
 
 GRACE_SECONDS, STOP_SECONDS = 1.0, 0.1
-"""How many seconds a stopping thread has for its step, and how often its computation is cancelled
-after that. llama.cpp logs each cancellation as an error.
+"""How many seconds a stopping thread has for a step with requests, and how often its computation is
+cancelled after that. llama.cpp logs each cancellation as an error.
 """
 
 
@@ -293,7 +293,7 @@ class Scheduler:
         if thread is threading.current_thread():
             return  # the thread ends after this step
         until = math.inf if timeout is None else time.monotonic() + timeout
-        patience = GRACE_SECONDS
+        patience = GRACE_SECONDS if self._core.has_work else 0.0  # nobody waits for other steps
         while thread is not None and thread.is_alive():
             left = until - time.monotonic()
             if left <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -14,6 +15,7 @@ from schedules import alone, endless, isolated_of, request_of, same, scheduler_o
 
 import pyllama
 from adapter.generation import idle_prefill
+from adapter.generation import scheduler as scheduler_module
 from adapter.generation.idle_prefill import IdlePrefill
 from adapter.generation.memory import kv_cache, prefix_reuse
 from adapter.generation.memory.blocks import BLOCK, LEAST_LEFT
@@ -177,24 +179,26 @@ def test_closing_does_not_wait_for_the_rest(model, monkeypatch):
     talk.check(model)
 
 
-def test_a_computation_that_hangs_is_cancelled_when_the_scheduler_closes(model, monkeypatch):
+def test_closing_cancels_what_is_computed_and_logs_no_error(model, monkeypatch, caplog):
     scheduler = scheduler_of(model)
     talk = Talk(scheduler).turns(1)
-    decode, begun = pyllama.Context.decode, threading.Event()
+    compute, begun = IdlePrefill._compute, threading.Event()
 
-    def hanging(context, batch):
-        if scheduler._core.has_work:
-            return decode(context, batch)
+    def for_ever(idle, progress):
         begun.set()
-        context.cancel()  # as close() does after a while
-        return decode(context, batch)
+        while True:
+            progress.slot.blocks = progress.slot.blocks[: progress.n_past // BLOCK]
+            progress.slot.keep(progress.n_past // BLOCK)
+            compute(idle, progress)
 
-    monkeypatch.setattr(pyllama.Context, "decode", hanging)
+    monkeypatch.setattr(IdlePrefill, "_compute", for_ever)
+    monkeypatch.setattr(scheduler_module, "GRACE_SECONDS", 100.0)
     talk.turn()
     assert begun.wait(60)
-    wait_until_idle(scheduler)
-    talk.turn()
-    scheduler.close()
+    with caplog.at_level(logging.WARNING):
+        scheduler.close(60)
+    assert not scheduler._thread.is_alive()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     talk.check(model)
 
 
