@@ -7,8 +7,11 @@ text and counts out.
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import subprocess
+import sys
 import threading
 import urllib.request
 from abc import ABC, abstractmethod
@@ -16,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 import dspy
@@ -32,6 +36,7 @@ class Options(NamedTuple):
     threads: int
     parallel: int
     server: str = ""
+    example: str = ""
     backend: str | None = None
 
     @property
@@ -68,6 +73,10 @@ class Peer(ABC):
     def peak_memory(self) -> int:
         """Bytes that were resident at most in processes other than this one."""
         return 0
+
+    def cpu_seconds(self) -> float:
+        """Processor time of processes other than this one."""
+        return 0.0
 
     def close(self) -> None:  # noqa: B027 - most have nothing to end
         """End what runs."""
@@ -125,31 +134,30 @@ class Pyllama(Peer):
         self.pool.close()
 
 
-class LlamaServer(Peer):
-    """llama-server, as dspy.LM talks to it."""
+class ServerProcess(Peer):
+    """A server in a process of its own, as dspy.LM talks to it.
 
-    def __init__(self, options: Options) -> None:
-        command = [
-            *(options.server, "-m", options.model, "-t", str(options.threads)),
-            *("-np", str(options.parallel), "-c", str(options.n_ctx), "--no-webui"),
-            *placed(options.backend),
-            *("--host", "127.0.0.1", "--port", "0"),
-        ]
+    Args:
+        command: starts it on a port of 127.0.0.1, which its log names.
+        listening: begins the line of its log that has its address.
+    """
+
+    def __init__(self, command: list[str], listening: str) -> None:
         self.process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        self.address = self._listening()
+        self.address = self._listening(listening)
         self.lm = remote_lm(self.address)
 
-    def _listening(self) -> str:
+    def _listening(self, listening: str) -> str:
         assert self.process.stderr is not None
         log = ""
         for line in self.process.stderr:
             log += line
-            if "listening on http" in line:
+            if listening in line:
                 break
         else:
-            raise SystemExit(f"llama-server did not start:\n{log}")
+            raise SystemExit(f"the server did not start:\n{log}")
         # What it writes from now on is read and forgotten, or it would wait.
         threading.Thread(target=deque, args=(self.process.stderr, 0), daemon=True).start()
         (address,) = set(re.findall(r"http://[\d.]+:\d+", log))
@@ -166,10 +174,69 @@ class LlamaServer(Peer):
         assert found
         return 1024 * int(found[1])
 
+    def cpu_seconds(self) -> float:
+        """The server's."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     def close(self) -> None:
         """End the server."""
         self.process.terminate()
         self.process.wait()
+
+
+TUNINGS = {
+    "llama-server, -kvu": ("-kvu",),
+    "llama-server, --cache-ram 0": ("--cache-ram", "0"),
+    "llama-server, --cache-reuse 64": ("--cache-reuse", "64"),
+    "llama-server, n-gram speculation": ("--spec-type", "ngram-simple"),
+}
+"""What its users set to have it faster. Its row for a task is the best of these and none."""
+
+
+class LlamaServer(ServerProcess):
+    """llama-server.
+
+    Args:
+        tuning: further options.
+        sized: whether it is told how many requests to answer at once, and with how many threads.
+    """
+
+    def __init__(self, options: Options, *tuning: str, sized: bool = True) -> None:
+        size = ("-t", str(options.threads), "-np", str(options.parallel), "-c", str(options.n_ctx))
+        super().__init__(
+            [
+                *(options.server, "-m", options.model, "--no-webui", *placed(options.backend)),
+                *(size if sized else ()),
+                *tuning,
+                *("--host", "127.0.0.1", "--port", "0"),
+            ],
+            "listening on http",
+        )
+
+
+class LlamaCppPythonServer(ServerProcess):
+    """The server with continuous batching among llama-cpp-python's examples."""
+
+    def __init__(self, options: Options) -> None:
+        with closing(socket.create_server(("127.0.0.1", 0))) as free:
+            port = free.getsockname()[1]
+        config = {
+            "server": {"host": "127.0.0.1", "port": port},
+            "model": {
+                "alias": "local",
+                "path": options.model,
+                "n_ctx": options.n_ctx,
+                "n_seq_max": options.parallel,
+                "threads": options.threads,
+                "threads_batch": options.threads,
+                "kv_unified": True,
+            },
+        }
+        with NamedTemporaryFile("w", suffix=".json", delete=False) as file:
+            json.dump(config, file)
+        super().__init__([sys.executable, options.example, "-C", file.name], "running on http")
 
 
 class XLlamaCpp(Peer):
@@ -300,6 +367,12 @@ PEERS: dict[str, Callable[[Options], Peer]] = {
     "pyllama, reproducible=False": lambda options: Pyllama(options, reproducible=False),
     "pyllama, LlamaCppAdapter": lambda options: Pyllama(options, own_adapter=True),
     "llama-server": LlamaServer,
+    "llama-server, defaults": lambda options: LlamaServer(options, sized=False),
+    **{
+        name: lambda options, tuning=tuning: LlamaServer(options, *tuning)  # type: ignore[misc]
+        for name, tuning in TUNINGS.items()
+    },
     "xllamacpp": XLlamaCpp,
     "llama-cpp-python": LlamaCppPython,
+    "llama-cpp-python, server example": LlamaCppPythonServer,
 }

@@ -19,6 +19,7 @@ from serve_peers import PEERS, Messages, Options, Peer, Pyllama
 from serve_tasks import (
     LONG_ANSWER,
     SHORT_ANSWER,
+    TURN,
     Triage,
     ask,
     chat_task,
@@ -36,25 +37,37 @@ N_STREAMED = 16
 N_PAIRS = 3
 """Pairs of a long prompt and a short one."""
 
+Figures = dict[str, Any]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--peer", choices=PEERS, required=True)
-    parser.add_argument("--task", choices=[*TASKS, "pair"], required=True)
+    parser.add_argument("--task", choices=[*TASKS, "reading", "pair"], required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--server", default="")
+    parser.add_argument("--example", default="")
     parser.add_argument("--cores", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--parallel", type=int, required=True)
     parser.add_argument("--count", type=int, required=True)
+    parser.add_argument("--pause", type=float, required=True)
     parser.add_argument("--backend")
     given = parser.parse_args()
     peer = PEERS[given.peer](
-        Options(given.model, given.cores, given.parallel, given.server, given.backend)
+        Options(
+            *(given.model, given.cores, given.parallel),
+            *(given.server, given.example, given.backend),
+        )
     )
     try:
-        warm_up(peer)
-        figures = pair(peer) if given.task == "pair" else throughput(peer, given)
+        warm_up(peer, given.threads)
+        if given.task == "pair":
+            figures = pair(peer)
+        elif given.task == "reading":
+            figures = reading(peer, given.count, given.pause)
+        else:
+            figures = throughput(peer, given)
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         figures["memory"] = own * (1 if sys.platform == "darwin" else 1024) + peer.peak_memory()
     finally:
@@ -62,26 +75,31 @@ def main() -> None:
     print(json.dumps(figures))
 
 
-def warm_up(peer: Peer) -> None:
-    """Some short answers at once: what is made or tried out when first needed is there then."""
-    with ThreadPoolExecutor(4) as pool:
-        for word in ("red", "green", "blue", "white"):
-            pool.submit(ask, peer.lm, [{"role": "user", "content": f"Is snow {word}?"}], 8)
+def warm_up(peer: Peer, threads: int) -> None:
+    """Some answers, twice, as many at once as the task asks for.
+
+    What is made or tried out when first needed is there then, for each peer alike.
+    """
+    for word in ("Snow", "Grass"):
+        asked = [user(f"{word} {n} " + "is seen from afar; " * 20) for n in range(threads)]
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda messages: ask(peer.lm, messages, 8), asked))
 
 
-def throughput(peer: Peer, given: argparse.Namespace) -> dict[str, Any]:
+def throughput(peer: Peer, given: argparse.Namespace) -> Figures:
     """Requests and tokens in a time, and the time to the first token of further requests."""
     task, count = TASKS[given.task], given.count
     if peer.adapter is not None:
         task = predict_task(peer.adapter)
     lm = peer.lm.copy(max_tokens=SHORT_ANSWER)
     lm.history = []
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), cpu_seconds(peer)
     failures = task(lm, given.threads, count)
-    seconds = time.perf_counter() - begin
+    seconds, cpu = time.perf_counter() - begin, cpu_seconds(peer) - cpu
     usages = [entry["usage"] for entry in lm.history]
-    figures: dict[str, Any] = {
+    figures: Figures = {
         "seconds": seconds,
+        "cpu_seconds": cpu,
         "requests": len(usages),
         "failures": failures,
         "prompt_tokens": sum(usage["prompt_tokens"] for usage in usages),
@@ -101,7 +119,7 @@ def throughput(peer: Peer, given: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def pair(peer: Peer) -> dict[str, Any]:
+def pair(peer: Peer) -> Figures:
     """A short prompt that comes while a long one is being computed."""
     short, long = [], []
     for index in range(N_PAIRS):
@@ -112,6 +130,32 @@ def pair(peer: Peer) -> dict[str, Any]:
             short.append(first_token(peer, user(f"Is {index} a prime?")))
             long.append(waiting.result())
     return {"first_short": statistics.median(short), "first_long": statistics.median(long)}
+
+
+def reading(peer: Peer, count: int, pause: float) -> Figures:
+    """A conversation with somebody who reads each answer before asking on.
+
+    Args:
+        pause: seconds between an answer and the next question.
+    """
+    messages: Messages = []
+    first_tokens: list[float] = []
+    cpu = cpu_seconds(peer)
+    for ticket in tickets(count):
+        messages += user(f"{ticket} What shall I do?")
+        begin, answer = time.perf_counter(), ""
+        for piece in peer.stream(messages, TURN):
+            if piece and not answer:
+                first_tokens.append(time.perf_counter() - begin)
+            answer += piece
+        messages.append({"role": "assistant", "content": answer})
+        time.sleep(pause)
+    return {"first_tokens": first_tokens, "cpu_seconds": cpu_seconds(peer) - cpu}
+
+
+def cpu_seconds(peer: Peer) -> float:
+    """Processor time so far, of this process and of the peer's own."""
+    return time.process_time() + peer.cpu_seconds()
 
 
 def first_token(peer: Peer, messages: Messages) -> float:

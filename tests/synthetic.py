@@ -16,7 +16,7 @@ import numpy as np
 import synthetic_architectures as architectures
 from synthetic_files import add_metadata, finish
 
-Architecture = Literal["llama", "mamba", "gemma2", "jamba", "qwen2vl", "bert", "t5"]
+Architecture = Literal["llama", "mamba", "gemma2", "jamba", "qwen2vl", "qwen3", "bert", "t5"]
 Tokenizer = Literal["bpe", "spm", "rwkv", "none"]
 
 CHATML = (
@@ -169,6 +169,7 @@ _ADD_LAYERS = {
     "gemma2": architectures.add_gemma2,
     "jamba": architectures.add_jamba,
     "qwen2vl": architectures.add_qwen2vl,
+    "qwen3": architectures.add_qwen3,
     "bert": architectures.add_bert,
     "t5": architectures.add_t5,
 }

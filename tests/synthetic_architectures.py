@@ -63,6 +63,22 @@ def add_qwen2vl(writer: gguf.GGUFWriter, weights: Weights, shape: Shape) -> None
         add_feed_forward(weights, block, shape)
 
 
+def add_qwen3(writer: gguf.GGUFWriter, weights: Weights, shape: Shape) -> None:
+    """A decoder with a head that ranks, of two labels."""
+    _add_attention_shape(writer, shape)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_classifier_output_labels(["yes", "no"])
+    weights.ones("output_norm.weight", shape.n_embd)
+    weights.matrix("output.weight", shape.n_vocab, shape.n_embd)
+    weights.matrix("cls.output.weight", 2, shape.n_embd)
+    for layer in range(shape.n_layer):
+        block = f"blk.{layer}"
+        add_attention(weights, block, shape)
+        for name in ("q", "k"):
+            weights.ones(f"{block}.attn_{name}_norm.weight", shape.n_embd // shape.n_head)
+        add_feed_forward(weights, block, shape)
+
+
 def add_bert(writer: gguf.GGUFWriter, weights: Weights, shape: Shape) -> None:
     """An encoder that pools, with a table of positions and a classifier of two labels."""
     writer.add_feed_forward_length(shape.n_ff)

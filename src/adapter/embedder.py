@@ -19,6 +19,7 @@ from adapter.errors import (
 )
 from adapter.generation.contexts import warnings_as_info
 from adapter.generation.failures import translated
+from adapter.generation.memory.prefix_reuse import rolls_back
 from adapter.models.context_settings import decisive
 from adapter.models.loaded import LoadedModel
 
@@ -29,6 +30,9 @@ _POOLINGS = ("mean", "cls", "last", "rank")
 
 # The smallest context, which is doubled as needed; and the most texts in one.
 _STEP, _MAX_TEXTS = 512, 64
+
+# The fewest tokens that all texts begin with alike that are worth a call of their own.
+_LEAST_SHARED = 8
 
 
 class LlamaCppEmbedder:
@@ -226,7 +230,7 @@ class LlamaCppEmbedder:
         self, model: pyllama.Model, entries: Sequence[list[int]], width: int | None
     ) -> Floats:
         """The outputs of the entries, one row each, computed with as many entries in a batch as
-        fit.
+        fit. What all begin with alike is computed once, where the outputs allow it.
         """
         if not entries:
             return np.empty((0, width or 1), dtype=np.float32)
@@ -235,6 +239,16 @@ class LlamaCppEmbedder:
             context = self._context_for(model, max(map(len, entries)))
             batch = pyllama.Batch(context.n_batch)
             try:
+                n_shared = _n_shared(entries) if _reads_the_end(context) else 0
+                if n_shared >= _LEAST_SHARED:
+                    context.memory.clear(data=False)
+                    batch.add_tokens(entries[0][:n_shared], outputs="all")
+                    context.decode(batch)
+                    rests = [tokens[n_shared:] for tokens in entries]
+                    room = context.n_batch - n_shared
+                    for group in _groups(rests, room, context.n_seq_max - 1):
+                        rows += _continued(context, batch, group, n_shared)
+                    return np.stack(rows)
                 for group in _groups(entries, context.n_batch, context.n_seq_max):
                     batch.clear()
                     for seq_id, tokens in enumerate(group):
@@ -283,6 +297,45 @@ class LlamaCppEmbedder:
         context, self._context = self._context, None
         if context is not None:
             context.close()
+
+
+def _reads_the_end(context: pyllama.Context) -> bool:
+    """Whether an output depends on the last token alone, and tokens on those before them.
+
+    Then texts that begin alike can be continued from one computation of that beginning.
+    """
+    model = context.model
+    at_the_end = context.pooling_type in ("rank", "last") and not model.has_encoder
+    return at_the_end and context.causal_attn and rolls_back(model)
+
+
+def _n_shared(entries: Sequence[list[int]]) -> int:
+    """How many tokens all entries begin with alike, if there are several; no entry is without a
+    token of its own.
+    """
+    if len(entries) < 2:
+        return 0
+    first, last = min(entries), max(entries)  # all others are between them
+    pairs = enumerate(zip(first, last, strict=False))
+    n_common = next((at for at, (one, other) in pairs if one != other), len(first))
+    return min(n_common, min(map(len, entries)) - 1)
+
+
+def _continued(
+    context: pyllama.Context, batch: pyllama.Batch, rests: Sequence[list[int]], n_shared: int
+) -> list[Floats]:
+    """The outputs of entries whose beginning is in sequence 0.
+
+    Args:
+        rests: what follows the beginning in each.
+    """
+    batch.clear()
+    context.memory.seq_keep(0)
+    for seq_id, tokens in enumerate(rests, start=1):
+        context.memory.seq_cp(0, seq_id)
+        batch.add_tokens(tokens, pos=n_shared, seq_id=seq_id, outputs="all")
+    context.decode(batch)
+    return [context.embeddings_seq(seq_id) for seq_id in range(1, len(rests) + 1)]
 
 
 def _groups(

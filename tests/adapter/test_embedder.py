@@ -41,6 +41,10 @@ def pool(write_tiny_model, tmp_path_factory):
             "architecture": "bert",
             "chat_template": [{"name": "rerank", "template": RERANK_TEMPLATE}],
         },
+        "decoder": {
+            "architecture": "qwen3",
+            "chat_template": [{"name": "rerank", "template": RERANK_TEMPLATE}],
+        },
     }
     for name, options in models.items():
         copyfile(write_tiny_model(**options), folder / f"{name}.gguf")
@@ -259,6 +263,43 @@ def test_a_reranker_with_a_template_of_its_own_is_asked_by_it(pool):
     np.testing.assert_allclose(
         reranker.rerank(query, [document]), scores_alone(reranker, [pair]), rtol=0, atol=5e-3
     )
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 70])
+@pytest.mark.parametrize("name", ["decoder", "template"])
+def test_a_decoder_computes_the_query_once_for_all_documents(pool, name, count, monkeypatch):
+    """An encoder cannot: its tokens depend on those after them."""
+    reranker = LlamaCppEmbedder(pool.load_model(name), pooling="rank")
+    query, sizes, decode = "which of these is a word, and what is it?", [], pyllama.Context.decode
+    documents = [f"{n}, said the world" * (1 + n % 3) for n in range(count)]
+    with reranker.loaded.lease() as model:
+        n_query = len(model.vocab.tokenize(f"Q: {query} D:", add_special=False))
+        prompts = [f"Q: {query} D: {document}<|im_end|>" for document in documents]
+        pairs = [
+            model.vocab.tokenize(prompt, add_special=False, parse_special=True)
+            for prompt in prompts
+        ]
+    expected = scores_alone(reranker, pairs)
+    monkeypatch.setattr(
+        pyllama.Context,
+        "decode",
+        lambda context, batch: sizes.append(len(batch)) or decode(context, batch),
+    )
+    for _ in range(2):
+        sizes.clear()
+        np.testing.assert_allclose(reranker.rerank(query, documents), expected, rtol=0, atol=5e-3)
+    shares = name == "decoder" and count > 1
+    assert sum(sizes) <= sum(map(len, pairs)) - shares * (count - 1) * n_query
+
+
+def test_texts_that_begin_alike_share_their_beginning(pool, monkeypatch):
+    """Where a vector is that of the last token."""
+    embedder = LlamaCppEmbedder(pool.load_model("decoder"), pooling="last", normalize=False)
+    texts = ["find what answers this: " + text for text in TEXTS]
+    np.testing.assert_allclose(
+        embedder(texts), [alone(embedder, text, pooling_type="last") for text in texts], **CLOSE
+    )
+    np.testing.assert_allclose(embedder([texts[0]] * 3), embedder([texts[0]])[[0, 0, 0]], **CLOSE)
 
 
 def test_control_tokens_in_what_a_reranker_reads_are_text(pool):
