@@ -233,7 +233,7 @@ class GrammarSampler(Sampler):
         forced: list[int] = ffi.unpack(tokens, n)
         return forced
 
-    def complete_within(self, n_tokens: int | None) -> None:
+    def complete_within(self, n_tokens: int | None, *, end_repetitions: bool = False) -> None:
         """Exclude tokens after which the text could not be completed in time.
 
         The fewest tokens that complete it are kept in reserve. Before they are needed, room is kept
@@ -246,10 +246,20 @@ class GrammarSampler(Sampler):
         Args:
             n_tokens: how many more tokens may come, at least 1, without the one that ends the
                 text. A lazy grammar also counts them while it waits. None for any number.
+            end_repetitions: end a text whose line repeats itself: the last 64 tokens or more are at
+                least 8 times the same span of up to 64 tokens, without a line break. What follows
+                the text comes next. Texts in which no line may end, such as those in JSON, and
+                blocks of code (```) are not ended.
         """
         n = 0 if n_tokens is None else integer("n_tokens", n_tokens, 1, INT32_MAX)
         with self._held() as owner:
-            owner._run("bounding a grammar", lib.guarded_grammar_complete_within, self._pointer, n)
+            owner._run(
+                "bounding a grammar",
+                lib.guarded_grammar_complete_within,
+                self._pointer,
+                n,
+                bool(end_repetitions),
+            )
 
     @property
     def fewest_tokens(self) -> int | None:
@@ -299,7 +309,17 @@ class GrammarSampler(Sampler):
             text = take_str(
                 lib.guarded_grammar_shortened(self._pointer, bool(here)), "asking a grammar"
             )
-        return [frozenset(line.split()) for line in text.split("\n")[:-1]]
+        return _places(text)
+
+    def repeated(self) -> list[frozenset[str]]:
+        """The places where ``complete_within`` ended a text because it repeated itself.
+
+        Returns:
+            as ``shortened`` does.
+        """
+        with self._held():
+            text = take_str(lib.guarded_grammar_repeated(self._pointer), "asking a grammar")
+        return _places(text)
 
     @property
     def ending(self) -> Ending:
@@ -314,6 +334,10 @@ class GrammarSampler(Sampler):
     def _n_vocab(self) -> int:
         assert self._vocab is not None
         return self._vocab.n_tokens
+
+
+def _places(text: str) -> list[frozenset[str]]:
+    return [frozenset(line.split()) for line in text.split("\n")[:-1]]
 
 
 def _problem(vocab: Pointer[llama_vocab], grammar: Grammar) -> str:

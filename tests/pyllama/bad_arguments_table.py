@@ -175,6 +175,7 @@ ROWS: dict[str, Row] = {
     "Forcing": lambda w: (pyllama.Forcing, {"fewest": 2, "most": 8, "never": (1,)}),
     "GrammarSampler.complete_within": lambda w: (w.grammar.complete_within, {"n_tokens": 9}),
     "GrammarSampler.fits": lambda w: (w.grammar.fits, {"tokens": PROMPT}),
+    "GrammarSampler.repeated": lambda w: (w.grammar.repeated, {}),
     "GrammarSampler.shortened": lambda w: (w.grammar.shortened, {}),
     "SamplerChain": lambda w: (pyllama.SamplerChain, {"samplers": [Sampler.greedy()]}),
     "SamplerChain.sample": lambda w: (w.chain.sample, {"context": w.context}),

@@ -94,6 +94,12 @@ class LlamaCppConfig(Sampling):
         "it off",
         in_name="always",
     )
+    end_repetitions: bool = _llamacpp(
+        False,
+        "end a text whose line repeats itself, at least 8 times and for 64 tokens, if the answer "
+        "follows a grammar and is to be completed. LlamaCppAdapter switches it on",
+        in_name="always",
+    )
     chat_template_kwargs: Variables = _llamacpp(
         dict,
         'variables for the model\'s chat template, such as {"enable_thinking": False} or '

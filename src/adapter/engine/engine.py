@@ -387,6 +387,7 @@ class LlamaCppEngine:
             turn_stops=prompt.stops,
             constraint=prompt.constraint,
             completes=settings.complete_answers,
+            ends_repetitions=settings.complete_answers and settings.end_repetitions,
             preserved_tokens=prompt.preserved_tokens,
             logprobs=settings.logprobs,
             reasoning_budget=prompt.reasoning_budget,

@@ -1,4 +1,4 @@
-"""Reports on answers that were shortened so that max_tokens could hold them complete."""
+"""Reports on answers that were shortened: by max_tokens, or because they repeated themselves."""
 
 from __future__ import annotations
 
@@ -25,16 +25,35 @@ def shortened(request: GenerationRequest, result: GenerationResult) -> Shortened
 
     provider_data is for the end of a stream, which has no adaptations.
     """
-    if request.constraint is None or not result.shortened:
+    if request.constraint is None:
         return Shortened()
-    fields = fields_at(request.constraint.gbnf, result.shortened)
-    if fields == []:
-        return Shortened()  # only the space between fields
-    what = "it" if fields is None else ", ".join(map(repr, fields))
-    applied = {"shortened": fields if fields is not None else True}
-    reason = f"{what} was ended early, so that the answer is complete"
-    clamped = Adaptation("config.max_tokens", "clamped", reason, request.max_tokens, applied)
-    return Shortened((clamped,), applied)
+    gbnf = request.constraint.gbnf
+    adaptations = []
+    provider_data: dict[str, Any] = {}
+    for key, path, requested, places, why in (
+        (
+            "shortened",
+            "config.max_tokens",
+            request.max_tokens,
+            result.shortened,
+            "was ended early, so that the answer is complete",
+        ),
+        (
+            "repeated",
+            "metadata['llamacpp']['end_repetitions']",
+            True,
+            result.repeated,
+            "was ended, because it repeated itself",
+        ),
+    ):
+        fields = fields_at(gbnf, places) if places else []
+        if fields == []:
+            continue  # nowhere, or only in the space between fields
+        what = "it" if fields is None else ", ".join(map(repr, fields))
+        applied = {key: True if fields is None else fields}
+        adaptations.append(Adaptation(path, "clamped", f"{what} {why}", requested, applied))
+        provider_data |= applied
+    return Shortened(tuple(adaptations), provider_data or None)
 
 
 def too_few(max_tokens: int, fewest: int) -> InvalidParameterError:

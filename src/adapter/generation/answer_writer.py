@@ -52,6 +52,7 @@ class AnswerWriter:
             prompt=request.prompt,
             reasoning_budget=request.reasoning_budget,
             complete_within=max_tokens if request.completes else None,
+            end_repetitions=request.ends_repetitions,
         )
         self._ends = vocab.eos is not None or vocab.eot is not None
         self._max_tokens = max_tokens
@@ -125,7 +126,7 @@ class AnswerWriter:
         """The rest of the text, and the result."""
         rest, result = self._completion.finish(cache_read_tokens=cache_read_tokens)
         deltas = [*self._opening, *([] if rest is None else [rest])]
-        return deltas, replace(result, shortened=self._shortened())
+        return deltas, replace(result, shortened=self._shortened(), repeated=self._repeated())
 
     def close(self) -> None:
         """Free the samplers."""
@@ -149,6 +150,12 @@ class AnswerWriter:
         if grammar is None or not self._request.completes:
             return ()
         return tuple(grammar.shortened(here=self._stopped_here))
+
+    def _repeated(self) -> tuple[frozenset[str], ...]:
+        grammar = self._chain.grammar
+        if grammar is None or not self._request.ends_repetitions:
+            return ()
+        return tuple(grammar.repeated())
 
     def _write(self, forced: Iterable[tuple[int, bool]]) -> list[Delta]:
         deltas = []

@@ -35,6 +35,7 @@ class GenerationRequest:
         constraint: a grammar to follow.
         completes: whether an answer that follows a grammar is completed within max_tokens, by
             ending its texts and lists in time, instead of being cut off.
+        ends_repetitions: whether a text in such an answer ends when it repeats itself.
         preserved_tokens: special tokens whose text is part of the completion. That of others is
             not.
         logprobs: how many of the likeliest tokens to report beside each sampled one, with the
@@ -54,6 +55,7 @@ class GenerationRequest:
     turn_stops: tuple[str, ...] = ()
     constraint: Constraint | None = None
     completes: bool = False
+    ends_repetitions: bool = False
     preserved_tokens: frozenset[int] = frozenset()
     logprobs: int | None = None
     reasoning_budget: ReasoningBudget | None = None
@@ -133,6 +135,7 @@ class GenerationResult:
         logprobs: those of the text's tokens.
         shortened: for each place where max_tokens shortened the answer, the rules of the grammar
             there.
+        repeated: the same for each place where a text was ended because it repeated itself.
     """
 
     text: str
@@ -144,6 +147,7 @@ class GenerationResult:
     logprobs: tuple[TokenLogprob, ...] = ()
     logprobs_complete: bool = True
     shortened: tuple[frozenset[str], ...] = ()
+    repeated: tuple[frozenset[str], ...] = ()
 
 
 class Generator(Protocol):

@@ -192,12 +192,14 @@ def sampler_chain(
     prompt: Sequence[int] = (),
     reasoning_budget: ReasoningBudget | None = None,
     complete_within: int | None = None,
+    end_repetitions: bool = False,
 ) -> pyllama.SamplerChain:
     """The samplers of a request, in llama.cpp's order; they accepted the prompt's last tokens.
 
     Args:
         complete_within: how many tokens there are to complete the grammar's text in; None where it
             may be cut off.
+        end_repetitions: whether a text of the grammar that repeats itself is ended within them.
 
     Raises:
         pyllama.GrammarError: a grammar that this vocabulary cannot follow.
@@ -215,7 +217,7 @@ def sampler_chain(
     if constraint is not None:
         grammar = grammar_sampler(vocab, constraint)
         if complete_within is not None:
-            grammar.complete_within(complete_within)
+            grammar.complete_within(complete_within, end_repetitions=end_repetitions)
     return pyllama.SamplerChain(steps, grammar=grammar)
 
 

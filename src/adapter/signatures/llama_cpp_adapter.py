@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dspy
@@ -94,6 +95,8 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
             because a small model seldom finds another end. Reasoning ends there too, and does not
             count as one of several. A text may have blank lines if its name or description asks
             for something long (an essay, paragraphs, steps), or if a demonstration has one.
+        end_repeated_texts: end a text whose line repeats the same words over and over, as a small
+            model goes on doing until max_tokens. Code, and lines that are alike, are not ended.
         callbacks: DSPy's callbacks.
     """
 
@@ -109,6 +112,7 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         pick_by_likelihood: bool = False,
         use_native_function_calling: bool = True,
         end_texts_at_blank_line: bool = True,
+        end_repeated_texts: bool = True,
         callbacks: list[BaseCallback] | None = None,
     ) -> None:
         super().__init__(
@@ -119,6 +123,7 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         self.use_json_adapter_fallback = use_json_adapter_fallback
         self.pick_by_likelihood = pick_by_likelihood
         self.end_texts_at_blank_line = end_texts_at_blank_line
+        self.end_repeated_texts = end_repeated_texts
 
     @classmethod
     def from_loaded_model(
@@ -131,6 +136,7 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         pick_by_likelihood: bool = False,
         use_native_function_calling: bool = True,
         end_texts_at_blank_line: bool = True,
+        end_repeated_texts: bool = True,
         callbacks: list[BaseCallback] | None = None,
     ) -> LlamaCppAdapter:
         """Build the adapter of a loaded model, with its lm.
@@ -151,6 +157,7 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
             pick_by_likelihood=pick_by_likelihood,
             use_native_function_calling=use_native_function_calling,
             end_texts_at_blank_line=end_texts_at_blank_line,
+            end_repeated_texts=end_repeated_texts,
             callbacks=callbacks,
         )
 
@@ -366,6 +373,20 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
             if steps := step_schemas(agent, signature):
                 known["next_tool_args"]["by_value"] = steps
         return known
+
+    def _bind(
+        self,
+        lm: BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: type[Signature],
+        inputs: Mapping[str, Any],
+        demos: list[dict[str, Any]],
+    ) -> AnswerGrammar | None:
+        grammar = super()._bind(lm, lm_kwargs, signature, inputs, demos)
+        if grammar is not None and self.end_repeated_texts:
+            bound = lm_kwargs["metadata"]["llamacpp"]  # made for this call
+            bound.setdefault("end_repetitions", True)
+        return grammar
 
     def _is_in_last_text(
         self, text: str, grammar: AnswerGrammar, signature: type[Signature]

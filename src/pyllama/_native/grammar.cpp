@@ -111,8 +111,9 @@ int32_t guarded_grammar_forced_tokens(llama_sampler * grammar, const llama_vocab
     });
 }
 
-int32_t guarded_grammar_complete_within(llama_sampler * grammar, uint32_t n_tokens) {
-    return guarded([&] { pyllama::complete_within(grammar, n_tokens); });
+int32_t guarded_grammar_complete_within(llama_sampler * grammar, uint32_t n_tokens,
+                                        bool ends_repetitions) {
+    return guarded([&] { pyllama::complete_within(grammar, n_tokens, ends_repetitions); });
 }
 
 // 1 or 0.
@@ -129,6 +130,11 @@ int32_t guarded_grammar_fewest_tokens(llama_sampler * grammar, int64_t * n_token
 char * guarded_grammar_shortened(llama_sampler * grammar, bool here) {
     return guarded<char *>(
         nullptr, [&] { return pyllama::copy_string(pyllama::shortened_places(grammar, here)); });
+}
+
+char * guarded_grammar_repeated(llama_sampler * grammar) {
+    return guarded<char *>(nullptr,
+                           [&] { return pyllama::copy_string(pyllama::repeated_places(grammar)); });
 }
 
 // Whether the text may end: 0 for no, 1 for yes, 2 where nothing may follow.

@@ -90,16 +90,19 @@ bool ends_sentence(std::string text) {
 
 grammar_budget::grammar_budget(const llama_vocab * vocab, std::shared_ptr<const token_tree> tokens,
                                llama_grammar & grammar, std::shared_ptr<const text_tokens> shown,
-                               uint32_t n_tokens)
+                               uint32_t n_tokens, bool ends_repetitions)
     : vocab_(vocab), tokens_(std::move(tokens)), grammar_(grammar), lengths_(grammar.rules),
-      shown_(std::move(shown)), n_left_(n_tokens), unbound_(!lengths_.known()) {}
+      shown_(std::move(shown)), n_left_(n_tokens), unbound_(!lengths_.known()),
+      ends_repetitions_(ends_repetitions) {}
 
 grammar_budget::grammar_budget(const grammar_budget & from, llama_grammar & grammar)
     : vocab_(from.vocab_), tokens_(from.tokens_), grammar_(grammar), lengths_(grammar.rules),
       shown_(from.shown_), n_left_(from.n_left_), begun_(from.begun_), unbound_(from.unbound_),
       planned_(from.planned_), share_(from.share_), window_(from.window_), word_(from.word_),
       opening_(from.opening_),
-      n_written_(from.n_written_), last_(from.last_), places_(from.places_) {}
+      n_written_(from.n_written_), last_(from.last_), places_(from.places_),
+      ends_repetitions_(from.ends_repetitions_), written_(from.written_), repeats_(from.repeats_),
+      outside_(from.outside_), repeated_(from.repeated_) {}
 
 uint32_t grammar_budget::fewest() {
     if (!lengths_.known() || waits()) {
@@ -135,7 +138,11 @@ bool grammar_budget::fits(const std::vector<llama_token> & tokens) {
 
 bool grammar_budget::allows(llama_token token) {
     ends_word_ = false;
-    if (!begins() || llama_vocab_is_eog(vocab_, token) || is_far(piece(token).size())) {
+    if (!begins() || llama_vocab_is_eog(vocab_, token)) {
+        return true;
+    }
+    const bool repeats = is_repeated();
+    if (!repeats && is_far(piece(token).size())) {
         return true;
     }
     const need now = needed(grammar_.stacks, grammar_.partial_utf8);
@@ -150,9 +157,13 @@ bool grammar_budget::allows(llama_token token) {
     if (may_follow(now, needed_after(token), token)) {
         return true;
     }
+    if (repeats) {
+        note(token, repeated_);
+        return false;
+    }
     const std::string text = piece(token);
     ends_word_             = is_text() && !text.empty() && is_space(text[0]);
-    note(token);
+    note(token, places_);
     return false;
 }
 
@@ -195,8 +206,9 @@ void grammar_budget::restrict(llama_token_data_array * candidates, grammar_state
         return one.logit != -INFINITY && may[static_cast<size_t>(one.id)];
     };
     if (std::none_of(candidates->data, candidates->data + candidates->size, is_left)) {
-        if (ends_word_) {
-            ends_word_ = false;
+        if (ends_word_ || repeats_) {
+            ends_repetitions_ = ends_repetitions_ && !repeats_;
+            ends_word_ = repeats_ = false;
             restrict(candidates, states);
         } else {
             unbound_ = true;
@@ -213,6 +225,7 @@ void grammar_budget::restrict(llama_token_data_array * candidates, grammar_state
 void grammar_budget::accepts(llama_token token) {
     ends_word_ = false;
     n_written_ = !waits() && is_text() ? n_written_ + 1 : 0;
+    written_.push(token);
     n_left_ -= n_left_ > 0;
     last_ += piece(token);
     if (last_.size() > LOOKED_BACK) {
@@ -268,7 +281,7 @@ bool grammar_budget::may_follow(const need & now, const need & after, llama_toke
     if (after.bytes < now.bytes || grammar_.partial_utf8.n_remain > 0) { // a step to the end
         return true;
     }
-    if (ends_word_) { // another would go on with a word that the model has ended
+    if (ends_word_ || repeats_) { // another would go on with a word that the model has ended
         return false;
     }
     uint32_t kept = after.tokens + after.extra * share_ / MOST_SHARED;
@@ -391,8 +404,70 @@ bool grammar_budget::is_text() const {
     });
 }
 
-void grammar_budget::note(llama_token token) {
-    if (places_.size() >= KEPT_PLACES) {
+// Whether the text repeats itself, so that it has to end.
+bool grammar_budget::is_repeated() {
+    if (grammar_.partial_utf8.n_remain > 0) {
+        return repeats_;
+    }
+    if (repeats_) {
+        repeats_ = lengths_.shortest(grammar_.stacks).text.size() > outside_;
+    } else {
+        repeats_ = ends_repetitions_ && repeats_line() && way_out();
+    }
+    return repeats_;
+}
+
+// Lines may be alike in a list, a table or a poem. A text in JSON has no lines.
+bool grammar_budget::repeats_line() const {
+    const size_t span = written_.span();
+    if (span == 0 || n_written_ < std::max(repetition::TIMES * span, repetition::FEWEST)) {
+        return false;
+    }
+    const bool ends_line =
+        std::any_of(grammar_.stacks.begin(), grammar_.stacks.end(),
+                    [](const auto & stack) { return stack.empty() || holds(stack.back(), '\n'); });
+    const std::vector<llama_token> repeated = written_.last(span);
+    return ends_line && is_text() &&
+           std::none_of(repeated.begin(), repeated.end(), [&](llama_token token) {
+               return piece(token).find('\n') != std::string::npos;
+           });
+}
+
+// Finds what the shortest text has behind the present one. There is no way out of a block of code,
+// whose lines may be alike, and none where the next text begins at once.
+bool grammar_budget::way_out() {
+    const std::string shortest = lengths_.shortest(grammar_.stacks).text;
+    if (shortest.find("```") != std::string::npos) {
+        return false;
+    }
+    const std::u32string characters = characters_of(shortest);
+    const restored_place restored(grammar_);
+    size_t               n = 0;
+    run_with_stack(GRAMMAR_STACK, [&] {
+        while (n < characters.size() && may_be_text()) {
+            llama_grammar_accept(&grammar_, characters[n++]);
+        }
+    });
+    if (!characters.empty() && may_be_text()) {
+        return false;
+    }
+    outside_ = static_cast<uint32_t>(lengths_.shortest(grammar_.stacks).text.size());
+    return true;
+}
+
+// Whether a word, and a space, may come next, if perhaps of different texts: also where a line
+// begins that may be one of the text, or something else.
+bool grammar_budget::may_be_text() const {
+    const auto may = [&](uint32_t c) {
+        return std::any_of(
+            grammar_.stacks.begin(), grammar_.stacks.end(),
+            [c](const auto & stack) { return !stack.empty() && holds(stack.back(), c); });
+    };
+    return may('e') && may(' ');
+}
+
+void grammar_budget::note(llama_token token, std::set<std::set<uint32_t>> & places) const {
+    if (places.size() >= KEPT_PLACES) {
         return;
     }
     const std::u32string begin = characters_of(piece(token).substr(0, 4));
@@ -404,7 +479,7 @@ void grammar_budget::note(llama_token token) {
             add_rules(rules, stack);
         }
     }
-    places_.insert(std::move(rules));
+    places.insert(std::move(rules));
 }
 
 std::set<uint32_t> grammar_budget::here() const {

@@ -4,10 +4,13 @@
 // the shortest way to the end would not fit. Before that, what follows is given room for values of
 // a useful length, and a text that runs on is ended at a sentence, a line or a word, where one
 // comes in time. What is allowed depends on the text so far and the number of tokens alone.
+//
+// A line of text that repeats itself can be ended early as well.
 #pragma once
 
 #include "grammar_lengths.hpp"
 #include "grammar_states.hpp"
+#include "repetition.hpp"
 #include "text_tokens.hpp"
 #include "token_tree.hpp"
 
@@ -24,7 +27,7 @@ class grammar_budget {
     // shown: the tokens that may spell the text; null for all. The rules do not move.
     grammar_budget(const llama_vocab * vocab, std::shared_ptr<const token_tree> tokens,
                    llama_grammar & grammar, std::shared_ptr<const text_tokens> shown,
-                   uint32_t n_tokens);
+                   uint32_t n_tokens, bool ends_repetitions);
 
     // The same of a copy of the grammar.
     grammar_budget(const grammar_budget & from, llama_grammar & grammar);
@@ -51,6 +54,8 @@ class grammar_budget {
 
     // The rules that a place is in where a token was not allowed, each place once.
     const std::set<std::set<uint32_t>> & places() const { return places_; }
+    // The same for texts that were ended because they repeated themselves.
+    const std::set<std::set<uint32_t>> & repeated() const { return repeated_; }
     // Those of the present place.
     std::set<uint32_t> here() const;
 
@@ -70,7 +75,11 @@ class grammar_budget {
     need     needed_after(llama_token token);
     uint32_t spelled(const std::string & text);
     bool     is_text() const;
-    void     note(llama_token token);
+    bool     may_be_text() const;
+    bool     is_repeated();
+    bool     repeats_line() const;
+    bool     way_out();
+    void     note(llama_token token, std::set<std::set<uint32_t>> & places) const;
     void     add_rules(std::set<uint32_t> & rules, const llama_grammar_stack & stack) const;
 
     std::string piece(llama_token token) const;
@@ -94,6 +103,11 @@ class grammar_budget {
     std::string                               last_; // bytes of the text so far
     std::unordered_map<std::string, uint32_t> spelled_;
     std::set<std::set<uint32_t>>              places_;
+    bool       ends_repetitions_;
+    repetition written_;
+    bool       repeats_ = false; // only the shortest way out of the text is allowed
+    uint32_t   outside_ = 0;     // bytes of the shortest text behind it
+    std::set<std::set<uint32_t>> repeated_;
 };
 
 } // namespace pyllama

@@ -34,6 +34,7 @@ struct grammar_sampler {
     size_t                                     n_bytes = 0; // accepted so far, if it is lazy
     std::unique_ptr<pyllama::grammar_states>   states{};    // once they are asked for
     uint32_t                                   n_tokens = 0; // to complete it in; 0 without bounds
+    bool                                       ends_repetitions = false;
     std::unique_ptr<pyllama::grammar_budget>   budget{};
 
     const char *    name() const { return "grammar"; }
@@ -87,7 +88,8 @@ std::unique_ptr<pyllama::grammar_budget> make_budget(const grammar_sampler & own
     std::unique_ptr<pyllama::grammar_budget> budget;
     pyllama::run_with_stack(4 * pyllama::GRAMMAR_STACK, [&] {
         budget = std::make_unique<pyllama::grammar_budget>(own.vocab, own.tokens, *own.grammar,
-                                                           own.source.shown, n_tokens);
+                                                           own.source.shown, n_tokens,
+                                                           own.ends_repetitions);
     });
     return budget;
 }
@@ -149,7 +151,8 @@ void grammar_sampler::reset() {
 grammar_sampler grammar_sampler::clone() const {
     grammar_sampler copy = {vocab, tokens, source, grammar_ptr(llama_grammar_clone_impl(*grammar)),
                             n_bytes};
-    copy.n_tokens        = n_tokens;
+    copy.n_tokens         = n_tokens;
+    copy.ends_repetitions = ends_repetitions;
     if (budget) {
         pyllama::run_with_stack(4 * pyllama::GRAMMAR_STACK, [&] {
             copy.budget = std::make_unique<pyllama::grammar_budget>(*budget, *copy.grammar);
@@ -201,6 +204,25 @@ void append_utf8(std::string & text, uint32_t c) {
     }
 }
 
+// For each place a line with the names of its rules.
+std::string names_of(const grammar_sampler & own, const std::set<std::set<uint32_t>> & places) {
+    if (places.empty()) {
+        return "";
+    }
+    llama_grammar_parser parser(own.vocab);
+    std::string          text;
+    pyllama::run_with_stack(pyllama::GRAMMAR_STACK, [&] { parser.parse(own.source.gbnf.c_str()); });
+    for (const std::set<uint32_t> & place : places) {
+        for (const auto & [name, rule] : parser.symbol_ids) {
+            if (place.count(rule) > 0) {
+                text += name + " ";
+            }
+        }
+        text += "\n";
+    }
+    return text;
+}
+
 bool is_character(uint32_t c) {
     return c > 0 && c < 0x110000 && (c < 0xD800 || c > 0xDFFF);
 }
@@ -226,10 +248,11 @@ sampler_ptr make_grammar_sampler(const llama_vocab * vocab, std::shared_ptr<cons
         grammar_sampler{vocab, std::move(tokens), std::move(source), std::move(grammar)}));
 }
 
-void complete_within(llama_sampler * sampler, uint32_t n_tokens) {
+void complete_within(llama_sampler * sampler, uint32_t n_tokens, bool ends_repetitions) {
     grammar_sampler & own = kind::state(sampler);
     own.budget.reset();
-    own.n_tokens = n_tokens;
+    own.n_tokens         = n_tokens;
+    own.ends_repetitions = ends_repetitions;
     if (n_tokens > 0) {
         own.budget = make_budget(own, n_tokens);
     }
@@ -269,21 +292,12 @@ std::string shortened_places(llama_sampler * sampler, bool here) {
     if (here) {
         places.insert(own.budget->here());
     }
-    if (places.empty()) {
-        return "";
-    }
-    llama_grammar_parser parser(own.vocab);
-    std::string          text;
-    run_with_stack(GRAMMAR_STACK, [&] { parser.parse(own.source.gbnf.c_str()); });
-    for (const std::set<uint32_t> & place : places) {
-        for (const auto & [name, rule] : parser.symbol_ids) {
-            if (place.count(rule) > 0) {
-                text += name + " ";
-            }
-        }
-        text += "\n";
-    }
-    return text;
+    return names_of(own, places);
+}
+
+std::string repeated_places(llama_sampler * sampler) {
+    const grammar_sampler & own = kind::state(sampler);
+    return own.budget ? names_of(own, own.budget->repeated()) : "";
 }
 
 text_end end_of(const llama_sampler * sampler) {

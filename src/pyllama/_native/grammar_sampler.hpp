@@ -29,7 +29,7 @@ sampler_ptr make_grammar_sampler(const llama_vocab * vocab, std::shared_ptr<cons
 std::string forced_text(const llama_sampler * grammar);
 
 // Completing a grammar within so many tokens from here on; 0 takes the bounds away.
-void complete_within(llama_sampler * grammar, uint32_t n_tokens);
+void complete_within(llama_sampler * grammar, uint32_t n_tokens, bool ends_repetitions);
 
 // Whether it can be completed within its bounds after tokens that the grammar allows.
 bool budget_fits(llama_sampler * grammar, const std::vector<llama_token> & tokens);
@@ -40,6 +40,9 @@ int64_t fewest_tokens(llama_sampler * grammar);
 // Where its bounds ruled a token out, and where it is now if asked: for each place a line with the
 // names of the rules that it is in.
 std::string shortened_places(llama_sampler * grammar, bool here);
+
+// The places where a text was ended because it repeated itself.
+std::string repeated_places(llama_sampler * grammar);
 
 enum class text_end { GOES_ON, MAY_END, ENDS }; // the last where nothing may follow
 
