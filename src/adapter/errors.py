@@ -36,6 +36,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from adapter.wording import counted
+
 
 class LlamaCppError(Exception):
     """Base of every error of this package."""
@@ -255,8 +257,8 @@ class ContextTooLongError(LlamaCppError, ValueError):
         self.answer = answer
         included = f"of at least {answer} tokens included" if answer > 1 else "included"
         super().__init__(
-            f"the prompt has {actual} tokens and the context holds {max}, the answer {included}; "
-            "shorten the prompt or load the model with a larger context_length"
+            f"the prompt has {counted(actual, 'token')} and the context holds {max}, the answer "
+            f"{included}; shorten the prompt or load the model with a larger context_length"
         )
 
 
@@ -273,8 +275,8 @@ class TextTooLongError(ContextTooLongError):
         super().__init__(actual, max)
         self.argument = argument
         self.args = (
-            f"{argument} has {actual} tokens and the model takes {max}; shorten it, or let the "
-            "embedder cut it with truncate=True",
+            f"{argument} has {counted(actual, 'token')} and the model takes {max}; shorten it, or "
+            "let the embedder cut it with truncate=True",
         )
 
 
@@ -307,8 +309,8 @@ class RateLimitExceededError(LlamaCppError, RuntimeError):
         self.retry_after = retry_after
         self.requests_per_minute = requests_per_minute
         super().__init__(
-            f"more than {requests_per_minute} requests in a minute (requests_per_minute); try "
-            f"again in {retry_after:.1f} s"
+            f"more than {counted(requests_per_minute, 'request')} in a minute "
+            f"(requests_per_minute); try again in {retry_after:.1f} s"
         )
 
 
@@ -324,7 +326,7 @@ class RequestTimeoutError(LlamaCppError, TimeoutError):
         self.timeout = timeout
         self.n_tokens = n_tokens
         super().__init__(
-            f"no answer within timeout_secs={timeout:g} ({n_tokens} tokens were there); ask for "
+            f"no answer within timeout_secs={timeout:g} (tokens by then: {n_tokens}); ask for "
             "fewer tokens, send fewer requests at once, or raise timeout_secs"
         )
 
@@ -351,8 +353,8 @@ class QueueFullError(LlamaCppError, RuntimeError):
         self.queued = queued
         self.retry_after = retry_after
         super().__init__(
-            f"{queued} requests wait for the model already; try again in {retry_after:.1f} s, or "
-            "ask from fewer threads"
+            f"the model's queue is full (requests that wait: {queued}); try again in "
+            f"{retry_after:.1f} s, or ask from fewer threads"
         )
 
 

@@ -6,10 +6,11 @@ import mmap
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from pyllama._native._binding import ffi, lib
-from pyllama.ggml_type import GGML_TYPES
+from pyllama.ggml_type import GGML_TYPES, row_size
 
 if TYPE_CHECKING:
     from pyllama._native._binding import Pointer
@@ -32,6 +33,7 @@ _SCALARS = {
     }.items()
 }
 _STRING, _ARRAY = 8, 9
+_ALIGNMENT = 32  # of the tensors, unless general.alignment says otherwise
 
 _TYPE_NAMES = {number: name for name, number in GGML_TYPES.items()}
 
@@ -54,10 +56,21 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     type: int
+    offset: int
 
     @property
     def type_name(self) -> str:
         return _TYPE_NAMES.get(self.type, "?")
+
+    @property
+    def size(self) -> int:
+        """Its bytes; 0 if its type or shape is none that ggml has."""
+        if self.type_name not in GGML_TYPES or not self.shape or min(self.shape) < 0:
+            return 0
+        try:
+            return row_size(self.type_name, self.shape[0]) * prod(self.shape[1:])
+        except ZeroDivisionError:  # a type that ggml removed
+            return 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ def read_header(file: str | int, offset: int = 0) -> Header:
         offset: where in the file the GGUF begins.
 
     Raises:
-        DamagedFile: it is not valid GGUF.
+        DamagedFile: it is not valid GGUF, or ends before its last tensor does.
     """
     with (
         open(file, "rb", closefd=isinstance(file, str)) as opened,
@@ -95,6 +108,7 @@ class _Reader:
         self._data = data
         self._pointer = pointer
         self._size = len(data)
+        self._begin = begin
         self._at = begin + 4  # after the magic number
         self._what = "its counts"
 
@@ -116,7 +130,22 @@ class _Reader:
             raise DamagedFile(
                 f"it ends at byte {self._size}, inside {self._what}; it may be incomplete"
             ) from None
+        self._check_end(metadata.get("general.alignment", _ALIGNMENT), tensors)
         return Header(metadata, tensors)
+
+    def _check_end(self, alignment: object, tensors: Sequence[Tensor]) -> None:
+        """Refuse a file that was cut. llama.cpp checks everything else about the places."""
+        last = max(tensors, key=lambda tensor: tensor.offset + tensor.size, default=None)
+        if last is None:
+            return
+        end = self._at + last.offset + last.size
+        if isinstance(alignment, int) and alignment > 0 and not self._begin % alignment:
+            end += -self._at % alignment
+        if end > self._size:
+            raise DamagedFile(
+                f"it has {self._size} bytes, and its tensors end at byte {end}: it is incomplete; "
+                "download it again"
+            )
 
     def _scalar(self, form: struct.Struct) -> Any:
         (value,) = form.unpack_from(self._data, self._at)
@@ -180,5 +209,4 @@ class _Reader:
         shape = struct.unpack_from(f"={n_dims}q", self._data, self._at)
         self._at += 8 * n_dims
         tensor_type = self._scalar(_TYPE)
-        self._at += 8  # its offset, which llama.cpp checks
-        return Tensor(name, shape, tensor_type)
+        return Tensor(name, shape, tensor_type, self._scalar(_LENGTH))

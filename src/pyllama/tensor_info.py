@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from math import prod
 
 from pyllama import _model_file
 from pyllama._gguf_file import DamagedFile, read_header
 from pyllama.errors import ModelLoadError
-from pyllama.ggml_type import GGML_TYPES, row_size
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,7 @@ def tensor_infos(path: str | os.PathLike[str]) -> tuple[TensorInfo, ...]:
             tensor.name,
             tensor.shape,
             tensor.type_name,
-            _size(tensor.type_name, tensor.shape),
+            tensor.size,
         )
         for tensor in tensors
     )
-
-
-def _size(kind: str, shape: tuple[int, ...]) -> int:
-    if kind not in GGML_TYPES or not shape or min(shape) < 0:
-        return 0
-    try:
-        return row_size(kind, shape[0]) * prod(shape[1:])
-    except ZeroDivisionError:  # a type that ggml removed
-        return 0

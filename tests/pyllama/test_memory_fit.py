@@ -265,10 +265,10 @@ def test_the_log_comes_to_us_afterwards(tiny_model_path, tmp_path, caplog):
     pyllama.memory_use(tiny_model_path)
     pyllama.memory_fit(tiny_model_path)
     path = tmp_path / "broken.gguf"
-    path.write_bytes(tiny_model_path.read_bytes()[:-100])
+    path.write_bytes(tiny_model_path.read_bytes().replace(b"llama", b"alien"))
     with pytest.raises(pyllama.ModelLoadError) as caught:
         pyllama.Model(path)
-    assert "not within the file bounds" in str(caught.value)
+    assert "alien" in str(caught.value)
     assert any(record.name == "pyllama.llama_cpp" for record in caplog.records)
 
 

@@ -27,3 +27,21 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
         pyllama.tensor_infos(path)
     with pytest.raises(FileNotFoundError):
         pyllama.tensor_infos(tmp_path / "none.gguf")
+
+
+@pytest.mark.parametrize("alignment", [None, 64])
+def test_a_file_that_was_cut_says_so_also_when_it_is_loaded(write_tiny_model, tmp_path, alignment):
+    metadata = {"general.alignment": alignment} if alignment else {}
+    whole = write_tiny_model(metadata=metadata).read_bytes()
+    path = tmp_path / "cut.gguf"
+    end = len(whole) - 1
+    for size in (end, len(whole) // 2):
+        path.write_bytes(whole[:size])
+        reason = f"has {size} bytes, and its tensors end at byte {len(whole)}: it is incomplete"
+        with pytest.raises(pyllama.ModelLoadError, match=reason):
+            pyllama.tensor_infos(path)
+        for vocab_only in (True, False):
+            with pytest.raises(pyllama.ModelLoadError, match=reason):
+                pyllama.Model(path, vocab_only=vocab_only)
+    path.write_bytes(whole)
+    assert pyllama.tensor_infos(path)

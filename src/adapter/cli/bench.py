@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from adapter.cli.console import fail, file_size, note, row, say, say_json, show, table
+from adapter.cli.console import file_size, note, refuse, row, say, say_json, show, table
 from adapter.cli.session import GpuLayers, ModelOrDemo, errors_told, found
+from adapter.wording import counted
 
 
 def bench(
@@ -34,7 +35,7 @@ def bench(
     tg128 x8 those of 8 sequences at once, all their tokens together.
     """
     if not n_prompt and not n_gen:
-        fail("there is nothing to measure: --n-prompt and --n-gen are both 0")
+        refuse("there is nothing to measure: --n-prompt and --n-gen are both 0")
     import pyllama
     from adapter.cli.throughput import measure
     from adapter.models.hardware import HardwareManager
@@ -75,7 +76,7 @@ def bench(
         say_json({**facts, "repetitions": repetitions, "tokens_per_second": results})
         return
     say(f"{facts['description']}, {file_size(size)}, {facts['n_params'] / 1e9:.2f} B parameters")
-    say(f"on {', '.join(facts['devices'])}, {facts['n_threads']} threads")
+    say(f"on {', '.join(facts['devices'])}, {counted(facts['n_threads'], 'thread')}")
     made = table("test", "tokens/s")
     for rate in rates:
         row(made, rate.test, f"{rate.mean:.2f} ± {rate.stdev:.2f}")

@@ -8,8 +8,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from adapter.cli.console import fail, messages, note
+from adapter.cli.console import fail, messages, note, require_text
 from adapter.cli.conversation import Answer, Conversation, show_answer
+from adapter.cli.error_words import in_words
 from adapter.cli.run import MaxTokens, Seed, System, Temperature
 from adapter.cli.session import (
     ContextLength,
@@ -19,6 +20,7 @@ from adapter.cli.session import (
     loaded_model,
     require_generator,
 )
+from adapter.wording import counted, reason_of
 
 _HELP = """\
 /system TEXT   set the system prompt; without TEXT, leave it out
@@ -46,6 +48,7 @@ def chat(
 
     Ctrl-C stops an answer. Without one it ends the command.
     """
+    require_text("--system", system)
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     with errors_told():
         model_loaded = loaded_model(model, context_length=context, n_gpu_layers=gpu_layers)
@@ -90,12 +93,18 @@ class _Chat:
         return "\n".join(lines).rstrip()[:-3]
 
     def _line(self, mark: str) -> str:
-        if self._is_terminal:
-            return input(mark)
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line.rstrip("\n")
+        while True:
+            try:
+                line = f"{input(mark)}\n" if self._is_terminal else sys.stdin.readline()
+                line.encode()
+            except OSError as error:
+                fail(f"standard input cannot be read: {error.strerror}")
+            except UnicodeError:
+                self._problem(f"this is no {sys.stdin.encoding.upper()} text")
+                continue
+            if not line:
+                raise EOFError
+            return line.removesuffix("\n")
 
     def _answer(self, text: str) -> None:
         from dspy.lm15 import ContextLengthError, LM15Error
@@ -110,15 +119,15 @@ class _Chat:
                 raise
             return
         except ContextLengthError as error:
-            self._problem(f"{error}; /undo or /clear makes room")
+            self._problem(f"{in_words(error)}; /undo or /clear makes room")
             return
         except LM15Error as error:
-            self._problem(str(error))
+            self._problem(in_words(error))
             return
         of = self._conversation.engine.context_length
         total = answer.prompt_tokens + answer.completion_tokens
         cut = ", cut off" if answer.finish_reason == "length" else ""
-        rate = f"{answer.completion_tokens} tokens, {answer.rate:.1f} tokens/s"
+        rate = f"{counted(answer.completion_tokens, 'token')}, {answer.rate:.1f} tokens/s"
         messages.print(f"{rate}, {total} of {of} of context{cut}", style="dim")
 
     def _problem(self, text: str) -> None:
@@ -158,7 +167,9 @@ class _Chat:
                 save(self._conversation, path)
             else:
                 load(self._conversation, path)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            self._problem(reason_of(error))
+        except ValueError as error:
             self._problem(str(error))
 
 

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -41,8 +42,21 @@ def note(text: str) -> None:
 
 def fail(text: str) -> NoReturn:
     """Write an error, and end the command with exit code 1."""
-    messages.print(visible(f"error: {text}"), style="red", markup=False, soft_wrap=True)
+    warn(text)
     raise typer.Exit(1)
+
+
+def refuse(text: str) -> NoReturn:
+    """Write an error about an option or argument that is wrong on every machine, and end the
+    command with exit code 2.
+    """
+    warn(text)
+    raise typer.Exit(2)
+
+
+def warn(text: str) -> None:
+    """Write an error, and go on."""
+    messages.print(visible(f"error: {text}"), style="red", markup=False, soft_wrap=True)
 
 
 def write_failed(error: OSError) -> None:
@@ -69,6 +83,41 @@ def say_json(value: object) -> None:
     sys.stdout.write(f"{text}\n")
 
 
+def file_text(path: Path) -> str:
+    """The text of a file, which ends the command if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        fail(f"{path} cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        fail(f"{path} is no UTF-8 text: {place_of(error)}")
+
+
+def standard_input() -> str:
+    """All of standard input, which ends the command if it is no text."""
+    if sys.stdin.isatty():
+        note("reading standard input; Ctrl-D ends it")
+    try:
+        return sys.stdin.read()
+    except OSError as error:
+        fail(f"standard input cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        fail(f"standard input is no UTF-8 text: {place_of(error)}")
+
+
+def require_text(what: str, text: str | None) -> None:
+    """End the command if an argument holds bytes that are no text."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        refuse(f"{what} is no UTF-8 text: its character {error.start} is a byte that is no text")
+
+
+def place_of(error: UnicodeDecodeError) -> str:
+    """Where a text stops being one."""
+    return f"its byte {error.start} is {error.object[error.start]:#04x}"
+
+
 def table(*columns: Column | str) -> Table:
     """A table whose columns wrap on a narrow terminal, and are never cut."""
     folded = [
@@ -85,11 +134,6 @@ def row(made: Table, *cells: object) -> None:
 def show(made: Table) -> None:
     """Write a table."""
     output.print(made, soft_wrap=False)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things, in words such as "1 part" and "2 parts"."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def file_size(n_bytes: int) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter.cli.console import fail, file_size, progress_bar, say, say_json
+from adapter.cli.console import fail, file_size, progress_bar, refuse, say, say_json
 from adapter.cli.session import errors_told
 
 if TYPE_CHECKING:
@@ -49,16 +49,21 @@ def convert(
     complete.
     """
     from adapter.models.conversion import convert as convert_folder
+    from adapter.models.conversion import require_converter
     from adapter.models.embedded_model import model_dir
 
     if outtype not in _OUTTYPES:
-        fail(f"there is no type {outtype!r}; there are {', '.join(_OUTTYPES)}")
+        refuse(f"--outtype {outtype} is no type; there are {', '.join(_OUTTYPES)}")
+    if base is not None and not lora:
+        refuse("--base is for an adapter: give --lora, too")
     with errors_told():
+        for each in (source, *([base] if base else [])):
+            _require_source(each)
+        require_converter()
         folder = _folder(source, weights=True, code=trust_remote_code)
         if lora:
             base = base or _base_of(folder)
-        elif base is not None:
-            fail("--base is for an adapter: give --lora, too")
+            _require_source(base)
         lora_base = _folder(base, weights=False, code=trust_remote_code) if base else None
         if out is None:
             out = model_dir()
@@ -92,6 +97,17 @@ def _is_repo(source: str) -> bool:
     return not Path(source).expanduser().exists() and is_repo(source)
 
 
+def _require_source(source: str) -> None:
+    """End the command if this is neither a folder nor the name of a repository."""
+    folder = Path(source).expanduser()
+    if not folder.exists() and not _is_repo(source):
+        fail(f"{source} is neither a folder nor owner/repo of a hub")
+    if folder.suffix.casefold() == ".gguf" and folder.is_file():
+        fail(f"{source} is a GGUF file already")
+    if folder.exists() and not folder.is_dir():
+        fail(f"{source} is no folder")
+
+
 def _folder(source: str, *, weights: bool, code: bool) -> Path:
     """The folder of a model. A repository's files are downloaded into the cache."""
     from adapter.cli.pull import transfer_bar
@@ -99,12 +115,7 @@ def _folder(source: str, *, weights: bool, code: bool) -> Path:
     from adapter.models.hub.pull import pull_files
 
     if not _is_repo(source):
-        folder = Path(source).expanduser()
-        if not folder.exists():
-            fail(f"{source} is neither a folder nor owner/repo of a hub")
-        if folder.suffix.casefold() == ".gguf" and folder.is_file():
-            fail(f"{source} is a GGUF file already")
-        return folder
+        return Path(source).expanduser()
     with transfer_bar() as report:
         return pull_files(
             HubName(source), lambda listing: _wanted(listing, weights, code), report=report

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from adapter.cli.console import fail, progress_bar, say
+from adapter.cli.console import fail, progress_bar, refuse, require_text, say
 
 
 def demo(
     question: Annotated[str, typer.Argument(help="What to ask the embedded model.")],
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 2, help="The same seed gives the same answer.")
+    ] = 0,
 ) -> None:
     """Ask a small embedded model a question, through dspy.Predict."""
     # Heavy packages are imported where they are used, so that --help answers at once.
@@ -24,8 +26,9 @@ def demo(
     from adapter.errors import LlamaCppError
     from adapter.models import embedded_model
 
+    require_text("the question", question)
     if not question.strip():
-        fail("the question is empty; ask something, such as: pyllama demo 'What is DSPy?'")
+        refuse("the question is empty; ask something, such as: pyllama demo 'What is DSPy?'")
     try:
         path = embedded_model.fetch()
         with progress_bar(f"Loading {path.stem}") as report:

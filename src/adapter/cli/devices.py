@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter.cli.console import fail, note, row, say, say_json, show, table
+from adapter.cli.console import fail, note, refuse, row, say, say_json, show, table
+from adapter.wording import reason_of
 
 if TYPE_CHECKING:
     from adapter.models.device_choice import DeviceChoice
@@ -90,16 +92,21 @@ def rpc_server(
         bool, typer.Option("--expose", help="Allow an address that is not this machine's alone.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of a CPU that is offered.")
+        int | None, typer.Option(min=1, max=512, help="Threads of a CPU that is offered.")
     ] = None,
 ) -> None:
     """Offer this machine's devices to ModelPool(rpc=[…]) on other machines, until Ctrl-C."""
     import pyllama
 
+    try:
+        socket.inet_aton(host)
+        host.encode("ascii")
+    except (OSError, ValueError):
+        refuse(f"--host {host} is no IPv4 address, such as 127.0.0.1")
     if not host.startswith("127."):
         risk = "the protocol has no password and no encryption: whoever reaches the port owns it"
         if not expose:
-            fail(f"{host} can be reached from elsewhere, and {risk}. If that is safe: --expose")
+            refuse(f"{host} can be reached from elsewhere, and {risk}. If that is safe: --expose")
         note(f"warning: {risk}")
     try:
         with pyllama.RpcServer(host, port, n_threads=threads) as server:
@@ -108,5 +115,7 @@ def rpc_server(
             fail("the server ended by itself; its output is above")
     except KeyboardInterrupt:
         return
-    except (pyllama.LlamaError, OSError, ValueError) as error:
+    except OSError as error:
+        fail(f"the server cannot listen on {host}:{port}: {reason_of(error)}")
+    except pyllama.LlamaError as error:
         fail(str(error))

@@ -198,17 +198,17 @@ def _self_test() -> dict[str, object]:
         request = GenerationRequest(
             tuple(loaded.tokenize(rendered)), max_tokens=_N_TOKENS, sampling=Sampling(), seed=1
         )
-        start = time.perf_counter()
-        first, second = (loaded.generators["batched"].generate(request) for _ in range(2))
+        first = loaded.generators["batched"].generate(request)
+        start = time.perf_counter()  # the first call also makes contexts, and warms up
+        second = loaded.generators["batched"].generate(request)
         seconds = time.perf_counter() - start
         if not first.text.strip():
             raise RuntimeError("the model answered nothing")
         if not loaded.placement.devices and first.text != second.text:
             raise RuntimeError(f"one seed gave two answers: {first.text!r} and {second.text!r}")
-        n_tokens = first.completion_tokens + second.completion_tokens
         return {
             "result": "a model was loaded and answered twice alike",
             "device": loaded.device,
             "loaded in": f"{seconds_to_load:.1f} s",
-            "tokens/s": round(n_tokens / seconds, 1),
+            "tokens/s": round(second.completion_tokens / seconds, 1),
         }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter.cli.console import counted, fail, file_size, note, progress_bar, say, say_json
+from adapter.cli.console import fail, file_size, note, progress_bar, say, say_json
 from adapter.cli.session import (
     Chunks,
     GpuLayers,
@@ -17,6 +17,7 @@ from adapter.cli.session import (
     found,
     require_generator,
 )
+from adapter.wording import counted
 
 if TYPE_CHECKING:
     from adapter.models.imatrix import Imatrix
@@ -72,8 +73,8 @@ def imatrix(
         size = target.stat().st_size
     if made.partial:
         note(
-            f"some experts of {len(made.partial)} tensors saw no token of the text, and count as "
-            "equally important: a longer text may reach them"
+            f"some experts of {counted(len(made.partial), 'tensor')} saw no token of the text, and "
+            "count as equally important: a longer text may reach them"
         )
     if as_json:
         say_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ import typer
 
 from adapter.cli.console import fail, file_size, note, row, say, say_json, show, table
 from adapter.cli.session import Model, errors_told
+from adapter.wording import counted, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +35,8 @@ def models(
     from adapter.models.embedded_model import model_dir
     from adapter.models.files import ModelFolder
 
+    if folder is not None and not folder.is_dir():
+        fail(f"{folder} is {'no folder' if folder.exists() else 'not there'}")
     try:
         if folder is not None:
             found = list(ModelFolder(folder, {}).models())
@@ -41,7 +45,7 @@ def models(
             found = list(ModelFolder(own, {}).models()) if own.is_dir() else []
             found += _stored()
     except OSError as error:
-        fail(str(error))
+        fail(reason_of(error))
     if as_json:
         say_json([_facts(model) for model in found])
         return
@@ -67,7 +71,7 @@ def _stored() -> list[ModelInfo]:
         try:
             size = sum(path.stat().st_size for path in model.paths)
         except OSError as error:
-            return ModelInfo(model.name, model.paths, 0, problem=str(error))
+            return ModelInfo(model.name, model.paths, 0, problem=reason_of(error))
         return read_info(model.name, model.paths, size, ())
 
     return list(map(described, stored_models()))
@@ -91,10 +95,11 @@ def rm(
             size = sum(path.stat().st_size for path in files)
             for path in files:
                 note(str(path))
+            what = f"{counted(len(files), 'file')}, {file_size(size)}"
             if not yes:
                 if not sys.stdin.isatty():
                     fail("nothing was deleted; to do it without a question: --yes")
-                if not typer.confirm(f"Delete {len(files)} files, {file_size(size)}?", err=True):
+                if not typer.confirm(f"Delete {what}?", err=True):
                     note("nothing was deleted")
                     raise typer.Exit(1)
             delete()
@@ -122,9 +127,18 @@ def _removal(model: str) -> tuple[list[Path], Callable[[], None]]:
         files = removable(cached, name.tag)
         return files, lambda: remove(cached, files)
     if is_stored_name(reference.name):
-        fail(f"{reference.name} is another program's; delete it there, as with: ollama rm")
+        fail(f"{reference.name} is another program's: {_delete_there(reference.name)}")
     paths = [path for path in parts(reference.path()) if path.exists()]
     return paths, lambda: _unlink(paths)
+
+
+def _delete_there(name: str) -> str:
+    """How to delete a model of another program."""
+    from adapter.models.stores import OLLAMA
+
+    if name.startswith(OLLAMA):
+        return f"delete it there, with: ollama rm {shlex.quote(name.removeprefix(OLLAMA))}"
+    return "delete it in LM Studio, under My Models"
 
 
 def _unlink(paths: Sequence[Path]) -> None:

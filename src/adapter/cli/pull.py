@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.progress import (
@@ -17,7 +19,18 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from adapter.cli.console import fail, file_size, messages, note, row, say, say_json, show, table
+from adapter.cli.console import (
+    fail,
+    file_size,
+    messages,
+    note,
+    refuse,
+    row,
+    say,
+    say_json,
+    show,
+    table,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +39,8 @@ if TYPE_CHECKING:
     from adapter.models.hub.listing import Listing
     from adapter.models.hub.names import HubName
     from adapter.models.hub.pull import Unclear
+
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def pull(
@@ -37,7 +52,7 @@ def pull(
     ],
     sha256: Annotated[
         str | None,
-        typer.Option(metavar="HEX", help="The SHA-256 that the file of a URL must have."),
+        typer.Option(metavar="HEX", help="The SHA-256 that the file of a URL or path must have."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON: what is where.")] = False,
 ) -> None:
@@ -47,19 +62,20 @@ def pull(
     and HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE apply. The file of a URL or a path goes
     to pyllama's own folder.
     """
-    from adapter.errors import LlamaCppError
+    from adapter.errors import ModelDownloadError
     from adapter.models.embedded_model import model_dir
     from adapter.models.hub import direct
     from adapter.models.hub.pull import Unclear
     from adapter.models.parts import plain_name
 
-    is_url = model.startswith(("https://", "http://"))
+    is_url = "://" in model
+    _refuse_misuse(model, sha256)
     try:
         hub_name = direct.hub_name(model) if is_url else None
         if hub_name is None and not is_url and not _is_path(model):
             hub_name = _hub_name(model)
-        if sha256 is not None and (hub_name is not None or not is_url):
-            fail("--sha256 is for a URL; what a hub has is checked by the hub's own digests")
+        if sha256 is not None and hub_name is not None:
+            refuse("--sha256 is for a URL or a path; a hub's files are checked by its own digests")
         with transfer_bar() as report:
             if hub_name is not None:
                 facts = _pull_from_hub(hub_name, report)
@@ -68,20 +84,44 @@ def pull(
                 facts = _facts(plain_name(paths[0]), paths)
             else:
                 _require_file(model)
-                paths = direct.copy(Path(model).expanduser(), model_dir(), report=report)
+                source = Path(model).expanduser()
+                paths = direct.copy(source, model_dir(), sha256=sha256, report=report)
                 facts = _facts(plain_name(paths[0]), paths)
     except Unclear as error:
         _list_choices(error)
         fail(error.reason)
-    except LlamaCppError as error:
-        fail(str(error))
+    except ModelDownloadError as error:
+        local = hub_name is None and not is_url
+        fail(f"{model} cannot be copied: {error.reason}" if local else str(error))
     except KeyboardInterrupt:
-        note("stopped; what has arrived is kept, and the same command goes on from there")
+        if hub_name is not None or is_url:
+            note("stopped; what has arrived is kept, and the same command goes on from there")
         raise
     if as_json:
         say_json(facts)
     else:
         say(f"{facts['name']} is in {Path(facts['paths'][0]).parent}")
+
+
+def _refuse_misuse(model: str, sha256: str | None) -> None:
+    """End the command if its arguments are wrong on every machine."""
+    if not model.strip():
+        refuse("the name of the model is empty")
+    if sha256 is not None and not _SHA256.fullmatch(sha256):
+        refuse(f"--sha256 {sha256} is no SHA-256, which has 64 hexadecimal digits")
+    if "://" not in model:
+        return
+    try:
+        url = urlsplit(model)
+        host = url.hostname
+    except ValueError as error:
+        refuse(f"{model} is no URL: {error}")
+    if url.scheme not in ("http", "https"):
+        refuse(f"{model} begins with {url.scheme}://, and only http:// and https:// can be used")
+    if not host:
+        refuse(f"{model} is no URL: it names no server")
+    if not url.path.casefold().endswith(".gguf"):
+        refuse(f"{model} does not end in the name of a .gguf file")
 
 
 def _is_path(model: str) -> bool:
@@ -108,7 +148,7 @@ def _hub_name(model: str) -> HubName:
             _require_file(model)
         if "/" not in model:
             fail(f"{model} is neither a file nor a URL nor owner/repo of a hub")
-        fail(str(error))
+        refuse(f"{model} {error.reason}; give owner/repo, owner/repo:Q4_K_M, a URL or a path")
 
 
 def _pull_from_hub(name: HubName, report: Callable[[int, int], None]) -> dict[str, Any]:

@@ -6,16 +6,17 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from adapter.cli.console import (
-    counted,
     fail,
     file_size,
+    file_text,
     note,
     progress_bar,
+    refuse,
     row,
     say,
     say_json,
@@ -31,10 +32,12 @@ from adapter.cli.session import (
     found,
     require_generator,
 )
+from adapter.wording import counted
 
 if TYPE_CHECKING:
     import pyllama
 
+_ONLY_READ = ("NVFP4",)
 _SPARE = 64 * 2**20
 
 
@@ -76,13 +79,21 @@ def quantize(
     """
     import pyllama
     from adapter.models.parts import parts
+    from pyllama.file_type import FileType
 
-    ftype: Any = kind.upper()  # quantize() knows the types
+    ftype: Any = kind.upper()
+    types = [name for name in get_args(FileType) if name not in _ONLY_READ]
+    if ftype not in types:
+        refuse(f"{kind} is no type to quantize to; there are {', '.join(types)}")
     with errors_told():
         path = found(model).path()
         target = out if out is not None else _beside(model, path, ftype)
         if target.is_dir():
             target = target / _name(path, ftype)
+        if any(target.exists() and target.samefile(part) for part in parts(path)):
+            refuse(f"{target} is the model itself; give another file to write")
+        if imatrix is not None and not imatrix.is_file():
+            fail(f"{imatrix} is {'no file' if imatrix.exists() else 'not there'}")
         if not dry_run and not force and target.exists():
             fail(f"{target} is there already; to replace it: --force")
         with pyllama.Model(path, vocab_only=True) as original:
@@ -204,10 +215,7 @@ def perplexity(
         path = found(model).path()
         with pyllama.Model(path, vocab_only=True) as header:
             require_generator(model, header)
-        try:
-            content = text.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            fail(f"{text} is no UTF-8: {error}")
+        content = file_text(text)
         placement = HardwareManager().plan(
             path, context_length=length, n_gpu_layers=gpu_layers, n_contexts=1
         )

@@ -48,6 +48,8 @@ def refer(text: str) -> Reference:
     from adapter.models.parts import plain_name
     from adapter.models.stores import is_stored_name
 
+    if not text.strip():
+        raise InvalidModelNameError(text, "is empty")
     path, own = Path(text).expanduser(), model_dir()
     if path.suffix.casefold() == ".gguf":
         if not path.is_file() and (own / text).is_file():

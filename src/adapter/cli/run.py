@@ -9,8 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from adapter.cli.console import fail, note, say, say_json
+from adapter.cli.console import (
+    fail,
+    file_text,
+    note,
+    refuse,
+    require_text,
+    say,
+    say_json,
+    standard_input,
+)
 from adapter.cli.conversation import Answer, Conversation, show_answer
+from adapter.cli.error_words import in_words
 from adapter.cli.session import (
     ContextLength,
     GpuLayers,
@@ -19,6 +29,7 @@ from adapter.cli.session import (
     loaded_model,
     require_generator,
 )
+from adapter.wording import counted
 
 MaxTokens = Annotated[
     int | None,
@@ -35,6 +46,8 @@ Seed = Annotated[
     typer.Option("--seed", min=0, max=2**32 - 2, help="The same seed gives the same answer."),
 ]
 System = Annotated[str | None, typer.Option("--system", "-s", help="The system prompt.")]
+
+_POOLINGS = ("mean", "cls", "last")
 
 
 def run(
@@ -59,6 +72,9 @@ def run(
     ] = False,
 ) -> None:
     """Ask a model one question. Only the answer goes to standard output."""
+    if schema is not None and grammar is not None:
+        refuse("--schema and --grammar exclude each other")
+    require_text("--system", system)
     text = _prompt(prompt)
     form = _form(schema, grammar)
     from dspy.lm15 import LM15Error
@@ -84,9 +100,9 @@ def run(
                 if form and isinstance(refused, InvalidParameterError):
                     if refused.name == "max_tokens":
                         needed, _, _ = refused.allowed.partition(";")
-                        fail(f"--max-tokens {max_tokens} is too few: it must be {needed}")
+                        refuse(f"--max-tokens {max_tokens} is too few: it must be {needed}")
                     fail(f"{schema or grammar} must be {refused.allowed}")
-                fail(str(error))
+                fail(in_words(error))
     if as_json:
         say_json(
             {
@@ -99,7 +115,7 @@ def run(
             }
         )
     elif answer.finish_reason == "length":
-        note(f"cut off after {answer.completion_tokens} tokens")
+        note(f"cut off after {counted(answer.completion_tokens, 'token')}")
 
 
 def embed(
@@ -115,55 +131,52 @@ def embed(
     gpu_layers: GpuLayers = None,
 ) -> None:
     """Turn texts into vectors: one JSON array per line, in the order of the texts."""
-    lines = texts or [line.rstrip("\n") for line in _standard_input().splitlines()]
-    lines = [line for line in lines if line.strip()] if not texts else lines
+    if pooling is not None and pooling not in _POOLINGS:
+        refuse(f"--pooling {pooling} is no way to pool; there are {', '.join(_POOLINGS)}")
+    lines = texts or [line for line in standard_input().split("\n") if line.strip()]
     if not lines:
-        fail("there are no texts; give them as arguments, or one a line on standard input")
+        refuse("there are no texts; give them as arguments, or one a line on standard input")
+    for number, line in enumerate(lines, 1):
+        require_text(f"text {number}", line)
+        if not line.strip():
+            refuse(f"text {number} is empty")
     with errors_told():
         model_loaded = loaded_model(model, context_length=context, n_gpu_layers=gpu_layers)
         with model_loaded as loaded:
             from adapter.embedder import LlamaCppEmbedder
+            from adapter.errors import ConfigurationError
 
-            embedder = LlamaCppEmbedder(loaded, pooling=pooling, normalize=normalize)  # type: ignore[arg-type]  # it checks
+            try:
+                embedder = LlamaCppEmbedder(loaded, pooling=pooling, normalize=normalize)  # type: ignore[arg-type]  # checked above
+            except ConfigurationError:
+                fail(
+                    f"{loaded.name} does not say how the vectors of a text's tokens become one; "
+                    "give --pooling mean or --pooling last, or an embedding model"
+                )
+            if embedder.pooling == "rank":
+                fail(f"{loaded.name} is a reranker: it scores pairs of texts, and has no vectors")
             for vector in embedder(lines):
                 say(json.dumps(vector.tolist()))
 
 
 def _prompt(prompt: str | None) -> str:
-    given = "" if prompt is not None and sys.stdin.isatty() else _standard_input()
+    require_text("the prompt", prompt)
+    given = "" if prompt is not None and sys.stdin.isatty() else standard_input()
+    require_text("standard input", given)  # in a locale without an encoding bytes pass as they are
     text = "\n\n".join(part for part in (prompt or "", given) if part.strip())
     if not text:
-        fail("there is no prompt; give one, or write it to standard input")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # bytes that Python could not read as text
-        fail(f"the prompt is no UTF-8: it holds a byte at character {error.start} that is no text")
+        refuse("there is no prompt; give one, or write it to standard input")
     return text
-
-
-def _standard_input() -> str:
-    if sys.stdin.isatty():
-        note("reading standard input; Ctrl-D ends it")
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        fail(f"standard input is no UTF-8: {error}")
 
 
 def _form(schema: Path | None, grammar: Path | None) -> dict[str, Any]:
     """The fields of a request that say what the answer must look like."""
-    if schema is not None and grammar is not None:
-        fail("--schema and --grammar exclude each other")
-    try:
-        if schema is not None:
-            value = json.loads(schema.read_text(encoding="utf-8"))
-            named = {"type": "json_schema", "name": "answer", "schema": value}
-            return {"response_format": named}
-        if grammar is not None:
-            text = grammar.read_text(encoding="utf-8")
-            return {"extensions": {"metadata": {"llamacpp": {"grammar": text}}}}
-    except OSError as error:
-        fail(f"{schema or grammar} cannot be read: {error.strerror}")
-    except (ValueError, RecursionError) as error:
-        fail(f"{schema or grammar} cannot be read: {error}")
+    if schema is not None:
+        try:
+            value = json.loads(file_text(schema))
+        except (ValueError, RecursionError) as error:
+            fail(f"{schema} is no JSON: {error}")
+        return {"response_format": {"type": "json_schema", "name": "answer", "schema": value}}
+    if grammar is not None:
+        return {"extensions": {"metadata": {"llamacpp": {"grammar": file_text(grammar)}}}}
     return {}

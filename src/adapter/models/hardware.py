@@ -20,11 +20,17 @@ from adapter.generation.memory.blocks import CHUNK, longest_call
 from adapter.models.context_settings import MAX_ANSWERS, checked
 from adapter.models.cpu_memory import MAX_KEPT_BYTES, MAX_SEQUENCES, CpuMemory, longest_within
 from adapter.models.device_choice import DeviceChoice, choose_devices
+from adapter.wording import counted
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Tokens of context unless the user sets a length; less if the model was trained with less."""
+
+MAX_CONTEXT_LENGTH = 2**24
+"""Tokens of the longest context that memory_use() measures."""
+
+MAX_LAYERS = 2**31 - 1
 
 DEFAULT_GPU_CONTEXTS, MAX_GPU_CONTEXTS = 4, 32
 """How many requests of that length a GPU has memory for, unless the user sets a number. The second
@@ -102,11 +108,18 @@ def cpu_threads() -> int:
     return cores if limit is None else min(cores, limit)
 
 
-def require_integer(name: str, value: int | None, *, least: int | None = None) -> None:
-    """Raise InvalidParameterError unless the value is None or a large enough integer."""
+def require_integer(
+    name: str, value: int | None, *, least: int | None = None, most: int | None = None
+) -> None:
+    """Raise InvalidParameterError unless the value is None or an integer in these limits."""
     whole = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and not (whole and (least is None or value >= least)):
-        allowed = "an integer" if least is None else f"an integer of at least {least}"
+    if value is not None and not (
+        whole and (least is None or value >= least) and (most is None or value <= most)
+    ):
+        limits = [f"at least {least}"] * (least is not None) + [f"at most {most}"] * (
+            most is not None
+        )
+        allowed = " ".join(["an integer", *(["of", " and ".join(limits)] if limits else [])])
         raise InvalidParameterError(name, value, f"{allowed}, or None")
 
 
@@ -219,9 +232,9 @@ class HardwareManager:
             pyllama.MemoryFitError: a context cannot be made.
             ResourceError: this machine lacks the backend that was asked for.
         """
-        require_integer("context_length", context_length, least=1)
+        require_integer("context_length", context_length, least=1, most=MAX_CONTEXT_LENGTH)
         require_integer("n_contexts", n_contexts, least=1)
-        require_integer("n_gpu_layers", n_gpu_layers)
+        require_integer("n_gpu_layers", n_gpu_layers, least=-MAX_LAYERS, most=MAX_LAYERS)
         require_integer("room", room)
         require_integer("batch_width", batch_width, least=1)
         choices = self.choices()
@@ -240,13 +253,18 @@ class HardwareManager:
             why = "there is no GPU to use" if n_gpu_layers != 0 else "no layer is wanted on a GPU"
             placement = planner.on_cpu(f"it runs on the CPU: {why}")
         elif n_gpu_layers is not None:
-            why = f"{n_gpu_layers} layers run on {_names(gpus)}, as wanted"
+            layers = "all layers" if n_gpu_layers < 0 else counted(n_gpu_layers, "layer")
+            why = f"wanted on {_names(gpus)}: {layers}"
             placement = planner.on(gpus, n_gpu_layers, why)
         else:
             placement = planner.spread_over(gpus)
         for reason in placement.reasons:
             logger.info("%s: %s", os.path.basename(path), reason)
         return placement
+
+
+def _computing(n_threads: int) -> str:
+    return f"the CPU computes with {counted(n_threads, 'thread')}"
 
 
 class _Planner:
@@ -289,7 +307,7 @@ class _Planner:
         length = longest_within(use, room, n_contexts=self._given or 1, width=self._width)
         if not length:
             return placement  # the weights alone are too large
-        reasons = (why, f"the free memory allows a context of {length} tokens")
+        reasons = (why, f"the free memory allows a context of {counted(length, 'token')}")
         return self._cpu_placement(self._measure((), 0, length), reasons, whole=False)
 
     def _cpu_placement(
@@ -305,8 +323,8 @@ class _Planner:
         n_sequences = max(MAX_SEQUENCES, n_contexts)
         taken = memory.bytes_for(n_cells)
         counts = (
-            f"up to {n_sequences} requests run at once, {n_contexts} of them if each takes the "
-            f"full {use.n_ctx} tokens; with all that may be needed for them the model takes "
+            f"up to {counted(n_sequences, 'request')} at once, {n_contexts} of them if each takes "
+            f"the full {use.n_ctx} tokens; with all that may be needed for them the model takes "
             f"{taken:,} bytes of {HOST} memory ({free:,} free)"
         )
         fits = taken + margin(free) <= free
@@ -322,7 +340,11 @@ class _Planner:
             memory={HOST: taken},
             free={HOST: free},
             fits=whole and fits and (self._room is None or taken <= self._room),
-            reasons=(*reasons, counts, f"the CPU computes with {self._n_threads} threads"),
+            reasons=(
+                *reasons,
+                counts,
+                _computing(self._n_threads),
+            ),
             context=self._context,
             batch_width=self._width,
         )
@@ -349,7 +371,7 @@ class _Planner:
         except pyllama.MemoryFitError as error:
             return self.on_cpu(f"it runs on the CPU: nothing of it fits a GPU ({error})")
         whole = fit.n_gpu_layers < 0 and not fit.tensor_buft_overrides
-        layers = "all layers" if whole else f"{fit.n_gpu_layers} layers"
+        layers = "all layers" if whole else counted(fit.n_gpu_layers, "layer")
         use = self._measure(
             gpus, fit.n_gpu_layers, length, fit.tensor_split, fit.tensor_buft_overrides
         )
@@ -385,8 +407,8 @@ class _Planner:
         if self._wanted is None:
             return self._measure(devices, n_gpu_layers, use.n_ctx_train)
         logger.warning(
-            "context_length=%d is more than the %d tokens that %s was trained with: answers may "
-            "get worse beyond those",
+            "a context of %d tokens is more than the %d that %s was trained with: answers may get "
+            "worse beyond those",
             *(length, use.n_ctx_train, os.path.basename(self._path)),
         )
         return use
@@ -440,7 +462,8 @@ class _Planner:
         needs = ", ".join(
             f"{taken[name]:,} bytes of {name} memory ({free[name]:,} free)" for name in memories
         )
-        counts = f"with {self._n_contexts} contexts of {use.n_ctx} tokens it takes {needs}"
+        contexts = counted(self._n_contexts, "context")
+        counts = f"with {contexts} of {use.n_ctx} tokens it takes {needs}"
         return Placement(
             devices=tuple(devices),
             n_gpu_layers=n_gpu_layers,
@@ -453,7 +476,11 @@ class _Planner:
             memory=taken,
             free=free,
             fits=whole and all(taken[name] + margin(free[name]) <= free[name] for name in taken),
-            reasons=(*reasons, counts, f"the CPU computes with {self._n_threads} threads"),
+            reasons=(
+                *reasons,
+                counts,
+                _computing(self._n_threads),
+            ),
             tensor_split=tensor_split,
             tensor_buft_overrides=tensor_buft_overrides or {},
             context=self._context,

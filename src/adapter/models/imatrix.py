@@ -14,6 +14,7 @@ import pyllama
 from adapter.errors import ImatrixError
 from adapter.models.hardware import Placement
 from adapter.models.tool_process import run_tool
+from adapter.wording import counted, reason_of
 
 #: Shorter batches are not counted by llama.cpp.
 LEAST_CONTEXT = 16
@@ -87,7 +88,7 @@ def compute_imatrix(
                 raise ImatrixError(f"llama.cpp's imatrix tool wrote no file: {error}") from error
             os.replace(made, target)
     except OSError as error:
-        raise ImatrixError(str(error)) from error
+        raise ImatrixError(reason_of(error)) from error
     perplexity = float(told.perplexity) if told.perplexity else None
     return Imatrix(n_tensors, told.n_chunks, perplexity, tuple(dict.fromkeys(told.partial)))
 
@@ -98,15 +99,17 @@ def _long_enough(model: Path, text: Path, n_ctx: int) -> bytes:
         content = text.read_bytes()
         content.decode()
     except UnicodeDecodeError as error:
-        raise ImatrixError(f"{text} is no UTF-8 text: {error}") from None
+        raise ImatrixError(
+            f"{text} is no UTF-8 text: its byte {error.start} is {content[error.start]:#04x}"
+        ) from None
     except OSError as error:
         raise ImatrixError(f"{text} cannot be read: {error.strerror}") from error
     with pyllama.Model(model, vocab_only=True) as header:
         tokens = len(header.vocab.tokenize_array(content))
     if tokens < 2 * n_ctx:
         raise ImatrixError(
-            f"{text} has {tokens} tokens, and {2 * n_ctx} are needed at least: give a longer text "
-            "or a smaller --context"
+            f"{text} has {counted(tokens, 'token')}, and {2 * n_ctx} are needed at least: give a "
+            "longer text or a smaller --context"
         )
     return content
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyllama
+from adapter.wording import reason_of
 
 # Leaves out the tokenizer, whose lists are most of a header. Reading takes a third of the time
 # then.
@@ -53,7 +54,8 @@ def read_info(name: str, paths: tuple[Path, ...], size: int, aliases: tuple[str,
         ):
             metadata, n_params, ftype = model.metadata, model.n_params, model.ftype
     except (pyllama.LlamaError, OSError) as error:
-        return ModelInfo(name, paths, size, problem=str(error), aliases=aliases)
+        problem = reason_of(error) if isinstance(error, OSError) else str(error)
+        return ModelInfo(name, paths, size, problem=problem, aliases=aliases)
     kind = metadata.get("general.type", "model")
     if kind != "model":  # a LoRA adapter, a projector, an importance matrix
         problem = f"it is no model, but of the kind {kind!r}"

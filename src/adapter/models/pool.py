@@ -25,7 +25,12 @@ from adapter.generation.thread_start import not_started, start_thread
 from adapter.models.chat_templates import ChatTemplates, Template
 from adapter.models.context_settings import BATCH_WIDTHS, checked
 from adapter.models.files import ModelFolder
-from adapter.models.hardware import HardwareManager, require_integer
+from adapter.models.hardware import (
+    MAX_CONTEXT_LENGTH,
+    MAX_LAYERS,
+    HardwareManager,
+    require_integer,
+)
 from adapter.models.info import ModelInfo
 from adapter.models.lease import Lease
 from adapter.models.load_settings import LoadSettings
@@ -127,9 +132,9 @@ class ModelPool:
         chat_template: Template | Mapping[str, Template] | None = None,
         progress: Progress = True,
     ) -> None:
-        require_integer("context_length", context_length, least=1)
+        require_integer("context_length", context_length, least=1, most=MAX_CONTEXT_LENGTH)
         require_integer("max_contexts", max_contexts, least=1)
-        require_integer("n_gpu_layers", n_gpu_layers)
+        require_integer("n_gpu_layers", n_gpu_layers, least=-MAX_LAYERS, most=MAX_LAYERS)
         if batch_width not in BATCH_WIDTHS:
             raise InvalidParameterError("batch_width", batch_width, "4, 8, 12, 16 or None")
         #: The folder of the models.

@@ -31,5 +31,5 @@ def test_a_test_of_no_tokens_is_left_out(run, tiny_model_path, options, tests):
 
 
 def test_nothing_to_measure_is_an_error(run, tiny_model_path, tmp_path):
-    assert run("bench", tiny_model_path, "-p", 0, "-n", 0).exit_code == 1
+    assert run("bench", tiny_model_path, "-p", 0, "-n", 0).exit_code == 2
     assert run("bench", tmp_path / "none.gguf").exit_code == 1

@@ -126,3 +126,22 @@ def test_a_shell_completes_the_names_of_models(run, monkeypatch, tmp_path):
     for name in ("one.gguf", "other.gguf", "two.gguf"):
         (tmp_path / "own" / name).touch()
     assert completed("o") == ["one", "other"]
+
+
+@pytest.mark.parametrize("command", [("run",), ("chat",), ("embed", "--pooling", "mean")])
+def test_standard_input_that_is_no_text_is_one_line(run, tiny_model_path, command):
+    name, *options = command
+    result = run(name, tiny_model_path, *options, "-c", 256, input=b"caf\xe9\n")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "UTF-8 text" in line
+
+
+def test_on_a_terminal_a_line_that_is_no_text_is_read_again(tiny_model_path, monkeypatch):
+    lines = iter(["caf\udce9", "/bye"])
+    monkeypatch.setattr("builtins.input", lambda _mark: next(lines))
+    monkeypatch.setattr(chat.sys, "stdin", SimpleNamespace(isatty=lambda: True, encoding="utf-8"))
+    monkeypatch.setattr(chat, "messages", shown := Console(file=io.StringIO()))
+    chat._Chat(SimpleNamespace(turns=[])).run()
+    assert "no UTF-8 text" in shown.file.getvalue()

@@ -21,6 +21,7 @@ def converted(monkeypatch, tmp_path, tiny_model_path):
         return Path(copyfile(tiny_model_path, made))
 
     monkeypatch.setattr(conversion, "convert", convert)
+    monkeypatch.setattr(conversion, "require_converter", lambda: None)
     monkeypatch.setattr(embedded_model, "model_dir", lambda: tmp_path / "own")
     return asked
 
@@ -101,10 +102,19 @@ def test_what_is_no_folder_is_called_what_it_is(run, hub, tiny_model_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("owner/none",), (".", "--outtype", "q9"), (".", "--base", "."), ("a/b/c",)]
+    "arguments", [("owner/none",), ("none",), ("a/b/c",), (".", "--lora", "--base", "none")]
 )
-def test_what_cannot_be_converted_is_one_line(run, hub, arguments):
+def test_what_cannot_be_converted_is_one_line(run, hub, converted, arguments):
     result = run("convert", *arguments)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.output
+
+
+def test_what_the_converter_needs_is_looked_for_before_a_download(run, hub, monkeypatch):
+    monkeypatch.setattr(conversion, "_NEEDED", ("no_such_package",))
+    hub.add("owner/repo", {"config.json": b"{}", "model.safetensors": b"w" * 100})
+    result = run("convert", "owner/repo")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: converting needs no_such_package: pip install ")
+    assert not hub.requests

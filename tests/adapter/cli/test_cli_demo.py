@@ -27,7 +27,7 @@ def test_the_demo_answers_and_counts_what_it_says(run, smollm2_path):
 
 def test_an_empty_question_is_refused(run):
     result = run("demo", " ")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "empty" in result.stderr
 
 

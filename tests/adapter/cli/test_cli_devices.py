@@ -38,7 +38,7 @@ def test_a_backend_that_is_not_here_is_one_line(run, monkeypatch):
 
 def test_an_rpc_server_is_not_exposed_by_accident(run):
     result = run("rpc-server", "--host", "0.0.0.0", "--port", "0")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "--expose" in result.stderr
     assert "no password" in result.stderr
 

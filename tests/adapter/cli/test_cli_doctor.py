@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 from shutil import copyfile
+from types import SimpleNamespace
 
 import pytest
 
 import pyllama
 from adapter.cli import doctor
-from adapter.models import embedded_model
+from adapter.models import embedded_model, loaded
 
 
 @pytest.fixture
@@ -33,6 +34,23 @@ def test_doctor_has_a_model_answer(run, own_folder, tiny_model_path):
     result = run("doctor", "--json")
     assert result.exit_code == 0, result.output
     assert "answered twice alike" in json.loads(result.stdout)["test"]["result"]
+
+
+def test_the_rate_does_not_count_the_first_call(run, own_folder, tiny_model_path, monkeypatch):
+    own_folder.mkdir()
+    copyfile(tiny_model_path, own_folder / f"{embedded_model.MODEL_NAME}.gguf")
+    seconds = [0.0]
+    lasts = iter([1000.0, 0.5])
+    generate = loaded._LeasedGenerator.generate
+
+    def counted(self, request):
+        seconds[0] += next(lasts)
+        return generate(self, request)
+
+    monkeypatch.setattr(loaded._LeasedGenerator, "generate", counted)
+    clock = SimpleNamespace(perf_counter=lambda: seconds[0])
+    monkeypatch.setattr(doctor, "time", clock)
+    assert json.loads(run("doctor", "--json").stdout)["test"]["tokens/s"] >= 2
 
 
 def test_what_is_broken_is_reported_beside_the_rest(run, own_folder, monkeypatch):

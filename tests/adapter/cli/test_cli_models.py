@@ -111,7 +111,7 @@ def test_rm_deletes_a_model_of_the_folder_or_of_the_cache(run, own_folder, hub, 
     assert json.loads(run("models", "--json").stdout) == []
 
 
-@pytest.mark.parametrize("name", ["nothing", "ollama:tiny", "../x", "./x.gguf", "a/b/c"])
+@pytest.mark.parametrize("name", ["nothing", "ollama:tiny", "../x", "./x.gguf"])
 def test_what_rm_does_not_own_is_left_alone(run, own_folder, name):
     result = run("rm", name, "--yes")
     assert result.exit_code == 1

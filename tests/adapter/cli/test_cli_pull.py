@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from synthetic_files import holding
 
 from adapter.models import embedded_model
 
@@ -18,15 +19,15 @@ def own_folder(monkeypatch, tmp_path):
 
 
 def test_pull_says_where_a_model_is(run, hub):
-    hub.add("owner/repo", {"m-Q8_0.gguf": b"x" * 999, "mmproj.gguf": b"y"})
+    hub.add("owner/repo", {"m-Q8_0.gguf": holding(b"x" * 999), "mmproj.gguf": holding(b"y")})
     result = run("pull", "owner/repo:Q8_0", "--json")
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)
     assert facts["name"] == "hf:owner/repo:Q8_0"
-    assert facts["size"] == 1000
-    assert Path(facts["paths"][0]).read_bytes() == b"x" * 999
-    assert Path(facts["mmproj"]).read_bytes() == b"y"
-    assert "m-Q8_0.gguf, 999 B" in result.stderr
+    assert facts["size"] == 1090
+    assert Path(facts["paths"][0]).read_bytes() == holding(b"x" * 999)
+    assert Path(facts["mmproj"]).read_bytes() == holding(b"y")
+    assert "m-Q8_0.gguf, 1.0 KB" in result.stderr
     assert facts["name"] in run("pull", "hf:owner/repo:Q8_0").stdout
 
 
@@ -40,7 +41,7 @@ def test_an_unclear_pull_lists_what_to_type(run, hub):
     assert hub.contents_asked_for() == []
 
 
-@pytest.mark.parametrize("name", ["nothing", "a/b/c", "owner/none", "./none.gguf"])
+@pytest.mark.parametrize("name", ["nothing", "owner/none", "./none.gguf"])
 def test_a_pull_of_nothing_is_one_line(run, hub, name):
     result = run("pull", name)
     assert result.exit_code == 1
@@ -64,7 +65,7 @@ def test_a_path_is_copied_where_models_are_looked_for(run, hub, tiny_model_path,
 
 
 def test_ctrl_c_says_that_the_rest_is_kept(run, hub, monkeypatch):
-    hub.add("owner/repo", {"m.gguf": b"x" * 999})
+    hub.add("owner/repo", {"m.gguf": holding(b"x" * 999)})
 
     def interrupt(*_arguments, **_options):
         raise KeyboardInterrupt
@@ -76,7 +77,7 @@ def test_ctrl_c_says_that_the_rest_is_kept(run, hub, monkeypatch):
 
 
 def test_the_environment_of_huggingface_hub_counts(hub, tmp_path):
-    hub.add("owner/repo", {"m.gguf": b"x" * 999}, gated=True)
+    hub.add("owner/repo", {"m.gguf": holding(b"x" * 999)}, gated=True)
     environment = {
         **os.environ,
         "HF_ENDPOINT": hub.url,
@@ -101,7 +102,7 @@ def test_the_environment_of_huggingface_hub_counts(hub, tmp_path):
     done = pull()
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "home").rglob("m.gguf")
-    assert path.read_bytes() == b"x" * 999
+    assert path.read_bytes() == holding(b"x" * 999)
     assert "\x1b" not in done.stdout + done.stderr
     assert pull(HF_HUB_OFFLINE="1").returncode == 1
 

@@ -51,7 +51,7 @@ def test_a_model_by_name_goes_to_the_own_folder(run, wide, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    "arguments", [("Q9",), ("Q4_0", "/no/such/folder/x.gguf"), ("Q4_0", "--imatrix", "none")]
+    "arguments", [("Q4_0", "/no/such/folder/x.gguf"), ("Q4_0", "--imatrix", "none")]
 )
 def test_what_cannot_be_quantized_is_one_line(run, wide, tmp_path, arguments):
     path = copyfile(wide, tmp_path / "tiny.gguf")

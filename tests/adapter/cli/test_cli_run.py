@@ -36,7 +36,7 @@ def test_standard_input_follows_the_prompt(run, tiny_model_path):
     assert prompt_tokens("hello", input="hello") > piped
     assert prompt_tokens("hello", "--system", "hello") > piped
     nothing = run("run", tiny_model_path, input=" ")
-    assert nothing.exit_code == 1
+    assert nothing.exit_code == 2
     assert "no prompt" in nothing.stderr
 
 
@@ -50,7 +50,7 @@ def test_an_answer_fits_its_schema_or_grammar(run, tiny_model_path, tmp_path):
     answer = run("run", tiny_model_path, "hello", "--grammar", grammar, *options).stdout
     assert answer in ("yes\n", "no\n")
     both = run("run", tiny_model_path, "hello", "--schema", schema, "--grammar", grammar)
-    assert both.exit_code == 1
+    assert both.exit_code == 2
 
 
 @pytest.mark.parametrize("text", ["{", "root ::= nothing", '{"type": 7}'])
@@ -69,7 +69,7 @@ def test_a_form_that_needs_more_tokens_names_the_option(run, tiny_model_path, tm
     path = tmp_path / "form"
     path.write_text('root ::= "a long answer that takes many tokens"')
     result = run("run", tiny_model_path, "hello", "--grammar", path, "-c", 256, "--max-tokens", 1)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.startswith("error: --max-tokens 1 is too few: it must be at least ")
     assert "metadata" not in result.stderr
 
@@ -85,7 +85,7 @@ def test_an_empty_system_prompt_is_none(run, tiny_model_path):
 
 def test_a_prompt_that_is_no_text_is_refused(run, tiny_model_path):
     result = run("run", tiny_model_path, "hello \udcff", "-c", 256)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "no UTF-8" in result.stderr
 
 
@@ -110,7 +110,7 @@ def test_texts_become_vectors_of_length_one(run, write_tiny_model):
     plain = run("embed", path, "hello", "--no-normalize").stdout
     assert plain != given.stdout.splitlines()[0]
     for wrong in (run("embed", path, input=""), run("embed", path, "x", "--pooling", "none")):
-        assert wrong.exit_code == 1
+        assert wrong.exit_code == 2
         assert wrong.stderr.startswith("error: ")
 
 

@@ -286,7 +286,7 @@ def test_a_context_longer_than_the_training_is_reported(write_tiny_model, caplog
     on_cpu().plan(path)
     assert "trained" not in caplog.text
     assert on_cpu().plan(path, context_length=512).context_length == 512
-    assert "context_length=512 is more than the 256 tokens" in caplog.text
+    assert "a context of 512 tokens is more than the 256" in caplog.text
 
 
 def test_what_others_were_promised_is_left_to_them(monkeypatch):

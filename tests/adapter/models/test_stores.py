@@ -6,6 +6,7 @@ from pathlib import Path
 from shutil import copyfile
 
 import pytest
+from synthetic_files import holding
 
 from adapter.errors import InvalidModelNameError, ModelNotFoundError
 from adapter.models.files import ModelFolder
@@ -114,12 +115,12 @@ def test_the_folder_that_lm_studio_was_told_to_use_counts(home, tmp_path):
 
 def test_models_of_the_hubs_cache_have_names_that_load_them(hub, tmp_path):
     files = ("m-Q4_0.gguf", "m-Q8_0.gguf", "a/x.gguf", "b/x.gguf")
-    hub.add("owner/repo", {name: f"GGUF {name}".encode() for name in files})
+    hub.add("owner/repo", {name: holding(name.encode()) for name in files})
     for name in files:
         pull(HubName("owner/repo", name))
     folder = ModelFolder(tmp_path, {})
     assert {folder.find(name).read_bytes() for name in names()} == {
-        f"GGUF {name}".encode() for name in files
+        holding(name.encode()) for name in files
     }
     assert "hf:owner/repo:Q4_0" in names()
 

@@ -14,14 +14,17 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from adapter.errors import ModelDownloadError
 from adapter.models.hub.choice import is_safe
-from adapter.models.hub.listing import transport_errors
+from adapter.models.hub.completeness import problem_of
+from adapter.models.hub.listing import one_line, transport_errors
 from adapter.models.hub.names import HubName, is_repo
 from adapter.models.hub.transfer import Content, WrongDigestError, receive
 from adapter.models.parts import parts
+from adapter.wording import reason_of
 
 Report = Callable[[int, int], None]
 """Called with the bytes that are there, and those that there will be."""
 
+_NO_DIGEST_OF_PARTS = "a split model has several files, and no SHA-256 of its own"
 _CHUNK = 1 << 20
 _SPARE = 64 * 2**20
 _TOTAL = re.compile(r"bytes 0-0/(\d{1,16})", re.ASCII)
@@ -54,8 +57,6 @@ def download(
     Raises:
         ModelDownloadError: the message says what to do.
     """
-    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise ModelDownloadError(url, f"{sha256!r} is no SHA-256, which has 64 hexadecimal digits")
     split = urlsplit(url)
     folder_path, _, name = split.path.rpartition("/")
     targets = parts(_target(url, unquote(name), folder))
@@ -63,7 +64,7 @@ def download(
         _download(url, targets[0], sha256, report)
         return targets
     if sha256 is not None:
-        raise ModelDownloadError(url, "a split model has several files, and no SHA-256 of its own")
+        raise ModelDownloadError(url, _NO_DIGEST_OF_PARTS)
     for target in reversed(targets):  # the first part comes last, so all are there
         path = f"{folder_path}/{target.name}"
         part = urlunsplit((split.scheme, split.netloc, path, split.query, ""))
@@ -71,8 +72,13 @@ def download(
     return targets
 
 
-def copy(source: Path, folder: Path, *, report: Report | None = None) -> tuple[Path, ...]:
+def copy(
+    source: Path, folder: Path, *, sha256: str | None = None, report: Report | None = None
+) -> tuple[Path, ...]:
     """Copy a model, and the other parts of a split one, into a folder.
+
+    Args:
+        sha256: as for ``download``.
 
     Raises:
         ModelDownloadError: the message says what to do.
@@ -80,6 +86,11 @@ def copy(source: Path, folder: Path, *, report: Report | None = None) -> tuple[P
     with _translated(str(source)):
         targets = parts(_target(str(source), source.name, folder))
         sources = parts(source)
+        if sha256 is not None and len(sources) > 1:
+            raise ModelDownloadError(str(source), _NO_DIGEST_OF_PARTS)
+        for part in sources:
+            _require_complete(str(part), part)
+        digest = hashlib.sha256()
         total, done = sum(part.stat().st_size for part in sources), 0
         folder.mkdir(parents=True, exist_ok=True)
         _require_room(str(source), folder, total)
@@ -88,10 +99,11 @@ def copy(source: Path, folder: Path, *, report: Report | None = None) -> tuple[P
                 with part.open("rb") as read, Path(scratch, part.name).open("wb") as write:
                     while chunk := read.read(_CHUNK):
                         write.write(chunk)
+                        digest.update(chunk)
                         done += len(chunk)
                         if report is not None:
                             report(done, total)
-                _require_gguf(str(part), Path(scratch, part.name))
+            _require_digest(str(source), digest.hexdigest(), sha256)
             for target in reversed(targets):
                 os.replace(Path(scratch, target.name), target)
     return targets
@@ -99,7 +111,7 @@ def copy(source: Path, folder: Path, *, report: Report | None = None) -> tuple[P
 
 def _target(what: str, name: str, folder: Path) -> Path:
     if not name.casefold().endswith(".gguf") or not is_safe(name) or name.startswith("."):
-        raise ModelDownloadError(what, f"{name!r} is no plain name of a .gguf file")
+        raise ModelDownloadError(what, f"{name!r} is not the name of a .gguf file")
     target = folder / name
     if target.exists():
         raise ModelDownloadError(
@@ -135,12 +147,9 @@ def _download(url: str, target: Path, sha256: str | None, report: Report | None)
                 receive(url, {}, content, version if version and version[0] == '"' else None)
                 stream.flush()
                 os.fsync(stream.fileno())
-            found = content.digest.hexdigest()
-            if sha256 is not None and found != sha256.casefold():
-                partial.unlink()
-                raise ModelDownloadError(url, f"its SHA-256 is {found}, and not {sha256}")
             try:
-                _require_gguf(url, partial)
+                _require_digest(url, content.digest.hexdigest(), sha256)
+                _require_complete(url, partial)
             except ModelDownloadError:
                 partial.unlink()
                 raise
@@ -179,11 +188,16 @@ def _require_room(what: str, folder: Path, needed: int) -> None:
         )
 
 
-def _require_gguf(what: str, path: Path) -> None:
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start != b"GGUF":
-        raise ModelDownloadError(what, f"it is no GGUF file, but begins with {start!r}")
+def _require_digest(what: str, found: str, sha256: str | None) -> None:
+    if sha256 is not None and found != sha256.casefold():
+        raise ModelDownloadError(what, f"its SHA-256 is {found}, and not {sha256}")
+
+
+def _require_complete(what: str, path: Path) -> None:
+    """Refuse what is no GGUF file, or one that was cut before it came here."""
+    problem = problem_of(path, "the file")
+    if problem is not None:
+        raise ModelDownloadError(what, problem)
 
 
 @contextmanager
@@ -202,7 +216,7 @@ def _translated(what: str) -> Iterator[None]:
         status = getattr(error.response, "status_code", "no status")
         raise ModelDownloadError(what, f"the server answered {status}") from error
     except transport_errors() as error:
-        reason = f"no connection, or it broke off ({str(error) or type(error).__name__})"
+        reason = f"no connection, or it broke off ({one_line(error)})"
         raise ModelDownloadError(what, f"{reason}; what has arrived is kept") from error
     except OSError as error:
-        raise ModelDownloadError(what, str(error)) from error
+        raise ModelDownloadError(what, reason_of(error)) from error

@@ -21,6 +21,7 @@ _SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MAX_FILES = 100_000
 _TIMEOUT = 30.0
+_ERRNO = re.compile(r"\[Errno -?\d+\] ")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def list_repository(name: HubName) -> Listing:
             raise ModelDownloadError(
                 str(name),
                 f"what {constants.ENDPOINT} answered is no listing of a repository "
-                f"({_one_line(error)}): check HF_ENDPOINT",
+                f"({one_line(error)}): check HF_ENDPOINT",
             ) from error
 
 
@@ -121,12 +122,12 @@ def translated(name: HubName) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no status")
         raise ModelDownloadError(
-            str(name), f"the hub answered {status}: {_one_line(error)}"
+            str(name), f"the hub answered {status}: {one_line(error)}"
         ) from error
     except transport_errors() as error:
         raise ModelDownloadError(
             str(name),
-            f"the hub at {constants.ENDPOINT} cannot be reached ({_one_line(error)}): check the "
+            f"the hub at {constants.ENDPOINT} cannot be reached ({one_line(error)}): check the "
             "network, HF_ENDPOINT and proxies; what is in the cache already loads without",
         ) from error
 
@@ -137,6 +138,7 @@ def transport_errors() -> tuple[type[Exception], ...]:
     return tuple(kind for module in modules for kind in (module.HTTPError, module.InvalidURL))
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+def one_line(error: BaseException) -> str:
+    """What an error says, in at most 300 characters."""
+    text = " ".join(_ERRNO.sub("", str(error)).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]}…"

@@ -10,9 +10,11 @@ from pathlib import Path
 from adapter.errors import ModelDownloadError, ModelNotFoundError
 from adapter.models.hub.cache import CachedRepository
 from adapter.models.hub.choice import Candidate, UnclearError, choose
+from adapter.models.hub.completeness import problem_of
 from adapter.models.hub.listing import HubFile, Listing, list_repository
 from adapter.models.hub.names import HubName
 from adapter.models.hub.transfer import fetch, missing_bytes
+from adapter.wording import reason_of
 
 _SPARE = 64 * 2**20
 """Bytes to leave free on a disk."""
@@ -78,12 +80,25 @@ def pull(
     # The first part comes last: if it is there, all are.
     paths = [*model.extras, *reversed(model.files)]
     made = _fetch_all(name, listing, paths, report)
+    for path in (*model.files, *([model.mmproj] if model.mmproj else [])):
+        _require_complete(name, path, made[path])
     return PulledModel(
         name=str(name),
         paths=tuple(made[path] for path in model.files),
         mmproj=made[model.mmproj] if model.mmproj else None,
         size=sum(listing.files[path].size for path in paths),
     )
+
+
+def _require_complete(name: HubName, path: str, made: Path) -> None:
+    """Refuse a file that was cut before it came to the hub."""
+    problem = problem_of(made, path)
+    if problem is not None:
+        raise ModelDownloadError(
+            str(name),
+            f"{problem}. The hub has it so: tell its owner, or take another file. To delete what "
+            f"was downloaded: pyllama rm {name}",
+        )
 
 
 def pull_files(
@@ -132,7 +147,9 @@ def _fetch_all(
         made = {file.path: cached.link(listing.commit, file.path, file.digest) for file in files}
         cached.set_main(listing.commit)
     except OSError as error:
-        raise ModelDownloadError(str(name), f"the cache cannot be written: {error}") from error
+        raise ModelDownloadError(
+            str(name), f"the cache cannot be written: {reason_of(error)}"
+        ) from error
     return made
 
 
@@ -180,7 +197,9 @@ def _located(name: HubName, cached: CachedRepository) -> Path | None:
     except UnclearError as error:
         raise Unclear(name, f"the cache: {error}", error.choices) from error
     except OSError as error:
-        raise ModelDownloadError(str(name), f"the cache cannot be read: {error}") from error
+        raise ModelDownloadError(
+            str(name), f"the cache cannot be read: {reason_of(error)}"
+        ) from error
     return None if found is None else found[0] / found[1].files[0]
 
 
@@ -191,7 +210,9 @@ def _require_room(name: HubName, cached: CachedRepository, files: Sequence[HubFi
     try:
         needed, free = sum(missing_bytes(cached, file) for file in files), _free(folder)
     except OSError as error:
-        raise ModelDownloadError(str(name), f"the cache cannot be read: {error}") from error
+        raise ModelDownloadError(
+            str(name), f"the cache cannot be read: {reason_of(error)}"
+        ) from error
     if needed and needed + _SPARE > free:
         raise ModelDownloadError(
             str(name),

@@ -15,6 +15,7 @@ from adapter.errors import ModelDownloadError
 from adapter.models.hub.cache import CachedRepository
 from adapter.models.hub.listing import HubFile, Listing, translated, transport_errors
 from adapter.models.hub.names import HubName
+from adapter.wording import reason_of
 
 Digest: TypeAlias = Any
 """A hash object of hashlib."""
@@ -85,7 +86,7 @@ def fetch(
             remedy = "the disk is full: make room, and what has arrived need not come again"
         else:
             remedy = "check that the cache folder can be written, or set HF_HOME to another"
-        raise ModelDownloadError(str(name), f"{file.path}: {error}; {remedy}") from error
+        raise ModelDownloadError(str(name), f"{file.path}: {reason_of(error)}; {remedy}") from error
 
 
 def _download(

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
+from synthetic_files import holding
 
 from adapter.errors import ModelDownloadError
 from adapter.models.hub import direct
 
-MODEL = b"GGUF" + bytes(range(256)) * 4_000
+MODEL = holding(bytes(range(256)) * 4_000)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def test_what_changed_on_the_server_is_not_mixed_with_what_arrived(hub, url, tmp
 
     with pytest.raises(KeyboardInterrupt):
         direct.download(url, tmp_path, report=stop)
-    hub.served["m.gguf"] = changed = b"GGUF" + MODEL[:3:-1]
+    hub.served["m.gguf"] = changed = holding(MODEL[:44:-1])
     (path,) = direct.download(url, tmp_path)
     assert path.read_bytes() == changed
 
@@ -75,7 +76,7 @@ def test_another_part_than_was_asked_for_is_not_put_behind_what_arrived(hub, url
 
 
 def test_the_parts_of_a_split_model_come_together(hub, tmp_path):
-    parts = {f"m-0000{i}-of-00002.gguf": b"GGUF" + bytes([i]) * 99 for i in (1, 2)}
+    parts = {f"m-0000{i}-of-00002.gguf": holding(bytes([i]) * 99) for i in (1, 2)}
     hub.add("any/server", parts)
     url = f"{hub.url}/content/any/server/m-00001-of-00002.gguf"
     paths = direct.download(url, tmp_path / "models")
@@ -89,10 +90,13 @@ def test_the_parts_of_a_split_model_come_together(hub, tmp_path):
 def test_a_sha256_that_is_given_is_checked(url, tmp_path):
     with pytest.raises(ModelDownloadError, match="its SHA-256 is"):
         direct.download(url, tmp_path, sha256="0" * 64)
-    with pytest.raises(ModelDownloadError, match="64 hexadecimal"):
-        direct.download(url, tmp_path, sha256="zz")
     assert not list(tmp_path.glob("*.gguf"))
-    assert direct.download(url, tmp_path, sha256=hashlib.sha256(MODEL).hexdigest().upper())
+    digest = hashlib.sha256(MODEL).hexdigest().upper()
+    (path,) = direct.download(url, tmp_path, sha256=digest)
+    with pytest.raises(ModelDownloadError, match="its SHA-256 is"):
+        direct.copy(path, tmp_path / "copies", sha256="0" * 64)
+    assert not list((tmp_path / "copies").iterdir())
+    assert direct.copy(path, tmp_path / "copies", sha256=digest)
 
 
 def test_what_is_no_model_is_not_kept(hub, url, tmp_path):
@@ -107,11 +111,24 @@ def test_what_is_no_model_is_not_kept(hub, url, tmp_path):
     assert not list((tmp_path / "models").rglob("*.gguf"))
 
 
+def test_a_file_that_was_cut_is_not_kept(hub, url, tiny_model_path, tmp_path):
+    whole = tiny_model_path.read_bytes()
+    cut = tmp_path / "cut.gguf"
+    for size in (len(whole) - 1, len(whole) // 2, 2_000, 30):
+        hub.served["m.gguf"] = whole[:size]
+        with pytest.raises(ModelDownloadError, match="the file is damaged: "):
+            direct.download(url, tmp_path / "models")
+        cut.write_bytes(whole[:size])
+        with pytest.raises(ModelDownloadError, match="the file is damaged: "):
+            direct.copy(cut, tmp_path / "models")
+    assert not list((tmp_path / "models").rglob("*.gguf"))
+
+
 @pytest.mark.parametrize(
     "name", ["m.bin", "", "..%2f..%2fm.gguf", ".gguf", "a%00.gguf", "%5cm.gguf"]
 )
 def test_a_url_without_the_plain_name_of_a_model_is_refused(hub, name, tmp_path):
-    with pytest.raises(ModelDownloadError, match="plain name"):
+    with pytest.raises(ModelDownloadError, match="not the name of a"):
         direct.download(f"{hub.url}/content/any/server/{name}", tmp_path)
     assert hub.requests == []
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, scan_cache_dir, try_to_load_from_cache
+from synthetic_files import holding
 
 from adapter.errors import (
     InvalidModelNameError,
@@ -20,7 +21,7 @@ from adapter.models.hub.names import HubName
 from adapter.models.hub.pull import Unclear, pull
 from adapter.models.pool import ModelPool
 
-BIG = bytes(range(256)) * 4_000
+BIG = holding(bytes(range(256)) * 4_000)
 
 
 def of(text: str) -> HubName:
@@ -43,20 +44,20 @@ def test_a_model_is_pulled_as_huggingface_hub_has_it(hub):
 
 
 def test_parts_and_the_mmproj_come_with_it(hub):
-    parts = {f"q/m-Q4_0-0000{i}-of-00003.gguf": bytes([i]) * 999 for i in (1, 2, 3)}
-    hub.add("owner/repo", {**parts, "mmproj-f16.gguf": b"m" * 500, "m-Q8_0.gguf": BIG})
+    parts = {f"q/m-Q4_0-0000{i}-of-00003.gguf": holding(bytes([i]) * 954) for i in (1, 2, 3)}
+    hub.add("owner/repo", {**parts, "mmproj-f16.gguf": holding(b"m" * 455), "m-Q8_0.gguf": BIG})
     pulled = pull(of("owner/repo:Q4_0"))
     assert [path.read_bytes() for path in pulled.paths] == list(parts.values())
     assert pulled.mmproj is not None
-    assert pulled.mmproj.read_bytes() == b"m" * 500
+    assert pulled.mmproj.read_bytes() == holding(b"m" * 455)
     assert pulled.size == 3 * 999 + 500
 
 
 def test_a_small_file_is_checked_by_the_digest_of_git(hub):
-    hub.add("owner/repo", {"m.gguf": b"tiny"})
-    assert pull(of("owner/repo")).paths[0].read_bytes() == b"tiny"
-    hub.add("owner/other", {"m.gguf": b"tiny"})
-    hub.served["m.gguf"] = b"evil"
+    hub.add("owner/repo", {"m.gguf": holding(b"tiny")})
+    assert pull(of("owner/repo")).paths[0].read_bytes() == holding(b"tiny")
+    hub.add("owner/other", {"m.gguf": holding(b"tiny")})
+    hub.served["m.gguf"] = holding(b"evil")
     with pytest.raises(ModelDownloadError, match="digest"):
         pull(of("owner/other"))
 
@@ -73,12 +74,20 @@ def test_what_is_there_is_not_downloaded_again_and_repaired_where_it_is_damaged(
 
 
 def test_a_new_commit_is_pulled_beside_the_old_one(hub):
-    repository = hub.add("owner/repo", {"m.gguf": b"1" * 100})
+    repository = hub.add("owner/repo", {"m.gguf": holding(b"1")})
     old = pull(of("owner/repo")).paths[0]
-    repository.files, repository.commit = {"m.gguf": b"2" * 100}, "f" * 40
+    repository.files, repository.commit = {"m.gguf": holding(b"2")}, "f" * 40
     new = pull(of("owner/repo")).paths[0]
-    assert old.read_bytes() == b"1" * 100
-    assert new.read_bytes() == b"2" * 100
+    assert old.read_bytes() == holding(b"1")
+    assert new.read_bytes() == holding(b"2")
+
+
+def test_a_file_that_was_cut_before_it_came_to_the_hub_is_an_error(hub, tiny_model_path):
+    hub.add("owner/repo", {"m.gguf": tiny_model_path.read_bytes()[:-1]})
+    for _ in range(2):
+        with pytest.raises(ModelDownloadError, match=r"m\.gguf is damaged: .* tell its owner"):
+            pull(of("owner/repo"))
+    assert len(hub.contents_asked_for()) == 1
 
 
 @pytest.mark.parametrize("ranges", [True, False])

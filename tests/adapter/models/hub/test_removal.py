@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants, scan_cache_dir
+from synthetic_files import holding
 
 from adapter.models.hub.cache import CachedRepository
 from adapter.models.hub.choice import UnclearError
@@ -12,10 +13,10 @@ from adapter.models.hub.pull import pull
 from adapter.models.hub.removal import removable, remove
 
 FILES = {
-    "m-Q4_0-00001-of-00002.gguf": b"1" * 100,
-    "m-Q4_0-00002-of-00002.gguf": b"2" * 100,
-    "m-Q8_0.gguf": b"8" * 100,
-    "mmproj.gguf": b"p" * 100,
+    "m-Q4_0-00001-of-00002.gguf": holding(b"1"),
+    "m-Q4_0-00002-of-00002.gguf": holding(b"2"),
+    "m-Q8_0.gguf": holding(b"8"),
+    "mmproj.gguf": holding(b"p"),
 }
 
 
@@ -32,7 +33,7 @@ def cached(hub) -> CachedRepository:
 
 def contents() -> set[bytes]:
     blobs = Path(constants.HF_HUB_CACHE).glob("*/blobs/*")
-    return {blob.read_bytes()[:1] for blob in blobs}
+    return {blob.read_bytes()[-1:] for blob in blobs}
 
 
 def test_a_model_goes_from_every_commit_and_others_stay(cached):
