@@ -121,10 +121,10 @@ def test_one_whose_llama_cpp_is_not_known_is_refused(install):
     ids=["no JSON", "no object", "a number", "no commit", "no folder", "no module"],
 )
 def test_an_incomplete_one_is_refused(install, changes):
-    install(**changes)
-    (package,) = find_packages()
+    install("cuda99", **changes)  # so that none that is installed here can be in its place
+    (package,) = [each for each in find_packages() if each.name == "pyllama-dspy-cuda99"]
     assert package.is_unfit
-    assert "pip install --force-reinstall --no-deps pyllama-dspy-cuda13" in package.problem
+    assert "pip install --force-reinstall --no-deps pyllama-dspy-cuda99" in package.problem
 
 
 def test_a_package_with_damaged_metadata_hides_no_other(install):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adapter.cli.console import fail, file_size, note, say, say_json
+from adapter.cli.console import fail, file_size, note, output, say, say_json
 
 _PACKAGES = ("dspy", "litellm", "huggingface_hub", "numpy", "cffi", "pydantic", "rich", "typer")
 _SETTINGS = (
@@ -70,15 +72,26 @@ def doctor(
 
 def _write(name: str, value: Any) -> None:
     if isinstance(value, dict):
-        say(f"{name}:")
-        for key, each in value.items():
-            say(f"  {key}: {each}")
-    elif isinstance(value, list):
+        value = [f"{key}: {each}" for key, each in value.items()]
+    if isinstance(value, list):
         say(f"{name}:")
         for each in value:
-            say(f"  {each}")
+            _say_wrapped(f"  {each}")
     else:
-        say(f"{name}: {value}")
+        _say_wrapped(f"{name}: {value}")
+
+
+def _say_wrapped(line: str) -> None:
+    """Write a line that a terminal would break within a word; in a file it stays one line."""
+    if output.is_terminal:
+        line = textwrap.fill(
+            line,
+            output.width,
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    say(line)
 
 
 def _versions() -> dict[str, str]:
@@ -99,8 +112,17 @@ def _system() -> dict[str, str]:
     if libc:
         found["libc"] = libc
     if _NVIDIA.is_file():
-        found["NVIDIA driver"] = _NVIDIA.read_text(errors="replace").splitlines()[0]
+        found["NVIDIA driver"] = _driver(_NVIDIA.read_text(errors="replace"))
     return found
+
+
+def _driver(text: str) -> str:
+    """The version in what NVIDIA's kernel module says of itself, or else its first line."""
+    first = " ".join(text.partition("\n")[0].split())
+    version = re.search(r"\b[0-9]+(?:\.[0-9]+)+\b", first)
+    if version is None:
+        return first
+    return version[0] + (" (open kernel module)" if "Open Kernel Module" in first else "")
 
 
 def _backends() -> list[str]:
@@ -116,8 +138,12 @@ def _backends() -> list[str]:
     for package in pyllama.backend_packages():
         state = "used" if package.problem is None else f"not used: {package.problem}"
         lines.append(f"{package.name} {package.version}: {state}")
-    lines.append(pyllama.system_info())
-    return lines
+    # "CUDA : ARCHS = 900 | USE_GRAPHS = 1 | CPU : SSE3 = 1 | AVX = 1 | "
+    features = re.split(r"\| (?=\w+ : )", pyllama.system_info())
+    return lines + [
+        each.rstrip(" |").replace(" : ", ": ", 1).replace(" | ", ", ").replace(" = ", "=")
+        for each in features
+    ]
 
 
 def _devices() -> list[str]:
@@ -206,8 +232,9 @@ def _self_test() -> dict[str, object]:
             raise RuntimeError("the model answered nothing")
         if not loaded.placement.devices and first.text != second.text:
             raise RuntimeError(f"one seed gave two answers: {first.text!r} and {second.text!r}")
+        alike = " alike" if first.text == second.text else ""  # on a GPU it need not be
         return {
-            "result": "a model was loaded and answered twice alike",
+            "result": f"a model was loaded and answered twice{alike}",
             "device": loaded.device,
             "loaded in": f"{seconds_to_load:.1f} s",
             "tokens/s": round(second.completion_tokens / seconds, 1),

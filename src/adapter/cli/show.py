@@ -84,16 +84,16 @@ def fit(
     if as_json:
         say_json([_placement(placement) for placement in placements])
         return
-    made = table("context", "fits", "takes", "of free", "on GPUs", "requests at once")
+    made = table("context", "fits", "takes", "of free", "on GPUs", "full requests at once")
     for placement in placements:
         row(
             made,
             placement.context_length,
             "yes" if placement.fits else "no",
-            _per_memory(placement.memory),
-            _per_memory(placement.free),
+            _per_memory(placement.memory, "\n"),
+            _per_memory(placement.free, "\n"),
             _layers(placement),
-            placement.n_sequences,
+            placement.n_contexts,
         )
     show(made)
     first, *others = placements
@@ -185,10 +185,13 @@ def _write(facts: _Facts, uses: list[pyllama.MemoryUse], placement: Placement) -
     for reason in placement.reasons:
         say(reason)
     fits = "fits" if placement.fits else "does not fit"
-    say(
-        f"with {counted(placement.context_length, 'token')} of context for each of "
-        f"{counted(placement.n_sequences, 'request')} it {fits}: {_per_memory(placement.memory)}"
+    requests = (
+        f"{counted(placement.n_contexts, 'request')} of "
+        f"{counted(placement.context_length, 'token')} at once"
     )
+    if placement.n_sequences > placement.n_contexts:
+        requests += f", or up to {placement.n_sequences} shorter ones,"
+    say(f"with {requests} it {fits}: {_per_memory(placement.memory)}")
     faster = _faster(facts, placement)
     if faster:
         note(
@@ -244,8 +247,8 @@ def _by_type(tensors: tuple[pyllama.TensorInfo, ...]) -> dict[str, tuple[int, in
     return dict(sorted(counts.items(), key=lambda item: -item[1][1]))
 
 
-def _per_memory(sizes: Any) -> str:
-    return ", ".join(f"{name} {file_size(size)}" for name, size in sizes.items())
+def _per_memory(sizes: Any, between: str = ", ") -> str:
+    return between.join(f"{name} {file_size(size)}" for name, size in sizes.items())
 
 
 def _layers(placement: Placement) -> str:

@@ -65,3 +65,37 @@ def test_what_is_broken_is_reported_beside_the_rest(run, own_folder, monkeypatch
     assert "the driver is gone" in result.stderr
     assert "test failed: ModelFileError" in result.stderr
     assert "versions:" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build\n"
+            "GCC version:  gcc version 13.3.0\n",
+            "580.159.04 (open kernel module)",
+        ),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.57.02  Tue Jul 13\n", "470.57.02"),
+        ("no  version\n", "no version"),
+        ("", ""),
+    ],
+)
+def test_the_driver_is_its_version(text, said):
+    assert doctor._driver(text) == said
+
+
+def test_what_each_backend_uses_is_a_line(monkeypatch):
+    told = "CUDA : ARCHS = 900 | USE_GRAPHS = 1 | CPU : SSE3 = 1 | AVX = 1 | "
+    monkeypatch.setattr(pyllama, "system_info", lambda: told)
+    lines = doctor._backends()
+    assert lines[-2:] == ["CUDA: ARCHS=900, USE_GRAPHS=1", "CPU: SSE3=1, AVX=1"]
+    assert lines[0].startswith("built: ")
+
+
+def test_a_terminal_breaks_no_word(run, own_folder, monkeypatch):
+    monkeypatch.setattr(doctor.output, "_force_terminal", True)
+    monkeypatch.setattr(doctor.output, "_width", 80)
+    lines = run("doctor", "--no-test").stdout.splitlines()
+    assert all(len(line) <= 80 or " " not in line.strip() for line in lines)
+    monkeypatch.setattr(doctor.output, "_force_terminal", False)
+    assert any(len(line) > 80 for line in run("doctor", "--no-test").stdout.splitlines())

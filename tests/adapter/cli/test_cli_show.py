@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 import pyllama
+from adapter.models.hardware import HardwareManager
 
 
 def test_show_says_what_a_model_is_and_needs(run, tiny_model_path):
@@ -75,6 +77,28 @@ def test_fit_says_what_fits_for_each_length(run, tiny_model_path):
     table = run("fit", tiny_model_path, env={"COLUMNS": "80"}).stdout
     assert "512" in table
     assert max(map(len, table.partition("it runs")[0].splitlines())) <= 80
+
+
+def test_each_memory_has_a_line_and_full_requests_are_counted(run, tiny_model_path, monkeypatch):
+    plan = HardwareManager.plan
+
+    def with_a_gpu(manager, path, **options):
+        return replace(
+            plan(manager, path, **options),
+            memory={"host": 325_300_000, "CUDA0": 2_310_000_000},
+            free={"host": 134_150_000_000, "CUDA0": 84_470_000_000},
+            n_contexts=32,
+            n_sequences=64,
+        )
+
+    monkeypatch.setattr(HardwareManager, "plan", with_a_gpu)
+    table = run("fit", tiny_model_path, env={"COLUMNS": "80"}).stdout
+    assert "host 134.15 GB" in table
+    assert "CUDA0 84.47 GB" in table
+    assert " 32 " in table
+    assert " 64 " not in table
+    shown = run("show", tiny_model_path).stdout
+    assert "with 32 requests of 512 tokens at once, or up to 64 shorter ones, it fits: " in shown
 
 
 @pytest.mark.parametrize("command", ["show", "fit"])
