@@ -28,6 +28,14 @@ if [ ! -e "$root/complete" ]; then
     # And what auditwheel adds to wheels, apart from what its own Python would load.
     mkdir "$root/bundled"
     ln -s "$root/usr/lib/$triplet/libgomp.so.1" "$root/bundled/libgomp.so.1"
+    # Debian's python3-dev has its configuration here, where <Python.h> looks for it.
+    for python in "/usr/include/$triplet"/python3*; do
+        [ ! -e "$python" ] || ln -s "$python" "$root/usr/include/$triplet/"
+    done
+    # For GCC 13 and nvcc, two names of the old C++ library are words of the language.
+    for name in __is_nothrow_convertible __remove_cv; do
+        grep -rlw "$name" "$root/usr/include/c++/10" | xargs sed -i "s/\\b$name\\b/${name}_10/g"
+    done
     mkdir "$root/compilers"
     cxx="-nostdinc++ -isystem $root/usr/include/c++/10 -isystem $root/usr/include/$triplet/c++/10"
     for compiler in gcc g++; do
