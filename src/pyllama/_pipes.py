@@ -84,13 +84,7 @@ class _Blocking:
         try:
             if request is not None:
                 self._send(stdin, struct.pack("<I", len(request)) + request)
-            size = self._receive(stdout, 4)
-            if size is None:
-                return None
-            (length,) = struct.unpack("<I", size)
-            if length > MAX_BYTES:
-                raise AnswerError(f"an answer of {length:,} bytes")
-            return self._receive(stdout, length)
+            return self._receive(stdout)
         except (BrokenPipeError, ConnectionResetError):
             return None  # it ended before it had read the request
 
@@ -103,17 +97,29 @@ class _Blocking:
             else:
                 rest = rest[sent:]
 
-    def _receive(self, stream: RawIOBase, length: int) -> bytes | None:
+    def _receive(self, stream: RawIOBase) -> bytes | None:
+        """One message: its length in four bytes, and it. Most come whole by a single read.
+
+        Whatever lets go of the interpreter here may wait for it, and others for the process.
+        """
         data = bytearray()  # it grows by what arrived, not by what was announced
-        while len(data) < length:
+        end = 4
+        while len(data) < end:
             self._wait(stream, reading=True)
-            part = stream.read(min(length - len(data), 1 << 16))
+            part = stream.read(1 << 16)
             if part is None:  # woken without a reason
                 continue
             if not part:
                 return None
             data += part
-        return bytes(data)
+            if end == 4 and len(data) >= 4:
+                (length,) = struct.unpack_from("<I", data)
+                if length > MAX_BYTES:
+                    raise AnswerError(f"an answer of {length:,} bytes")
+                end += length
+        if len(data) > end:
+            raise AnswerError("more than one answer")
+        return bytes(memoryview(data)[4:])
 
     def _wait(self, stream: RawIOBase, *, reading: bool) -> None:
         """Return when there may be something to read, or room to write."""

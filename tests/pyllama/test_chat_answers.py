@@ -72,6 +72,7 @@ NO_ANSWERS = [
     (b"1" * 10_000, None),
     (b'{"result": 5}', None),
     (b'{"error": ["failed"]}', None),
+    (b'{"result": ""}{}', 14),  # and the next one
     (b"{}", 2**32 - 1),
     (b"{}", _pipes.MAX_BYTES + 1),
     result("nonsense"),
