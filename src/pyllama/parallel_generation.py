@@ -164,14 +164,15 @@ def generate_each(
     runs: Mapping[int, Run],
     *,
     max_steps: int = 1,
+    max_paused: int = 0,
     seconds: float = 0.0,
     n_threads: int | None = None,
 ) -> Generated:
     """Decode a batch, sample from its outputs, and go on with those sequences token by token.
 
     The same as ``Context.decode``, ``sample_each``, and so on in turn, but in one call and without
-    the interpreter. It ends after ``max_steps`` decodes, after ``seconds``, or when more than one
-    in 16 sequences has paused: with a token that ends generation, with a stop text, at their
+    the interpreter. It ends after ``max_steps`` decodes, after ``seconds``, or when more sequences
+    than ``max_paused`` have paused: with a token that ends generation, with a stop text, at their
     ``max_tokens``, or over an error. After more than one decode, the context's outputs cannot be
     read.
 
@@ -193,6 +194,7 @@ def generate_each(
     if not isinstance(batch, Batch):
         raise TypeError(f"batch must be a pyllama.Batch, got {batch!r}")
     steps = integer("max_steps", max_steps, 1, MAX_STEPS)
+    paused = integer("max_paused", max_paused, 0, INT32_MAX)
     limit = real("seconds", seconds, 0.0, 3600.0)
     threads = context.n_threads if n_threads is None else n_threads
     threads = integer("n_threads", threads, 1, MAX_THREADS)
@@ -209,7 +211,7 @@ def generate_each(
 
         def call(pointer: Pointer[llama_context], filled: Pointer[llama_batch]) -> int:
             code = lib.guarded_generate_each(
-                pointer, filled, structs, len(asked), steps, limit, threads, n_steps
+                pointer, filled, structs, len(asked), steps, paused, limit, threads, n_steps
             )
             generated.n_steps = n_steps[0]
             return code

@@ -15,6 +15,9 @@ from adapter.generation.thread_tuner import ThreadTuner
 MAX_STEPS = 64
 """The most tokens that an answer may continue by itself."""
 
+ONE_PAUSED_OF = 16
+"""One in so many answers may have ended, and wait for the others, before all are looked at."""
+
 
 class BatchRunner:
     """Computes the running batch. Only the scheduler's thread uses it.
@@ -117,6 +120,7 @@ class BatchRunner:
             cache.batch,
             {output: part.sequence.run(part.slot.seq_id) for output, part in outputs.items()},
             max_steps=MAX_STEPS if free else 1,
+            max_paused=len(outputs) // ONE_PAUSED_OF,
             seconds=self._seconds,
             n_threads=self._n_threads,
         )

@@ -17,9 +17,6 @@
 
 namespace {
 
-// One in so many may have paused, and wait for the others, before all are handed back.
-constexpr size_t ONE_PAUSED_OF = 16;
-
 // Tokens that may stand within a stop text, as they are no part of the text that is shown.
 constexpr int WITHOUT_TEXT = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN;
 
@@ -156,10 +153,11 @@ void sample(llama_context * ctx, const std::vector<sequence *> & sequences, int3
 
 extern "C" {
 
+// max_paused: how many runs may have paused, and wait for the others, before all are handed back.
 // n_steps: decodes that were done. Where a later one fails, the runs hold what was sampled before it.
 int32_t guarded_generate_each(llama_context * ctx, const llama_batch * batch, pyllama_run * runs,
-                              int32_t n_runs, int32_t max_steps, double seconds, int32_t n_threads,
-                              int32_t * n_steps) {
+                              int32_t n_runs, int32_t max_steps, int32_t max_paused, double seconds,
+                              int32_t n_threads, int32_t * n_steps) {
     using clock = std::chrono::steady_clock;
     return pyllama::guarded(PYLLAMA_CAUGHT, [&]() -> int32_t {
         const auto begun = clock::now();
@@ -177,7 +175,7 @@ int32_t guarded_generate_each(llama_context * ctx, const llama_batch * batch, py
             going_on.push_back(&one);
         }
         next_tokens  next;
-        const size_t fewest = all.size() - all.size() / ONE_PAUSED_OF;
+        const size_t fewest = all.size() - std::min(all.size(), static_cast<size_t>(max_paused));
         llama_batch  rows   = *batch;
         int32_t      code   = 0;
         while (true) {

@@ -1,1 +1,1 @@
-int32_t guarded_generate_each(struct llama_context * ctx, const struct llama_batch * batch, pyllama_run * runs, int32_t n_runs, int32_t max_steps, double seconds, int32_t n_threads, int32_t * n_steps);
+int32_t guarded_generate_each(struct llama_context * ctx, const struct llama_batch * batch, pyllama_run * runs, int32_t n_runs, int32_t max_steps, int32_t max_paused, double seconds, int32_t n_threads, int32_t * n_steps);

@@ -10,6 +10,8 @@ import numpy as np
 BLOCK = 8
 """Tokens in a block. Smaller blocks share more of a prompt, but take longer to compare."""
 
+_BLOCK_BYTES = BLOCK * np.dtype(np.int32).itemsize
+
 CHUNK = 64
 """Tokens that are computed at once, a whole number of blocks. Calls end at multiples of it, counted
 from 0. The last call of a prompt may have half a chunk more, since a short call takes longer per
@@ -28,13 +30,18 @@ BlockHashes = tuple[bytes, ...]
 """A hash for each whole block of a prompt. It covers the block and all that comes before it."""
 
 
-def block_hashes(prompt: Sequence[int]) -> BlockHashes:
-    """The hashes of a prompt's whole blocks. Equal hashes stand for equal beginnings."""
-    tokens = np.asarray(prompt, dtype=np.int32)
-    digest = b""
-    hashes = []
-    for begin in range(0, len(prompt) - BLOCK + 1, BLOCK):
-        block = tokens[begin : begin + BLOCK].tobytes()
+def block_hashes(prompt: Sequence[int], known: BlockHashes = ()) -> BlockHashes:
+    """The hashes of a prompt's whole blocks. Equal hashes stand for equal beginnings.
+
+    Args:
+        known: the hashes of its first blocks.
+    """
+    done = len(known) * BLOCK
+    data = np.asarray(prompt[done:], dtype=np.int32).tobytes()
+    digest = known[-1] if known else b""
+    hashes = [*known]
+    for begin in range(0, len(data) - _BLOCK_BYTES + 1, _BLOCK_BYTES):
+        block = data[begin : begin + _BLOCK_BYTES]
         digest = hashlib.blake2b(digest + block, digest_size=16).digest()
         hashes.append(digest)
     return tuple(hashes)

@@ -175,7 +175,10 @@ class PrefixReuse:
     def keep_answer(self, slot: Slot, sequence: ScheduledRequest) -> None:
         """Keep an answer in its slot for the next turn, if bytes need not stay the same."""
         if self._keeps_answers:
-            slot.blocks = block_hashes(sequence.tokens[: sequence.n_past])
+            n_blocks = sequence.n_computed_blocks
+            slot.blocks = block_hashes(
+                sequence.tokens_between(0, sequence.n_past), sequence.hashes[:n_blocks]
+            )
 
     def forget_unless_reused(self, slot: Slot) -> None:
         """Clear a slot that becomes free, if nothing is reused."""
