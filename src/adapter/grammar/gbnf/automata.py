@@ -35,6 +35,12 @@ from adapter.grammar.gbnf.rules import (
 MAX_STATES = 6000
 """The most states of an intermediate automaton. A large one takes a tenth of a second."""
 
+MAX_STEPS = 60_000
+"""The most steps that are followed to make one."""
+
+MAX_ALL_STATES = 12_000
+"""The most states of all automata of a grammar; one that is too large counts as MAX_RULES."""
+
 _KEPT = 16
 """How many automata of expressions are cached: a schema repeats formats."""
 
@@ -98,6 +104,23 @@ class Automaton:
         if len(least.steps) > MAX_RULES:
             raise TooLarge(f"more than {MAX_RULES} states")
         return _Writer(least, rules, spelled).whole()
+
+
+def counted(rules: Rules, make: Callable[[], Automaton]) -> Automaton:
+    """The automaton that `make` returns, as one of a grammar's.
+
+    Raises:
+        TooLarge: it is too large, or those of the grammar are, taken together.
+    """
+    if rules.n_states > MAX_ALL_STATES:
+        raise TooLarge(f"more than {MAX_ALL_STATES} states in one grammar")
+    try:
+        made = make()
+    except TooLarge:
+        rules.n_states += MAX_RULES
+        raise
+    rules.n_states += len(made.steps)
+    return made
 
 
 def automaton_of(expression: Expression) -> Automaton:
@@ -206,10 +229,12 @@ def explored(
     """
     numbers: dict[object, int] = {begin: 0}
     todo = [begin]
+    n_steps = 0
     steps: list[list[tuple[Characters, int]]] = []
     for state in todo:
         by_target: dict[int, Characters] = {}
         for characters, to in following(state):
+            n_steps += 1
             if to not in numbers:
                 if len(numbers) == MAX_STATES:
                     raise TooLarge(f"more than {MAX_STATES} states")
@@ -218,6 +243,8 @@ def explored(
             number = numbers[to]
             known = by_target.get(number)
             by_target[number] = characters if known is None else known | characters
+        if n_steps > MAX_STEPS:
+            raise TooLarge(f"more than {MAX_STEPS} steps")
         steps.append([(characters, to) for to, characters in by_target.items()])
     accepting = frozenset(numbers[state] for state in todo if accepts(state))
     return _pruned(steps, accepting)
@@ -248,6 +275,8 @@ def _pruned(steps: list[list[tuple[Characters, int]]], accepting: frozenset[int]
             if state not in alive:
                 alive.add(state)
                 todo.append(state)
+    if len(alive) == len(steps):
+        return Automaton(tuple(map(tuple, steps)), accepting)
     kept = {state: index for index, state in enumerate(sorted(alive | {0}))}
     made = tuple(
         tuple((characters, kept[to]) for characters, to in steps[state] if to in alive)
@@ -265,10 +294,14 @@ def minimal(automaton: Automaton) -> Automaton:
     classes, members = _classes(sets)
     n_states = len(automaton.steps)
     # Where each class of characters leads. After the last state comes one that nothing leaves.
-    leads = np.full((n_states, len(classes)), n_states, np.int16)
-    for state, steps in enumerate(automaton.steps):
+    rows = []
+    for steps in automaton.steps:
+        row = [n_states] * len(classes)
         for one, to in steps:
-            leads[state, members[one]] = to
+            for index in members[one]:
+                row[index] = to
+        rows.append(row)
+    leads = np.array(rows, np.int16)
     blocks = np.zeros(n_states + 1, np.int16)
     blocks[list(automaton.accepting)] = 1
     blocks[n_states] = -1
@@ -336,13 +369,17 @@ def _classes(
     return [Characters(tuple(ranges)) for ranges in covered.values()], members
 
 
+_ANYTHING = one_of(~Characters.of())
+
+
 class _Nondeterministic:
-    """States with steps, and with transitions that read nothing."""
+    """States with steps, and with transitions that read nothing. State 0 is the last one."""
 
     def __init__(self) -> None:
         self.steps: list[list[tuple[Characters, int]]] = []
         self._free: list[list[int]] = []
         self._closures: dict[int, frozenset[int]] = {}
+        self._open: set[int] = set()  # from these on, any text may end the whole
 
     def state(self) -> int:
         if len(self.steps) == 4 * MAX_STATES:
@@ -355,9 +392,12 @@ class _Nondeterministic:
         return dict.fromkeys(characters for steps in self.steps for characters, _ in steps)
 
     def closure(self, states: Collection[int]) -> frozenset[int]:
-        if len(states) > 1:
-            return frozenset().union(*[self._closure(state) for state in states])
-        return self._closure(*states)
+        """States with those that are reached without reading. Where any text fits, only those that
+        say so.
+        """
+        closures = [self._closure(state) for state in states]
+        found = closures[0] if len(closures) == 1 else closures[0].union(*closures[1:])
+        return found if self._open.isdisjoint(found) else self._closure(min(self._open))
 
     def _closure(self, state: int) -> frozenset[int]:
         """A state with those that are reached from it without reading."""
@@ -403,6 +443,8 @@ class _Nondeterministic:
         if part.most is None:
             begin = self.state()
             self._free[begin] = [end, self.add(part.part, begin)]
+            if end == 0 and part.part == _ANYTHING:
+                self._open.add(begin)
         else:
             begin = end
             for _ in range(part.most - part.least):

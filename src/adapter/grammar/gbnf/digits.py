@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 
 from adapter.grammar.gbnf.automata import (
+    MAX_RULES,
     Automaton,
     TooLarge,
     automaton_of,
     both,
     characters_only,
+    counted,
     explored,
     minimal,
 )
@@ -22,6 +24,7 @@ from adapter.grammar.gbnf.rules import Expression, Rules, any_text, choice, sequ
 _MINUS = Characters.of("-")
 _POINT = Characters.of(".")
 _ZERO = Characters.of("0")
+_DIGITS = [Characters.of(str(digit)) for digit in range(10)]
 _EXPONENT = Characters.of("eE")
 _SIGNS = Characters.of("+-")
 _LISTED = 500
@@ -29,8 +32,8 @@ _LISTED = 500
 
 _LARGEST = 10**15
 
-_MOST_REMAINDERS = 300
-"""The largest step without bounds. 10 digits for each remainder would exceed MAX_RULES."""
+_MOST_REMAINDERS = MAX_RULES // 12
+"""The largest step without bounds. More, each at a dozen digits or more, would exceed MAX_RULES."""
 
 _LIMITS = (10**9, 10**6)
 """The largest number if there is no bound. If that takes too many rules, the next one is tried."""
@@ -57,11 +60,15 @@ def multiple_integer(rules: Rules, low: int | None, high: int | None, step: Deci
         least = min(-limit, 10 * (high or 0)) if low is None else low
         most = max(limit, 10 * (low or 0)) if high is None else high
         try:
-            made = both(automaton_of(integer(least, most)), fitting)
+            made = counted(rules, partial(_between, least, most, fitting))
             return made.expression(rules, characters_only)
         except TooLarge:
             continue
     raise TooLarge(f"multiples of {whole} beyond {_LIMITS[-1]}")
+
+
+def _between(least: int, most: int, fitting: Automaton) -> Automaton:
+    return both(automaton_of(integer(least, most)), fitting)
 
 
 def _with_zeros(
@@ -110,16 +117,20 @@ def special_number(
         listed = _listed(bounds, are_open, step)
         if listed is not None:
             return any_text(one for one in listed if not is_exact or _is_kept(one))
-    made = automaton_of(number(*bounds, above=above, below=below))
-    if is_exact:
-        made = both(made, kept_by_doubles())
-    if step is not None:
-        if None in bounds:
-            _require_small(step)
-        made = both(made, minimal(multiples(step)))
-    if total is not None or places is not None:
-        made = both(made, so_many_digits(total, places))
-    return made.expression(rules, characters_only)
+    if step is not None and None in bounds:
+        _require_small(step)
+
+    def all_at_once() -> Automaton:
+        made = automaton_of(number(*bounds, above=above, below=below))
+        if is_exact:
+            made = both(made, kept_by_doubles())
+        if step is not None:
+            made = both(made, minimal(multiples(step)))
+        if total is not None or places is not None:
+            made = both(made, so_many_digits(total, places))
+        return made
+
+    return counted(rules, all_at_once).expression(rules, characters_only)
 
 
 def _listed(
@@ -164,6 +175,11 @@ def multiples(step: Decimal) -> Automaton:
     assert isinstance(exponent, int)  # it is finite
     modulus = int("".join(map(str, digits))) * 10 ** max(0, exponent)
     places = max(0, -exponent)
+    below = modulus // math.gcd(modulus, 10)
+
+    def same(remainder: int) -> int:
+        """The least remainder that the same digits complete. The next one may hide a difference."""
+        return remainder if places or remainder == 0 else remainder % below or below
 
     def following(state: tuple[int, int]) -> list[tuple[Characters, tuple[int, int]]]:
         remainder, place = state
@@ -174,9 +190,8 @@ def multiples(step: Decimal) -> Automaton:
             found.append((_POINT, (remainder, 0)))
         if place < places:
             after = place + 1 if place >= 0 else _WHOLE
-            for digit in range(10):
-                one = Characters.of(str(digit))
-                found.append((one, ((remainder * 10 + digit) % modulus, after)))
+            for digit, one in enumerate(_DIGITS):
+                found.append((one, (same((remainder * 10 + digit) % modulus), after)))
         return found
 
     def accepts(state: tuple[int, int]) -> bool:

@@ -27,6 +27,9 @@ _LETTERS = Characters.of(
     (0x3041, 0x3096), (0x30A1, 0x30FA), (0x4E00, 0x9FBF), (0xAC00, 0xD7A3),
 )  # fmt: skip
 
+_ANY_SPACE = Characters.of(" \xa0\u1680\u180e", (0x2000, 0x200F), "\u202f\u205f\u2060\u3000\ufeff")
+"""What any dialect takes for white space, besides control characters."""
+
 # Dialects differ about letters and digits beyond ASCII. Only those on which all agree are used.
 _CATEGORIES: dict[Any, Characters] = {
     constants.CATEGORY_DIGIT: Characters.of((0x30, 0x39)),
@@ -34,9 +37,14 @@ _CATEGORIES: dict[Any, Characters] = {
     constants.CATEGORY_WORD: _WORD,
     constants.CATEGORY_NOT_WORD: _ASCII - _WORD,
     constants.CATEGORY_SPACE: Characters.of(" "),
-    constants.CATEGORY_NOT_SPACE: (_ASCII | _LETTERS) - Characters.of(" "),
+    constants.CATEGORY_NOT_SPACE: PRINTABLE - _ANY_SPACE,
 }
 _EVERYTHING = ~Characters.of()
+_BEGINNINGS = [
+    (constants.AT, constants.AT_BEGINNING),
+    (constants.AT, constants.AT_BEGINNING_STRING),
+]
+_ENDS = [(constants.AT, constants.AT_END), (constants.AT, constants.AT_END_STRING)]
 
 
 def pattern_expression(pattern: str, spelled: Spelling) -> Expression:
@@ -53,25 +61,37 @@ class _Converter:
     def __init__(self, spelled: Spelling) -> None:
         self._spelled = spelled
 
-    def found_in(self, items: list[Any]) -> Expression:
-        """Texts in which the items are found, which may be anchored to the text's ends."""
-        if len(items) == 1 and items[0][0] is constants.BRANCH:
-            return choice(self.found_in(list(branch)) for branch in items[0][1][1])
-        begins = bool(items) and items[0] in (
-            (constants.AT, constants.AT_BEGINNING),
-            (constants.AT, constants.AT_BEGINNING_STRING),
-        )
-        items = items[begins:]
-        ends = bool(items) and items[-1] in (
-            (constants.AT, constants.AT_END),
-            (constants.AT, constants.AT_END_STRING),
-        )
-        items = items[: len(items) - ends]
+    def found_in(self, items: list[Any], *, first: bool = True, last: bool = True) -> Expression:
+        """Texts in which the items are found. They, or parts of them, may be anchored.
+
+        Args:
+            first: they begin what is searched for, so any text may stand before them.
+            last: they end it.
+        """
+        begins = first and bool(items) and items[0] in _BEGINNINGS
+        ends = last and len(items) > begins and items[-1] in _ENDS
+        items = items[begins : len(items) - ends]
+        before, after = first and not begins, last and not ends
+        if len(items) == 1 and _is_anchored(items):
+            return choice(
+                self.found_in(part, first=before, last=after) for part in self._options(*items[0])
+            )
         anything = repeat(self._spelled(_EVERYTHING))
-        around = sequence() if begins else anything, sequence() if ends else anything
-        if len(items) == 1 and items[0][0] is constants.SUBPATTERN and not (begins or ends):
-            return self.found_in(list(self._group(items[0][1])))
-        return sequence(around[0], self._all(items), around[1])
+        parts = [anything] if before else []
+        end = len(items)
+        if before and _is_anchored(items[:1]):
+            parts = [self.found_in(items[:1], last=False)]
+            items, end = items[1:], end - 1
+        if after and _is_anchored(items[-1:]):
+            end -= 1
+            return sequence(*parts, self._all(items[:end]), self.found_in(items[end:], first=False))
+        return sequence(*parts, self._all(items), anything if after else sequence())
+
+    def _options(self, kind: Any, value: Any) -> list[list[Any]]:
+        """The branches of a group, or of a union."""
+        if kind is constants.BRANCH:
+            return [list(branch) for branch in value[1]]
+        return [list(self._group(value))]
 
     def _all(self, items: Any) -> Expression:
         return sequence(*(self._one(*item) for item in items))
@@ -99,6 +119,22 @@ class _Converter:
         if added or removed:
             raise UnsupportedPattern("flags")
         return items
+
+
+def _is_anchored(items: list[Any]) -> bool:
+    """Whether an item is a group or a union that has an anchor at an end of one of its parts."""
+    for kind, value in items:
+        if kind is constants.BRANCH:
+            parts = value[1]
+        elif kind is constants.SUBPATTERN:
+            parts = [value[3]]
+        else:
+            continue
+        for part in parts:
+            edges = [*part[:1], *part[-1:]]
+            if any(edge[0] is constants.AT for edge in edges) or _is_anchored(edges):
+                return True
+    return False
 
 
 def _endless(part: Expression, least: int) -> Expression:

@@ -195,9 +195,14 @@ def may_be_empty(part: Expression) -> bool:
 
 
 class Rules:
-    """The rules of one grammar, by name."""
+    """The rules of one grammar, by name.
+
+    Attributes:
+        n_states: the states of the automata that were made for it.
+    """
 
     def __init__(self) -> None:
+        self.n_states = 0
         self._rules: dict[str, Expression] = {}
         self._names: dict[Hashable, str] = {}
         self._counts: dict[str, int] = {}  # the last of each name's numbers

@@ -59,14 +59,16 @@ _HOURS = sequence(
 )
 
 
-def _uuid(version: Expression) -> Expression:
+def _uuid(version: Expression = _HEX, variant: Expression = _HEX) -> Expression:
     def digits(count: int) -> Expression:
         return repeat(_HEX, count, count)
 
-    variant = one_of(Characters.of("89abAB"))
     return sequence(
         digits(8), "-", digits(4), "-", version, digits(3), "-", variant, digits(3), "-", digits(12)
     )
+
+
+_VARIANT = one_of(Characters.of("89abAB"))  # the one whose versions have a number
 
 
 _OCTET = choice(
@@ -127,8 +129,8 @@ FORMATS: dict[str, Expression] = {
             sequence("PT", _HOURS),
         ]
     ),
-    "uuid": _uuid(_HEX),
-    **{f"uuid{version}": _uuid(sequence(str(version))) for version in range(1, 9)},
+    "uuid": _uuid(),
+    **{f"uuid{version}": _uuid(sequence(str(version)), _VARIANT) for version in range(1, 9)},
     "ipv4": _IPV4,
     "ipv6": _IPV6,
     # pydantic's own kinds. The bits behind a network's mask are zero.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import combinations
 from typing import Any
 
-from adapter.grammar.gbnf.automata import Automaton, TooLarge, automaton_of, both, without
+from adapter.grammar.gbnf.automata import Automaton, TooLarge, automaton_of, both, counted, without
 from adapter.grammar.gbnf.parsed_patterns import InvalidPattern, UnsupportedPattern
 from adapter.grammar.gbnf.pattern_search import is_found
 from adapter.grammar.gbnf.patterns import pattern_expression
@@ -191,6 +191,7 @@ class ObjectText:
         if len(by_pattern) > _MAX_PATTERNS:
             return None
         options = []
+        rules = self._json.rules
         try:
             automata = [_automaton(one) for one in by_pattern]
             free = automaton_of(repeat(one_of(self._json.raw)))
@@ -201,13 +202,13 @@ class ObjectText:
                 values = values or [value]
                 if any(one is False for one in values):
                     continue
-                keys = _keys(free, automata, kept)
+                keys = counted(rules, partial(_keys, free, automata, kept))
                 if not keys.accepting:
                     continue
                 if len(keys.steps) > _MAX_KEY_STATES:
                     return None
                 self._effort.spend(20 * len(keys.steps))
-                key = keys.expression(self._json.rules, self._json.spelled)
+                key = keys.expression(rules, self._json.spelled)
                 name = f"{hint}-{'value' if kept else 'other'}"
                 options.append(self._json.member(self._json.quoted(key), self._rule(name, *values)))
         except (TooLarge, UnsupportedPattern):

@@ -41,6 +41,7 @@ from adapter.grammar.schema.number_texts import integer_text, number_text
 from adapter.grammar.schema.once_each import once_each
 from adapter.grammar.schema.schema_numbers import SchemaNumbers
 from adapter.grammar.schema.string_texts import StringTexts
+from adapter.grammar.schema.widest import widest
 
 _HINT = 40
 """The most characters of a rule's name."""
@@ -161,7 +162,8 @@ class SchemaText:
                 return choice(
                     self._preferred([(f"{hint}-{i}", option) for i, option in enumerate(options)])
                 )
-        return choice(self._typed(hint, plain) for plain in self._alternatives.of(schemas))
+        plain = widest(self._alternatives.of(schemas))
+        return choice(self._typed(hint, one) for one in plain)
 
     def _preferred(self, options: list[tuple[str, Any]]) -> list[Expression]:
         """The options, except those that are expressed only in part where others make up for them.
@@ -172,7 +174,8 @@ class SchemaText:
         for hint, option in options:
             with self._left_out.aside() as part:
                 rule = self.rule(hint, option)
-            found.append((rule, option, part, bool(self._left_out.all_of(part))))
+            tells = any(not _is_private(what) for what in self._left_out.all_of(part))
+            found.append((rule, option, part, tells))
         said: set[str] = set()
         for _, option, _, tells in found:
             said |= set() if tells else self._types(option)
@@ -281,8 +284,7 @@ class SchemaText:
             return self._held(hint, schema)
         kind = schema.get("format")
         if kind is not None and format_expression(kind) is None:
-            if kind not in merging.FORMATS_OF_ANY_TEXT:
-                self._leave(f"format {kind}")
+            self._leave(f"format {kind}")
             kind = None
         patterns = schema.get("pattern", [])
         if patterns or (kind is not None):
@@ -412,6 +414,12 @@ class SchemaText:
         for keyword in keywords:
             if schema.get(keyword):
                 self._leave(keyword)
+
+
+def _is_private(what: str) -> bool:
+    """Whether something that is left out is a format that no validator checks."""
+    kind, _, name = what.partition(" ")
+    return kind == "format" and merging.is_private_format(name)
 
 
 def _counts(schema: Schema, least: str, most: str) -> tuple[int, int | None]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from adapter.grammar.gbnf.parsed_patterns import UnsupportedPattern
 from adapter.grammar.gbnf.pattern_search import is_found
+from adapter.grammar.schema.formats import format_expression
 
 Schema = dict[str, Any]
 
@@ -38,6 +39,12 @@ _ASSERTIONS = {
 
 FORMATS_OF_ANY_TEXT = ("binary", "password", "path", "file-path", "directory-path", "text")
 """Formats that every string fits."""
+
+_STANDARD_FORMATS = frozenset((
+    "date-time", "date", "time", "duration", "email", "idn-email", "hostname", "idn-hostname",
+    "ipv4", "ipv6", "uri", "uri-reference", "iri", "iri-reference", "uuid", "uri-template",
+    "json-pointer", "relative-json-pointer", "regex", "host-name", "ip-address", "color",
+))  # fmt: skip
 
 
 class SchemaError(ValueError):
@@ -77,9 +84,22 @@ def assertions(schema: Any) -> Schema:
     for kind in found.get("type", []):
         if kind not in TYPES:
             raise SchemaError(f"type {kind!r} is none of {', '.join(TYPES)}")
+    if is_private_format(found.get("format")):
+        kind = found.pop("format")
+        if "string" in found.get("type", ("string",)) and kind not in FORMATS_OF_ANY_TEXT:
+            found["x-unchecked"] = [*found.get("x-unchecked", ()), f"format {kind}"]
     for keyword in found.keys() & _COUNTS:
         found[keyword] = int(found[keyword])
     return found
+
+
+def is_private_format(name: Any) -> bool:
+    """Whether a format is none of JSON Schema's, nor known here. Validators do not check it, and it
+    says nothing of the type.
+    """
+    return (
+        isinstance(name, str) and name not in _STANDARD_FORMATS and format_expression(name) is None
+    )
 
 
 def schemas_in(schema: Schema, keyword: str) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from adapter.grammar.gbnf.automata import (
     MAX_RULES,
@@ -10,6 +10,7 @@ from adapter.grammar.gbnf.automata import (
     TooLarge,
     automaton_of,
     both,
+    counted,
     lengths,
     minimal,
 )
@@ -118,8 +119,7 @@ class StringTexts:
             if name in _ENDLESS and (name == _URI or (most is not None and most <= MAX_LABEL)):
                 demand = _endless(name)
             try:
-                one = demand if isinstance(demand, Automaton) else automaton_of(demand)
-                product = one if made is None else both(made, one)
+                product = counted(self._rules, partial(_narrowed, made, demand))
                 if len(product.steps) > MAX_RULES:
                     raise TooLarge(name)
             except TooLarge:
@@ -181,6 +181,12 @@ class StringTexts:
             self.unchecked.append("maxLength")
         parts[index] = repeat(loop.part, fewest, highest)
         return self._written(sequence(*parts))
+
+
+def _narrowed(made: Automaton | None, demand: Expression | Automaton) -> Automaton:
+    """What an automaton accepts and another condition allows."""
+    one = demand if isinstance(demand, Automaton) else automaton_of(demand)
+    return one if made is None else both(made, one)
 
 
 def _extent(part: Expression) -> tuple[int, int | None]:

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from test_patterns import patterns
 from texts import expression_fits
 
-from adapter.grammar.gbnf.automata import TooLarge, automaton_of, both, characters_only, lengths
+from adapter.grammar.gbnf.automata import (
+    TooLarge,
+    automaton_of,
+    both,
+    characters_only,
+    explored,
+    lengths,
+)
+from adapter.grammar.gbnf.characters import Characters
 from adapter.grammar.gbnf.digits import multiple_integer, multiples, so_many_digits, special_number
 from adapter.grammar.gbnf.numbers import integer
 from adapter.grammar.gbnf.parsed_patterns import UnsupportedPattern
@@ -137,3 +145,31 @@ def test_one_text_has_one_rule():
     made = automaton_of(sequence("abc", any_text(["de", "df"])))
     gbnf = rules.gbnf(made.expression(rules, characters_only))
     assert gbnf.count("\n") == 2
+
+
+def test_many_words_that_may_stand_anywhere_take_few_states():
+    """Once one of them was found, nothing that follows matters."""
+    words = [f"{first}{second}word" for first in "ABCDE" for second in "abcd"]
+    made = automaton_of(pattern_expression("|".join(words), one_of))
+    assert len(made.steps) < 200
+    assert made.takes("xAaword")
+    assert made.takes("Dbword, Ecword")
+    assert not made.takes("Daworx")
+
+
+def test_too_many_steps_are_not_followed_though_the_states_are_few():
+    with pytest.raises(TooLarge, match="more than 60000 steps"):
+        explored(
+            0,
+            lambda state: [(Characters.of((n, n)), n % 500) for n in range(state, state + 500)],
+            lambda state: state == 0,
+        )
+
+
+@pytest.mark.parametrize("step", [1, 4, 10, 12, 25, 33, 75, 120, 132, 250, 1320])
+def test_multiples_are_all_taken_and_nothing_else(step):
+    made = multiples(Decimal(step))
+    for number in [*range(1500), *range(0, 40 * step, step), 10**9, 10**9 + 1]:
+        assert made.takes(str(number)) == (number % step == 0)
+        assert made.takes(f"-{number}") == (number % step == 0)
+    assert len(made.steps) <= step + 3

@@ -50,6 +50,10 @@ def test_a_text_that_fits_has_the_pattern_in_it(tiny, pattern, begins, ends, tex
         ("^\\S+@\\S+$", ["a@b"], ["a b@c", "@"]),
         ("^(?:é|🦙)+$", ["é🦙"], ["e"]),
         ("^a{2,3}?$", ["aa", "aaa"], ["a", "aaaa"]),
+        ("^$|^(([ab]){3}c$)", ["", "abac"], ["abc", "abacx", "xabac"]),
+        ("(a|^b)(c|a$)", ["xacx", "bcx", "aa"], ["xbc", "aax", "ab"]),
+        ("(^a$)|b", ["a", "xbx"], ["xa", "ax"]),
+        ("^\\S+$", ["£5—é", "🦙"], ["a b", "a\xa0b", "a\u3000", ""]),
     ],
 )
 def test_patterns(tiny, pattern, good, bad):
@@ -61,7 +65,19 @@ def test_patterns(tiny, pattern, good, bad):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(?=a)b", "(a)\\1", "\\bword", "(?i)a", "a^b", "a{1,5000}", "(", "(?i:a)b"]
+    "pattern",
+    [
+        "(?=a)b",
+        "(a)\\1",
+        "\\bword",
+        "(?i)a",
+        "a^b",
+        "a{1,5000}",
+        "(",
+        "(?i:a)b",
+        "(a$)b",
+        "(^a|b)?c",
+    ],
 )
 def test_what_has_no_grammar(pattern):
     with pytest.raises(UnsupportedPattern):
