@@ -17,7 +17,7 @@ from adapter.engine.messages import has_begun_answer, rendered_by, template_mess
 from adapter.engine.template_options import template_options
 from adapter.engine.thinking import reasoning_budget
 from adapter.engine.thinking_grammar import ANSWER_SCHEMA, after_thinking
-from adapter.engine.tool_arguments import BoundCalls
+from adapter.engine.tool_arguments import BoundCalls, closed_schema, impossible
 from adapter.errors import InvalidParameterError
 from adapter.generation.sampling import Constraint, ReasoningBudget, checked_grammar
 from adapter.grammar.schema.json_schema import json_schema_grammar
@@ -147,11 +147,25 @@ def _tools(request: Request, loaded: LoadedModel) -> list[dict[str, Any]]:
                 feature="tools",
             )
         if allowed is None or tool.name in allowed:
+            _require_possible(tool)
             function = {"name": tool.name, "parameters": tool.parameters}
             if tool.description is not None:
                 function["description"] = tool.description
             described.append({"type": "function", "function": function})
     return described
+
+
+def _require_possible(tool: FunctionTool) -> None:
+    """Refuse a function whose arguments nothing fits. Other faults of a schema are reported."""
+    try:
+        schema = json.dumps(closed_schema(tool.parameters or {}), allow_nan=False)
+    except (TypeError, ValueError):
+        return
+    reason = impossible(schema)
+    if reason is not None:
+        raise InvalidParameterError(
+            f"tools[{tool.name!r}].parameters", tool.parameters, f"a schema that fits: {reason}"
+        )
 
 
 def _schema(

@@ -23,7 +23,7 @@ from adapter.engine.call_ids import with_call_ids
 from adapter.engine.call_or_answer import prefixed_rules
 from adapter.errors import PromptError, TemplateAbortedError
 from adapter.grammar.schema.json_schema import KEPT, json_schema_grammar
-from adapter.grammar.schema.merging import SchemaError
+from adapter.grammar.schema.merging import ImpossibleSchemaError, SchemaError
 from adapter.grammar.schema.tagged_arguments import Argument, TaggedArguments, tagged_arguments
 
 Render = Callable[..., pyllama.RenderedChat]
@@ -33,6 +33,20 @@ _PLACE = "the arguments of function {} stand here"
 _FIRST_NUMBER = 70_000_001
 _INEXPRESSIBLE = "a grammar cannot express these, so a call may break them: check it"
 _NO_PLACE = "this chat template's form of calls has no place for a grammar of arguments: check them"
+
+
+@lru_cache(1024)
+def impossible(schema: str) -> str | None:
+    """Why no call can fit a function's schema, given as JSON; None if one can, or the schema has
+    another fault.
+    """
+    try:
+        json_schema_grammar(schema)
+    except ImpossibleSchemaError as error:
+        return str(error)
+    except SchemaError:
+        return None
+    return None
 
 
 class BoundCalls:

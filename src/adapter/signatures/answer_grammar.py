@@ -33,6 +33,7 @@ from adapter.grammar.schema.annotations import annotated, annotation_schema
 from adapter.grammar.schema.json_schema import KEPT, SchemaText
 from adapter.grammar.schema.json_text import JsonText
 from adapter.grammar.schema.merging import SchemaError, same
+from adapter.signatures.impossible_fields import require_possible
 from adapter.signatures.typed_values import MISFITS, allowed_values, typed_value, union_members
 from adapter.signatures.values import SPACES, Values, is_dspy_type, member_names, values_of
 
@@ -118,7 +119,14 @@ def answer_grammar(
 
 
 def _made(fields: tuple[Field, ...], form: Form, _today: datetime.date) -> AnswerGrammar | None:
-    """The grammar of this day: dates may have to be in the past or in the future."""
+    """The grammar of this day: dates may have to be in the past or in the future.
+
+    Raises:
+        ConfigurationError: a field's constraints contradict each other.
+    """
+    for field in fields:
+        if field.schema is None:
+            require_possible(field.name, field.annotation, field.metadata)
     rules = Rules()
     whole, values = form.write(rules, fields)
     gbnf = rules.gbnf(whole)

@@ -12,7 +12,8 @@ import dspy
 from dspy.adapters.types import Tool
 from dspy.signatures import Signature
 
-from adapter.engine.tool_arguments import closed_schema
+from adapter.engine.tool_arguments import closed_schema, impossible
+from adapter.errors import ConfigurationError
 
 
 def calls_schema(inputs: Mapping[str, Any]) -> str | None:
@@ -69,6 +70,15 @@ def _tools_in(value: Any) -> Iterator[Tool]:
 
 
 def _arguments(tool: Tool) -> dict[str, Any]:
+    """The schema of a tool's arguments. Raises ConfigurationError if nothing fits it."""
+    schema = _described(tool)
+    reason = impossible(json.dumps(schema, default=str))
+    if reason is not None:
+        raise ConfigurationError(f"the tool {tool.name!r} can never be called: {reason}")
+    return schema
+
+
+def _described(tool: Tool) -> dict[str, Any]:
     described: dict[str, Any] = tool.format_as_litellm_function_call()["function"]["parameters"]
     if not tool.has_kwargs:
         return closed_schema(described)

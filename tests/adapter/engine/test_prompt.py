@@ -75,6 +75,23 @@ def test_a_schema_that_no_grammar_can_express_is_refused(plain):
         prompt_of(plain, response_format={"type": "json_schema", "schema": schema})
 
 
+AGE = {"type": "integer", "minimum": 5, "maximum": 3}
+NO_AGE = {"type": "object", "properties": {"age": AGE}, "required": ["age"]}
+
+
+def test_a_schema_that_nothing_fits_is_refused_with_the_part_that_contradicts_itself(plain):
+    with pytest.raises(InvalidParameterError, match="minimum 5 and maximum 3 of age contradict"):
+        prompt_of(plain, response_format={"type": "json_schema", "schema": NO_AGE})
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_a_function_that_can_never_be_called_is_refused(able, mode):
+    tools = (ADD, FunctionTool("grow", None, NO_AGE))
+    with pytest.raises(InvalidParameterError, match=r"tools\['grow'\].*minimum 5 and maximum 3 of"):
+        prompt_of(able, tools=tools, tool_choice=ToolChoice(mode))
+    assert prompt_of(able, tools=tools, tool_choice=ToolChoice(mode, allowed=("add",)))
+
+
 def test_a_pattern_that_a_grammar_cannot_express_is_reported(plain):
     schema = {"type": "string", "pattern": "^(?=a).*$"}
     prompt = prompt_of(plain, response_format={"type": "json_schema", "schema": schema})

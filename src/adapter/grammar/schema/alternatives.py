@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 from urllib.parse import unquote
 
@@ -103,10 +104,17 @@ class Alternatives:
 
     def resolved(self, reference: Any) -> Any:
         """The schema that a reference stands for. Raises SchemaError if there is none."""
-        if not isinstance(reference, str) or not (reference + "/").startswith("#/"):
+        address, _, fragment = (
+            reference.partition("#") if isinstance(reference, str) else ("?", "", "")
+        )
+        if address not in ("", self._address):
             raise SchemaError(f"$ref {reference!r} does not refer into the same schema")
         found: Any = self._document
-        for step in filter(None, reference[1:].split("/")[1:]):
+        if fragment and not fragment.startswith("/"):
+            if fragment not in self._anchors:
+                raise SchemaError(f"$ref {reference!r} does not refer into the same schema")
+            return self._anchors[fragment]
+        for step in filter(None, fragment.split("/")[1:]):
             key = unquote(step).replace("~1", "/").replace("~0", "~")
             if isinstance(found, list) and key.isdecimal() and int(key) < len(found):
                 found = found[int(key)]
@@ -114,6 +122,30 @@ class Alternatives:
                 found = found[key]
             else:
                 raise SchemaError(f"$ref {reference!r} refers to nothing: {key!r} is not there")
+        return found
+
+    @cached_property
+    def _address(self) -> str:
+        """The document's own address, without its fragment; empty if it has none."""
+        named = [self._document.get(keyword) for keyword in ("$id", "id")]
+        return next((one.partition("#")[0] for one in named if isinstance(one, str)), "")
+
+    @cached_property
+    def _anchors(self) -> dict[str, Any]:
+        """The schemas in the document that have a name to refer to, by this name."""
+        found: dict[str, Any] = {}
+        todo: list[Any] = [self._document]
+        while todo:
+            value = todo.pop()
+            self._effort.spend(1)
+            if isinstance(value, Mapping):
+                for keyword in ("$anchor", "$id", "id"):
+                    name = value.get(keyword)
+                    if isinstance(name, str) and (keyword == "$anchor" or name[:1] == "#"):
+                        found.setdefault(name.removeprefix("#"), value)
+                todo += [v for k, v in value.items() if k not in ("enum", "const")]
+            elif isinstance(value, list):
+                todo += value
         return found
 
     def exclusive(self, options: list[Any]) -> list[Any]:

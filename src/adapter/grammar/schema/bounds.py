@@ -36,6 +36,17 @@ def bounds(schema: Schema) -> Bounds:
     return low, is_above, high, is_below
 
 
+def require_contradictory(schema: Schema) -> None:
+    """Refuse bounds between which there are numbers, but none that is short enough to be written.
+
+    Raises SchemaError.
+    """
+    low = max(schema[one] for one in ("minimum", "exclusiveMinimum") if one in schema)
+    high = min(schema[one] for one in ("maximum", "exclusiveMaximum") if one in schema)
+    if low < high:
+        raise SchemaError(f"its numbers have more than {FRACTION_DIGITS} digits after the point")
+
+
 _DIGITS = 18
 _LARGEST = Decimal(10) ** _DIGITS
 

@@ -75,6 +75,8 @@ class ObjectText:
         declared: dict[str, Any] = schema.get("properties", {})
         least: int = schema.get("minProperties", 0)
         most: int | None = schema.get("maxProperties")
+        if most is not None and least > most:
+            return IMPOSSIBLE
         once = self._once_each(hint, schema, least, most)
         if once is not None:
             return self._json.object(once)

@@ -30,13 +30,14 @@ from adapter.grammar.gbnf.rules import (
 )
 from adapter.grammar.schema import merging
 from adapter.grammar.schema.alternatives import Alternatives
+from adapter.grammar.schema.contradictions import first_contradiction
 from adapter.grammar.schema.formats import format_expression
 from adapter.grammar.schema.json_members import key_other_than
 from adapter.grammar.schema.json_objects import ObjectText
 from adapter.grammar.schema.json_text import HeldJsonText, JsonText
 from adapter.grammar.schema.left_out import LeftOut
 from adapter.grammar.schema.limits import Effort, require_short, too_deep
-from adapter.grammar.schema.merging import Schema, SchemaError
+from adapter.grammar.schema.merging import ImpossibleSchemaError, Schema, SchemaError
 from adapter.grammar.schema.number_texts import integer_text, number_text
 from adapter.grammar.schema.once_each import once_each
 from adapter.grammar.schema.schema_numbers import SchemaNumbers
@@ -432,6 +433,26 @@ def _repeated(keyword: str, count: int) -> int:
     return count
 
 
+def contradiction(schema: Mapping[str, Any]) -> str | None:
+    """Where a schema contradicts itself: the keywords with their values. None if nowhere, as far as
+    a grammar can tell.
+    """
+    rules = Rules()
+    try:
+        text = SchemaText(JsonText(rules), schema)
+        return first_contradiction(
+            schema, lambda part: rules.gbnf(text.rule("part", part)) is not None
+        )
+    except (SchemaError, RecursionError):
+        return None  # it has another fault
+
+
+def _impossible(schema: Mapping[str, Any]) -> ImpossibleSchemaError:
+    found = contradiction(schema)
+    why = "" if found is None else f": {found} contradict each other; change one of them"
+    return ImpossibleSchemaError(f"no text can ever fit it{why}")
+
+
 @lru_cache(KEPT)
 def json_schema_grammar(schema: str, *, any_order: bool = False) -> SchemaGrammar:
     """The grammar of the JSON texts that a schema, given as JSON, describes.
@@ -442,13 +463,14 @@ def json_schema_grammar(schema: str, *, any_order: bool = False) -> SchemaGramma
             in the whole document, or for a schema's own.
 
     Raises:
-        SchemaError: it is no schema, cannot become a grammar, or no text fits it.
+        ImpossibleSchemaError: no text fits it.
+        SchemaError: it is no schema, or cannot become a grammar.
     """
     require_short(schema)
     try:
         document = json.loads(schema)
         if document is False:
-            raise SchemaError("no text can ever fit it")
+            raise ImpossibleSchemaError("no text can ever fit it")
         for says_conditions in (True, False):
             rules = Rules()
             text = SchemaText(
@@ -463,5 +485,5 @@ def json_schema_grammar(schema: str, *, any_order: bool = False) -> SchemaGramma
     except RecursionError:
         raise too_deep() from None
     if gbnf is None:
-        raise SchemaError("no text can ever fit it")
+        raise _impossible(document)
     return SchemaGrammar(gbnf, text.unchecked)

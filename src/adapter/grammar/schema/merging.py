@@ -51,6 +51,10 @@ class SchemaError(ValueError):
     """Not a JSON schema, or one that a grammar cannot follow."""
 
 
+class ImpossibleSchemaError(SchemaError):
+    """A schema that nothing can fit."""
+
+
 def assertions(schema: Any) -> Schema:
     """What a schema requires, without annotations, in one spelling.
 
@@ -256,19 +260,22 @@ def type_of(value: Any) -> str:
 
 
 def require_no_other_base(document: Mapping[str, Any]) -> None:
-    """Refuse a schema with references that are not relative to its beginning."""
-    todo: list[tuple[Any, bool]] = [(document, True)]
-    refers = rebased = False
+    """Refuse a schema with references that are not relative to its beginning: those within a part
+    that has an $id of its own.
+    """
+    todo: list[tuple[Any, bool]] = [(document, False)]
     while todo:
-        value, is_root = todo.pop()
+        value, is_rebased = todo.pop()
         if isinstance(value, Mapping):
-            refers |= isinstance(value.get("$ref"), str)
-            rebased |= not is_root and isinstance(value.get("$id"), str)
-            todo += [(v, False) for k, v in value.items() if k not in ("enum", "const")]
+            own = value.get("$id")
+            is_rebased |= value is not document and isinstance(own, str) and own[:1] != "#"
+            if is_rebased and isinstance(value.get("$ref"), str):
+                raise SchemaError(
+                    "references within schemas that have an $id of their own are not supported"
+                )
+            todo += [(v, is_rebased) for k, v in value.items() if k not in ("enum", "const")]
         elif isinstance(value, list):
-            todo += [(item, False) for item in value]
-    if refers and rebased:
-        raise SchemaError("schemas with an $id of their own inside another are not supported")
+            todo += [(item, is_rebased) for item in value]
 
 
 def is_of(value: Any, kind: str) -> bool:

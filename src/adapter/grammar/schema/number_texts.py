@@ -16,7 +16,7 @@ from adapter.grammar.gbnf.digits import (
 )
 from adapter.grammar.gbnf.numbers import integer, number
 from adapter.grammar.gbnf.rules import IMPOSSIBLE, Expression, Rules
-from adapter.grammar.schema.bounds import bounds, within_as_doubles
+from adapter.grammar.schema.bounds import bounds, require_contradictory, within_as_doubles
 from adapter.grammar.schema.merging import Schema
 
 Leave = Callable[[str], None]
@@ -52,6 +52,7 @@ def number_text(rules: Rules, schema: Schema, leave: Leave) -> Expression:
     if not is_exact:
         low, above, high, below = within_as_doubles(low, above, high, below)
     if low is not None and high is not None and (low > high or (low == high and (above or below))):
+        require_contradictory(schema)
         return IMPOSSIBLE
     if step is None and not is_exact:
         return number(low, high, above=above, below=below)

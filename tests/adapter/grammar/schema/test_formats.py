@@ -119,3 +119,26 @@ def test_a_uri_beside_what_is_too_large_to_say_keeps_its_own_limit(tiny):
     assert json_schema_grammar(json.dumps(schema)).unchecked == ("maxLength",)
     assert schema_fits(tiny, schema, json.dumps("https://a.de/" + 100 * "a"))
     assert not schema_fits(tiny, schema, json.dumps("https://a.de/" + 300 * "a"))
+
+
+def test_a_uuid_may_be_of_any_variant(tiny):
+    text = '"12345678-1234-1234-1234-123456789012"'
+    assert schema_fits(tiny, {"type": "string", "format": "uuid"}, text)
+    assert not schema_fits(tiny, {"type": "string", "format": "uuid1"}, text)
+
+
+@pytest.mark.parametrize("kind", ["positiveInteger", "int32"])
+def test_a_format_that_no_validator_knows_says_nothing_of_the_type(tiny, kind):
+    for text in ("5", '"five"', "{}"):
+        assert schema_fits(tiny, {"format": kind}, text)
+    assert json_schema_grammar(json.dumps({"format": kind})).unchecked == (f"format {kind}",)
+    whole = json_schema_grammar(json.dumps({"type": "integer", "format": kind}))
+    assert whole.unchecked == ()
+
+
+def test_an_option_with_a_format_that_no_validator_knows_is_kept(tiny):
+    schema = {"anyOf": [{"type": "string", "format": "ports"}, {"type": "number"}]}
+    assert schema_fits(tiny, schema, '"80:80"')
+    assert json_schema_grammar(json.dumps(schema)).unchecked == ("format ports",)
+    schema["anyOf"][0]["format"] = "regex"  # one of JSON Schema's own, which no grammar has
+    assert not schema_fits(tiny, schema, '"80:80"')

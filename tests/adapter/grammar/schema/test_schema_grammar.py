@@ -305,3 +305,22 @@ def test_many_items_that_differ_are_reported_and_cost_little():
     grammar = json_schema_grammar(json.dumps(schema))
     assert grammar.unchecked == ("uniqueItems",)
     assert grammar.gbnf.count("::=") < 50
+
+
+def test_references_by_name_and_by_the_address_of_the_schema(tiny):
+    named = {"$id": "https://example.com/s.json", "$defs": {
+        "a": {"$anchor": "first", "type": "integer"}, "b": {"id": "#second", "type": "string"},
+        "c": {"$id": "https://example.com/c.json", "type": "null"}}}  # fmt: skip
+    for reference, good, bad in [
+        ("#first", "1", '"x"'),
+        ("#second", '"x"', "1"),
+        ("https://example.com/s.json#/$defs/a", "1", '"x"'),
+        ("https://example.com/s.json#first", "1", '"x"'),
+        ("#/$defs/c", "null", "1"),
+    ]:
+        schema = {**named, "$ref": reference}
+        assert schema_fits(tiny, schema, good)
+        assert not schema_fits(tiny, schema, bad)
+    for reference in ("#third", "https://example.com/other.json#first", 5):
+        with pytest.raises(SchemaError, match="does not refer into the same schema"):
+            json_schema_grammar(json.dumps({**named, "$ref": reference}))

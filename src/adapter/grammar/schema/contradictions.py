@@ -1,0 +1,107 @@
+"""Finds the part of a schema whose own keywords contradict each other, to name it in an error."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+_CONSTRAINTS = (
+    "enum", "const", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf",
+    "x-digits", "minLength", "maxLength", "pattern", "format", "formatMinimum", "formatMaximum",
+    "minItems", "maxItems", "uniqueItems", "x-set", "minProperties", "maxProperties",
+)  # fmt: skip
+"""Keywords that may contradict each other."""
+
+_MAX_PARTS = 100
+"""The most parts of a schema that are looked at."""
+
+
+def first_contradiction(
+    schema: Mapping[str, Any], is_possible: Callable[[Mapping[str, Any]], bool]
+) -> str | None:
+    """Where a schema contradicts itself, and the keywords with their values; None if nowhere.
+
+    Parts that may be left out count as well.
+
+    Args:
+        is_possible: whether something fits a part of the schema.
+    """
+    constrained = (
+        (path, part, [keyword for keyword in _CONSTRAINTS if keyword in part])
+        for path, part in _parts(schema, "")
+    )
+    several = (one for one in constrained if len(one[2]) > 1 and _is_whole(one[1]))
+    for path, part, keywords in islice(several, _MAX_PARTS):
+        if not is_possible(part):
+            said = " and ".join(
+                f"{keyword} {_shown(part[keyword])}" for keyword in keywords if part[keyword] != {}
+            )
+            return f"{said} of {path}" if path else said
+    return None
+
+
+def _parts(schema: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A schema's parts with their paths, each after those within it."""
+    if not isinstance(schema, Mapping):
+        return
+    for keyword in ("$defs", "definitions", "properties"):
+        named = schema.get(keyword)
+        for name, part in named.items() if isinstance(named, Mapping) else ():
+            yield from _parts(part, f"{path}.{name}" if path else str(name))
+    for keyword in ("items", "additionalProperties"):
+        yield from _parts(schema.get(keyword), f"{path}[]")
+    for keyword in ("prefixItems", "allOf", "anyOf", "oneOf"):
+        several = schema.get(keyword)
+        for part in several if isinstance(several, list) else ():
+            yield from _parts(part, path)
+    yield path, schema
+
+
+def _is_whole(part: Mapping[str, Any]) -> bool:
+    """Whether nothing fits a part of which a grammar writes nothing.
+
+    Of some formats it does not write all strings, and some constraints it does not have.
+    """
+    if "x-unchecked" in part:
+        return False
+    ends = [part.get(keyword) for keyword in ("formatMinimum", "formatMaximum")]
+    if ends != [None, None]:
+        return _is_after(*ends)
+    return "format" not in part or part.keys().isdisjoint(("pattern", "minLength", "maxLength"))
+
+
+def _is_after(one: Any, other: Any) -> bool:
+    """Whether a text is a moment after another one of the same kind."""
+    for read in (_date, _moment, _time, _seconds):
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            return bool(read(one) > read(other))
+    return False
+
+
+def _date(text: str) -> Any:
+    return datetime.date.fromisoformat(text)
+
+
+def _moment(text: str) -> Any:
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def _time(text: str) -> Any:
+    return datetime.time.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def _seconds(text: str) -> Any:
+    """Of a duration as the bounds of a timedelta are written."""
+    number = text.replace("PT", "", 1).removesuffix("S")
+    return float(number)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+_MAX_SHOWN = 80
