@@ -35,7 +35,10 @@ def test_an_answer_is_bound_to_the_signature(configured):
     assert '"answer:"' in gbnf
     assert '"score:"' in gbnf
     assert pyllama.Grammar(gbnf)
-    assert adapter.lm.history[0]["kwargs"]["metadata"]["llamacpp"] == {"grammar": gbnf}
+    assert adapter.lm.history[0]["kwargs"]["metadata"]["llamacpp"] == {
+        "grammar": gbnf,
+        "end_repetitions": True,
+    }
 
 
 def test_a_repeated_question_comes_from_dspys_cache(configured):
