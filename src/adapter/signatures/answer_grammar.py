@@ -45,6 +45,7 @@ class Field:
     Attributes:
         schema: the JSON schema of its values, as JSON, if more is known than the type says.
         paragraph: whether its free text ends at a blank line.
+        below: whether its free text begins on the line below its name.
         characters: the most characters of its free text of one line; None for no limit.
         required: whether its free text must have something visible.
         unwritten: texts that no free text begins with, such as a placeholder in the prompt.
@@ -56,6 +57,7 @@ class Field:
     metadata: tuple[Any, ...]
     schema: str | None = None
     paragraph: bool = False
+    below: bool = False
     characters: int | None = None
     required: bool = False
     unwritten: tuple[str, ...] = ()
@@ -157,7 +159,7 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
     plain = line_without(rules, (*markers, fence), may_be_empty=False)
 
     def text(field: Field, *, is_last: bool) -> Expression:
-        key = ("text", field.paragraph, field.required, field.unwritten)
+        key = ("text", field.paragraph, field.below, field.required, field.unwritten)
         body = rules.add("text", key, lambda: text_body(field, field.paragraph))
         # The blank line at the end of the text, if no marker of another field follows.
         return sequence(body, optional("\n\n")) if field.paragraph and is_last else body
@@ -169,10 +171,12 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
         first = line_without(rules, tuple(never), may_be_empty=not field.required)
         first_below = line_without(rules, (*markers, fence, *never), may_be_empty=False)
         next_line = sequence(repeat("\n", 1, 1 if paragraph else 2), choice([plain, block]))
-        below = sequence(repeat("\n", 1, 2), choice([first_below, block]))
-        begin = sequence(" ", first)
-        if not (paragraph and field.required):  # this one begins on the line of its marker
-            begin = choice([begin, below])
+        breaks = "\n" if field.below else repeat("\n", 1, 2)
+        begin = below = sequence(breaks, choice([first_below, block]))
+        if not field.below:
+            begin = sequence(" ", first)
+            if not (paragraph and field.required):  # this one begins on the line of its marker
+                begin = choice([begin, below])
         whole = sequence(begin, repeat(next_line))
         return whole if field.required else optional(whole)
 

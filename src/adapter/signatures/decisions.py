@@ -23,6 +23,7 @@ from pydantic.fields import FieldInfo
 
 from adapter.signatures.field_lines import output_lines
 from adapter.signatures.field_values import Misfit, constrained_value
+from adapter.signatures.paragraphs import below_their_names
 from adapter.signatures.typed_values import allowed_values
 
 Distribution = Mapping[str, float]
@@ -87,6 +88,7 @@ class DecisionPlan:
         rest: the signature of what is generated. It may have no output fields.
         shown: the signature that the model is shown to judge. The decisions come last.
         messages: the conversation about that, in OpenAI's form.
+        below: the outputs that begin on the line below their names in it.
     """
 
     signature: type[Signature]
@@ -94,6 +96,7 @@ class DecisionPlan:
     rest: type[Signature]
     shown: type[Signature]
     messages: list[dict[str, Any]]
+    below: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -114,7 +117,9 @@ class DecisionPlan:
         for name, decision in decisions.items():
             field = dspy.OutputField(desc=decision.description)
             shown = shown.append(name, field, decision.type_)
-        return cls(signature, decisions, rest, shown, adapter.format(shown, demos, inputs))
+        messages = adapter.format(shown, demos, inputs)
+        below = below_their_names(shown, demos)
+        return cls(signature, decisions, rest, shown, messages, below)
 
     def nothing_written(self, lm: BaseLM, lm_kwargs: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return an empty answer for each candidate."""
@@ -128,7 +133,8 @@ class DecisionPlan:
             written: values of the other output fields, which the answer begins with.
         """
         others = {name: field for name, field in self.rest.output_fields.items() if name in written}
-        beginning = {"role": "assistant", "content": output_lines(others, written)}
+        lines = output_lines(others, written, below=self.below)
+        beginning = {"role": "assistant", "content": lines}
         properties = {
             name: {"type": "string", "enum": [*decision.keys]}
             for name, decision in self.decisions.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from dspy.adapters.types import Code
@@ -54,12 +54,16 @@ def _as_seen(line: str) -> str:
 
 
 def output_lines(
-    fields: Mapping[str, FieldInfo], values: Mapping[str, Any], missing: str | None = None
+    fields: Mapping[str, FieldInfo],
+    values: Mapping[str, Any],
+    missing: str | None = None,
+    below: Collection[str] = (),
 ) -> str:
     """Return one `name: value` line for each output that has a value, as a model writes them.
 
     A field without a value gets the text `missing`, or is left out if that is None. A line that
-    would be read as another output, which no model can write, gets a bar before it.
+    would be read as another output, which no model can write, gets a bar before it. The values of
+    the fields `below` begin on the line below their names.
     """
     lines = []
     for name, field in fields.items():
@@ -73,12 +77,12 @@ def output_lines(
             text = missing.strip()
         else:
             continue
-        lines.append(_field(name, _with_bars(text, tuple(fields))))
+        lines.append(_field(name, _with_bars(text, tuple(fields)), below=name in below))
     return "\n".join(lines)
 
 
-def _field(name: str, text: str) -> str:
-    separator = "\n" if "\n" in text or len(text.splitlines()) > 1 else " "
+def _field(name: str, text: str, *, below: bool = False) -> str:
+    separator = "\n" if below or "\n" in text or len(text.splitlines()) > 1 else " "
     return f"{name}:{separator}{text}"
 
 

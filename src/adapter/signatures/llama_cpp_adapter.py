@@ -35,7 +35,12 @@ from adapter.signatures.formatting import beginnings_of_placeholders, demonstrat
 from adapter.signatures.known_tools import calling_agent, step_schemas
 from adapter.signatures.long_lists import ShortenedLists
 from adapter.signatures.one_body import Answers, Ask, blocking, completed
-from adapter.signatures.paragraphs import has_line_breaks, may_be_empty, single_paragraphs
+from adapter.signatures.paragraphs import (
+    below_their_names,
+    has_line_breaks,
+    may_be_empty,
+    single_paragraphs,
+)
 from adapter.signatures.parsing import parse_completion
 
 if TYPE_CHECKING:
@@ -48,6 +53,11 @@ GENERATION_SETTINGS = OPENAI_SETTINGS | {"n", "top_logprobs", "metadata", "rollo
 MAX_THOUGHT = 600
 """The most characters of a dspy.ReAct's thought, which is one line unless a demonstration has more.
 """
+
+
+_below: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
+    "below", default=frozenset()
+)  # the outputs that begin on the line below their names, while a call is formatted
 
 
 class _Ways(NamedTuple):
@@ -310,8 +320,12 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         """Return the messages of a call."""
-        with demonstrated(bool(demos)):
-            messages: list[dict[str, Any]] = super().format(signature, demos, inputs)
+        token = _below.set(below_their_names(signature, demos))
+        try:
+            with demonstrated(bool(demos)):
+                messages: list[dict[str, Any]] = super().format(signature, demos, inputs)
+        finally:
+            _below.reset(token)
         return messages
 
     def format_system_message(self, signature: type[Signature]) -> str:
@@ -341,7 +355,9 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         missing_field_message: str | None = None,
     ) -> str:
         """Return the outputs as `field: value` lines."""
-        return output_lines(signature.output_fields, outputs, missing_field_message)
+        return output_lines(
+            signature.output_fields, outputs, missing_field_message, below=_below.get()
+        )
 
     def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
         """Return the output fields in a model's answer; see adapter.signatures.parsing.
@@ -362,6 +378,8 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
             }
             for name, field in signature.output_fields.items()
         }
+        for name in below_their_names(signature, demos):
+            known[name]["below"] = True
         if self.end_texts_at_blank_line:
             for name in single_paragraphs(signature, demos):
                 known[name]["paragraph"] = True

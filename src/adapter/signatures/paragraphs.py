@@ -1,15 +1,18 @@
-"""Which texts may have blank lines or be empty. A small model that is allowed to often does it."""
+"""Which texts may have blank lines or be empty, and which begin on a line of their own.
+
+A small model that is allowed to have blank lines or empty texts often does it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dspy.signatures import Signature
 from pydantic.fields import FieldInfo
 
-from adapter.signatures.formatting import description_of
+from adapter.signatures.formatting import describe_form, description_of
 
 _LONG = re.compile(
     r"(?<![a-z])(paragraphs?|lines|multi-?line|newlines?|sections?|chapters?|stanzas?|verses?|"
@@ -21,6 +24,9 @@ _LONG = re.compile(
 _NOTHING = re.compile(
     r"(?<![a-z])(empty|blank|nothing|none|optional|omit|leave|left|if)(?![a-z])", re.IGNORECASE
 )
+FEW = 2
+"""Demonstrations that do not yet show that all values are of a kind."""
+
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
 
 
@@ -40,6 +46,25 @@ def single_paragraphs(
         for name in names
         if not _LONG.search(f"{name} {description_of(name, signature.output_fields[name])}")
         and not any(_BLANK_LINE.search(str(demo.get(name, ""))) for demo in demos)
+    )
+
+
+def below_their_names(
+    signature: type[Signature], demos: Sequence[Mapping[str, Any]]
+) -> frozenset[str]:
+    """The outputs whose text begins below their names: few demonstrations, and all with numbers.
+
+    Many tokenizers write the space before a digit as a token of its own, and the one before a word
+    as a part of the word. A small model repeats that token, and has then chosen a number before it
+    has looked at the question. A line break leaves it free.
+    """
+    if not 0 < len(demos) <= FEW:
+        return frozenset()
+    return frozenset(
+        name
+        for name, field in signature.output_fields.items()
+        if describe_form(field.annotation) == "text"
+        and all(str(demo.get(name, "")).strip()[:1].isdecimal() for demo in demos)
     )
 
 

@@ -247,7 +247,7 @@ def test_chain_of_thought_and_few_shot_examples(configured):
     assert compiled(question="2+2").answer == "4"
     roles = [message["role"] for message in model.rendered[-1]]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
-    assert model.rendered[-1][2]["content"] == "reasoning: think\nanswer: 4"
+    assert model.rendered[-1][2]["content"] == "reasoning: think\nanswer:\n4"
 
 
 def test_twelve_threads_never_mix_answers(configured):
