@@ -106,8 +106,8 @@ def test_words_say_what_an_example_of_a_list_could_not():
     [
         (
             list[Item],
-            '[{"product": "...", "quantity": 0 (how many), '
-            '"note": "..." or null (may be left out)}]',
+            '[\n  {\n    "product": "...",\n    "quantity": 0 (how many),\n'
+            '    "note": "..." or null (may be left out)\n  }\n]',
         ),
         (list[str], '["..."]'),
         (list[list[float]], "[[0.0]]"),
@@ -245,11 +245,11 @@ def test_a_demonstrations_outputs_keep_to_their_fields():
 
 def test_an_incomplete_demonstration_says_what_it_lacks():
     signature = dspy.Signature("question -> reasoning, answer")
-    messages = messages_of(signature, {"question": "2+2?"}, [{"question": "1+1?", "answer": "2"}])
+    messages = messages_of(signature, {"question": "2+2?"}, [{"question": "1+1?", "answer": "two"}])
     assert messages[1]["content"].endswith("\n\nquestion: 1+1?")
     assert messages[1]["content"].startswith("This is an example of the task, though")
     assert messages[2]["content"] == (
-        "reasoning: Not supplied for this particular example.\nanswer: 2"
+        "reasoning: Not supplied for this particular example.\nanswer: two"
     )
 
 
