@@ -106,13 +106,10 @@ class FakePending(Pending[Any]):
         self._start = start
         self._outcomes: Iterator[object] | None = None
 
-    def take(self) -> object:
+    def take(self, *, wait: bool = False) -> object:
         if self._outcomes is None:
             self._outcomes = self._start()
         return next(self._outcomes, None)
-
-    def wait(self) -> None:
-        raise AssertionError("there is always something to take")
 
     def listen(self, ready: Callable[[], object]) -> None:
         raise AssertionError("there is always something to take")
@@ -120,7 +117,7 @@ class FakePending(Pending[Any]):
     def wake(self) -> None:
         """Nobody listens."""
 
-    def close(self) -> None:
+    def stop(self) -> None:
         if isinstance(self._outcomes, GeneratorType):
             self._outcomes.close()
 

@@ -42,7 +42,7 @@ def message_of(result: GenerationResult, parser: pyllama.ChatParser | None) -> M
     """
     if parser is None:
         return Message.assistant(result.text)
-    # # An answer that max_tokens cut off is no error. It is shown as far as it goes.
+    # An answer that max_tokens cut off is no error. It is shown as far as it goes.
     parsed = _parse(parser, result.text, partial=result.finish_reason == "length")
     parts: list[ThinkingPart | TextPart | ToolCallPart] = []
     if parsed.reasoning_content:
@@ -76,6 +76,8 @@ def usage_of(result: GenerationResult, parser: pyllama.ChatParser | None, piece:
 
 def logprobs_of(sampled: Sequence[SampledToken], piece: Piece) -> tuple[TokenLogprob, ...]:
     """Log-probabilities in lm15's form."""
+    if not sampled:  # as for most pieces of a stream
+        return ()
 
     @cache  # The same few tokens are likely at many places, and share their texts.
     def decoded(token: int) -> tuple[str, tuple[int, ...]]:

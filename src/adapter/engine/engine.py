@@ -51,7 +51,7 @@ from adapter.engine.prompt import build_prompt, refuse_grammar
 from adapter.engine.quota import Quota, RequestRate, TokenBudget
 from adapter.engine.rollouts import current_rollout
 from adapter.engine.shortened_answers import shortened, too_few
-from adapter.engine.steps import Steps, Waits, outcome_of, waited_for
+from adapter.engine.steps import Steps, Waits, outcome_of, parts_of
 from adapter.engine.template_options import template_options
 from adapter.errors import (
     ConfigurationError,
@@ -145,28 +145,33 @@ class LlamaCppEngine:
         self, cancelled: threading.Event | None, request: Request
     ) -> Response | None:
         """Answer a request, or stop within a step and return None once `cancelled` is set."""
-        with self.errors(), closing(waited_for(self.answer(request, cancelled))) as answers:
-            return next(answers, None)
+        with self.errors(), closing(parts_of(self.answer(request, cancelled, wait=True))) as parts:
+            return next(parts, None)
 
-    def answer(self, request: Request, cancelled: threading.Event | None = None) -> Steps[Response]:
+    def answer(
+        self, request: Request, cancelled: threading.Event | None = None, *, wait: bool = False
+    ) -> Steps[Response]:
         """Answer a request in steps, the last of which is the response.
 
-        Once `cancelled` is set they end within a step, without a response.
+        Args:
+            cancelled: once it is set they end within a step, without a response.
+            wait: have the calling thread wait, instead of giving it something to wait for.
         """
         if _is_set(cancelled):
             return
         with self._leased(request) as model:
             judgments, noted = judgments_to_measure(request, self.loaded)
             if judgments:
-                response = yield from self._judge(cancelled, request, model, judgments)
+                response = yield from self._judge(cancelled, wait, request, model, judgments)
             else:
-                response = yield from self._generate(cancelled, request, model, noted)
+                response = yield from self._generate(cancelled, wait, request, model, noted)
         if response is not None:
             yield response
 
     def _generate(
         self,
         cancelled: threading.Event | None,
+        wait: bool,
         request: Request,
         model: pyllama.Model,
         noted: tuple[Adaptation, ...],
@@ -174,7 +179,7 @@ class LlamaCppEngine:
         with self._admitted(request, model, noted) as call:
             asked = replace(call.request, streamed=False)
             with closing(self._generator.submit(asked, cancelled)) as pending:
-                while (piece := (yield from outcome_of(pending))) is not None:
+                while (piece := (yield from outcome_of(pending, wait=wait))) is not None:
                     if isinstance(piece, GenerationResult):
                         call.settle(piece)
                         return self._response(request, call, piece)
@@ -183,6 +188,7 @@ class LlamaCppEngine:
     def _judge(
         self,
         cancelled: threading.Event | None,
+        wait: bool,
         request: Request,
         model: pyllama.Model,
         judgments: Mapping[str, Judgment],
@@ -194,7 +200,7 @@ class LlamaCppEngine:
         rest = unmeasured(request, judgments)
         written = None
         if rest is not None:
-            written = yield from self._generate(cancelled, rest, model, ())
+            written = yield from self._generate(cancelled, wait, rest, model, ())
             if written is None or written.finish_reason != "stop":
                 return written
         bare = replace(request.config, reasoning=None)  # unused_settings() reports it
@@ -206,7 +212,7 @@ class LlamaCppEngine:
         n_tokens = len(placement.request.prompt) + n_trie_tokens(placement.request.continuations)
         taken = placement.request.taken
         with self._quota.charged(taken, n_tokens - 1, 1, is_first=written is None):
-            result = yield from self._score(placement.request, cancelled, arrived, written)
+            result = yield from self._score(placement.request, cancelled, wait, arrived, written)
             if result is None:
                 return None
             taken.prompt, taken.answer = result.prompt_tokens, result.n_computed
@@ -222,6 +228,7 @@ class LlamaCppEngine:
         self,
         request: ScoringRequest,
         cancelled: threading.Event | None,
+        wait: bool,
         arrived: float,
         written: Response | None,
     ) -> Waits[ScoringResult | None]:
@@ -237,7 +244,7 @@ class LlamaCppEngine:
             request = replace(request, timeout=left)
         try:
             with closing(self._generator.submit_scoring(request, cancelled)) as pending:
-                return (yield from outcome_of(pending))
+                return (yield from outcome_of(pending, wait=wait))
         except RequestTimeoutError as error:
             n_tokens = 0 if written is None else written.usage.output_tokens
             raise RequestTimeoutError(timeout or 0.0, n_tokens or 0) from error
@@ -252,12 +259,12 @@ class LlamaCppEngine:
         """
         jobs = given_up() if cancelled is None else None
         with self.errors():
-            yield from waited_for(self.streamed_answer(request, cancelled or jobs))
+            yield from parts_of(self.streamed_answer(request, cancelled or jobs, wait=True))
             if _is_set(jobs):
                 raise RequestCancelledError
 
     def streamed_answer(
-        self, request: Request, cancelled: threading.Event | None = None
+        self, request: Request, cancelled: threading.Event | None = None, *, wait: bool = False
     ) -> Steps[StreamEvent]:
         """Answer a request in steps, with the events of ``stream`` among them."""
         if not self.config.enable_streaming:
@@ -269,33 +276,24 @@ class LlamaCppEngine:
         if _is_set(cancelled):
             return
         lease = self._leased(request)
-        with (
-            lease as model,
-            self._streamed(request, model) as call,
-            closing(self._events(request, call, cancelled)) as steps,
-        ):
-            for step in steps:
-                yield step
-                lease.move_here()
-
-    def _events(
-        self, request: Request, call: _Call, cancelled: threading.Event | None
-    ) -> Steps[StreamEvent]:
-        yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
-        answer = AnswerStream(call.parser, call.piece)
-        with closing(self._generator.submit(call.request, cancelled)) as pending:
-            while (piece := (yield from outcome_of(pending))) is not None:
-                if isinstance(piece, GenerationResult):
-                    call.settle(piece)
-                    current_rollout().index += 1
-                    yield from answer.finish(piece)
-                    yield StreamEndEvent(
-                        finish_reason_of(piece, called=answer.called),
-                        usage_of(piece, call.parser, call.piece),
-                        self._provider_data(call, piece),
-                    )
-                    return
-                yield from answer.push(piece)
+        with lease as model, self._streamed(request, model) as call:
+            yield StreamStartEvent(model=request.model, adaptations=call.adaptations)
+            lease.move_here()  # another thread may take the next step
+            answer = AnswerStream(call.parser, call.piece)
+            with closing(self._generator.submit(call.request, cancelled)) as pending:
+                while (piece := (yield from outcome_of(pending, wait=wait))) is not None:
+                    if isinstance(piece, GenerationResult):
+                        call.settle(piece)
+                        current_rollout().index += 1
+                        yield from answer.finish(piece)
+                        yield StreamEndEvent(
+                            finish_reason_of(piece, called=answer.called),
+                            usage_of(piece, call.parser, call.piece),
+                            self._provider_data(call, piece),
+                        )
+                        return
+                    yield from answer.push(piece)
+                    lease.move_here()
 
     def close(self) -> None:
         """Refuse further calls. The model stays loaded: it belongs to its pool."""

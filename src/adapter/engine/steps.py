@@ -1,13 +1,13 @@
 """An answer in steps, so that its caller may wait for it in either way.
 
-A step is something to wait for, or a part of the answer. A sync caller's thread sleeps until it can
-take the next step. An async caller is called back.
+A step is something to wait for, or a part of the answer. The thread of a sync caller waits within
+the steps. An async caller is called back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from adapter.generation.pending import NOT_YET, Pending
 
@@ -21,20 +21,13 @@ Waits: TypeAlias = Generator[Pending[Any], None, R]
 """Things to wait for until there is a result."""
 
 
-def outcome_of(pending: Pending[T]) -> Waits[T | None]:
+def outcome_of(pending: Pending[T], *, wait: bool) -> Waits[T | None]:
     """Return what a request gives next; None once it was cancelled."""
-    while (outcome := pending.take()) is NOT_YET:
+    while (outcome := pending.take(wait=wait)) is NOT_YET:
         yield pending
     return outcome
 
 
-def waited_for(steps: Steps[T]) -> Generator[T, None, None]:
-    """Take the steps in the calling thread, which waits. Yields the parts of the answer."""
-    try:
-        for step in steps:
-            if isinstance(step, Pending):
-                step.wait()
-            else:
-                yield step
-    finally:
-        steps.close()
+def parts_of(steps: Steps[T]) -> Generator[T, None, None]:
+    """The steps of a caller whose thread waits: parts of the answer alone."""
+    return cast("Generator[T, None, None]", steps)

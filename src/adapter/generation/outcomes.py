@@ -43,7 +43,6 @@ class Outcomes(Generic[T]):
         self._deadline = deadline
         self._cancelled = cancelled
         self._given: queue.SimpleQueue[T | None] = queue.SimpleQueue()
-        self._next: Taken[T] = NOT_YET  # what wait() found
         self._listeners: list[Callable[[], object]] = []  # one at most
 
     def put(self, outcome: T | None) -> None:
@@ -52,36 +51,32 @@ class Outcomes(Generic[T]):
         if self._listeners:
             self.wake()
 
-    def take(self, lives: Callable[[], bool]) -> Taken[T]:
-        """Return the next outcome without waiting for it; None once the request was cancelled.
+    def take(self, lives: Callable[[], bool], *, wait: bool = False) -> Taken[T]:
+        """Return the next outcome; NOT_YET if there is none; None once the request was cancelled.
 
         Args:
             lives: whether the thread that computes still lives.
+            wait: wait until there is an outcome, instead of returning NOT_YET.
 
         Raises:
             TimeoutError: the time is over, and the scheduler's thread has not ended the request.
             NobodyComputes: the thread has ended.
         """
-        if self._next is not NOT_YET:
-            outcome, self._next = self._next, NOT_YET
-            return outcome
-        if not self._given.empty():  # no other thread takes from it
-            return self._given.get_nowait()
-        if self._cancelled.is_set():
-            return None
-        if self._patience() <= 0:
-            raise TimeoutError
-        if not lives():
-            with suppress(queue.Empty):  # given just before its end
-                return self._given.get_nowait()
-            raise NobodyComputes
-        return NOT_YET
-
-    def wait(self) -> None:
-        """Wait until there is an outcome, or until it is time to check why there is none."""
-        if self._next is NOT_YET:
-            with suppress(queue.Empty):
-                self._next = self._given.get(timeout=max(0.0, self._patience()))
+        while True:
+            patience = self._patience()
+            if wait or not self._given.empty():  # no other thread takes from it
+                with suppress(queue.Empty):
+                    return self._given.get(timeout=max(0.0, patience))
+            if self._cancelled.is_set():
+                return None
+            if patience <= 0:
+                raise TimeoutError
+            if not lives():
+                with suppress(queue.Empty):  # given just before its end
+                    return self._given.get_nowait()
+                raise NobodyComputes
+            if not wait:
+                return NOT_YET
 
     def listen(self, ready: Callable[[], object]) -> None:
         """Have a function called once, as soon as there is an outcome."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import Generic, Literal, TypeAlias, TypeVar
 
@@ -23,28 +24,27 @@ Taken: TypeAlias = T | Literal[NotYet.NOT_YET] | None
 
 
 class Pending(ABC, Generic[T]):
-    """A request to a generator. Its caller waits in a thread, or is called back.
+    """A request to a generator. Its caller waits in ``take``, or is called back by ``listen``."""
 
-    ``take`` gives the results. ``wait`` and ``listen`` are the two ways to know when to call it
-    again.
-    """
+    #: What the request needs until it is closed.
+    held: AbstractContextManager[object] = nullcontext()
 
     @abstractmethod
-    def take(self) -> Taken[T]:
-        """Return what comes next, without waiting for it. The first call starts the computation.
+    def take(self, *, wait: bool = False) -> Taken[T]:
+        """Return what comes next. The first call starts the computation.
+
+        Args:
+            wait: have the calling thread wait for it.
 
         Returns:
-            None once the request was cancelled; NOT_YET if nothing is there.
+            None once the request was cancelled; NOT_YET if nothing is there, and it is not waited
+            for.
 
         Raises:
             ContextTooLongError: on the first call, the request does not fit into the context.
             QueueFullError: on the first call, too many requests wait.
             LlamaCppError: what the request failed with.
         """
-
-    @abstractmethod
-    def wait(self) -> None:
-        """Wait until there is something to take, or for LOOK_SECONDS."""
 
     @abstractmethod
     def listen(self, ready: Callable[[], object]) -> None:
@@ -59,12 +59,17 @@ class Pending(ABC, Generic[T]):
         """Call the function that listens, if there is one that was not called yet."""
 
     @abstractmethod
-    def close(self) -> None:
+    def stop(self) -> None:
         """Stop the computation within a step, if it has not ended."""
+
+    def close(self) -> None:
+        """Stop the computation, and give back what it needs."""
+        with self.held:
+            self.stop()
 
 
 def taken_from(pending: Pending[T]) -> T | None:
     """Wait for what comes next; None once the request was cancelled."""
-    while (outcome := pending.take()) is NOT_YET:
-        pending.wait()
+    outcome = pending.take(wait=True)
+    assert outcome is not NOT_YET
     return outcome

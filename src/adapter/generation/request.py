@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adapter.generation.pending import Pending
 from adapter.generation.sampling import Constraint, ReasoningBudget, Sampling
-from adapter.generation.scoring import ScoringRequest, ScoringResult
 from adapter.generation.token_count import TokenCount
 
 FinishReason = Literal["stop", "length"]
@@ -148,38 +145,3 @@ class GenerationResult:
     logprobs_complete: bool = True
     shortened: tuple[frozenset[str], ...] = ()
     repeated: tuple[frozenset[str], ...] = ()
-
-
-class Generator(Protocol):
-    """Computes completions. Any number of threads may call it at once."""
-
-    def stream(
-        self, request: GenerationRequest, cancelled: threading.Event | None = None
-    ) -> Iterator[Delta | GenerationResult]:
-        """Yield the completion piece by piece, then exactly one GenerationResult, last.
-
-        Closing the iterator stops the computation. Once ``cancelled`` is set it stops within a
-        step, and the iterator ends without a result.
-        """
-
-    def generate(self, request: GenerationRequest) -> GenerationResult:
-        """Return the whole completion."""
-
-    def score(
-        self, request: ScoringRequest, cancelled: threading.Event | None = None
-    ) -> ScoringResult | None:
-        """Return how likely each continuation is, or None once ``cancelled`` is set.
-
-        Raises:
-            ContextTooLongError: a continuation does not fit the context. Nothing was computed.
-        """
-
-    def submit(
-        self, request: GenerationRequest, cancelled: threading.Event | None = None
-    ) -> Pending[Delta | GenerationResult]:
-        """Return what ``stream`` yields, without waiting for it. It must be closed."""
-
-    def submit_scoring(
-        self, request: ScoringRequest, cancelled: threading.Event | None = None
-    ) -> Pending[ScoringResult]:
-        """Return what ``score`` returns, without waiting for it. It must be closed."""

@@ -6,8 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn
@@ -25,6 +24,7 @@ from adapter.generation.contexts import Contexts, with_flash_attention
 from adapter.generation.core import SchedulerCore
 from adapter.generation.exactness import Exactness
 from adapter.generation.failures import insist, note, translation
+from adapter.generation.generator import Generator
 from adapter.generation.idle_prefill import IdlePrefill
 from adapter.generation.memory.blocks import CHUNK
 from adapter.generation.memory.own import OwnMemory
@@ -35,7 +35,7 @@ from adapter.generation.memory.prefix_reuse import PrefixReuse, pads, rolls_back
 from adapter.generation.memory.shared import SharedMemory
 from adapter.generation.memory.strategy import MemoryStrategy
 from adapter.generation.metrics import Metrics
-from adapter.generation.pending import Pending, taken_from
+from adapter.generation.pending import Pending
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import ScoringRequest, ScoringResult, longest_continuation
 from adapter.generation.scoring_queue import ScoringJob, ScoringQueue
@@ -68,8 +68,8 @@ cancelled after that. llama.cpp logs each cancellation as an error.
 """
 
 
-class Scheduler:
-    """Computes the requests of a model together. It satisfies ``Generator``.
+class Scheduler(Generator):
+    """Computes the requests of a model together.
 
     One thread admits requests to free sequences, computes what of their prompts is not in memory,
     decodes all running sequences in one batch each step, and samples each with its own seeded
@@ -207,46 +207,10 @@ class Scheduler:
 
     # For callers' threads
 
-    def generate(self, request: GenerationRequest) -> GenerationResult:
-        """Return the whole completion."""
-        *_, result = self.stream(replace(request, streamed=False))
-        assert isinstance(result, GenerationResult)
-        return result
-
-    def stream(
-        self, request: GenerationRequest, cancelled: threading.Event | None = None
-    ) -> Iterator[Delta | GenerationResult]:
-        """Yield the completion piece by piece, then exactly one GenerationResult, last.
-
-        Closing the iterator stops the computation before the next step. Once ``cancelled`` is set
-        it stops likewise, without a result.
-
-        Raises:
-            ContextTooLongError: before any work.
-            QueueFullError: before any work.
-        """
-        return _pieces(self.submit(request, cancelled))
-
-    def score(
-        self, request: ScoringRequest, cancelled: threading.Event | None = None
-    ) -> ScoringResult | None:
-        """Return the score of each continuation, or None once ``cancelled`` is set.
-
-        Raises:
-            ContextTooLongError: before any work.
-            QueueFullError: before any work.
-        """
-        with closing(self.submit_scoring(request, cancelled)) as pending:
-            return taken_from(pending)
-
     def submit(
         self, request: GenerationRequest, cancelled: threading.Event | None = None
     ) -> Pending[Delta | GenerationResult]:
-        """Return the completion's pieces as they come, without waiting for them.
-
-        Raises:
-            ContextTooLongError: the prompt leaves no room for an answer.
-        """
+        """See ``Generator``."""
         room = self._context_length - len(request.prompt)
         if room < 1:
             raise ContextTooLongError(len(request.prompt), self._context_length)
@@ -257,11 +221,7 @@ class Scheduler:
     def submit_scoring(
         self, request: ScoringRequest, cancelled: threading.Event | None = None
     ) -> Pending[ScoringResult]:
-        """Return the scores as they come, without waiting for them.
-
-        Raises:
-            ContextTooLongError: a continuation does not fit.
-        """
+        """See ``Generator``."""
         n_needed = len(request.prompt) + longest_continuation(request)
         if n_needed > self._context_length:
             raise ContextTooLongError(n_needed, self._context_length)
@@ -463,13 +423,3 @@ class Scheduler:
                 self._core.memory.prefixes.write_all()
         except BaseException as error:
             note(logger, logging.ERROR, "closing a scheduler failed", exc_info=error)
-
-
-def _pieces(
-    pending: Pending[Delta | GenerationResult],
-) -> Iterator[Delta | GenerationResult]:
-    with closing(pending):
-        while (piece := taken_from(pending)) is not None:
-            yield piece
-            if isinstance(piece, GenerationResult):
-                return

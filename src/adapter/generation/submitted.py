@@ -47,7 +47,7 @@ class Submitted(Pending[T], Generic[T]):
         self._enqueue = enqueue
         self._enqueued = False
 
-    def take(self) -> Taken[T]:
+    def take(self, *, wait: bool = False) -> Taken[T]:
         """Return what comes next; the first call enqueues the request."""
         if not self._enqueued:
             self._enqueue()
@@ -55,7 +55,7 @@ class Submitted(Pending[T], Generic[T]):
         if self._scheduler.forked:
             self._scheduler.refuse()
         try:
-            outcome = self._arrival.events.take(self._scheduler.lives)
+            outcome = self._arrival.events.take(self._scheduler.lives, wait=wait)
         except TimeoutError:
             raise self._arrival.out_of_time() from None
         except NobodyComputes:
@@ -65,10 +65,6 @@ class Submitted(Pending[T], Generic[T]):
             raise for_one_caller(outcome)
         return outcome
 
-    def wait(self) -> None:
-        """Wait until there is something to take, or it is time to check why there is nothing."""
-        self._arrival.events.wait()
-
     def listen(self, ready: Callable[[], object]) -> None:
         """Call a function once, when there is something to take or at ``wake``."""
         self._arrival.events.listen(ready)
@@ -77,7 +73,7 @@ class Submitted(Pending[T], Generic[T]):
         """Call the function that listens, if there is one that was not called yet."""
         self._arrival.events.wake()
 
-    def close(self) -> None:
+    def stop(self) -> None:
         """Stop the computation within a step, if it has not ended."""
         self._arrival.abandoned = True
 

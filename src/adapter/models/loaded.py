@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from operator import attrgetter
 from pathlib import Path
@@ -12,14 +12,9 @@ from typing import Any, Protocol, TypeVar, get_args
 
 import pyllama
 from adapter.errors import PromptError, TemplateAbortedError
-from adapter.generation.pending import Pending, Taken
-from adapter.generation.request import (
-    Delta,
-    Execution,
-    GenerationRequest,
-    GenerationResult,
-    Generator,
-)
+from adapter.generation.generator import Generator
+from adapter.generation.pending import Pending
+from adapter.generation.request import Delta, Execution, GenerationRequest, GenerationResult
 from adapter.generation.sampling import Constraint, fewest_tokens
 from adapter.generation.scoring import ScoringRequest, ScoringResult
 from adapter.models.hardware import Placement
@@ -212,78 +207,32 @@ class LoadedModel:
         return f"<LoadedModel {self.name!r} on {self.device}>"
 
 
-class _LeasedGenerator:
-    """A generator of a model, wherever it is in memory. It satisfies ``Generator``."""
+class _LeasedGenerator(Generator):
+    """A generator of a model, wherever it is in memory."""
 
     def __init__(self, borrow: Borrow, execution: Execution) -> None:
         self._borrow = borrow
         self._execution = execution
 
-    def generate(self, request: GenerationRequest) -> GenerationResult:
-        with self._borrow(whole) as resident:
-            return resident.generators[self._execution].generate(request)
-
-    def stream(
-        self, request: GenerationRequest, cancelled: threading.Event | None = None
-    ) -> Iterator[Delta | GenerationResult]:
-        with self._borrow(whole) as resident:
-            yield from resident.generators[self._execution].stream(request, cancelled)
-
-    def score(
-        self, request: ScoringRequest, cancelled: threading.Event | None = None
-    ) -> ScoringResult | None:
-        with self._borrow(whole) as resident:
-            return resident.generators[self._execution].score(request, cancelled)
-
     def submit(
         self, request: GenerationRequest, cancelled: threading.Event | None = None
     ) -> Pending[Delta | GenerationResult]:
         """See ``Generator``. The model stays in memory until the request is closed."""
-        return _LeasedPending(
-            self._borrow(whole),
-            lambda resident: resident.generators[self._execution].submit(request, cancelled),
-        )
+        return self._held(lambda generator: generator.submit(request, cancelled))
 
     def submit_scoring(
         self, request: ScoringRequest, cancelled: threading.Event | None = None
     ) -> Pending[ScoringResult]:
         """See ``submit``."""
-        return _LeasedPending(
-            self._borrow(whole),
-            lambda resident: resident.generators[self._execution].submit_scoring(
-                request, cancelled
-            ),
-        )
+        return self._held(lambda generator: generator.submit_scoring(request, cancelled))
 
-
-class _LeasedPending(Pending[T]):
-    """A request that keeps its model in memory. It must be closed.
-
-    The caller's own lease may be on a model that has failed since and was replaced.
-    """
-
-    def __init__(
-        self, lease: Lease[ResidentModel], submit: Callable[[ResidentModel], Pending[T]]
-    ) -> None:
+    def _held(self, submit: Callable[[Generator], Pending[T]]) -> Pending[T]:
+        # The caller's own lease may be on a model that has failed since and was replaced.
         with ExitStack() as held:
-            self._pending = submit(held.enter_context(lease))
-            self._held = held.pop_all()
-
-    def take(self) -> Taken[T]:
-        return self._pending.take()
-
-    def wait(self) -> None:
-        self._pending.wait()
-
-    def listen(self, ready: Callable[[], object]) -> None:
-        self._pending.listen(ready)
-
-    def wake(self) -> None:
-        self._pending.wake()
-
-    def close(self) -> None:
-        with self._held:
-            self._pending.close()
+            resident = held.enter_context(self._borrow(whole))
+            pending = submit(resident.generators[self._execution])
+            pending.held = held.pop_all()
+        return pending
 
 
 def _in_words(devices: Sequence[pyllama.Device]) -> str:

@@ -12,10 +12,11 @@ from types import MappingProxyType
 import pyllama
 from adapter.errors import ConfigurationError
 from adapter.generation.contexts import PADDING, with_flash_attention
+from adapter.generation.generator import Generator
 from adapter.generation.memory.prefix_folder import PrefixFolder
 from adapter.generation.memory.prefix_reuse import rolls_back
 from adapter.generation.metrics import Metrics
-from adapter.generation.request import Execution, Generator
+from adapter.generation.request import Execution
 from adapter.generation.scheduler import Scheduler
 from adapter.models.chat_templates import of_the_hub
 from adapter.models.context_settings import changed, chunk_of, decisive

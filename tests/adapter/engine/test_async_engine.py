@@ -164,14 +164,12 @@ class Silent(Pending):
         self.listens, self.closed = threading.Event(), threading.Event()
         self._looks, self._ready = 0, []
 
-    def take(self):
+    def take(self, *, wait=False):
+        assert not wait, "no thread is to wait"
         self._looks += 1
         if self._looks == 1:
             return NOT_YET
         raise ResourceError("the device is gone")
-
-    def wait(self):
-        raise AssertionError("no thread is to wait")
 
     def listen(self, ready):
         self._ready.append(ready)
@@ -181,7 +179,7 @@ class Silent(Pending):
         while self._ready:
             self._ready.pop()()
 
-    def close(self):
+    def stop(self):
         self.closed.set()
 
 

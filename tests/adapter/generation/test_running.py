@@ -194,7 +194,7 @@ def test_a_long_request_runs_beside_short_ones(model, monkeypatch):
 
 def test_a_prompt_longer_than_the_context_is_refused_at_once(scheduler):
     with pytest.raises(ContextTooLongError) as caught:
-        scheduler.stream(request_of(tokens(0, CONTEXT_LENGTH)))
+        next(scheduler.stream(request_of(tokens(0, CONTEXT_LENGTH))))
     assert (caught.value.actual, caught.value.max) == (CONTEXT_LENGTH, CONTEXT_LENGTH)
 
 
