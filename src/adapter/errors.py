@@ -413,7 +413,7 @@ class TransientError(ResourceError):
     """
 
 
-# Earlier names, of which pyllama has others.
+# Earlier names. Classes of pyllama have the same names.
 
 BackendError = ResourceError
 """An earlier name of ``ResourceError``."""

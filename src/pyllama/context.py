@@ -57,7 +57,8 @@ class Context(Decoding):
         samplers: chains that run on the device, by sequence id: a token comes back, not a row of
             logits (experimental in llama.cpp). The CPU does what the device cannot, and everything
             without a GPU. Read the token with ``SamplerChain.sample``. A decode then gives one
-            output for each such sequence. A chain belongs to one context; closing it closes that.
+            output for each such sequence. A chain belongs to one context: closing the chain closes
+            the context.
 
     Raises:
         ContextError: llama.cpp could not make it, or the machine lacks the memory; the message says
@@ -312,7 +313,7 @@ class Context(Decoding):
     # Internal
 
     def _decode_by(self, call: Callable[..., int], batch: Batch) -> None:
-        """Decode a batch by a call of C that takes the context and the batch first."""
+        """Decode a batch by a C function that takes the context and the batch first."""
         with self._lock:
             self._require_encoded()
             self._process(call, batch, "decode", encoding=not self._has_memory)

@@ -139,14 +139,14 @@ class Memory(Uncopyable):
             self._pending = True
 
     def seq_pos_min(self, seq_id: int) -> int:
-        """The lowest position remembered of a sequence, -1 when it is empty.
+        """The lowest position of a sequence that is in memory, -1 when it is empty.
 
         More than zero after a sliding window has moved on.
         """
         return self._call(lib.guarded_memory_seq_pos_min, self._seq("seq_id", seq_id))
 
     def seq_pos_max(self, seq_id: int) -> int:
-        """The highest position remembered of a sequence, -1 when it is empty."""
+        """The highest position of a sequence that is in memory, -1 when it is empty."""
         return self._call(lib.guarded_memory_seq_pos_max, self._seq("seq_id", seq_id))
 
     @property

@@ -147,7 +147,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
 
         Args:
             p: 0 to 1; 1 keeps all.
-            min_keep: keep at least so many.
+            min_keep: the fewest candidates to keep.
         """
         value, keep = real("p", p, 0.0, 1.0), checked.min_keep(min_keep)
         return cls(lib.guarded_sampler_init_top_p(value, keep), selects=False)
@@ -160,7 +160,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
 
         Args:
             p: 0 to 1; 0 keeps all.
-            min_keep: keep at least so many.
+            min_keep: the fewest candidates to keep.
         """
         value, keep = real("p", p, 0.0, 1.0), checked.min_keep(min_keep)
         return cls(lib.guarded_sampler_init_min_p(value, keep), selects=False)
@@ -174,7 +174,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
 
         Args:
             p: 0 to 1; 1 keeps all.
-            min_keep: keep at least so many.
+            min_keep: the fewest candidates to keep.
         """
         value, keep = real("p", p, 0.0, 1.0), checked.min_keep(min_keep)
         return cls(lib.guarded_sampler_init_typical(value, keep), selects=False)
@@ -296,7 +296,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         Args:
             multiplier: 0 turns it off.
             base: 1 or more.
-            allowed_length: repetitions shorter than so many tokens are let be.
+            allowed_length: repetitions shorter than this, in tokens, are ignored.
             last_n: how many accepted tokens are looked at; 0 turns it off.
             breakers: texts that no repetition spans, each at most 40 bytes. Looking them up in the
                 vocabulary takes a while.
@@ -380,7 +380,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
             owner._run(what, lib.guarded_sampler_accept, self._pointer, token)
 
     def reset(self) -> None:
-        """Forget accepted tokens, and start random numbers anew (``llama_sampler_reset``)."""
+        """Forget accepted tokens, and restart the random numbers (``llama_sampler_reset``)."""
         with self._held() as owner:
             owner._run("resetting", lib.guarded_sampler_reset, self._pointer)
 

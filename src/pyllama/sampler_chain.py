@@ -36,7 +36,7 @@ class SamplerPerf:
     t_sample_ms: float
     #: Tokens accepted.
     n_sample: int
-    #: How often the grammar refused the first choice, and the token was sampled anew.
+    #: How often the grammar refused the first choice, and the token was sampled again.
     n_resampled: int
 
 
@@ -46,7 +46,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
     It behaves as a sequence of them. One thread uses it at a time: calls from several threads
     wait for each other.
 
-    With a grammar, a token is first chosen without it, and chosen anew under it only if the
+    With a grammar, a token is first chosen without it, and chosen again under it only if the
     grammar refuses the first choice. The tokens are those that the grammar allows, at a fraction
     of the cost of ruling out the others each time. It is what llama.cpp's own tools do; for the
     distribution that a grammar as first step gives, put it there.
@@ -277,7 +277,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
             self._run(what, lib.guarded_chain_accept, pointer, token, bool(accept_grammar))
 
     def reset(self) -> None:
-        """Forget accepted tokens, and start random numbers anew (``llama_sampler_reset``)."""
+        """Forget accepted tokens, and restart the random numbers (``llama_sampler_reset``)."""
         with self._lock, self._open() as pointer:
             self._run("resetting", lib.guarded_chain_reset, pointer)
 

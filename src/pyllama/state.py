@@ -122,7 +122,7 @@ class State(Uncopyable):
             data: bytes, bytearray, memoryview or a contiguous array.
 
         Raises:
-            StateError: these are no state that fits; see the class.
+            StateError: the bytes are no state that fits; see the class.
         """
         self._set(data, None)
 
@@ -183,7 +183,7 @@ class State(Uncopyable):
             data: bytes, bytearray, memoryview or a contiguous array.
 
         Raises:
-            StateError: these are no state that fits; see the class.
+            StateError: the bytes are no state that fits; see the class.
         """
         self._set(data, self._seq(seq_id))
 

@@ -26,7 +26,7 @@ _HELP = """\
 /system TEXT   set the system prompt; without TEXT, leave it out
 /retry         have the last answer written again
 /undo          take back the last question and its answer
-/clear         begin anew
+/clear         begin again
 /save FILE     write the conversation as JSON
 /load FILE     go on with one that was written
 /help          this list

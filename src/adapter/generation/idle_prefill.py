@@ -43,8 +43,8 @@ LEAST_BLOCKS = 2
 """The fewest blocks that are worth a call."""
 
 MOST_BEFORE = 2 * CHUNK
-"""The most tokens before the answer that are computed with it. They are in memory, unless others
-took its place, and are not computed anew for an answer that perhaps nobody continues.
+"""The most tokens before the answer that are computed with it. There are more only if other prompts
+took their place in memory. They are not computed again for an answer that perhaps nobody continues.
 """
 
 

@@ -60,7 +60,7 @@ other threads may keep it for 5 ms.
 """
 
 MAX_PREPARED = 256
-"""How many of the requests that wait may have a sampler already, made in their callers' threads."""
+"""How many waiting requests may already have a sampler, made in the thread of their caller."""
 
 GRACE_SECONDS, STOP_SECONDS = 1.0, 0.1
 """How many seconds a stopping thread has for a step with requests, and how often its computation is

@@ -1,4 +1,4 @@
-"""What a request takes while it is computed."""
+"""The tokens that a request takes while it is computed."""
 
 from __future__ import annotations
 

@@ -83,10 +83,10 @@ class ModelPool:
         reproducible: on a CPU, a request with a seed gives the same bytes whatever runs beside it
             or ran before. False computes faster, and reuses an answer as the beginning of the next
             prompt. On GPUs it has no effect.
-        batch_width: on a CPU, compute answers in batches of at least so many sequences, padded
+        batch_width: on a CPU, compute answers in batches of at least this many sequences, padded
             where fewer run. A multiple of 4, up to 16. Many answers at once are faster with it
             where the model's weights have other bytes in batches (K-quants, F16), and a single one
-            is slower: see docs/scheduling.md. Memory is reserved for so many requests of the full
+            is slower: see docs/scheduling.md. Memory is reserved for as many requests of the full
             length. None pads nothing. It has no effect if ``reproducible`` is False, on GPUs, and
             for recurrent models.
         prefix_folder: a folder that keeps the beginnings of prompts for the next process, up to

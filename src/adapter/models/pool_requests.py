@@ -113,7 +113,7 @@ class PoolRequest(Generic[T]):
 
 
 def fail_all(requests: list[PoolRequest[Any]], error: BaseException) -> None:
-    """Answer all requests with an error, each with a copy, as several threads raise it."""
+    """Answer all requests with an error, each with a copy, because several threads raise it."""
     for index, request in enumerate(requests):
         request.fail(error if index == 0 else _copy(error))
     requests.clear()

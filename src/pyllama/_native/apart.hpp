@@ -52,11 +52,11 @@ bool ask_home(const std::function<void()> & question);
 // From now on a failed allocation of ggml's or of C++'s ends in one of the ways above.
 void watch_allocations() noexcept;
 
-// For what cannot bear it that memory ends: makes a call here where there is plenty, more than so many
-// bytes, and apart where there is not, on a thread that stays where it is then.
+// For calls that do not survive the end of memory. Where more than `size` bytes are free, the call is
+// made here. Otherwise it is made apart, on a thread that stays where it is when memory ends.
 void run_with_memory(size_t size, const std::function<void()> & call);
 
-// Throws pyllama::refused unless so much memory can be had just now.
+// Throws pyllama::refused unless `size` bytes are free.
 void require_memory(size_t size);
 
 } // namespace pyllama

@@ -16,7 +16,7 @@ struct pyllama_chat {
     common_chat_templates_ptr templates;
     size_t                    prelude; // bytes put before the template's own source
 
-    // Whether llama.cpp finds the format out by trying the template, anew at each call.
+    // Whether llama.cpp finds the format out by trying the template, again at each call.
     bool is_analyzed;
 };
 
@@ -214,7 +214,7 @@ size_t output_depth(const std::string & text) {
     return max;
 }
 
-// References are followed one within the other.
+// A schema is followed deeper for each reference within another.
 void check_references(const std::string & schema) {
     size_t count = 0;
     for (size_t at = 0; (at = schema.find("\"$ref\"", at)) != std::string::npos; at++) {

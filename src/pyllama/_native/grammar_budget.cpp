@@ -264,7 +264,7 @@ uint32_t grammar_budget::shared(const need & now) const {
                                 MOST_SHARED, slack * MOST_SHARED / (2 * uint64_t(now.extra))));
 }
 
-// Whether a token of so many bytes cannot lead to where anything is ruled out.
+// Whether a token of this length in bytes cannot lead to where anything is ruled out.
 bool grammar_budget::is_far(size_t n_bytes) const {
     const uint64_t more = uint64_t(n_bytes + 1) * (lengths_.growth() + 1) + window_ + opening_ + 8;
     return std::any_of(grammar_.stacks.begin(), grammar_.stacks.end(), [&](const auto & stack) {

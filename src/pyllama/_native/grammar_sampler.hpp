@@ -28,7 +28,7 @@ sampler_ptr make_grammar_sampler(const llama_vocab * vocab, std::shared_ptr<cons
 // Text that any way to go on begins with; empty where there are several, or the text may end.
 std::string forced_text(const llama_sampler * grammar);
 
-// Completing a grammar within so many tokens from here on; 0 takes the bounds away.
+// Completing a grammar within this number of tokens from here on; 0 takes the bounds away.
 void complete_within(llama_sampler * grammar, uint32_t n_tokens, bool ends_repetitions);
 
 // Whether it can be completed within its bounds after tokens that the grammar allows.

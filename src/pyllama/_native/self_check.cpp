@@ -143,9 +143,9 @@ int32_t guarded_backend_score(const char * path) {
     });
 }
 
-// Multiplies with each kind of kernel that a CPU backend has for quantized weights: for one token and
-// for several, of weights that stay as they are and of those that are laid out anew. For
-// pyllama_survives(): nothing is caught.
+// Multiplies with each kind of kernel that a CPU backend has for quantized weights: with one token and
+// with several, and with weights in the file's order and rearranged. For pyllama_survives(): nothing is
+// caught.
 void pyllama_multiply_on(void * reg_pointer) {
     const auto reg     = static_cast<ggml_backend_reg_t>(reg_pointer);
     const auto device  = ggml_backend_reg_dev_get(reg, 0);
