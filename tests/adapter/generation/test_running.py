@@ -206,7 +206,7 @@ def test_a_full_queue_is_an_error(model, monkeypatch):
         waiting = threads.submit(scheduler.generate, request_of(tokens(1, 10)))
         while not scheduler.n_queued and not waiting.done():
             pass
-        with pytest.raises(QueueFullError, match="1 requests wait") as caught:
+        with pytest.raises(QueueFullError, match="requests that wait: 1") as caught:
             scheduler.generate(request_of(tokens(2, 10)))
         assert caught.value.retry_after > 0
         go_on.set()
