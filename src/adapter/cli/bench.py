@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from adapter.cli.console import file_size, note, refuse, row, say, say_json, show, table
-from adapter.cli.session import GpuLayers, ModelOrDemo, errors_told, found
+from adapter.cli.options import AsJson, GpuLayers, ModelOrDemo, Threads
+from adapter.cli.session import errors_told, found
 from adapter.wording import counted
 
 
@@ -23,11 +24,9 @@ def bench(
         int, typer.Option("--parallel", min=1, max=256, help="Sequences to decode at once.")
     ] = 8,
     repetitions: Annotated[int, typer.Option("-r", min=1, max=1000, help="Repetitions.")] = 5,
-    threads: Annotated[
-        int | None, typer.Option("-t", min=1, max=512, help="Threads of the CPU.")
-    ] = None,
+    threads: Threads = None,
     gpu_layers: GpuLayers = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a model's speed as llama-bench does, with random tokens.
 

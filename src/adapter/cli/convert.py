@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapter.cli.console import fail, file_size, progress_bar, refuse, say, say_json
+from adapter.cli.options import AsJson, Force, require_writable
 from adapter.cli.session import errors_told
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ def convert(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let Python code run that comes with it.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert a model to GGUF by llama.cpp's own converter, in a process of its own.
 
@@ -71,10 +72,7 @@ def convert(
         if out.is_dir():
             name = source.rpartition("/")[2] if _is_repo(source) else folder.resolve().name
             out = out / f"{name}{'-lora' if lora else ''}-{{type}}.gguf"
-        elif out.exists() and not force:
-            fail(f"{out} is there already; to replace it: --force")
-        if not out.absolute().parent.is_dir():
-            fail(f"there is no folder {out.absolute().parent}")
+        require_writable(out, force=force)
         with progress_bar(f"Converting {source}") as report:
             made = convert_folder(
                 folder,

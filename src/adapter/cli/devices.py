@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapter.cli.console import fail, note, refuse, row, say, say_json, show, table
+from adapter.cli.options import AsJson
 from adapter.wording import reason_of
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def devices(
             "--build", help="List the backends of this build, and why others are missing."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the devices, and why models run on each of them or not."""
     import pyllama

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from adapter.cli.console import fail, file_size, note, output, say, say_json
+from adapter.cli.options import AsJson
 
 _PACKAGES = ("dspy", "litellm", "huggingface_hub", "numpy", "cffi", "pydantic", "rich", "typer")
 _SETTINGS = (
@@ -39,7 +40,7 @@ def doctor(
     test: Annotated[
         bool, typer.Option(help="Load the demo's model and have it answer, if it is here.")
     ] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check the build, the machine, and whether a model answers.
 

@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter.cli.console import fail, file_size, note, progress_bar, say, say_json
-from adapter.cli.session import (
-    Chunks,
-    GpuLayers,
-    Model,
-    Threads,
-    errors_told,
-    found,
-    require_generator,
-)
+from adapter.cli.console import file_size, note, progress_bar, say, say_json
+from adapter.cli.options import AsJson, Chunks, Force, GpuLayers, Model, Threads, require_writable
+from adapter.cli.session import errors_told, found, require_generator
 from adapter.wording import counted
 
 if TYPE_CHECKING:
@@ -38,8 +31,8 @@ def imatrix(
     chunks: Chunks = None,
     threads: Threads = None,
     gpu_layers: GpuLayers = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compute an importance matrix by llama.cpp's own tool, in a process of its own.
 
@@ -52,8 +45,7 @@ def imatrix(
     with errors_told():
         path = found(model).path()
         target = _target(model, path, out)
-        if not force and target.exists():
-            fail(f"{target} is there already; to replace it: --force")
+        require_writable(target, force=force)
         with pyllama.Model(path, vocab_only=True) as header:
             require_generator(model, header)
         placement = HardwareManager().plan(
@@ -104,7 +96,4 @@ def _target(model: str, path: Path, out: Path | None) -> Path:
     if out is None:
         named = Path(model).expanduser()
         out = named.parent if named.is_file() else Path()
-    target = out / name if out.is_dir() else out
-    if not target.absolute().parent.is_dir():
-        fail(f"there is no folder {target.absolute().parent}")
-    return target.absolute()
+    return (out / name if out.is_dir() else out).absolute()

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapter.cli.console import fail, file_size, note, row, say, say_json, show, table
-from adapter.cli.session import Model, errors_told
+from adapter.cli.options import AsJson, Model
+from adapter.cli.session import errors_told
 from adapter.wording import counted, reason_of
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def models(
         Path | None,
         typer.Argument(help="A folder of models; by default pyllama's own and those of others."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List models by the headers of their files, without loading them.
 

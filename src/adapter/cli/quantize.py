@@ -23,15 +23,8 @@ from adapter.cli.console import (
     show,
     table,
 )
-from adapter.cli.session import (
-    Chunks,
-    GpuLayers,
-    Model,
-    Threads,
-    errors_told,
-    found,
-    require_generator,
-)
+from adapter.cli.options import AsJson, Chunks, Force, GpuLayers, Model, Threads, require_writable
+from adapter.cli.session import errors_told, found, require_generator
 from adapter.wording import counted
 
 if TYPE_CHECKING:
@@ -66,12 +59,12 @@ def quantize(
     keep_split: Annotated[
         bool, typer.Option("--keep-split", help="Write as many files as the model has.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Force = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the result, and write nothing.")
     ] = False,
     threads: Threads = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a model with its weights quantized by llama.cpp.
 
@@ -94,8 +87,8 @@ def quantize(
             refuse(f"{target} is the model itself; give another file to write")
         if imatrix is not None and not imatrix.is_file():
             fail(f"{imatrix} is {'no file' if imatrix.exists() else 'not there'}")
-        if not dry_run and not force and target.exists():
-            fail(f"{target} is there already; to replace it: --force")
+        if not dry_run:
+            require_writable(target, force=force)
         with pyllama.Model(path, vocab_only=True) as original:
             n_params = original.n_params
         before = sum(part.stat().st_size for part in parts(path))
@@ -184,8 +177,6 @@ def _name(path: Path, ftype: str) -> str:
 
 def _require_room(target: Path, size: int) -> None:
     folder = target.absolute().parent
-    if not folder.is_dir():
-        fail(f"there is no folder {folder}")
     free = shutil.disk_usage(folder).free
     if size + _SPARE > free:
         fail(f"{file_size(size)} would be written, but {folder} has {file_size(free)} free")
@@ -200,7 +191,7 @@ def perplexity(
     chunks: Chunks = None,
     threads: Threads = None,
     gpu_layers: GpuLayers = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure how well a model predicts a text: lower is better.
 

@@ -21,14 +21,8 @@ from adapter.cli.console import (
 )
 from adapter.cli.conversation import Answer, Conversation, show_answer
 from adapter.cli.error_words import in_words
-from adapter.cli.session import (
-    ContextLength,
-    GpuLayers,
-    Model,
-    errors_told,
-    loaded_model,
-    require_generator,
-)
+from adapter.cli.options import ContextLength, GpuLayers, Model
+from adapter.cli.session import errors_told, loaded_model, require_generator
 from adapter.wording import counted
 
 MaxTokens = Annotated[

@@ -4,40 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from adapter.cli.console import fail, progress_bar, refuse
-from adapter.cli.references import HELP, Reference, completed, refer
+from adapter.cli.references import Reference, refer
 
 if TYPE_CHECKING:
     import pyllama
     from adapter.models.loaded import LoadedModel
     from adapter.models.pool import ModelPool
-
-Model = Annotated[str, typer.Argument(help=HELP, autocompletion=completed)]
-ModelOrDemo = Annotated[
-    str | None,
-    typer.Argument(help=f"{HELP} Without one, the demo's.", autocompletion=completed),
-]
-ContextLength = Annotated[
-    int | None,
-    typer.Option(
-        "--context", "-c", min=1, max=2**24, help="Tokens of context, prompt and answer together."
-    ),
-]
-Threads = Annotated[int | None, typer.Option("-t", min=1, max=512, help="Threads.")]
-Chunks = Annotated[int | None, typer.Option(min=1, help="Parts to compute; by default all.")]
-GpuLayers = Annotated[
-    int | None,
-    typer.Option(
-        "--gpu-layers",
-        min=-1,
-        max=2**31 - 1,
-        help="Layers on GPUs: -1 all, 0 none; by default, what fits.",
-    ),
-]
 
 
 @contextmanager

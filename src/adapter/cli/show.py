@@ -11,7 +11,8 @@ import typer
 
 from adapter.cli.console import file_size, note, refuse, row, say, say_json, show, table
 from adapter.cli.faster_types import faster_types
-from adapter.cli.session import Model, errors_told
+from adapter.cli.options import AsJson, Model
+from adapter.cli.session import errors_told
 from adapter.wording import counted
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def show_model(
     metadata: Annotated[
         bool, typer.Option("--metadata", help="Write all metadata, and nothing else.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a model's header, the memory it needs, and the devices it would run on.
 
@@ -67,7 +68,7 @@ def fit(
             "--context", "-c", min=1, max=2**24, help="Tokens of context; may be given again."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what fits on which device, for several lengths of context.
 

@@ -33,7 +33,7 @@ from adapter.generation.memory.prefix_files import PrefixFiles
 from adapter.generation.memory.prefix_folder import PrefixFolder
 from adapter.generation.memory.prefix_reuse import PrefixReuse, pads, rolls_back
 from adapter.generation.memory.shared import SharedMemory
-from adapter.generation.memory.strategy import MemoryStrategy
+from adapter.generation.memory.strategy import MemoryStrategy, Room
 from adapter.generation.metrics import Metrics
 from adapter.generation.pending import Pending
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
@@ -158,14 +158,9 @@ class Scheduler(Generator):
             keeps_answers=not reproducible,
         )
         one_context = shared_memory or isolated
-        memory: MemoryStrategy = (SharedMemory if one_context else OwnMemory)(
-            self._contexts.make,
-            prefixes,
-            longest=context_length,
-            n_cells=n_cells,
-            max_sequences=max_sequences,
-            width=width,
-        )
+        room = Room(context_length, n_cells, max_sequences, width)
+        strategy = SharedMemory if one_context else OwnMemory
+        memory: MemoryStrategy = strategy(self._contexts.make, prefixes, room)
         mixes = one_context and width == 1
         plan: Plan = MixedPlan(call) if mixes else ExactPlan(exactness, call)
         self._waiting = Waiting(count_borders=whole_states)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pyllama
 from adapter.generation.contexts import padded
 from adapter.generation.failures import note
 from adapter.generation.memory.kv_cache import KVCache
 from adapter.generation.memory.prefix_reuse import PrefixReuse
-from adapter.generation.memory.strategy import MemoryStrategy
+from adapter.generation.memory.strategy import MemoryStrategy, Room
 from adapter.generation.sequence import ScheduledRequest
 
 logger = logging.getLogger(__name__)
@@ -38,24 +39,12 @@ class OwnMemory(MemoryStrategy):
     """Contexts of growing size, within a budget of tokens."""
 
     def __init__(
-        self,
-        make: Callable[[int, int], pyllama.Context],
-        prefixes: PrefixReuse,
-        *,
-        longest: int,
-        n_cells: int,
-        max_sequences: int,
-        width: int = 1,
+        self, make: Callable[[int, int], pyllama.Context], prefixes: PrefixReuse, room: Room
     ) -> None:
-        self._lengths = lengths(longest)
-        super().__init__(
-            make,
-            prefixes,
-            longest=self._lengths[-1],
-            n_cells=n_cells * self._lengths[-1] // longest,
-            max_sequences=max_sequences,
-            width=width,
-        )
+        self._lengths = lengths(room.longest)
+        longest = self._lengths[-1]
+        n_cells = room.n_cells * longest // room.longest
+        super().__init__(make, prefixes, replace(room, longest=longest, n_cells=n_cells))
         self._clock = 0
         self._retry_at = 0.0
 
@@ -113,7 +102,7 @@ class OwnMemory(MemoryStrategy):
                 "no context of %d sequences of %d tokens could be made: %s",
                 *(count, length, error),
             )
-            if count // 2 < self._width:
+            if count // 2 < self._room.width:
                 raise
             return self._add_what_can_be_made(length, count // 2)
 
@@ -124,14 +113,14 @@ class OwnMemory(MemoryStrategy):
         If that is too short, they are several times as long. They are shorter only if there can be
         more of them.
         """
-        room = self._n_cells - sum(cache.n_cells for cache in self._caches if cache.taken)
+        room = self._room.n_cells - sum(cache.n_cells for cache in self._caches if cache.taken)
         longest = max((cache.length for cache in self._caches), default=0)
         if longest < n_needed:
             longest = max(n_needed, GROWTH * longest)
-        most = self._max_sequences
+        most = self._room.max_sequences
         if len(self.taken) + n_waiting <= FEWEST:
             most = min(most, FEWEST)
-        most = max(most, self._width)
+        most = max(most, self._room.width)
         needed = next(length for length in self._lengths if length >= n_needed)
         best = needed, min(most, self._count(needed, room))
         for length in self._lengths:
@@ -144,10 +133,12 @@ class OwnMemory(MemoryStrategy):
 
         None where they would be fewer than a context has at the least.
         """
-        beside = any(cache.length == self._longest for cache in self._caches)
-        kept = 0 if beside or length == self._longest else self._width * self._longest
+        beside = any(cache.length == self._room.longest for cache in self._caches)
+        kept = (
+            0 if beside or length == self._room.longest else self._room.width * self._room.longest
+        )
         for count in (max(room - kept, 0) // length, room // length):
-            if count >= self._width:
+            if count >= self._room.width:
                 return count
         return 0
 
@@ -155,7 +146,7 @@ class OwnMemory(MemoryStrategy):
         """Close unused contexts, the least recently used first."""
         idle = [cache for cache in self._caches if not cache.taken]
         idle.sort(key=lambda cache: cache.last_used)
-        left = self._n_cells - sum(cache.n_cells for cache in self._caches)
+        left = self._room.n_cells - sum(cache.n_cells for cache in self._caches)
         while idle and left < n_cells:
             cache = idle.pop(0)
             left += cache.n_cells
@@ -180,7 +171,7 @@ class OwnMemory(MemoryStrategy):
                 continue
             needed = max(sequence.n_needed, *taken)
             length = next(length for length in self._lengths if length >= needed)
-            count = min(self._max_sequences, self._count(length, self._n_cells))
+            count = min(self._room.max_sequences, self._count(length, self._room.n_cells))
             if length < cache.length and count >= 2 * cache.count:
                 cache.drains = True
 

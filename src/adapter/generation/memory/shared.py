@@ -39,8 +39,8 @@ class SharedMemory(MemoryStrategy):
 
     def _cache_for(self, sequence: ScheduledRequest, n_waiting: int) -> KVCache | None:
         if not self._caches:
-            count = max(self._max_sequences, self._width)
-            self._add(self._longest, count, self._n_cells)
+            count = max(self._room.max_sequences, self._room.width)
+            self._add(self._room.longest, count, self._room.n_cells)
         (cache,) = self._caches
         return cache if cache.has_room(sequence) else None
 

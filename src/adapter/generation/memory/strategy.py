@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import pyllama
 from adapter.generation.memory.blocks import BLOCK
@@ -16,12 +17,11 @@ from adapter.generation.sequence import ScheduledRequest
 logger = logging.getLogger(__name__)
 
 
-class MemoryStrategy(ABC):
-    """The KV caches of a model's requests. For the scheduler's thread alone.
+@dataclass(frozen=True)
+class Room:
+    """How much memory there may be.
 
-    Args:
-        make: makes a context for a number of tokens and of sequences.
-        prefixes: finds, restores and saves beginnings of prompts.
+    Attributes:
         longest: tokens that the longest requests have.
         n_cells: the most tokens that all KV caches hold together. A request of any length always
             fits.
@@ -29,21 +29,25 @@ class MemoryStrategy(ABC):
         width: sequences that each context has at the least.
     """
 
+    longest: int
+    n_cells: int
+    max_sequences: int
+    width: int = 1
+
+
+class MemoryStrategy(ABC):
+    """The KV caches of a model's requests. For the scheduler's thread alone.
+
+    Args:
+        make: makes a context for a number of tokens and of sequences.
+        prefixes: finds, restores and saves beginnings of prompts.
+    """
+
     def __init__(
-        self,
-        make: Callable[[int, int], pyllama.Context],
-        prefixes: PrefixReuse,
-        *,
-        longest: int,
-        n_cells: int,
-        max_sequences: int,
-        width: int = 1,
+        self, make: Callable[[int, int], pyllama.Context], prefixes: PrefixReuse, room: Room
     ) -> None:
         self._make = make
-        self._longest = longest
-        self._n_cells = max(n_cells, width * longest)
-        self._max_sequences = max_sequences
-        self._width = width
+        self._room = replace(room, n_cells=max(room.n_cells, room.width * room.longest))
         self._caches = prefixes.caches
         #: The beginnings of prompts that are in memory.
         self.prefixes = prefixes
@@ -64,7 +68,7 @@ class MemoryStrategy(ABC):
     @property
     def full(self) -> bool:
         """Whether there is no room for any request, however short."""
-        return len(self.taken) >= self._max_sequences
+        return len(self.taken) >= self._room.max_sequences
 
     def in_progress(self, sequence: ScheduledRequest) -> ScheduledRequest | Reading | None:
         """What a request should wait for, since it will give more of its prompt than is cached now.

@@ -18,6 +18,7 @@ import pyllama
 from adapter import ModelPool
 from adapter.generation.memory.blocks import BLOCK
 from adapter.generation.memory.own import FEWEST, GROWTH, SHORTEST, OwnMemory, lengths
+from adapter.generation.memory.strategy import Room
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
 
@@ -74,8 +75,8 @@ class Context:
 
 def memory_of(n_cells, *, longest=4096, max_sequences=16, most=None):
     machine = Machine(n_cells if most is None else most)
-    options = {"longest": longest, "n_cells": n_cells, "max_sequences": max_sequences}
-    return OwnMemory(machine.make, NoPrefixes(), **options), machine
+    room = Room(longest, n_cells, max_sequences)
+    return OwnMemory(machine.make, NoPrefixes(), room), machine
 
 
 def admit(memory, requests):
