@@ -56,23 +56,23 @@ class NextPrompt:
     """
 
     def __init__(self, tokens: Tokens, n_new: int) -> None:
-        self.tokens = tokens[: len(tokens) - len(tokens) % BLOCK]
+        self.prompt = tokens[: len(tokens) - len(tokens) % BLOCK]
         self.n_new = n_new
 
     @cached_property
     def hashes(self) -> BlockHashes:
         """The hashes of its blocks."""
-        return block_hashes(self.tokens)
+        return block_hashes(self.prompt)
 
     @property
     def n_reusable(self) -> int:
         """Blocks of it that need not be computed."""
-        return n_reusable(len(self.tokens))
+        return n_reusable(len(self.prompt))
 
     @property
     def n_to_border(self) -> int:
         """Blocks before its last call."""
-        return last_border(len(self.tokens)) // BLOCK
+        return last_border(len(self.prompt)) // BLOCK
 
 
 class _Progress(NamedTuple):
@@ -143,7 +143,7 @@ class IdlePrefill:
         n_missing = self._end(prompt) // BLOCK - prefixes.n_cached(prompt)
         if n_missing < LEAST_BLOCKS or n_missing * BLOCK > prompt.n_new + MOST_BEFORE:
             return None
-        caches = [cache for cache in self._memory if cache.length >= len(prompt.tokens)]
+        caches = [cache for cache in self._memory if cache.length >= len(prompt.prompt)]
         caches = [cache for cache in caches if cache.free and not cache.drains]
         if not caches:
             return None
@@ -158,10 +158,10 @@ class IdlePrefill:
         if self._memory.prefixes.rolls_back and self._exactness.cuts_anywhere:
             end = min(begin + CALL, last)
         else:
-            end = call_end(len(prompt.tokens), begin, CHUNK)
+            end = call_end(len(prompt.prompt), begin, CHUNK)
         batch = slot.cache.batch
         batch.clear()
-        batch.add_tokens(prompt.tokens[begin:end], pos=begin, seq_id=slot.seq_id, outputs="none")
+        batch.add_tokens(prompt.prompt[begin:end], pos=begin, seq_id=slot.seq_id, outputs="none")
         with warnings_as_info(logging.ERROR):  # where it is cancelled, or tried again by a request
             slot.cache.context.decode(batch)
         slot.blocks = prompt.hashes[: end // BLOCK]
@@ -177,7 +177,7 @@ class IdlePrefill:
         A state that cannot be cut back is of use where the last call of a prompt begins.
         """
         if self._memory.prefixes.rolls_back:
-            return len(prompt.tokens)
+            return len(prompt.prompt)
         return prompt.n_to_border * BLOCK
 
     def _give_up(self, error: BaseException) -> None:

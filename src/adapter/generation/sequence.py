@@ -67,6 +67,11 @@ class ScheduledRequest:
         return None if timeout is None else self.arrived + timeout
 
     @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens of its prompt."""
+        return self.request.prompt
+
+    @property
     def n_past(self) -> int:
         """Tokens whose keys and values are in memory."""
         return self._n_past

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyllama
@@ -15,6 +16,10 @@ class Slot:
 
     ``blocks`` are at the beginning of its memory and were computed as blocks of a prompt. Another
     request may reuse them, but not what comes after them.
+
+    Attributes:
+        rest: tokens after the blocks, too few for another one, that may be reused as well: where
+            they begin, and the tokens. None if there are none.
     """
 
     cache: KVCache
@@ -22,6 +27,7 @@ class Slot:
     blocks: BlockHashes = ()
     sequence: ScheduledRequest | None = None
     last_used: int = 0
+    rest: tuple[int, tuple[int, ...]] | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -31,9 +37,27 @@ class Slot:
 
     def keep(self, n_blocks: int) -> bool:
         """Remove all but the first blocks from its memory. Returns whether that was possible."""
+        self.rest = None
         kept = self.cache.context.memory.seq_rm(self.seq_id, n_blocks * BLOCK)
         self.blocks = self.blocks[:n_blocks]
         return kept
+
+    def keep_whole(self, tokens: Sequence[int]) -> int:
+        """Remove what differs from a prompt, where the blocks are its beginning and something
+        follows them. Returns how many tokens are left.
+
+        Args:
+            tokens: the prompt. Its last token is to be computed.
+        """
+        n_tokens = len(self.blocks) * BLOCK
+        if self.rest is not None and self.rest[0] == n_tokens:
+            for own, token in zip(self.rest[1], tokens[n_tokens:-1], strict=False):
+                if own != token:
+                    break
+                n_tokens += 1
+        self.rest = None
+        self.cache.context.memory.seq_rm(self.seq_id, n_tokens)
+        return n_tokens
 
 
 @dataclass(eq=False)

@@ -34,6 +34,10 @@ class Prompt(Protocol):
     """What is compared of a prompt: of a request's, or of one that is to be expected."""
 
     @property
+    def prompt(self) -> tuple[int, ...]:
+        """Its tokens."""
+
+    @property
     def hashes(self) -> BlockHashes:
         """The hashes of its whole blocks."""
 
@@ -134,6 +138,8 @@ class PrefixReuse:
         if self.rolls_back and n_here >= max(n_there, n_saved, n_elsewhere):
             if (len(slot.blocks) - n_here) * BLOCK >= WORTH_SAVING:
                 self._save_evicted(slot)
+            if n_here == len(slot.blocks) and self._keeps_answers:
+                return slot.keep_whole(prompt.prompt)
             slot.keep(n_here)
             return n_here * BLOCK
         self.evict(slot)
@@ -175,15 +181,15 @@ class PrefixReuse:
     def keep_answer(self, slot: Slot, sequence: ScheduledRequest) -> None:
         """Keep an answer in its slot for the next turn, if bytes need not stay the same."""
         if self._keeps_answers:
-            n_blocks = sequence.n_computed_blocks
-            slot.blocks = block_hashes(
-                sequence.tokens_between(0, sequence.n_past), sequence.hashes[:n_blocks]
-            )
+            tokens = sequence.tokens_between(0, sequence.n_past)
+            slot.blocks = block_hashes(tokens, sequence.hashes[: sequence.n_computed_blocks])
+            begin = len(slot.blocks) * BLOCK
+            slot.rest = (begin, tuple(tokens[begin:])) if begin else None
 
     def forget_unless_reused(self, slot: Slot) -> None:
         """Clear a slot that becomes free, if nothing is reused."""
         if not self._reuses:
-            slot.blocks = ()
+            slot.blocks, slot.rest = (), None
 
     def evict(self, slot: Slot) -> None:
         """Save what a free slot holds, and clear it."""

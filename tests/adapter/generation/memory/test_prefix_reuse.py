@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from schedules import (
     alone,
+    endless,
     request_of,
     same,
     scheduler_of,
@@ -105,11 +107,35 @@ def test_where_bytes_need_not_stay_prompts_are_computed_in_larger_calls(model):
 def test_where_bytes_need_not_stay_answers_are_reused(models, name):
     scheduler = scheduler_of(models[name], reproducible=False)
     prompt = tokens(0, 3 * CHUNK + 5)
-    answer = scheduler.generate(request_of(prompt, max_tokens=60)).token_ids
+    answered = scheduler.generate(request_of(prompt, max_tokens=60))
+    answer = answered.token_ids
     assert len(answer) > 20
     turn = request_of(prompt + answer + tokens(1, 30))
     result = scheduler.generate(turn)
-    n_held = len(prompt + answer) - 1 if name == "llama" else last_border(len(prompt))
-    assert result.cache_read_tokens == n_held - n_held % BLOCK
+    n_held = last_border(len(prompt))
+    if name == "llama":  # an answer that was cut off ends with a token that was not computed
+        n_held = len(prompt + answer) - (answered.finish_reason == "length")
+    assert result.cache_read_tokens == n_held
     assert result.completion_tokens > 0
     scheduler.close()
+
+
+@pytest.mark.parametrize("max_tokens", range(8, 17))
+@pytest.mark.parametrize("n_changed", [0, 3])
+def test_an_answer_that_stays_is_reused_to_its_last_token(tiny, max_tokens, n_changed):
+    """Not only in whole blocks, where bytes need not stay. Its last token was not computed."""
+    scheduler, fresh = (scheduler_of(tiny, reproducible=False) for _ in range(2))
+    first = replace(endless(1), prompt=tokens(1, 45), max_tokens=max_tokens)
+    known = (*first.prompt, *scheduler.generate(first).token_ids)
+    known = known[: len(known) - n_changed]
+    n_known = len(known) - (not n_changed)
+    request = replace(first, prompt=(*known, 3, *tokens(2, 20)), logprobs=1)
+    result = scheduler.generate(request)
+    if n_changed and len(known) // BLOCK < (45 + max_tokens - 1) // BLOCK:
+        assert result.cache_read_tokens == len(known) - len(known) % BLOCK
+    else:
+        assert result.cache_read_tokens == n_known
+    likeliest = [each.logprobs[0].top_logprobs[0] for each in (result, fresh.generate(request))]
+    assert likeliest[0] == pytest.approx(likeliest[1], abs=0.01)
+    scheduler.close()
+    fresh.close()
