@@ -39,9 +39,11 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,16 +167,22 @@ def measure(
     ]
     patience = PATIENCE + (given.pause * count if task == "reading" else 0.0)
     figures: Figures = {}
+    worker = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience)
+        output, errors = worker.communicate(timeout=patience)
     except subprocess.TimeoutExpired:
         pass
     else:
-        if done.returncode:
-            raise SystemExit(f"{peer} failed:\n{done.stderr}")
+        if worker.returncode:
+            raise SystemExit(f"{peer} failed:\n{errors}")
         # Some peers write to stdout too.
-        (line,) = (line for line in done.stdout.splitlines() if line.startswith('{"'))
+        (line,) = (line for line in output.splitlines() if line.startswith('{"'))
         figures = json.loads(line)
+    finally:
+        with suppress(ProcessLookupError):  # its server, if it could not end it
+            os.killpg(worker.pid, signal.SIGKILL)
     return {"peer": peer, "task": task, "threads": threads, "round": number, "figures": figures}
 
 
