@@ -5,18 +5,19 @@
     [
       {
         "product": "...",
-        "quantity": 0
+        "quantity": <a number>
       }
     ]
 
 A small model follows it better than a JSON schema, and ends a list sooner than where dots say that
 items follow. It writes objects as the example does, and makes up fewer of them if each key has a
-line of its own.
+line of its own. There a number is said in words, because a small model copies a 0.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,6 +40,9 @@ def shape_of(schema: Mapping[str, Any]) -> str | None:
         return _shape(schema, schema.get("$defs", {}), (), indentation="")
     except _NoShape:
         return None
+
+
+_ZERO = re.compile(r"^0(\.0)?(?!\S)")
 
 
 class _NoShape(Exception):
@@ -110,6 +114,8 @@ def _object(
     members = []
     for name, member in schema.get("properties", {}).items():
         shape = _shape(member, definitions, within)
+        if indentation:
+            shape = _ZERO.sub("<a number>", shape)
         left_out = "" if name in schema.get("required", ()) else " (may be left out)"
         members.append(f"{json.dumps(name, ensure_ascii=False)}: {shape}{left_out}")
     if others is not False:

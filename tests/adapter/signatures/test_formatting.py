@@ -106,7 +106,7 @@ def test_words_say_what_an_example_of_a_list_could_not():
     [
         (
             list[Item],
-            '[\n  {\n    "product": "...",\n    "quantity": 0 (how many),\n'
+            '[\n  {\n    "product": "...",\n    "quantity": <a number> (how many),\n'
             '    "note": "..." or null (may be left out)\n  }\n]',
         ),
         (list[str], '["..."]'),
