@@ -58,16 +58,12 @@ class PoolCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         """One family for each count, level and histogram."""
         snapshots = self._pool.metrics()
-        for key, text in COUNTERS.items():
-            counter = CounterMetricFamily(f"pyllama_{key}", text, labels=["model"])
-            for name, snapshot in snapshots.items():
-                counter.add_metric([name], getattr(snapshot, key))
-            yield counter
-        for key, text in GAUGES.items():
-            gauge = GaugeMetricFamily(f"pyllama_{key}", text, labels=["model"])
-            for name, snapshot in snapshots.items():
-                gauge.add_metric([name], getattr(snapshot, key))
-            yield gauge
+        for kind, texts in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
+            for key, text in texts.items():
+                family = kind(f"pyllama_{key}", text, labels=["model"])
+                for name, snapshot in snapshots.items():
+                    family.add_metric([name], getattr(snapshot, key))
+                yield family
         for key, text in HISTOGRAMS.items():
             histogram = HistogramMetricFamily(f"pyllama_{key}", text, labels=["model"])
             for name, snapshot in snapshots.items():

@@ -204,14 +204,8 @@ def multiples(step: Decimal) -> Automaton:
     return explored((0, _SIGN), following, accepts)
 
 
-_SIGN, _MINUSED, _WHOLE, _ENDED = (
-    -4,
-    -3,
-    -2,
-    -1,
-)  # before the point; then the number of digits after it
-
-
+# Places before the point. Behind it, the place is the number of digits so far.
+_SIGN, _MINUSED, _WHOLE, _ENDED = -4, -3, -2, -1
 _RAISED, _RAISED_SIGNED, _RAISED_BY = -7, -6, -5  # in an exponent
 
 
