@@ -30,10 +30,11 @@ _ENDS = re.compile(rb"[\r\n]|(?<=\w),(?=\[|\Z)")
 class Imatrix:
     """What was computed.
 
-    n_tensors   tensors of the model that the file knows the inputs of
-    n_chunks    parts of the text
-    perplexity  of the text; None where llama.cpp gave none
-    partial     tensors some of whose experts saw no token
+    Attributes:
+        n_tensors: tensors of the model whose inputs the file describes.
+        n_chunks: parts of the text.
+        perplexity: of the text; None if llama.cpp gave none.
+        partial: tensors with experts that saw no token.
     """
 
     n_tensors: int

@@ -35,7 +35,8 @@ def run_tool(
         cwd: the folder that it runs in.
         ends: what ends a line.
 
-    Raises OSError where the program does not start.
+    Raises:
+        OSError: the program does not start.
     """
     process = subprocess.Popen(
         command,

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -17,12 +17,9 @@ from adapter.models.hub.choice import is_safe
 from adapter.models.hub.completeness import problem_of
 from adapter.models.hub.listing import one_line, transport_errors
 from adapter.models.hub.names import HubName, is_repo
-from adapter.models.hub.transfer import Content, WrongDigestError, receive
+from adapter.models.hub.transfer import Content, Progress, WrongDigestError, adding_up, receive
 from adapter.models.parts import parts
 from adapter.wording import reason_of
-
-Report = Callable[[int, int], None]
-"""Called with the bytes that are there, and those that there will be."""
 
 _NO_DIGEST_OF_PARTS = "a split model has several files, and no SHA-256 of its own"
 _CHUNK = 1 << 20
@@ -43,7 +40,7 @@ def hub_name(url: str) -> HubName | None:
 
 
 def download(
-    url: str, folder: Path, *, sha256: str | None = None, report: Report | None = None
+    url: str, folder: Path, *, sha256: str | None = None, report: Progress | None = None
 ) -> tuple[Path, ...]:
     """Download a model, and the other parts of a split one, into a folder.
 
@@ -52,7 +49,7 @@ def download(
 
     Args:
         sha256: what the file must have, in hexadecimal; not for a split model.
-        report: see Report; called for one part after the other.
+        report: see Progress; called for one part after the other.
 
     Raises:
         ModelDownloadError: the message says what to do.
@@ -73,7 +70,7 @@ def download(
 
 
 def copy(
-    source: Path, folder: Path, *, sha256: str | None = None, report: Report | None = None
+    source: Path, folder: Path, *, sha256: str | None = None, report: Progress | None = None
 ) -> tuple[Path, ...]:
     """Copy a model, and the other parts of a split one, into a folder.
 
@@ -91,7 +88,8 @@ def copy(
         for part in sources:
             _require_complete(str(part), part)
         digest = hashlib.sha256()
-        total, done = sum(part.stat().st_size for part in sources), 0
+        total = sum(part.stat().st_size for part in sources)
+        arrived = adding_up(total, report)
         folder.mkdir(parents=True, exist_ok=True)
         _require_room(str(source), folder, total)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as scratch:
@@ -100,9 +98,7 @@ def copy(
                     while chunk := read.read(_CHUNK):
                         write.write(chunk)
                         digest.update(chunk)
-                        done += len(chunk)
-                        if report is not None:
-                            report(done, total)
+                        arrived(len(chunk))
             _require_digest(str(source), digest.hexdigest(), sha256)
             for target in reversed(targets):
                 os.replace(Path(scratch, target.name), target)
@@ -120,7 +116,7 @@ def _target(what: str, name: str, folder: Path) -> Path:
     return target
 
 
-def _download(url: str, target: Path, sha256: str | None, report: Report | None) -> None:
+def _download(url: str, target: Path, sha256: str | None, report: Progress | None) -> None:
     from filelock import FileLock
 
     with _translated(url):
@@ -128,21 +124,13 @@ def _download(url: str, target: Path, sha256: str | None, report: Report | None)
         key = hashlib.sha256(f"{url} {size} {version}".encode()).hexdigest()[:16]
         partial = target.with_name(".incomplete") / f"{key}-{target.name}"
         partial.parent.mkdir(parents=True, exist_ok=True)
-        done = 0
-
-        def arrived(n_bytes: int) -> None:
-            nonlocal done
-            done += n_bytes
-            if report is not None:
-                report(done, size)
-
         with FileLock(partial.with_name(f"{key}.lock")):
             if target.exists():
                 return  # another process had the lock before
             if version is None:  # it may be another file by now
                 partial.unlink(missing_ok=True)
             with partial.open("a+b") as stream:
-                content = Content(stream, size, arrived, hashlib.sha256())
+                content = Content(stream, size, adding_up(size, report), hashlib.sha256())
                 _require_room(url, target.parent, size - content.written)
                 receive(url, {}, content, version if version and version[0] == '"' else None)
                 stream.flush()

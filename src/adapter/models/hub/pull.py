@@ -13,7 +13,7 @@ from adapter.models.hub.choice import Candidate, UnclearError, choose
 from adapter.models.hub.completeness import problem_of
 from adapter.models.hub.listing import HubFile, Listing, list_repository
 from adapter.models.hub.names import HubName
-from adapter.models.hub.transfer import fetch, missing_bytes
+from adapter.models.hub.transfer import Progress, adding_up, fetch, missing_bytes
 from adapter.wording import reason_of
 
 _SPARE = 64 * 2**20
@@ -56,7 +56,7 @@ def pull(
     name: HubName,
     *,
     listed: Callable[[Listing, Candidate], None] | None = None,
-    report: Callable[[int, int], None] | None = None,
+    report: Progress | None = None,
 ) -> PulledModel:
     """Download a model with its other parts, mmproj and chat template, as far as they are missing.
 
@@ -65,7 +65,7 @@ def pull(
 
     Args:
         listed: called with what the hub has, and what will be downloaded.
-        report: called with the bytes that are there, and those that there will be.
+        report: see Progress.
 
     Raises:
         ModelDownloadError: the message says what to do.
@@ -105,7 +105,7 @@ def pull_files(
     name: HubName,
     wanted: Callable[[Listing], list[str]],
     *,
-    report: Callable[[int, int], None] | None = None,
+    report: Progress | None = None,
 ) -> Path:
     """Download files of a repository, and return the folder that holds them.
 
@@ -127,20 +127,13 @@ def _fetch_all(
     name: HubName,
     listing: Listing,
     paths: Sequence[str],
-    report: Callable[[int, int], None] | None,
+    report: Progress | None,
 ) -> dict[str, Path]:
     """Get files into the cache, check them, and put them into the tree in that order."""
     files = [listing.files[path] for path in paths]
     cached = CachedRepository(name.repo)
     _require_room(name, cached, files)
-    total, done = sum(file.size for file in files), 0
-
-    def arrived(n_bytes: int) -> None:
-        nonlocal done
-        done += n_bytes
-        if report is not None:
-            report(done, total)
-
+    arrived = adding_up(sum(file.size for file in files), report)
     for file in files:
         fetch(name, listing, cached, file, arrived)
     try:

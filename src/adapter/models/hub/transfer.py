@@ -23,6 +23,9 @@ Digest: TypeAlias = Any
 Report = Callable[[int], None]
 """Called with the number of bytes that arrived; negative if they do not count any more."""
 
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are there, and those that there will be."""
+
 _CHUNK = 1 << 20
 
 _FRUITLESS = 4
@@ -31,6 +34,19 @@ _FRUITLESS = 4
 
 class WrongDigestError(Exception):
     """The content does not fit its digest."""
+
+
+def adding_up(total: int, progress: Progress | None) -> Report:
+    """What adds the bytes up that arrive, and reports their sum beside the total."""
+    done = 0
+
+    def arrived(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        if progress is not None:
+            progress(done, total)
+
+    return arrived
 
 
 def missing_bytes(cached: CachedRepository, file: HubFile) -> int:
