@@ -19,6 +19,9 @@ from adapter.generation.sequence import ScheduledRequest
 LEAST_PIECE = 32
 """The fewest tokens of a prompt that are added to a batch, unless they are its last."""
 
+FEW = 8
+"""The most tokens of a batch that are written one by one. For more, arrays take less time."""
+
 
 class Part(NamedTuple):
     """A slot's tokens in a batch: from ``begin``, where its memory ends, to ``end``.
@@ -212,14 +215,12 @@ def fill(
     while padded:
         rows.pad(*padded.pop())
     batch.clear()
-    batch.add_tokens(
-        rows.tokens, pos=rows.positions, seq_id=rows.seq_ids, outputs=np.array(rows.outputs, bool)
-    )
+    rows.write(batch)
     return outputs
 
 
 class _Rows:
-    """The rows of a batch, which are checked and copied all at once."""
+    """The rows of a batch."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -238,3 +239,13 @@ class _Rows:
         """Add a token that nobody needs. Its output lets its row go as far as others."""
         self.add([0], pos, seq_id)
         self.outputs[-1] = True
+
+    def write(self, batch: pyllama.Batch) -> None:
+        """Fill a batch with them. Many are checked and copied all at once, few one by one."""
+        if len(self.tokens) > FEW:
+            wanted = np.array(self.outputs, bool)
+            batch.add_tokens(self.tokens, pos=self.positions, seq_id=self.seq_ids, outputs=wanted)
+            return
+        for row in zip(self.tokens, self.positions, self.seq_ids, self.outputs, strict=True):
+            token, pos, seq_id, output = row
+            batch.add(token, pos, (seq_id,), output=output)
