@@ -214,6 +214,9 @@ def _run(
         try:
             raise_caught(what)
         except NativeError as error:
+            if "iostream" in str(error):
+                reason = "the new file cannot be written: is the disk full, or a limit reached?"
+                raise QuantizeError(f"{what}: {reason}") from None
             raise QuantizeError(str(error)) from None
     return _tensors(take_str(log, what))
 

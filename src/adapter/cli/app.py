@@ -147,8 +147,6 @@ def main() -> None:
             app()
         finally:
             sys.stdout.flush()
-    except KeyboardInterrupt:  # outside of a command, such as while modules are imported
-        sys.exit(128 + signal.SIGINT)
     except OSError as error:  # commands tell their own: standard output takes no more
         write_failed(error)
         sys.exit(1)

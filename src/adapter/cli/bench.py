@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from adapter.cli.console import file_size, note, refuse, row, say, say_json, show, table
+from adapter.cli.console import note, refuse, row, say, say_json, show, table
 from adapter.cli.options import AsJson, GpuLayers, ModelOrDemo, Threads
 from adapter.cli.session import errors_told, found
-from adapter.wording import counted
+from adapter.wording import counted, file_size, short_count
 
 
 def bench(
@@ -74,7 +74,7 @@ def bench(
         results = [{"test": r.test, "mean": r.mean, "stdev": r.stdev} for r in rates]
         say_json({**facts, "repetitions": repetitions, "tokens_per_second": results})
         return
-    say(f"{facts['description']}, {file_size(size)}, {facts['n_params'] / 1e9:.2f} B parameters")
+    say(f"{facts['description']}, {file_size(size)}, {short_count(facts['n_params'])} parameters")
     say(f"on {', '.join(facts['devices'])}, {counted(facts['n_threads'], 'thread')}")
     made = table("test", "tokens/s")
     for rate in rates:

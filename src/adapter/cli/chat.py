@@ -14,7 +14,7 @@ from adapter.cli.error_words import in_words
 from adapter.cli.options import ContextLength, GpuLayers, ModelOrDemo
 from adapter.cli.run import MaxTokens, Seed, System, Temperature
 from adapter.cli.session import errors_told, loaded_model, require_generator
-from adapter.wording import counted, reason_of
+from adapter.wording import counted
 
 _HELP = """\
 /system TEXT   set the system prompt; without TEXT, leave it out
@@ -94,7 +94,7 @@ class _Chat:
             except OSError as error:
                 fail(f"standard input cannot be read: {error.strerror}")
             except UnicodeError:
-                self._problem(f"this is no {sys.stdin.encoding.upper()} text")
+                self._problem(f"this line is no {sys.stdin.encoding.upper()} text")
                 continue
             if not line:
                 raise EOFError
@@ -162,7 +162,8 @@ class _Chat:
             else:
                 load(self._conversation, path)
         except OSError as error:
-            self._problem(reason_of(error))
+            what = "written" if name == "/save" else "read"
+            self._problem(f"{path} cannot be {what}: {error.strerror or error}")
         except ValueError as error:
             self._problem(str(error))
 

@@ -32,7 +32,15 @@ def examples(*commands: str) -> str:
 
 def say(text: str) -> None:
     """Write a line of the answer unchanged."""
-    output.print(visible(text), markup=False)
+    with _written():
+        output.print(visible(text), markup=False)
+
+
+def say_piece(text: str) -> None:
+    """Write a part of a line of the answer, at once."""
+    with _written():
+        output.print(visible(text), end="", markup=False)
+        output.file.flush()
 
 
 def note(text: str) -> None:
@@ -59,6 +67,16 @@ def warn(text: str) -> None:
     messages.print(visible(f"error: {text}"), style="red", markup=False, soft_wrap=True)
 
 
+@contextmanager
+def _written() -> Iterator[None]:
+    """End the command if standard output takes no more. Other errors are the command's own."""
+    try:
+        yield
+    except OSError as error:
+        write_failed(error)
+        raise typer.Exit(1) from None
+
+
 def write_failed(error: OSError) -> None:
     """Say that standard output takes no more, and have Python not try again when it ends.
 
@@ -80,7 +98,8 @@ def visible(text: str) -> str:
 def say_json(value: object) -> None:
     """Write a value as JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=not _speaks_utf8())
-    sys.stdout.write(f"{text}\n")
+    with _written():
+        sys.stdout.write(f"{text}\n")
 
 
 def file_text(path: Path) -> str:
@@ -133,17 +152,8 @@ def row(made: Table, *cells: object) -> None:
 
 def show(made: Table) -> None:
     """Write a table."""
-    output.print(made, soft_wrap=False)
-
-
-def file_size(n_bytes: int) -> str:
-    """A size in powers of 1000, as file managers and hubs show it."""
-    size = float(n_bytes)
-    for unit in ("B", "KB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} GB"
+    with _written():
+        output.print(made, soft_wrap=False)
 
 
 @contextmanager

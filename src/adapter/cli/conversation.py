@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from adapter.cli.console import messages, output, visible
+from adapter.cli.console import messages, say, say_piece, visible
 
 if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel
@@ -131,6 +131,5 @@ def show_answer(conversation: Conversation, text: str, answer: Answer) -> None:
         if not ended_thinking:
             messages.print("\n")
             ended_thinking = True
-        output.print(visible(piece), end="", markup=False)
-        output.file.flush()
-    output.print()
+        say_piece(piece)
+    say("")

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter.cli.console import fail, file_size, progress_bar, refuse, say, say_json
+from adapter.cli.console import fail, progress_bar, refuse, say, say_json
 from adapter.cli.options import AsJson, Force, require_writable
 from adapter.cli.session import errors_told
+from adapter.wording import file_size
 
 if TYPE_CHECKING:
     from adapter.models.hub.listing import Listing

@@ -16,8 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
-from adapter.cli.console import fail, file_size, note, output, say, say_json
+from adapter.cli.console import fail, note, output, say, say_json
 from adapter.cli.options import AsJson
+from adapter.wording import file_size
 
 _PACKAGES = ("dspy", "litellm", "huggingface_hub", "numpy", "cffi", "pydantic", "rich", "typer")
 _SETTINGS = (

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter.cli.console import file_size, note, progress_bar, say, say_json
+from adapter.cli.console import note, progress_bar, say, say_json
 from adapter.cli.options import AsJson, Chunks, Force, GpuLayers, Model, Threads, require_writable
 from adapter.cli.session import errors_told, found, require_generator
-from adapter.wording import counted
+from adapter.wording import counted, file_size
 
 if TYPE_CHECKING:
     from adapter.models.imatrix import Imatrix

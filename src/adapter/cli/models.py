@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter.cli.console import fail, file_size, note, row, say, say_json, show, table
+from adapter.cli.console import fail, note, row, say, say_json, show, table
 from adapter.cli.options import AsJson, Model
 from adapter.cli.session import errors_told
-from adapter.wording import counted, reason_of
+from adapter.wording import counted, file_size, reason_of, short_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,7 +55,7 @@ def models(
         return
     made = table("name", "size", "type", "params", "arch", "context")
     for model in found:
-        facts = model.quantization, _count(model.n_params), model.architecture
+        facts = model.quantization, short_count(model.n_params or 0), model.architecture
         row(made, model.name, file_size(model.size), *facts, model.context_length)
     show(made)
     for model in found:
@@ -120,8 +120,6 @@ def _removal(model: str) -> tuple[list[Path], Callable[[], None]]:
     from adapter.models.stores import is_stored_name
 
     reference = refer(model)
-    if reference.folder != model_dir():
-        fail(f"{model} is not in {model_dir()}; delete the file itself")
     if reference.name.startswith(PREFIX):
         name = HubName.parse(reference.name)
         cached = CachedRepository(name.repo)
@@ -129,6 +127,8 @@ def _removal(model: str) -> tuple[list[Path], Callable[[], None]]:
         return files, lambda: remove(cached, files)
     if is_stored_name(reference.name):
         fail(f"{reference.name} is another program's: {_delete_there(reference.name)}")
+    if reference.folder != model_dir():
+        fail(f"{model} is not in {model_dir()}; delete the file itself")
     paths = [path for path in parts(reference.path()) if path.exists()]
     return paths, lambda: _unlink(paths)
 
@@ -158,11 +158,3 @@ def _facts(model: ModelInfo) -> dict[str, object]:
         "context_length": model.context_length,
         "problem": model.problem,
     }
-
-
-def _count(number: int | None) -> str:
-    """A count of parameters in the form of model names, such as 135M."""
-    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if number and number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number or "")

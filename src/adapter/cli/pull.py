@@ -19,18 +19,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from adapter.cli.console import (
-    fail,
-    file_size,
-    messages,
-    note,
-    refuse,
-    row,
-    say,
-    say_json,
-    show,
-    table,
-)
+from adapter.cli.console import fail, messages, note, refuse, row, say, say_json, show, table
+from adapter.wording import file_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,7 +78,7 @@ def pull(
                 paths = direct.copy(source, model_dir(), sha256=sha256, report=report)
                 facts = _facts(plain_name(paths[0]), paths)
     except Unclear as error:
-        _list_choices(error)
+        _list_choices(error, as_json=as_json)
         fail(error.reason)
     except ModelDownloadError as error:
         local = hub_name is None and not is_url
@@ -210,8 +200,10 @@ def transfer_bar() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _list_choices(error: Unclear) -> None:
-    if not error.models:
+def _list_choices(error: Unclear, *, as_json: bool) -> None:
+    if as_json:
+        say_json({"choices": list(error.choices)})
+    if as_json or not error.models:
         return
     made = table("pull", "files", "mmproj")
     for name, model in zip(error.choices, error.models, strict=True):

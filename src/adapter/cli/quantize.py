@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +11,6 @@ import typer
 
 from adapter.cli.console import (
     fail,
-    file_size,
     file_text,
     note,
     progress_bar,
@@ -25,7 +23,7 @@ from adapter.cli.console import (
 )
 from adapter.cli.options import AsJson, Chunks, Force, GpuLayers, Model, Threads, require_writable
 from adapter.cli.session import errors_told, found, require_generator
-from adapter.wording import counted
+from adapter.wording import counted, file_size
 
 if TYPE_CHECKING:
     import pyllama
@@ -224,16 +222,14 @@ def perplexity(
             except ValueError as error:
                 fail(str(error))
     if as_json:
-        say(
-            json.dumps(
-                {
-                    "perplexity": surprise.perplexity,
-                    "error": surprise.error,
-                    "tokens": surprise.n_tokens,
-                    "chunks": surprise.n_chunks,
-                    "context_length": length,
-                }
-            )
+        say_json(
+            {
+                "perplexity": surprise.perplexity,
+                "error": surprise.error,
+                "tokens": surprise.n_tokens,
+                "chunks": surprise.n_chunks,
+                "context_length": length,
+            }
         )
         return
     say(

@@ -43,7 +43,6 @@ def refer(text: str) -> Reference:
         ModelNotFoundError: a path without a model.
     """
     from adapter.models.embedded_model import model_dir
-    from adapter.models.files import ModelFolder
     from adapter.models.hub.names import PREFIX, HubName
     from adapter.models.parts import plain_name
     from adapter.models.stores import is_stored_name
@@ -58,9 +57,8 @@ def refer(text: str) -> Reference:
             return Reference(path.absolute().parent, plain_name(path))
         if _is_path(text) or "/" not in text or (":" not in text and path.parent.is_dir()):
             raise ModelNotFoundError(text, path)
-    own.mkdir(parents=True, exist_ok=True)
-    if is_stored_name(text) or text in ModelFolder(own, {}).names():
-        return Reference(own, text)
+    if is_stored_name(text) or text in _names(own):
+        return Reference(_nearest(own), text)
     if path.is_dir():
         reason = "it is a folder; give a .gguf file, or make one of it: pyllama convert"
         raise ModelNotFoundError(text, path, reason=reason)
@@ -69,9 +67,11 @@ def refer(text: str) -> Reference:
     if _is_path(text):
         raise ModelNotFoundError(text, path)
     if "/" not in text:
-        return Reference(own, text)
+        if own.is_dir():  # which knows names that are like it
+            return Reference(own, text)
+        raise ModelNotFoundError(text, own / f"{text}.gguf")
     try:
-        return Reference(own, str(HubName.parse(text)))
+        return Reference(_nearest(own), str(HubName.parse(text)))
     except InvalidModelNameError:
         raise InvalidModelNameError(
             text, f"is neither a file nor {PREFIX}owner/repo of a hub"
@@ -82,13 +82,23 @@ def _is_path(text: str) -> bool:
     return text.startswith((".", "/", "~"))
 
 
+def _names(own: Path) -> list[str]:
+    from adapter.models.files import ModelFolder
+
+    return ModelFolder(own, {}).names() if own.is_dir() else []
+
+
+def _nearest(folder: Path) -> Path:
+    """A folder that is there, for a pool whose model is elsewhere. It may not be made here."""
+    while not folder.is_dir():
+        folder = folder.parent
+    return folder
+
+
 def completed(prefix: str) -> list[str]:
     """The names that a shell can complete a word to. No file is opened."""
     from adapter.models.embedded_model import model_dir
-    from adapter.models.files import ModelFolder
     from adapter.models.stores import stored_models
 
-    own = model_dir()
-    mine = ModelFolder(own, {}).names() if own.is_dir() else []
-    names = [*mine, *(model.name for model in stored_models())]
+    names = [*_names(model_dir()), *(model.name for model in stored_models())]
     return [name for name in names if name.startswith(prefix)]

@@ -95,7 +95,8 @@ def run(
                     if refused.name == "max_tokens":
                         needed, _, _ = refused.allowed.partition(";")
                         refuse(f"--max-tokens {max_tokens} is too few: it must be {needed}")
-                    fail(f"{schema or grammar} must be {refused.allowed}")
+                    allowed = refused.allowed.removesuffix(", or None")
+                    fail(f"{schema or grammar} must be {allowed}")
                 fail(in_words(error))
     if as_json:
         say_json(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyllama
 from adapter.errors import ConversionError
 from adapter.models.tool_process import run_tool
-from adapter.wording import reason_of
+from adapter.wording import file_size, reason_of
 
 _NEEDED = ("torch", "transformers", "sentencepiece", "safetensors", "google.protobuf")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
@@ -65,8 +65,8 @@ def convert(
         needed = size * (2 if outtype == "f32" else 1) + _SPARE
         if needed > free:
             raise ConversionError(
-                f"up to {needed / 1e9:.2f} GB would be written, but {target.parent} has "
-                f"{free / 1e9:.2f} GB free"
+                f"up to {file_size(needed)} would be written, but {target.parent} has "
+                f"{file_size(free)} free"
             )
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
             made = Path(scratch) / "model.gguf"
@@ -80,7 +80,7 @@ def convert(
             os.replace(made, final)
             return final
     except OSError as error:
-        raise ConversionError(reason_of(error)) from error
+        raise ConversionError(f"{target} cannot be made: {reason_of(error)}") from error
 
 
 def require_converter() -> None:

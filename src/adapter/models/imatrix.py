@@ -89,7 +89,7 @@ def compute_imatrix(
                 raise ImatrixError(f"llama.cpp's imatrix tool wrote no file: {error}") from error
             os.replace(made, target)
     except OSError as error:
-        raise ImatrixError(reason_of(error)) from error
+        raise ImatrixError(f"{target} cannot be made: {reason_of(error)}") from error
     perplexity = float(told.perplexity) if told.perplexity else None
     return Imatrix(n_tensors, told.n_chunks, perplexity, tuple(dict.fromkeys(told.partial)))
 

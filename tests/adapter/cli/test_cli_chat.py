@@ -8,7 +8,7 @@ import pytest
 from fake_generator import fake_model
 from rich.console import Console
 
-from adapter.cli import chat, conversation
+from adapter.cli import chat, console, conversation
 from adapter.cli.conversation import Answer, Conversation, show_answer
 from adapter.cli.references import completed
 from adapter.models import embedded_model
@@ -113,7 +113,7 @@ def test_thoughts_are_dim_on_a_terminal_and_nowhere_else(monkeypatch):
         shown, beside = io.StringIO(), io.StringIO()
         made = Console(file=beside, force_terminal=is_terminal, width=80, color_system="standard")
         monkeypatch.setattr(conversation, "messages", made)
-        monkeypatch.setattr(conversation, "output", Console(file=shown, width=80))
+        monkeypatch.setattr(console, "output", Console(file=shown, width=80))
         show_answer(Talked(), "?", Answer())
         assert shown.getvalue() == "yes\N{REPLACEMENT CHARACTER}[2J\n"
         assert ("\x1b[2mhm \x1b[0m" in beside.getvalue()) == is_terminal

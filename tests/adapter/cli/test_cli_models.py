@@ -123,3 +123,18 @@ def test_a_model_elsewhere_is_not_deleted(run, own_folder, tiny_model_path, tmp_
     path = copyfile(tiny_model_path, tmp_path / "elsewhere.gguf")
     assert run("rm", path, "--yes").exit_code == 1
     assert path.exists()
+
+
+def test_without_a_folder_of_ones_own_other_models_work_all_the_same(
+    run, hub, own_folder, tiny_model_path
+):
+    hub.add("owner/repo", {"tiny-F32.gguf": tiny_model_path.read_bytes()})
+    assert run("run", "owner/repo:F32", "hello", "-n", 1, "-c", 256).exit_code == 0
+    missing = run("show", "nothing")
+    assert missing.exit_code == 1
+    assert "pyllama models lists" in missing.stderr
+    assert "lmstudio" not in run("rm", "ollama:x:latest").stderr
+    assert "ollama rm x:latest" in run("rm", "ollama:x:latest").stderr
+    assert "LM Studio" in run("rm", "lmstudio:x").stderr
+    assert run("rm", "hf:owner/repo:F32", "--yes").exit_code == 0
+    assert not own_folder.exists()

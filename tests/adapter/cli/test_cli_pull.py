@@ -39,6 +39,16 @@ def test_an_unclear_pull_lists_what_to_type(run, hub):
     assert "owner/repo:Q8_0" in result.stdout
     assert "several models" in result.stderr
     assert hub.contents_asked_for() == []
+    as_json = json.loads(run("pull", "owner/repo", "--json").stdout)
+    assert as_json == {"choices": ["hf:owner/repo:Q4_0", "hf:owner/repo:Q8_0"]}
+
+
+def test_a_model_without_all_its_parts_is_called_so(run, hub):
+    hub.add("owner/repo", {f"m-Q4_0-0000{i}-of-00003.gguf": holding(b"x") for i in (1, 3)})
+    for name in ("owner/repo", "owner/repo:Q4_0"):
+        result = run("pull", name)
+        assert result.exit_code == 1
+        assert "m-Q4_0 lacks 1 of its 3 parts" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["nothing", "owner/none", "./none.gguf"])

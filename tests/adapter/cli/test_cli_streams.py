@@ -16,11 +16,26 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the streams are
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device is always full")
-@pytest.mark.parametrize("arguments", [["--version"], ["show"], ["show", "--json"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--version"],
+        ["show", "MODEL"],
+        ["show", "MODEL", "--json"],
+        ["run", "MODEL", "hello", "-n", "2", "-c", "256"],
+    ],
+)
 def test_a_full_disk_behind_standard_output_is_one_line(tiny_model_path, arguments):
-    command = [*COMMAND, *arguments, *([str(tiny_model_path)] if "show" in arguments else [])]
+    model = str(tiny_model_path)
+    command = [*COMMAND, *(model if word == "MODEL" else word for word in arguments)]
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=120)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=120,
+        )
     assert done.returncode == 1
     lines = done.stderr.decode().splitlines()
     assert lines[-1] == "error: standard output cannot be written: No space left on device"
@@ -74,3 +89,19 @@ def test_a_signal_leaves_nothing_half_made(tiny_model_path, tmp_path, number):
     assert done.returncode == 128 + number
     assert b"Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt", "tool"]
+
+
+def test_ctrl_c_while_modules_are_imported_is_quiet():
+    program = (
+        "import sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'typer':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "from adapter.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120)
+    assert done.returncode == 130
+    assert done.stderr == b""

@@ -66,31 +66,56 @@ def candidates(paths: Iterable[str]) -> list[Candidate]:
     """The complete models among the files of a repository, ordered by path."""
     safe = sorted(filter(is_safe, paths))
     known = [path for path in safe if _GGUF.search(path)]
-    models: dict[tuple[str, str], list[str]] = {}
-    for path in known:
-        if any(mark in PurePosixPath(path).name.casefold() for mark in _NO_MODELS):
-            continue
-        stem = _GGUF.sub("", path)
-        part = PART.fullmatch(stem)
-        key = (part["name"], part["count"]) if part else (stem, "")
-        models.setdefault(key, []).append(path)
     found = []
-    for (stem, count), files in models.items():
-        if count and not _is_complete(files, int(count)):
+    for (stem, count), files in _by_model(known).items():
+        if _missing(files, count):
             continue
         mmproj, template = _mmproj(known, files[0]), _template(safe, files[0])
         found.append(Candidate(stem, tuple(files), mmproj, template, quantization_of(stem)))
     return found
 
 
+def _by_model(paths: Iterable[str]) -> dict[tuple[str, int], list[str]]:
+    """The files of each model, by its stem and the number of its parts; 0 if it is not split."""
+    models: dict[tuple[str, int], list[str]] = {}
+    for path in paths:
+        if any(mark in PurePosixPath(path).name.casefold() for mark in _NO_MODELS):
+            continue
+        stem = _GGUF.sub("", path)
+        part = PART.fullmatch(stem)
+        key = (part["name"], int(part["count"])) if part else (stem, 0)
+        models.setdefault(key, []).append(path)
+    return models
+
+
+def _missing(files: Sequence[str], count: int) -> int:
+    """How many parts are not there of a model of so many."""
+    indices = {
+        int(part["index"]) for path in files if (part := PART.fullmatch(_GGUF.sub("", path)))
+    }
+    return len(set(range(1, count + 1)) - indices)
+
+
+def _incomplete(paths: Iterable[str]) -> str:
+    """What to say of models that lack parts."""
+    known = sorted(path for path in paths if is_safe(path) and _GGUF.search(path))
+    lacking = [
+        f"{stem} lacks {missing} of its {count} parts"
+        for (stem, count), files in _by_model(known).items()
+        if (missing := _missing(files, count))
+    ]
+    return "".join(f"; {each}" for each in lacking[:3])
+
+
 def choose(paths: Iterable[str], tag: str | None) -> Candidate:
     """The one model that a tag stands for. Raises UnclearError."""
+    paths = list(paths)
     found = candidates(paths)
     if tag is None:
         if len(found) == 1:
             return found[0]
         reason = "it holds several models; say which" if found else "it holds no GGUF model"
-        raise UnclearError(reason, found)
+        raise UnclearError(reason + ("" if found else _incomplete(paths)), found)
     wanted = tag.casefold()
     if _GGUF.search(tag):
         exact = [one for one in found if tag in one.files]
@@ -107,17 +132,13 @@ def choose(paths: Iterable[str], tag: str | None) -> Candidate:
         return fits[0]
     if fits:
         raise UnclearError(f"{tag!r} can be several of its models; give the file's name", fits)
-    raise UnclearError(f"it holds no {tag!r}" if found else "it holds no GGUF model", found)
+    reason = f"it holds no {tag!r}" if found else "it holds no GGUF model"
+    raise UnclearError(reason + _incomplete(paths), found)
 
 
 def _same_file(path: str, wanted: str) -> bool:
     folded = path.casefold()
     return folded == wanted or folded.rpartition("/")[2] == wanted
-
-
-def _is_complete(files: Sequence[str], count: int) -> bool:
-    indices = [PART.fullmatch(_GGUF.sub("", path)) for path in files]
-    return [int(part["index"]) for part in indices if part] == list(range(1, count + 1))
 
 
 def quantization_of(stem: str) -> str | None:

@@ -19,7 +19,7 @@ from adapter.models.hub.listing import one_line, transport_errors
 from adapter.models.hub.names import HubName, is_repo
 from adapter.models.hub.transfer import Content, Progress, WrongDigestError, adding_up, receive
 from adapter.models.parts import parts
-from adapter.wording import reason_of
+from adapter.wording import file_size, reason_of
 
 _NO_DIGEST_OF_PARTS = "a split model has several files, and no SHA-256 of its own"
 _CHUNK = 1 << 20
@@ -172,7 +172,7 @@ def _require_room(what: str, folder: Path, needed: int) -> None:
     if needed + _SPARE > free:
         raise ModelDownloadError(
             what,
-            f"{needed / 1e9:.2f} GB are still to come, but {folder} has {free / 1e9:.2f} GB free",
+            f"{file_size(needed)} are still to come, but {folder} has {file_size(free)} free",
         )
 
 

@@ -14,7 +14,7 @@ from adapter.models.hub.completeness import problem_of
 from adapter.models.hub.listing import HubFile, Listing, list_repository
 from adapter.models.hub.names import HubName
 from adapter.models.hub.transfer import Progress, adding_up, fetch, missing_bytes
-from adapter.wording import reason_of
+from adapter.wording import file_size, reason_of
 
 _SPARE = 64 * 2**20
 """Bytes to leave free on a disk."""
@@ -209,7 +209,7 @@ def _require_room(name: HubName, cached: CachedRepository, files: Sequence[HubFi
     if needed and needed + _SPARE > free:
         raise ModelDownloadError(
             str(name),
-            f"{needed / 1e9:.2f} GB are still to come, but {cached.folder} has {free / 1e9:.2f} GB "
+            f"{file_size(needed)} are still to come, but {cached.folder} has {file_size(free)} "
             "free: make room, or set HF_HOME to a folder on another disk",
         )
 

@@ -144,7 +144,7 @@ def test_errors_of_the_server_and_of_the_disk_are_reported(hub, url, tmp_path, m
             direct.download(url, tmp_path)
     full = SimpleNamespace(free=len(MODEL))
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: full)
-    with pytest.raises(ModelDownloadError, match="GB free"):
+    with pytest.raises(ModelDownloadError, match="MB free"):
         direct.download(url, tmp_path)
     with pytest.raises(ModelDownloadError, match="No such file"):
         direct.copy(tmp_path / "none.gguf", tmp_path / "models")

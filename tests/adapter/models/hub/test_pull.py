@@ -149,7 +149,7 @@ def test_contents_that_are_not_what_the_hub_says_are_refused(hub, served, monkey
 def test_a_full_disk_is_found_before_anything_is_downloaded(hub, monkeypatch):
     hub.add("owner/repo", {"m.gguf": BIG})
     monkeypatch.setattr(pulling, "_free", lambda _folder: len(BIG))
-    with pytest.raises(ModelDownloadError, match=r"0\.00 GB are still to come"):
+    with pytest.raises(ModelDownloadError, match=r"1\.0 MB are still to come"):
         pull(of("owner/repo"))
     assert hub.contents_asked_for() == []
 
