@@ -230,7 +230,7 @@ class LlamaCppEmbedder:
         self, model: pyllama.Model, entries: Sequence[list[int]], width: int | None
     ) -> Floats:
         """The outputs of the entries, one row each, computed with as many entries in a batch as
-        fit. What all begin with alike is computed once, where the outputs allow it.
+        fit. A beginning that all share is computed once, if the outputs allow it.
         """
         if not entries:
             return np.empty((0, width or 1), dtype=np.float32)

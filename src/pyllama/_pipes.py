@@ -98,7 +98,7 @@ class _Blocking:
                 rest = rest[sent:]
 
     def _receive(self, stream: RawIOBase) -> bytes | None:
-        """One message: its length in four bytes, and it. Most come whole by a single read.
+        """One message: its length in four bytes, and its content. Most come whole by a single read.
 
         Whatever lets go of the interpreter here may wait for it, and others for the process.
         """

@@ -31,7 +31,7 @@ WORTH_SAVING = 128
 
 
 class Prompt(Protocol):
-    """What is compared of a prompt: of a request's, or of one that is to be expected."""
+    """What is compared of a prompt, whether a request has it or one is expected to have it."""
 
     @property
     def prompt(self) -> tuple[int, ...]:

@@ -61,9 +61,9 @@ def _parts(schema: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _is_whole(part: Mapping[str, Any]) -> bool:
-    """Whether nothing fits a part of which a grammar writes nothing.
+    """Whether no value fits a part if the grammar can write none.
 
-    Of some formats it does not write all strings, and some constraints it does not have.
+    A grammar does not write all strings of some formats, and does not know some constraints.
     """
     if "x-unchecked" in part:
         return False

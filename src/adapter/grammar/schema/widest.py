@@ -1,6 +1,6 @@
 """Alternatives of numbers that others include.
 
-A union of unions has a combination for every pair. Of those of multiples most say nothing new:
+A union of unions has a combination for every pair. Most combinations of multiples say nothing new:
 multiples of 33 are multiples of 3. Each would take an automaton.
 """
 
