@@ -51,6 +51,14 @@ logger = logging.getLogger(__name__)
 FILE_SECONDS = 0.02
 """How long requests that wait for a file are left alone, in seconds, unless it is read before."""
 
+BUSY_SECONDS = 0.1
+"""How often a scheduler without a request checks whether others compute any, in seconds, if it has
+something to compute in between.
+"""
+
+_busy: set[Scheduler] = set()
+"""The schedulers of this process that have requests."""
+
 IDLE_SECONDS = 5.0
 """How long an isolated scheduler keeps its context for the next request."""
 
@@ -269,6 +277,7 @@ class Scheduler(Generator):
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._thread, self._closed = None, True
+        _busy.discard(self)
         self._failed = pyllama.ForkedError(
             "this process was forked from the one that computes the model's requests; start "
             "processes with multiprocessing's 'spawn' or 'forkserver' method"
@@ -350,6 +359,7 @@ class Scheduler(Generator):
         except BaseException as error:  # it cannot continue
             self._failed = error
         finally:
+            _busy.discard(self)
             insist(shut_down)
 
     def _go_on(self) -> bool:
@@ -383,8 +393,15 @@ class Scheduler(Generator):
             with self._lock:
                 if self._closed:
                     return False
-                if self._core.has_work or self._core.has_idle_work:
+                if self._core.has_work:
+                    _busy.add(self)
                     return True
+                _busy.discard(self)
+                if self._core.has_idle_work:
+                    if not _busy:
+                        return True
+                    self._changed.wait(BUSY_SECONDS)
+                    continue
                 if self._changed.wait(patience):
                     continue
             patience = None

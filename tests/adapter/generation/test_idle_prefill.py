@@ -142,6 +142,42 @@ def test_nobody_is_charged(scheduler):
     )
 
 
+def test_requests_of_another_scheduler_come_first(model, tiny, monkeypatch):
+    """They need the same processors."""
+    scheduler, other = scheduler_of(model), scheduler_of(tiny)
+    begun, go_on, looked = threading.Event(), threading.Event(), threading.Event()
+    step, wait = other._core.step, scheduler._changed.wait
+
+    def slowly():
+        begun.set()
+        go_on.wait(60)
+        step()
+
+    def looking(timeout=None):
+        if timeout == scheduler_module.BUSY_SECONDS:
+            looked.set()
+        return wait(timeout)
+
+    monkeypatch.setattr(other._core, "step", slowly)
+    monkeypatch.setattr(scheduler._changed, "wait", looking)
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(other.generate, request_of(tokens(9, 20)))
+        assert begun.wait(60)
+        talk = Talk(scheduler)
+        talk.turn()
+        talk.turn()
+        assert looked.wait(60)
+        assert scheduler._core.has_idle_work
+        assert n_idle(scheduler) == 0
+        go_on.set()
+        assert asked.result(60).completion_tokens > 0
+    wait_until_idle(scheduler)
+    assert n_idle(scheduler) > 0
+    scheduler.close()
+    other.close()
+    assert not scheduler_module._busy & {scheduler, other}
+
+
 @pytest.mark.parametrize(("name", "n_steps"), [("llama", 1), ("llama", 2), ("mamba", 1)])
 def test_a_request_does_not_wait_for_more_than_a_call(models, name, n_steps, monkeypatch):
     """Neither the next turn nor another request, which may take the slot; and bytes stay."""
