@@ -73,7 +73,10 @@ def convert(
         if out.is_dir():
             name = source.rpartition("/")[2] if _is_repo(source) else folder.resolve().name
             out = out / f"{name}{'-lora' if lora else ''}-{{type}}.gguf"
-        require_writable(out, force=force)
+        kinds = ("f16", "bf16") if outtype == "auto" else (outtype,)
+        for kind in ("f32",) if lora and outtype == "auto" else kinds:
+            named = out.name.replace("{type}", kind.upper())
+            require_writable(out.with_name(named), force=force)
         with progress_bar(f"Converting {source}") as report:
             made = convert_folder(
                 folder,

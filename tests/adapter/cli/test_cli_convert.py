@@ -5,6 +5,7 @@ from pathlib import Path
 from shutil import copyfile
 
 import pytest
+from huggingface_hub import constants
 
 from adapter.models import conversion, embedded_model
 
@@ -39,6 +40,28 @@ def test_a_folder_is_converted_into_the_own_folder(run, converted, tmp_path):
     assert run("convert", tmp_path / "my-model", out, "--force").exit_code == 0
 
 
+@pytest.mark.parametrize("options", [(), ("--outtype", "f16")])
+def test_a_file_of_the_own_folder_is_not_replaced_unasked(run, converted, tmp_path, options):
+    (tmp_path / "my-model").mkdir()
+    assert run("convert", tmp_path / "my-model", *options).exit_code == 0
+    again = run("convert", tmp_path / "my-model", *options)
+    assert again.exit_code == 1
+    assert "my-model-F16.gguf is there already; to replace it: --force" in again.stderr
+    assert len(converted) == 1
+    assert run("convert", tmp_path / "my-model", *options, "--force").exit_code == 0
+
+
+def test_offline_a_repository_of_the_cache_is_converted(run, hub, converted, monkeypatch):
+    hub.add("owner/repo", {"config.json": b"{}", "model.safetensors": b"w" * 100})
+    assert run("convert", "owner/repo").exit_code == 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    asked = len(hub.requests)
+    assert run("convert", "owner/repo", "--force").exit_code == 0
+    assert converted[0][0] == converted[1][0]
+    assert run("convert", "owner/other").exit_code == 1
+    assert len(hub.requests) == asked
+
+
 def test_a_repository_is_downloaded_without_its_code(run, hub, converted):
     files = {
         "config.json": b"{}",
@@ -65,7 +88,7 @@ def test_a_repository_is_downloaded_without_its_code(run, hub, converted):
         "1_Pooling/config.json",
     }
     assert "my-repo-F16.gguf" in result.stdout
-    run("convert", "owner/my-repo", "--trust-remote-code", "--json")
+    run("convert", "owner/my-repo", "--trust-remote-code", "--json", "--force")
     assert (folder / "modeling_evil.py").is_file()
 
 

@@ -61,7 +61,8 @@ def pull(
     """Download a model with its other parts, mmproj and chat template, as far as they are missing.
 
     Everything is checked by its digest. The model appears when all of it is there. If this is
-    interrupted, what has arrived stays, and the next call continues.
+    interrupted, what has arrived stays, and the next call continues. In offline mode, what the
+    cache has is taken.
 
     Args:
         listed: called with what the hub has, and what will be downloaded.
@@ -70,7 +71,13 @@ def pull(
     Raises:
         ModelDownloadError: the message says what to do.
     """
-    listing = list_repository(name)
+    try:
+        listing = list_repository(name)
+    except ModelDownloadError as error:
+        kept = _kept(name) if _is_offline(error) else None
+        if kept is None:
+            raise
+        return kept
     try:
         model = choose(listing.files, name.tag)
     except UnclearError as error:
@@ -88,6 +95,24 @@ def pull(
         mmproj=made[model.mmproj] if model.mmproj else None,
         size=sum(listing.files[path].size for path in paths),
     )
+
+
+def _is_offline(error: ModelDownloadError) -> bool:
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    return isinstance(error.__cause__, OfflineModeIsEnabled)
+
+
+def _kept(name: HubName) -> PulledModel | None:
+    """The model as the cache has it; None if it is not there."""
+    found = _found(name, CachedRepository(name.repo))
+    if found is None:
+        return None
+    tree, model = found
+    paths = tuple(tree / path for path in model.files)
+    mmproj = tree / model.mmproj if model.mmproj else None
+    size = sum((tree / path).stat().st_size for path in (*model.files, *model.extras))
+    return PulledModel(str(name), paths, mmproj, size)
 
 
 def _require_complete(name: HubName, path: str, made: Path) -> None:
@@ -109,18 +134,27 @@ def pull_files(
 ) -> Path:
     """Download files of a repository, and return the folder that holds them.
 
+    In offline mode, this is the folder that the cache has.
+
     Args:
         wanted: picks the paths from those that the hub has.
 
     Raises:
         ModelDownloadError: the message says what to do.
     """
-    listing = list_repository(name)
+    cached = CachedRepository(name.repo)
+    try:
+        listing = list_repository(name)
+    except ModelDownloadError as error:
+        trees = cached.snapshots() if _is_offline(error) else []
+        if not trees:
+            raise
+        return trees[0]
     paths = wanted(listing)
     if not paths:
         raise ModelDownloadError(str(name), f"{name.repo} holds nothing of what is looked for")
     _fetch_all(name, listing, paths, report)
-    return CachedRepository(name.repo).path(listing.commit, "")
+    return cached.path(listing.commit, "")
 
 
 def _fetch_all(
@@ -185,15 +219,19 @@ def load_path(name: HubName) -> Path:
 
 
 def _located(name: HubName, cached: CachedRepository) -> Path | None:
+    found = _found(name, cached)
+    return None if found is None else found[0] / found[1].files[0]
+
+
+def _found(name: HubName, cached: CachedRepository) -> tuple[Path, Candidate] | None:
     try:
-        found = cached.find(name.tag)
+        return cached.find(name.tag)
     except UnclearError as error:
         raise Unclear(name, f"the cache: {error}", error.choices) from error
     except OSError as error:
         raise ModelDownloadError(
             str(name), f"the cache cannot be read: {reason_of(error)}"
         ) from error
-    return None if found is None else found[0] / found[1].files[0]
 
 
 def _require_room(name: HubName, cached: CachedRepository, files: Sequence[HubFile]) -> None:

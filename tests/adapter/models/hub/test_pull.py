@@ -206,6 +206,15 @@ def test_no_such_repository_no_network_and_an_unknown_server_say_so(hub, monkeyp
         pull(of("owner/none"))
 
 
+def test_offline_a_pull_finds_what_the_cache_has(hub, monkeypatch):
+    hub.add("owner/repo", {"m-Q8_0.gguf": BIG, "mmproj.gguf": holding(b"m")})
+    online = pull(of("owner/repo:Q8_0"))
+    asked = len(hub.requests)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert pull(of("owner/repo:Q8_0")) == online
+    assert len(hub.requests) == asked
+
+
 def test_offline_mode_asks_nobody(hub, monkeypatch):
     hub.add("owner/repo", {"m.gguf": BIG})
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
