@@ -78,7 +78,7 @@ class BoundCalls:
         self.adaptations = bound.adaptations
         made = replace(
             rendered,
-            grammar=_ending_at_once(bound.grammar or rendered.grammar),
+            grammar=_as_it_is_read(bound.grammar or rendered.grammar),
             parser=bound.parser or rendered.parser,
         )
         return with_call_ids(made, [tool["function"]["name"] for tool in tools])
@@ -137,11 +137,18 @@ class BoundCalls:
         return _Bound(grammar, read.parser, tuple(adaptations))
 
 
+_UNREAD_TEXT = re.compile(r'\("all\\n" until-\d+ tools \| tools\)')
+"""Text before a call that must come, in functionary's format.
+
+Behind it stands the call without the sign that its parser looks for, so both are read as text.
+"""
+
 _CALLS = re.compile(r"\(([\w-]+(?: \| [\w-]+)*)\) space (?=\")")
 
 
-def _ending_at_once(grammar: str) -> str:
-    """The grammar without white space before what ends a call, where its parser takes none.
+def _as_it_is_read(grammar: str) -> str:
+    """The grammar without what its parser does not read: white space before the end of a call, and
+    text before one that must come.
 
     In the formats of GLM and Spark no tag of the function stands behind its last argument. There
     the format's own grammar has white space, at which its parser fails.
@@ -154,7 +161,8 @@ def _ending_at_once(grammar: str) -> str:
         return f"({match[1]}) " if is_tight else match[0]
 
     tools = re.compile(r"^tool-calls? ::= .*$", re.MULTILINE)
-    return tools.sub(lambda rule: _CALLS.sub(ending, rule[0]), grammar)
+    tight = tools.sub(lambda rule: _CALLS.sub(ending, rule[0]), grammar)
+    return _UNREAD_TEXT.sub("tools", tight)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from chats import TOOLS, TOOLS_AND_THINKING
 from dspy.lm15 import Config, FunctionTool, Message, Request, ToolChoice
 from fake_generator import fake_model
-from grammars import matches
+from grammars import BYTES, matches
 from templated import templates
 
 import pyllama
@@ -143,6 +144,15 @@ def test_arguments_in_tags_fit_their_schema(tiny, templates):
             assert json.loads(call.arguments) == arguments
 
 
+def test_no_text_stands_before_a_call_that_must_come_where_it_would_not_be_read(tiny, templates):
+    prompt = prompt_of(templates["meetkai-functionary-medium-v3.2"], FIND)
+    call = f"find_0\n{json.dumps(GOOD[0])}"
+    assert allows(tiny, prompt, call)
+    assert not allows(tiny, prompt, f"all\nI call {call}")
+    [read] = prompt.parser.parse(call).tool_calls
+    assert json.loads(read.arguments) == GOOD[0]
+
+
 @pytest.mark.parametrize("name", ["GLM-4.6", "GLM-4.7-Flash", "Spark2.5"])
 def test_white_space_that_a_grammar_takes_in_a_call_is_read(tiny, templates, name):
     prompt = prompt_of(templates[name], {"type": "object", "properties": {}}, BAG, FIND)
@@ -192,8 +202,57 @@ WITHOUT_A_PLACE = {
 IN_ANY_ORDER = {"muse-glimmer", "openbmb-MiniCPM5-1B"}
 
 
-def test_every_template_binds_arguments_or_is_reported(templates):
+# Its parser takes for thoughts whatever follows thoughts that are not closed.
+UNREAD = {"Kimi-K3"}
+VISIBLE = [bytes([one]) for one in (0x0A, *range(0x20, 0x7F))]
+FREELY = 5
+"""Characters of a call that are drawn before the shortest way to its end is taken."""
+
+
+def drawn(vocab, constraint, rng):
+    """A text that a constraint takes, after the prefix that the prompt has of it."""
+    with pyllama.GrammarSampler(vocab, pyllama.Grammar(constraint.gbnf)) as sampler:
+        for character in "".join(map(chr, constraint.prefix)).encode():
+            sampler.accept(BYTES[character])
+        text = b""
+        while not sampler.complete:
+            chosen = [BYTES[one] for one in sampler.forced_text().encode()]
+            if not chosen:
+                allowed = sampler.allowed_tokens().tolist()
+                visible = [one for one in allowed if vocab.token_to_piece(one) in VISIBLE]
+                is_free = len(text) < FREELY and visible
+                chosen = [rng.choice(visible) if is_free else _shorter(sampler, allowed, rng)]
+            for token in chosen:
+                sampler.accept(token)
+                text += vocab.token_to_piece(token)
+        return text.decode()
+
+
+def _shorter(sampler, allowed, rng):
+    """A character after which the text can end sooner."""
+    fewest = sampler.fewest_tokens
+    for token in rng.sample(allowed, len(allowed)):
+        with sampler.clone() as after:
+            after.accept(token)
+            left = after.fewest_tokens
+        if fewest is None or left < fewest:
+            return token
+    raise AssertionError(f"nothing leads to the end: {sampler.fewest_tokens} {allowed}")
+
+
+def drawn_arguments(tiny, prompt, rng):
+    """The arguments of the calls in a text that is drawn from a prompt's grammar."""
+    text = drawn(tiny.vocab, prompt.constraint, rng)
+    calls = prompt.parser.parse(text).tool_calls
+    assert calls, f"no call in {text!r}"
+    assert {call.name for call in calls} == {"find_0"}
+    return [json.loads(call.arguments) for call in calls]
+
+
+def test_every_template_binds_arguments_or_is_reported(tiny, templates):
+    """Calls are drawn, too: whatever the grammar takes is read as a call that fits its schema."""
     unbound = set()
+    rng = random.Random(7)
     for name, source in templates.items():
         model = fake_model("x", source=source)
         if not model.calls_tools:
@@ -210,6 +269,9 @@ def test_every_template_binds_arguments_or_is_reported(templates):
             assert "70000001" not in prompt.constraint.gbnf
             assert "stand here" not in prompt.constraint.gbnf
             assert '"function_0' not in prompt.constraint.gbnf
+        if name not in UNREAD:
+            for arguments in drawn_arguments(tiny, prompt, rng):
+                assert told or jsonschema.validate(arguments, FIND) is None, name
     assert unbound == WITHOUT_A_PLACE
 
 
