@@ -202,10 +202,20 @@ WITHOUT_A_PLACE = {
 IN_ANY_ORDER = {"muse-glimmer", "openbmb-MiniCPM5-1B"}
 
 
-# Its parser takes for thoughts whatever follows thoughts that are not closed.
-UNREAD = {"Kimi-K3"}
+# Whose calls are drawn: forms that are made differently. Drawing for all takes a minute.
+DRAWN = {
+    "CohereForAI-c4ai-command-r-plus-tool_use",
+    "GLM-4.6",
+    "deepseek-ai-DeepSeek-V3.1",
+    "deepseek-ai-DeepSeek-V3.2",
+    "llama-cpp-deepseek-r1",
+    "meetkai-functionary-medium-v3.1",
+    "meetkai-functionary-medium-v3.2",
+    "moonshotai-Kimi-K2",
+}
 VISIBLE = [bytes([one]) for one in (0x0A, *range(0x20, 0x7F))]
-FREELY = 5
+ENDS = [bytes([one]) for one in b'"<>[]{}|/,:']
+FREELY = 3
 """Characters of a call that are drawn before the shortest way to its end is taken."""
 
 
@@ -221,17 +231,20 @@ def drawn(vocab, constraint, rng):
                 allowed = sampler.allowed_tokens().tolist()
                 visible = [one for one in allowed if vocab.token_to_piece(one) in VISIBLE]
                 is_free = len(text) < FREELY and visible
-                chosen = [rng.choice(visible) if is_free else _shorter(sampler, allowed, rng)]
+                chosen = [
+                    rng.choice(visible) if is_free else _shorter(sampler, vocab, allowed, rng)
+                ]
             for token in chosen:
                 sampler.accept(token)
                 text += vocab.token_to_piece(token)
         return text.decode()
 
 
-def _shorter(sampler, allowed, rng):
-    """A character after which the text can end sooner."""
+def _shorter(sampler, vocab, allowed, rng):
+    """A character after which the text can end sooner. Those that end something are tried first."""
     fewest = sampler.fewest_tokens
-    for token in rng.sample(allowed, len(allowed)):
+    shuffled = rng.sample(allowed, len(allowed))
+    for token in sorted(shuffled, key=lambda one: vocab.token_to_piece(one) not in ENDS):
         with sampler.clone() as after:
             after.accept(token)
             left = after.fewest_tokens
@@ -269,10 +282,11 @@ def test_every_template_binds_arguments_or_is_reported(tiny, templates):
             assert "70000001" not in prompt.constraint.gbnf
             assert "stand here" not in prompt.constraint.gbnf
             assert '"function_0' not in prompt.constraint.gbnf
-        if name not in UNREAD:
+        if name in DRAWN:
             for arguments in drawn_arguments(tiny, prompt, rng):
                 assert told or jsonschema.validate(arguments, FIND) is None, name
     assert unbound == WITHOUT_A_PLACE
+    assert templates.keys() >= DRAWN
 
 
 def test_a_format_without_a_place_is_reported_whatever_is_required(templates):

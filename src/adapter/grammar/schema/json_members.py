@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 from adapter.grammar.gbnf.characters import Characters
@@ -104,28 +105,79 @@ def key_other_than(json: JsonText, declared: list[str]) -> Expression:
             node = node.following.setdefault(character, _Names())
         else:
             node.ends = True
-    any_more = json.rules.add(
-        "key-rest", ("key-rest", json.raw), lambda: repeat(json.spelled(json.raw))
-    )
+            node.only = name, len(name)
     for node in root.deepest_first():
+        children = node.following
+        if len(children) == 1 and not node.ends:
+            [child] = children.values()
+            if child.only is not None:
+                name, at = child.only
+                node.only = name, at - 1
+                continue
+        elif not children and node.ends:
+            continue
+        node.only = None
         options: list[Expression] = [] if node.ends else [EMPTY]
-        options += [
-            Concatenation((Text(one), child.others)) for one, child in node.following.items()
-        ]
-        others = _others(json, "".join(sorted(node.following)))
-        node.others = Choice((*options, Concatenation((others, any_more))))
-        node.depth = 1 + max((child.depth for child in node.following.values()), default=0)
+        for one, child in children.items():
+            if child.only is not None:
+                name, at = child.only
+                child.others = _other_than(json, name, at)
+            options.append(Concatenation((Text(one), child.others)))
+        others = _others(json, "".join(sorted(children)))
+        node.others = Choice((*options, Concatenation((others, _any_more(json)))))
+        node.depth = 1 + max((child.depth for child in children.values()), default=0)
         if node.depth == _MAX_NESTED:
             # A name may be of any length, and expressions are walked recursively.
             body = node.others
             node.others = json.rules.add("other-key", object(), lambda body=body: body)  # type: ignore[misc]
             node.depth = 0
+    if root.only is not None:
+        root.others = _other_than(json, *root.only)
     whole = json.quoted(root.others)
     # llama.cpp limits what stands within a repetition, as other members do.
     return (
         whole
         if len(declared) <= _MAX_NESTED
         else json.rules.add("other-key", object(), lambda: whole)
+    )
+
+
+def _other_than(json: JsonText, name: str, begin: int) -> Rule:
+    """A text that is not the rest of a name. The ends of names, which many share, are rules."""
+    end = len(name)
+    following = json.rules.add(
+        "key-more",
+        ("key-more", json.raw),
+        lambda: Concatenation((_others(json, ""), _any_more(json))),
+    )
+    while end > begin:
+        first = max(begin, end - _STEP)
+        is_short = len(name) - first <= _SHARED
+        key = ("not", json.raw, name[first:]) if is_short else object()
+        following = json.rules.add(
+            "not-key", key, partial(_not_begun, json, name[first:end], following)
+        )
+        end = first
+    return following
+
+
+def _not_begun(json: JsonText, text: str, following: Expression) -> Expression:
+    """A text that does not begin so, or goes on differently."""
+    for character in reversed(text):
+        other = Concatenation((_others(json, character), _any_more(json)))
+        following = Choice((EMPTY, Concatenation((Text(character), following)), other))
+    return following
+
+
+_STEP = 4  # characters of a name's end that are written into a rule
+
+_SHARED = 64  # characters of a name's end for which an equal one is looked for
+
+
+def _any_more(json: JsonText) -> Rule:
+    """Any characters of a key."""
+    return json.rules.add(
+        "key-rest", ("key-rest", json.raw), lambda: repeat(json.spelled(json.raw))
     )
 
 
@@ -146,6 +198,7 @@ class _Names:
 
     Attributes:
         ends: whether the beginning itself is a name.
+        only: the only name that begins so, and how much of it; None if there are several.
         others: what may follow it to make another name.
         depth: how deep that nests within its rule.
     """
@@ -153,6 +206,7 @@ class _Names:
     def __init__(self) -> None:
         self.following: dict[str, _Names] = {}
         self.ends = False
+        self.only: tuple[str, int] | None = None
         self.others: Expression = EMPTY
         self.depth = 0
 

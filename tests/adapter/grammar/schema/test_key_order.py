@@ -158,3 +158,26 @@ def test_texts_of_one_automaton_and_not_of_another():
     assert [text for text in texts if left.takes(text)] == [
         text for text in texts if ours.takes(text) and not theirs.takes(text)
     ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a"],
+        ["", "a", "ab", "abc"],
+        ["name", "rename", "first_name", "firstname"],
+        ["x" * 70, "x" * 71, "y" * 66],
+        ['a"b', "a", "e\u00e9"],
+    ],
+)
+def test_other_keys_are_all_but_the_declared_ones(tiny, names):
+    schema = {"type": "object", "additionalProperties": {"type": "null"}}
+    schema["properties"] = {name: {"type": "integer"} for name in names}
+    gbnf = grammar(schema)
+    tried = {*names, "z"}
+    for name in names:
+        half = len(name) // 2
+        tried |= {name[:-1], name + "a", name[:half], name[:half] + "-" + name[half + 1 :]}
+    for key in tried:
+        text = json.dumps({key: None}, ensure_ascii=False)
+        assert fits(tiny, gbnf, text) == (key not in names and '"' not in key), key
