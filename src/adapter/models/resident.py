@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 import pyllama
 from adapter.errors import ConfigurationError
-from adapter.generation.contexts import PADDING, with_flash_attention
+from adapter.generation.contexts import PADDING, Contexts, with_flash_attention
 from adapter.generation.generator import Generator
 from adapter.generation.memory.prefix_folder import PrefixFolder
 from adapter.generation.memory.prefix_reuse import rolls_back
@@ -19,6 +19,7 @@ from adapter.generation.metrics import Metrics
 from adapter.generation.request import Execution
 from adapter.generation.scheduler import Scheduler
 from adapter.models.chat_templates import of_the_hub
+from adapter.models import warm_up
 from adapter.models.context_settings import changed, chunk_of, decisive
 from adapter.models.hardware import Placement
 from adapter.models.parts import parts
@@ -77,7 +78,9 @@ class ResidentModel:
             on_device=bool(placement.devices),
             reproducible=self._reproducible,
         )
-        self.model = placement.load(path, progress)
+        warms_up = warm_up.warms_up(placement.devices)
+        loading = warm_up.while_loading(progress) if warms_up else progress
+        self.model = placement.load(path, loading)
         try:
             self._try_out(placement)
             if chat_template is None and self.model.chat_template() is None:
@@ -86,6 +89,8 @@ class ResidentModel:
             self.template = _chat_template(self.model, chat_template)
             self.template_variables = _variables(self.model, self.template, chat_template)
             self.calls_tools = calls_tools(self.template)
+            if warms_up:
+                self._warm_up(placement, progress)
             self.fingerprint = _fingerprint(parts(path), self.template)
             self._scheduler = self._make_scheduler(placement, metrics, prefix_folder)
             self._isolated = self._make_isolated(placement)
@@ -137,6 +142,17 @@ class ResidentModel:
         prefixes = None
         if folder is not None:
             key = " ".join([self.fingerprint, *self.computation])
+    def _warm_up(self, placement: Placement, progress: Callable[[float], bool | None]) -> None:
+        """Have the devices make ready what they compute with."""
+        contexts = Contexts(
+            self.model,
+            with_flash_attention(placement.context, reproducible=self._reproducible),
+            chunk=self._chunk,
+            scoring_chunk=self._chunk,
+            mixed=not self._reproducible,
+        )
+        warm_up.warm_up(self.model, contexts, self._chunk, progress)
+
             try:
                 prefixes = PrefixFolder(folder, key, max_bytes=MAX_FILE_BYTES)
             except OSError as error:  # the folder was usable when the pool was made
