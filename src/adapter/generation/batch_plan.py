@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
@@ -77,25 +78,28 @@ class Plan(Protocol):
 class ExactPlan:
     """Batches in which a request gets the same bytes whatever else runs.
 
-    One chunk of one prompt, then a token of each answer, in those batches that take the least time
-    of all that keep the bytes. Each text that a grammar forced is computed in a call of its own, as
-    a prompt is.
+    One chunk of each prompt whose turn it is, then a token of each answer, in those batches that
+    take the least time of all that keep the bytes. Each text that a grammar forced is computed in a
+    call of its own, as a prompt is.
 
     Args:
         exactness: how many answers a batch may hold, and how many are fast.
         chunk: tokens of a prompt that are computed at once.
+        n_prompts: how many prompts have their turn in a step.
     """
 
-    def __init__(self, exactness: Exactness, chunk: int) -> None:
+    def __init__(self, exactness: Exactness, chunk: int, n_prompts: int = 1) -> None:
         self._exactness = exactness
         self._chunk = chunk
+        self._n_prompts = n_prompts
 
     def step(
         self, caches: Iterable[KVCache], prefilling: Sequence[Slot]
     ) -> Iterator[tuple[KVCache, Batches]]:
-        """Yield the KV cache of the next prompt in turn, then each one with running answers."""
-        if prefilling:
-            yield prefilling[0].cache, self._prefill(prefilling[0])
+        """Yield the KV cache of each prompt in turn, then each one with running answers."""
+        for slot in list(islice(prefilling, self._n_prompts)):
+            if slot.sequence is not None:  # it did not fail with the one before
+                yield slot.cache, self._prefill(slot)
         for cache in caches:
             yield cache, self._decode(cache)
 

@@ -16,6 +16,7 @@ import pyllama
 from adapter.generation.batch_sizes import ONE_BY_ONE, BatchSizes, Windows
 from adapter.generation.contexts import PADDING, padded
 from adapter.generation.failures import note
+from adapter.generation.memory.anchors import LEAST, STEP, extend, is_anchor
 from adapter.generation.memory.blocks import BLOCK, CHUNK, LEAST_LEFT
 
 Found = TypeVar("Found")
@@ -38,6 +39,12 @@ none is shorter than the part of a prompt that is always computed.
 
 N_PROMPT = sum(CUTS[0])
 
+READ = (LEAST, LEAST + STEP, LEAST + 2 * STEP)
+"""Numbers of cells that attention reads, to try whether they change the bits on a GPU."""
+
+LONGER = LEAST - STEP // 2
+"""Tokens of a sequence that is longer than the others of that trial."""
+
 RETRY_SECONDS = 10.0
 """How long after a failed trial the next one is made."""
 
@@ -58,6 +65,8 @@ class Exactness:
         width: how many sequences each batch is to have at the least, padded where fewer have a
             token: a batch of one then has the same bytes as a full one, for many types of weights
             that have other bytes in batches of one.
+        anchored: whether each batch has an anchor for every `width` sequences, as a GPU needs it.
+            Batches without one are never shared then, whose bits depend on the longest sequence.
     """
 
     def __init__(
@@ -67,9 +76,12 @@ class Exactness:
         reproducible: bool,
         flash_attention: bool = False,
         width: int = 1,
+        anchored: bool = False,
     ) -> None:
         self._make = make
         self._width = width if reproducible and not flash_attention else 1
+        self._anchored = anchored
+        self._reads_exactly: bool | None = None if anchored else True
         self._windows: dict[int, Windows | None] = {}
         self._threads: dict[int, bool] = {}
         self._tries = not (reproducible and flash_attention)
@@ -80,6 +92,8 @@ class Exactness:
 
     def batch_sizes(self, count: int) -> BatchSizes:
         """How many of a context's sequences a batch may hold, one token of each, and how fast."""
+        if self._anchored:
+            return ONE_BY_ONE
         if count not in self._sizes:
             found = self._found(PADDING * count, count, self._try_sizes)
             if found is None:
@@ -94,8 +108,14 @@ class Exactness:
         """
         if self._width == 1:
             return None
+        if self._reads_exactly is None:
+            n_cells = READ[-1] * self._width
+            self._reads_exactly = self._found(n_cells, self._width, exact_reads)
+        if self._reads_exactly is False:
+            return None
         if count not in self._windows:
-            found = self._found(PADDING * count, count, self._try_windows)
+            n_cells = (LEAST if self._anchored else PADDING) * count
+            found = self._found(n_cells, count, self._try_windows)
             if found is None:
                 return Windows({self._width: 0.0}, count)
             (self._windows[count],) = found
@@ -115,7 +135,7 @@ class Exactness:
         return self._threads[most]
 
     def _try_windows(self, context: pyllama.Context) -> tuple[Windows | None]:
-        return (tried_windows(context, self._width),)
+        return (tried_windows(context, self._width, anchored=self._anchored),)
 
     def _try_sizes(self, context: pyllama.Context) -> BatchSizes:
         return tried_sizes(context, exact=self._reproducible)
@@ -173,7 +193,9 @@ def tried_sizes(context: pyllama.Context, *, exact: bool = True) -> BatchSizes:
     return BatchSizes(seconds)
 
 
-def tried_windows(context: pyllama.Context, width: int) -> Windows | None:
+def tried_windows(
+    context: pyllama.Context, width: int, *, anchored: bool = False
+) -> Windows | None:
     """Which batches of ``width`` sequences, or a multiple, give each the same logits.
 
     They must not depend on the other sequences of the batch, nor on a sequence's place in it. None
@@ -181,19 +203,22 @@ def tried_windows(context: pyllama.Context, width: int) -> Windows | None:
 
     Args:
         context: an empty one of at least ``width`` sequences; it is empty again afterwards.
+        anchored: whether the last sequence of each ``width`` is an anchor.
     """
     first = range(width)
-    trial = Trial(context)
+    free = width - 1 if anchored else width
+    trial_of = partial(Trial, context, anchored=width if anchored else 0)
+    trial = trial_of()
     expected = trial.logits(first)
     seconds = {width: trial.seconds(first)}
     others = trial.tokens.copy()
     others[1::2] = 0
     moved = trial.tokens.copy()
-    moved[first] = trial.tokens[first][::-1]
-    exact = np.array_equal(Trial(context, others).logits(first)[::2], expected[::2])
-    exact = exact and np.array_equal(Trial(context, moved).logits(first)[::-1], expected)
+    moved[:free] = trial.tokens[:free][::-1]
+    exact = np.array_equal(trial_of(others).logits(first)[::2], expected[::2])
+    exact = exact and np.array_equal(trial_of(moved).logits(first)[:free][::-1], expected[:free])
     if exact:
-        trial = Trial(context)
+        trial = trial_of()
         for size in range(2 * width, context.n_seq_max + 1, width):
             expected = np.concatenate([expected, trial.logits(range(size - width, size))])
             if not np.array_equal(trial.logits(range(size)), expected):
@@ -203,6 +228,35 @@ def tried_windows(context: pyllama.Context, width: int) -> Windows | None:
         logger.warning("batches padded to %d change the logits: they are not padded", width)
     context.memory.clear()
     return Windows(seconds, context.n_seq_max) if exact else None
+
+
+def exact_reads(context: pyllama.Context) -> bool:
+    """Whether the number of cells that attention reads leaves the bits as they are, from LEAST on.
+
+    Args:
+        context: an empty one of as many sequences as a window. It is empty again afterwards.
+    """
+    width = context.n_seq_max
+    short = Trial(context, anchored=width)
+    found = [short.logits(range(width))[0]]
+    lengths = [N_TOKENS - 1, LONGER] + [N_TOKENS - 1] * (width - 2)
+    trial = Trial(context, anchored=width, lengths=lengths)
+    trial.tokens[0] = 0
+    trial.tokens[0, : short.tokens.shape[1]] = short.tokens[0]
+    read = []
+    for n_cells in READ:
+        trial.n_cells = n_cells
+        read.append(trial.logits(range(width))[:2])
+    found += [each[0] for each in read]
+    exact = all(np.array_equal(found[0], each) for each in found)
+    exact = exact and all(np.array_equal(read[0], each) for each in read)
+    context.memory.clear()
+    if not exact:
+        logger.warning(
+            "answers are computed one by one: the number of cells that attention reads changes "
+            "the logits on this device"
+        )
+    return exact
 
 
 def exact_threads(context: pyllama.Context, most: int) -> bool:
@@ -231,15 +285,28 @@ class Trial:
 
     Args:
         context: is emptied.
-        tokens: of each sequence, an array of shape (n_seq_max, N_TOKENS + N_TIMED).
+        tokens: of each sequence, an array of shape (n_seq_max, max(lengths) + 1 + N_TIMED).
+        anchored: how many sequences have an anchor among them, the last; 0 for no anchors.
+        lengths: tokens of each sequence before the one that is decoded.
     """
 
-    def __init__(self, context: pyllama.Context, tokens: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self,
+        context: pyllama.Context,
+        tokens: NDArray[np.int64] | None = None,
+        *,
+        anchored: int = 0,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
         self._context = context
+        self._lengths = lengths or [N_TOKENS - 1] * context.n_seq_max
         if tokens is None:
-            shape = (context.n_seq_max, N_TOKENS + N_TIMED)
+            shape = (context.n_seq_max, max(self._lengths) + 1 + N_TIMED)
             tokens = default_rng(0).integers(0, context.model.vocab.n_tokens, shape)
         self.tokens = tokens
+        self._anchored = anchored
+        #: Cells that attention reads, where there are anchors.
+        self.n_cells = LEAST
         self._n_past = [0] * context.n_seq_max
         context.memory.clear()
 
@@ -258,25 +325,40 @@ class Trial:
         """Decode the next token of each sequence; return the seconds that it took."""
         batch = pyllama.Batch(len(seq_ids))
         for seq_id in seq_ids:
+            if self._is_anchor(seq_id):
+                at = extend(self._context, seq_id, self.n_cells)
+                batch.add(0, at, (seq_id,), output=True)
+                continue
             at = self._n_past[seq_id]
             batch.add(int(self.tokens[seq_id, at]), at, (seq_id,), output=True)
             self._n_past[seq_id] += 1
+        self._context.synchronize()
         begin = time.perf_counter()
         self._context.decode(batch)
+        self._context.synchronize()
         return time.perf_counter() - begin
 
     def _prepare(self, seq_ids: Sequence[int]) -> None:
         """Fill the sequences with their first tokens, all but the one to decode."""
-        memory, first = self._context.memory, N_TOKENS - 1
+        memory = self._context.memory
         for seq_id in seq_ids:
+            if self._is_anchor(seq_id):
+                continue
+            first = self._lengths[seq_id]
             if self._n_past[seq_id] > first and memory.seq_rm(seq_id, first):
                 self._n_past[seq_id] = first
             if self._n_past[seq_id] != first:
                 memory.seq_rm(seq_id)
-                prompt = self.tokens[seq_id, :first]
-                batch = pyllama.Batch.from_tokens(prompt, seq_id=seq_id, outputs="none")
-                self._context.decode(batch)
+                for begin in range(0, first, CHUNK):
+                    prompt = self.tokens[seq_id, begin : min(begin + CHUNK, first)]
+                    batch = pyllama.Batch.from_tokens(
+                        prompt, pos=begin, seq_id=seq_id, outputs="none"
+                    )
+                    self._context.decode(batch)
                 self._n_past[seq_id] = first
+
+    def _is_anchor(self, seq_id: int) -> bool:
+        return self._anchored > 0 and is_anchor(seq_id, self._anchored)
 
 
 def exact_cuts(context: pyllama.Context) -> bool:

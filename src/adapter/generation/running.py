@@ -153,7 +153,11 @@ class RunningBatch:
         window = parts[0].window or ()
         taken = {part.slot.seq_id for part in parts}
         padded = [slots[seq_id] for seq_id in window if seq_id not in taken]
-        positions = {slot.seq_id: self._memory.end_of(slot) for slot in padded}
+        others = [slot for slot in padded if not slot.is_anchor]
+        positions = {slot.seq_id: self._memory.end_of(slot) for slot in others}
+        longest = max([part.end for part in parts] + [end + 1 for end in positions.values()])
+        for anchor in (slot for slot in padded if slot.is_anchor):
+            positions[anchor.seq_id] = self._memory.end_of_anchor(anchor, longest)
         try:
             yield positions
         finally:

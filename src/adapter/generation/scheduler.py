@@ -70,6 +70,9 @@ other threads may keep it for 5 ms.
 MAX_PREPARED = 256
 """How many waiting requests may already have a sampler, made in the thread of their caller."""
 
+DEVICE_PROMPTS = 4
+"""Prompts of which a GPU computes a chunk in each step, each in a call of its own."""
+
 GRACE_SECONDS, STOP_SECONDS = 1.0, 0.1
 """How many seconds a stopping thread has for a step with requests, and how often its computation is
 cancelled after that. llama.cpp logs each cancellation as an error.
@@ -105,6 +108,8 @@ class Scheduler(Generator):
         context: settings of all contexts, where the user has any.
         batch_width: sequences that are decoded in each batch at the least, padded if fewer run,
             where bytes are kept and memory can be cut back.
+        anchored: have attention read numbers of cells that leave the bytes the same on a GPU. The
+            last of each ``batch_width`` sequences takes no request for it.
     """
 
     def __init__(
@@ -125,6 +130,7 @@ class Scheduler(Generator):
         prefix_folder: PrefixFolder | None = None,
         context: pyllama.ContextParams | None = None,
         batch_width: int = 1,
+        anchored: bool = False,
     ) -> None:
         self._model = model
         self._context_length = context_length
@@ -148,12 +154,14 @@ class Scheduler(Generator):
             model, params, chunk=call, scoring_chunk=chunk, mixed=shared_memory
         )
         flash_attention = params.flash_attn != "disabled"
-        width = batch_width if pads(model) and reproducible and not flash_attention else 1
+        padding = rolls_back(model) if anchored else pads(model)
+        width = batch_width if padding and reproducible and not flash_attention else 1
         exactness = Exactness(
             self._contexts.make,
             reproducible=reproducible,
             flash_attention=flash_attention,
             width=width,
+            anchored=anchored,
         )
         saved = PrefixCache(cache_bytes, rolls_back=not whole_states)
         files = PrefixFiles(prefix_folder, saved, self._wake) if prefix_folder else None
@@ -166,11 +174,12 @@ class Scheduler(Generator):
             keeps_answers=not reproducible,
         )
         one_context = shared_memory or isolated
-        room = Room(context_length, n_cells, max_sequences, width)
+        room = Room(context_length, n_cells, max_sequences, width, anchored and width > 1)
         strategy = SharedMemory if one_context else OwnMemory
         memory: MemoryStrategy = strategy(self._contexts.make, prefixes, room)
         mixes = one_context and width == 1
-        plan: Plan = MixedPlan(call) if mixes else ExactPlan(exactness, call)
+        n_prompts = DEVICE_PROMPTS if anchored else 1
+        plan: Plan = MixedPlan(call) if mixes else ExactPlan(exactness, call, n_prompts)
         self._waiting = Waiting(count_borders=whole_states)
         self._scoring = ScoringQueue(
             self._contexts.make_for_scoring,
@@ -182,7 +191,7 @@ class Scheduler(Generator):
         )
         # Where the user leaves the number of threads open, fewer may compute on a busy machine.
         fixed = context is not None and (context.n_threads or context.n_threads_batch) is not None
-        tunes = n_threads > 1 and not (one_context or fixed)
+        tunes = n_threads > 1 and not (one_context or fixed or anchored)
         self._core = SchedulerCore(
             memory,
             plan,

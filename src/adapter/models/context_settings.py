@@ -75,6 +75,6 @@ def chunk_of(context: pyllama.ContextParams, *, on_device: bool, reproducible: b
     many tokens the longest call has, including one token of each answer.
     """
     if context.n_batch is None or reproducible:
-        return DEVICE_CHUNK if on_device else CHUNK
+        return DEVICE_CHUNK if on_device and not reproducible else CHUNK
     room = context.n_batch - MAX_ANSWERS
     return max(CHUNK, room * 2 // 3 // CHUNK * CHUNK)

@@ -16,6 +16,7 @@ from typing import get_args
 import pyllama
 from adapter.errors import ConfigurationError, InvalidParameterError, ResourceError
 from adapter.generation.contexts import padded, with_flash_attention
+from adapter.generation.memory.anchors import LEAST
 from adapter.generation.memory.blocks import CHUNK, longest_call
 from adapter.models.context_settings import MAX_ANSWERS, checked
 from adapter.models.cpu_memory import MAX_KEPT_BYTES, MAX_SEQUENCES, CpuMemory, longest_within
@@ -80,7 +81,7 @@ class Placement:
     tensor_buft_overrides: Mapping[str, pyllama.Device] = field(default_factory=dict)
     #: How its contexts are made, as far as the user says it.
     context: pyllama.ContextParams = field(default_factory=pyllama.ContextParams)
-    #: How many sequences are decoded in each batch at the least; 1 on GPUs.
+    #: How many sequences are decoded in each batch at the least.
     batch_width: int = 1
 
     def load(
@@ -223,7 +224,7 @@ class HardwareManager:
             room: bytes of the machine's memory that may be taken at most where numbers are left
                 open; None for what is free, less a margin.
             context: how its contexts are made, as for ``ModelPool``.
-            batch_width: sequences that each batch has at the least on a CPU, as for ``ModelPool``.
+            batch_width: sequences that each batch has at the least, as for ``ModelPool``.
 
         Raises:
             InvalidParameterError: a number out of range.
@@ -421,6 +422,7 @@ class _Planner:
         tensor_split: tuple[float, ...] | None = None,
         tensor_buft_overrides: Mapping[str, pyllama.Device] | None = None,
     ) -> pyllama.MemoryUse:
+        exact = not devices or self._width > 1
         return pyllama.memory_use(
             self._path,
             n_ctx=length,
@@ -428,9 +430,9 @@ class _Planner:
             tensor_split=tensor_split,
             tensor_buft_overrides=tensor_buft_overrides,
             devices=devices,
-            n_batch=self._n_batch(length, 512 if devices else longest_call(CHUNK)),
+            n_batch=self._n_batch(length, longest_call(CHUNK) if exact else 512),
             # On a CPU it does not take less if bytes are kept.
-            context=with_flash_attention(self._context, reproducible=not devices),
+            context=with_flash_attention(self._context, reproducible=exact),
         )
 
     def _n_batch(self, length: int, default: int) -> int:
@@ -450,10 +452,13 @@ class _Planner:
     ) -> Placement:
         memories = {HOST: use.host}
         memories |= {memory.device.name: memory for memory in use.devices if memory.device}
-        n_computing = min(self._n_contexts, DEFAULT_GPU_CONTEXTS) + N_OTHERS  # others share theirs
+        n_contexts, n_others = max(self._n_contexts, self._width), N_OTHERS
+        n_computing = min(n_contexts, DEFAULT_GPU_CONTEXTS) + N_OTHERS  # others share theirs
+        if self._width > 1:  # isolated requests are padded too, and batches are tried
+            n_others += self._width - 1 + -(-MAX_ANSWERS * LEAST // use.n_ctx)
         taken = {
             name: memory.model
-            + (self._n_contexts + N_OTHERS) * memory.context
+            + (n_contexts + n_others) * memory.context
             + n_computing * memory.compute
             for name, memory in memories.items()
         }
@@ -462,14 +467,14 @@ class _Planner:
         needs = ", ".join(
             f"{taken[name]:,} bytes of {name} memory ({free[name]:,} free)" for name in memories
         )
-        contexts = counted(self._n_contexts, "context")
+        contexts = counted(n_contexts, "context")
         counts = f"with {contexts} of {use.n_ctx} tokens it takes {needs}"
         return Placement(
             devices=tuple(devices),
             n_gpu_layers=n_gpu_layers,
             context_length=use.n_ctx,
-            n_contexts=self._n_contexts,
-            n_cells=self._n_contexts * use.n_ctx,
+            n_contexts=n_contexts,
+            n_cells=n_contexts * use.n_ctx,
             n_sequences=MAX_ANSWERS,
             kept_bytes=MAX_KEPT_BYTES,
             n_threads=self._n_threads,
@@ -484,6 +489,7 @@ class _Planner:
             tensor_split=tensor_split,
             tensor_buft_overrides=tensor_buft_overrides or {},
             context=self._context,
+            batch_width=self._width,
         )
 
 

@@ -82,13 +82,15 @@ class ModelPool:
             decoded one by one unless ``reproducible`` is False.
         reproducible: on a CPU, a request with a seed gives the same bytes whatever runs beside it
             or ran before. False computes faster, and reuses an answer as the beginning of the next
-            prompt. On GPUs it has no effect.
-        batch_width: on a CPU, compute answers in batches of at least this many sequences, padded
-            where fewer run. A multiple of 4, up to 16. Many answers at once are faster with it
-            where the model's weights have other bytes in batches (K-quants, F16), and a single one
-            is slower: see docs/scheduling.md. Memory is reserved for as many requests of the full
-            length. None pads nothing. It has no effect if ``reproducible`` is False, on GPUs, and
-            for recurrent models.
+            prompt. On GPUs that holds only with ``batch_width``.
+        batch_width: compute answers in batches of at least this many sequences, padded where fewer
+            run. A multiple of 4, up to 16. On a CPU, many answers at once are faster with it where
+            the model's weights have other bytes in batches (K-quants, F16), and a single one is
+            slower. On a GPU, 16 keeps the bytes, as ``reproducible`` does on a CPU, and answers are
+            computed more slowly than without it; CUDA needs GGML_CUDA_DISABLE_GRAPHS=1 in the
+            environment. See docs/scheduling.md. Memory is reserved for as many requests of the full
+            length. None pads nothing. It has no effect if ``reproducible`` is False, and for
+            recurrent models on a CPU.
         prefix_folder: a folder that keeps the beginnings of prompts for the next process, up to
             1 GiB for each model. It is made if it is missing. None keeps them in memory only. The
             files are states of llama.cpp: use a folder that nobody else can write.

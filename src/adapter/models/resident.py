@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,8 +19,8 @@ from adapter.generation.memory.prefix_reuse import rolls_back
 from adapter.generation.metrics import Metrics
 from adapter.generation.request import Execution
 from adapter.generation.scheduler import Scheduler
-from adapter.models.chat_templates import of_the_hub
 from adapter.models import warm_up
+from adapter.models.chat_templates import of_the_hub
 from adapter.models.context_settings import changed, chunk_of, decisive
 from adapter.models.hardware import Placement
 from adapter.models.parts import parts
@@ -35,6 +36,9 @@ PLAIN_TEMPLATE = (
 )
 """The template of a model without one."""
 
+
+NO_GRAPHS = "GGML_CUDA_DISABLE_GRAPHS"
+"""The environment variable of llama.cpp that turns CUDA graphs off in the whole process."""
 
 MAX_QUEUED = 4096
 """The most requests that wait for a slot."""
@@ -70,8 +74,10 @@ class ResidentModel:
         prefix_folder: Path | None = None,
         chat_template: str | None = None,
     ) -> None:
-        # GPUs choose kernels by the size of a batch, so bytes cannot be kept there.
-        self._reproducible = reproducible and not placement.devices
+        # GPUs choose kernels by the size of a batch, so bytes are kept only in padded batches.
+        self._reproducible = reproducible and (not placement.devices or placement.batch_width > 1)
+        if self._reproducible:
+            _require_no_graphs(placement.devices)
         self.computation = _computation(placement, self._reproducible)
         self._chunk = chunk_of(
             placement.context,
@@ -83,14 +89,14 @@ class ResidentModel:
         self.model = placement.load(path, loading)
         try:
             self._try_out(placement)
+            if warms_up:
+                self._warm_up(placement, progress)
             if chat_template is None and self.model.chat_template() is None:
                 chat_template = of_the_hub(path)
             self.has_template = (chat_template or self.model.chat_template()) is not None
             self.template = _chat_template(self.model, chat_template)
             self.template_variables = _variables(self.model, self.template, chat_template)
             self.calls_tools = calls_tools(self.template)
-            if warms_up:
-                self._warm_up(placement, progress)
             self.fingerprint = _fingerprint(parts(path), self.template)
             self._scheduler = self._make_scheduler(placement, metrics, prefix_folder)
             self._isolated = self._make_isolated(placement)
@@ -136,12 +142,6 @@ class ResidentModel:
                 f"ModelPool(context=…) does not fit {self.model.desc}: {error}"
             ) from error
 
-    def _make_scheduler(
-        self, placement: Placement, metrics: Metrics, folder: Path | None
-    ) -> Scheduler:
-        prefixes = None
-        if folder is not None:
-            key = " ".join([self.fingerprint, *self.computation])
     def _warm_up(self, placement: Placement, progress: Callable[[float], bool | None]) -> None:
         """Have the devices make ready what they compute with."""
         contexts = Contexts(
@@ -153,6 +153,12 @@ class ResidentModel:
         )
         warm_up.warm_up(self.model, contexts, self._chunk, progress)
 
+    def _make_scheduler(
+        self, placement: Placement, metrics: Metrics, folder: Path | None
+    ) -> Scheduler:
+        prefixes = None
+        if folder is not None:
+            key = " ".join([self.fingerprint, *self.computation])
             try:
                 prefixes = PrefixFolder(folder, key, max_bytes=MAX_FILE_BYTES)
             except OSError as error:  # the folder was usable when the pool was made
@@ -169,11 +175,12 @@ class ResidentModel:
             cache_bytes=placement.kept_bytes if saves else 0,
             reproducible=self._reproducible,
             chunk=self._chunk,
-            shared_memory=bool(placement.devices),
+            shared_memory=bool(placement.devices) and not self._reproducible,
             metrics=metrics,
             prefix_folder=prefixes,
             context=placement.context,
             batch_width=placement.batch_width,
+            anchored=bool(placement.devices) and self._reproducible,
         )
 
     def _make_isolated(self, placement: Placement) -> Scheduler:
@@ -190,6 +197,21 @@ class ResidentModel:
             isolated=True,
             context=placement.context,
             batch_width=placement.batch_width,
+            anchored=bool(placement.devices) and self._reproducible,
+        )
+
+
+def _require_no_graphs(devices: Sequence[pyllama.Device]) -> None:
+    """Refuse to compute without flash attention in CUDA graphs, which fails for some models.
+
+    llama.cpp captures a prompt's call in a graph once it is repeated. Where cuBLAS multiplies in
+    it, the graph ended with an illegal instruction on an H100 (heads of 64 values, CUDA 13.0).
+    """
+    if NO_GRAPHS not in os.environ and any(device.backend == "CUDA" for device in devices):
+        raise ConfigurationError(
+            f"ModelPool(batch_width=…) on a GPU needs {NO_GRAPHS}=1 in the environment, set before "
+            "the program computes anything with CUDA; without batch_width it is not needed, and "
+            "bytes depend on the other requests"
         )
 
 

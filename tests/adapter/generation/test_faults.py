@@ -35,7 +35,14 @@ from adapter.generation import (
     sequence,
 )
 from adapter.generation import scheduler as scheduler_module
-from adapter.generation.memory import kv_cache, prefix_cache, prefix_reuse, shared, strategy
+from adapter.generation.memory import (
+    anchors,
+    kv_cache,
+    prefix_cache,
+    prefix_reuse,
+    shared,
+    strategy,
+)
 from adapter.generation.request import GenerationResult
 from adapter.generation.sampling import Constraint
 from adapter.generation.scheduler import Scheduler
@@ -215,16 +222,24 @@ def schedules_of(write_tiny_model, tmp_path_factory):
     recurrent = pyllama.Model(write_tiny_model(architecture="mamba", n_ctx_train=4096))
     window = pyllama.Model(write_tiny_model(architecture="gemma2", n_ctx_train=4096))
     as_on_gpus = {"shared_memory": True, "reproducible": False, "chunk": 512}
+    few_cells = pytest.MonkeyPatch()  # in anchors, which take time to compute
+    for module in (anchors, exactness):
+        few_cells.setattr(module, "LEAST", 64)
+        few_cells.setattr(module, "STEP", 32)
+    few_cells.setattr(exactness, "READ", (64, 96))
+    few_cells.setattr(exactness, "LONGER", 40)
     yield {
         "batched": Schedules(lambda: scheduler_of(model)),
         "few sequences": Schedules(lambda: scheduler_of(model, max_sequences=2)),
         "isolated": Schedules(lambda: isolated_of(model)),
         "padded": Schedules(lambda: scheduler_of(model, batch_width=4)),
+        "anchored": Schedules(lambda: scheduler_of(model, batch_width=4, anchored=True)),
         "recurrent": Schedules(lambda: scheduler_of(recurrent)),
         "window": Schedules(lambda: scheduler_of(window)),
         "shared": Schedules(lambda: scheduler_of(model, **as_on_gpus), exact=False),
         "shared recurrent": Schedules(lambda: scheduler_of(recurrent, **as_on_gpus), exact=False),
     }
+    few_cells.undo()
     for each in (model, recurrent, window):
         each.close()
 
@@ -320,6 +335,12 @@ def test_an_error_of_a_call_where_batches_are_padded(schedules_of, owner, name, 
     assert inject(schedules_of["padded"], owner, name, ERRORS[kind], calls), "it was never called"
 
 
+@pytest.mark.parametrize("kind", ["MemoryError", "NativeMemoryError", "DecodeCancelled"])
+def test_an_anchor_that_cannot_grow_ends_whom_it_concerns(schedules_of, kind):
+    owner, name = strategy.MemoryStrategy, "end_of_anchor"
+    assert inject(schedules_of["anchored"], owner, name, ERRORS[kind], calls=(1, 9))
+
+
 FOLDER = str(Path(adapter.generation.__file__).parent)
 BEYOND = {"_run", "_claim_thread", "insist", "_called"}
 """Functions that are the net itself."""
@@ -374,6 +395,7 @@ N_LINES = int(os.environ.get("PYLLAMA_FAULT_LINES", "12"))
         "few sequences",
         "isolated",
         "padded",
+        "anchored",
         "recurrent",
         "window",
         "shared",

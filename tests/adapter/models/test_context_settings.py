@@ -13,7 +13,7 @@ from adapter.embedder import LlamaCppEmbedder
 from adapter.engine.config import LlamaCppConfig
 from adapter.engine.model_names import engine_name
 from adapter.errors import ConfigurationError, InvalidParameterError, ResourceError
-from adapter.generation.memory.blocks import CHUNK, DEVICE_CHUNK
+from adapter.generation.memory.blocks import CHUNK
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
 from adapter.generation.scoring import ScoringRequest
@@ -163,7 +163,7 @@ def test_calls_become_longer_only_where_bytes_need_not_stay():
     long = ContextParams(n_batch=2 * 768)
     for on_device in (True, False):
         kept = chunk_of(long, on_device=on_device, reproducible=True)
-        assert kept == (DEVICE_CHUNK if on_device else CHUNK)
+        assert kept == CHUNK
         assert chunk_of(long, on_device=on_device, reproducible=False) == 960
     assert chunk_of(ContextParams(n_batch=LEAST_BATCH), on_device=True, reproducible=False) == CHUNK
 

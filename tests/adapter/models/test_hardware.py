@@ -280,6 +280,17 @@ def test_there_is_memory_for_a_batch_of_requests_of_the_full_length(monkeypatch,
     assert single.context_length >= plan.context_length
 
 
+def test_padded_batches_on_a_gpu_have_their_memory(monkeypatch):
+    Machine(monkeypatch, gpu("CUDA0", memory=(80 * GIB, 80 * GIB)), key_bytes=2**13)
+    plan = HardwareManager().plan("model.gguf", batch_width=16)
+    plain = HardwareManager().plan("model.gguf")
+    assert (plan.batch_width, plain.batch_width) == (16, 1)
+    assert plan.n_cells >= 16 * plan.context_length
+    beside = plan.memory["CUDA0"] - 10 * GIB - plan.n_cells * 10 * 2**13
+    # A context for isolated requests, one for scores, and one in which batches are tried.
+    assert beside >= (16 * plan.context_length + plan.context_length + 64 * 1024) * 10 * 2**13
+
+
 def test_a_context_longer_than_the_training_is_reported(write_tiny_model, caplog):
     path = write_tiny_model(n_ctx_train=256)
     on_cpu().plan(path, context_length=256)

@@ -13,11 +13,13 @@ from shutil import copyfile
 import pytest
 from dspy import lm15
 from dspy.lm15 import Message, Request
+from fake_device import gpu
 
 import pyllama
 from adapter.engine.config import LlamaCppConfig
 from adapter.engine.engine import LlamaCppEngine
 from adapter.errors import (
+    ConfigurationError,
     InvalidModelNameError,
     InvalidParameterError,
     ModelFileError,
@@ -25,9 +27,11 @@ from adapter.errors import (
     ModelNotFoundError,
     ModelNotLoadedError,
 )
+from adapter.generation.metrics import Metrics
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Sampling
-from adapter.models.hardware import HardwareManager
+from adapter.models import resident
+from adapter.models.hardware import HardwareManager, Placement
 from adapter.models.parts import parts
 from adapter.models.pool import ModelPool
 
@@ -151,6 +155,26 @@ def test_a_batch_width_is_part_of_what_decides_the_bytes(tiny_model_path):
 
     assert what_decides(batch_width=4) != what_decides()
     assert what_decides(batch_width=4, reproducible=False) == what_decides(reproducible=False)
+
+
+def test_padded_batches_on_cuda_need_graphs_to_be_off(tiny_model_path, monkeypatch):
+    """Refused before anything is loaded; without a width, graphs may be on."""
+    plan = HardwareManager(devices=()).plan(tiny_model_path, context_length=64)
+    placement = replace(plan, devices=(gpu("CUDA0"),), batch_width=16)
+    monkeypatch.delenv(resident.NO_GRAPHS, raising=False)
+    loaded = []
+    monkeypatch.setattr(Placement, "load", lambda *_: loaded.append(True) or 1 / 0)
+    with pytest.raises(ConfigurationError, match="GGML_CUDA_DISABLE_GRAPHS=1"):
+        resident.ResidentModel(tiny_model_path, placement, lambda _: None, Metrics())
+    assert not loaded
+    for width, value in ((1, None), (16, "1")):
+        if value:
+            monkeypatch.setenv(resident.NO_GRAPHS, value)
+        with pytest.raises(ZeroDivisionError):
+            resident.ResidentModel(
+                tiny_model_path, replace(placement, batch_width=width), lambda _: None, Metrics()
+            )
+    assert len(loaded) == 2
 
 
 def test_progress_names_the_model_and_rises_to_one(pool):

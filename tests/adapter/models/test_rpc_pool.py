@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from shutil import copyfile
 
 import pytest
@@ -73,6 +75,29 @@ if pyllama.supports_rpc():
         process = server._open().pointer
         process.kill()
         process.wait()
+
+    def test_padded_batches_on_a_device_keep_the_bytes(folder, servers):
+        """As on a GPU: attention reads a fixed number of cells, and one request runs at a time too.
+
+        Without a width, requests on a device share one memory.
+        """
+        asked = [
+            replace(request(8 + seed), prompt=(*PROMPT, *range(10, 10 + 30 * seed)), seed=seed,
+                    sampling=Sampling(temperature=1.0), logprobs=1)
+            for seed in range(6)
+        ]  # fmt: skip
+        options = {"max_contexts": 4, "batch_width": 4}
+        with pool_of(folder, servers[:1], **options) as pool:
+            loaded = pool.load_model("six")
+            batched, isolated = (loaded.generators[each] for each in ("batched", "isolated"))
+            expected = [batched.generate(each).logprobs for each in asked]
+            with ThreadPoolExecutor(6) as threads:
+                found = [each.logprobs for each in threads.map(batched.generate, asked)]
+            assert found == expected
+            assert [isolated.generate(each).logprobs for each in asked[:2]] == expected[:2]
+            assert "width=4" in loaded.computation
+        with pool_of(folder, servers[:1]) as pool:
+            assert "reproducible=False" in pool.load_model("six").computation
 
     def test_a_model_on_three_servers_gives_the_same_tokens(folder, servers):
         with ModelPool(folder, context_length=512) as local:

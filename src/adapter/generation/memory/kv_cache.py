@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyllama
+from adapter.generation.memory.anchors import is_anchor
 from adapter.generation.memory.blocks import BLOCK, BlockHashes, n_shared
 from adapter.generation.sequence import ScheduledRequest
 
@@ -15,7 +16,8 @@ class Slot:
     """One sequence of a KV cache.
 
     ``blocks`` are at the beginning of its memory and were computed as blocks of a prompt. Another
-    request may reuse them, but not what comes after them.
+    request may reuse them, but not what comes after them. An anchor never gets a request: see
+    ``anchors.py``.
 
     Attributes:
         rest: tokens after the blocks, too few for another one, that may be reused as well: where
@@ -28,6 +30,7 @@ class Slot:
     sequence: ScheduledRequest | None = None
     last_used: int = 0
     rest: tuple[int, tuple[int, ...]] | None = None
+    is_anchor: bool = False
 
     @property
     def n_tokens(self) -> int:
@@ -68,6 +71,7 @@ class KVCache:
         length: tokens that one slot can hold.
         n_cells: tokens that all of them can hold together.
         drains: whether it admits no more requests, and is closed after its last one.
+        anchored: how many sequences have one anchor among them, the last; 0 for no anchors.
     """
 
     context: pyllama.Context
@@ -76,13 +80,17 @@ class KVCache:
     n_cells: int
     last_used: int = 0
     drains: bool = False
+    anchored: int = 0
     batch: pyllama.Batch = field(init=False)
     slots: list[Slot] = field(init=False)
     _clock: int = 0
 
     def __post_init__(self) -> None:
         self.batch = pyllama.Batch(self.context.n_batch)
-        self.slots = [Slot(self, seq_id) for seq_id in range(self.count)]
+        self.slots = [
+            Slot(self, seq_id, is_anchor=self.anchored > 0 and is_anchor(seq_id, self.anchored))
+            for seq_id in range(self.count)
+        ]
 
     @property
     def taken(self) -> list[Slot]:
@@ -96,8 +104,8 @@ class KVCache:
 
     @property
     def free(self) -> list[Slot]:
-        """The slots without a request."""
-        return [slot for slot in self.slots if slot.sequence is None]
+        """The slots that a request may get."""
+        return [slot for slot in self.slots if slot.sequence is None and not slot.is_anchor]
 
     @property
     def n_promised(self) -> int:

@@ -15,6 +15,7 @@ from dataclasses import replace
 import pyllama
 from adapter.generation.contexts import padded
 from adapter.generation.failures import note
+from adapter.generation.memory.anchors import rounded
 from adapter.generation.memory.kv_cache import KVCache
 from adapter.generation.memory.prefix_reuse import PrefixReuse
 from adapter.generation.memory.strategy import MemoryStrategy, Room
@@ -42,6 +43,9 @@ class OwnMemory(MemoryStrategy):
         self, make: Callable[[int, int], pyllama.Context], prefixes: PrefixReuse, room: Room
     ) -> None:
         self._lengths = lengths(room.longest)
+        if room.anchored:
+            self._lengths = sorted({rounded(length) for length in self._lengths})
+        self._fewest = room.max_sequences if room.anchored else FEWEST
         longest = self._lengths[-1]
         n_cells = room.n_cells * longest // room.longest
         super().__init__(make, prefixes, replace(room, longest=longest, n_cells=n_cells))
@@ -118,8 +122,8 @@ class OwnMemory(MemoryStrategy):
         if longest < n_needed:
             longest = max(n_needed, GROWTH * longest)
         most = self._room.max_sequences
-        if len(self.taken) + n_waiting <= FEWEST:
-            most = min(most, FEWEST)
+        if len(self.taken) + n_waiting <= self._fewest:
+            most = min(most, self._fewest)
         most = max(most, self._room.width)
         needed = next(length for length in self._lengths if length >= n_needed)
         best = needed, min(most, self._count(needed, room))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import pyllama
+from adapter.generation.memory.anchors import extend, rounded
 from adapter.generation.memory.blocks import BLOCK
 from adapter.generation.memory.kv_cache import KVCache, Slot
 from adapter.generation.memory.prefix_files import Reading
@@ -27,12 +28,14 @@ class Room:
             fits.
         max_sequences: the most requests that have a slot at once.
         width: sequences that each context has at the least.
+        anchored: whether every window of so many sequences has an anchor; see ``anchors.py``.
     """
 
     longest: int
     n_cells: int
     max_sequences: int
     width: int = 1
+    anchored: bool = False
 
 
 class MemoryStrategy(ABC):
@@ -47,7 +50,9 @@ class MemoryStrategy(ABC):
         self, make: Callable[[int, int], pyllama.Context], prefixes: PrefixReuse, room: Room
     ) -> None:
         self._make = make
-        self._room = replace(room, n_cells=max(room.n_cells, room.width * room.longest))
+        longest = rounded(room.longest) if room.anchored else room.longest
+        n_cells = max(room.n_cells, room.width * longest)
+        self._room = replace(room, longest=longest, n_cells=n_cells)
         self._caches = prefixes.caches
         #: The beginnings of prompts that are in memory.
         self.prefixes = prefixes
@@ -111,6 +116,17 @@ class MemoryStrategy(ABC):
         slot.keep(min(n_blocks, (slot.cache.length - 1) // BLOCK))
         return len(slot.blocks) * BLOCK
 
+    def end_of_anchor(self, slot: Slot, longest: int) -> int:
+        """Where an anchor's memory ends, after it was made as long as a batch needs it.
+
+        Args:
+            longest: tokens that the others of its window hold at the most after the batch.
+
+        Raises:
+            pyllama.LlamaError: its tokens cannot be computed.
+        """
+        return extend(slot.cache.context, slot.seq_id, rounded(longest))
+
     def roll_back(self, slot: Slot, sequence: ScheduledRequest) -> bool:
         """Leave in memory what the request had before a failed batch. Returns whether that was
         possible.
@@ -147,7 +163,8 @@ class MemoryStrategy(ABC):
         """A KV cache with room for a request; None while there is none."""
 
     def _add(self, length: int, count: int, n_cells: int) -> KVCache:
-        cache = KVCache(self._make(n_cells, count), count, length, n_cells)
+        anchored = self._room.width if self._room.anchored else 0
+        cache = KVCache(self._make(n_cells, count), count, length, n_cells, anchored=anchored)
         logger.info("a context of %d sequences of %d tokens, of %d in all", count, length, n_cells)
         self._caches.append(cache)
         return cache
