@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,12 +36,15 @@ from pyllama import Batch, Context, Model, Sampler, SamplerChain
 
 N_PROMPT, N_DECODE = 512, 128
 N_BATCHED_PROMPT, N_BATCHED_DECODE = 128, 64
+N_SHARED, N_OWN, N_ANSWER = 400, 70, 32
 N_RUNS = 10
 PARALLEL = (1, 8, 32, 64, 128)
 GIB, MIB = 2**30, 2**20
 
-# n_embd, n_ff, n_head, n_head_kv, n_layer, n_vocab: Qwen2.5 0.5B and 1.5B, Llama 3.1 8B.
+# n_embd, n_ff, n_head, n_head_kv, n_layer, n_vocab: SmolLM2 135M, Qwen2.5 0.5B and 1.5B, Llama 3.1
+# 8B.
 SHAPES = {
+    "135M": (576, 1536, 9, 3, 30, 49_152),
     "0.5B": (896, 4864, 14, 2, 24, 151_936),
     "1.5B": (1536, 8960, 12, 2, 28, 151_936),
     "8B": (4096, 14_336, 32, 8, 32, 128_256),
@@ -86,10 +89,17 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--llama-cpp-bin", type=Path)
     parser.add_argument("--backends", nargs="*", default=["cuda", "vulkan"])
-    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES)[1:], choices=list(SHAPES))
     measures = ["speed", "memory", "batched", "scheduler"]
     parser.add_argument("--measure", nargs="*", default=measures, choices=measures)
     parser.add_argument("--parallel", nargs="*", type=int, default=[*PARALLEL])
+    parser.add_argument("--sequences", nargs="*", type=int, default=[64], help="requests at once")
+    parser.add_argument(
+        "--batch-width",
+        type=int,
+        default=0,
+        help="padded batches as well; CUDA needs GGML_CUDA_DISABLE_GRAPHS=1 in the environment",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("build/gpu-models"))
     parser.add_argument("--model", type=Path, help="a real model, for a question through DSPy")
@@ -296,40 +306,82 @@ def measure_scheduler(
     """Requests of many threads, with and without a beginning that they share.
 
     Prompts have 60 to 80 tokens of their own, answers 32. Each count runs three requests for each
-    thread, after one for each to warm up.
+    thread, after one for each to warm up. The limit is what prompts and answers take at the speed
+    of a prompt of 512 tokens, and of as many sequences as there are threads.
     """
-    from adapter.generation.memory.blocks import DEVICE_CHUNK
+    with Model(path, devices=devices) as model:
+        prompt = measure_speed(path, devices)["prompt"]
+        decode = {count: measure_batched(model, count, None) for count in arguments.parallel}
+        limits = {
+            count: 1 / (N_OWN / prompt + N_ANSWER / decode[count]) for count in arguments.parallel
+        }
+        report(
+            f"{backend} {shape}, limit in requests/s, from prompt {prompt:.0f} t/s and decode t/s "
+            + " ".join(f"{count}: {speed:.0f}" for count, speed in decode.items()),
+            **{f"{count} threads": limit for count, limit in limits.items()},
+        )
+        shared = prompt_tokens(model, N_SHARED)
+        for name, beginning in ((f"{N_SHARED} tokens shared", shared), ("nothing shared", ())):
+            for sequences in arguments.sequences:
+                figures = requests_per_second(model, beginning, arguments.parallel, sequences, 1)
+                of_limit = {
+                    f"{count} threads": f"{speed:.1f} ({speed / limits[count]:.2f})"
+                    for count, speed in figures.items()
+                }
+                report(f"{backend} {shape}, {name}, {sequences} at once, requests/s (of the limit)",
+                       **of_limit)  # fmt: skip
+            if arguments.batch_width:
+                figures = requests_per_second(
+                    model, beginning, arguments.parallel, 64, arguments.batch_width
+                )
+                report(
+                    f"{backend} {shape}, {name}, batch_width={arguments.batch_width}, requests/s",
+                    **{f"{count} threads": speed for count, speed in figures.items()},
+                )
+
+
+def prompt_tokens(model: Model, count: int, seed: int = 0) -> tuple[int, ...]:
+    random = np.random.default_rng(seed)
+    return tuple(random.integers(300, len(model.vocab), count).tolist())
+
+
+def requests_per_second(
+    model: Model,
+    beginning: tuple[int, ...],
+    counts: Sequence[int],
+    sequences: int,
+    width: int,
+) -> dict[int, float]:
+    """By the number of threads. With a width, batches are padded so that bytes stay."""
+    from adapter.generation.memory.blocks import CHUNK, DEVICE_CHUNK
     from adapter.generation.request import GenerationRequest
     from adapter.generation.sampling import Sampling
     from adapter.generation.scheduler import Scheduler
 
-    random = np.random.default_rng(0)
     endless = Sampling(temperature=0.0, logit_bias={1: -100.0, 2: -100.0})
-    with Model(path, devices=devices) as model:
-
-        def tokens(count: int) -> tuple[int, ...]:
-            return tuple(random.integers(300, len(model.vocab), count).tolist())
-
-        shared = tokens(400)
-        for name, beginning in (("400 tokens shared", shared), ("nothing shared", ())):
-            figures = {}
-            for count in arguments.parallel:
-                scheduler = Scheduler(
-                    model, context_length=4096, n_threads=pyllama.cpu_math_cores(),
-                    n_cells=32 * 4096, max_sequences=64, max_queued=4 * count, cache_bytes=2**28,
-                    reproducible=False, chunk=DEVICE_CHUNK, shared_memory=True,
-                )  # fmt: skip
-                requests = [
-                    GenerationRequest(beginning + tokens(int(size)), 32, endless, 1)
-                    for size in random.integers(60, 81, 4 * count)
-                ]
-                with ThreadPoolExecutor(count) as pool:
-                    list(pool.map(scheduler.generate, requests[:count]))
-                    begin = time.perf_counter()
-                    list(pool.map(scheduler.generate, requests[count:]))
-                    figures[f"{count} threads"] = 3 * count / (time.perf_counter() - begin)
-                scheduler.close()
-            report(f"{backend} {shape}, {name}, requests/s", **figures)
+    exact = width > 1
+    figures = {}
+    for count in counts:
+        scheduler = Scheduler(
+            model, context_length=4096, n_threads=pyllama.cpu_math_cores(), n_cells=32 * 4096,
+            max_sequences=sequences, max_queued=4 * count, cache_bytes=0, reproducible=exact,
+            chunk=CHUNK if exact else DEVICE_CHUNK, shared_memory=not exact, batch_width=width,
+            anchored=exact,
+        )  # fmt: skip
+        sizes = np.random.default_rng(1).integers(N_OWN - 10, N_OWN + 11, 4 * count)
+        requests = [
+            GenerationRequest(
+                beginning + prompt_tokens(model, int(size), 2 + index), N_ANSWER, endless, 1
+            )
+            for index, size in enumerate(sizes)
+        ]
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(scheduler.generate, requests[:count]))
+            begin = time.perf_counter()
+            list(pool.map(scheduler.generate, requests[count:]))
+            figures[count] = 3 * count / (time.perf_counter() - begin)
+        scheduler.close()
+    return figures
 
 
 # Memory
