@@ -35,6 +35,8 @@ _SETTINGS = (
 )
 _NVIDIA = Path("/proc/driver/nvidia/version")
 _N_TOKENS = 16
+_N_ANSWERS = 3
+"""The first makes contexts, and the second may measure how to compute. The fastest one counts."""
 
 
 def doctor(
@@ -210,7 +212,7 @@ _SECTIONS: dict[str, Callable[[], Any]] = {
 
 
 def _self_test() -> dict[str, object]:
-    """Let the demo's model answer twice with one seed. It is not downloaded for that."""
+    """Let the demo's model answer three times with one seed. It is not downloaded for that."""
     from adapter.generation.request import GenerationRequest
     from adapter.generation.sampling import Sampling
     from adapter.models.embedded_model import MODEL_NAME, model_dir
@@ -222,22 +224,25 @@ def _self_test() -> dict[str, object]:
     with ModelPool(model_dir(), context_length=256) as pool:
         loaded = pool.load_model(MODEL_NAME)
         seconds_to_load = time.perf_counter() - start
-        rendered = loaded.render([{"role": "user", "content": "Count from one to ten."}])
+        rendered = loaded.render([{"role": "user", "content": "Tell me a long story about a cat."}])
         request = GenerationRequest(
             tuple(loaded.tokenize(rendered)), max_tokens=_N_TOKENS, sampling=Sampling(), seed=1
         )
-        first = loaded.generators["batched"].generate(request)
-        start = time.perf_counter()  # the first call also makes contexts, and warms up
-        second = loaded.generators["batched"].generate(request)
-        seconds = time.perf_counter() - start
-        if not first.text.strip():
+        answers, seconds = [], []
+        for _ in range(_N_ANSWERS):
+            start = time.perf_counter()
+            answers.append(loaded.generators["batched"].generate(request))
+            seconds.append(time.perf_counter() - start)
+        first, *others = (answer.text for answer in answers)
+        if not first.strip():
             raise RuntimeError("the model answered nothing")
-        if not loaded.placement.devices and first.text != second.text:
-            raise RuntimeError(f"one seed gave two answers: {first.text!r} and {second.text!r}")
-        alike = " alike" if first.text == second.text else ""  # on a GPU it need not be
+        other = next((text for text in others if text != first), None)
+        if not loaded.placement.devices and other is not None:
+            raise RuntimeError(f"one seed gave two answers: {first!r} and {other!r}")
+        alike = "alike " if other is None else ""  # on a GPU it need not be
         return {
-            "result": f"a model was loaded and answered twice{alike}",
+            "result": f"a model was loaded and answered {alike}{_N_ANSWERS} times",
             "device": loaded.device,
             "loaded in": f"{seconds_to_load:.1f} s",
-            "tokens/s": round(second.completion_tokens / seconds, 1),
+            "tokens/s": round(answers[0].completion_tokens / min(seconds), 1),
         }

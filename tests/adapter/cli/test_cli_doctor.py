@@ -33,14 +33,16 @@ def test_doctor_has_a_model_answer(run, own_folder, tiny_model_path):
     copyfile(tiny_model_path, own_folder / f"{embedded_model.MODEL_NAME}.gguf")
     result = run("doctor", "--json")
     assert result.exit_code == 0, result.output
-    assert "answered twice alike" in json.loads(result.stdout)["test"]["result"]
+    assert "answered alike 3 times" in json.loads(result.stdout)["test"]["result"]
 
 
-def test_the_rate_does_not_count_the_first_call(run, own_folder, tiny_model_path, monkeypatch):
+def test_the_rate_does_not_count_what_only_the_first_calls_do(
+    run, own_folder, tiny_model_path, monkeypatch
+):
     own_folder.mkdir()
     copyfile(tiny_model_path, own_folder / f"{embedded_model.MODEL_NAME}.gguf")
     seconds = [0.0]
-    lasts = iter([1000.0, 0.5])
+    lasts = iter([1000.0, 500.0, 0.5])
     generate = loaded._LeasedGenerator.generate
 
     def counted(self, request):
