@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -50,10 +50,6 @@ def block_hashes(prompt: Sequence[int], known: BlockHashes = ()) -> BlockHashes:
 def n_shared(one: BlockHashes, other: BlockHashes) -> int:
     """How many blocks two prompts have in common, from the first on."""
     low, high = 0, min(len(one), len(other))
-    for n in range(high, max(0, high - 4), -1):  # prompts of one program differ at their ends
-        if one[n - 1] == other[n - 1]:
-            return n
-        high = n - 1
     while low < high:
         middle = (low + high + 1) // 2
         if one[middle - 1] == other[middle - 1]:
@@ -61,6 +57,19 @@ def n_shared(one: BlockHashes, other: BlockHashes) -> int:
         else:
             high = middle - 1
     return low
+
+
+def n_shared_each(prompts: Iterable[BlockHashes], other: BlockHashes) -> list[int]:
+    """The same for several prompts. Most of those of one program share as much as the one before."""
+    found = []
+    n = 0
+    for one in prompts:
+        most = min(len(one), len(other))
+        as_before = n <= most and (n == 0 or one[n - 1] == other[n - 1])
+        if not as_before or (n < most and one[n] == other[n]):
+            n = n_shared(one, other)
+        found.append(n)
+    return found
 
 
 def n_reusable(n_tokens: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pyllama
 from adapter.generation.memory.anchors import is_anchor
-from adapter.generation.memory.blocks import BLOCK, BlockHashes, n_shared
+from adapter.generation.memory.blocks import BLOCK, BlockHashes, n_shared, n_shared_each
 from adapter.generation.sequence import ScheduledRequest
 
 
@@ -125,9 +125,8 @@ class KVCache:
 
     def nearest(self, hashes: BlockHashes) -> Slot:
         """The slot with the longest beginning of a prompt, preferably a free one."""
-        return max(
-            self.slots, key=lambda slot: (n_shared(slot.blocks, hashes), slot.sequence is None)
-        )
+        likeliest = _that_share_most(self.slots, hashes)
+        return next((slot for slot in likeliest if slot.sequence is None), likeliest[0])
 
     def to_overwrite(self, hashes: BlockHashes) -> Slot:
         """The free slot that shares most with a prompt.
@@ -138,9 +137,8 @@ class KVCache:
         """
         taken = {slot.seq_id for slot in self.taken}
         return max(
-            self.free,
+            _that_share_most(self.free, hashes),
             key=lambda slot: (
-                n_shared(slot.blocks, hashes),
                 len(taken & {slot.seq_id - 1, slot.seq_id + 1}),
                 -len(slot.blocks),
                 -slot.last_used,
@@ -156,3 +154,10 @@ class KVCache:
         """Make a slot free. What it holds stays."""
         self._clock += 1
         slot.sequence, slot.last_used = None, self._clock
+
+
+def _that_share_most(slots: list[Slot], hashes: BlockHashes) -> list[Slot]:
+    """Those of the slots, at least one, that hold the longest beginning of a prompt."""
+    shared = n_shared_each((slot.blocks for slot in slots), hashes)
+    most = max(shared)
+    return [slot for slot, n in zip(slots, shared, strict=True) if n == most]
