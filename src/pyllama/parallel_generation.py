@@ -59,6 +59,7 @@ class Drawn:
         n_computed: how many of the tokens are in memory.
         at_stop: whether it paused over a stop text, so that text which is forced after it was not
             written.
+        bounded: whether the grammar's ``shortened()`` or ``repeated()`` have anything to tell.
     """
 
     tokens: list[int]
@@ -66,6 +67,7 @@ class Drawn:
     error: Exception | None = None
     n_computed: int = 0
     at_stop: bool = False
+    bounded: bool = True
 
 
 class Generated:
@@ -93,7 +95,8 @@ class Generated:
         if not n:
             return Drawn([], [], error)
         tokens, may_end = ffi.unpack(struct.tokens, n), ffi.unpack(struct.may_end, n)
-        return Drawn(tokens, may_end, error, struct.n_computed, bool(struct.at_stop))
+        flags = bool(struct.at_stop), bool(struct.bounded)
+        return Drawn(tokens, may_end, error, struct.n_computed, *flags)
 
     def _fill(self, context: Context, max_steps: int) -> Pointer[pyllama_run]:
         rooms = [_room(run, max_steps) for run in self._runs.values()]

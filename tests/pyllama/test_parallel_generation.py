@@ -272,6 +272,22 @@ def test_forced_texts_that_fill_more_than_a_batch(tiny):
         assert left > 32
 
 
+@pytest.mark.parametrize("n_tokens", [None, 3])
+def test_it_tells_whether_the_bounds_of_a_grammar_ruled_a_token_out(tiny, n_tokens):
+    grammar = GrammarSampler(tiny.vocab, 'root ::= "x"+ "!"')
+    grammar.complete_within(n_tokens)
+    (x,) = tiny.vocab.tokenize("x", add_special=False)
+    chain = SamplerChain(
+        [Sampler.logit_bias(tiny.vocab, {x: 1e6}), Sampler.greedy()], grammar=grammar
+    )
+    with context_of(tiny) as context:
+        run = Run(chain, 0, 1, 8, forcing=Forcing())
+        generated = generate_each(
+            context, Batch.from_tokens([5]), {0: run}, max_steps=8, seconds=60
+        )
+    assert generated[0].bounded is bool(grammar.shortened()) is (n_tokens is not None)
+
+
 def test_the_tokens_before_a_failure_are_kept(tiny):
     """A later decode without room: what was sampled before it is told, and it is removable."""
     with Context(tiny, n_ctx=256, n_seq_max=1, n_threads=1) as context:

@@ -61,6 +61,7 @@ class AnswerWriter:
         # What is forced before the first token: each with whether the answer may end after it.
         self._beginning = list(self._follow(self._forced()[:max_tokens]))
         self._opening: list[Delta] = []
+        self._is_bounded = True  # or may be
 
     def begin(self) -> None:
         """Write what is forced at the beginning of the answer.
@@ -110,6 +111,7 @@ class AnswerWriter:
         if self._request.logprobs is not None:
             (token,) = drawn.tokens
             logprob = token_logprob(context.logits(index), token, self._request.logprobs)
+        self._is_bounded = drawn.bounded
         may_end = drawn.may_end
         if not self._asks_for_ends:
             may_end = [True] * len(drawn.tokens)
@@ -147,13 +149,14 @@ class AnswerWriter:
 
     def _shortened(self) -> tuple[frozenset[str], ...]:
         grammar = self._chain.grammar
-        if grammar is None or not self._request.completes:
+        told = self._is_bounded or self._stopped_here
+        if grammar is None or not self._request.completes or not told:
             return ()
         return tuple(grammar.shortened(here=self._stopped_here))
 
     def _repeated(self) -> tuple[frozenset[str], ...]:
         grammar = self._chain.grammar
-        if grammar is None or not self._request.ends_repetitions:
+        if grammar is None or not self._request.ends_repetitions or not self._is_bounded:
             return ()
         return tuple(grammar.repeated())
 

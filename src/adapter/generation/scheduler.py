@@ -62,7 +62,7 @@ _busy: set[Scheduler] = set()
 IDLE_SECONDS = 5.0
 """How long an isolated scheduler keeps its context for the next request."""
 
-RUN_SECONDS = 0.008
+RUN_SECONDS = 0.016
 """How long answers on a GPU continue without the interpreter, in seconds. Each time it is released,
 other threads may keep it for 5 ms.
 """

@@ -50,10 +50,12 @@ class sequence {
             return token;
         }
         write(token);
+        bool taken = true;
         if (goes_on_ && grammar_ != nullptr && run_.forcing.tokenizer != nullptr) {
-            return write_forced() ? token : PYLLAMA_TOKEN_REFUSED;
+            taken = write_forced();
         }
-        return token;
+        run_.bounded = grammar_ != nullptr && pyllama::was_bounded(grammar_);
+        return taken ? token : PYLLAMA_TOKEN_REFUSED;
     }
 
   private:

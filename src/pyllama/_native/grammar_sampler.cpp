@@ -283,6 +283,11 @@ int64_t fewest_tokens(llama_sampler * sampler) {
     return fewest == grammar_budget::ENDLESS ? -1 : static_cast<int64_t>(fewest);
 }
 
+bool was_bounded(llama_sampler * sampler) {
+    const auto & budget = kind::state(sampler).budget;
+    return budget && !(budget->places().empty() && budget->repeated().empty());
+}
+
 std::string shortened_places(llama_sampler * sampler, bool here) {
     grammar_sampler & own = kind::state(sampler);
     if (!own.budget) {

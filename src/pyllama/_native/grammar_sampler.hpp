@@ -37,6 +37,9 @@ bool budget_fits(llama_sampler * grammar, const std::vector<llama_token> & token
 // Tokens that complete it from here on, by the shortest way; -1 where that is not known.
 int64_t fewest_tokens(llama_sampler * grammar);
 
+// Whether its bounds ruled a token out anywhere, or ended a text that repeated itself.
+bool was_bounded(llama_sampler * grammar);
+
 // Where its bounds ruled a token out, and where it is now if asked: for each place a line with the
 // names of the rules that it is in.
 std::string shortened_places(llama_sampler * grammar, bool here);

@@ -121,6 +121,7 @@ typedef struct pyllama_run {
     int32_t              n_tokens;
     int32_t              n_computed; // of the tokens, those in memory
     bool                 at_stop;    // a stop text may end with the last
+    bool                 bounded;    // see was_bounded() in grammar_sampler.hpp
 } pyllama_run;
 
 // Python's side of the samplers that are written in it; each returns 0 if nothing was raised.
