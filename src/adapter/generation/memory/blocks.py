@@ -60,7 +60,7 @@ def n_shared(one: BlockHashes, other: BlockHashes) -> int:
 
 
 def n_shared_each(prompts: Iterable[BlockHashes], other: BlockHashes) -> list[int]:
-    """The same for several prompts. Most of those of one program share as much as the one before."""
+    """The same for several prompts. Most of one program's share as much as the one before."""
     found = []
     n = 0
     for one in prompts:
