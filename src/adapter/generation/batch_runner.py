@@ -129,7 +129,14 @@ class BatchRunner:
         """Sample from each output whose request still runs."""
         generated = self._generated
         if generated is not None:
-            return {output: generated[output] for output in outputs}
+            drawn = {output: generated[output] for output in outputs}
+            if generated.error is not None:
+                # The logits are gone, and the chains went on.
+                lost = pyllama.Drawn([], [], generated.error)
+                for output, part in outputs.items():
+                    if part.sequence.reads_logits and drawn[output].tokens:
+                        drawn[output] = lost
+            return drawn
         chains = {
             output: part.sequence.chain
             for output, part in outputs.items()

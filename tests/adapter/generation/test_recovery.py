@@ -155,6 +155,28 @@ def test_outputs_that_could_not_be_read_are_computed_again(models, monkeypatch):
     assert failed
 
 
+def test_log_probabilities_whose_logits_are_lost_fail_with_the_cause(models, monkeypatch):
+    """Some chains had sampled when the call failed. The others are answered."""
+    generate_each, error = pyllama.generate_each, pyllama.NativeError("sampling: no memory")
+
+    def failing(context, batch, runs, **options):
+        generated = generate_each(context, batch, runs, **options)
+        generated.error = error
+        context._forget_outputs()
+        context._n_outputs = 0
+        return generated
+
+    scheduler = scheduler_of(models["llama"], **AS_ON_GPUS)
+    request = request_of(tokens(1, 30), max_tokens=8, logprobs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(pyllama, "generate_each", failing)
+        with pytest.raises(Exception, match="no memory"):
+            scheduler.generate(request)
+    assert scheduler.generate(request).completion_tokens == 8
+    assert scheduler.generate(request_of(tokens(1, 30), max_tokens=8)).completion_tokens == 8
+    scheduler.close()
+
+
 @pytest.mark.parametrize("name", ["mamba", "jamba", "gemma2"])
 def test_what_cannot_be_cut_back_is_computed_anew_in_the_same_calls(models, name, monkeypatch):
     """Prompt, sampled tokens and forced ones, each as before: the bytes stay."""
