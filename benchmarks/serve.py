@@ -39,6 +39,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import signal
 import statistics
 import subprocess
@@ -244,7 +245,7 @@ def run_bench(command: list[Any], length: int, parallel: int) -> Figures:
 
 def describe(given: argparse.Namespace) -> list[str]:
     """The lines that say what was measured."""
-    command = " ".join(["python", "benchmarks/serve.py", *sys.argv[1:]])
+    command = shlex.join(["python", "benchmarks/serve.py", *sys.argv[1:]])
     cpu = pyllama.devices()[-1].description
     return [
         f"command: `{command}`",

@@ -99,7 +99,7 @@ class Pyllama(Peer):
         self.pool = ModelPool(
             path.parent,
             context_length=2 * N_CTX,
-            max_contexts=options.parallel // 2,
+            max_contexts=max(1, options.parallel // 2),
             hardware=HardwareManager(backend=options.backend or "cpu"),
             reproducible=reproducible,
         )
