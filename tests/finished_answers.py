@@ -4,9 +4,10 @@
 
 Each case is a signature of random types (tests/answer_types.py) in one of the forms of answer, a
 temperature from 0 to 1.5 and a max_tokens from the fewest that complete an answer on. A tiny model
-with random weights answers: nothing but the grammar ends its texts. The answer must have been
-completed, must be parsed, and every value must be of its type. Requests are computed together, and
-the first of each batch once more alone: the bytes must be the same. Another --seed has other cases.
+with random weights answers: nothing but the grammar ends its texts, or that they repeat themselves.
+The answer must have been completed, must be parsed, and every value must be of its type. Requests
+are computed together, and the first of each batch once more alone: the bytes must be the same.
+Another --seed has other cases.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,11 @@ def case_of(vocab: pyllama.Vocab, signature: Any, number: int) -> Case | None:
         completes=True,
         logprobs=chosen.choice((None, None, None, 0)),
     )
+    if chosen.random() < 0.5:  # with room for a text to repeat itself
+        longer = request.max_tokens + chosen.choice((0, 300))
+        same = {vocab.tokenize(chosen.choice("axo"), add_special=False)[-1]: 20.0}
+        sampling = replace(request.sampling, logit_bias=same)
+        request = replace(request, max_tokens=longer, sampling=sampling, ends_repetitions=True)
     is_checked = not grammar.unchecked and not any(
         map(is_checked_after, signature.output_fields.values())  # by a function of the user's
     )
@@ -144,7 +150,8 @@ class Trial:
         results = list(self._callers.map(self._scheduler.generate, requests))
         for case, result in zip(cases, results, strict=True):
             check(case, result)
-            self.counts[f"{case.form}: {'shortened' if result.shortened else 'whole'}"] += 1
+            what = "shortened" if result.shortened else "whole"
+            self.counts[f"{case.form}: {'repeated' if result.repeated else what}"] += 1
         if self.counts.total() % 400 == 0:
             print(self.counts.total(), dict(sorted(self.counts.items())), flush=True)
         again = self._alone.generate(requests[0])
