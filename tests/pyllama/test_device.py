@@ -29,6 +29,8 @@ def other_variant():
     names = sorted(os.listdir(os.path.dirname(cpu_backend().path)))
     variants = [match[1] for name in names if (match := re.search(r"ggml-cpu-(\w+)\.", name))]
     plain = [name for name in variants if name in ("x64", "sse42", "armv8.0_1", "apple_m1")]
+    if not variants:
+        pytest.skip("this build has one CPU module")
     return next(name for name in plain if name != pyllama.cpu_variant())
 
 
@@ -73,7 +75,7 @@ def test_each_device_is_of_a_backend():
     backends = pyllama.backends()
     assert {device.backend for device in pyllama.devices()} <= {each.name for each in backends}
     assert os.path.isfile(cpu_backend().path)
-    assert pyllama.cpu_variant() in os.path.basename(cpu_backend().path)
+    assert (pyllama.cpu_variant() or "ggml-cpu") in os.path.basename(cpu_backend().path)
 
 
 def test_system_info_lists_the_features():
@@ -204,10 +206,11 @@ else:
     raise AssertionError
 """
     folder = os.path.dirname(cpu_backend().path)
+    held = "it holds " if pyllama.cpu_variant() else "one only"
     for options in [
         {"folder": str(tmp_path), "variant": None, "reason": "It holds none"},
         {"folder": str(tmp_path), "variant": "x64", "reason": "one only"},
-        {"folder": folder, "variant": "abacus", "reason": "it holds "},
+        {"folder": folder, "variant": "abacus", "reason": held},
     ]:
         said = in_another_process(before.format(**options), tiny_model_path)
         assert said[0] == pyllama.cpu_variant()
@@ -239,7 +242,7 @@ def test_a_file_that_is_no_backend(tmp_path, name):
             pyllama.load_backend(sys.argv[1])
         except (pyllama.BackendError, FileNotFoundError) as error:
             print(type(error).__name__, error)
-        assert pyllama.cpu_variant()
+        assert any(backend.name == "CPU" for backend in pyllama.backends())
     """
     expected = "FileNotFoundError" if name == "missing" else f"BackendError loading {path}: "
     assert run_python(code, path).startswith(expected)
