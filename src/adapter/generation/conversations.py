@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 from adapter.generation.memory.blocks import BLOCK, BlockHashes
@@ -18,6 +19,11 @@ answer with tokens that they do not repeat, such as an empty block of thoughts.
 
 MARK = 2
 """Tokens before the repeated part of an answer, by which that part is found in the next answer."""
+
+MOST_PLACES = 16
+"""Places in an answer at which the repeated part is looked for. An answer that repeats itself has
+thousands, and comparing all of them would keep requests waiting for seconds.
+"""
 
 Tokens = tuple[int, ...]
 
@@ -95,7 +101,7 @@ def _repetition(turn: Turn, prompt: Tokens, n_common: int) -> Repetition | None:
     rest = prompt[n_common : n_common + len(turn.answer)]
     if n_dropped > MAX_DROPPED or len(rest) < BLOCK:
         return None
-    places = _places(rest[:BLOCK], turn.answer)
+    places = islice(_places(rest[:BLOCK], turn.answer), MOST_PLACES)
     begin = max(places, key=lambda place: _n_equal(rest, turn.answer[place:]), default=None)
     if begin is None:
         return None

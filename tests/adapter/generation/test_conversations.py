@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from schedules import tokens
 
+from adapter.generation import conversations
 from adapter.generation.conversations import MAX_DROPPED, MAX_TURNS, Conversations, Turn
 from adapter.generation.memory.blocks import block_hashes
 
@@ -96,3 +97,14 @@ def test_only_the_newest_turns_are_remembered():
     for number in range(MAX_TURNS):
         conversations.next_prompt(turn(tokens(1000 + number, 40), ANSWERS[1]))
     assert not conversations.next_prompt(turn((*first, *ANSWERS[0], *tokens(1, 20)), ANSWERS[1]))
+
+
+def test_an_answer_that_repeats_itself_is_compared_at_a_few_places(monkeypatch):
+    compared = []
+    n_equal = conversations._n_equal
+    monkeypatch.setattr(
+        conversations, "_n_equal", lambda *parts: compared.append(parts) or n_equal(*parts)
+    )
+    answer = (7,) * 500
+    talk([answer, answer], lambda answer: answer)
+    assert 0 < len(compared) <= conversations.MOST_PLACES
