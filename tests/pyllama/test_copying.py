@@ -50,6 +50,7 @@ VALUES = {
     *("ChatMessageDiff", "ChatToolCall", "Detokenizer", "Device", "DeviceMemory", "Grammar"),
     *("GrammarTrigger", "MemoryFit", "MemoryUse", "Performance", "PythonSampler", "Quantization"),
     *("RenderedChat", "SamplerPerf", "TensorInfo", "ContextParams", "Run", "Drawn", "Generated"),
+    "Forcing",
 }
 
 

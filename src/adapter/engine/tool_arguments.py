@@ -22,7 +22,7 @@ import pyllama
 from adapter.engine.call_ids import with_call_ids
 from adapter.engine.call_or_answer import prefixed_rules
 from adapter.errors import PromptError, TemplateAbortedError
-from adapter.grammar.schema.json_schema import KEPT, json_schema_grammar
+from adapter.grammar.schema.json_schema import KEPT, contradiction, json_schema_grammar
 from adapter.grammar.schema.merging import ImpossibleSchemaError, SchemaError
 from adapter.grammar.schema.tagged_arguments import Argument, TaggedArguments, tagged_arguments
 
@@ -38,12 +38,12 @@ _NO_PLACE = "this chat template's form of calls has no place for a grammar of ar
 @lru_cache(1024)
 def impossible(schema: str) -> str | None:
     """Why no call can fit a function's schema, given as JSON; None if one can, or the schema has
-    another fault.
+    another fault, or a grammar may just not express what it allows.
     """
     try:
         json_schema_grammar(schema)
     except ImpossibleSchemaError as error:
-        return str(error)
+        return None if contradiction(json.loads(schema)) is None else str(error)
     except SchemaError:
         return None
     return None

@@ -16,6 +16,8 @@ from adapter.signatures.typed_values import MISFITS, allowed_values, union_membe
 _UNBOUND = (str, int, float, bool)
 """Types that anything fits unless a field constrains them."""
 
+_OWN = (pydantic.BeforeValidator, pydantic.PlainValidator, pydantic.WrapValidator)
+
 _AS_OF_FIELDS = {
     "minimum": "ge", "exclusiveMinimum": "gt", "maximum": "le", "exclusiveMaximum": "lt",
     "multipleOf": "multiple_of", "formatMinimum": "at least", "formatMaximum": "at most",
@@ -62,6 +64,8 @@ def _contradiction(annotation: Any, metadata: tuple[Any, ...]) -> str | None:
 
 
 def _any_fits(values: Iterable[Any], annotation: Any, metadata: tuple[Any, ...]) -> bool:
+    if any(isinstance(one, _OWN) for one in metadata):
+        return True  # it may expect a text, and make a value of it
     try:
         fits = pydantic.TypeAdapter(annotated(annotation, metadata)).validate_python
     except (pydantic.PydanticUserError, TypeError):
@@ -71,6 +75,8 @@ def _any_fits(values: Iterable[Any], annotation: Any, metadata: tuple[Any, ...])
             fits(value)
         except MISFITS:
             continue
+        except Exception:  # a validator of the user's, which expects something else
+            return True
         return True
     return False
 

@@ -95,6 +95,14 @@ def _list(
     return f"[\n{indented}{_shape(items, definitions, within, indented)}\n{indentation}]"
 
 
+def _is_any_number(schema: Any) -> bool:
+    """Whether a schema's shape begins with the example of a number, and not with a value."""
+    first = schema["anyOf"][0] if isinstance(schema, Mapping) and "anyOf" in schema else schema
+    if not isinstance(first, Mapping):
+        return False
+    return first.get("type") in ("integer", "number") and not {"const", "enum"} & first.keys()
+
+
 def _is_object(schema: Any, definitions: Mapping[str, Any]) -> bool:
     if not isinstance(schema, Mapping):
         return False
@@ -114,7 +122,7 @@ def _object(
     members = []
     for name, member in schema.get("properties", {}).items():
         shape = _shape(member, definitions, within)
-        if indentation:
+        if indentation and _is_any_number(member):
             shape = _ZERO.sub("<a number>", shape)
         left_out = "" if name in schema.get("required", ()) else " (may be left out)"
         members.append(f"{json.dumps(name, ensure_ascii=False)}: {shape}{left_out}")

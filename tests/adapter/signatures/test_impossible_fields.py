@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import json
 from decimal import Decimal
 from typing import Annotated, Literal
 
@@ -13,8 +14,12 @@ import pytest
 from fake_generator import fake_model
 
 from adapter import constrained
+from adapter.engine.tool_arguments import closed_schema, impossible
 from adapter.errors import ConfigurationError
+from adapter.grammar.schema.annotations import annotation_schema
+from adapter.grammar.schema.json_schema import json_schema_grammar
 from adapter.signatures.impossible_fields import require_possible
+from adapter.signatures.shapes import shape_of
 
 DAY = datetime.date(2024, 1, 1)
 LATER = datetime.date(2024, 2, 1)
@@ -134,3 +139,60 @@ def test_a_tool_that_can_never_be_called_is_refused(configured):
     with pytest.raises(ConfigurationError, match=r"'grow' can never be called: .*minimum 5"):
         dspy.Predict(Calls)(tools=[dspy.Tool(grow, args={"age": age})])
     assert model.generator.requests == []
+
+
+def _from_yes(text):
+    return {"yes": True, "no": False}[text]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "constraints"),
+    [
+        (dict[bool, int], {"min_length": 2, "max_length": 2}),
+        (dict[Annotated[int, pydantic.Field(ge=1, le=3)], str], {"min_length": 1, "max_length": 3}),
+        (float, {"ge": 0.06751155038327215, "le": 0.06751155038327215}),
+        (float, {"ge": 0.99903, "le": 0.99903, "multiple_of": 0.19980599999999998}),
+        (str, {"pattern": "^\x7f\u2028$", "max_length": 2}),
+        (Annotated[bool, pydantic.BeforeValidator(_from_yes)], {}),
+        (Annotated[bool, pydantic.AfterValidator(_from_yes)], {}),
+    ],
+)
+def test_what_a_grammar_writes_only_in_part_is_not_refused(annotation, constraints):
+    field = dspy.Signature("q -> z").append("x", dspy.OutputField(**constraints), annotation)
+    made = field.output_fields["x"]
+    require_possible("x", made.annotation, tuple(made.metadata))
+
+
+def test_keys_that_are_no_strings_are_written():
+    schema = json.dumps(annotation_schema(dict[bool, int], ()))
+    assert "true" in json_schema_grammar(schema).gbnf
+
+
+def test_a_value_of_zero_is_shown_as_itself():
+    item = {
+        "type": "object",
+        "properties": {
+            "zero": {"const": 0, "type": "integer"},
+            "bit": {"enum": [0, 1], "type": "integer"},
+            "count": {"type": "integer"},
+        },
+        "required": ["zero", "bit", "count"],
+    }
+    shape = shape_of({"type": "array", "items": item})
+    assert '"zero": 0,' in shape
+    assert '"bit": 0 or 1,' in shape
+    assert '"count": <a number>' in shape
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"at": {"type": "string", "format": "email", "maxLength": 5}}},
+        {"properties": {"at": {"type": "string", "format": "ipv6", "pattern": "^::1$"}}},
+        {"properties": {"at": {"type": "string", "pattern": "^\x7f$"}}},
+        {"properties": {"other": {}}},  # closing it leaves "at" out
+    ],
+)
+def test_a_function_whose_arguments_a_grammar_cannot_express_is_not_refused(schema):
+    whole = {"type": "object", "required": ["at"], **schema}
+    assert impossible(json.dumps(closed_schema(whole))) is None

@@ -43,7 +43,8 @@ def require_contradictory(schema: Schema) -> None:
     """
     low = max(schema[one] for one in ("minimum", "exclusiveMinimum") if one in schema)
     high = min(schema[one] for one in ("maximum", "exclusiveMaximum") if one in schema)
-    if low < high:
+    is_open = low == schema.get("exclusiveMinimum") or high == schema.get("exclusiveMaximum")
+    if low < high or (low == high and not is_open):
         raise SchemaError(f"its numbers have more than {FRACTION_DIGITS} digits after the point")
 
 

@@ -65,12 +65,23 @@ def _is_whole(part: Mapping[str, Any]) -> bool:
 
     A grammar does not write all strings of some formats, and does not know some constraints.
     """
-    if "x-unchecked" in part:
+    if "x-unchecked" in part or _is_long(part.get("multipleOf")):
         return False
+    if "minProperties" in part and not part.keys().isdisjoint(("patternProperties", _NAMES)):
+        return bool(part["minProperties"] > part.get("maxProperties", part["minProperties"]))
     ends = [part.get(keyword) for keyword in ("formatMinimum", "formatMaximum")]
     if ends != [None, None]:
         return _is_after(*ends)
     return "format" not in part or part.keys().isdisjoint(("pattern", "minLength", "maxLength"))
+
+
+_NAMES = "propertyNames"
+"""A grammar writes only some of the keys that this, or a pattern, allows."""
+
+
+def _is_long(number: Any) -> bool:
+    """Whether a float has more digits than a grammar writes exactly."""
+    return isinstance(number, float) and float(f"{number:.15g}") != number
 
 
 def _is_after(one: Any, other: Any) -> bool:

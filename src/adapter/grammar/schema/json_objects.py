@@ -134,6 +134,8 @@ class ObjectText:
             for key in keys
             if key.startswith(self._json.quote)
         ]
+        if keys and not texts:
+            return None  # numbers or the like, which keys have in quotes
         return once_each(self._json.rules, hint, texts, self._json.comma, least, most)
 
     def _declared(self, hint: str, schema: Schema) -> list[Member]:

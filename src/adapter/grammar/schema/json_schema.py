@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from adapter.grammar.gbnf.automata import TooLarge
+from adapter.grammar.gbnf.characters import Characters
 from adapter.grammar.gbnf.rules import (
     EMPTY,
     IMPOSSIBLE,
@@ -439,7 +440,7 @@ def contradiction(schema: Mapping[str, Any]) -> str | None:
     """
     rules = Rules()
     try:
-        text = SchemaText(JsonText(rules), schema)
+        text = SchemaText(JsonText(rules, ~Characters.of()), schema)
         return first_contradiction(
             schema, lambda part: rules.gbnf(text.rule("part", part)) is not None
         )
