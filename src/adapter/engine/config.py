@@ -98,7 +98,6 @@ class LlamaCppConfig(Sampling):
         False,
         "end a text whose line repeats itself, at least 8 times and for 64 tokens, if the answer "
         "follows a grammar and is to be completed. LlamaCppAdapter switches it on",
-        in_name="always",
     )
     chat_template_kwargs: Variables = _llamacpp(
         dict,

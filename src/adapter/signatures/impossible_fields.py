@@ -75,7 +75,7 @@ def _any_fits(values: Iterable[Any], annotation: Any, metadata: tuple[Any, ...])
             fits(value)
         except MISFITS:
             continue
-        except Exception:  # a validator of the user's, which expects something else
+        except Exception:  # of a validator of the user's, which expects something else
             return True
         return True
     return False

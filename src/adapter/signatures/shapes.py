@@ -98,8 +98,6 @@ def _list(
 def _is_any_number(schema: Any) -> bool:
     """Whether a schema's shape begins with the example of a number, and not with a value."""
     first = schema["anyOf"][0] if isinstance(schema, Mapping) and "anyOf" in schema else schema
-    if not isinstance(first, Mapping):
-        return False
     return first.get("type") in ("integer", "number") and not {"const", "enum"} & first.keys()
 
 

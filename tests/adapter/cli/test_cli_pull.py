@@ -114,7 +114,8 @@ def test_the_environment_of_huggingface_hub_counts(hub, tmp_path):
     (path,) = (tmp_path / "home").rglob("m.gguf")
     assert path.read_bytes() == holding(b"x" * 999)
     assert "\x1b" not in done.stdout + done.stderr
-    assert pull(HF_HUB_OFFLINE="1").returncode == 1
+    assert pull(HF_HUB_OFFLINE="1").returncode == 0  # it is in the cache
+    assert pull(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "other")).returncode == 1
 
 
 def test_what_a_hub_says_cannot_steer_the_terminal(run, hub):

@@ -263,7 +263,10 @@ def test_what_leaves_the_engine_is_an_answer_or_an_lm15_error(make):
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), 2**64, True, "x", [1]])
-@pytest.mark.parametrize("name", sorted({*LLAMACPP} - {"grammar", "nonsense", "complete_answers"}))
+@pytest.mark.parametrize(
+    "name",
+    sorted({*LLAMACPP} - {"grammar", "nonsense", "complete_answers", "end_repetitions"}),
+)
 def test_numbers_beyond_any_range_are_refused_by_name(name, value):
     request = asked(extensions={"metadata": {"llamacpp": {name: value}}})(ENGINES[0].model)
     with pytest.raises(lm15.InvalidRequestError, match=name):

@@ -115,7 +115,7 @@ def test_too_many_errors_cancel_the_jobs_that_still_run(loaded):
 def test_a_stream_in_a_job_that_was_given_up_is_an_error(loaded):
     engine = engine_of(loaded, max_tokens=LENGTH)
     asked = request_to(engine, extensions={"metadata": {"llamacpp": {"grammar": LONG}}})
-    errors = []
+    errors, ended = [], threading.Event()
 
     def stream(_item):
         events = engine.stream(asked)
@@ -124,10 +124,12 @@ def test_a_stream_in_a_job_that_was_given_up_is_an_error(loaded):
         with pytest.raises(LM15Error, match="was cancelled") as caught:
             list(events)
         errors.append(caught.value)
+        ended.set()
 
     executor = dspy.utils.parallelizer.ParallelExecutor(num_threads=2, disable_progress_bar=True)
     with pytest.raises(Exception, match="cancelled"):
         executor.execute(stream, [1])
+    assert ended.wait(HANGS)  # the executor does not wait for its threads
     assert len(errors) == 1
 
 

@@ -162,7 +162,7 @@ def test_a_timeout_while_measuring_reports_the_whole_time_and_what_was_written(m
         raise RequestTimeoutError(request.timeout, 0)
 
     monkeypatch.setattr(model.generator, "score", too_late)
-    with pytest.raises(lm15.TimeoutError, match=r"timeout_secs=60 \(14 tokens"):
+    with pytest.raises(lm15.TimeoutError, match=r"timeout_secs=60 \(tokens by then: 14"):
         ask(engine_of(model, timeout_secs=60), response_format=form(name={}, volume=LEVEL))
 
 

@@ -31,7 +31,7 @@ from adapter.signatures.llama_cpp_adapter import GENERATION_SETTINGS
 
 OF_SAMPLERS, IN_CONFIG = settings_of(Sampling), settings_of(LlamaCppConfig)
 
-TRIED = (0.25, 0.5, 1.5, 200, 1, 2, False, "isolated", "text", ("text",), {5: 1.5}, {"a": 1})
+TRIED = (0.25, 0.5, 1.5, 200, 1, 2, False, True, "isolated", "text", ("text",), {5: 1.5}, {"a": 1})
 
 
 def other(each):

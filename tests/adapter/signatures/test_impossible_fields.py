@@ -157,7 +157,7 @@ def _from_yes(text):
         (Annotated[bool, pydantic.AfterValidator(_from_yes)], {}),
     ],
 )
-def test_what_a_grammar_writes_only_in_part_is_not_refused(annotation, constraints):
+def test_a_value_that_a_grammar_cannot_write_is_no_contradiction(annotation, constraints):
     field = dspy.Signature("q -> z").append("x", dspy.OutputField(**constraints), annotation)
     made = field.output_fields["x"]
     require_possible("x", made.annotation, tuple(made.metadata))

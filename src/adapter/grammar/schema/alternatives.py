@@ -70,10 +70,11 @@ class Alternatives:
             rest = merging.assertions(schema)
             if "$ref" in rest:
                 reference = rest.pop("$ref")
+                found = self.resolved(reference)
                 if reference in followed:
                     continue  # it was merged already
                 followed.add(reference)
-                todo.insert(0, self.resolved(reference))
+                todo.insert(0, found)
             if "allOf" in rest:
                 todo += merging.schemas_in(rest, "allOf")
                 del rest["allOf"]

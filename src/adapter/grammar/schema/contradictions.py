@@ -68,7 +68,8 @@ def _is_whole(part: Mapping[str, Any]) -> bool:
     if "x-unchecked" in part or _is_long(part.get("multipleOf")):
         return False
     if "minProperties" in part and not part.keys().isdisjoint(("patternProperties", _NAMES)):
-        return bool(part["minProperties"] > part.get("maxProperties", part["minProperties"]))
+        least, most = part["minProperties"], part.get("maxProperties")
+        return isinstance(least, int) and isinstance(most, int) and least > most
     ends = [part.get(keyword) for keyword in ("formatMinimum", "formatMaximum")]
     if ends != [None, None]:
         return _is_after(*ends)

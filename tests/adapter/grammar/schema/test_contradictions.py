@@ -56,6 +56,7 @@ def test_keywords_that_contradict_each_other_are_named(schema, said):
          "formatMaximum": "PT0.2S"},
         {"type": "string", "format": "time", "formatMinimum": "no time", "formatMaximum": "none"},
         {"type": 5},
+        {"minProperties": {}, "maxProperties": 1, "propertyNames": {}},
     ],
 )  # fmt: skip
 def test_what_contradicts_nothing_is_not_called_a_contradiction(schema):
@@ -76,3 +77,9 @@ def test_a_large_schema_that_nothing_fits_is_refused_without_much_work():
     schema["required"] = ["bad"]
     with pytest.raises(ImpossibleSchemaError, match=r"no text can ever fit it$"):
         json_schema_grammar(json.dumps(schema))
+
+
+@pytest.mark.parametrize("reference", [[], {}, 5, None])
+def test_a_reference_that_is_no_text_is_refused(reference):
+    with pytest.raises(SchemaError, match="does not refer into the same schema"):
+        json_schema_grammar(json.dumps({"$ref": reference}))
