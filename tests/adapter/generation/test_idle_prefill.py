@@ -185,6 +185,7 @@ def test_a_request_does_not_wait_for_more_than_a_call(models, name, n_steps, mon
     scheduler = scheduler_of(model, max_sequences=1)
     talk, other = Talk(scheduler, first=150).turns(1), Talk(scheduler, seed=7, first=150).turns(1)
     for next_one in (talk, other, talk):
+        wait_until_idle(scheduler)  # or what is left of the last round is stopped
         with stopped_after(monkeypatch, n_steps) as (reached, go_on):
             talk.turn()
             assert reached.wait(60)
