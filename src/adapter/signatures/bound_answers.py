@@ -313,6 +313,10 @@ class BoundAnswers(_Adapter):
         """Attributes of the grammar's fields of which more is known than their types say."""
         return {}
 
+    def _settings_of_bound(self) -> Mapping[str, Any]:
+        """llama.cpp's settings for an answer that follows the grammar, where a call has none."""
+        return {}
+
     def _bind(
         self,
         lm: BaseLM,
@@ -335,7 +339,7 @@ class BoundAnswers(_Adapter):
             signature, self.form, inputs, self._known_of_fields(signature, demos)
         )
         if grammar is not None:
-            bound = {**settings, "grammar": grammar.gbnf}
+            bound = {**self._settings_of_bound(), **settings, "grammar": grammar.gbnf}
             lm_kwargs["metadata"] = {**metadata, "llamacpp": bound}
         return grammar
 

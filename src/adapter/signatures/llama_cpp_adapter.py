@@ -392,19 +392,8 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
                 known["next_tool_args"]["by_value"] = steps
         return known
 
-    def _bind(
-        self,
-        lm: BaseLM,
-        lm_kwargs: dict[str, Any],
-        signature: type[Signature],
-        inputs: Mapping[str, Any],
-        demos: list[dict[str, Any]],
-    ) -> AnswerGrammar | None:
-        grammar = super()._bind(lm, lm_kwargs, signature, inputs, demos)
-        if grammar is not None and self.end_repeated_texts:
-            bound = lm_kwargs["metadata"]["llamacpp"]  # made for this call
-            bound.setdefault("end_repetitions", True)
-        return grammar
+    def _settings_of_bound(self) -> Mapping[str, Any]:
+        return {"end_repetitions": True} if self.end_repeated_texts else {}
 
     def _is_in_last_text(
         self, text: str, grammar: AnswerGrammar, signature: type[Signature]
