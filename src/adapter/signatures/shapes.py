@@ -17,7 +17,6 @@ line of its own. There a number is said in words, because a small model copies a
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,9 +41,6 @@ def shape_of(schema: Mapping[str, Any]) -> str | None:
         return None
 
 
-_ZERO = re.compile(r"^0(\.0)?(?!\S)")
-
-
 class _NoShape(Exception):
     """A schema that a shape cannot express."""
 
@@ -54,6 +50,8 @@ def _shape(
     definitions: Mapping[str, Any],
     within: tuple[str, ...],
     indentation: str | None = None,
+    *,
+    in_words: bool = False,
 ) -> str:
     """The shape of a schema.
 
@@ -61,6 +59,7 @@ def _shape(
         within: names of the definitions that it is part of.
         indentation: of the line that it stands on, for a list of objects on several lines; None if
             all of it stands on one.
+        in_words: whether the shape begins with words for a number, and not with an example.
     """
     if not isinstance(schema, Mapping) or not _KEYWORDS.issuperset(schema):
         raise _NoShape
@@ -73,11 +72,16 @@ def _shape(
         values = schema.get("enum", [schema.get("const")])
         shape = " or ".join(json.dumps(value, ensure_ascii=False) for value in values)
     elif "anyOf" in schema:
-        shape = " or ".join(_shape(one, definitions, within) for one in schema["anyOf"])
+        shape = " or ".join(
+            _shape(one, definitions, within, in_words=in_words and index == 0)
+            for index, one in enumerate(schema["anyOf"])
+        )
     elif schema.get("type") == "array":
         shape = _list(schema.get("items"), definitions, within, indentation)
     elif schema.get("type") == "object":
         shape = _object(schema, definitions, within, indentation)
+    elif in_words and schema.get("type") in ("integer", "number"):
+        shape = "<a number>"
     elif schema.get("type") in _EXAMPLES:
         shape = _EXAMPLES[schema["type"]]
     else:
@@ -93,12 +97,6 @@ def _list(
         return f"[{_shape(items, definitions, within)}]"
     indented = f"{indentation}  "
     return f"[\n{indented}{_shape(items, definitions, within, indented)}\n{indentation}]"
-
-
-def _is_any_number(schema: Any) -> bool:
-    """Whether a schema's shape begins with the example of a number, and not with a value."""
-    first = schema["anyOf"][0] if isinstance(schema, Mapping) and "anyOf" in schema else schema
-    return first.get("type") in ("integer", "number") and not {"const", "enum"} & first.keys()
 
 
 def _is_object(schema: Any, definitions: Mapping[str, Any]) -> bool:
@@ -119,9 +117,7 @@ def _object(
         raise _NoShape
     members = []
     for name, member in schema.get("properties", {}).items():
-        shape = _shape(member, definitions, within)
-        if indentation and _is_any_number(member):
-            shape = _ZERO.sub("<a number>", shape)
+        shape = _shape(member, definitions, within, in_words=bool(indentation))
         left_out = "" if name in schema.get("required", ()) else " (may be left out)"
         members.append(f"{json.dumps(name, ensure_ascii=False)}: {shape}{left_out}")
     if others is not False:
