@@ -21,17 +21,13 @@ from adapter.generation.memory.blocks import CHUNK, longest_call
 from adapter.models.context_settings import MAX_ANSWERS, checked
 from adapter.models.cpu_memory import MAX_KEPT_BYTES, MAX_SEQUENCES, CpuMemory, longest_within
 from adapter.models.device_choice import DeviceChoice, choose_devices
+from adapter.models.integers import MAX_CONTEXT_LENGTH, MAX_LAYERS, require_integer
 from adapter.wording import counted
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONTEXT_LENGTH = 4096
 """Tokens of context unless the user sets a length; less if the model was trained with less."""
-
-MAX_CONTEXT_LENGTH = 2**24
-"""Tokens of the longest context that memory_use() measures."""
-
-MAX_LAYERS = 2**31 - 1
 
 DEFAULT_GPU_CONTEXTS, MAX_GPU_CONTEXTS = 4, 32
 """How many requests of that length a GPU has memory for, unless the user sets a number. The second
@@ -107,21 +103,6 @@ def cpu_threads() -> int:
     """Threads to compute with: the cores that are worth using, within a container's limit."""
     cores, limit = pyllama.cpu_math_cores(), _container_limit()
     return cores if limit is None else min(cores, limit)
-
-
-def require_integer(
-    name: str, value: int | None, *, least: int | None = None, most: int | None = None
-) -> None:
-    """Raise InvalidParameterError unless the value is None or an integer in these limits."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and not (
-        whole and (least is None or value >= least) and (most is None or value <= most)
-    ):
-        limits = [f"at least {least}"] * (least is not None) + [f"at most {most}"] * (
-            most is not None
-        )
-        allowed = " ".join(["an integer", *(["of", " and ".join(limits)] if limits else [])])
-        raise InvalidParameterError(name, value, f"{allowed}, or None")
 
 
 class HardwareManager:
@@ -341,11 +322,7 @@ class _Planner:
             memory={HOST: taken},
             free={HOST: free},
             fits=whole and fits and (self._room is None or taken <= self._room),
-            reasons=(
-                *reasons,
-                counts,
-                _computing(self._n_threads),
-            ),
+            reasons=(*reasons, counts, _computing(self._n_threads)),
             context=self._context,
             batch_width=self._width,
         )
@@ -481,11 +458,7 @@ class _Planner:
             memory=taken,
             free=free,
             fits=whole and all(taken[name] + margin(free[name]) <= free[name] for name in taken),
-            reasons=(
-                *reasons,
-                counts,
-                _computing(self._n_threads),
-            ),
+            reasons=(*reasons, counts, _computing(self._n_threads)),
             tensor_split=tensor_split,
             tensor_buft_overrides=tensor_buft_overrides or {},
             context=self._context,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from adapter.errors import PoolFullError
-from adapter.models.hardware import HOST, Placement, require_integer
+from adapter.models.hardware import HOST, Placement
+from adapter.models.integers import require_integer
 from adapter.models.machine_memory import machine
 from adapter.models.slot import Residency
 

@@ -25,13 +25,9 @@ from adapter.generation.thread_start import not_started, start_thread
 from adapter.models.chat_templates import ChatTemplates, Template
 from adapter.models.context_settings import BATCH_WIDTHS, checked
 from adapter.models.files import ModelFolder
-from adapter.models.hardware import (
-    MAX_CONTEXT_LENGTH,
-    MAX_LAYERS,
-    HardwareManager,
-    require_integer,
-)
+from adapter.models.hardware import HardwareManager
 from adapter.models.info import ModelInfo
+from adapter.models.integers import MAX_CONTEXT_LENGTH, MAX_LAYERS, require_integer
 from adapter.models.lease import Lease
 from adapter.models.load_settings import LoadSettings
 from adapter.models.loaded import LoadedModel, whole
