@@ -26,6 +26,7 @@ from pathlib import Path
 
 import gpu
 import numpy as np
+from random_models import write_model
 
 import pyllama
 from pyllama import Batch, Context, Model
@@ -67,7 +68,7 @@ def main() -> None:
     )
     print("| --- | --- |" + " --- |" * (len(arguments.widths) + 1))
     for shape in arguments.shapes:
-        source = gpu.write_model(arguments.folder / f"bytes-{shape}.gguf", *SHAPES[shape])
+        source = write_model(arguments.folder / f"bytes-{shape}.gguf", *SHAPES[shape])
         for name in TYPES[shape]:
             path = arguments.folder / f"bytes-{shape}-{name}.gguf"
             if not path.exists():

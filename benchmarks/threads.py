@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import gpu
+from random_models import SHAPES, write_model
 
 import pyllama
 from adapter.generation.request import GenerationRequest
@@ -43,7 +44,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    path = arguments.model or gpu.write_model(arguments.folder / "135M.gguf", *gpu.SHAPES["135M"])
+    path = arguments.model or write_model(arguments.folder / "135M.gguf", *SHAPES["135M"])
     spins = os.environ.get("GOMP_SPINCOUNT", "as the package sets it")
     print(f"{os.cpu_count()} CPUs, {pyllama.cpu_variant()}, GOMP_SPINCOUNT={spins}")
     with pyllama.Model(path, devices=[]) as model:
