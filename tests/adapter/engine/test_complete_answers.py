@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from html import unescape
 from typing import Literal
 
@@ -13,7 +12,7 @@ from dspy.lm15 import Config, Message, Request
 from dspy.streaming import StreamListener
 from dspy.utils.exceptions import LMError
 
-from adapter import CutAnswerError, LlamaCppAdapter, LlamaCppConfig, ModelPool, constrained
+from adapter import CutAnswerError, LlamaCppAdapter, LlamaCppConfig, constrained
 
 
 class Sort(dspy.Signature):
@@ -23,14 +22,6 @@ class Sort(dspy.Signature):
     notes: str = dspy.OutputField()
     tags: list[str] = dspy.OutputField()
     kind: Literal["bug", "question"] = dspy.OutputField()
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model_path, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pool")
-    shutil.copy(tiny_model_path, folder / "tiny.gguf")
-    with ModelPool(folder, context_length=2048) as pool:
-        yield pool.load_model("tiny")
 
 
 def adapter_of(loaded, **settings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -10,7 +9,7 @@ import dspy
 import pytest
 from dspy.lm15 import Config, Message, Request
 
-from adapter import LlamaCppAdapter, LlamaCppConfig, ModelPool, constrained
+from adapter import LlamaCppAdapter, LlamaCppConfig, constrained
 
 SETTING = "metadata['llamacpp']['end_repetitions']"
 
@@ -22,14 +21,6 @@ class Sort(dspy.Signature):
     notes: str = dspy.OutputField()
     more: str = dspy.OutputField()
     kind: Literal["bug", "question"] = dspy.OutputField()
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_model_path, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pool")
-    shutil.copy(tiny_model_path, folder / "tiny.gguf")
-    with ModelPool(folder, context_length=2048) as pool:
-        yield pool.load_model("tiny")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import synthetic
 import pyllama
 from adapter.generation import exactness
 from adapter.generation.request import GenerationRequest
-from adapter.generation.sampling import Sampling
+from adapter.generation.sampling import Constraint, Sampling
 from adapter.generation.scheduler import Scheduler
 
 CONTEXT_LENGTH = 2048
@@ -74,6 +74,35 @@ def any_batch_is_fast(monkeypatch, *, exact=True):
 
 def request_of(prompt, *, max_tokens=12, seed=1, **changes):
     return GenerationRequest(tuple(prompt), max_tokens, Sampling(temperature=1.0), seed, **changes)
+
+
+FORCING = Constraint('root ::= "so: " [a-z]+ (", and so on: " [a-z]+)+')
+"""A grammar with texts that it forces."""
+
+
+def mixed_requests(seed, count, prompt_of, *, longest):
+    """Requests of unequal lengths; some have text that a grammar forces.
+
+    The others have log-probabilities, in which every bit of the logits shows.
+
+    Args:
+        prompt_of: makes the prompt of a request, from what chooses at random and its number.
+        longest: the most tokens of an answer, and one more.
+    """
+    chosen = random.Random(seed)
+    made = []
+    for index in range(count):
+        constraint = chosen.choice([FORCING, None, None])
+        made.append(
+            request_of(
+                prompt_of(chosen, index),
+                max_tokens=chosen.randrange(1, longest),
+                seed=index,
+                constraint=constraint,
+                logprobs=1 if constraint is None else None,
+            )
+        )
+    return made
 
 
 def endless(seed):

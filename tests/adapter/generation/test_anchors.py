@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from schedules import isolated_of, request_of, same, scheduler_of, tokens
+from schedules import isolated_of, mixed_requests, request_of, same, scheduler_of, tokens
 
 import pyllama
 from adapter.generation import exactness
 from adapter.generation.memory import anchors
 from adapter.generation.memory.anchors import LEAST, STEP, extend, is_anchor, rounded
-from adapter.generation.sampling import Constraint
 
-FORCING = Constraint('root ::= "so: " [a-z]+ (", and so on: " [a-z]+)+')
 OPTIONS = {"batch_width": 4, "anchored": True, "max_sequences": 16, "n_cells": 16 * 2048}
 
 
@@ -54,20 +51,10 @@ def read(monkeypatch):
 
 
 def requests(seed, count):
-    chosen = random.Random(seed)
-    made = []
-    for index in range(count):
-        constraint = chosen.choice([FORCING, None, None])
-        made.append(
-            request_of(
-                tokens(index, chosen.choice([20, 60, 100, 200, 300])),
-                max_tokens=chosen.randrange(1, 24),
-                seed=index,
-                constraint=constraint,
-                logprobs=1 if constraint is None else None,
-            )
-        )
-    return made
+    def prompt(chosen, index):
+        return tokens(index, chosen.choice([20, 60, 100, 200, 300]))
+
+    return mixed_requests(seed, count, prompt, longest=24)
 
 
 def test_each_run_of_sequences_has_one_anchor():

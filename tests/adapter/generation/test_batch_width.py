@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from schedules import isolated_of, request_of, same, scheduler_of, sizes_of_calls, tokens
+from schedules import (
+    isolated_of,
+    mixed_requests,
+    request_of,
+    same,
+    scheduler_of,
+    sizes_of_calls,
+    tokens,
+)
 
 import pyllama
 from adapter.generation import exactness
 from adapter.generation.batch_sizes import Windows
 from adapter.generation.memory.blocks import BLOCK
-from adapter.generation.sampling import Constraint
 
-FORCING = Constraint('root ::= "so: " [a-z]+ (", and so on: " [a-z]+)+')
 SHARED = tokens(0, 200)
 
 
@@ -34,24 +39,13 @@ def quantized(write_tiny_model, tmp_path_factory):
 
 
 def requests(seed, count=16):
-    """Of unequal lengths; some share a beginning, and some have text that a grammar forces.
+    """Some share a beginning."""
 
-    The others have log-probabilities, in which every bit of the logits shows.
-    """
-    chosen = random.Random(seed)
-    made = []
-    for index in range(count):
-        constraint = chosen.choice([FORCING, None, None])
+    def prompt(chosen, index):
         beginning = SHARED[: chosen.choice([0, 0, 40, 200])]
-        request = request_of(
-            beginning + tokens(index, chosen.randrange(1, 400)),
-            max_tokens=chosen.randrange(1, 24),
-            seed=index,
-            constraint=constraint,
-            logprobs=1 if constraint is None else None,
-        )
-        made.append(request)
-    return made
+        return beginning + tokens(index, chosen.randrange(1, 400))
+
+    return mixed_requests(seed, count, prompt, longest=24)
 
 
 @pytest.mark.parametrize(

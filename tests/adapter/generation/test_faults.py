@@ -17,7 +17,7 @@ from linecache import getline
 from pathlib import Path
 
 import pytest
-from schedules import isolated_of, request_of, same, scheduler_of, tokens
+from schedules import FORCING, isolated_of, request_of, same, scheduler_of, tokens
 
 import adapter.generation
 import pyllama
@@ -44,12 +44,10 @@ from adapter.generation.memory import (
     strategy,
 )
 from adapter.generation.request import GenerationResult
-from adapter.generation.sampling import Constraint
 from adapter.generation.scheduler import Scheduler
 from adapter.generation.scoring import ScoringRequest
 
 SHARED = tokens(0, 130)
-FORCING = Constraint('root ::= "so: " [a-z]+ (", and so on: " [a-z]+)+')
 REQUESTS = [
     request_of(SHARED + tokens(1, 70), max_tokens=8, seed=1),
     request_of(SHARED + tokens(2, 20), max_tokens=10, seed=2, streamed=False),

@@ -8,17 +8,14 @@ Without a GPU there is nothing to test here; test_anchors.py tests the same on t
 from __future__ import annotations
 
 import os
-import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from schedules import isolated_of, request_of, same, scheduler_of, tokens
+from schedules import isolated_of, mixed_requests, same, scheduler_of, tokens
 
 import pyllama
-from adapter.generation.sampling import Constraint
 from adapter.models.resident import NO_GRAPHS
 
-FORCING = Constraint('root ::= "so: " [a-z]+ (", and so on: " [a-z]+)+')
 SHARED = tokens(0, 200)
 OPTIONS = {"batch_width": 16, "anchored": True, "max_sequences": 64, "n_cells": 64 * 2048}
 
@@ -44,21 +41,11 @@ def model(request, write_tiny_model, tmp_path_factory):
 
 
 def requests(seed, count):
-    chosen = random.Random(seed)
-    made = []
-    for index in range(count):
-        constraint = chosen.choice([FORCING, None, None])
+    def prompt(chosen, index):
         beginning = SHARED[: chosen.choice([0, 0, 40, 200])]
-        made.append(
-            request_of(
-                beginning + tokens(index, chosen.choice([20, 100, 500, 1020, 1500])),
-                max_tokens=chosen.randrange(1, 40),
-                seed=index,
-                constraint=constraint,
-                logprobs=1 if constraint is None else None,
-            )
-        )
-    return made
+        return beginning + tokens(index, chosen.choice([20, 100, 500, 1020, 1500]))
+
+    return mixed_requests(seed, count, prompt, longest=40)
 
 
 def test_requests_keep_their_bytes_at_any_load(model):

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import pytest
 from schedules import (
+    FORCING,
     alone,
     any_batch_is_fast,
     endless,
@@ -38,8 +39,6 @@ from adapter.generation import scheduler as scheduler_module
 from adapter.generation.request import GenerationResult
 from adapter.generation.sampling import Constraint
 from adapter.generation.scoring import ScoringRequest
-
-FORCING = Constraint('root ::= "so: " [a-z]+ (", and so on: " [a-z]+)+')
 
 AS_ON_GPUS = {"shared_memory": True, "reproducible": False, "chunk": 512}
 
