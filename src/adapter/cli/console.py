@@ -24,6 +24,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 output = Console(soft_wrap=True, highlight=False, emoji=False)
 messages = Console(stderr=True, highlight=False, emoji=False)
 
+_BAR_AND_PERCENTAGE = 20
+"""Columns of the terminal that both take at least, with the spaces before them."""
+
 
 def examples(*commands: str) -> str:
     """The last paragraph of a command's help."""
@@ -156,11 +159,18 @@ def show(made: Table) -> None:
         output.print(made, soft_wrap=False)
 
 
+def _cut(width: int) -> Column:
+    return Column(max_width=width, no_wrap=True, overflow="ellipsis")
+
+
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[float], None]]:
     """Show a bar on a terminal for the block. The block gets a function of the fraction done."""
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn()
-    shown = messages.is_terminal
+    # A long title is cut, and neither the bar nor the percentage.
+    room = max(messages.width - _BAR_AND_PERCENTAGE, 1)
+    text = TextColumn("{task.description}", markup=False, table_column=_cut(room))
+    columns = text, BarColumn(), TaskProgressColumn()
+    shown = messages.is_interactive  # no dumb terminal
     with Progress(*columns, console=messages, transient=True, disable=not shown) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda done: bar.update(task, completed=done)

@@ -1,0 +1,68 @@
+"""Bars on terminals."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from adapter.cli import console, pull
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Have the bars drawn on a terminal of a width, and return what it gets."""
+
+    def of(width, kind="xterm"):
+        made = Console(
+            file=io.StringIO(), force_terminal=True, width=width, _environ={"TERM": kind}
+        )
+        monkeypatch.setattr(console, "messages", made)
+        monkeypatch.setattr(pull, "messages", made)
+        return made.file
+
+    return of
+
+
+def lines(shown):
+    return re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", shown.getvalue()).replace("\r", "\n").split("\n")
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_a_long_name_does_not_push_the_bar_from_its_line(terminal, width):
+    shown = terminal(width)
+    with console.progress_bar(f"Loading {'a-long-name-' * 9}") as report:
+        report(0.42)
+    assert max(map(len, lines(shown))) <= width
+    line = next(line for line in lines(shown) if line.endswith(" 42%"))
+    assert "… " in line
+    assert line.startswith("Loading a-long")
+    assert sum(map(line.count, "━╸╺")) >= 10
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_the_bar_of_a_download_has_all_its_numbers(terminal, width):
+    shown = terminal(width)
+    with pull.transfer_bar() as report:
+        report(250_000_000, 1_000_000_000)
+    assert max(map(len, lines(shown))) <= width
+    assert any("0.2/1.0 GB" in line for line in lines(shown))
+
+
+def test_a_bar_leaves_nothing_behind_it(terminal):
+    shown = terminal(80)
+    with pytest.raises(KeyboardInterrupt), console.progress_bar("Loading") as report:
+        report(0.5)
+        raise KeyboardInterrupt
+    assert shown.getvalue().count("\x1b[?25l") == shown.getvalue().count("\x1b[?25h") == 1
+    assert shown.getvalue().endswith("\x1b[2K")
+
+
+def test_a_dumb_terminal_gets_no_bar_and_no_empty_line(terminal):
+    shown = terminal(80, "dumb")
+    with console.progress_bar("Loading") as report, pull.transfer_bar() as other:
+        report(0.5)
+        other(1, 2)
+    assert shown.getvalue() == ""
