@@ -13,7 +13,8 @@ import typer
 
 from adapter.cli.bench import bench
 from adapter.cli.chat import chat
-from adapter.cli.console import examples, say, write_failed
+from adapter.cli.completion import rejoin_words
+from adapter.cli.console import examples, say, warn, write_failed
 from adapter.cli.convert import convert
 from adapter.cli.demo import demo
 from adapter.cli.devices import devices, rpc_server
@@ -24,6 +25,7 @@ from adapter.cli.pull import pull
 from adapter.cli.quantize import perplexity, quantize
 from adapter.cli.run import embed, run
 from adapter.cli.show import fit, show_model
+from adapter.wording import reason_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -134,6 +136,7 @@ _add(
 def main() -> None:
     """Run the command. A signal ends it with 128 and its number, and nothing half made is left."""
     _open_closed_streams()
+    rejoin_words()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files need not be text
             stream.reconfigure(errors="backslashreplace")
@@ -147,8 +150,11 @@ def main() -> None:
             app()
         finally:
             sys.stdout.flush()
-    except OSError as error:  # commands tell their own: standard output takes no more
-        write_failed(error)
+    except OSError as error:
+        if error.filename is None:  # it is standard output's
+            write_failed(error)
+        else:
+            warn(reason_of(error))
         sys.exit(1)
 
 

@@ -145,7 +145,7 @@ class _Chat:
             del conversation.turns[-2:]
             self._answer(question)
         elif name in ("/save", "/load") and rest:
-            self._file(name, Path(rest).expanduser())
+            self._file(name, Path(os.path.expanduser(rest)))
         elif name == "/help":
             note(_HELP)
         elif name in ("/undo", "/retry"):

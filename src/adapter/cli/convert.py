@@ -11,6 +11,7 @@ import typer
 
 from adapter.cli.console import fail, progress_bar, refuse, say, say_json
 from adapter.cli.options import AsJson, Force, require_writable
+from adapter.cli.references import local_path
 from adapter.cli.session import errors_told
 from adapter.wording import file_size
 
@@ -27,7 +28,10 @@ def convert(
         str, typer.Argument(help="A folder in Hugging Face's format, or owner/repo of a hub.")
     ],
     out: Annotated[
-        Path | None, typer.Argument(help="The file to write; by default in pyllama's own folder.")
+        Path | None,
+        typer.Argument(
+            readable=False, help="The file to write; by default in pyllama's own folder."
+        ),
     ] = None,
     outtype: Annotated[
         str, typer.Option(help="auto (16 bits as in the original), f32, f16, bf16 or q8_0.")
@@ -96,12 +100,14 @@ def convert(
 def _is_repo(source: str) -> bool:
     from adapter.models.hub.names import is_repo
 
-    return not Path(source).expanduser().exists() and is_repo(source)
+    return not local_path(source).exists() and is_repo(source)
 
 
 def _require_source(source: str) -> None:
     """End the command if this is neither a folder nor the name of a repository."""
-    folder = Path(source).expanduser()
+    if not source.strip():
+        refuse("the name of the model is empty")
+    folder = local_path(source)
     if not folder.exists() and not _is_repo(source):
         fail(f"{source} is neither a folder nor owner/repo of a hub")
     if folder.suffix.casefold() == ".gguf" and folder.is_file():
@@ -117,7 +123,7 @@ def _folder(source: str, *, weights: bool, code: bool) -> Path:
     from adapter.models.hub.pull import pull_files
 
     if not _is_repo(source):
-        return Path(source).expanduser()
+        return local_path(source)
     with transfer_bar() as report:
         return pull_files(
             HubName(source), lambda listing: _wanted(listing, weights, code), report=report

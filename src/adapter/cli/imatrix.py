@@ -9,6 +9,7 @@ import typer
 
 from adapter.cli.console import note, progress_bar, say, say_json
 from adapter.cli.options import AsJson, Chunks, Force, GpuLayers, Model, Threads, require_writable
+from adapter.cli.references import local_path
 from adapter.cli.session import errors_told, found, require_generator
 from adapter.wording import counted, file_size
 
@@ -19,11 +20,17 @@ if TYPE_CHECKING:
 def imatrix(
     model: Model,
     text: Annotated[
-        Path, typer.Argument(help="A file of text of the kind that the model will see.")
+        Path,
+        typer.Argument(readable=False, help="A file of text of the kind that the model will see."),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="The file to write; by default NAME-imatrix.gguf."),
+        typer.Option(
+            "-o",
+            "--output",
+            readable=False,
+            help="The file to write; by default NAME-imatrix.gguf.",
+        ),
     ] = None,
     length: Annotated[
         int, typer.Option("--context", "-c", min=16, max=2**20, help="Tokens of each part.")
@@ -94,6 +101,6 @@ def _target(model: str, path: Path, out: Path | None) -> Path:
 
     name = f"{plain_name(path)}-imatrix.gguf"
     if out is None:
-        named = Path(model).expanduser()
+        named = local_path(model)
         out = named.parent if named.is_file() else Path()
     return (out / name if out.is_dir() else out).absolute()

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 def models(
     folder: Annotated[
         Path | None,
-        typer.Argument(help="A folder of models; by default pyllama's own and those of others."),
+        typer.Argument(
+            readable=False, help="A folder of models; by default pyllama's own and those of others."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -36,9 +38,9 @@ def models(
     from adapter.models.embedded_model import model_dir
     from adapter.models.files import ModelFolder
 
-    if folder is not None and not folder.is_dir():
-        fail(f"{folder} is {'no folder' if folder.exists() else 'not there'}")
     try:
+        if folder is not None and not folder.is_dir():
+            fail(f"{folder} is {'no folder' if folder.exists() else 'not there'}")
         if folder is not None:
             found = list(ModelFolder(folder, {}).models())
         else:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from adapter.cli.completion import completed
 from adapter.cli.console import fail
-from adapter.cli.references import HELP, completed
+from adapter.cli.references import HELP
 
 Model = Annotated[str, typer.Argument(help=HELP, autocompletion=completed)]
 ModelOrDemo = Annotated[

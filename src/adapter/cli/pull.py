@@ -20,6 +20,8 @@ from rich.progress import (
 )
 
 from adapter.cli.console import fail, messages, note, refuse, row, say, say_json, show, table
+from adapter.cli.references import local_path, means_file
+from adapter.cli.session import errors_told
 from adapter.wording import file_size
 
 if TYPE_CHECKING:
@@ -52,6 +54,16 @@ def pull(
     and HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE apply. The file of a URL or a path goes
     to pyllama's own folder.
     """
+    _refuse_misuse(model, sha256)
+    with errors_told():
+        facts = _pull(model, sha256, as_json=as_json)
+    if as_json:
+        say_json(facts)
+    else:
+        say(f"{facts['name']} is in {Path(facts['paths'][0]).parent}")
+
+
+def _pull(model: str, sha256: str | None, *, as_json: bool) -> dict[str, Any]:
     from adapter.errors import ModelDownloadError
     from adapter.models.embedded_model import model_dir
     from adapter.models.hub import direct
@@ -59,24 +71,23 @@ def pull(
     from adapter.models.parts import plain_name
 
     is_url = "://" in model
-    _refuse_misuse(model, sha256)
+    hub_name = None
     try:
         hub_name = direct.hub_name(model) if is_url else None
-        if hub_name is None and not is_url and not _is_path(model):
+        if not is_url and not local_path(model).is_file() and not means_file(model):
             hub_name = _hub_name(model)
         if sha256 is not None and hub_name is not None:
             refuse("--sha256 is for a URL or a path; a hub's files are checked by its own digests")
         with transfer_bar() as report:
             if hub_name is not None:
-                facts = _pull_from_hub(hub_name, report)
-            elif is_url:
+                return _pull_from_hub(hub_name, report)
+            if is_url:
                 paths = direct.download(model, model_dir(), sha256=sha256, report=report)
-                facts = _facts(plain_name(paths[0]), paths)
             else:
                 _require_file(model)
-                source = Path(model).expanduser()
+                source = local_path(model)
                 paths = direct.copy(source, model_dir(), sha256=sha256, report=report)
-                facts = _facts(plain_name(paths[0]), paths)
+            return _facts(plain_name(paths[0]), paths)
     except Unclear as error:
         _list_choices(error, as_json=as_json)
         fail(error.reason)
@@ -87,10 +98,6 @@ def pull(
         if hub_name is not None or is_url:
             note("stopped; what has arrived is kept, and the same command goes on from there")
         raise
-    if as_json:
-        say_json(facts)
-    else:
-        say(f"{facts['name']} is in {Path(facts['paths'][0]).parent}")
 
 
 def _refuse_misuse(model: str, sha256: str | None) -> None:
@@ -114,17 +121,13 @@ def _refuse_misuse(model: str, sha256: str | None) -> None:
         refuse(f"{model} does not end in the name of a .gguf file")
 
 
-def _is_path(model: str) -> bool:
-    """Whether a file is meant: it exists, or no repository can have this name."""
-    return Path(model).expanduser().is_file() or model.startswith((".", "/", "~"))
-
-
 def _require_file(model: str) -> None:
-    path = Path(model).expanduser()
-    if path.is_dir():
-        fail(f"{model} is a folder; give a .gguf file, or make one of it: pyllama convert")
+    path = local_path(model)
+    if not path.name.casefold().endswith(".gguf"):  # no machine takes it
+        is_folder = "is a folder; give a .gguf file, or make one of it: pyllama convert"
+        refuse(f"{model} {is_folder if path.is_dir() else 'is no .gguf file'}")
     if not path.is_file():
-        fail(f"there is no file {model}")
+        fail(f"{model} is a folder" if path.is_dir() else f"there is no file {model}")
 
 
 def _hub_name(model: str) -> HubName:
@@ -134,10 +137,10 @@ def _hub_name(model: str) -> HubName:
     try:
         return HubName.parse(model)
     except InvalidModelNameError as error:
-        if Path(model).expanduser().exists():
+        if local_path(model).exists():
             _require_file(model)
         if "/" not in model:
-            fail(f"{model} is neither a file nor a URL nor owner/repo of a hub")
+            refuse(f"{model} is neither a file nor a URL nor owner/repo of a hub")
         refuse(f"{model} {error.reason}; give owner/repo, owner/repo:Q4_K_M, a URL or a path")
 
 
@@ -194,7 +197,7 @@ def transfer_bar() -> Iterator[Callable[[int, int], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(compact=True),
     )
-    shown = messages.is_terminal
+    shown = messages.is_interactive  # no dumb terminal
     with Progress(*columns, console=messages, transient=True, disable=not shown) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

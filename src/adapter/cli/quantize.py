@@ -22,6 +22,7 @@ from adapter.cli.console import (
     table,
 )
 from adapter.cli.options import AsJson, Chunks, Force, GpuLayers, Model, Threads, require_writable
+from adapter.cli.references import local_path
 from adapter.cli.session import errors_told, found, require_generator
 from adapter.wording import counted, file_size
 
@@ -40,10 +41,12 @@ def quantize(
     ],
     out: Annotated[
         Path | None,
-        typer.Argument(help="The file to write; by default the name with the type, beside it."),
+        typer.Argument(
+            readable=False, help="The file to write; by default the name with the type, beside it."
+        ),
     ] = None,
     imatrix: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="An importance matrix.")
+        Path | None, typer.Option(metavar="FILE", readable=False, help="An importance matrix.")
     ] = None,
     requantize: Annotated[
         bool,
@@ -152,7 +155,7 @@ def _beside(model: str, path: Path, ftype: str) -> Path:
     """Beside a file that the user named; in pyllama's own folder for a name."""
     from adapter.models.embedded_model import model_dir
 
-    named = Path(model).expanduser()
+    named = local_path(model)
     if named.is_file():
         return named.parent / _name(path, ftype)
     folder = model_dir()
@@ -182,7 +185,9 @@ def _require_room(target: Path, size: int) -> None:
 
 def perplexity(
     model: Model,
-    text: Annotated[Path, typer.Argument(help="A file of text, the longer the better.")],
+    text: Annotated[
+        Path, typer.Argument(readable=False, help="A file of text, the longer the better.")
+    ],
     length: Annotated[
         int, typer.Option("--context", "-c", min=8, max=2**20, help="Tokens of each part.")
     ] = 512,

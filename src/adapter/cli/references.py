@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,23 +50,24 @@ def refer(text: str) -> Reference:
 
     if not text.strip():
         raise InvalidModelNameError(text, "is empty")
-    path, own = Path(text).expanduser(), model_dir()
+    path, own = local_path(text), model_dir()
     if path.suffix.casefold() == ".gguf":
         if not path.is_file() and (own / text).is_file():
             path = own / text
         if path.is_file():
             return Reference(path.absolute().parent, plain_name(path))
-        if _is_path(text) or "/" not in text or (":" not in text and path.parent.is_dir()):
+        if means_file(text):
             raise ModelNotFoundError(text, path)
-    if is_stored_name(text) or text in _names(own):
+    if is_stored_name(text) or text in own_names(own):
         return Reference(_nearest(own), text)
+    if means_file(text):  # whose name does not end in .gguf
+        is_folder = "is a folder, of which pyllama convert may make a model"
+        raise InvalidModelNameError(text, is_folder if path.is_dir() else "is no .gguf file")
     if path.is_dir():
         reason = "it is a folder; give a .gguf file, or make one of it: pyllama convert"
         raise ModelNotFoundError(text, path, reason=reason)
     if path.exists():
         raise ModelNotFoundError(text, path, reason="it is a file, but no .gguf file")
-    if _is_path(text):
-        raise ModelNotFoundError(text, path)
     if "/" not in text:
         if own.is_dir():  # which knows names that are like it
             return Reference(own, text)
@@ -78,11 +80,25 @@ def refer(text: str) -> Reference:
         ) from None
 
 
-def _is_path(text: str) -> bool:
-    return text.startswith((".", "/", "~"))
+def local_path(text: str) -> Path:
+    """The path that a user wrote. "~" is kept where there is no such home, as shells do."""
+    return Path(os.path.expanduser(text))
 
 
-def _names(own: Path) -> list[str]:
+def means_file(text: str) -> bool:
+    """Whether a text stands for a file, even if there is none: no repository of a hub has such a
+    name, or the file's folder is here.
+    """
+    if text.startswith((".", "/", "~")):
+        return True
+    if not text.casefold().endswith(".gguf"):
+        return False
+    in_folder = text.count("/") > 1 or Path(text).parent.is_dir()
+    return "/" not in text or (":" not in text and in_folder)
+
+
+def own_names(own: Path) -> list[str]:
+    """The names of the models of pyllama's own folder, if there is one."""
     from adapter.models.files import ModelFolder
 
     return ModelFolder(own, {}).names() if own.is_dir() else []
@@ -93,12 +109,3 @@ def _nearest(folder: Path) -> Path:
     while not folder.is_dir():
         folder = folder.parent
     return folder
-
-
-def completed(prefix: str) -> list[str]:
-    """The names that a shell can complete a word to. No file is opened."""
-    from adapter.models.embedded_model import model_dir
-    from adapter.models.stores import stored_models
-
-    names = [*_names(model_dir()), *(model.name for model in stored_models())]
-    return [name for name in names if name.startswith(prefix)]

@@ -51,10 +51,14 @@ def run(
     ] = None,
     system: System = None,
     schema: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A JSON schema that the answer must fit.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", readable=False, help="A JSON schema that the answer must fit."
+        ),
     ] = None,
     grammar: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A grammar in GBNF that it must follow.")
+        Path | None,
+        typer.Option(metavar="FILE", readable=False, help="A grammar in GBNF that it must follow."),
     ] = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.8,

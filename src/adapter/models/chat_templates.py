@@ -76,7 +76,7 @@ _MAX_BYTES = 2**20
 
 def _read(path: Template) -> str:
     try:
-        with Path(path).expanduser().open("rb") as file:
+        with open(os.path.expanduser(path), "rb") as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ConfigurationError(f"{path} is no chat template: it has more than 1 MiB")

@@ -34,6 +34,7 @@ from adapter.models.parts import parts
 from adapter.models.pool_requests import enter_pool_thread
 from adapter.models.resident import ResidentModel
 from adapter.models.slot import ModelSlot, Residency, Verdicts
+from adapter.wording import reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -306,11 +307,13 @@ def translated_load(name: str, path: Path) -> Iterator[None]:
     except pyllama.ChatProcessError as error:
         raise TransientError(f"model {name!r} cannot be loaded at the moment: {error}") from error
     except (pyllama.ModelLoadError, pyllama.ChatTemplateError, OSError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        reason = reason.removeprefix(f"{path}: ")
         if isinstance(error, OSError) and error.errno in _PASSING:
             raise TransientError(
-                f"model {name!r} cannot be loaded at the moment: {error}"
+                f"model {name!r} cannot be loaded at the moment: {reason}"
             ) from error
-        raise ModelFileError(name, path, str(error)) from error
+        raise ModelFileError(name, path, reason) from error
     except (pyllama.MemoryFitError, pyllama.BackendError) as error:
         raise ResourceError(f"model {name!r} cannot be loaded: {error}") from error
     except pyllama.ClosedError as error:

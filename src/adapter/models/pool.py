@@ -136,7 +136,7 @@ class ModelPool:
         if batch_width not in BATCH_WIDTHS:
             raise InvalidParameterError("batch_width", batch_width, "4, 8, 12, 16 or None")
         #: The folder of the models.
-        self.model_dir = Path(model_dir).expanduser()
+        self.model_dir = Path(os.path.expanduser(model_dir))
         self._folder = ModelFolder(self.model_dir, aliases or {})
         if rpc and hardware is not None:
             raise ConfigurationError(
@@ -371,7 +371,7 @@ class ModelPool:
 def _made(prefix_folder: str | os.PathLike[str] | None) -> Path | None:
     if prefix_folder is None:
         return None
-    path = Path(prefix_folder).expanduser()
+    path = Path(os.path.expanduser(prefix_folder))
     prepare(path)
     return path
 

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from adapter.cli import chat, console, conversation
 from adapter.cli.conversation import Answer, Conversation, show_answer
-from adapter.cli.references import completed
 from adapter.models import embedded_model
 
 
@@ -118,14 +117,6 @@ def test_thoughts_are_dim_on_a_terminal_and_nowhere_else(monkeypatch):
         assert shown.getvalue() == "yes\N{REPLACEMENT CHARACTER}[2J\n"
         assert ("\x1b[2mhm \x1b[0m" in beside.getvalue()) == is_terminal
         assert ("so" in beside.getvalue()) == is_terminal
-
-
-def test_a_shell_completes_the_names_of_models(run, monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "own").mkdir()
-    for name in ("one.gguf", "other.gguf", "two.gguf"):
-        (tmp_path / "own" / name).touch()
-    assert completed("o") == ["one", "other"]
 
 
 @pytest.mark.parametrize("command", [("run",), ("chat",), ("embed", "--pooling", "mean")])

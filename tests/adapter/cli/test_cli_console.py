@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from contextlib import suppress
 
 import pytest
 from rich.console import Console
@@ -53,7 +54,7 @@ def test_the_bar_of_a_download_has_all_its_numbers(terminal, width):
 
 def test_a_bar_leaves_nothing_behind_it(terminal):
     shown = terminal(80)
-    with pytest.raises(KeyboardInterrupt), console.progress_bar("Loading") as report:
+    with suppress(KeyboardInterrupt), console.progress_bar("Loading") as report:
         report(0.5)
         raise KeyboardInterrupt
     assert shown.getvalue().count("\x1b[?25l") == shown.getvalue().count("\x1b[?25h") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -14,6 +15,7 @@ from adapter.models import embedded_model, pool
 
 MODEL, TEXT, FOLDER = "MODEL", "TEXT", "FOLDER"
 HUGE = 10**20
+LONG = "n" * 300  # no file system has such a name
 
 MISUSES = [
     ("run", MODEL, "hello", "--schema", TEXT, "--grammar", TEXT),
@@ -51,6 +53,12 @@ MISUSES = [
     ("pull", ""),
     ("pull", "a/b/c"),
     ("pull", "owner/repo:"),
+    ("pull", "nothing"),
+    ("pull", "///"),
+    ("pull", "~/none"),
+    ("pull", TEXT),
+    ("pull", FOLDER),
+    ("pull", "./folder"),
     ("pull", "owner/repo", "--sha256", "0" * 64),
     ("pull", MODEL, "--sha256", "abc"),
     ("pull", "https://example.invalid/m.gguf", "--sha256", "z" * 64),
@@ -59,10 +67,14 @@ MISUSES = [
     ("pull", "https:///m.gguf"),
     ("pull", "ftp://example.invalid/m.gguf"),
     ("show", "a//b"),
+    ("show", "./folder"),
+    ("show", "./text.txt"),
+    ("show", "../none"),
     ("show", MODEL, "--template", "--metadata"),
     ("fit", MODEL, "--context", 0),
     ("fit", MODEL, "--context", HUGE),
     ("rm", "a//b"),
+    ("convert", ""),
     ("convert", FOLDER, "--outtype", "q9"),
     ("convert", FOLDER, "--base", "owner/repo"),
     ("quantize", MODEL, "Q9"),
@@ -94,16 +106,26 @@ ERRORS = [
     ("run", MODEL, "hello " * 300, "--context", 256),
     ("embed", MODEL, "hello"),
     ("embed", MODEL, "hello " * 300, "--pooling", "mean", "--context", 256),
+    ("run", "a/b/none.gguf", "hello"),
+    ("run", "~nobody-here/m.gguf", "hello"),
+    ("run", f"{LONG}.gguf", "hello"),
     ("models", "none"),
+    ("models", LONG),
     ("models", TEXT),
     ("show", FOLDER),
     ("show", TEXT),
     ("pull", "./none.gguf"),
-    ("pull", TEXT),
-    ("pull", FOLDER),
+    ("pull", "none.gguf"),
+    ("pull", "a/b/none.gguf"),
+    ("pull", "folder/none.gguf"),
+    ("pull", "~nobody-here/m.gguf"),
+    ("pull", f"{LONG}.gguf"),
+    ("pull", LONG),
     ("rm", "none"),
     ("rm", "lmstudio:none"),
     ("convert", "none"),
+    ("convert", "~nobody-here/m"),
+    ("convert", LONG),
     ("convert", TEXT),
     ("quantize", MODEL, "Q8_0", "--imatrix", "none"),
     ("quantize", MODEL, "Q8_0", "--imatrix", FOLDER),
@@ -162,6 +184,17 @@ def test_each_command_has_wrong_uses():
     assert {arguments[0].replace("-", "_") for arguments in MISUSES} == {
         name.replace("-", "_") for name in commands
     }
+
+
+def test_a_file_that_may_not_be_read_is_no_wrong_argument():
+    readable = {
+        (command.callback.__name__, name): hint.__metadata__[0].readable
+        for command in app.registered_commands
+        for name, hint in get_type_hints(command.callback, include_extras=True).items()
+        if "Path" in str(hint)
+    }
+    assert len(readable) == 9
+    assert [path for path, is_checked in readable.items() if is_checked] == []
 
 
 def test_pythons_names_are_recognized():

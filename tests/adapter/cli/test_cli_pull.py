@@ -51,10 +51,12 @@ def test_a_model_without_all_its_parts_is_called_so(run, hub):
         assert "m-Q4_0 lacks 1 of its 3 parts" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["nothing", "owner/none", "./none.gguf"])
-def test_a_pull_of_nothing_is_one_line(run, hub, name):
+@pytest.mark.parametrize(
+    ("name", "code"), [("nothing", 2), ("owner/none", 1), ("./none.gguf", 1), ("a/b/none.gguf", 1)]
+)
+def test_a_pull_of_nothing_is_one_line(run, hub, name, code):
     result = run("pull", name)
-    assert result.exit_code == 1
+    assert result.exit_code == code
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.output
 
@@ -63,7 +65,8 @@ def test_what_cannot_be_pulled_is_called_what_it_is(run, hub, tmp_path):
     assert "neither a file nor a URL nor owner/repo" in run("pull", "none").stderr
     assert "no file" in run("pull", tmp_path / "none.gguf").stderr
     (tmp_path / "folder").mkdir()
-    assert "is a folder" in run("pull", tmp_path / "folder").stderr
+    assert "is a folder; give a .gguf file" in run("pull", tmp_path / "folder").stderr
+    assert "is no .gguf file" in run("pull", tmp_path / "none").stderr
 
 
 def test_a_path_is_copied_where_models_are_looked_for(run, hub, tiny_model_path, own_folder):

@@ -91,6 +91,19 @@ def test_a_signal_leaves_nothing_half_made(tiny_model_path, tmp_path, number):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt", "tool"]
 
 
+def test_an_error_about_a_file_is_not_called_one_of_standard_output():
+    program = (
+        "from adapter.cli import app\n"
+        "def broken():\n"
+        "    raise PermissionError(13, 'Permission denied', 'a file')\n"
+        "app.app = broken\n"
+        "app.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == b"error: a file: Permission denied\n"
+
+
 def test_ctrl_c_while_modules_are_imported_is_quiet():
     program = (
         "import sys\n"
