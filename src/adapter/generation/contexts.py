@@ -12,6 +12,7 @@ from dataclasses import replace
 import pyllama
 from adapter.generation.memory.blocks import longest_call
 from adapter.generation.scoring import scoring_context
+from adapter.generation.thread_tuner import ThreadTuner
 
 PADDING = 256
 """llama.cpp rounds the memory of a sequence up to a multiple of this many tokens."""
@@ -98,6 +99,8 @@ class Contexts:
         self._chunk = chunk
         self._scoring_chunk = scoring_chunk
         self._mixed = mixed
+        #: Says how many threads a new context has; None for as many as the params say.
+        self.tuner: ThreadTuner | None = None
         self._lock = threading.RLock()  # a signal handler may cancel, too
         self._made: weakref.WeakSet[pyllama.Context] = weakref.WeakSet()
 
@@ -131,4 +134,6 @@ class Contexts:
     def _known(self, context: pyllama.Context) -> pyllama.Context:
         with self._lock:
             self._made.add(context)
+        if self.tuner is not None:
+            context.set_n_threads(self.tuner.n_threads)
         return context

@@ -30,6 +30,7 @@ from adapter.generation.memory.kv_cache import Slot
 from adapter.generation.memory.strategy import MemoryStrategy
 from adapter.generation.metrics import Metrics
 from adapter.generation.sequence import ScheduledRequest
+from adapter.generation.thread_tuner import ThreadTuner
 
 logger = logging.getLogger(__name__)
 
@@ -89,10 +90,18 @@ class IdlePrefill:
 
     Args:
         exactness: where a prompt may be cut.
+        tuner: says how many threads compute; None for as many as the context has.
     """
 
-    def __init__(self, memory: MemoryStrategy, exactness: Exactness, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        memory: MemoryStrategy,
+        exactness: Exactness,
+        metrics: Metrics,
+        tuner: ThreadTuner | None = None,
+    ) -> None:
         self._memory = memory
+        self._tuner = tuner
         self._exactness = exactness
         self._metrics = metrics
         self._conversations = Conversations()
@@ -162,6 +171,8 @@ class IdlePrefill:
         batch = slot.cache.batch
         batch.clear()
         batch.add_tokens(prompt.prompt[begin:end], pos=begin, seq_id=slot.seq_id, outputs="none")
+        if self._tuner is not None:
+            slot.cache.context.set_n_threads(self._tuner.look())
         with warnings_as_info(logging.ERROR):  # where it is cancelled, or tried again by a request
             slot.cache.context.decode(batch)
         slot.blocks = prompt.hashes[: end // BLOCK]

@@ -36,6 +36,7 @@ from adapter.generation.memory.shared import SharedMemory
 from adapter.generation.memory.strategy import MemoryStrategy, Room
 from adapter.generation.metrics import Metrics
 from adapter.generation.pending import Pending
+from adapter.generation.processor_load import ProcessorLoad
 from adapter.generation.request import Delta, GenerationRequest, GenerationResult
 from adapter.generation.scoring import ScoringRequest, ScoringResult, longest_continuation
 from adapter.generation.scoring_queue import ScoringJob, ScoringQueue
@@ -163,6 +164,13 @@ class Scheduler(Generator):
             width=width,
             anchored=anchored,
         )
+        # Where the user leaves the number of threads open, fewer may compute on a busy machine.
+        fixed = context is not None and (context.n_threads or context.n_threads_batch) is not None
+        on_cpu = not (shared_memory or anchored) and (reproducible or not isolated)
+        tuner = None
+        if n_threads > 1 and on_cpu and not fixed:
+            tuner = ThreadTuner(n_threads, exactness.threads_are_exact, ProcessorLoad())
+        self._contexts.tuner = tuner
         saved = PrefixCache(cache_bytes, rolls_back=not whole_states)
         files = PrefixFiles(prefix_folder, saved, self._wake) if prefix_folder else None
         prefixes = PrefixReuse(
@@ -188,20 +196,18 @@ class Scheduler(Generator):
             chunk=chunk,
             reuses=not (whole_states or isolated),
             metrics=self.metrics,
+            tuner=tuner,
         )
-        # Where the user leaves the number of threads open, fewer may compute on a busy machine.
-        fixed = context is not None and (context.n_threads or context.n_threads_batch) is not None
-        tunes = n_threads > 1 and not (one_context or fixed or anchored)
         self._core = SchedulerCore(
             memory,
             plan,
             self._waiting,
             self._scoring,
-            None if one_context else IdlePrefill(memory, exactness, self.metrics),
+            None if one_context else IdlePrefill(memory, exactness, self.metrics, tuner),
             self.metrics,
             max_sequences=max_sequences,
             n_threads=n_threads,
-            tuner=ThreadTuner(n_threads, exactness.threads_are_exact) if tunes else None,
+            tuner=tuner,
             # A state that cannot be cut back would be lost with a batch that fails.
             seconds=RUN_SECONDS if shared_memory and not whole_states else 0.0,
             isolated=isolated,

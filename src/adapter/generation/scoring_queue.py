@@ -23,6 +23,7 @@ from adapter.generation.metrics import Metrics
 from adapter.generation.outcomes import Outcomes
 from adapter.generation.prefill import prompt_steps
 from adapter.generation.scoring import Score, Scorer, ScoringRequest, ScoringResult
+from adapter.generation.thread_tuner import ThreadTuner
 from adapter.generation.waiting import POLLED
 
 SHORTEST = 1024
@@ -88,6 +89,7 @@ class ScoringQueue:
         chunk: tokens of a prompt that are computed at once.
         reuses: whether a prompt is kept for the next request, which requires a memory that can be
             cut back to a block.
+        tuner: says how many threads compute a request; None for as many as the context has.
     """
 
     def __init__(
@@ -99,8 +101,10 @@ class ScoringQueue:
         chunk: int,
         reuses: bool,
         metrics: Metrics,
+        tuner: ThreadTuner | None = None,
     ) -> None:
         self._make = make
+        self._tuner = tuner
         self._stopping = stopping
         self._longest = longest
         self._chunk = chunk
@@ -162,6 +166,10 @@ class ScoringQueue:
         try:
             if self._work is None:
                 self._work = self._steps(job)
+            if self._tuner is not None:
+                n_threads = self._tuner.look()
+                if self._context is not None:
+                    self._context.set_n_threads(n_threads)
             result = next(self._work)
         except BaseException as error:
             if isinstance(error, pyllama.DecodeCancelled) and self._stopping():

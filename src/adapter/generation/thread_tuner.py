@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from adapter.generation.failures import note
+from adapter.generation.processor_load import ProcessorLoad, n_processors
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +19,12 @@ N_COMPARED = 4
 
 FIRST_WAIT, LONGEST_WAIT = 16, 512
 """Calls between two comparisons. It doubles each time that all numbers changed nothing."""
+
+ONE_TAKEN, ONE_FREE = 0.4, 0.15
+"""The part of a processor above which other work takes it, and below which it is free again."""
+
+PAUSE = 0.25
+"""Seconds without a call after which nothing is known about the present load."""
 
 PATIENCE = 32
 """Calls after which a comparison is given up if too few of them had its size."""
@@ -31,22 +39,35 @@ STARVED = 0.9
 class ThreadTuner:
     """Compares numbers of threads while they compute. Only the scheduler's thread uses it.
 
-    On an idle machine fewer threads are never tried: the calling thread computes all the time
-    there. If it does not, other work has its processor, or that of a thread that it waits for.
-    Fewer threads may be faster then, since all wait for the slowest.
+    All threads wait for the slowest, so one that shares its processor with other work makes a call
+    many times as long. Where it is known how many processors other work takes, the threads get
+    those that are left, or half of their number if that is more.
+
+    What that cannot tell is found by trial. On an idle machine fewer threads are never tried: the
+    calling thread computes all the time there. If it does not, other work has its processor, or
+    that of a thread that it waits for, and fewer threads may be faster.
 
     Args:
         most: the number to begin with.
         exact: whether other numbers of threads leave the bytes the same, or None while that is not
             known. Asked before any other is tried.
+        load: says how many processors other work takes; None if nothing does.
     """
 
-    def __init__(self, most: int, exact: Callable[[int], bool | None]) -> None:
+    def __init__(
+        self,
+        most: int,
+        exact: Callable[[int], bool | None],
+        load: ProcessorLoad | None = None,
+    ) -> None:
         #: Threads for the next call.
         self.n_threads = most
         self._most = most
         self._exact = exact
+        self._load = load
         self._usual = most
+        self._used_at = 0.0
+        self._free = most  # threads that have a processor of their own, as far as is known
         self._seconds: dict[int, deque[float]] = {}  # by size of the call, with the usual number
         self._compared: int | None = None  # the size whose calls are compared now
         self._found: list[float] = []
@@ -64,9 +85,51 @@ class ThreadTuner:
         Args:
             size: its tokens.
         """
+        self.look()
         begin, begin_used = time.perf_counter(), time.thread_time()
         yield self.n_threads
+        self._used_at = time.monotonic()
         self.took(size, time.perf_counter() - begin, time.thread_time() - begin_used)
+
+    def look(self) -> int:
+        """Adapt the number of threads to what other work takes now. Returns the number."""
+        if self._load is not None and not self._refused:
+            now = time.monotonic()
+            others = self._load.others(now, paused=now > self._used_at + PAUSE)
+            self._used_at = now
+            if others is not None:
+                self._adapt(others)
+        return self.n_threads
+
+    def _adapt(self, others: float) -> None:
+        """Use as many threads as other work leaves. Fewer that a trial found faster stay.
+
+        Args:
+            others: processors that it takes.
+        """
+        surely, perhaps = (
+            n_processors() - math.ceil(others - part) for part in (ONE_FREE, ONE_TAKEN)
+        )
+        free = min(max(self._free, surely), perhaps)
+        free = min(max(free, self._most // 2, 1), self._most)
+        if free == self._free or not self._may_differ():
+            return
+        before, self._free = self._free, free
+        if self._usual > free or self._usual == before:
+            note(logger, logging.INFO, "computing with %d threads beside other work", free)
+            self._use(free)
+
+    def _may_differ(self) -> bool:
+        """Whether another number of threads than all may be used."""
+        exact = self._exact(self._most)
+        self._refused = exact is False
+        return bool(exact)
+
+    def _use(self, n_threads: int) -> None:
+        self.n_threads = self._usual = n_threads
+        self._wait, self._turn = FIRST_WAIT, 0
+        self._compared, self._n_calls = None, 0
+        self._seconds.clear()
 
     def took(self, size: int, seconds: float, used: float) -> None:
         """Record a call.
@@ -97,11 +160,7 @@ class ThreadTuner:
         self._n_calls = 0
         ways = self._fewer() if self._starved else []
         ways += self._more()
-        if not ways:
-            return
-        exact = self._exact(self._most)
-        self._refused = exact is False
-        if exact:
+        if ways and self._may_differ():
             self.n_threads = ways[self._turn % len(ways)]
             self._turn += 1
             self._n_ways = len(ways)
@@ -114,16 +173,19 @@ class ThreadTuner:
         return [n for n in ways if 1 <= n < usual]
 
     def _more(self) -> list[int]:
-        """Numbers above the usual one, up to all: one more alone gains too little to be seen."""
-        usual, most = self._usual, self._most
+        """Numbers above the usual one, up to all that are free: one more alone gains too little to
+        be seen.
+        """
+        usual, most = self._usual, self._free
         ways = dict.fromkeys([most, usual + 1, usual * 5 // 4, usual * 3 // 2])
         return [n for n in ways if usual < n <= most]
 
     def _decide(self, better: bool) -> None:
         if better:
             note(logger, logging.INFO, "computing with %d threads", self.n_threads)
-            self._usual, self._wait, self._turn = self.n_threads, FIRST_WAIT, 0
-        elif self._turn % self._n_ways == 0:
+            self._use(self.n_threads)
+            return
+        if self._turn % self._n_ways == 0:
             self._wait = min(2 * self._wait, LONGEST_WAIT)
         self.n_threads = self._usual
         self._compared, self._n_calls = None, 0

@@ -14,12 +14,13 @@ import pytest
 from schedules import alone, endless, isolated_of, request_of, same, scheduler_of, tokens
 
 import pyllama
-from adapter.generation import idle_prefill
+from adapter.generation import idle_prefill, thread_tuner
 from adapter.generation import scheduler as scheduler_module
 from adapter.generation.idle_prefill import IdlePrefill
 from adapter.generation.memory import kv_cache, prefix_reuse
 from adapter.generation.memory.blocks import BLOCK, LEAST_LEFT
 from adapter.generation.metrics import Metrics
+from adapter.generation.processor_load import ProcessorLoad
 
 MAX_TOKENS = 40
 
@@ -96,6 +97,33 @@ def test_the_next_turn_has_the_same_bytes_and_less_to_compute(models, name):
             n_known = len(before.prompt) + answer.completion_tokens
             assert result.cache_read_tokens > n_known - BLOCK - LEAST_LEFT
     scheduler.close()
+
+
+def test_beside_other_work_it_has_fewer_threads(model, monkeypatch):
+    """The load of a processor begins with each idle step and ends with it."""
+    step, decode, others, used = IdlePrefill.step, pyllama.Context.decode, [0.0], set()
+
+    def loaded_step(idle):
+        others[0] = 1.0
+        step(idle)
+        others[0] = 0.0
+
+    def noting(context, batch):
+        if context.n_seq_max > 1:  # no trial
+            used.add((others[0], context.n_threads))
+        return decode(context, batch)
+
+    monkeypatch.setattr(thread_tuner.ThreadTuner, "took", lambda *_: None)  # compares nothing
+    monkeypatch.setattr(ProcessorLoad, "others", lambda *_, **__: others[0])
+    monkeypatch.setattr(thread_tuner, "n_processors", lambda: 2)
+    monkeypatch.setattr(IdlePrefill, "step", loaded_step)
+    monkeypatch.setattr(pyllama.Context, "decode", noting)
+    scheduler = scheduler_of(model, n_threads=2)
+    talk = Talk(scheduler).turns(4)
+    scheduler.close()
+    assert used == {(0.0, 2), (1.0, 1)}
+    monkeypatch.undo()
+    talk.check(model)
 
 
 def test_a_state_that_cannot_be_cut_back_is_saved_after_the_answer(models):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from schedules import request_of, same, scheduler_of, tokens
 
 import pyllama
 from adapter.generation import exactness, thread_tuner
+from adapter.generation.processor_load import ProcessorLoad
+from adapter.generation.scoring import ScoringRequest
 from adapter.generation.thread_tuner import FIRST_WAIT, LONGEST_WAIT, ThreadTuner
 
 
@@ -25,6 +28,32 @@ def run(tuner, seconds, *, used=1.0, calls=2000, sizes=(1,)):
         total += took
         tuner.took(sizes[index % len(sizes)], took, used * took)
     return total, numbers
+
+
+class Load:
+    """Other work that takes a number of processors, read every 0.25 s of the calls."""
+
+    def __init__(self, others):
+        self.others_now = others
+        self.asked = []
+
+    def others(self, _now, *, paused):
+        self.asked.append(paused)
+        return self.others_now
+
+
+def run_beside(tuner, seconds, load, calls):
+    """Make calls while the load is read every 0.25 s; return the time that they took."""
+    others, total, unread = load.others_now, 0.0, 0.0
+    for _ in range(calls):
+        load.others_now = others if unread >= 0.25 else None
+        unread = 0.0 if unread >= 0.25 else unread
+        took = seconds(tuner.look())
+        total += took
+        unread += took
+        tuner.took(1, took, 0.5 * took)
+    load.others_now = others
+    return total
 
 
 def idle(n_threads):
@@ -92,6 +121,81 @@ def test_all_threads_come_back_when_the_other_work_ends():
     assert numbers[-1] == 8
 
 
+@pytest.mark.parametrize("n_cpus", [2, 4, 16, 64])
+def test_threads_keep_to_the_processors_that_are_free(n_cpus, monkeypatch):
+    """One thread too many makes a call ten times as long, as was measured."""
+    monkeypatch.setattr(thread_tuner, "n_processors", lambda: n_cpus)
+    load = Load(0.0)
+    tuner = ThreadTuner(n_cpus, exact, load)
+    for n_busy in (0, 1, n_cpus // 4, n_cpus // 2, 0):
+        load.others_now = float(n_busy)
+
+        def seconds(n_threads, n_free=n_cpus - n_busy):
+            return (0.003 + 0.02 / n_threads) * (1 if n_threads <= n_free else 10)
+
+        best = min(map(seconds, range(1, n_cpus + 1)))
+        assert run_beside(tuner, seconds, load, 2000) < 2000 * best / 0.9
+
+
+def test_work_that_takes_part_of_a_processor_changes_the_number_once(monkeypatch):
+    monkeypatch.setattr(thread_tuner, "n_processors", lambda: 16)
+    load = Load(0.0)
+    tuner, numbers = ThreadTuner(16, exact, load), []
+    for others in (0.0, 0.1, 0.39, 0.41, 0.39, 0.2, 1.3, 0.16, 0.14, 0.39, 4.3, 3.6, 3.2, 3.1):
+        load.others_now = others
+        numbers.append(tuner.look())
+    assert numbers == [16, 16, 16, 15, 15, 15, 15, 15, 16, 16, 12, 12, 12, 13]
+
+
+@pytest.mark.parametrize(("most", "n_cpus", "others", "expected"), [
+    (16, 16, 30.0, 8),  # two programs that adapt both must not drive each other to one thread
+    (8, 16, 6.0, 8),  # others have the processors that are left
+    (8, 16, 9.0, 7),
+    (1, 16, 15.0, 1),
+    (3, 2, 0.0, 2),
+])  # fmt: skip
+def test_threads_for_the_processors_that_are_left(most, n_cpus, others, expected, monkeypatch):
+    monkeypatch.setattr(thread_tuner, "n_processors", lambda: n_cpus)
+    assert ThreadTuner(most, exact, Load(others)).look() == expected
+
+
+def test_fewer_threads_that_were_faster_stay_when_the_load_changes(monkeypatch):
+    monkeypatch.setattr(thread_tuner, "n_processors", lambda: 8)
+    load = Load(1.0)
+    tuner = ThreadTuner(8, exact, load)
+    assert tuner.look() == 7
+    run(tuner, all_taken, used=0.5)
+    assert tuner.n_threads == 1
+    for others, expected in ((2.0, 1), (0.0, 1)):
+        load.others_now = others
+        assert tuner.look() == expected
+    _, numbers = run(tuner, idle, calls=4 * LONGEST_WAIT)
+    assert numbers[-1] == 8
+
+
+def test_a_pause_makes_the_load_be_read_anew(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(thread_tuner.time, "monotonic", lambda: now[0])
+    load = Load(None)
+    tuner = ThreadTuner(4, exact, load)
+    for wait, in_call in ((0.0, 0.1), (0.1, 9.0), (0.1, 0.1), (9.0, 0.1)):
+        now[0] += wait
+        with tuner.measured(1):
+            now[0] += in_call
+    assert load.asked == [True, False, False, True]
+
+
+@pytest.mark.parametrize("answer", [False, None])
+def test_a_load_changes_nothing_unless_the_bytes_stay(answer, monkeypatch):
+    monkeypatch.setattr(thread_tuner, "n_processors", lambda: 4)
+    asked = []
+    tuner = ThreadTuner(4, lambda most: asked.append(most) or answer, Load(2.0))
+    assert [tuner.look() for _ in range(3)] == [4, 4, 4]
+    assert asked == [4] if answer is False else [4, 4, 4]
+    tuner._exact = exact
+    assert tuner.look() == (4 if answer is False else 2)
+
+
 def test_only_calls_of_one_size_are_compared():
     """Those of prompts and of answers take turns, and take times of their own."""
     chosen, tuner = random.Random(1), ThreadTuner(2, exact)
@@ -151,9 +255,43 @@ def test_bytes_stay_while_the_number_changes(model, monkeypatch):
     assert used == {1, 2}
 
 
+def test_scores_isolated_requests_and_trials_have_the_number_too(model, monkeypatch):
+    monkeypatch.setattr(ThreadTuner, "took", lambda *_: None)  # compares nothing
+    monkeypatch.setattr(ProcessorLoad, "others", lambda *_, **__: 1.0)
+    monkeypatch.setattr(thread_tuner, "n_processors", lambda: 2)
+    used = {}
+    decode = pyllama.Context.decode
+
+    def counting(context, batch):
+        used.setdefault(context.n_seq_max, []).append(context.n_threads)
+        return decode(context, batch)
+
+    requests = [request_of(tokens(seed, 100), max_tokens=20, seed=seed) for seed in range(3)]
+    scores = ScoringRequest(tuple(tokens(9, 100)), (tuple(tokens(1, 3)), tuple(tokens(2, 3))), (2,))
+    expected = scheduler_of(model)
+    wanted = [*map(expected.generate, requests), expected.score(scores).scores]
+    expected.close()
+    monkeypatch.setattr(pyllama.Context, "decode", counting)
+    for options in ({}, {"isolated": True, "max_sequences": 1}):
+        used.clear()
+        scheduler = scheduler_of(model, n_threads=2, **options)
+        assert scheduler.score(scores).scores == wanted[3]
+        assert same(scheduler.generate(requests[0]), wanted[0])
+        with ThreadPoolExecutor(3) as threads:
+            assert all(map(same, threads.map(scheduler.generate, requests), wanted[:3]))
+        scheduler.close()
+        # The trial of numbers of threads comes first, of one sequence.
+        assert {n for count, each in used.items() if count > 1 for n in each} <= {1}
+        assert used[1][-1] == 1
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"context": pyllama.ContextParams(n_threads=2)}, {"isolated": True, "max_sequences": 1}],
+    [
+        {"context": pyllama.ContextParams(n_threads=2)},
+        {"isolated": True, "max_sequences": 1, "reproducible": False},
+        {"shared_memory": True},
+    ],
 )
 def test_a_number_that_the_user_gave_stays(model, options):
     scheduler = scheduler_of(model, n_threads=2, **options)
