@@ -89,7 +89,7 @@ class _Chat:
     def _line(self, mark: str) -> str:
         while True:
             try:
-                line = f"{input(mark)}\n" if self._is_terminal else sys.stdin.readline()
+                line = f"{_typed(mark)}\n" if self._is_terminal else sys.stdin.readline()
                 line.encode()
             except OSError as error:
                 fail(f"standard input cannot be read: {error.strerror}")
@@ -166,6 +166,21 @@ class _Chat:
             self._problem(f"{path} cannot be {what}: {error.strerror or error}")
         except ValueError as error:
             self._problem(str(error))
+
+
+def _typed(mark: str) -> str:
+    """A line from the terminal. Where the user ends instead, the next output has a line of its own.
+
+    Without a terminal for answers, input() would write the mark among them.
+    """
+    if not sys.stdout.isatty():
+        messages.print(mark, end="", markup=False)
+        mark = ""
+    try:
+        return input(mark)
+    except (EOFError, KeyboardInterrupt):
+        messages.print()
+        raise
 
 
 def save(conversation: Conversation, path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
@@ -127,6 +128,30 @@ def test_standard_input_that_is_no_text_is_one_line(run, tiny_model_path, comman
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ")
     assert "UTF-8 text" in line
+
+
+@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_mark_is_no_answer_and_its_line_ends(monkeypatch, end, is_terminal):
+    asked = []
+
+    def typed(mark):
+        asked.append(mark)
+        if len(asked) == 1:
+            return "/undo"
+        raise end
+
+    monkeypatch.setattr("builtins.input", typed)
+    for stream in ("stdin", "stdout"):
+        here = is_terminal or stream == "stdin"
+        terminal = SimpleNamespace(isatty=lambda here=here: here)
+        monkeypatch.setattr(chat.sys, stream, terminal)
+    monkeypatch.setattr(chat, "messages", shown := Console(file=io.StringIO()))
+    with suppress(KeyboardInterrupt):
+        chat._Chat(SimpleNamespace(turns=[])).run()
+    mark = "" if is_terminal else ">>> "
+    assert asked == [">>> " if is_terminal else ""] * 2
+    assert shown.file.getvalue() == f"{mark}there is nothing before\n{mark}\n"
 
 
 def test_on_a_terminal_a_line_that_is_no_text_is_read_again(tiny_model_path, monkeypatch):
