@@ -34,7 +34,7 @@ from adapter.grammar.schema.json_schema import KEPT, SchemaText
 from adapter.grammar.schema.json_text import JsonText
 from adapter.grammar.schema.merging import SchemaError, same
 from adapter.signatures.impossible_fields import require_possible
-from adapter.signatures.typed_values import MISFITS, allowed_values, typed_value, union_members
+from adapter.signatures.typed_values import allowed_values, typed_value, union_members
 from adapter.signatures.values import SPACES, Values, is_dspy_type, member_names, values_of
 
 
@@ -370,7 +370,7 @@ def _json_options(
     for value in allowed_values(annotation):
         spellings = [value, *(name for name, one in names.items() if same(one, value))]
         for spelling in spellings:
-            with contextlib.suppress(*MISFITS):
+            with contextlib.suppress(Exception):  # of a validator of the user's
                 text = json_text.written(spelling)
                 fits(parse_value(json.loads(text), whole))
                 texts.append(text)

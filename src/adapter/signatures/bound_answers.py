@@ -28,7 +28,6 @@ from adapter.signatures.answer_grammar import AnswerGrammar, Form, answer_gramma
 from adapter.signatures.field_values import Misfit, constrained_values
 from adapter.signatures.known_tools import calls_schema
 from adapter.signatures.one_body import Answers, Ask, blocking, completed
-from adapter.signatures.typed_values import MISFITS
 
 if TYPE_CHECKING:
     from dspy.adapters import Adapter as _Adapter
@@ -234,12 +233,14 @@ class BoundAnswers(_Adapter):
                 [answer] = postprocess(
                     processed_signature, original_signature, [output], lm, lm_kwargs
                 )
-            except MISFITS as error:  # of a type that DSPy's own parser fails on
+            except AdapterParseError:
+                raise
+            except Exception as error:  # of DSPy's own parser, or of a validator of the user's
                 raise AdapterParseError(
                     adapter_name=type(self).__name__,
                     signature=processed_signature,
                     lm_response=str(output),
-                    message=f"reading the answer failed: {error}",
+                    message=f"reading the answer failed: {type(error).__name__}: {error}",
                 ) from error
             return dict(answer)
 
@@ -413,7 +414,11 @@ def _noted(watch: _Watch) -> Iterator[None]:
 
 def _is_misfit(error: AdapterParseError) -> bool:
     """Whether a text had the form of an answer, and a value in it was refused."""
-    return isinstance(error.__cause__ or error.__context__, MISFITS)
+    reason = error.__cause__ or error.__context__
+    # A SyntaxError is that of XML, and an AdapterParseError that of another form.
+    return isinstance(reason, Exception) and not isinstance(
+        reason, (SyntaxError, AdapterParseError)
+    )
 
 
 def _thoughts(response: Any) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ DSPy only converts a text to a field's type. The constraints of ``dspy.OutputFie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -14,8 +14,8 @@ import pydantic
 from dspy.adapters.utils import annotation_allows_none
 from pydantic.fields import FieldInfo
 
-from adapter.grammar.schema.annotations import annotated, with_json_read
-from adapter.signatures.typed_values import MISFITS
+from adapter.grammar.schema.annotations import annotated
+from adapter.signatures.validated_types import validated_type
 
 _SHOWN = 200  # characters of a value in an error
 
@@ -31,24 +31,40 @@ def constrained_value(name: str, value: Any, field: FieldInfo) -> Any:
     """A value of a field's type, after the field's own constraints and validators.
 
     Raises:
-        Misfit: they refuse the value.
+        Misfit: they refuse the value, or a validator of the user's fails on it.
     """
     if not field.metadata:
         return value
     constraints: tuple[Any, tuple[Any, ...]] = (field.annotation, tuple(field.metadata))
     try:
         try:
-            adapter = _kept_validator(*constraints)
+            validate = _kept_validator(*constraints)
         except TypeError:  # a constraint that has no hash
-            adapter = _validator(*constraints)
-        return adapter.validate_python(value)
-    except MISFITS as error:
+            validate = _validator(*constraints)
+        return validate(value)
+    except Exception as error:  # a validator of the user's may raise anything
         raise Misfit(name, value, error) from error
 
 
-def _validator(annotation: Any, metadata: tuple[Any, ...]) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(annotated(with_json_read(annotation), metadata))
+def _validator(annotation: Any, metadata: tuple[Any, ...]) -> Callable[[Any], Any]:
+    """What validates a value of a type against the constraints alone."""
+    validate = pydantic.TypeAdapter(annotated(validated_type(annotation), metadata)).validate_python
+    if not any(isinstance(one, _BEFORE) for one in metadata):
+        return validate
+    plain = pydantic.TypeAdapter(annotation)
+    whole = pydantic.TypeAdapter(annotated(annotation, metadata))
 
+    def validate_as_written(value: Any) -> Any:
+        """A validator that comes before the type's own expects JSON, such as a date's text."""
+        try:
+            return whole.validate_json(plain.dump_json(value, by_alias=True))
+        except Exception:
+            return validate(value)
+
+    return validate_as_written
+
+
+_BEFORE = (pydantic.BeforeValidator, pydantic.PlainValidator, pydantic.WrapValidator)
 
 _kept_validator = lru_cache(256)(_validator)
 
@@ -80,7 +96,9 @@ def _is_filled_in(value: Any, field: FieldInfo) -> bool:
 
 def _told(reason: Exception) -> str:
     if not isinstance(reason, pydantic.ValidationError):
-        return str(reason) or type(reason).__name__
+        kind = type(reason).__name__
+        is_message = isinstance(reason, (ValueError, TypeError)) and str(reason)
+        return str(reason) if is_message else f"{kind}: {reason}" if str(reason) else kind
     texts = []
     for error in reason.errors(include_url=False):
         place = ".".join(map(str, error["loc"]))

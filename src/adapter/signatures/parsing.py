@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 
 from adapter.signatures.field_markers import FieldMarkers, field_named
 from adapter.signatures.field_values import Misfit, constrained_value
-from adapter.signatures.typed_values import MISFITS, typed_value
+from adapter.signatures.typed_values import typed_value
 
 
 def parse_completion(
@@ -85,7 +85,7 @@ def _value_of(name: str, raw: Any, field: FieldInfo) -> Any:
     """A field's value, of its type and within its constraints."""
     try:
         value = typed_value(raw, field.annotation)
-    except MISFITS as error:
+    except Exception as error:  # a validator of the user's may raise anything
         raise Misfit(name, raw, error) from error
     return constrained_value(name, value, field)
 

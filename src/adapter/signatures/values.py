@@ -30,10 +30,10 @@ from adapter.grammar.schema.json_schema import SchemaText
 from adapter.grammar.schema.json_text import JsonText
 from adapter.grammar.schema.merging import SchemaError, same
 from adapter.grammar.schema.string_texts import StringTexts
-from adapter.signatures.typed_values import MISFITS, TEMPORAL, allowed_values, union_members
+from adapter.signatures.typed_values import TEMPORAL, allowed_values, union_members
 
 Reader = Callable[[str, Any], Any]
-"""Reads a text as a value of a type, or raises one of MISFITS."""
+"""Reads a text as a value of a type, or raises an error."""
 
 
 TOOL_CALLS: dict[str, Any] = {
@@ -177,7 +177,7 @@ def _options(
                 continue
             try:
                 fits(read(text, annotation))
-            except MISFITS:
+            except Exception:  # a validator of the user's may raise anything
                 continue
             texts.append(text)
             break
@@ -190,7 +190,7 @@ def _is_read(text: str, annotation: Any, metadata: tuple[Any, ...], read: Reader
         pydantic.TypeAdapter(annotated(annotation, metadata)).validate_python(
             read(text, annotation)
         )
-    except MISFITS:
+    except Exception:  # a validator of the user's may raise anything
         return False
     return True
 

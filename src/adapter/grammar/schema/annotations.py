@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
-import operator
-import types
 from decimal import Decimal
 from fractions import Fraction
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic.errors import PydanticUserError
@@ -56,26 +53,6 @@ def annotated(annotation: Any, metadata: tuple[Any, ...]) -> Any:
         if constraint is not pydantic.Json and not isinstance(constraint, pydantic.Json):
             made = Annotated[made, constraint]
     return made
-
-
-def with_json_read(annotation: Any) -> Any:
-    """A type after its JSON strings were read: each pydantic.Json becomes what it holds.
-
-    Those in a model's own fields stay, since pydantic takes an instance as it is.
-    """
-    if annotation is pydantic.Json:
-        return Any
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return annotated(with_json_read(arguments[0]), arguments[1:])
-    if origin is Literal or not arguments or any(isinstance(one, list) for one in arguments):
-        return annotation
-    read = tuple(map(with_json_read, arguments))
-    if read == arguments:
-        return annotation
-    if origin is types.UnionType:
-        return functools.reduce(operator.or_, read)
-    return origin[read]
 
 
 class _Generator(GenerateJsonSchema):
