@@ -8,8 +8,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-SECONDS = 0.25
-"""The time between two readings, at least. After a pause as long, the first one is too old."""
+FIRST_SECONDS, SECONDS = 0.1, 0.25
+"""The time between the first two readings, and between later ones, at least.
+
+The first answers should have the right number of threads soon, and so should the trial of how long
+a batch takes. In less time a processor has too few ticks, of 10 ms each.
+"""
 
 STAT = Path("/proc/stat")
 TASKS = Path("/proc/self/task")
@@ -51,14 +55,14 @@ class ProcessorLoad:
             paused: whether nothing was computed for a while. What was read before is forgotten.
 
         Returns:
-            None if that is not known, or if it was read less than ``SECONDS`` ago.
+            None if that is not known, or if it was read a moment ago.
         """
         if paused:
             self._last = self._average = None
         elif now < self._next:
             return None
-        self._next = now + SECONDS
         last, self._last = self._last, _read(now)
+        self._next = now + (FIRST_SECONDS if last is None else SECONDS)
         if last is None or self._last is None:
             return None
         found = _used_by_others(last, self._last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,21 @@ def test_the_time_of_each_size_that_keeps_the_bytes_is_measured(models, name):
     if name == "llama":
         assert exact.largest == 8
     assert all(any_size._seconds > CALL_SECONDS)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows counts processor time in steps of 16 ms")
+def test_time_that_other_work_has_the_processor_does_not_count(model, monkeypatch):
+    decode = pyllama.Context.decode
+
+    def disturbed(context, batch):
+        if len(batch) == 1:
+            time.sleep(0.3)
+        return decode(context, batch)
+
+    monkeypatch.setattr(pyllama.Context, "decode", disturbed)
+    with pyllama.Context(model, n_ctx=512, n_seq_max=2, flash_attn="disabled") as context:
+        measured = exactness.tried_sizes(context, exact=False).measured
+    assert 0 < measured[1] < 0.3
 
 
 @pytest.mark.parametrize("slow", [True, False])

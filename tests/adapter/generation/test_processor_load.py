@@ -11,7 +11,7 @@ import time
 import pytest
 
 from adapter.generation import processor_load
-from adapter.generation.processor_load import SECONDS, ProcessorLoad
+from adapter.generation.processor_load import FIRST_SECONDS, SECONDS, ProcessorLoad
 
 HEAD = "cpu  1 2 3 4 5 6 7 8 9 10"
 
@@ -118,9 +118,10 @@ def test_files_are_read_only_now_and_then(machine, monkeypatch):
     read = processor_load._read
     monkeypatch.setattr(processor_load, "_read", lambda at: reads.append(at) or read(at))
     load = ProcessorLoad()
-    for index in range(100):
-        load.others(100 + index * SECONDS / 10)
-    assert len(reads) == 10
+    for index in range(1000):
+        load.others(100 + index * SECONDS / 100)
+    assert 9 <= len(reads) <= 11
+    assert reads[1] - reads[0] == pytest.approx(FIRST_SECONDS)
 
 
 @pytest.mark.parametrize("text", [None, "", "cpu0 1 2", "cpu0 a b c d e f g h i j", "\xe9"])
