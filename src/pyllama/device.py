@@ -49,8 +49,8 @@ _TYPES: dict[int, DeviceType] = {
 # Beside the extension module, which an editable install keeps apart from the Python files.
 _LIBRARIES = os.path.join(os.path.dirname(_binding.__file__), "lib")
 
-# A module of the CPU backend: libggml-cpu-haswell.so, ggml-cpu-haswell.dll.
-_CPU_MODULE = re.compile(r"(?:lib)?ggml-cpu-(\w+)\.(?:so|dll)")
+# A module of the CPU backend: libggml-cpu-haswell.so, libggml-cpu-armv8.2_1.so, ggml-cpu-x64.dll.
+_CPU_MODULE = re.compile(r"(?:lib)?ggml-cpu-(.+)\.(?:so|dll)")
 
 _loading = threading.Lock()
 _loaded = False

@@ -27,11 +27,31 @@ def cpu_backend():
 def other_variant():
     """A CPU variant that any processor of this kind runs, and that is not the one in use."""
     names = sorted(os.listdir(os.path.dirname(cpu_backend().path)))
-    variants = [match[1] for name in names if (match := re.search(r"ggml-cpu-(\w+)\.", name))]
+    pattern = re.compile(r"ggml-cpu-(.+)\.(?:so|dll)")
+    variants = [match[1] for name in names if (match := pattern.search(name))]
     plain = [name for name in variants if name in ("x64", "sse42", "armv8.0_1", "apple_m1")]
     if not variants:
         pytest.skip("this build has one CPU module")
-    return next(name for name in plain if name != pyllama.cpu_variant())
+    other = next((name for name in plain if name != pyllama.cpu_variant()), None)
+    return other or pytest.skip("this processor runs no other CPU module for sure")
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        ("libggml-cpu-haswell.so", "haswell"),
+        ("libggml-cpu-armv8.0_1.so", "armv8.0_1"),
+        ("libggml-cpu-armv8.6_2.so", "armv8.6_2"),
+        ("libggml-cpu-apple_m1.so", "apple_m1"),
+        ("ggml-cpu-x64.dll", "x64"),
+        ("libggml-cpu.so", None),
+        ("libggml-cuda.so", None),
+    ],
+)
+def test_a_variant_is_known_by_the_name_of_its_module(tmp_path, name, variant):
+    (tmp_path / name).touch()
+    expected = {} if variant is None else {variant: str(tmp_path / name)}
+    assert pyllama.device._cpu_modules(str(tmp_path)) == expected
 
 
 def test_there_is_a_cpu():

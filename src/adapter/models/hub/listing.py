@@ -128,7 +128,7 @@ def translated(name: HubName) -> Iterator[None]:
         raise ModelDownloadError(
             str(name),
             f"the hub at {constants.ENDPOINT} cannot be reached ({one_line(error)}): check the "
-            "network, HF_ENDPOINT and proxies; what is in the cache already loads without",
+            "network, HF_ENDPOINT and proxies; models in the cache load without a network",
         ) from error
 
 
