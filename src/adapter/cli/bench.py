@@ -37,6 +37,7 @@ def bench(
         refuse("there is nothing to measure: --n-prompt and --n-gen are both 0")
     import pyllama
     from adapter.cli.throughput import measure
+    from adapter.generation.processor_load import free_threads
     from adapter.models.hardware import HardwareManager
     from adapter.models.parts import parts
 
@@ -48,6 +49,12 @@ def bench(
         placement = HardwareManager().plan(
             path, context_length=max(n_prompt, n_gen), n_gpu_layers=gpu_layers, n_contexts=1
         )
+        n_threads = threads or free_threads(placement.n_threads)
+        if not threads and n_threads < placement.n_threads:
+            note(
+                f"computing with {counted(n_threads, 'thread')}, as other programs use processors; "
+                f"-t {placement.n_threads} uses all"
+            )
         with placement.load(path) as loaded:
             facts: dict[str, Any] = {
                 "model": reference.name,
@@ -56,17 +63,16 @@ def bench(
                 "n_params": loaded.n_params,
                 "devices": [device.name for device in placement.devices] or ["CPU"],
                 "n_gpu_layers": placement.n_gpu_layers,
-                "n_threads": threads or placement.n_threads,
+                "n_threads": n_threads,
                 "llama_cpp": pyllama.llama_cpp_version(),
             }
             for rate in measure(
                 loaded,
-                placement,
                 n_prompt=n_prompt,
                 n_gen=n_gen,
                 n_parallel=n_parallel,
                 repetitions=repetitions,
-                n_threads=threads,
+                n_threads=n_threads,
             ):
                 note(f"{rate.test}: {rate.mean:.2f} tokens/s")
                 rates.append(rate)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pyllama
+from adapter.generation.processor_load import free_threads
 from adapter.wording import counted
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def measure(
             )
         count = len(tokens) // n_ctx
         count = count if n_chunks is None else min(count, n_chunks)
-        threads = n_threads or placement.n_threads
+        threads = n_threads or free_threads(placement.n_threads)
         losses = []
         with pyllama.Context(
             model,

@@ -6,15 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 import pyllama
-
-if TYPE_CHECKING:
-    from adapter.models.hardware import Placement
 
 _N_BATCH, _N_UBATCH = 2048, 512
 
@@ -38,13 +34,12 @@ class Rate:
 
 def measure(
     model: pyllama.Model,
-    placement: Placement,
     *,
     n_prompt: int,
     n_gen: int,
     n_parallel: int,
     repetitions: int,
-    n_threads: int | None,
+    n_threads: int,
 ) -> Iterator[Rate]:
     """Yield the rates of a prompt, of decoding, and of decoding several sequences at once.
 
@@ -53,10 +48,9 @@ def measure(
     Raises:
         pyllama.LlamaError: the computation failed.
     """
-    threads = n_threads or placement.n_threads
     tokens = np.random.default_rng(0).integers(0, model.vocab.n_tokens, size=n_prompt)
     longest = max(n_prompt, n_gen, 1)
-    with _context(model, longest, 1, threads) as context:
+    with _context(model, longest, 1, n_threads) as context:
         if n_prompt:
             mean = _rates(context, lambda: _prompt(context, tokens), n_prompt, repetitions)
             yield Rate(f"pp{n_prompt}", *mean)
@@ -64,7 +58,7 @@ def measure(
             mean = _rates(context, lambda: _decode(context, n_gen), n_gen, repetitions)
             yield Rate(f"tg{n_gen}", *mean)
     if n_gen and n_parallel > 1:
-        with _context(model, n_gen, n_parallel, threads) as context:
+        with _context(model, n_gen, n_parallel, n_threads) as context:
             total = n_gen * n_parallel
             mean = _rates(
                 context, lambda: _decode_together(context, n_gen, n_parallel), total, repetitions

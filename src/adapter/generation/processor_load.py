@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -17,6 +18,9 @@ a batch takes. In less time a processor has too few ticks, of 10 ms each.
 
 STAT = Path("/proc/stat")
 TASKS = Path("/proc/self/task")
+
+ONE_TAKEN, ONE_FREE = 0.4, 0.15
+"""The part of a processor above which other work takes it, and below which it is free again."""
 
 USED = (1, 3, 6, 7, 8)
 """Fields of a processor's line in /proc/stat: user, system, irq, softirq, steal.
@@ -82,6 +86,29 @@ def _used_by_others(last: _Reading, now: _Reading) -> float:
     )
     used = now.busy - last.busy - (now.own - last.own) + threads
     return max(0.0, used / (now.at - last.at))
+
+
+def free_threads(most: int) -> int:
+    """As many threads as other work leaves processors just now, but at least half of ``most``.
+
+    It takes a quarter of a second to find that out.
+    """
+    if most == 1:
+        return 1
+    load = ProcessorLoad()
+    load.others(time.monotonic())
+    time.sleep(SECONDS)
+    others = load.others(time.monotonic())
+    return most if others is None else threads_beside(others - ONE_TAKEN, most)
+
+
+def threads_beside(others: float, most: int) -> int:
+    """The threads that have a processor of their own, but at least half of ``most``.
+
+    Args:
+        others: processors that other work takes; a part of one counts as one.
+    """
+    return min(max(n_processors() - math.ceil(others), most // 2, 1), most)
 
 
 def n_processors() -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from adapter.generation.failures import note
-from adapter.generation.processor_load import ProcessorLoad, n_processors
+from adapter.generation.processor_load import ONE_FREE, ONE_TAKEN, ProcessorLoad, threads_beside
 
 logger = logging.getLogger(__name__)
 
@@ -19,9 +18,6 @@ N_COMPARED = 4
 
 FIRST_WAIT, LONGEST_WAIT = 16, 512
 """Calls between two comparisons. It doubles each time that all numbers changed nothing."""
-
-ONE_TAKEN, ONE_FREE = 0.4, 0.15
-"""The part of a processor above which other work takes it, and below which it is free again."""
 
 PAUSE = 0.25
 """Seconds without a call after which nothing is known about the present load."""
@@ -107,11 +103,9 @@ class ThreadTuner:
         Args:
             others: processors that it takes.
         """
-        surely, perhaps = (
-            n_processors() - math.ceil(others - part) for part in (ONE_FREE, ONE_TAKEN)
-        )
+        surely = threads_beside(others - ONE_FREE, self._most)
+        perhaps = threads_beside(others - ONE_TAKEN, self._most)
         free = min(max(self._free, surely), perhaps)
-        free = min(max(free, self._most // 2, 1), self._most)
         if free == self._free or not self._may_differ():
             return
         before, self._free = self._free, free

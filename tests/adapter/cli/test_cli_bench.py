@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from adapter.generation import processor_load
+from adapter.models import hardware
+
 
 def test_the_rates_of_a_model_are_measured(run, tiny_model_path):
     result = run("bench", tiny_model_path, "-p", 8, "-n", 4, "--parallel", 3, "-r", 2, "--json")
@@ -13,6 +16,21 @@ def test_the_rates_of_a_model_are_measured(run, tiny_model_path):
     assert all(rate["mean"] > 0 for rate in facts["tokens_per_second"])
     assert facts["size"] == tiny_model_path.stat().st_size
     assert facts["n_threads"] >= 1
+
+
+def test_other_work_has_processors_of_its_own(run, tiny_model_path, monkeypatch):
+    monkeypatch.setattr(hardware, "cpu_threads", lambda: 2)
+    monkeypatch.setattr(processor_load, "n_processors", lambda: 2)
+    monkeypatch.setattr(processor_load.ProcessorLoad, "others", lambda *_, **__: 0.9)
+    asked = ("bench", tiny_model_path, "-p", 4, "-n", 0, "-r", 1, "--json")
+    result = run(*asked)
+    assert json.loads(result.stdout)["n_threads"] == 1
+    assert "-t 2 uses all" in result.stderr
+    result = run(*asked, "-t", 2)
+    assert json.loads(result.stdout)["n_threads"] == 2
+    assert "uses all" not in result.stderr
+    monkeypatch.setattr(processor_load.ProcessorLoad, "others", lambda *_, **__: None)
+    assert json.loads(run(*asked).stdout)["n_threads"] == 2
 
 
 @pytest.mark.parametrize(

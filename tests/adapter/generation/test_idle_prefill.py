@@ -14,7 +14,7 @@ import pytest
 from schedules import alone, endless, isolated_of, request_of, same, scheduler_of, tokens
 
 import pyllama
-from adapter.generation import idle_prefill, thread_tuner
+from adapter.generation import idle_prefill, processor_load, thread_tuner
 from adapter.generation import scheduler as scheduler_module
 from adapter.generation.idle_prefill import IdlePrefill
 from adapter.generation.memory import kv_cache, prefix_reuse
@@ -115,7 +115,7 @@ def test_beside_other_work_it_has_fewer_threads(model, monkeypatch):
 
     monkeypatch.setattr(thread_tuner.ThreadTuner, "took", lambda *_: None)  # compares nothing
     monkeypatch.setattr(ProcessorLoad, "others", lambda *_, **__: others[0])
-    monkeypatch.setattr(thread_tuner, "n_processors", lambda: 2)
+    monkeypatch.setattr(processor_load, "n_processors", lambda: 2)
     monkeypatch.setattr(IdlePrefill, "step", loaded_step)
     monkeypatch.setattr(pyllama.Context, "decode", noting)
     scheduler = scheduler_of(model, n_threads=2)

@@ -9,7 +9,7 @@ import pytest
 from schedules import request_of, same, scheduler_of, tokens
 
 import pyllama
-from adapter.generation import exactness, thread_tuner
+from adapter.generation import exactness, processor_load, thread_tuner
 from adapter.generation.processor_load import ProcessorLoad
 from adapter.generation.scoring import ScoringRequest
 from adapter.generation.thread_tuner import FIRST_WAIT, LONGEST_WAIT, ThreadTuner
@@ -124,7 +124,7 @@ def test_all_threads_come_back_when_the_other_work_ends():
 @pytest.mark.parametrize("n_cpus", [2, 4, 16, 64])
 def test_threads_keep_to_the_processors_that_are_free(n_cpus, monkeypatch):
     """One thread too many makes a call ten times as long, as was measured."""
-    monkeypatch.setattr(thread_tuner, "n_processors", lambda: n_cpus)
+    monkeypatch.setattr(processor_load, "n_processors", lambda: n_cpus)
     load = Load(0.0)
     tuner = ThreadTuner(n_cpus, exact, load)
     for n_busy in (0, 1, n_cpus // 4, n_cpus // 2, 0):
@@ -138,7 +138,7 @@ def test_threads_keep_to_the_processors_that_are_free(n_cpus, monkeypatch):
 
 
 def test_work_that_takes_part_of_a_processor_changes_the_number_once(monkeypatch):
-    monkeypatch.setattr(thread_tuner, "n_processors", lambda: 16)
+    monkeypatch.setattr(processor_load, "n_processors", lambda: 16)
     load = Load(0.0)
     tuner, numbers = ThreadTuner(16, exact, load), []
     for others in (0.0, 0.1, 0.39, 0.41, 0.39, 0.2, 1.3, 0.16, 0.14, 0.39, 4.3, 3.6, 3.2, 3.1):
@@ -155,12 +155,12 @@ def test_work_that_takes_part_of_a_processor_changes_the_number_once(monkeypatch
     (3, 2, 0.0, 2),
 ])  # fmt: skip
 def test_threads_for_the_processors_that_are_left(most, n_cpus, others, expected, monkeypatch):
-    monkeypatch.setattr(thread_tuner, "n_processors", lambda: n_cpus)
+    monkeypatch.setattr(processor_load, "n_processors", lambda: n_cpus)
     assert ThreadTuner(most, exact, Load(others)).look() == expected
 
 
 def test_fewer_threads_that_were_faster_stay_when_the_load_changes(monkeypatch):
-    monkeypatch.setattr(thread_tuner, "n_processors", lambda: 8)
+    monkeypatch.setattr(processor_load, "n_processors", lambda: 8)
     load = Load(1.0)
     tuner = ThreadTuner(8, exact, load)
     assert tuner.look() == 7
@@ -187,7 +187,7 @@ def test_a_pause_makes_the_load_be_read_anew(monkeypatch):
 
 @pytest.mark.parametrize("answer", [False, None])
 def test_a_load_changes_nothing_unless_the_bytes_stay(answer, monkeypatch):
-    monkeypatch.setattr(thread_tuner, "n_processors", lambda: 4)
+    monkeypatch.setattr(processor_load, "n_processors", lambda: 4)
     asked = []
     tuner = ThreadTuner(4, lambda most: asked.append(most) or answer, Load(2.0))
     assert [tuner.look() for _ in range(3)] == [4, 4, 4]
@@ -258,7 +258,7 @@ def test_bytes_stay_while_the_number_changes(model, monkeypatch):
 def test_scores_isolated_requests_and_trials_have_the_number_too(model, monkeypatch):
     monkeypatch.setattr(ThreadTuner, "took", lambda *_: None)  # compares nothing
     monkeypatch.setattr(ProcessorLoad, "others", lambda *_, **__: 1.0)
-    monkeypatch.setattr(thread_tuner, "n_processors", lambda: 2)
+    monkeypatch.setattr(processor_load, "n_processors", lambda: 2)
     used = {}
     decode = pyllama.Context.decode
 
