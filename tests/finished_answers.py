@@ -63,13 +63,16 @@ class Case:
     fewest: int
     is_checked: bool
     """Whether values were bound whole, so that none can be invalid."""
+    known: dict[str, dict[str, Any]]
+    """What the grammar was told of free texts."""
 
 
 def case_of(vocab: pyllama.Vocab, signature: Any, number: int) -> Case | None:
     """A case; None for a signature whose shortest answer is too long."""
     chosen = random.Random(number)
     name = chosen.choice([*FORMS])
-    grammar = answer_grammar(signature, FORMS[name][0])
+    known = known_of(signature, chosen) if name == "LlamaCppAdapter" else {}
+    grammar = answer_grammar(signature, FORMS[name][0], known)
     assert grammar is not None
     constraint = Constraint(grammar.gbnf)
     fewest = fewest_tokens(vocab, constraint)
@@ -94,7 +97,22 @@ def case_of(vocab: pyllama.Vocab, signature: Any, number: int) -> Case | None:
     is_checked = not grammar.unchecked and not any(
         map(is_checked_after, signature.output_fields.values())  # by a function of the user's
     )
-    return Case(name, signature, request, fewest, is_checked)
+    return Case(name, signature, request, fewest, is_checked, known)
+
+
+def known_of(signature: Any, chosen: random.Random) -> dict[str, dict[str, Any]]:
+    """What LlamaCppAdapter may know of each free text."""
+    return {
+        name: {
+            "paragraph": chosen.random() < 0.7,
+            "required": chosen.random() < 0.7,
+            "below": chosen.random() < 0.2,
+            "characters": chosen.choice((None, None, None, 1, 30, 600)),
+            "unwritten": chosen.choice(((), (f"<{name}>", "[your", "<"))),
+        }
+        for name, field in signature.output_fields.items()
+        if field.annotation is str and not field.metadata
+    }
 
 
 def check(case: Case, result: GenerationResult) -> None:
@@ -111,6 +129,11 @@ def check(case: Case, result: GenerationResult) -> None:
         if case.is_checked or not isinstance(error.__cause__ or error.__context__, MISFITS):
             raise AssertionError(f"{told}\n{error}") from error
         return  # the grammar was said to leave something of the value unchecked
+    for name, known in case.known.items():
+        text = answer[name]
+        assert text or not known["required"] or known["characters"], told
+        assert not known["paragraph"] or known["characters"] or "\n\n" not in text, told
+        assert not text.startswith(known["unwritten"] or "\0") or known["characters"], told
     if not case.is_checked:
         return
     constrained_values(case.signature.output_fields, answer)
