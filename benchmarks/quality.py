@@ -5,8 +5,9 @@ r"""How good the answers of small models are: each adapter, on tasks whose answe
 Every task is answered greedily, one call after the other and with DSPy's cache off, by each
 adapter with 0, 1 and 5 demonstrations. quality_tasks.py says what the tasks are.
 quality_held_out.py has tasks that no prompt and no grammar was chosen by. `--data` is a folder of
-public data, which adds the tasks of quality_data.py. `--models` is a folder of GGUF files; without
-it, the embedded model answers.
+public data, which adds the tasks of quality_data.py. Those of quality_drawn.py have as many
+questions as `--questions` asks for, and others with another `--seed`. `--models` is a folder of
+GGUF files; without it, the embedded model answers.
 
 The rows are independent: `--shard 2/8` measures the third of eight parts, in a process that may
 have cores of its own, and `--table quality-*.json` prints what all of them found:
@@ -23,6 +24,9 @@ have cores of its own, and `--table quality-*.json` prints what all of them foun
     tokens    of the prompts, and of the responses
     s         the seconds that all questions took
 
+`--table` also prints how far LlamaCppAdapter is ahead of each other adapter: in right outputs of a
+question, with the 95 % interval of the mean. Both were asked the same questions.
+
 With `--rounds` the seconds are medians. The JSON file has every row, and each answer with `--keep`.
 """
 
@@ -31,6 +35,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import random
 import statistics
 import time
@@ -43,6 +48,7 @@ import dspy
 from dspy.adapters import Adapter
 from dspy.adapters.baml_adapter import BAMLAdapter
 from quality_data import from_folder
+from quality_drawn import drawn
 from quality_held_out import held_out
 from quality_tasks import Task, made_here
 
@@ -62,6 +68,8 @@ MAX_TOKENS = 256
 CONTEXT_LENGTH = 8192
 HEAD = "| task | demos | adapter | right | answered | cut | tokens in, out | s | t/s |"
 RULE = "| --- | --: | --- | --: | --: | --: | --: | --: | --: |"
+LEAD_HEAD = "| task | demos | LlamaCppAdapter and | ahead by | 95 % interval |"
+LEAD_RULE = "| --- | --: | --- | --: | --: |"
 
 
 @dataclass
@@ -81,6 +89,7 @@ class Row:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: list[float] = field(default_factory=list)
+    rights: list[int] = field(default_factory=list)
     answers: list[dict[str, Any]] = field(default_factory=list)
 
     def line(self) -> str:
@@ -97,7 +106,7 @@ class Row:
 def measure(lm: dspy.LM, task: Task, row: Row, questions: list[dict[str, Any]]) -> None:
     """Ask all questions once. What is counted is that of the last round."""
     module = task.module(row.demos)
-    row.questions, row.answers = len(questions), []
+    row.questions, row.rights, row.answers = len(questions), [], []
     row.answered = row.right = row.wanted = row.cut = row.calls = 0
     row.prompt_tokens = row.completion_tokens = 0
     seconds = 0.0
@@ -114,6 +123,7 @@ def measure(lm: dspy.LM, task: Task, row: Row, questions: list[dict[str, Any]]) 
         seconds += time.perf_counter() - start
         right, wanted = task.right(question, prediction)
         row.right += right
+        row.rights.append(right)
         row.wanted += wanted
         row.calls += len(lm.history)
         texts = []
@@ -133,6 +143,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder of GGUF files")
     parser.add_argument("--only", help="a part of the names of the models to measure", default="")
     parser.add_argument("--data", type=Path, help="folder of public data")
+    parser.add_argument("--seed", type=int, default=0, help="of the questions drawn")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--tasks", nargs="+", help="names of tasks")
     parser.add_argument("--adapters", nargs="+", choices=ADAPTERS, default=[*ADAPTERS])
@@ -146,7 +157,7 @@ def main() -> None:
     if arguments.table:
         print_table([row for path in arguments.table for row in read(path)])
         return
-    tasks = made_here() + held_out()
+    tasks = made_here() + held_out() + drawn(arguments.questions, arguments.seed)
     if arguments.data:
         tasks += from_folder(arguments.data, arguments.questions)
     if arguments.tasks:
@@ -206,8 +217,30 @@ def print_table(rows: list[Row]) -> None:
     for model in sorted({row.model for row in rows}):
         print(f"\n**{model}**\n\n{HEAD}\n{RULE}")
         of_model = [row for row in rows if row.model == model]
-        for row in sorted(of_model, key=lambda r: (r.task, r.demos, names.index(r.adapter))):
+        of_model.sort(key=lambda row: (row.task, row.demos, names.index(row.adapter)))
+        for row in of_model:
             print(row.line())
+        print(f"\n{LEAD_HEAD}\n{LEAD_RULE}")
+        for row in of_model:
+            own = [one for one in of_model if _is_own(one) and _asked(one) == _asked(row)]
+            if own and not _is_own(row) and len(row.rights) > 1:
+                print(f"| {row.task} | {row.demos} | {row.adapter} | {lead(own[0], row)} |")
+
+
+def _is_own(row: Row) -> bool:
+    return row.adapter == "LlamaCppAdapter"
+
+
+def _asked(row: Row) -> tuple[str, int, int]:
+    return row.task, row.demos, len(row.rights)
+
+
+def lead(own: Row, other: Row) -> str:
+    """How many more outputs of a question are right, and the 95 % interval of that mean."""
+    more = [a - b for a, b in zip(own.rights, other.rights, strict=True)]
+    mean = statistics.mean(more)
+    margin = 1.96 * statistics.stdev(more) / math.sqrt(len(more))
+    return f"{mean:+.3f} | {mean - margin:+.3f} to {mean + margin:+.3f}"
 
 
 def write(path: Path, rows: list[Row], *, keep: bool) -> None:

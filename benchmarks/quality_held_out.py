@@ -10,7 +10,7 @@ from typing import Literal
 
 import dspy
 import pydantic
-from quality_tasks import Task, rows_of
+from quality_tasks import Rows, Task, rows_of
 
 # Classification, with three labels
 
@@ -225,18 +225,22 @@ GUESTS = [
 ]
 
 
-def held_out() -> list[Task]:
-    """The tasks on texts of this file."""
-    payments = [(note, datetime.date.fromisoformat(day), paid) for note, day, paid in PAYMENTS]
-    people = [
+def people_rows() -> Rows:
+    """The texts about people."""
+    return [
         {"text": text, "people": [Guest(name=name, age=age) for name, age in ages.items()]}
         for text, ages in GUESTS
     ]
+
+
+def held_out() -> list[Task]:
+    """The tasks on texts of this file."""
+    payments = [(note, datetime.date.fromisoformat(day), paid) for note, day, paid in PAYMENTS]
     return [
         Task("topic", Topic, rows_of("sentence topic", TOPICS)),
         Task("payment", Payment, rows_of("note date amount", payments)),
         Task("animals", Mentions, rows_of("sentence mentions_animal", MENTIONS)),
         Task("lookup", Lookup, rows_of("passage question answer", LOOKUPS)),
         Task("sums", Sum, rows_of("question reasoning answer", SUMS), dspy.ChainOfThought),
-        Task("people", Guests, people),
+        Task("people", Guests, people_rows()),
     ]
