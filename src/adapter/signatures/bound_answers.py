@@ -314,6 +314,10 @@ class BoundAnswers(_Adapter):
         """Attributes of the grammar's fields of which more is known than their types say."""
         return {}
 
+    def _calls_schema(self, inputs: Mapping[str, Any], demos: list[dict[str, Any]]) -> str | None:
+        """The schema of calls that are written as a field, as JSON; None for what DSPy reads."""
+        return calls_schema(inputs)
+
     def _settings_of_bound(self) -> Mapping[str, Any]:
         """llama.cpp's settings for an answer that follows the grammar, where a call has none."""
         return {}
@@ -336,13 +340,36 @@ class BoundAnswers(_Adapter):
             return None
         if not isinstance(settings, Mapping) or "grammar" in settings:
             return None
-        grammar = _answer_grammar(
-            signature, self.form, inputs, self._known_of_fields(signature, demos)
-        )
+        grammar = self._answer_grammar(signature, inputs, demos)
         if grammar is not None:
             bound = {**self._settings_of_bound(), **settings, "grammar": grammar.gbnf}
             lm_kwargs["metadata"] = {**metadata, "llamacpp": bound}
         return grammar
+
+    def _answer_grammar(
+        self,
+        signature: type[Signature],
+        inputs: Mapping[str, Any],
+        demos: list[dict[str, Any]],
+    ) -> AnswerGrammar | None:
+        """The grammar of a call's answers. Calls written as a field may call only known tools."""
+        known = self._known_of_fields(signature, demos)
+        calls = [
+            name for name, one in signature.output_fields.items() if one.annotation is ToolCalls
+        ]
+
+        def of_calls(schema: str | None) -> dict[str, dict[str, Any]]:
+            return {name: {**known.get(name, {}), "schema": schema} for name in calls}
+
+        try:
+            schema = self._calls_schema(inputs, demos)
+            return answer_grammar(signature, self.form, {**known, **of_calls(schema)})
+        except SchemaError:  # of a tool whose schema no grammar can follow
+            by_type = {
+                name: {key: value for key, value in more.items() if key != "by_value"}
+                for name, more in {**known, **of_calls(self._calls_schema({}, demos))}.items()
+            }
+            return answer_grammar(signature, self.form, by_type)
 
 
 def _with_text(output: dict[str, Any] | str) -> dict[str, Any] | str:
@@ -354,29 +381,6 @@ def _with_text(output: dict[str, Any] | str) -> dict[str, Any] | str:
 
 def _is_ours(lm: BaseLM) -> bool:
     return isinstance(getattr(lm, "engine", None), LlamaCppEngine)
-
-
-def _answer_grammar(
-    signature: type[Signature],
-    form: Form,
-    inputs: Mapping[str, Any],
-    known: dict[str, dict[str, Any]],
-) -> AnswerGrammar | None:
-    """The grammar of a call's answers. Calls written as a field may only call the known tools."""
-    calls = calls_schema(inputs)
-    of_tools = {
-        name: {**known.get(name, {}), "schema": calls}
-        for name, field in signature.output_fields.items()
-        if field.annotation is ToolCalls and calls is not None
-    }
-    try:
-        return answer_grammar(signature, form, {**known, **of_tools})
-    except SchemaError:  # of a tool whose schema no grammar can follow
-        by_type = {
-            name: {key: value for key, value in more.items() if key != "by_value"}
-            for name, more in known.items()
-        }
-        return answer_grammar(signature, form, by_type)
 
 
 @contextmanager

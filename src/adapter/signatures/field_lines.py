@@ -13,6 +13,8 @@ from dspy.signatures import Signature
 from pydantic.fields import FieldInfo
 
 from adapter.signatures.field_markers import is_marker
+from adapter.signatures.formatting import is_demonstrated
+from adapter.signatures.tool_lines import tool_line, tools_in
 from adapter.signatures.values import is_dspy_type
 
 _BAR = "| "
@@ -44,6 +46,9 @@ def input_lines(signature: type[Signature], values: Mapping[str, Any]) -> str:
 
 def _text_of(field: FieldInfo, value: Any) -> str:
     """A value as DSPy writes it. It makes a schema for each, and leaves a str as it is."""
+    tools = [] if is_demonstrated() else tools_in(value)
+    if tools:
+        return "\n".join(map(tool_line, tools))
     return value if type(value) is str else str(format_field_value(field, value))
 
 

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from typing import Any, get_args, get_origin
 
 import pydantic
-from dspy.adapters.types import Code, Reasoning, Type
+from dspy.adapters.types import Code, Reasoning, ToolCalls, Type
 from dspy.signatures import Signature
 from pydantic.fields import FieldInfo
 
@@ -113,6 +113,15 @@ def demonstrated(by_demos: bool) -> Iterator[None]:
         _demonstrated.reset(token)
 
 
+_CALLS = '{"name": <name of the tool>, "args": {...}} or a list of calls'
+"""One call first: a small model that begins a list goes on with calls that nobody asked for."""
+
+
+def is_demonstrated() -> bool:
+    """Whether demonstrations show the form of the answer in the prompt that is being written."""
+    return _demonstrated.get()
+
+
 def placeholder(name: str, field: FieldInfo) -> str:
     """The placeholder for an output's value in the form of the answer.
 
@@ -120,8 +129,10 @@ def placeholder(name: str, field: FieldInfo) -> str:
     JSON value better than its schema.
     """
     description = description_of(name, field)
-    if _demonstrated.get():
+    if is_demonstrated():
         return f"({_output_form(field.annotation, description)})"
+    if field.annotation is ToolCalls:
+        return f"{_CALLS} ({description})" if description else _CALLS
     form = describe_form(field.annotation)
     has_shape = form.startswith(_BY_SCHEMA) or _is_plain_list(field.annotation)
     if has_shape and (shape := shape_of(_schema(field.annotation))):

@@ -19,12 +19,43 @@ from adapter.errors import ConfigurationError
 def calls_schema(inputs: Mapping[str, Any]) -> str | None:
     """The schema of calls of the tools among a call's inputs, as JSON; None if there are none.
 
-    The form is that of DSPy's ToolCalls.
+    The form is that in which DSPy writes ToolCalls.
     """
-    tools = {str(tool.name): tool for value in inputs.values() for tool in _tools_in(value)}
-    if not tools:
+    calls = _calls(inputs)
+    if not calls:
         return None
-    calls = [
+    schema = {
+        "type": "object",
+        "properties": {"tool_calls": {"type": "array", "items": {"anyOf": calls}}},
+        "required": ["tool_calls"],
+        "additionalProperties": False,
+    }
+    return json.dumps(schema, default=str)
+
+
+def bare_calls_schema(inputs: Mapping[str, Any]) -> str:
+    """The schema of one call, or of a list of calls, as JSON; of any tool if there is none.
+
+    DSPy reads it as well. A small model that has begun a list goes on with calls that nobody asked
+    for.
+    """
+    calls = _calls(inputs) or [_ANY_CALL]
+    schema = {"anyOf": [*calls, {"type": "array", "items": {"anyOf": calls}}]}
+    return json.dumps(schema, default=str)
+
+
+_ANY_CALL = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "args": {"type": "object"}},
+    "required": ["name", "args"],
+    "additionalProperties": False,
+}
+
+
+def _calls(inputs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The schemas of calls of the tools among a call's inputs, by tool."""
+    tools = {str(tool.name): tool for value in inputs.values() for tool in _tools_in(value)}
+    return [
         {
             "type": "object",
             "properties": {"name": {"const": name}, "args": _arguments(tool)},
@@ -33,13 +64,6 @@ def calls_schema(inputs: Mapping[str, Any]) -> str | None:
         }
         for name, tool in tools.items()
     ]
-    schema = {
-        "type": "object",
-        "properties": {"tool_calls": {"type": "array", "items": {"anyOf": calls}}},
-        "required": ["tool_calls"],
-        "additionalProperties": False,
-    }
-    return json.dumps(schema, default=str)
 
 
 def calling_agent(signature: type[Signature]) -> dspy.ReAct | None:

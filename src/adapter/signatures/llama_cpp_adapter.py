@@ -32,7 +32,12 @@ from adapter.signatures.decisions import DecisionPlan, decisions_in
 from adapter.signatures.field_lines import input_lines, output_lines
 from adapter.signatures.field_markers import FieldMarkers
 from adapter.signatures.formatting import beginnings_of_placeholders, demonstrated, system_message
-from adapter.signatures.known_tools import calling_agent, step_schemas
+from adapter.signatures.known_tools import (
+    bare_calls_schema,
+    calling_agent,
+    calls_schema,
+    step_schemas,
+)
 from adapter.signatures.long_lists import ShortenedLists
 from adapter.signatures.one_body import Answers, Ask, blocking, completed
 from adapter.signatures.paragraphs import (
@@ -391,6 +396,9 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
             if steps := step_schemas(agent, signature):
                 known["next_tool_args"]["by_value"] = steps
         return known
+
+    def _calls_schema(self, inputs: Mapping[str, Any], demos: list[dict[str, Any]]) -> str | None:
+        return calls_schema(inputs) if demos else bare_calls_schema(inputs)
 
     def _settings_of_bound(self) -> Mapping[str, Any]:
         return {"end_repetitions": True} if self.end_repeated_texts else {}

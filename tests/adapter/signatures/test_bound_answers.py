@@ -177,7 +177,7 @@ def test_calls_that_are_a_field_are_of_the_known_tools(tiny, kind):
 
     def text(*calls):
         written = [{"name": name, "args": args} for name, args in calls]
-        return texts[kind].format(json.dumps({"tool_calls": written}))
+        return texts[kind].format(json.dumps({"tool_calls": written} if kind else written))
 
     good = ("add", {"first": 1, "second": "two"}), ("everything", {"a": [1]})
     model = fake_model(text(*good))
@@ -193,6 +193,7 @@ def test_calls_that_are_a_field_are_of_the_known_tools(tiny, kind):
             assert [(call.name, call.args) for call in calls.tool_calls] == [*good]
     gbnf = grammars(model)[0]
     assert matches(tiny.vocab, pyllama.Grammar(gbnf), text(*good))
+    assert matches(tiny.vocab, pyllama.Grammar(gbnf), text())
     for bad in (
         ("sub", {}),
         ("add", {}),
@@ -201,6 +202,32 @@ def test_calls_that_are_a_field_are_of_the_known_tools(tiny, kind):
         ("add", {"first": 1, "second": "two", "third": 3}),
     ):
         assert not matches(tiny.vocab, pyllama.Grammar(gbnf), text(bad)), bad
+
+
+@pytest.mark.parametrize("tools", [[dspy.Tool(add), dspy.Tool(everything)], []])
+def test_a_call_without_demonstrations_is_one_object_and_no_list(tiny, configured, tools):
+    """A small model that has begun a list goes on with calls that nobody asked for."""
+    text = 'calls: {"name": "add", "args": {"first": 1, "second": "two"}}'
+    model = fake_model(text)
+    configured(model)
+    act = dspy.Predict("question, tools: list[dspy.Tool] -> calls: dspy.ToolCalls")
+    [call] = act(question="q", tools=tools).calls.tool_calls
+    assert (call.name, call.args) == ("add", {"first": 1, "second": "two"})
+    [gbnf] = grammars(model)
+    assert matches(tiny.vocab, pyllama.Grammar(gbnf), text)
+
+
+def test_calls_after_demonstrations_have_the_form_of_those(tiny, configured):
+    written = '{"tool_calls": [{"name": "add", "args": {"first": 1, "second": "two"}}]}'
+    model = fake_model(f"calls: {written}")
+    configured(model)
+    act = dspy.Predict("question, tools: list[dspy.Tool] -> calls: dspy.ToolCalls")
+    tools = [dspy.Tool(add)]
+    shown = dspy.ToolCalls.from_dict_list([{"name": "add", "args": {"first": 1, "second": "two"}}])
+    act.demos = [dspy.Example(question="p", tools=tools, calls=shown)]
+    assert len(act(question="q", tools=tools).calls.tool_calls) == 1
+    [gbnf] = grammars(model)
+    assert not matches(tiny.vocab, pyllama.Grammar(gbnf), 'calls: {"name": "add", "args": {}}')
 
 
 # Models that reason
