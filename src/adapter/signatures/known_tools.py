@@ -22,26 +22,31 @@ def calls_schema(inputs: Mapping[str, Any]) -> str | None:
     The form is that in which DSPy writes ToolCalls.
     """
     calls = _calls(inputs)
-    if not calls:
-        return None
-    schema = {
-        "type": "object",
-        "properties": {"tool_calls": {"type": "array", "items": {"anyOf": calls}}},
-        "required": ["tool_calls"],
-        "additionalProperties": False,
-    }
-    return json.dumps(schema, default=str)
+    return json.dumps(_as_dspy_writes(calls), default=str) if calls else None
 
 
 def bare_calls_schema(inputs: Mapping[str, Any]) -> str:
     """The schema of one call, or of a list of calls, as JSON; of any tool if there is none.
 
     DSPy reads it as well. A small model that has begun a list goes on with calls that nobody asked
-    for.
+    for. The form in which DSPy writes calls fits too, because earlier turns may show it.
     """
     calls = _calls(inputs) or [_ANY_CALL]
-    schema = {"anyOf": [*calls, {"type": "array", "items": {"anyOf": calls}}]}
+    schema = {"anyOf": [*calls, _list_of(calls), _as_dspy_writes(calls)]}
     return json.dumps(schema, default=str)
+
+
+def _list_of(calls: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "array", "items": {"anyOf": calls}}
+
+
+def _as_dspy_writes(calls: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {"tool_calls": _list_of(calls)},
+        "required": ["tool_calls"],
+        "additionalProperties": False,
+    }
 
 
 _ANY_CALL = {

@@ -215,6 +215,8 @@ def test_a_call_without_demonstrations_is_one_object_and_no_list(tiny, configure
     assert (call.name, call.args) == ("add", {"first": 1, "second": "two"})
     [gbnf] = grammars(model)
     assert matches(tiny.vocab, pyllama.Grammar(gbnf), text)
+    earlier = 'calls: {"tool_calls": [{"name": "add", "args": {"first": 1, "second": "two"}}]}'
+    assert matches(tiny.vocab, pyllama.Grammar(gbnf), earlier)  # as turns before it may show
 
 
 def test_calls_after_demonstrations_have_the_form_of_those(tiny, configured):
