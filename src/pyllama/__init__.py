@@ -74,6 +74,7 @@ from pyllama.errors import (
     TokenizationError,
 )
 from pyllama.forced_text import Forcing
+from pyllama.generation import Generation, Progress
 from pyllama.grammar import Grammar, GrammarSampler
 from pyllama.imatrix import imatrix_program, load_imatrix
 from pyllama.lora import (
@@ -124,6 +125,8 @@ __all__ = [
     "Run",
     "Drawn",
     "Generated",
+    "Generation",
+    "Progress",
     "Grammar",
     "GrammarSampler",
     "ReasoningBudgetSampler",

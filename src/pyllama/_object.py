@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pyllama import _process
 from pyllama._callbacks import logger
@@ -30,6 +30,14 @@ _ASSERTION: int = lib.PYLLAMA_CAUGHT_ASSERTION
 _OUT_OF_MEMORY: int = lib.PYLLAMA_CAUGHT_OUT_OF_MEMORY
 
 
+class User(Protocol):
+    """What computes with objects on a thread of its own."""
+
+    def _pause(self) -> None: ...
+    def _let_go(self, used: NativeObject[Any]) -> None: ...
+    def _change(self, seq_id: int, copy: int, p0: int, p1: int) -> None: ...
+
+
 class NativeObject(Uncopyable, Generic[P]):
     """Owns one C object, from ``_own()`` until ``close()``.
 
@@ -41,6 +49,8 @@ class NativeObject(Uncopyable, Generic[P]):
     """
 
     _handle: Handle[P] | None = None
+    # What computes with it on a thread of its own, and lets go of it for a while if asked to.
+    _user: User | None = None
     _poison: str | None = None
     _lost: str | None = None
     # Whether running out of memory leaves it half changed, as a failed assertion does.
@@ -70,6 +80,8 @@ class NativeObject(Uncopyable, Generic[P]):
         """
         if _process.unusable:
             _process.check()
+        if self._user is not None:
+            self._user._pause()
         handle = self._handle
         if handle is None:
             raise ClosedError(f"this {type(self).__name__} is closed, or what it was made from is")
@@ -120,6 +132,8 @@ class NativeObject(Uncopyable, Generic[P]):
         """Free it, after waiting for a call of another thread. Closing again does nothing."""
         if _process.ended:  # it is closed; another thread may be inside a call that never ends
             return
+        if self._user is not None:
+            self._user._let_go(self)
         with self._lock:
             handle, self._handle = self._handle, None
             if handle is not None:

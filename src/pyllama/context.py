@@ -114,6 +114,7 @@ class Context(Decoding):
             needs = (handle, self._interrupt, *attached.handles)
             self._own(context, lib.guarded_context_free, *needs)
             _process.settle_at_exit(self._open())
+        self._flash_attn: bool | None = None
         self._describe(context, struct)
         self._encoded = not model.has_encoder
         self._decodes_logits = self._has_memory or model.is_diffusion
@@ -232,6 +233,15 @@ class Context(Decoding):
     def set_causal_attn(self, causal_attn: bool) -> None:
         """Attend only to earlier tokens, or to all of the batch (``llama_set_causal_attn``)."""
         self._call(lib.guarded_set_causal_attn, bool(causal_attn))
+
+    @property
+    def flash_attn(self) -> bool:
+        """Whether flash attention is used. ``"auto"`` was decided when it was made."""
+        if self._flash_attn is None:
+            with self._lock, self._open() as pointer:
+                found = self._check(lib.guarded_flash_attn(pointer), "reading the context")
+                self._flash_attn = bool(found)
+        return self._flash_attn
 
     @property
     def n_threads(self) -> int:

@@ -106,31 +106,34 @@ class Generated:
         for struct, room, (output, run) in zip(
             self._structs, rooms, self._runs.items(), strict=False
         ):
-            chain = run.chain
-            struct.draw.chain, struct.draw.output = chain._begin_draw(context), output
-            struct.seq_id, struct.pos = run.seq_id, run.pos
-            struct.n_max, struct.n_room = _n_max(run), room
-            grammar = chain.grammar
-            struct.eog = lib.LLAMA_TOKEN_NULL
-            if grammar is not None:
-                if run.tells_ends:
-                    struct.eog = grammar._eog
-                if run.forcing is not None:
-                    self._kept += run.forcing._fill(struct.forcing, context.model.vocab)
-            stops = _stops(run.stops)
-            struct.stops, struct.stop_sizes, struct.n_stops = (
-                stops.texts,
-                stops.sizes,
-                stops.n_texts,
-            )
-            if run.text:
-                text = ffi.new("char[]", run.text)
-                struct.text, struct.text_size = text, len(run.text)
-                self._kept.append(text)
+            self._kept += fill_run(struct, run, context)
+            struct.draw.output, struct.n_room = output, room
             struct.tokens, struct.may_end = tokens + begin, may_end + begin
-            self._kept.append(stops)
             begin += room
         return self._structs
+
+
+def fill_run(struct: pyllama_run, run: Run, context: Context) -> list[object]:
+    """Fill a struct of C but for its output and its room, and return what it points to."""
+    kept: list[object] = []
+    chain = run.chain
+    struct.draw.chain = chain._begin_draw(context)
+    struct.seq_id, struct.pos, struct.n_max = run.seq_id, run.pos, _n_max(run)
+    grammar = chain.grammar
+    struct.eog = lib.LLAMA_TOKEN_NULL
+    if grammar is not None:
+        if run.tells_ends:
+            struct.eog = grammar._eog
+        if run.forcing is not None:
+            kept += run.forcing._fill(struct.forcing, context.model.vocab)
+    stops = _stops(run.stops)
+    struct.stops, struct.stop_sizes, struct.n_stops = stops.texts, stops.sizes, stops.n_texts
+    kept.append(stops)
+    if run.text:
+        text = ffi.new("char[]", run.text)
+        struct.text, struct.text_size = text, len(run.text)
+        kept.append(text)
+    return kept
 
 
 def _n_max(run: Run) -> int:
@@ -243,19 +246,24 @@ def _checked(runs: Mapping[int, Run]) -> dict[int, Run]:
         raise TypeError(f"runs must map outputs to pyllama.Runs, got {runs!r}")
     asked = {}
     for output, run in runs.items():
-        if not isinstance(run, Run) or not isinstance(run.chain, SamplerChain):
-            raise TypeError(f"runs must hold pyllama.Run objects with a SamplerChain, got {run!r}")
-        integer("seq_id", run.seq_id, 0, INT32_MAX)
-        integer("max_tokens", run.max_tokens, 1, INT32_MAX)
-        if run.forcing is not None and not isinstance(run.forcing, Forcing):
-            raise TypeError(f"forcing must be a pyllama.Forcing or None, got {run.forcing!r}")
-        integer("pos", run.pos, 0, MAX_POS - _room(run, MAX_STEPS))
-        if not all(isinstance(stop, str) and stop for stop in run.stops):
-            raise ValueError(f"stops must be texts that are not empty, got {run.stops!r}")
-        if not isinstance(run.text, bytes):
-            raise TypeError(f"text must be bytes, got {run.text!r}")
+        require_run(run, MAX_STEPS)
         asked[integer("output", output, 0, INT32_MAX)] = run
     for keys in ([id(run.chain) for run in asked.values()], [run.seq_id for run in asked.values()]):
         if len(set(keys)) < len(asked):
             raise ValueError(f"runs must hold each chain and sequence once, got {runs!r}")
     return asked
+
+
+def require_run(run: Run, max_steps: int) -> None:
+    """Raise ValueError or TypeError for a run that no context can use."""
+    if not isinstance(run, Run) or not isinstance(run.chain, SamplerChain):
+        raise TypeError(f"runs must be pyllama.Run objects with a SamplerChain, got {run!r}")
+    integer("seq_id", run.seq_id, 0, INT32_MAX)
+    integer("max_tokens", run.max_tokens, 1, INT32_MAX)
+    if run.forcing is not None and not isinstance(run.forcing, Forcing):
+        raise TypeError(f"forcing must be a pyllama.Forcing or None, got {run.forcing!r}")
+    integer("pos", run.pos, 0, MAX_POS - _room(run, max_steps))
+    if not all(isinstance(stop, str) and stop for stop in run.stops):
+        raise ValueError(f"stops must be texts that are not empty, got {run.stops!r}")
+    if not isinstance(run.text, bytes):
+        raise TypeError(f"text must be bytes, got {run.text!r}")

@@ -85,6 +85,11 @@ class World:
         return self.keep(made)
 
     @functools.cached_property
+    def generation(self) -> pyllama.Generation:
+        context = self.keep(Context(self.model, n_ctx=64, n_seq_max=2, n_threads=1))
+        return self.keep(pyllama.Generation(context))
+
+    @functools.cached_property
     def chain(self) -> SamplerChain:
         return self.keep(SamplerChain([Sampler.greedy()]))
 

@@ -192,6 +192,18 @@ ROWS: dict[str, Row] = {
             "max_steps": 2,
         },
     ),
+    "Generation": lambda w: (
+        lambda context, n_threads=None: w.keep(pyllama.Generation(context, n_threads=n_threads)),
+        {"context": w.keep(Context(w.model, n_ctx=64, n_threads=1))},
+    ),
+    "Generation.add": lambda w: (
+        w.generation.add,
+        {"seq_id": 0, "tokens": PROMPT, "pos": 0, "run": pyllama.Run(w.chain, 0, 3, 2)},
+    ),
+    "Generation.wait": lambda w: (w.generation.wait, {}),
+    "Generation.wake": lambda w: (w.generation.wake, {}),
+    "Generation.remove": lambda w: (w.generation.remove, {"seq_id": 0}),
+    "Generation.close": lambda w: (w.generation.close, {}),
     "SamplerChain.accept": lambda w: (w.chain.accept, {"token": 1}),
     "SamplerChain.reset": lambda w: (w.chain.reset, {}),
     "SamplerChain.add": lambda w: (

@@ -177,6 +177,7 @@ def test_the_recurrent_model_decodes(tiny_mamba):
 def test_flash_attention(tiny, expected, flash_attn):
     with Context(tiny, n_ctx=256, n_threads=1, flash_attn=flash_attn) as context:
         np.testing.assert_allclose(logits_of(context, PROMPT), expected, atol=0.05)
+        assert flash_attn == "auto" or context.flash_attn is (flash_attn == "enabled")
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])

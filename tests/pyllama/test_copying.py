@@ -24,6 +24,10 @@ OWNING = {
     "Threadpool": (lambda _: pyllama.Threadpool(1), "another Threadpool"),
     "Batch": (lambda _: Batch.from_tokens([1]), "Make another Batch"),
     "Sampler": (lambda _: Sampler.greedy(), r"clone\(\)"),
+    "Generation": (
+        lambda made: pyllama.Generation(Context(made.model, n_ctx=64, n_threads=1)),
+        "another context",
+    ),
     "SamplerChain": (lambda _: SamplerChain([Sampler.greedy()]), r"clone\(\)"),
     "GrammarSampler": (
         lambda made: pyllama.GrammarSampler(made.model.vocab, "root ::= [a-z]"),
@@ -50,7 +54,7 @@ VALUES = {
     *("ChatMessageDiff", "ChatToolCall", "Detokenizer", "Device", "DeviceMemory", "Grammar"),
     *("GrammarTrigger", "MemoryFit", "MemoryUse", "Performance", "PythonSampler", "Quantization"),
     *("RenderedChat", "SamplerPerf", "TensorInfo", "ContextParams", "Run", "Drawn", "Generated"),
-    "Forcing",
+    *("Forcing", "Progress"),
 }
 
 

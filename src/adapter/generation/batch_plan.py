@@ -133,6 +133,8 @@ class ExactPlan:
 class MixedPlan:
     """One batch of all answers, filled up with prompts, which needs the fewest calls.
 
+    Requests that are computed by themselves are left out, and room is left for their next tokens.
+
     Args:
         chunk: the most tokens of a prompt that are computed at once.
     """
@@ -150,9 +152,10 @@ class MixedPlan:
             yield cache, self._batches(cache, prefilling)
 
     def _batches(self, cache: KVCache, prefilling: Sequence[Slot]) -> Batches:
-        prompts = [slot for slot in prefilling if slot.cache is cache]
-        room = cache.context.n_batch
-        parts = choose_parts(cache.running, prompts, room=room, chunk=self._chunk)
+        prompts = [slot for slot in prefilling if slot.cache is cache and not _joined(slot)]
+        answers = [slot for slot in cache.running if not _joined(slot)]
+        room = cache.context.n_batch - sum(map(_joined, cache.slots))
+        parts = choose_parts(answers, prompts, room=room, chunk=self._chunk)
         yield [part for part in parts if not part.sequence.restarted]
         yield from ([part] for part in parts if part.sequence.restarted)
 
@@ -188,6 +191,11 @@ def choose_parts(
             parts.append(part._replace(end=part.begin + size))
             room -= size
     return parts
+
+
+def _joined(slot: Slot) -> bool:
+    """Whether a slot's request is computed by itself."""
+    return slot.sequence is not None and slot.sequence.joined
 
 
 def _part(slot: Slot, chunk: int) -> Part:

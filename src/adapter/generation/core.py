@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 
 import pyllama
-from adapter.generation.batch_plan import Batches, Plan
+from adapter.generation.batch_plan import Batches, Part, Plan
 from adapter.generation.batch_runner import BatchRunner
+from adapter.generation.continuous_batch import ContinuousBatch
 from adapter.generation.failures import note, translation
 from adapter.generation.idle_prefill import IdlePrefill
 from adapter.generation.memory.kv_cache import KVCache
@@ -36,8 +37,7 @@ class SchedulerCore:
         idle: what is computed while there is no request; None for nothing.
         max_sequences: the most requests that have a slot at once.
         tuner: chooses with how many threads to compute; None leaves that to the contexts.
-        seconds: how long a batch's answers go on by themselves before the next step; 0 for one
-            token.
+        seconds: how long a step waits at most for answers that go on by themselves; 0 to have none.
         isolated: compute either answers or scores in a step, so that there is one context.
         stopping: whether the scheduler is being stopped.
     """
@@ -70,7 +70,10 @@ class SchedulerCore:
             stopping=stopping,
             n_threads=n_threads,
             tuner=tuner,
-            seconds=seconds,
+        )
+        self._seconds = seconds
+        self._continuous = (
+            ContinuousBatch(self.running, metrics, n_threads=n_threads) if seconds else None
         )
         self.plan = plan
         self._metrics = metrics
@@ -111,6 +114,9 @@ class SchedulerCore:
             self._admit()
             for cache, batches in self.plan.step(self.memory, self.running.prefilling):
                 self._compute(cache, batches)
+            if self._continuous is not None:
+                for cache in self.memory:
+                    self._go_on(cache, self._continuous)
             self.memory.tidy()
         if scores:
             self.scoring.step()
@@ -120,11 +126,33 @@ class SchedulerCore:
         """Compute the batches of a KV cache. An error that nobody handled drops the cache."""
         try:
             for batch in batches:
-                for outputs in self.runner.compute(batch):
-                    for output, drawn in self.runner.sample(outputs).items():
-                        self.running.write(outputs[output], output, drawn)
+                alone = batch
+                if self._continuous is not None:
+                    self._continuous.join(part for part in batch if self._continuous.takes(part))
+                    alone = [part for part in batch if not self._continuous.takes(part)]
+                self._sample(self.runner.compute(alone))
         except BaseException as error:
             self.running.drop_over(cache, error)
+
+    def _sample(self, computed: Iterator[Mapping[int, Part]]) -> None:
+        for outputs in computed:
+            for output, drawn in self.runner.sample(outputs).items():
+                self.running.write(outputs[output], output, drawn)
+
+    def _go_on(self, cache: KVCache, continuous: ContinuousBatch) -> None:
+        """Write what was sampled by itself, after waiting for it if there is nothing else to do."""
+        others = any(not slot.sequence.joined for slot in cache.taken if slot.sequence)
+        try:
+            failed = continuous.wait(cache, 0.0 if others or self.scoring else self._seconds)
+            if failed is not None:
+                self._sample(self.runner.compute_again(*failed))
+        except BaseException as error:
+            self.running.drop_over(cache, error)
+
+    def wake(self) -> None:
+        """End a step's wait for answers. Any thread may call it."""
+        if self._continuous is not None:
+            self._continuous.wake()
 
     def _turns(self) -> tuple[bool, bool]:
         """Whether this step computes answers, and whether it computes scores.

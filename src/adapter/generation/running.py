@@ -45,6 +45,8 @@ class RunningBatch:
         self._answered = answered
         #: Slots whose prompts are being computed, in turn.
         self.prefilling: deque[Slot] = deque()
+        #: Is called with each slot whose request may go on by itself, before that ends.
+        self.leave: Callable[[Slot], object] = nothing
 
     def admit(self, sequence: ScheduledRequest, n_waiting: int) -> bool:
         """Start a request with what is cached of its prompt. Returns False if there is no room for
@@ -69,6 +71,8 @@ class RunningBatch:
             self.prefilling.append(slot)
         except BaseException as error:
             cancelled = isinstance(error, pyllama.DecodeCancelled)
+            if slot is None:  # the error may have come just after it was given
+                slot = next((one for one in self._memory.taken if one.sequence is sequence), None)
             if cancelled and slot is None:
                 raise
             untouched = sequence.state == "queued"  # a refused grammar, for example
@@ -183,6 +187,7 @@ class RunningBatch:
 
     def release(self, slot: Slot) -> None:
         """Make a slot free whose request has ended."""
+        self.leave(slot)
         if slot in self.prefilling:
             self.prefilling.remove(slot)
         error = self._memory.release(slot)
@@ -217,3 +222,7 @@ class RunningBatch:
                 slot.sequence.fail(error)  # before the slot releases it: it must not be lost
             slot.sequence, slot.blocks = None, ()
         return len(taken)
+
+
+def nothing(_slot: Slot) -> None:
+    """What is done about a slot where no request goes on by itself."""

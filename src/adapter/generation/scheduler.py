@@ -64,8 +64,8 @@ IDLE_SECONDS = 5.0
 """How long an isolated scheduler keeps its context for the next request."""
 
 RUN_SECONDS = 0.016
-"""How long answers on a GPU continue without the interpreter, in seconds. Each time it is released,
-other threads may keep it for 5 ms.
+"""How long the scheduler leaves answers on a GPU alone that go on by themselves, in seconds, before
+it looks whether their callers still wait.
 """
 
 MAX_PREPARED = 256
@@ -286,6 +286,7 @@ class Scheduler(Generator):
         with self._lock:
             self._closed = True
             self._changed.notify_all()
+        self._core.wake()
 
     def forget_thread(self) -> None:
         """Refuse further use: a child of fork() does not have the thread."""
@@ -318,6 +319,7 @@ class Scheduler(Generator):
                     self._scoring.append(arrival)
                 else:
                     self._waiting.append(arrival)
+                self._core.wake()
             except BaseException:  # no memory, or Ctrl-C
                 if arrival.state == "queued" and not self._waits(arrival):
                     taken.pending = False  # no other thread will reset it
@@ -425,6 +427,7 @@ class Scheduler(Generator):
     def _wake(self) -> None:
         with self._lock:
             self._changed.notify_all()
+        self._core.wake()
 
     def _is_closed(self) -> bool:
         return self._closed

@@ -53,6 +53,8 @@ class ScheduledRequest:
         self.step = 0
         #: Whether an error undid what was computed of it. From then on it is computed alone.
         self.restarted = False
+        #: Whether it is computed by itself, without being planned.
+        self.joined = False
         self._cancelled = cancelled
         self._vocab = vocab
         self._max_tokens = max_tokens
@@ -194,8 +196,7 @@ class ScheduledRequest:
         self.state = "running"
         begin = self.n_tokens
         deltas = self._writer.write(drawn, context, index)
-        if drawn.n_computed:
-            self.computed(min(begin + drawn.n_computed, self.n_tokens))
+        self.computed(min(begin + drawn.n_computed, self.n_tokens))
         self._give(deltas)
         if self._writer.finish_reason is not None:
             self._finish(self._writer)

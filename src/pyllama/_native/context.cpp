@@ -3,6 +3,8 @@
 #include "apart.hpp"
 #include "compute_threads.hpp"
 #include "guard_log.hpp"
+#include "src/llama-context.h"
+#include "src/llama-cparams.h"
 #include "src/llama-model.h"
 
 using pyllama::guarded;
@@ -59,6 +61,12 @@ int32_t guarded_context_shape(const llama_context * ctx, pyllama_context_shape *
         shape->n_cls_out      = static_cast<int32_t>(llama_model_n_cls_out(model));
         shape->n_pos_per_embd = mrope ? GGML_MROPE_SECTIONS : 1;
     });
+}
+
+// Whether attention is computed by flash attention, as it was decided: 0 or 1.
+int32_t guarded_flash_attn(const llama_context * ctx) {
+    return guarded(PYLLAMA_CAUGHT,
+                   [&] { return static_cast<int32_t>(ctx->get_cparams().flash_attn); });
 }
 
 int32_t guarded_encode(llama_context * ctx, const llama_batch * batch) {

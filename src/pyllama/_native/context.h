@@ -1,6 +1,7 @@
 struct llama_context * guarded_init_from_model(struct llama_model * model, const struct llama_context_params * params, pyllama_interrupt * interrupt, int32_t n_ctx_train);
 int32_t guarded_context_free(struct llama_context * ctx);
 int32_t guarded_context_shape(const struct llama_context * ctx, pyllama_context_shape * shape);
+int32_t guarded_flash_attn(const struct llama_context * ctx);
 int32_t guarded_encode(struct llama_context * ctx, const llama_batch * batch);
 int32_t guarded_decode(struct llama_context * ctx, const llama_batch * batch);
 int32_t guarded_decode_token(struct llama_context * ctx, llama_token token, llama_pos pos, llama_seq_id seq_id);

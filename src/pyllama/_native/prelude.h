@@ -124,6 +124,23 @@ typedef struct pyllama_run {
     bool                 bounded;    // see was_bounded() in grammar_sampler.hpp
 } pyllama_run;
 
+typedef struct pyllama_generation pyllama_generation;
+
+// Tokens of a sequence that join a generation (generation.cpp), and what is known of them.
+typedef struct pyllama_part {
+    pyllama_run *       run; // how the sequence goes on after them; NULL: not at all
+    llama_seq_id        seq_id;
+    llama_pos           pos; // of the first of them
+    const llama_token * tokens;
+    int32_t             n_tokens;
+    bool                each;        // tell of each token that is sampled
+    bool                is_news;     // the last wait told something:
+    bool                computed;    // whether they are in memory,
+    bool                over;        // whether it goes on no more,
+    int32_t             n_sampled;   // how many tokens the run has,
+    int32_t             n_in_memory; // and how many of those are in memory
+} pyllama_part;
+
 // Python's side of the samplers that are written in it; each returns 0 if nothing was raised.
 typedef struct pyllama_sampler_handlers {
     int32_t (*apply)(uint64_t id, llama_token_data_array * candidates);
@@ -156,6 +173,7 @@ extern "C" {
 #include "reasoning_budget.h"
 #include "sample_each.h"
 #include "generate_each.h"
+#include "generation.h"
 #include "sampler.h"
 #include "sampler_chain.h"
 #include "state.h"

@@ -41,21 +41,20 @@ def tokens(seed, count):
 
 
 def sizes_of_calls(monkeypatch):
-    """A list that grows by the number of tokens of each call from now on."""
+    """A list that grows by the number of tokens of each call from now on, or of what joins it."""
     sizes = []
-    decode, generate_each = pyllama.Context.decode, pyllama.generate_each
+    decode, add = pyllama.Context.decode, pyllama.Generation.add
 
-    def going_on(context, batch, runs, **options):
-        generated = generate_each(context, batch, runs, **options)
-        sizes.append(len(batch))
-        return generated
+    def joining(generation, seq_id, tokens, *args, **options):
+        add(generation, seq_id, tokens, *args, **options)
+        sizes.append(len(tokens))
 
     monkeypatch.setattr(
         pyllama.Context,
         "decode",
         lambda context, batch: decode(context, batch) or sizes.append(len(batch)),
     )
-    monkeypatch.setattr(pyllama, "generate_each", going_on)
+    monkeypatch.setattr(pyllama.Generation, "add", joining)
     return sizes
 
 
@@ -70,6 +69,13 @@ def any_batch_is_fast(monkeypatch, *, exact=True):
         monkeypatch.setattr(
             exactness, "tried_sizes", lambda context, **_: tried(context, exact=exact)
         )
+
+
+def on_gpu():
+    """Whether the tests compute on a GPU, where a batch may change the bytes."""
+    chosen = pyllama.backend_devices()
+    found = pyllama.devices() if chosen is None else chosen
+    return any(device.type in ("gpu", "igpu") for device in found)
 
 
 def request_of(prompt, *, max_tokens=12, seed=1, **changes):

@@ -7,7 +7,8 @@ from random import Random
 import pytest
 from schedules import request_of, same, scheduler_of, tokens
 
-from adapter.generation import batch_runner, scheduler
+import pyllama
+from adapter.generation import scheduler
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Constraint, Sampling
 
@@ -16,8 +17,7 @@ LETTERS = "ab\u00e9"
 
 @pytest.fixture
 def both(tiny, monkeypatch):
-    """Schedulers that sample one token in a call, and several."""
-    monkeypatch.setattr(batch_runner, "MAX_STEPS", 3)
+    """Schedulers that sample one token in a step, and whose answers go on by themselves."""
     made = []
     for seconds in (0.0, 60.0):
         monkeypatch.setattr(scheduler, "RUN_SECONDS", seconds)
@@ -52,3 +52,22 @@ def test_odd_stop_texts(both, stop):
     request = request_of(tokens(1, 9), max_tokens=60, stop=(stop,))
     one_by_one, continuing = (each.generate(request) for each in both)
     assert same(one_by_one, continuing)
+
+
+@pytest.mark.parametrize("flash_attn", ["disabled", "enabled"])
+def test_answers_go_on_by_themselves_with_flash_attention_alone(tiny, flash_attn, monkeypatch):
+    """On CUDA a prompt's call that is repeated may fail without it."""
+    made, make = [], pyllama.Generation.__init__
+
+    def making(generation, context, **options):
+        made.append(context)
+        make(generation, context, **options)
+
+    monkeypatch.setattr(pyllama.Generation, "__init__", making)
+    params = pyllama.ContextParams(flash_attn=flash_attn)
+    options = {"context_length": 256, "n_cells": 2048, "chunk": 512, "context": params}
+    made_here = scheduler_of(tiny, shared_memory=True, reproducible=False, **options)
+    assert made_here.generate(request_of(tokens(1, 40), max_tokens=9)).completion_tokens > 0
+    made_here.close()
+    assert bool(made) is (flash_attn == "enabled")
+    assert all(context.flash_attn for context in made)

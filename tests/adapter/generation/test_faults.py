@@ -27,6 +27,7 @@ from adapter.generation import (
     batch_runner,
     batch_sizes,
     completion,
+    continuous_batch,
     exactness,
     metrics,
     running,
@@ -134,7 +135,12 @@ SHARED_CALLS = [
     (kv_cache.Slot, "keep"),
     (pyllama.Memory, "seq_rm"),
     (pyllama.Memory, "seq_cp"),
-    (pyllama, "generate_each"),
+    (pyllama.Generation, "__init__"),
+    (pyllama.Generation, "add"),
+    (pyllama.Generation, "wait"),
+    (continuous_batch.ContinuousBatch, "join"),
+    (continuous_batch.ContinuousBatch, "_write"),
+    (continuous_batch.ContinuousBatch, "wait"),
     (prefix_reuse, "block_hashes"),
 ]
 """Of what is computed as on a GPU."""
@@ -324,6 +330,30 @@ def test_a_sampler_that_a_caller_cannot_make_is_made_by_the_scheduler(
 def test_an_error_of_a_call_as_on_a_gpu_ends_whom_it_concerns(schedules_of, owner, name, kind):
     schedules = schedules_of["shared"]
     assert inject(schedules, owner, name, ERRORS[kind], calls=(1, 4)), "it was never called"
+
+
+@pytest.mark.parametrize("kind", ["MemoryError", "DecodeCancelled"])
+def test_a_slot_is_free_again_if_its_request_fails_just_after_it_got_it(
+    schedules_of, kind, monkeypatch
+):
+    """Else it is padded at once, where its memory still holds another prompt."""
+    schedules = schedules_of["padded"]
+    place, error, raised = strategy.MemoryStrategy.place, ERRORS[kind](), []
+    scheduler = schedules.make()
+
+    def failing(memory, sequence, *args):
+        slot = place(memory, sequence, *args)
+        if not raised and slot is not None and memory is scheduler._core.memory:
+            raised.append(slot)
+            raise error
+        return slot
+
+    schedules.run(scheduler)
+    with monkeypatch.context() as patch:
+        patch.setattr(strategy.MemoryStrategy, "place", failing)
+        schedules.check(schedules.run(scheduler), error)
+    assert raised
+    schedules.check_next(scheduler).close()
 
 
 @pytest.mark.parametrize("kind", ["MemoryError", "NativeMemoryError", "SystemExit"])

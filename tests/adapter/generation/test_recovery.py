@@ -19,6 +19,7 @@ from schedules import (
     any_batch_is_fast,
     endless,
     isolated_of,
+    on_gpu,
     raising,
     request_of,
     same,
@@ -48,11 +49,12 @@ def fail_batches(patch, *, least, times, code=-2):
 
     That is what a GPU does which runs out of memory: what llama.cpp computed before stays.
     """
-    decode, generate_each, failed = pyllama.Context.decode, pyllama.generate_each, []
+    decode, failed = pyllama.Context.decode, []
 
-    def fail(context, batch):
+    def failing(context, batch):
         sequences = sorted({int(batch._seq_id[index, 0]) for index in range(len(batch))})
         if len(failed) >= times or len(sequences) < least:
+            decode(context, batch)
             return
         failed.append(len(sequences))
         part = pyllama.Batch(len(batch))
@@ -63,16 +65,50 @@ def fail_batches(patch, *, least, times, code=-2):
         decode(context, part)
         raise pyllama.DecodeError(f"decode: llama.cpp returned {code}", code)
 
-    def failing(context, batch):
-        fail(context, batch)
-        return decode(context, batch)
-
-    def failing_at_once(context, batch, runs, **options):
-        fail(context, batch)
-        return generate_each(context, batch, runs, **options)
-
     patch.setattr(pyllama.Context, "decode", failing)
-    patch.setattr(pyllama, "generate_each", failing_at_once)
+    failed_later = fail_generations(patch, least=least, times=times, code=code)
+    return Both(failed, failed_later)
+
+
+class Both:
+    """Two lists as one."""
+
+    def __init__(self, *lists):
+        self.lists = lists
+
+    def __len__(self):
+        return sum(map(len, self.lists))
+
+
+def fail_generations(patch, *, least, times, code=-2):
+    """Have answers that go on by themselves fail, so many times, if so many do.
+
+    The shortest of them gets tokens of the longest in memory, which it does not have: llama.cpp
+    takes no token whose position does not follow those in memory.
+    """
+    wait, failed = pyllama.Generation.wait, []
+
+    def failing(generation, seconds):
+        news = wait(generation, seconds)
+        parts = {
+            seq_id: member.part
+            for seq_id, member in generation._members.items()
+            if member.part.computed
+        }
+        if len(failed) < times and len(parts) >= least and generation.error is None:
+            ends = {part.pos + part.n_tokens: seq_id for seq_id, part in parts.items()}
+            shortest, longest = min(ends), max(ends)
+            if longest - shortest > 100:
+                failed.append(len(parts))
+                generation._change(ends[longest], ends[shortest], longest - 20, -1)
+        return news
+
+    patch.setattr(pyllama.Generation, "wait", failing)
+    patch.setattr(
+        pyllama.Generation,
+        "_failure",
+        lambda _generation, _code: pyllama.DecodeError(f"decode: llama.cpp returned {code}", code),
+    )
     return failed
 
 
@@ -89,7 +125,7 @@ def test_a_batch_that_failed_half_way_is_undone(models, name, options, monkeypat
         request_of(tokens(seed, 30 + 50 * seed), max_tokens=30, seed=seed) for seed in range(5)
     ]
     requests.append(request_of(tokens(9, 100), max_tokens=40, constraint=FORCING))
-    exact = not options and name == "llama"
+    exact = not options and name == "llama" and not on_gpu()
     expected = [alone(model, request) for request in requests]
     scheduler = scheduler_of(model, **options)
     with monkeypatch.context() as patch, ThreadPoolExecutor(6) as threads:
@@ -103,74 +139,65 @@ def test_a_batch_that_failed_half_way_is_undone(models, name, options, monkeypat
     scheduler.close()
 
 
-def lengths_of_three(model, monkeypatch, generate_each):
-    """The lengths of three answers of 60 tokens, computed together by a stand-in."""
+def lengths_of_three(model):
+    """The lengths of three answers of 60 tokens, computed together."""
     scheduler = scheduler_of(model, **AS_ON_GPUS)
     requests = [replace(endless(seed), max_tokens=60) for seed in range(3)]
-    with monkeypatch.context() as patch, ThreadPoolExecutor(3) as threads:
-        patch.setattr(pyllama, "generate_each", generate_each)
+    requests[2] = replace(requests[2], prompt=tokens(2, 200))
+    with ThreadPoolExecutor(3) as threads:
         found = list(threads.map(scheduler.generate, requests))
     scheduler.close()
     return [result.completion_tokens for result in found]
 
 
 def test_answers_that_went_on_until_a_batch_failed(models, monkeypatch):
-    """What was sampled before stays, and what the batch left in memory does not.
-
-    llama.cpp takes no token whose position does not follow those in memory.
-    """
-    generate_each, failed = pyllama.generate_each, []
-
-    def failing_later(context, batch, runs, *, max_steps, **options):
-        generated = generate_each(context, batch, runs, max_steps=min(max_steps, 3), **options)
-        if generated.n_steps == 3 and len(runs) > 1 and len(failed) < 4:
-            failed.append(generated.n_steps)
-            generated.error = pyllama.DecodeError("decode: llama.cpp returned -2", -2)
-            for output, run in runs.items():
-                token, pos = generated[output].tokens[-1], run.pos + 2
-                if len(generated[output].tokens) == 3:
-                    part = pyllama.Batch.from_tokens([token], pos=pos, seq_id=run.seq_id)
-                    pyllama.Context.decode(context, part)
-        return generated
-
-    assert lengths_of_three(models["llama"], monkeypatch, failing_later) == [60] * 3
+    """What was sampled before stays, and what the batch left in memory does not."""
+    failed = fail_generations(monkeypatch, least=2, times=4)
+    assert lengths_of_three(models["llama"]) == [60] * 3
     assert failed
 
 
 def test_outputs_that_could_not_be_read_are_computed_again(models, monkeypatch):
     """The batch was computed, and nothing was sampled from it."""
-    generate_each, failed = pyllama.generate_each, []
+    failed = fail_generations(monkeypatch, least=2, times=1)
+    wait, computed = pyllama.Generation.wait, []
 
-    def failing_once(context, batch, runs, **options):
-        if failed or len(runs) < 2:
-            return generate_each(context, batch, runs, **options)
-        pyllama.Context.decode(context, batch)
-        failed.append(len(runs))
-        generated = pyllama.Generated(runs)
-        generated.n_steps, generated.error = 1, pyllama.NativeError("decode: no output")
-        return generated
+    def computing(generation, seconds):
+        members = dict(generation._members)
+        news = wait(generation, seconds)
+        if generation.error is None:
+            return news
+        for seq_id, progress in news.items():
+            part, drawn = members[seq_id].part, progress.drawn
+            begin = part.pos + part.n_tokens
+            in_memory = begin + part.n_in_memory
+            generation._context.memory.seq_rm(seq_id, in_memory)
+            if part.n_sampled > part.n_in_memory:
+                last = members[seq_id]._struct.tokens[part.n_sampled - 1]
+                batch = pyllama.Batch.from_tokens([last], pos=in_memory, seq_id=seq_id)
+                generation._context.decode(batch)
+                news[seq_id] = replace(
+                    progress, drawn=replace(drawn, n_computed=drawn.n_computed + 1)
+                )
+                computed.append(seq_id)
+        return news
 
-    assert lengths_of_three(models["llama"], monkeypatch, failing_once) == [60] * 3
+    monkeypatch.setattr(pyllama.Generation, "wait", computing)
+    assert lengths_of_three(models["llama"]) == [60] * 3
     assert failed
+    assert computed
 
 
-def test_log_probabilities_whose_logits_are_lost_fail_with_the_cause(models, monkeypatch):
-    """Some chains had sampled when the call failed. The others are answered."""
-    generate_each, error = pyllama.generate_each, pyllama.NativeError("sampling: no memory")
-
-    def failing(context, batch, runs, **options):
-        generated = generate_each(context, batch, runs, **options)
-        generated.error = error
-        context._forget_outputs()
-        context._n_outputs = 0
-        return generated
-
+def test_log_probabilities_that_cannot_be_sampled_fail_with_the_cause(models, monkeypatch):
+    """Others go on meanwhile."""
     scheduler = scheduler_of(models["llama"], **AS_ON_GPUS)
     request = request_of(tokens(1, 30), max_tokens=8, logprobs=2)
-    with monkeypatch.context() as patch:
-        patch.setattr(pyllama, "generate_each", failing)
+    with ThreadPoolExecutor(1) as threads, monkeypatch.context() as patch:
+        going_on = threads.submit(scheduler.generate, replace(endless(0), max_tokens=200))
+        patch.setattr(pyllama, "sample_each", raising(pyllama.NativeError("sampling: no memory")))
         with pytest.raises(Exception, match="no memory"):
             scheduler.generate(request)
+        assert going_on.result(60).completion_tokens == 200
     assert scheduler.generate(request).completion_tokens == 8
     assert scheduler.generate(request_of(tokens(1, 30), max_tokens=8)).completion_tokens == 8
     scheduler.close()
@@ -359,7 +386,10 @@ def test_a_thread_that_ends_without_a_word_leaves_nobody_waiting(model, place, m
 def test_a_trial_that_fails_is_made_again_later(model, monkeypatch):
     """Sequences are decoded one by one meanwhile, and prompts cut at whole chunks."""
     monkeypatch.setattr(exactness, "RETRY_SECONDS", 0.2)
-    any_batch_is_fast(monkeypatch)
+    # What a trial finds on a GPU is another question.
+    any_batch_is_fast(monkeypatch, exact=not on_gpu())
+    if on_gpu():
+        monkeypatch.setattr(exactness, "exact_cuts", lambda _context: True)
     scheduler = scheduler_of(model)
     requests = [request_of(tokens(seed, 40), max_tokens=30, seed=seed) for seed in range(4)]
     with monkeypatch.context() as patch:
@@ -369,7 +399,8 @@ def test_a_trial_that_fails_is_made_again_later(model, monkeypatch):
             found = list(threads.map(scheduler.generate, requests))
         assert scheduler.metrics.snapshot().histograms["batch_size"].mean == 1
         assert not scheduler._core.plan._exactness.cuts_anywhere
-    assert all(map(same, found, [alone(model, request) for request in requests]))
+    if not on_gpu():
+        assert all(map(same, found, [alone(model, request) for request in requests]))
     time.sleep(0.2)
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(scheduler.generate, requests))
