@@ -74,7 +74,7 @@ from pyllama.errors import (
     TokenizationError,
 )
 from pyllama.forced_text import Forcing
-from pyllama.generation import Generation, Progress
+from pyllama.generation import Generation, SequenceProgress
 from pyllama.grammar import Grammar, GrammarSampler
 from pyllama.imatrix import imatrix_program, load_imatrix
 from pyllama.lora import (
@@ -126,7 +126,7 @@ __all__ = [
     "Drawn",
     "Generated",
     "Generation",
-    "Progress",
+    "SequenceProgress",
     "Grammar",
     "GrammarSampler",
     "ReasoningBudgetSampler",

@@ -32,7 +32,7 @@ _NO_ROOM, _ABORTED, _INVALID = 1, 2, -1
 
 
 @dataclass(frozen=True)
-class Progress:
+class SequenceProgress:
     """What became of the tokens that joined a ``Generation``.
 
     Attributes:
@@ -150,7 +150,7 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
             if run is not None:
                 run.chain._user = self
 
-    def wait(self, seconds: float = 0.0) -> dict[int, Progress]:
+    def wait(self, seconds: float = 0.0) -> dict[int, SequenceProgress]:
         """Let it go on, wait for news, and return what it is, by sequence.
 
         Args:
@@ -289,7 +289,7 @@ class _Member:
             self._struct.tokens, self._struct.may_end = sampled, may_end
             self.part.run = self._struct
 
-    def progress(self) -> Progress:
+    def progress(self) -> SequenceProgress:
         """What there is since the last look."""
         part, struct, told = self.part, self._struct, self._n_told
         drawn = Drawn([], [])
@@ -308,4 +308,4 @@ class _Member:
                 at_stop,
                 bounded,
             )
-        return Progress(bool(part.computed), bool(part.over), drawn)
+        return SequenceProgress(bool(part.computed), bool(part.over), drawn)

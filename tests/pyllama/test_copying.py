@@ -54,7 +54,7 @@ VALUES = {
     *("ChatMessageDiff", "ChatToolCall", "Detokenizer", "Device", "DeviceMemory", "Grammar"),
     *("GrammarTrigger", "MemoryFit", "MemoryUse", "Performance", "PythonSampler", "Quantization"),
     *("RenderedChat", "SamplerPerf", "TensorInfo", "ContextParams", "Run", "Drawn", "Generated"),
-    *("Forcing", "Progress"),
+    *("Forcing", "SequenceProgress"),
 }
 
 

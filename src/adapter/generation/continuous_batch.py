@@ -130,7 +130,7 @@ class ContinuousBatch:
         part.sequence.joined = False
         self._parts.pop(part.slot, None)
 
-    def _write(self, part: Part, progress: pyllama.Progress) -> None:
+    def _write(self, part: Part, progress: pyllama.SequenceProgress) -> None:
         sequence = part.sequence
         if part.slot.sequence is not sequence:
             return  # one before it took its KV cache down
