@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     import pyllama
 
 _ONLY_READ = ("NVFP4",)
-_SPARE = 64 * 2**20
 
 
 def quantize(
@@ -177,10 +175,12 @@ def _name(path: Path, ftype: str) -> str:
 
 
 def _require_room(target: Path, size: int) -> None:
+    from adapter.models.disk_space import too_little_room
+
     folder = target.absolute().parent
-    free = shutil.disk_usage(folder).free
-    if size + _SPARE > free:
-        fail(f"{file_size(size)} would be written, but {folder} has {file_size(free)} free")
+    free = too_little_room(folder, size)
+    if free is not None:
+        fail(f"{file_size(size)} would be written, but {folder} has {free} free")
 
 
 def perplexity(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -13,12 +12,12 @@ from pathlib import Path
 
 import pyllama
 from adapter.errors import ConversionError
+from adapter.models.disk_space import SPARE, too_little_room
 from adapter.models.tool_process import run_tool
 from adapter.wording import file_size, reason_of
 
 _NEEDED = ("torch", "transformers", "sentencepiece", "safetensors", "google.protobuf")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
-_SPARE = 64 * 2**20
 _PERCENT = re.compile(r"Writing: +(\d+)%")
 
 
@@ -61,12 +60,12 @@ def convert(
         size = sum(path.stat().st_size for path in _weights(folder))
         if not size:
             raise ConversionError(f"{folder} holds no weights: no {' or '.join(_WEIGHTS)}")
-        free = shutil.disk_usage(target.parent).free
-        needed = size * (2 if outtype == "f32" else 1) + _SPARE
-        if needed > free:
+        needed = size * (2 if outtype == "f32" else 1)
+        free = too_little_room(target.parent, needed)
+        if free is not None:
             raise ConversionError(
-                f"up to {file_size(needed)} would be written, but {target.parent} has "
-                f"{file_size(free)} free"
+                f"up to {file_size(needed + SPARE)} would be written, but {target.parent} has "
+                f"{free} free"
             )
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
             made = Path(scratch) / "model.gguf"

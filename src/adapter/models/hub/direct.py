@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from adapter.errors import ModelDownloadError
+from adapter.models.disk_space import too_little_room
 from adapter.models.hub.choice import is_safe
 from adapter.models.hub.completeness import problem_of
 from adapter.models.hub.listing import one_line, transport_errors
@@ -23,7 +23,6 @@ from adapter.wording import file_size, reason_of
 
 _NO_DIGEST_OF_PARTS = "a split model has several files, and no SHA-256 of its own"
 _CHUNK = 1 << 20
-_SPARE = 64 * 2**20
 _TOTAL = re.compile(r"bytes 0-0/(\d{1,16})", re.ASCII)
 _HUB_PATH = re.compile(r"/([^/]+/[^/]+)/(?:resolve|blob)/main/(.+)")
 
@@ -168,11 +167,10 @@ def _probe(url: str) -> tuple[int, str | None]:
 
 
 def _require_room(what: str, folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed + _SPARE > free:
+    free = too_little_room(folder, needed)
+    if free is not None:
         raise ModelDownloadError(
-            what,
-            f"{file_size(needed)} are still to come, but {folder} has {file_size(free)} free",
+            what, f"{file_size(needed)} are still to come, but {folder} has {free} free"
         )
 
 

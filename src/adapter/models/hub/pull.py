@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapter.errors import ModelDownloadError, ModelNotFoundError
+from adapter.models.disk_space import too_little_room
 from adapter.models.hub.cache import CachedRepository
 from adapter.models.hub.choice import Candidate, UnclearError, choose
 from adapter.models.hub.completeness import problem_of
@@ -15,9 +15,6 @@ from adapter.models.hub.listing import HubFile, Listing, list_repository
 from adapter.models.hub.names import HubName
 from adapter.models.hub.transfer import Progress, adding_up, fetch, missing_bytes
 from adapter.wording import file_size, reason_of
-
-_SPARE = 64 * 2**20
-"""Bytes to leave free on a disk."""
 
 
 @dataclass(frozen=True)
@@ -239,18 +236,15 @@ def _require_room(name: HubName, cached: CachedRepository, files: Sequence[HubFi
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     try:
-        needed, free = sum(missing_bytes(cached, file) for file in files), _free(folder)
+        needed = sum(missing_bytes(cached, file) for file in files)
+        free = too_little_room(folder, needed)
     except OSError as error:
         raise ModelDownloadError(
             str(name), f"the cache cannot be read: {reason_of(error)}"
         ) from error
-    if needed and needed + _SPARE > free:
+    if needed and free is not None:
         raise ModelDownloadError(
             str(name),
-            f"{file_size(needed)} are still to come, but {cached.folder} has {file_size(free)} "
-            "free: make room, or set HF_HOME to a folder on another disk",
+            f"{file_size(needed)} are still to come, but {cached.folder} has {free} free: "
+            "make room, or set HF_HOME to a folder on another disk",
         )
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(folder).free

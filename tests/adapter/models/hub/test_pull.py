@@ -4,6 +4,7 @@ import errno
 import hashlib
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants, scan_cache_dir, try_to_load_from_cache
@@ -15,7 +16,6 @@ from adapter.errors import (
     ModelFileError,
     ModelNotFoundError,
 )
-from adapter.models.hub import pull as pulling
 from adapter.models.hub import transfer
 from adapter.models.hub.names import HubName
 from adapter.models.hub.pull import Unclear, pull
@@ -148,7 +148,7 @@ def test_contents_that_are_not_what_the_hub_says_are_refused(hub, served, monkey
 
 def test_a_full_disk_is_found_before_anything_is_downloaded(hub, monkeypatch):
     hub.add("owner/repo", {"m.gguf": BIG})
-    monkeypatch.setattr(pulling, "_free", lambda _folder: len(BIG))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=len(BIG)))
     with pytest.raises(ModelDownloadError, match=r"1\.0 MB are still to come"):
         pull(of("owner/repo"))
     assert hub.contents_asked_for() == []
