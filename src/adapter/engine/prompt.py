@@ -61,7 +61,7 @@ def build_prompt(
         PromptError: the template refuses the messages.
         UnsupportedFeatureError: lm15's; something that this model or engine cannot do.
     """
-    tools = _tools(request, loaded)
+    tools, schemas = _tools(request, loaded)
     schema, schema_grammar, schema_adaptations = _schema(request.config)
     if tools or schema is not None:
         refuse_grammar(request, grammar)
@@ -77,7 +77,7 @@ def build_prompt(
         grammar = schema_grammar
     given, adaptations = template_options(request.config, variables, loaded)
     messages = template_messages(request)
-    render = BoundCalls(partial(rendered_by, loaded, messages, **given))
+    render = BoundCalls(partial(rendered_by, loaded, messages, **given), schemas)
     continues = has_begun_answer(messages) and not tools
     if continues:
         options["continue_final_message"] = "content"
@@ -123,15 +123,17 @@ def refuse_grammar(request: Request, grammar: str | None) -> None:
         )
 
 
-def _tools(request: Request, loaded: LoadedModel) -> list[dict[str, Any]]:
-    """The functions that the model may call, as chat templates take them."""
+def _tools(request: Request, loaded: LoadedModel) -> tuple[list[dict[str, Any]], list[str]]:
+    """The functions that the model may call, as chat templates take them, and the closed schemas
+    of their arguments as JSON.
+    """
     choice = request.config.tool_choice
     if not request.tools or (choice and choice.mode == "none"):
         if choice and choice.mode == "required":
             raise UnsupportedFeatureError(
                 "tool_choice is 'required' and there are no tools", feature="config.tool_choice"
             )
-        return []
+        return [], []
     if not loaded.calls_tools:
         raise UnsupportedFeatureError(
             f"the chat template of {loaded.name!r} has no place for tools, or no form of calls "
@@ -139,7 +141,7 @@ def _tools(request: Request, loaded: LoadedModel) -> list[dict[str, Any]]:
             feature="tools",
         )
     allowed = choice.allowed if choice and choice.allowed else None
-    described = []
+    described, schemas = [], []
     for tool in request.tools:
         if not isinstance(tool, FunctionTool):
             raise UnsupportedFeatureError(
@@ -147,25 +149,29 @@ def _tools(request: Request, loaded: LoadedModel) -> list[dict[str, Any]]:
                 feature="tools",
             )
         if allowed is None or tool.name in allowed:
-            _require_possible(tool)
+            schemas.append(_possible_schema(tool))
             function = {"name": tool.name, "parameters": tool.parameters}
             if tool.description is not None:
                 function["description"] = tool.description
             described.append({"type": "function", "function": function})
-    return described
+    return described, schemas
 
 
-def _require_possible(tool: FunctionTool) -> None:
-    """Refuse a function whose arguments nothing fits. Other faults of a schema are reported."""
+def _possible_schema(tool: FunctionTool) -> str:
+    """The closed schema of a function's arguments as JSON.
+
+    A schema that nothing fits is refused. Its other faults are reported later.
+    """
     try:
         schema = json.dumps(closed_schema(tool.parameters or {}), allow_nan=False)
-    except (TypeError, ValueError):
-        return
+    except ValueError:  # a number that is too long: rendering refuses it
+        return "{}"
     reason = impossible(schema)
     if reason is not None:
         raise InvalidParameterError(
             f"tools[{tool.name!r}].parameters", tool.parameters, f"a schema that fits: {reason}"
         )
+    return schema
 
 
 def _schema(

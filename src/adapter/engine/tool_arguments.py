@@ -52,12 +52,16 @@ def impossible(schema: str) -> str | None:
 class BoundCalls:
     """Renders conversations whose calls have arguments that fit the functions' own schemas.
 
+    Args:
+        schemas: the closed schema of each function's arguments, as JSON.
+
     Attributes:
         adaptations: what the last rendering leaves out of the schemas.
     """
 
-    def __init__(self, render: Render) -> None:
+    def __init__(self, render: Render, schemas: Sequence[str]) -> None:
         self._render = render
+        self._schemas = schemas
         self.adaptations: tuple[Adaptation, ...] = ()
 
     def __call__(self, **options: Any) -> pyllama.RenderedChat:
@@ -95,12 +99,11 @@ class BoundCalls:
     def _as_json(self, options: Mapping[str, Any]) -> _Bound | None:
         """The constraint of each function's arguments as one JSON text."""
         probes, grammars, adaptations = [], {}, []
-        for index, tool in enumerate(options["tools"]):
+        functions = zip(options["tools"], self._schemas, strict=True)
+        for index, (tool, schema) in enumerate(functions):
             try:
-                found = json_schema_grammar(
-                    json.dumps(closed_schema(_schema_of(tool)), allow_nan=False)
-                )
-            except (SchemaError, TypeError, ValueError) as error:
+                found = json_schema_grammar(schema)
+            except ValueError as error:
                 probes.append(tool)
                 adaptations.append(_dropped(index, (str(error),), _INEXPRESSIBLE))
                 continue
@@ -123,7 +126,8 @@ class BoundCalls:
 
     def _as_tags(self, options: Mapping[str, Any], rendered: pyllama.RenderedChat) -> _Bound | None:
         """The constraint of each argument between its tags."""
-        plan = _TagPlan(options["tools"], "<]" if "]<]" in rendered.grammar else "<")
+        signs = "<]" if "]<]" in rendered.grammar else "<"
+        plan = _TagPlan(options["tools"], self._schemas, signs)
         probed = self._probed(options, plan.probes)
         grammar = None if probed is None else plan.filled(probed.grammar)
         read = None if grammar is None else self._probed(options, plan.readable)
@@ -225,18 +229,17 @@ class _TagPlan:
         readable: the functions, with only as much of their schemas as a parser of tags reads.
     """
 
-    def __init__(self, tools: Tools, tag_signs: str) -> None:
+    def __init__(self, tools: Tools, schemas: Sequence[str], tag_signs: str) -> None:
         self.probes: list[Mapping[str, Any]] = []
         self.readable: list[Mapping[str, Any]] = []
         self.adaptations: list[Adaptation] = []
         self._requiring: set[int] = set()
         self._names: dict[str, str] = {}
         self._arguments: dict[int, Argument] = {}
-        for index, tool in enumerate(tools):
+        for index, (tool, schema) in enumerate(zip(tools, schemas, strict=True)):
             try:
-                schema = json.dumps(closed_schema(_schema_of(tool)), allow_nan=False)
                 found = _tagged_arguments(schema, tag_signs)
-            except (SchemaError, TypeError, ValueError) as error:
+            except ValueError as error:
                 self.probes.append(tool)
                 self.readable.append(tool)
                 self.adaptations.append(_dropped(index, (str(error),), _INEXPRESSIBLE))

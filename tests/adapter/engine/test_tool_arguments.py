@@ -18,7 +18,7 @@ from templated import templates
 import pyllama
 from adapter.engine.call_or_answer import render_call
 from adapter.engine.prompt import build_prompt
-from adapter.engine.tool_arguments import BoundCalls
+from adapter.engine.tool_arguments import BoundCalls, closed_schema
 
 FIND = {
     "type": "object",
@@ -101,7 +101,8 @@ def test_calls_with_an_id_are_as_their_template_shows_them(tiny, templates, end)
     source = templates["Mistral-Small-3.2-24B-Instruct-2506"]
     template = pyllama.ChatTemplate(source=source, bos="", eos=end)
     tool = {"type": "function", "function": {"name": "find_0", "parameters": FIND}}
-    render = BoundCalls(partial(template.apply, [{"role": "user", "content": "Hi"}]))
+    apply = partial(template.apply, [{"role": "user", "content": "Hi"}])
+    render = BoundCalls(apply, [json.dumps(closed_schema(FIND))])
     rendered = render_call(render, {"tools": [tool]})
     text = "[TOOL_CALLS]find_0[CALL_ID]c36714dab[ARGS]" + json.dumps(GOOD[0])
     begun = rendered.generation_prompt

@@ -12,7 +12,7 @@ from fake_generator import fake_model
 
 import pyllama
 from adapter.engine.messages import rendered_by
-from adapter.engine.tool_arguments import BoundCalls
+from adapter.engine.tool_arguments import BoundCalls, closed_schema
 from adapter.errors import ModelFileError, TemplateAbortedError, TransientError
 from adapter.models.pool import ModelPool
 from adapter.models.template_trials import calls_tools
@@ -102,12 +102,13 @@ def test_a_trial_that_ends_the_process_says_nothing_of_calls(aborted):
 
     named = {**TOOL["function"], "name": aborted.__name__}  # what is bound is kept by its inputs
     tools = [{**TOOL, "function": named}]
+    schemas = [json.dumps(closed_schema(named["parameters"]))]
     options = {"messages": QUESTION, "tools": tools, "tool_choice": "required"}
     with pytest.raises(aborted):
-        BoundCalls(render)(**options)
-    calls = BoundCalls(render)
+        BoundCalls(render, schemas)(**options)
+    calls = BoundCalls(render, schemas)
     bound = calls(**options)
-    fresh = BoundCalls(template.apply)
+    fresh = BoundCalls(template.apply, schemas)
     assert bound.grammar == fresh(**options).grammar
     assert calls.adaptations == fresh.adaptations
 
