@@ -59,6 +59,7 @@ class ScheduledRequest:
         self._vocab = vocab
         self._max_tokens = max_tokens
         self._writer: AnswerWriter | None = None
+        self._refused: pyllama.GrammarError | None = None
         self._unsent: list[Delta] = []  # of an answer that is not streamed
         self._ends: list[int] = []  # where its calls end, from the first one with an output on
 
@@ -151,9 +152,14 @@ class ScheduledRequest:
         self.n_past = 0
 
     def prepare(self) -> None:
-        """Make the sampler in the caller's thread. ``begin`` does so too, and raises its errors."""
+        """Make the sampler in the caller's thread. ``begin`` raises a grammar's error, and tries
+        again after another.
+        """
         with suppress(Exception):
-            self._writer = AnswerWriter(self._vocab, self.request, self._max_tokens)
+            try:
+                self._writer = AnswerWriter(self._vocab, self.request, self._max_tokens)
+            except pyllama.GrammarError as error:
+                self._refused = error
 
     def begin(self) -> bool:
         """Make the sampler with the prompt, and write what is forced. Returns whether the answer
@@ -162,6 +168,8 @@ class ScheduledRequest:
         Raises:
             pyllama.LlamaError: a grammar that this model cannot follow.
         """
+        if self._refused is not None:
+            raise self._refused
         if self._writer is None:
             self._writer = AnswerWriter(self._vocab, self.request, self._max_tokens)
         self._writer.begin()

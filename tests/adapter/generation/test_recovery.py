@@ -35,7 +35,7 @@ from adapter.errors import (
     ResourceError,
     TransientError,
 )
-from adapter.generation import batch_plan, exactness, outcomes
+from adapter.generation import answer_writer, batch_plan, exactness, outcomes
 from adapter.generation import scheduler as scheduler_module
 from adapter.generation.request import GenerationResult
 from adapter.generation.sampling import Constraint
@@ -465,14 +465,23 @@ def test_nothing_is_imported_while_requests_are_computed(tiny_model_path):
     assert done.stdout.strip() == "[]", done.stdout
 
 
-def test_a_grammar_that_is_refused_costs_nothing_that_is_held(model):
+def test_a_grammar_that_is_refused_costs_nothing_that_is_held(model, monkeypatch):
     scheduler, prompt = scheduler_of(model), tokens(5, 400)
     try:
         scheduler.generate(request_of(prompt))
         reused = scheduler.generate(request_of(prompt)).cache_read_tokens
         assert reused > 300
-        with pytest.raises(Exception, match="nowhere"):
-            scheduler.generate(request_of(prompt, constraint=Constraint("root ::= nowhere")))
+        make, made = answer_writer.sampler_chain, []
+
+        def counting(*arguments, **options):
+            made.append(arguments)
+            return make(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(answer_writer, "sampler_chain", counting)
+            with pytest.raises(InferenceError, match="nowhere"):
+                scheduler.generate(request_of(prompt, constraint=Constraint("root ::= nowhere")))
+        assert len(made) == 1
         assert scheduler.generate(request_of(prompt)).cache_read_tokens == reused
     finally:
         scheduler.close()
