@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pyllama._arguments import INT32_MAX, integer
@@ -42,9 +44,14 @@ class Forcing:
         for token in self.never:
             integer("never", token, 0, INT32_MAX)
 
+    @cached_property
+    def _never(self) -> array[int]:
+        """The tokens as C reads them. There may be as many as the vocabulary has."""
+        return array("i", self.never)
+
     def _fill(self, struct: pyllama_forcing, vocab: Vocab) -> list[object]:
         """Fill a struct of C, and return what it points to."""
-        tokenizer, never = vocab._tokenizer, ffi.new("llama_token[]", self.never)
+        tokenizer, never = vocab._tokenizer, ffi.from_buffer("llama_token[]", self._never)
         struct.tokenizer, struct.fewest, struct.most = tokenizer.pointer, self.fewest, self.most
         struct.never, struct.n_never = never, len(self.never)
         return [tokenizer, never]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import time
 
@@ -202,6 +204,17 @@ def forced_by_hand(model, never=(), n_max=100) -> list[int]:
             batch.add_tokens(added, pos=pos, seq_id=0, outputs="last")
             context.decode(batch)
             output = len(added) - 1
+
+
+def test_a_rule_can_be_copied_once_it_was_used(tiny):
+    """It keeps its tokens as C reads them, so that many are not copied for each token."""
+    rule = Forcing(never=tuple(range(200)))
+    chain = SamplerChain([Sampler.greedy()], grammar=GrammarSampler(tiny.vocab, FORCING))
+    chain.grammar.forced_tokens(rule)
+    kept = rule._never
+    chain.grammar.forced_tokens(rule)
+    assert rule._never is kept
+    assert pickle.loads(pickle.dumps(rule)) == copy.deepcopy(rule) == rule
 
 
 @pytest.mark.parametrize("max_steps", [1, 3, 50])
