@@ -17,6 +17,7 @@ from adapter.errors import (
     InvalidParameterError,
     TextTooLongError,
 )
+from adapter.generation.busy import BUSY
 from adapter.generation.contexts import warnings_as_info
 from adapter.generation.failures import translated
 from adapter.generation.memory.prefix_reuse import rolls_back
@@ -229,40 +230,49 @@ class LlamaCppEmbedder:
     def _compute(
         self, model: pyllama.Model, entries: Sequence[list[int]], width: int | None
     ) -> Floats:
-        """The outputs of the entries, one row each, computed with as many entries in a batch as
-        fit. A beginning that all share is computed once, if the outputs allow it.
-        """
+        """The outputs of the entries, one row each."""
         if not entries:
             return np.empty((0, width or 1), dtype=np.float32)
+        call = object()
+        try:
+            BUSY.add(call)
+            with self._lock:
+                return np.stack(self._rows(model, entries))
+        finally:
+            BUSY.discard(call)
+
+    def _rows(self, model: pyllama.Model, entries: Sequence[list[int]]) -> list[Floats]:
+        """The same, computed with as many entries in a batch as fit. A beginning that all share is
+        computed once, if the outputs allow it.
+        """
+        context = self._context_for(model, max(map(len, entries)))
+        batch = pyllama.Batch(context.n_batch)
         rows: list[Floats] = []
-        with self._lock:
-            context = self._context_for(model, max(map(len, entries)))
-            batch = pyllama.Batch(context.n_batch)
-            try:
-                n_shared = _n_shared(entries) if _reads_the_end(context) else 0
-                if n_shared >= _LEAST_SHARED:
-                    context.memory.clear(data=False)
-                    batch.add_tokens(entries[0][:n_shared], outputs="all")
+        try:
+            n_shared = _n_shared(entries) if _reads_the_end(context) else 0
+            if n_shared >= _LEAST_SHARED:
+                context.memory.clear(data=False)
+                batch.add_tokens(entries[0][:n_shared], outputs="all")
+                context.decode(batch)
+                rests = [tokens[n_shared:] for tokens in entries]
+                room = context.n_batch - n_shared
+                for group in _groups(rests, room, context.n_seq_max - 1):
+                    rows += _continued(context, batch, group, n_shared)
+                return rows
+            for group in _groups(entries, context.n_batch, context.n_seq_max):
+                batch.clear()
+                for seq_id, tokens in enumerate(group):
+                    batch.add_tokens(tokens, pos=0, seq_id=seq_id, outputs="all")
+                context.memory.clear(data=False)
+                if model.has_encoder:
+                    context.encode(batch)
+                else:
                     context.decode(batch)
-                    rests = [tokens[n_shared:] for tokens in entries]
-                    room = context.n_batch - n_shared
-                    for group in _groups(rests, room, context.n_seq_max - 1):
-                        rows += _continued(context, batch, group, n_shared)
-                    return np.stack(rows)
-                for group in _groups(entries, context.n_batch, context.n_seq_max):
-                    batch.clear()
-                    for seq_id, tokens in enumerate(group):
-                        batch.add_tokens(tokens, pos=0, seq_id=seq_id, outputs="all")
-                    context.memory.clear(data=False)
-                    if model.has_encoder:
-                        context.encode(batch)
-                    else:
-                        context.decode(batch)
-                    rows += [context.embeddings_seq(seq_id) for seq_id in range(len(group))]
-            except BaseException:
-                self._drop_context()  # its state cannot be trusted
-                raise
-        return np.stack(rows)
+                rows += [context.embeddings_seq(seq_id) for seq_id in range(len(group))]
+        except BaseException:
+            self._drop_context()  # its state cannot be trusted
+            raise
+        return rows
 
     def _context_for(self, model: pyllama.Model, n_tokens: int) -> pyllama.Context:
         """A context that computes this many tokens at once.

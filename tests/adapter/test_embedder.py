@@ -20,6 +20,7 @@ from adapter.errors import (
     PromptError,
     TextTooLongError,
 )
+from adapter.generation.busy import BUSY
 
 TEXTS = ["hello", "hello world", "What is a vector?", "x", "hello world, said the world " * 3]
 
@@ -107,6 +108,24 @@ def test_a_vector_does_not_depend_on_the_order_or_the_number_of_texts(bert):
     np.testing.assert_allclose(bert(many[::-1])[::-1], vectors, **CLOSE)
     for index in (0, 63, 64, 199):
         np.testing.assert_allclose(bert([many[index]])[0], vectors[index], **CLOSE)
+
+
+def test_nothing_is_computed_ahead_of_requests_meanwhile(bert, monkeypatch):
+    decode, seen = pyllama.Context.decode, []
+
+    def looking(context, batch):
+        seen.append(len(BUSY))
+        if len(seen) == 2:
+            raise MemoryError
+        return decode(context, batch)
+
+    monkeypatch.setattr(pyllama.Context, "decode", looking)
+    n_before = len(BUSY)
+    bert(["hello"])
+    with pytest.raises(MemoryError):
+        bert(["hello"])
+    assert seen == [n_before + 1] * 2
+    assert len(BUSY) == n_before
 
 
 def test_many_texts_take_few_batches(bert, monkeypatch):

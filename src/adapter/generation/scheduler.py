@@ -20,6 +20,7 @@ from adapter.errors import (
     TransientError,
 )
 from adapter.generation.batch_plan import ExactPlan, MixedPlan, Plan
+from adapter.generation.busy import BUSY
 from adapter.generation.contexts import Contexts, with_flash_attention
 from adapter.generation.core import SchedulerCore
 from adapter.generation.exactness import Exactness
@@ -56,9 +57,6 @@ BUSY_SECONDS = 0.1
 """How often a scheduler without a request checks whether others compute any, in seconds, if it has
 something to compute in between.
 """
-
-_busy: set[Scheduler] = set()
-"""The schedulers of this process that have requests."""
 
 IDLE_SECONDS = 5.0
 """How long an isolated scheduler keeps its context for the next request."""
@@ -293,7 +291,6 @@ class Scheduler(Generator):
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._thread, self._closed = None, True
-        _busy.discard(self)
         self._failed = pyllama.ForkedError(
             "this process was forked from the one that computes the model's requests; start "
             "processes with multiprocessing's 'spawn' or 'forkserver' method"
@@ -376,7 +373,7 @@ class Scheduler(Generator):
         except BaseException as error:  # it cannot continue
             self._failed = error
         finally:
-            _busy.discard(self)
+            BUSY.discard(self)
             insist(shut_down)
 
     def _go_on(self) -> bool:
@@ -411,11 +408,11 @@ class Scheduler(Generator):
                 if self._closed:
                     return False
                 if self._core.has_work:
-                    _busy.add(self)
+                    BUSY.add(self)
                     return True
-                _busy.discard(self)
+                BUSY.discard(self)
                 if self._core.has_idle_work:
-                    if not _busy:
+                    if not BUSY:
                         return True
                     self._changed.wait(BUSY_SECONDS)
                     continue

@@ -16,6 +16,7 @@ from schedules import alone, endless, isolated_of, request_of, same, scheduler_o
 import pyllama
 from adapter.generation import idle_prefill, processor_load, thread_tuner
 from adapter.generation import scheduler as scheduler_module
+from adapter.generation.busy import BUSY
 from adapter.generation.idle_prefill import IdlePrefill
 from adapter.generation.memory import kv_cache, prefix_reuse
 from adapter.generation.memory.blocks import BLOCK, LEAST_LEFT
@@ -203,7 +204,7 @@ def test_requests_of_another_scheduler_come_first(model, tiny, monkeypatch):
     assert n_idle(scheduler) > 0
     scheduler.close()
     other.close()
-    assert not scheduler_module._busy & {scheduler, other}
+    assert not BUSY & {scheduler, other}
 
 
 @pytest.mark.parametrize(("name", "n_steps"), [("llama", 1), ("llama", 2), ("mamba", 1)])
