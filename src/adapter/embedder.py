@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,6 @@ from adapter.models.loaded import LoadedModel
 
 Floats = NDArray[np.float32]
 Pooling = Literal["mean", "cls", "last", "rank"]
-
-_POOLINGS = ("mean", "cls", "last", "rank")
 
 # The smallest context, which is doubled as needed; and the most texts in one.
 _STEP, _MAX_TEXTS = 512, 64
@@ -69,8 +67,8 @@ class LlamaCppEmbedder:
         normalize: bool = True,
         truncate: bool = False,
     ) -> None:
-        if pooling is not None and pooling not in _POOLINGS:
-            raise InvalidParameterError("pooling", pooling, f"one of {_POOLINGS}, or None")
+        if pooling is not None and pooling not in get_args(Pooling):
+            raise InvalidParameterError("pooling", pooling, f"one of {get_args(Pooling)}, or None")
         #: The model.
         self.loaded = loaded
         #: Whether each vector has length 1.

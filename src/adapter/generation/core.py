@@ -15,9 +15,8 @@ from adapter.generation.idle_prefill import IdlePrefill
 from adapter.generation.memory.kv_cache import KVCache
 from adapter.generation.memory.strategy import MemoryStrategy
 from adapter.generation.metrics import Metrics
-from adapter.generation.running import RunningBatch
+from adapter.generation.running import RunningBatch, nothing
 from adapter.generation.scoring_queue import ScoringQueue
-from adapter.generation.sequence import ScheduledRequest
 from adapter.generation.thread_tuner import ThreadTuner
 from adapter.generation.waiting import Waiting
 
@@ -257,7 +256,3 @@ class SchedulerCore:
         with ExitStack() as last:
             last.callback(self.scoring.close)
             self.memory.close()
-
-
-def nothing(_sequence: ScheduledRequest) -> None:
-    """What is done about an answer where nothing is computed for a next turn."""

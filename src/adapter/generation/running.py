@@ -224,5 +224,5 @@ class RunningBatch:
         return len(taken)
 
 
-def nothing(_slot: Slot) -> None:
-    """What is done about a slot where no request goes on by itself."""
+def nothing(_: object) -> None:
+    """What is called where nothing is to be done."""

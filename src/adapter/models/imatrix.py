@@ -16,8 +16,6 @@ from adapter.models.hardware import Placement
 from adapter.models.tool_process import run_tool
 from adapter.wording import counted, reason_of
 
-#: Shorter batches are not counted by llama.cpp.
-LEAST_CONTEXT = 16
 _N_BATCH = 512
 _CHUNKS = re.compile(r"compute_imatrix: computing over (\d+) chunks")
 _DONE = re.compile(r"\[(\d+)\][-+.\w]+\Z")

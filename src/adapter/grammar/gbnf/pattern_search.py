@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from adapter.grammar.gbnf.characters import Characters
+from adapter.grammar.gbnf.characters import DIGITS, WORD, Characters
 from adapter.grammar.gbnf.parsed_patterns import UnsupportedPattern, constants, parsed_pattern
 from adapter.grammar.gbnf.patterns import characters_of
 
@@ -23,16 +23,14 @@ MAX_STEPS = 1_000_000
 """The most steps of an automaton on one text."""
 
 # As in ECMA-262, the dialect of JSON schemas.
-_DIGIT = Characters.of((0x30, 0x39))
-_WORD = Characters.of((0x30, 0x39), (0x41, 0x5A), (0x61, 0x7A), "_")
 _SPACE = Characters.of(
     (0x09, 0x0D), " \u00a0\u1680\u2028\u2029\u202f\u205f\u3000\ufeff", (0x2000, 0x200A)
 )
 _CATEGORIES: dict[Any, Characters] = {
-    constants.CATEGORY_DIGIT: _DIGIT,
-    constants.CATEGORY_NOT_DIGIT: ~_DIGIT,
-    constants.CATEGORY_WORD: _WORD,
-    constants.CATEGORY_NOT_WORD: ~_WORD,
+    constants.CATEGORY_DIGIT: DIGITS,
+    constants.CATEGORY_NOT_DIGIT: ~DIGITS,
+    constants.CATEGORY_WORD: WORD,
+    constants.CATEGORY_NOT_WORD: ~WORD,
     constants.CATEGORY_SPACE: _SPACE,
     constants.CATEGORY_NOT_SPACE: ~_SPACE,
 }
@@ -212,7 +210,7 @@ def _holds(condition: _Condition, text: str, place: int, reached: set[int]) -> b
     if condition in (constants.AT_END, constants.AT_END_STRING):
         return place == len(text)
     sides = (text[place - 1 : place] if place else "", text[place : place + 1])
-    before, after = (side != "" and side in _WORD for side in sides)
+    before, after = (side != "" and side in WORD for side in sides)
     return (before != after) is (condition is constants.AT_BOUNDARY)
 
 

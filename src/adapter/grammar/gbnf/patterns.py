@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from adapter.grammar.gbnf.characters import PRINTABLE, Characters
+from adapter.grammar.gbnf.characters import DIGITS, PRINTABLE, WORD, Characters
 from adapter.grammar.gbnf.parsed_patterns import UnsupportedPattern, constants, parsed_pattern
 from adapter.grammar.gbnf.rules import (
     MAX_REPEAT,
@@ -20,7 +20,6 @@ from adapter.grammar.gbnf.rules import (
 Spelling = Callable[[Characters], Expression]
 """How one character of a set is written where the text stands."""
 
-_WORD = Characters.of((0x30, 0x39), (0x41, 0x5A), (0x61, 0x7A), "_")
 _ASCII = Characters.of((0x20, 0x7E))
 _LETTERS = Characters.of(
     (0xC0, 0xD6), (0xD8, 0xF6), (0xF8, 0x17F), (0x391, 0x3A1), (0x3A3, 0x3C9), (0x410, 0x44F),
@@ -32,10 +31,10 @@ _ANY_SPACE = Characters.of(" \xa0\u1680\u180e", (0x2000, 0x200F), "\u202f\u205f\
 
 # Dialects differ about letters and digits beyond ASCII. Only those on which all agree are used.
 _CATEGORIES: dict[Any, Characters] = {
-    constants.CATEGORY_DIGIT: Characters.of((0x30, 0x39)),
-    constants.CATEGORY_NOT_DIGIT: (_ASCII | _LETTERS) - Characters.of((0x30, 0x39)),
-    constants.CATEGORY_WORD: _WORD,
-    constants.CATEGORY_NOT_WORD: _ASCII - _WORD,
+    constants.CATEGORY_DIGIT: DIGITS,
+    constants.CATEGORY_NOT_DIGIT: (_ASCII | _LETTERS) - DIGITS,
+    constants.CATEGORY_WORD: WORD,
+    constants.CATEGORY_NOT_WORD: _ASCII - WORD,
     constants.CATEGORY_SPACE: Characters.of(" "),
     constants.CATEGORY_NOT_SPACE: PRINTABLE - _ANY_SPACE,
 }
