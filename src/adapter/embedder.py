@@ -149,7 +149,7 @@ class LlamaCppEmbedder:
             a float32 array of shape (len(documents),). Higher is better; only the order counts.
 
         Raises:
-            ConfigurationError: the model is no reranker.
+            ConfigurationError: the model is not a reranker.
             InvalidParameterError: a text is empty.
             TextTooLongError: a pair has more tokens than the model's context.
             PromptError: a text has no UTF-8 form.

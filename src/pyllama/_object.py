@@ -163,5 +163,5 @@ class NativeObject(Uncopyable, Generic[P]):
 
 
 def holding_all(objects: Iterable[NativeObject[Any]], work: Callable[[], T]) -> T:
-    """Run a block while several objects are locked, in their order."""
+    """Call a function while several objects are locked, in the order given."""
     return holding([one._lock for one in objects], work)

@@ -21,7 +21,7 @@ forked = False
 # Whether the exit handlers have run: every object counts as closed.
 ended = False
 
-# Whether it is either of them.
+# Whether either of these is true.
 unusable = False
 
 # How long the interpreter's exit waits for threads that are inside llama.cpp.

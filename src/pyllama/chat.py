@@ -247,7 +247,7 @@ class _Engine:
         self.source: str = about["source"]
         self.capabilities: dict[str, bool] = about["capabilities"]
         # llama.cpp finds most formats by rendering dozens of trial conversations, at each call. The
-        # result depends on the inputs other than the conversation, so it can be cached.
+        # result does not depend on the conversation, so it can be cached.
         self._finds_format: bool = about["is_analyzed"]
         self._formats: dict[tuple[str, str], RenderedChat] = {}
         self._directives: list[str] = []

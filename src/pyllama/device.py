@@ -439,7 +439,7 @@ def _score(path: str) -> int:
 
 
 def _check_loaded(folder: str | None, variant: str | None) -> None:
-    """Whether what was loaded is what is asked for."""
+    """Refuse a choice of modules that differs from what was loaded."""
     paths = [_backend(reg).path or "" for reg in _registry()]
     if folder is not None and not any(path.startswith(folder + os.sep) for path in paths):
         raise BackendError(f"backends were loaded from elsewhere than {folder} already: {paths}")

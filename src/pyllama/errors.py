@@ -95,7 +95,7 @@ class MemoryFitError(LlamaError, RuntimeError):
 
 
 class AdapterError(LlamaError, RuntimeError):
-    """A file that is no adapter for this model, or an adapter that cannot be applied."""
+    """A file that is not an adapter for this model, or an adapter that cannot be applied."""
 
 
 class QuantizeError(LlamaError, RuntimeError):

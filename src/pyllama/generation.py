@@ -181,7 +181,7 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
             return news
 
     def wake(self) -> None:
-        """Have the thread that waits return. Any thread may call it, also where none waits yet."""
+        """Have the thread that waits return. Any thread may call it, even before one waits."""
         self._woken[0] = True
 
     def remove(self, seq_id: int) -> None:

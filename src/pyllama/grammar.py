@@ -85,7 +85,7 @@ class Grammar:
                 of JSON.
 
         Raises:
-            GrammarError: it is no schema, cannot be converted, or exceeds the limits.
+            GrammarError: it is not a schema, cannot be converted, or exceeds the limits.
         """
         text = _schema_text(schema)
         try:

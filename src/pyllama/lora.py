@@ -37,7 +37,7 @@ class LoraAdapter(NativeObject["Pointer[llama_adapter_lora]"]):
 
     Raises:
         FileNotFoundError: there is no such file.
-        AdapterError: the file is no adapter, or none for this model; the message says why.
+        AdapterError: the file is not an adapter, or not one for this model; the message says why.
     """
 
     _instead_of_copying = "Load its file again: LoraAdapter(model, path)"

@@ -147,7 +147,7 @@ def memory_use(
             was trained with.
 
     Raises:
-        ModelLoadError: the file is no model that llama.cpp can load.
+        ModelLoadError: the file is not a model that llama.cpp can load.
         MemoryFitError: no such context can be made, for one because n_ctx is too large.
         ServerLostError: an RPC server of the devices does not answer.
     """
@@ -184,7 +184,7 @@ def memory_fit(
         margin: bytes to leave free on each device, or of the host's memory.
 
     Raises:
-        ModelLoadError: the file is no model that llama.cpp can load.
+        ModelLoadError: the file is not a model that llama.cpp can load.
         MemoryFitError: nothing fits; the message says what it would take.
         ServerLostError: an RPC server of the devices does not answer.
     """

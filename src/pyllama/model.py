@@ -109,7 +109,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
     Raises:
         FileNotFoundError: there is no such file.
         OSError: a file cannot be read, or too many files are open.
-        ModelLoadError: the file is no model that llama.cpp can load; the message says why.
+        ModelLoadError: the file is not a model that llama.cpp can load; the message says why.
         ModelLoadCancelled: ``progress`` returned False. An exception of it is raised unchanged.
         ValueError: an argument out of range.
     """
@@ -233,7 +233,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
             options: as for ``Model``, which also says what is raised.
 
         Raises:
-            TypeError: an object that is no file of the operating system.
+            TypeError: an object that is not a file of the operating system.
             OSError: a file that cannot be read or has no such position.
         """
         descriptor, begin = _model_file.descriptor_and_offset(file, offset)

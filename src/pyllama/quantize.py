@@ -124,7 +124,7 @@ def quantize(
 
     Raises:
         FileNotFoundError: no such source, or no such folder for the output.
-        ModelLoadError: the source is no GGUF file.
+        ModelLoadError: the source is not a GGUF file.
         QuantizeError: llama.cpp refused, or the disk failed; the message says why.
         QuantizeCancelled: ``progress`` returned False. An exception of it is raised unchanged.
         ValueError: an argument out of range, or a dst that is the source.

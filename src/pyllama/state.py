@@ -48,7 +48,7 @@ _SEQUENCE_PREFIX = struct.pack("<Ii", 0xAF143CD8, 0)
 class State(Uncopyable):
     """Takes and sets what a context remembers: keys, values, recurrent states, and positions.
 
-    Logits and embeddings are no part of it, nor what an encoder computed. The methods without
+    Logits and embeddings are not part of it, nor is what an encoder computed. The methods without
     ``seq`` mean the whole memory; those with it one sequence, which can be set as another one, in a
     context with any number of sequences, ``kv_unified`` or not.
     What continues from a state gives the same logits to the byte; but for the whole memory of a

@@ -31,7 +31,7 @@ def tensor_infos(path: str | os.PathLike[str]) -> tuple[TensorInfo, ...]:
 
     Raises:
         FileNotFoundError: no such file.
-        ModelLoadError: it is no GGUF file, or damaged.
+        ModelLoadError: it is not a GGUF file, or is damaged.
     """
     text = _model_file.readable_gguf(path)
     try:

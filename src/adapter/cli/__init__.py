@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command. Ctrl-C ends it quietly, also while its modules are imported."""
+    """Run the command. Ctrl-C ends it quietly, even while its modules are imported."""
     try:
         from adapter.cli import app
 

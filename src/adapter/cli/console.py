@@ -116,7 +116,7 @@ def file_text(path: Path) -> str:
 
 
 def standard_input() -> str:
-    """All of standard input, which ends the command if it is no text."""
+    """All of standard input, which ends the command if it is not text."""
     if sys.stdin.isatty():
         note("reading standard input; Ctrl-D ends it")
     try:
@@ -128,7 +128,7 @@ def standard_input() -> str:
 
 
 def require_text(what: str, text: str | None) -> None:
-    """End the command if an argument holds bytes that are no text."""
+    """End the command if an argument holds bytes that are not text."""
     try:
         (text or "").encode()
     except UnicodeEncodeError as error:

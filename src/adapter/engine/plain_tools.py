@@ -22,7 +22,7 @@ def plain_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def without_arrays(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the same functions, each array among the parameters described in words."""
+    """Return the same functions, with each array among the parameters described in words."""
     return _described(tools, _in_words)
 
 

@@ -1,7 +1,7 @@
 """The quota of one config: tokens in all, and requests in a minute.
 
 A request may end anywhere: the garbage collector ends a stream that was dropped, in whichever
-thread it runs, also within a block of this module. So what ends a request takes no lock.
+thread it runs, even within a block of this module. So what ends a request takes no lock.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ class RunningBatch:
     def padding(self, parts: list[Part]) -> Iterator[dict[int, int]]:
         """Where to append a token to those sequences of the parts' window that have no part.
 
-        What is appended to a request's sequence in the block is removed from it again, also after
+        What is appended to a request's sequence in the block is removed from it again, even after
         an error.
 
         Args:

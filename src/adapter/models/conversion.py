@@ -41,7 +41,7 @@ def convert(
         target: the file to write. "{type}" in its name is replaced by the type of most of its
             weights.
         outtype: "f32", "f16", "bf16", "q8_0", or "auto" for 16 bits as in the original.
-        lora_base: the folder of the model that an adapter is for; None if it is no adapter.
+        lora_base: the folder of the model that an adapter is for; None for a model.
         trust_remote_code: let the converter run Python code that the folder contains.
         report: called with the fraction that was written, 0.0 to 1.0.
 

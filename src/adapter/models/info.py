@@ -46,7 +46,7 @@ class ModelInfo:
 
 
 def read_info(name: str, paths: tuple[Path, ...], size: int, aliases: tuple[str, ...]) -> ModelInfo:
-    """Read the header of a model's files. If they are no model, the result has a problem."""
+    """Read the header of a model's files. If they are not a model, the result has a problem."""
     try:
         with (
             unlogged(),

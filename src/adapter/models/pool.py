@@ -100,7 +100,7 @@ class ModelPool:
             pool. If it asks for a model that is not in memory, it gets a ModelInUseError.
 
     Raises:
-        NotADirectoryError: ``model_dir`` or ``prefix_folder`` is no folder.
+        NotADirectoryError: ``model_dir`` or ``prefix_folder`` is not a folder.
         OSError: ``prefix_folder`` cannot be written, or others can write it (PermissionError).
         InvalidParameterError: a number out of range, an ``rpc`` that is no ``"host:port"``, a
             ``progress`` that is neither a function nor a bool, or a ``context`` that sets what the
@@ -183,7 +183,7 @@ class ModelPool:
             InvalidModelNameError: the name is no plain file name.
             ModelNotFoundError: the folder has no such file.
             ModelDownloadError: the model could not be downloaded.
-            ModelFileError: the file is no model that llama.cpp can load.
+            ModelFileError: the file is not a model that llama.cpp can load.
             PoolFullError: no room can be made.
             TransientError: the process lacks descriptors or threads at the moment, or the
                 template's process was ended by others.

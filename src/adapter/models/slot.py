@@ -159,7 +159,7 @@ class ModelSlot:
         fingerprint: of what was loaded first.
         pinned: it is not evicted.
         last_used: orders uses of the pool's models.
-        metrics: of its scheduler, over all times when the model is in memory.
+        metrics: of its scheduler, over all the times that the model is in memory.
         closing: it is being unloaded, or was.
         waiters: requests for the model that is being loaded, or will be.
         unloaders: requests that wait until it is unloaded.

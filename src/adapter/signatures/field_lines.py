@@ -67,8 +67,8 @@ def output_lines(
     """Return one `name: value` line for each output that has a value, as a model writes them.
 
     A field without a value gets the text `missing`, or is left out if that is None. A line that
-    would be read as another output, which no model can write, gets a bar before it. The values of
-    the fields `below` begin on the line below their names.
+    would be read as another output gets a bar before it, since no model can write such a line.
+    The values of the fields `below` begin on the line below their names.
     """
     lines = []
     for name, field in fields.items():

@@ -50,7 +50,7 @@ def require_possible(name: str, annotation: Any, metadata: tuple[Any, ...]) -> N
 
 
 def _contradiction(annotation: Any, metadata: tuple[Any, ...]) -> str | None:
-    """What contradicts itself in one type with a field's constraints; None if nothing does."""
+    """What contradicts a field's constraints, or itself, in one type; None if nothing does."""
     values = [True, False] if annotation is bool else allowed_values(annotation)
     if values:
         fitting = not metadata or _any_fits(values, annotation, metadata)

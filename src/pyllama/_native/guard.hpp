@@ -59,7 +59,7 @@ void keep_caught(pyllama_caught_kind kind, const char * message) noexcept;
 // What a call that was not admitted is to report.
 void keep_refusal() noexcept;
 
-// Whether an assertion failed in this guarded call whose exception llama.cpp caught itself. Asking
+// Whether an assertion failed in this guarded call, and llama.cpp caught its exception. Asking
 // forgets it.
 bool take_swallowed_assertion() noexcept;
 

@@ -1,4 +1,4 @@
-// What llama.cpp's pre-tokenizers do not survive, or take quadratic time for, in a long text.
+// Finds what would crash llama.cpp's pre-tokenizers in a long text, or take them quadratic time.
 //
 // Byte-pair vocabularies split a text with regular expressions first, many of them with std::regex:
 // libstdc++'s recurses for each character that a repetition takes, with some 320 bytes of stack.

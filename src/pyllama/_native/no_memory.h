@@ -1,5 +1,5 @@
-// What ggml does when malloc(), calloc() or realloc() give nothing. It does not look at what they
-// return in many places. Where the linker can (no_memory.c), they tell this handler first.
+// What happens when malloc(), calloc() or realloc() give ggml nothing. In many places it does not
+// look at what they return. Where the linker allows it (no_memory.c), this handler is called first.
 #ifndef PYLLAMA_NO_MEMORY_H
 #define PYLLAMA_NO_MEMORY_H
 

@@ -15,7 +15,7 @@
 
 namespace pyllama {
 
-// Tokens that may stand within a stop text, as they are no part of the text that is shown.
+// Tokens that may stand within a stop text, as they are not part of the text that is shown.
 inline constexpr int WITHOUT_TEXT = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_UNKNOWN;
 
 // One of the sequences, while it goes on.

@@ -1,9 +1,9 @@
 """Anchors: sequences without a request, which set how many cells attention reads on a GPU.
 
-In a batch of sequences with memory of their own, attention reads as many cells of each as the one
-that holds most has, rounded up to 256. A GPU's kernels cut their sums by that number, so the bits
-of a request would depend on how long others are. From LEAST cells on, multiples of STEP give the
-same bits. So each window has an anchor, which holds as many tokens as make such a number.
+In a batch of sequences with memory of their own, attention reads the same number of cells of each:
+as many as the fullest one holds, rounded up to 256. A GPU's kernels cut their sums by that number,
+so the bits of a request would depend on how long others are. From LEAST cells on, multiples of STEP
+give the same bits. So each window has an anchor, which holds as many tokens as make such a number.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def line_without(
 
 @lru_cache(maxsize=1024)  # a marker's letters are asked for again with each character of a line
 def case_spellings(letter: str) -> str:
-    """The letters that re.IGNORECASE treats as equal to one."""
+    """The letters that re.IGNORECASE treats as equal to a letter."""
     found = {letter, letter.lower(), letter.upper(), letter.title(), letter.swapcase()}
     found |= {one for one in _ODD_CASES if re.fullmatch(re.escape(letter), one, re.IGNORECASE)}
     return "".join(one for one in found if len(one) == 1)

@@ -143,7 +143,7 @@ def key_other_than(json: JsonText, declared: list[str]) -> Expression:
 
 
 def _other_than(json: JsonText, name: str, begin: int) -> Rule:
-    """A text that is not the rest of a name. The ends of names, which many share, are rules."""
+    """A text that is not the rest of a name. Ends that many names share are rules."""
     end = len(name)
     following = json.rules.add(
         "key-more",

@@ -127,7 +127,7 @@ class SchemaText:
         """Texts that the whole document describes.
 
         Raises:
-            SchemaError: it is no schema, or cannot become a grammar.
+            SchemaError: it is not a schema, or cannot become a grammar.
         """
         try:
             return self.rule("answer", dict(self._document))
@@ -465,7 +465,7 @@ def json_schema_grammar(schema: str, *, any_order: bool = False) -> SchemaGramma
 
     Raises:
         ImpossibleSchemaError: no text fits it.
-        SchemaError: it is no schema, or cannot become a grammar.
+        SchemaError: it is not a schema, or cannot become a grammar.
     """
     require_short(schema)
     try:

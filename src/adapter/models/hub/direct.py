@@ -180,7 +180,7 @@ def _require_digest(what: str, found: str, sha256: str | None) -> None:
 
 
 def _require_complete(what: str, path: Path) -> None:
-    """Refuse what is no GGUF file, or one that was cut before it came here."""
+    """Refuse what is not a GGUF file, or one that was cut before it came here."""
     problem = problem_of(path, "the file")
     if problem is not None:
         raise ModelDownloadError(what, problem)
