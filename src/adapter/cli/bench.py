@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from adapter.cli.console import note, refuse, row, say, say_json, show, table
+from adapter.cli.error_words import errors_told
 from adapter.cli.options import AsJson, GpuLayers, ModelOrDemo, Threads
-from adapter.cli.session import errors_told, found
+from adapter.cli.session import found
 from adapter.wording import counted, file_size, short_count
 
 

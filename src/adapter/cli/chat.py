@@ -10,10 +10,10 @@ from pathlib import Path
 
 from adapter.cli.console import fail, messages, note, require_text
 from adapter.cli.conversation import Answer, Conversation, show_answer
-from adapter.cli.error_words import in_words
+from adapter.cli.error_words import errors_told, in_words
 from adapter.cli.options import ContextLength, GpuLayers, ModelOrDemo
 from adapter.cli.run import MaxTokens, Seed, System, Temperature
-from adapter.cli.session import errors_told, loaded_model, require_generator
+from adapter.cli.session import loaded_model, require_generator
 from adapter.wording import counted
 
 _HELP = """\

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapter.cli.console import fail, progress_bar, refuse, say, say_json
+from adapter.cli.error_words import errors_told
 from adapter.cli.options import AsJson, Force, require_writable
 from adapter.cli.references import local_path
-from adapter.cli.session import errors_told
 from adapter.wording import file_size
 
 if TYPE_CHECKING:

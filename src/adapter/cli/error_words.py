@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from adapter.cli.console import fail, refuse
 from adapter.errors import (
     ContextTooLongError,
     InvalidModelNameError,
     InvalidParameterError,
     LlamaCppError,
+    ModelNotFoundError,
     TextTooLongError,
 )
 from adapter.wording import counted, reason_of
@@ -18,6 +23,21 @@ _OPTIONS = {
     "seed": "--seed",
     "temperature": "--temperature",
 }
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """End the command with an error message."""
+    import pyllama
+    from adapter.models.embedded_model import EmbeddedModelError, model_dir
+
+    try:
+        yield
+    except ModelNotFoundError as error:
+        is_name = error.path.parent == model_dir()
+        fail(f"{error}; pyllama models lists those that there are" if is_name else str(error))
+    except (LlamaCppError, pyllama.LlamaError, EmbeddedModelError, OSError) as error:
+        (refuse if is_misuse(error) else fail)(in_words(error))
 
 
 def in_words(error: BaseException) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapter.cli.console import note, progress_bar, say, say_json
+from adapter.cli.error_words import errors_told
 from adapter.cli.options import AsJson, Chunks, Force, GpuLayers, Model, Threads, require_writable
 from adapter.cli.references import local_path
-from adapter.cli.session import errors_told, found, require_generator
+from adapter.cli.session import found, require_generator
 from adapter.wording import counted, file_size
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapter.cli.console import fail, note, row, say, say_json, show, table
+from adapter.cli.error_words import errors_told
 from adapter.cli.options import AsJson, Model
-from adapter.cli.session import errors_told
 from adapter.wording import counted, file_size, reason_of, short_count
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from rich.progress import (
 )
 
 from adapter.cli.console import fail, messages, note, refuse, row, say, say_json, show, table
+from adapter.cli.error_words import errors_told
 from adapter.cli.references import local_path, means_file
-from adapter.cli.session import errors_told
 from adapter.wording import file_size
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from adapter.cli.console import (
     standard_input,
 )
 from adapter.cli.conversation import Answer, Conversation, show_answer
-from adapter.cli.error_words import in_words
+from adapter.cli.error_words import errors_told, in_words
 from adapter.cli.options import ContextLength, GpuLayers, Model
-from adapter.cli.session import errors_told, loaded_model, require_generator
+from adapter.cli.session import loaded_model, require_generator
 from adapter.wording import counted
 
 MaxTokens = Annotated[

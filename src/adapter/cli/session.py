@@ -6,30 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from adapter.cli.console import fail, progress_bar, refuse
+from adapter.cli.console import fail, progress_bar
 from adapter.cli.references import Reference, refer
 
 if TYPE_CHECKING:
     import pyllama
     from adapter.models.loaded import LoadedModel
     from adapter.models.pool import ModelPool
-
-
-@contextmanager
-def errors_told() -> Iterator[None]:
-    """End the command with an error message."""
-    import pyllama
-    from adapter.cli.error_words import in_words, is_misuse
-    from adapter.errors import LlamaCppError, ModelNotFoundError
-    from adapter.models.embedded_model import EmbeddedModelError, model_dir
-
-    try:
-        yield
-    except ModelNotFoundError as error:
-        is_name = error.path.parent == model_dir()
-        fail(f"{error}; pyllama models lists those that there are" if is_name else str(error))
-    except (LlamaCppError, pyllama.LlamaError, EmbeddedModelError, OSError) as error:
-        (refuse if is_misuse(error) else fail)(in_words(error))
 
 
 def found(model: str | None) -> Reference:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapter.cli.console import note, refuse, row, say, say_json, show, table
+from adapter.cli.error_words import errors_told
 from adapter.cli.faster_types import faster_types
 from adapter.cli.options import AsJson, Model
-from adapter.cli.session import errors_told
 from adapter.wording import counted, file_size
 
 if TYPE_CHECKING:
