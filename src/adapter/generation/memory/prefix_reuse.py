@@ -30,7 +30,7 @@ WORTH_SAVING = 128
 """The fewest tokens of a prompt that are saved on eviction. The last ones are rarely shared."""
 
 
-class Prompt(Protocol):
+class HashedPrompt(Protocol):
     """What is compared of a prompt, whether a request has it or one is expected to have it."""
 
     @property
@@ -103,12 +103,12 @@ class PrefixReuse:
         wanted, n_cached = self._wanted(sequence), self.n_cached(sequence)
         return self._files.fetch(wanted, more_than=n_cached, exact=not self.rolls_back)
 
-    def shared(self, blocks: BlockHashes, prompt: Prompt) -> int:
+    def shared(self, blocks: BlockHashes, prompt: HashedPrompt) -> int:
         """How many blocks a prompt can reuse from another that is or was computed."""
         n_blocks = n_shared(blocks, self._wanted(prompt))
         return self._cut_to(n_blocks, len(blocks), prompt)
 
-    def n_cached(self, prompt: Prompt) -> int:
+    def n_cached(self, prompt: HashedPrompt) -> int:
         """How many blocks of a prompt need not be computed, given what is in memory now."""
         wanted = self._wanted(prompt)
         saved, n_found = self._saved.find(wanted)
@@ -126,7 +126,7 @@ class PrefixReuse:
             self._elsewhere(cache, sequence)[1],
         )
 
-    def restore(self, slot: Slot, prompt: Prompt) -> int:
+    def restore(self, slot: Slot, prompt: HashedPrompt) -> int:
         """Restore as much of a prompt as is cached to a slot. Returns how many tokens that is."""
         donor = slot.cache.nearest(self._wanted(prompt))
         n_here = n_there = 0
@@ -235,7 +235,7 @@ class PrefixReuse:
                 return other
         return None
 
-    def _n_in_slots(self, wanted: BlockHashes, prompt: Prompt) -> int:
+    def _n_in_slots(self, wanted: BlockHashes, prompt: HashedPrompt) -> int:
         """How many blocks of a prompt are in slots."""
         slots = {slot: slot.blocks for cache in self.caches for slot in cache.slots}
         for gone in [slot for slot in self._in_slots if slot not in slots]:
@@ -262,7 +262,7 @@ class PrefixReuse:
             each.length >= other.n_needed for each in long_enough if each.free
         )
 
-    def _find_saved(self, cache: KVCache, prompt: Prompt) -> tuple[SavedPrefix | None, int]:
+    def _find_saved(self, cache: KVCache, prompt: HashedPrompt) -> tuple[SavedPrefix | None, int]:
         """The saved state with most of a prompt, and how many blocks of it fit here."""
         saved, n_found = self._saved.find(self._wanted(prompt))
         if saved is None or len(saved.hashes) * BLOCK > cache.length:
@@ -270,7 +270,7 @@ class PrefixReuse:
         return saved, self._cut_to_saved(saved, n_found, prompt)
 
     def _elsewhere(
-        self, cache: KVCache, prompt: Prompt, *, settled: bool = True
+        self, cache: KVCache, prompt: HashedPrompt, *, settled: bool = True
     ) -> tuple[Slot | None, int]:
         """The slot of another context with most of a prompt that fits here, and how many blocks it
         has.
@@ -310,11 +310,11 @@ class PrefixReuse:
         slot.blocks = donor.blocks
         return True
 
-    def _wanted(self, prompt: Prompt) -> BlockHashes:
+    def _wanted(self, prompt: HashedPrompt) -> BlockHashes:
         """The blocks of a prompt that need not be computed if they are in memory."""
         return prompt.hashes[: prompt.n_reusable if self.rolls_back else prompt.n_to_border]
 
-    def _cut_to(self, n_blocks: int, n_other: int, prompt: Prompt) -> int:
+    def _cut_to(self, n_blocks: int, n_other: int, prompt: HashedPrompt) -> int:
         """After how many of the blocks that it shares with another a prompt may be cut.
 
         That is after any block if bytes stay the same, and otherwise at the end of a chunk of both
@@ -330,7 +330,7 @@ class PrefixReuse:
             return in_chunks
         return n_blocks if self._exactness.cuts_anywhere else in_chunks
 
-    def _cut_to_saved(self, saved: SavedPrefix | None, n_found: int, prompt: Prompt) -> int:
+    def _cut_to_saved(self, saved: SavedPrefix | None, n_found: int, prompt: HashedPrompt) -> int:
         if saved is None or not self.rolls_back:
             return n_found  # states that cannot be cut back were saved where they are useful
         return self._cut_to(n_found, len(saved.hashes), prompt)
