@@ -15,6 +15,9 @@ from adapter.generation.scheduler import Scheduler
 
 CONTEXT_LENGTH = 2048
 
+AS_ON_GPUS = {"shared_memory": True, "reproducible": False, "chunk": 512}
+"""Options of a scheduler on a CPU that computes as one on a GPU does."""
+
 
 def scheduler_of(model, **changes):
     options = {

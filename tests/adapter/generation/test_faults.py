@@ -17,7 +17,7 @@ from linecache import getline
 from pathlib import Path
 
 import pytest
-from schedules import FORCING, isolated_of, request_of, same, scheduler_of, tokens
+from schedules import AS_ON_GPUS, FORCING, isolated_of, request_of, same, scheduler_of, tokens
 
 import adapter.generation
 import pyllama
@@ -225,7 +225,6 @@ def schedules_of(write_tiny_model, tmp_path_factory):
     model = pyllama.Model(path)
     recurrent = pyllama.Model(write_tiny_model(architecture="mamba", n_ctx_train=4096))
     window = pyllama.Model(write_tiny_model(architecture="gemma2", n_ctx_train=4096))
-    as_on_gpus = {"shared_memory": True, "reproducible": False, "chunk": 512}
     few_cells = pytest.MonkeyPatch()  # in anchors, which take time to compute
     for module in (anchors, exactness):
         few_cells.setattr(module, "LEAST", 64)
@@ -240,8 +239,8 @@ def schedules_of(write_tiny_model, tmp_path_factory):
         "anchored": Schedules(lambda: scheduler_of(model, batch_width=4, anchored=True)),
         "recurrent": Schedules(lambda: scheduler_of(recurrent)),
         "window": Schedules(lambda: scheduler_of(window)),
-        "shared": Schedules(lambda: scheduler_of(model, **as_on_gpus), exact=False),
-        "shared recurrent": Schedules(lambda: scheduler_of(recurrent, **as_on_gpus), exact=False),
+        "shared": Schedules(lambda: scheduler_of(model, **AS_ON_GPUS), exact=False),
+        "shared recurrent": Schedules(lambda: scheduler_of(recurrent, **AS_ON_GPUS), exact=False),
     }
     few_cells.undo()
     for each in (model, recurrent, window):
