@@ -12,6 +12,7 @@ from adapter.cli.console import fail, messages, note, require_text
 from adapter.cli.conversation import Answer, Conversation, show_answer
 from adapter.cli.error_words import errors_told, in_words
 from adapter.cli.options import ContextLength, GpuLayers, ModelOrDemo
+from adapter.cli.references import local_path
 from adapter.cli.run import MaxTokens, Seed, System, Temperature
 from adapter.cli.session import loaded_model, require_generator
 from adapter.wording import counted
@@ -145,7 +146,7 @@ class _Chat:
             del conversation.turns[-2:]
             self._answer(question)
         elif name in ("/save", "/load") and rest:
-            self._file(name, Path(os.path.expanduser(rest)))
+            self._file(name, local_path(rest))
         elif name == "/help":
             note(_HELP)
         elif name in ("/undo", "/retry"):
