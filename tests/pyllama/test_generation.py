@@ -275,3 +275,20 @@ def test_what_cannot_be_used_is_refused(tiny, write_tiny_model):
         with pytest.raises(ValueError, match="not going on"):
             add(generation, 1, chain)
         assert len(generation) == 1
+
+
+def test_what_joins_finds_the_memory_changed_as_wanted_before(tiny):
+    """However batches of others and the changes meet."""
+    with Context(tiny, n_ctx=512, n_seq_max=2, n_threads=1) as context:
+        with Generation(context) as generation:
+            generation.add(0, [5], 0, Run(endless(tiny), 0, 1, 200))
+            for begin in [0] + 2000 * [4]:
+                context.memory.seq_rm(1, begin, -1)
+                generation.add(1, [5] * (8 - begin), begin)
+                until(generation, lambda: 1 not in generation._members)
+                assert generation.error is None
+                if 0 not in generation._members:
+                    context.memory.seq_rm(0)
+                    generation.add(0, [5], 0, Run(endless(tiny), 0, 1, 200))
+            context.memory.seq_rm(1)
+        assert context.memory.seq_pos_max(1) == -1  # also if it ends at once

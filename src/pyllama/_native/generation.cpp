@@ -187,11 +187,11 @@ class generation {
             changed_.wait(lock, [&] {
                 return closing_ || !changes_.empty() || (!paused_ && has_work());
             });
-            if (closing_) {
+            if (closing_ && changes_.empty()) {
                 break;
             }
             busy_               = true;
-            const bool computes = !paused_ && has_work();
+            const bool computes = !closing_ && !paused_ && has_work();
             lock.unlock();
             int32_t code = guarded(PYLLAMA_CAUGHT, [&] { return step(computes); });
             lock.lock();
@@ -236,10 +236,14 @@ class generation {
 
     // On its own thread, which alone uses the context and the members now.
     int32_t step(bool computes) {
-        std::vector<change> changes;
-        {
+        std::vector<change>   changes;
+        std::vector<member *> computed;
+        { // at once: what joins needs the changes that were wanted before it
             const std::lock_guard lock(mutex_);
             changes.swap(changes_);
+            if (computes) {
+                computed = fill();
+            }
         }
         for (const change & one : changes) {
             if (one.copy >= 0) {
@@ -251,7 +255,6 @@ class generation {
         if (!computes) {
             return 0;
         }
-        const std::vector<member *> computed = fill();
         const int32_t code = pyllama::decode(ctx_, rows_.batch());
         if (code != 0) {
             return code;
@@ -269,9 +272,9 @@ class generation {
         return 0;
     }
 
-    // A batch of what goes on, and of what joins it as far as there is room, in order.
+    // A batch of what goes on, and of what joins it as far as there is room, in order. The lock is
+    // held.
     std::vector<member *> fill() {
-        const std::lock_guard lock(mutex_);
         std::vector<member *> filled;
         rows_.clear();
         const auto fits = [&](const member & one) { return one.n_rows() <= n_batch_ - rows_.size(); };
@@ -300,7 +303,6 @@ class generation {
     void fail(int32_t code) {
         failed_ = code;
         kind_   = pyllama_caught();
-        changes_.clear();
         try {
             message_ = code == PYLLAMA_CAUGHT ? pyllama_caught_message() : pyllama_last_errors();
         } catch (const std::bad_alloc &) {
