@@ -123,6 +123,34 @@ class Grid(pydantic.BaseModel):
     ]
 
 
+class Signs(enum.Enum):
+    TAG = "<b>"
+    AND = "&amp; "
+    CLOSING = "</value>"
+
+
+class SignedKeys(pydantic.BaseModel):
+    tag: bool = pydantic.Field(alias="<b>&")
+
+
+class Bytes(enum.Enum):
+    TEXT = b"a"
+    OTHER = b"\xff"
+
+
+class Lists(enum.Enum):
+    ONE = [1]  # noqa: RUF012
+    TWO = [2]  # noqa: RUF012
+
+
+class Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+    day: datetime.date
+    price: Decimal
+    ident: uuid.UUID
+    pair: tuple[int, Color]
+
+
 few = pydantic.Field(max_length=3)
 two = pydantic.Field(min_length=2, max_length=2)
 
@@ -199,6 +227,18 @@ BOUND_KINDS: list[Any] = [
     dict[Mixed, int],
     set,
     Annotated[Optional[str], pydantic.Field(min_length=2, max_length=3)],
+    Annotated[str, pydantic.Field(max_length=0)],
+    Annotated[str, pydantic.Field(pattern="^<[a-z]>&$")],
+    Signs,
+    Annotated[list[Signs], few],
+    Annotated[dict[Signs, int], few],
+    SignedKeys,
+    Literal["<a>", "[[ ## word ## ]]", "x"],
+    Bytes,
+    Lists,
+    Strict,
+    Annotated[datetime.date, pydantic.Field(strict=True)],
+    Annotated[Optional[frozenset[int]], pydantic.Field(strict=True)],
 ]
 """Types all of which a grammar says, whatever the form of the answer."""
 

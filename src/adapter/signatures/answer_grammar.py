@@ -12,7 +12,6 @@ from typing import Any, Union
 
 import pydantic
 from dspy.adapters.types import Code, Type
-from dspy.adapters.utils import parse_value
 from dspy.signatures import Signature
 
 from adapter.grammar.gbnf.characters import NONE, PRINTABLE, Characters
@@ -34,8 +33,13 @@ from adapter.grammar.schema.json_schema import KEPT, SchemaText
 from adapter.grammar.schema.json_text import JsonText
 from adapter.grammar.schema.merging import SchemaError, same
 from adapter.signatures.impossible_fields import require_possible
-from adapter.signatures.typed_values import allowed_values, typed_value, union_members
-from adapter.signatures.values import SPACES, Values, is_dspy_type, member_names, values_of
+from adapter.signatures.typed_values import (
+    allowed_values,
+    dspy_value,
+    typed_value,
+    union_members,
+)
+from adapter.signatures.values import SPACES, Reader, Values, is_dspy_type, member_names, values_of
 
 
 @dataclass(frozen=True)
@@ -251,12 +255,19 @@ def _chat(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, FieldVal
     whole: list[Expression | str] = []
     values = []
     for field in fields:
-        found = _dspy_values(field, json_text)
+        found = _dspy_values(field, json_text, read=_chat_value)
         values.append((field.name, found))
         value = text if found.expression is None else found.expression
         value = place_of_field(rules, len(values), value)
         whole += [f"[[ ## {field.name} ## ]]\n", value, repeat("\n", 1, 2)]
     return sequence(*whole, "[[ ## completed ## ]]"), values
+
+
+def _chat_value(text: str, annotation: Any) -> Any:
+    """A value that is no marker."""
+    if text.startswith("[[ ## "):
+        raise ValueError(f"{text!r} looks like a marker")
+    return dspy_value(text, annotation)
 
 
 def _xml(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, FieldValues]:
@@ -298,9 +309,14 @@ def _json(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, FieldVal
 
 
 def _dspy_values(
-    field: Field, json_text: JsonText, *, in_json: bool = False, line: Characters = LINE
+    field: Field,
+    json_text: JsonText,
+    *,
+    in_json: bool = False,
+    line: Characters = LINE,
+    read: Reader = dspy_value,
 ) -> Values:
-    """The form of a value that dspy's parse_value reads back."""
+    """The form of a value that dspy_value reads back."""
     if field.schema is not None:
         return _of_schema(field, json_text) or Values(json_text.value, is_json=True)
     annotation: Any = field.annotation
@@ -311,9 +327,7 @@ def _dspy_values(
         if str not in members or type(None) in members:
             return values
     elif str not in members or type(None) in members:
-        return values_of(
-            annotation, field.metadata, json_text, parse_value, bare_strings=False, line=line
-        )
+        return values_of(annotation, field.metadata, json_text, read, bare_strings=False, line=line)
     # parse_value reads the text of such a union as JSON if it can.
     others: Any = Union.__getitem__(tuple(member for member in members if member is not str))
     if in_json:
@@ -321,9 +335,7 @@ def _dspy_values(
         values = _json_values(replace(field, annotation=others), json_text)
         text = json_text.quoted(word)
     else:
-        values = values_of(
-            others, field.metadata, json_text, parse_value, bare_strings=False, line=line
-        )
+        values = values_of(others, field.metadata, json_text, read, bare_strings=False, line=line)
         text = json_text.string()
     return replace(values, expression=choice([values.expression or text, text]))
 
@@ -372,7 +384,7 @@ def _json_options(
         for spelling in spellings:
             with contextlib.suppress(Exception):  # of a validator of the user's
                 text = json_text.written(spelling)
-                fits(parse_value(json.loads(text), whole))
+                fits(dspy_value(json.loads(text), whole))
                 texts.append(text)
                 break
     if not texts:

@@ -2,46 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pydantic
 from dspy.adapters import Adapter, ChatAdapter, JSONAdapter, XMLAdapter
 from dspy.signatures import Signature
-from dspy.utils.exceptions import AdapterParseError
 
 from adapter.errors import ConfigurationError
-from adapter.signatures.answer_grammar import CHAT, JSON, XML
+from adapter.signatures.answer_grammar import CHAT, JSON, XML, Form
 from adapter.signatures.bound_answers import BoundAnswers
 from adapter.signatures.long_lists import ShortenedLists
-from adapter.signatures.typed_values import MISFITS
+from adapter.signatures.typed_values import MISFITS, dspy_value
 
 AnyAdapter = TypeVar("AnyAdapter", bound=Adapter)
 
 
-class _ExactStrings:
-    """A mixin for JSONAdapter: it parses strings in JSON again, as JSON of their own.
+class _ExactValues:
+    """A mixin for DSPy's adapters: what their own parsers cannot read is read as pydantic does.
 
-    If that changes the value, such as the number 9 for "9", the string is kept.
+    JSONAdapter parses strings in JSON again, as JSON of their own. If that changes the value, such
+    as the number 9 for "9", the string is kept. All of them refuse the values of strict types that
+    JSON writes as texts, and XMLAdapter those of types without a JSON schema.
     """
+
+    form: ClassVar[Form]
 
     def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
         parent: Any = super()
+        fields = signature.output_fields
         try:
             read: dict[str, Any] = parent.parse(signature, completion)
-        except AdapterParseError:
-            try:
-                values = json.loads(completion)
+        except Exception:
+            with contextlib.suppress(Exception):  # and report the first error
+                values = self._written(signature, completion, parent.parse)
                 return {
-                    name: pydantic.TypeAdapter(field.annotation).validate_python(values[name])
-                    for name, field in signature.output_fields.items()
+                    name: self._value(values[name], field.annotation)
+                    for name, field in fields.items()
                 }
-            except (*MISFITS, KeyError):
-                pass  # report the first error
             raise
         return read
+
+    def _written(
+        self, signature: type[Signature], completion: str, parse: Callable[..., dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What an answer has for each field: values out of JSON, or texts."""
+        if self.form is JSON:
+            values: dict[str, Any] = json.loads(completion)
+            return values
+        for name in signature.output_fields:
+            signature = signature.with_updated_fields(name, type_=str)
+        return parse(signature, completion)
+
+    def _value(self, written: Any, annotation: Any) -> Any:
+        if self.form is not JSON:
+            return dspy_value(written, annotation)
+        try:
+            return pydantic.TypeAdapter(annotation).validate_python(written)
+        except MISFITS:
+            return dspy_value(written, annotation)
 
 
 def constrained(adapter: AnyAdapter) -> AnyAdapter:
@@ -75,7 +98,6 @@ def _bound_class(kind: type[Adapter]) -> type[Adapter]:
             "constrained() a ChatAdapter, JSONAdapter, BAMLAdapter or XMLAdapter"
         )
     # DSPy knows its adapters by the names of their classes.
-    reading = (_ExactStrings,) if form is JSON else ()
-    bases = (ShortenedLists, BoundAnswers, *reading, kind)
+    bases = (ShortenedLists, BoundAnswers, _ExactValues, kind)
     made: type[Adapter] = type(kind.__name__, bases, {"form": form, "__doc__": kind.__doc__})
     return made

@@ -52,11 +52,47 @@ def typed_value(raw: Any, annotation: Any) -> Any:
             raise TypeError(f"{raw!r} is none of {annotation}")
         return parse_value(raw, annotation)
     except MISFITS:
+        if not any(member in TEMPORAL for member in union_members(annotation)):
+            with contextlib.suppress(*MISFITS):
+                return json_value(raw, annotation)
         for reading in _looser_readings(raw, annotation):
             with contextlib.suppress(*MISFITS):
                 return parse_value(reading, annotation)
         if isinstance(raw, str) and str in union_members(annotation):
             return raw  # whatever it looks like
+        raise
+
+
+def json_value(raw: Any, annotation: Any) -> Any:
+    """Read a text, or a value out of a JSON object, as pydantic reads JSON.
+
+    DSPy's own parser reads it as a value of Python's, of which a strict type refuses a date's
+    text. A text that is no such JSON stands for itself.
+
+    Raises:
+        Exception: one of MISFITS, or any other of a validator of the user's.
+    """
+    adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(annotation)
+    if isinstance(raw, str):
+        with contextlib.suppress(*MISFITS):
+            return adapter.validate_json(raw)
+    return adapter.validate_json(json.dumps(raw))
+
+
+def dspy_value(raw: Any, annotation: Any) -> Any:
+    """Read a text, or a value out of a JSON object, as an adapter of DSPy's does, or as JSON.
+
+    The members of an Enum are read as DSPy does, by their names.
+
+    Raises:
+        Exception: that of DSPy's reading, if neither is possible.
+    """
+    try:
+        return parse_value(raw, annotation)
+    except MISFITS:
+        if not isinstance(annotation, enum.EnumMeta):
+            with contextlib.suppress(*MISFITS):
+                return json_value(raw, annotation)
         raise
 
 

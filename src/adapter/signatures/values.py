@@ -15,6 +15,7 @@ from adapter.grammar.gbnf.automata import TooLarge
 from adapter.grammar.gbnf.characters import NONE, Characters
 from adapter.grammar.gbnf.free_text import LINE
 from adapter.grammar.gbnf.rules import (
+    EMPTY,
     MAX_REPEAT,
     Expression,
     Rules,
@@ -215,7 +216,13 @@ def _constrained_text(metadata: tuple[Any, ...], line_of: Characters, rules: Rul
     least, most = schema.get("minLength", 0), schema.get("maxLength")
     kind = schema.get("format")
     if "pattern" in schema or kind is not None:
-        texts = StringTexts(rules, lambda one: one_of(one & line_of))
+        entities = {sign: one for sign, one in _ENTITIES.items() if sign not in line_of}
+
+        def spelled(characters: Characters) -> Expression:
+            escaped = [one for sign, one in entities.items() if sign in characters]
+            return choice([one_of(characters & line_of), *escaped])
+
+        texts = StringTexts(rules, spelled)
         if kind is not None:
             texts.add_format(kind)
         if "pattern" in schema:
@@ -227,6 +234,8 @@ def _constrained_text(metadata: tuple[Any, ...], line_of: Characters, rules: Rul
         except TooLarge:
             expression = None
         return Values(expression, unchecked=(*unchecked, *texts.unchecked))
+    if most == 0:
+        return Values(EMPTY, unchecked=tuple(unchecked))
     if (most is None and least < 2) or least > MAX_REPEAT:
         return FREE
     visible = one_of(line_of - SPACES)
@@ -241,6 +250,8 @@ def _constrained_text(metadata: tuple[Any, ...], line_of: Characters, rules: Rul
         line = sequence(visible, repeat(one_of(line_of), least - 2, inner_most), visible)
     return Values(optional(line) if least == 0 else line, unchecked=tuple(unchecked))
 
+
+_ENTITIES = {"<": "&lt;", "&": "&amp;", ">": "&gt;"}
 
 SPACES = Characters.of(
     "\t ", (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x202F, 0x202F), (0x205F, 0x205F),

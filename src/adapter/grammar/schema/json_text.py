@@ -118,7 +118,9 @@ class JsonText:
             code = ord(match[0])
             if 0xD800 <= code < 0xE000:
                 raise ValueError("a surrogate alone")
-            return match[0] if match[0] in self._written else json.dumps(match[0])[1:-1]
+            if match[0] in self._written:
+                return match[0]
+            return json.dumps(match[0])[1:-1] if code > 0x7F else f"\\u{code:04x}"
 
         return _UNUSUAL.sub(escaped, text)
 
@@ -162,4 +164,6 @@ class HeldJsonText(JsonText):
 @lru_cache(4096)
 def _spelled(characters: Characters, raw: Characters) -> Expression:
     escapes = [written for one, written in _SHORT_ESCAPES.items() if one in characters]
+    # XML's signs, where a string stands in XML.
+    escapes += [f"\\u{ord(one):04x}" for one in "<&>" if one in characters and one not in raw]
     return choice([one_of(characters & raw), *escapes])
