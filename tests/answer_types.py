@@ -192,6 +192,10 @@ BOUND_KINDS: list[Any] = [
     Annotated[dict[Color, bool], two],
     Annotated[dict[Level, int], few],
     Annotated[dict[Annotated[str, pydantic.Field(pattern="^[a-z]{2}$")], int], few],
+    Annotated[
+        dict[Annotated[str, pydantic.Field(pattern="^[a-z]+$", min_length=2, max_length=4)], int],
+        pydantic.Field(min_length=1, max_length=2),
+    ],
     Annotated[dict[datetime.date, int], few],
     pydantic.HttpUrl,
     pydantic.AnyUrl,

@@ -62,8 +62,12 @@ class _Generator(GenerateJsonSchema):
         made = super().dict_schema(schema)
         keys = self._keys(schema["keys_schema"]) if "keys_schema" in schema else {}
         kept = {key: keys[key] for key in keys if key != "title"}
-        # Patterns of keys also come as patternProperties.
-        if kept not in ({}, {"type": "string"}) and "patternProperties" not in made:
+        if kept in ({}, {"type": "string"}):
+            return made
+        if "patternProperties" not in made:
+            made["propertyNames"] = keys
+        elif kept.keys() - {"type", "pattern"}:  # all of a key's constraints in one place
+            [made["additionalProperties"]] = made.pop("patternProperties").values()
             made["propertyNames"] = keys
         return made
 
