@@ -151,6 +151,15 @@ class Strict(pydantic.BaseModel):
     pair: tuple[int, Color]
 
 
+class AtPaths(pydantic.BaseModel):
+    first: int = pydantic.Field(validation_alias=pydantic.AliasPath("names", 0))
+    last: bool = pydantic.Field(True, validation_alias=pydantic.AliasPath("names", -1))
+    deep: Color = pydantic.Field(validation_alias=pydantic.AliasPath("a", "b", "c"))
+    either: bool = pydantic.Field(
+        validation_alias=pydantic.AliasChoices(pydantic.AliasPath("a", "d"), "either one")
+    )
+
+
 few = pydantic.Field(max_length=3)
 two = pydantic.Field(min_length=2, max_length=2)
 
@@ -243,6 +252,29 @@ BOUND_KINDS: list[Any] = [
     Strict,
     Annotated[datetime.date, pydantic.Field(strict=True)],
     Annotated[Optional[frozenset[int]], pydantic.Field(strict=True)],
+    Annotated[Union[int, float], pydantic.Field(ge=3, lt=5)],
+    Annotated[list[Annotated[Union[int, float, None], pydantic.Field(ge=3, lt=5)]], two],
+    Annotated[list[Annotated[Union[bool, int], pydantic.Field(gt=0, multiple_of=3)]], two],
+    Annotated[list[Annotated[Literal[1, 2, 3], pydantic.Field(ge=2)]], two],
+    Annotated[list[Annotated[Union[str, Level], pydantic.Field(ge=2)]], two],
+    Annotated[
+        list[
+            Annotated[
+                Union[datetime.date, datetime.timedelta],
+                pydantic.Field(gt=datetime.date(2020, 1, 1)),
+            ]
+        ],
+        two,
+    ],
+    Annotated[Union[str, list[int]], two],
+    Annotated[Union[str, int], pydantic.Field(pattern="^[a-c]{2}$")],
+    Annotated[Union[str, int], pydantic.Field(ge=3)],
+    Annotated[dict[str, Annotated[Union[Decimal, bool], pydantic.Field(max_digits=2)]], few],
+    Annotated[Union[float, int], pydantic.Field(union_mode="left_to_right")],
+    Annotated[Union[Decimal, str], pydantic.Field(union_mode="left_to_right", max_digits=2)],
+    AtPaths,
+    Literal[Color.RED, "x", 3],
+    Optional[Literal[Color.RED, Level.LOW]],
 ]
 """Types all of which a grammar says, whatever the form of the answer."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import enum
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -39,7 +40,16 @@ from adapter.signatures.typed_values import (
     typed_value,
     union_members,
 )
-from adapter.signatures.values import SPACES, Reader, Values, is_dspy_type, member_names, values_of
+from adapter.signatures.values import (
+    SPACES,
+    Reader,
+    Values,
+    is_dspy_type,
+    member_names,
+    members_that_may_fit,
+    of_members,
+    values_of,
+)
 
 
 @dataclass(frozen=True)
@@ -329,15 +339,35 @@ def _dspy_values(
     elif str not in members or type(None) in members:
         return values_of(annotation, field.metadata, json_text, read, bare_strings=False, line=line)
     # parse_value reads the text of such a union as JSON if it can.
-    others: Any = Union.__getitem__(tuple(member for member in members if member is not str))
-    if in_json:
-        word = sequence(one_of(_WORD_BEGIN), repeat(one_of(_WORD)))
-        values = _json_values(replace(field, annotation=others), json_text)
-        text = json_text.quoted(word)
-    else:
-        values = values_of(others, field.metadata, json_text, read, bare_strings=False, line=line)
-        text = json_text.string()
-    return replace(values, expression=choice([values.expression or text, text]))
+    metadata = of_members(field.metadata)
+    fitting = members_that_may_fit(members, metadata)
+    others = tuple(member for member in fitting if member is not str)
+    found = [_text_in_union(metadata, json_text, in_json=in_json)] if str in fitting else []
+    if others:
+        rest: Any = Union.__getitem__(others)
+        if in_json:
+            values = _json_values(replace(field, annotation=rest, metadata=metadata), json_text)
+        else:
+            values = values_of(rest, metadata, json_text, read, bare_strings=False, line=line)
+        found.insert(0, values)
+    expressions = [one.expression for one in found if one.expression is not None]
+    unchecked = tuple(what for one in found for what in one.unchecked)
+    return replace(found[0], expression=choice(expressions), unchecked=unchecked)
+
+
+def _text_in_union(metadata: tuple[Any, ...], json_text: JsonText, *, in_json: bool) -> Values:
+    """A text in JSON, which in a JSON object is none that is read as JSON of its own."""
+    try:
+        schema = annotation_schema(str, metadata)
+    except SchemaError as reason:
+        return Values(json_text.string(), is_json=True, unchecked=(str(reason),))
+    text = SchemaText(json_text, schema)
+    if not in_json or "pattern" in schema:
+        return Values(text.root(), is_json=True, unchecked=text.unchecked)
+    least, most = schema.get("minLength", 1), schema.get("maxLength")
+    rest = repeat(one_of(_WORD), max(0, least - 1), None if most is None else max(0, most - 1))
+    word = json_text.quoted(sequence(one_of(_WORD_BEGIN), rest))
+    return Values(word, is_json=True, unchecked=text.unchecked)
 
 
 def _of_schema(field: Field, json_text: JsonText) -> Values | None:
@@ -355,11 +385,12 @@ def _json_values(field: Field, json_text: JsonText) -> Values:
     members = union_members(annotation)
     if any(allowed_values(member) for member in members):
         # A text in a union is read as JSON of its own if possible.
+        metadata = of_members(field.metadata)
         found = [
             _json_options(member, field.metadata, annotation, json_text)
             if allowed_values(member)
-            else _json_values(replace(field, annotation=member), json_text)
-            for member in members
+            else _json_values(replace(field, annotation=member, metadata=metadata), json_text)
+            for member in members_that_may_fit(members, metadata)
         ]
         expressions = [one.expression or json_text.value for one in found]
         unchecked = tuple(what for one in found for what in one.unchecked)
@@ -381,6 +412,8 @@ def _json_options(
     texts = []
     for value in allowed_values(annotation):
         spellings = [value, *(name for name, one in names.items() if same(one, value))]
+        if isinstance(value, enum.Enum):  # in a Literal
+            spellings.append(str(value))
         for spelling in spellings:
             with contextlib.suppress(Exception):  # of a validator of the user's
                 text = json_text.written(spelling)

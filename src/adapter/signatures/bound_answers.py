@@ -92,8 +92,9 @@ def bound_signature(predict: Any) -> type[Signature] | None:
 class BoundAnswers(_Adapter):
     """A mixin for an adapter's class: its answers follow a grammar of its own form.
 
-    This applies to answers from an engine of this package. Any other lm is asked as before. A
-    request with tools, a response_format or a grammar of the caller's own keeps its own constraint.
+    This applies to answers from an engine of this package. Any other lm is asked as before, and the
+    values of its answers are checked against the constraints of their fields. A request with tools,
+    a response_format or a grammar of the caller's own keeps its own constraint.
     """
 
     form: ClassVar[Form]

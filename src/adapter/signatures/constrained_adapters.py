@@ -74,7 +74,8 @@ def constrained(adapter: AnyAdapter) -> AnyAdapter:
 
         dspy.configure(lm=…, adapter=constrained(dspy.ChatAdapter()))
 
-    The copy is of the same class, and treats every other lm as the original does.
+    The copy is of the same class. It asks any other lm as the original does, without a grammar, and
+    checks the values of its answers as well.
 
     Args:
         adapter: an adapter with the form of ChatAdapter, JSONAdapter, BAMLAdapter or XMLAdapter.

@@ -12,6 +12,7 @@ from adapter.grammar.schema.annotations import annotated, annotation_schema
 from adapter.grammar.schema.json_schema import contradiction
 from adapter.grammar.schema.merging import SchemaError
 from adapter.signatures.typed_values import MISFITS, allowed_values, union_members
+from adapter.signatures.values import of_members
 
 _UNBOUND = (str, int, float, bool)
 """Types that anything fits unless a field constrains them."""
@@ -39,7 +40,9 @@ def require_possible(name: str, annotation: Any, metadata: tuple[Any, ...]) -> N
     """
     if not metadata and annotation in _UNBOUND:
         return
-    members = [one for one in union_members(annotation) if one is not type(None)] or [annotation]
+    members = [one for one in union_members(annotation) if one is not type(None)]
+    metadata = of_members(metadata) if members else metadata
+    members = members or [annotation]
     reasons = [_contradiction(member, metadata) for member in members]
     found = [reason for reason in reasons if reason is not None]
     if len(found) == len(members) or (found and not metadata):

@@ -82,7 +82,7 @@ def json_value(raw: Any, annotation: Any) -> Any:
 def dspy_value(raw: Any, annotation: Any) -> Any:
     """Read a text, or a value out of a JSON object, as an adapter of DSPy's does, or as JSON.
 
-    The members of an Enum are read as DSPy does, by their names.
+    The members of an Enum are read as DSPy does, by their names, and so are those in a Literal.
 
     Raises:
         Exception: that of DSPy's reading, if neither is possible.
@@ -93,6 +93,10 @@ def dspy_value(raw: Any, annotation: Any) -> Any:
         if not isinstance(annotation, enum.EnumMeta):
             with contextlib.suppress(*MISFITS):
                 return json_value(raw, annotation)
+        for literal in union_members(annotation) or (annotation,):
+            for value in allowed_values(literal) if get_origin(literal) is Literal else ():
+                if isinstance(value, enum.Enum) and raw in (str(value), value.name, value.value):
+                    return value
         raise
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from adapter.grammar.schema.json_schema import SchemaText
 from adapter.grammar.schema.json_text import JsonText
 from adapter.grammar.schema.merging import SchemaError, same
 from adapter.grammar.schema.string_texts import StringTexts
+from adapter.grammar.schema.whole_constraints import may_fit
 from adapter.signatures.typed_values import TEMPORAL, allowed_values, union_members
 
 Reader = Callable[[str, Any], Any]
@@ -110,6 +112,8 @@ def values_of(
     if members := union_members(annotation):
         if type(None) in members and not _is_read(_NONE, annotation, metadata, read):
             members = tuple(one for one in members if one is not type(None))
+        metadata = of_members(metadata)
+        members = members_that_may_fit(members, metadata)
         found = [
             values_of(
                 member,
@@ -146,6 +150,26 @@ def values_of(
         return Values(text.root(), schema.get("type") not in ("integer", "number"), text.unchecked)
     except SchemaError as reason:
         return Values(None, unchecked=(str(reason),))
+
+
+def of_members(metadata: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The constraints of a union that are those of its members: all but how it is read."""
+    found = []
+    for constraint in metadata:
+        given = getattr(constraint, "__dict__", {})
+        if "union_mode" not in given:
+            found.append(constraint)
+        elif len(given) > 1:  # pydantic keeps several constraints in one object
+            others = copy.copy(constraint)
+            del others.union_mode
+            found.append(others)
+    return tuple(found)
+
+
+def members_that_may_fit(members: tuple[Any, ...], metadata: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The members of a union of whose values its constraints can be checked, or all of them."""
+    fitting = [one for one in members if one is type(None) or may_fit(annotated(one, metadata))]
+    return tuple(fitting) if any(one is not type(None) for one in fitting) else members
 
 
 def is_dspy_type(annotation: Any, kind: type[Type]) -> bool:

@@ -13,8 +13,10 @@ from pydantic.errors import PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticOmit
 
+from adapter.grammar.schema.alias_paths import with_fields_at_paths
 from adapter.grammar.schema.merging import SchemaError
 from adapter.grammar.schema.web_formats import url_format
+from adapter.grammar.schema.whole_constraints import with_constraints_within
 
 
 def annotation_schema(annotation: Any, metadata: tuple[Any, ...] = ()) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def annotation_schema(annotation: Any, metadata: tuple[Any, ...] = ()) -> dict[s
         adapter: Any = pydantic.TypeAdapter(annotated(annotation, metadata))
         schema: dict[str, Any] = adapter.json_schema(schema_generator=_Generator)
         return schema
-    except (PydanticUserError, PydanticOmit, RecursionError, TypeError) as error:
+    except (PydanticUserError, PydanticOmit, RuntimeError, TypeError) as error:
         raise SchemaError(f"{annotation!r} has no JSON schema: {error}") from None
 
 
@@ -57,6 +59,34 @@ def annotated(annotation: Any, metadata: tuple[Any, ...]) -> Any:
 
 class _Generator(GenerateJsonSchema):
     """Adds what pydantic's schemas leave out. What no schema can express becomes x-unchecked."""
+
+    def function_after_schema(self, schema: Any) -> JsonSchemaValue:
+        within = with_constraints_within(schema)
+        return (
+            super().function_after_schema(schema) if within is None else self.generate_inner(within)
+        )
+
+    def chain_schema(self, schema: Any) -> JsonSchemaValue:
+        within = with_constraints_within(schema)
+        return super().chain_schema(schema) if within is None else self.generate_inner(within)
+
+    def model_fields_schema(self, schema: Any) -> JsonSchemaValue:
+        return super().model_fields_schema(self._by_paths(schema))
+
+    def typed_dict_schema(self, schema: Any) -> JsonSchemaValue:
+        return super().typed_dict_schema(self._by_paths(schema))
+
+    def dataclass_args_schema(self, schema: Any) -> JsonSchemaValue:
+        fields = self._by_paths({"fields": {one["name"]: one for one in schema["fields"]}})[
+            "fields"
+        ]
+        named: Any = {**schema, "fields": [{**one, "name": name} for name, one in fields.items()]}
+        return super().dataclass_args_schema(named)
+
+    def _by_paths(self, schema: Any) -> Any:
+        return (
+            with_fields_at_paths(schema) if self._config.validate_by_alias is not False else schema
+        )
 
     def dict_schema(self, schema: Any) -> JsonSchemaValue:
         made = super().dict_schema(schema)
