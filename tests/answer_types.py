@@ -272,6 +272,15 @@ BOUND_KINDS: list[Any] = [
     Annotated[dict[str, Annotated[Union[Decimal, bool], pydantic.Field(max_digits=2)]], few],
     Annotated[Union[float, int], pydantic.Field(union_mode="left_to_right")],
     Annotated[Union[Decimal, str], pydantic.Field(union_mode="left_to_right", max_digits=2)],
+    Annotated[
+        datetime.timedelta,
+        pydantic.Field(gt=datetime.timedelta(days=-3), le=datetime.timedelta(days=-2)),
+    ],
+    Annotated[datetime.timedelta, pydantic.Field(lt=datetime.timedelta(hours=-2))],
+    Annotated[
+        datetime.timedelta,
+        pydantic.Field(ge=datetime.timedelta(hours=-2), le=datetime.timedelta(hours=3)),
+    ],
     AtPaths,
     Literal[Color.RED, "x", 3],
     Optional[Literal[Color.RED, Level.LOW]],

@@ -15,6 +15,7 @@ import pydantic
 from dspy.adapters.types import Code, Type
 from dspy.signatures import Signature
 
+from adapter.errors import ConfigurationError
 from adapter.grammar.gbnf.characters import NONE, PRINTABLE, Characters
 from adapter.grammar.gbnf.field_places import place_of_field, with_field_names
 from adapter.grammar.gbnf.free_text import LINE, Marker, case_spellings, line_without
@@ -138,7 +139,8 @@ def _made(fields: tuple[Field, ...], form: Form, _today: datetime.date) -> Answe
     """The grammar of this day: dates may have to be in the past or in the future.
 
     Raises:
-        ConfigurationError: a field's constraints contradict each other.
+        ConfigurationError: a field's constraints contradict each other, or leave no value that can
+            be written.
     """
     for field in fields:
         if field.schema is None:
@@ -147,6 +149,12 @@ def _made(fields: tuple[Field, ...], form: Form, _today: datetime.date) -> Answe
     whole, values = form.write(rules, fields)
     gbnf = rules.gbnf(whole)
     if gbnf is None:
+        for name, one in values:
+            if one.expression is not None and rules.gbnf(one.expression) is None:
+                raise ConfigurationError(
+                    f"no value that can be written fits the output field {name!r}; change its type "
+                    "or its constraints"
+                )
         return None
     unchecked = tuple((name, one.unchecked) for name, one in values if one.unchecked)
     last, value = values[-1]

@@ -36,7 +36,8 @@ def bounded_moment(kind: str, least: str | None, most: str | None) -> Automaton:
     If a bound has a time zone, all texts are in UTC. If it has none, they have none.
 
     Raises:
-        UnsupportedBound: a bound that no expression can express.
+        UnsupportedBound: a bound that no expression can express, or bounds without a whole second
+            between them.
         TooLarge: it would take too many rules.
     """
     base = kind.removeprefix("naive-").removeprefix("any-")
@@ -60,6 +61,8 @@ def bounded_moment(kind: str, least: str | None, most: str | None) -> Automaton:
             made = both(made, _to(_text(base, high, up=False)))
     except OverflowError:
         return automaton_of(IMPOSSIBLE)
+    if not made.accepting and low is not None and high is not None and low <= high:
+        raise UnsupportedBound(f"no whole second from {least} to {most}")
     return made
 
 
@@ -134,14 +137,25 @@ def _to(text: str) -> Automaton:
 def _duration(least: str | None, most: str | None) -> Expression:
     """Durations of one unit, which are few enough to count."""
     low, high = (None if one is None else _seconds(one) for one in (least, most))
+    options = _units("", low, high)
+    if low is None or low < 0:
+        below = _units("-", None if high is None else -high, None if low is None else -low)
+        # Without bounds below zero, the most common ones are not negative.
+        options += below if low is not None or not options else []
+    if not options and low is not None and high is not None and low <= high:
+        raise UnsupportedBound(f"no whole second from {least} to {most}")
+    return choice(options)
+
+
+def _units(sign: str, low: float | None, high: float | None) -> list[Expression]:
     first = max(0, math.ceil(low or 0))
     options = []
-    for begin, unit, sign in _UNITS:
+    for begin, unit, end in _UNITS:
         start = -(-first // unit)
         last = max(_MOST_OF_A_UNIT, start) if high is None else math.floor(high / unit)
         if start <= last:
-            options.append(sequence(begin, integer(start, last), sign))
-    return choice(options)
+            options.append(sequence(sign + begin, integer(start, last), end))
+    return options
 
 
 def _seconds(bound: str) -> float:

@@ -142,3 +142,17 @@ def test_an_option_with_a_format_that_no_validator_knows_is_kept(tiny):
     assert json_schema_grammar(json.dumps(schema)).unchecked == ("format ports",)
     schema["anyOf"][0]["format"] = "regex"  # one of JSON Schema's own, which no grammar has
     assert not schema_fits(tiny, schema, '"80:80"')
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "most"),
+    [
+        ("duration", "PT0.1S", "PT0.2S"),
+        ("duration", "-PT0.2S", "-PT0.1S"),
+        ("naive-date-time", "2024-01-01T00:00:00.100000", "2024-01-01T00:00:00.200000"),
+    ],
+)
+def test_bounds_without_a_whole_second_between_them_are_left_out_and_told(kind, least, most):
+    schema = {"type": "string", "format": kind, "formatMinimum": least, "formatMaximum": most}
+    grammar = json_schema_grammar(json.dumps(schema))
+    assert "no whole second" in str(grammar.unchecked)
