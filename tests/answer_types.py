@@ -160,6 +160,12 @@ class AtPaths(pydantic.BaseModel):
     )
 
 
+class PerhapsAtPath(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    value: Optional[bool] = pydantic.Field(None, validation_alias=pydantic.AliasPath("a", "b"))
+    other: Optional[bool] = pydantic.Field(None, validation_alias=pydantic.AliasPath("a", "c"))
+
+
 few = pydantic.Field(max_length=3)
 two = pydantic.Field(min_length=2, max_length=2)
 
@@ -247,6 +253,7 @@ BOUND_KINDS: list[Any] = [
     Annotated[dict[Signs, int], few],
     SignedKeys,
     Literal["<a>", "[[ ## word ## ]]", "x"],
+    Literal["two\nlines"],
     Bytes,
     Lists,
     Strict,
@@ -282,6 +289,7 @@ BOUND_KINDS: list[Any] = [
         pydantic.Field(ge=datetime.timedelta(hours=-2), le=datetime.timedelta(hours=3)),
     ],
     AtPaths,
+    PerhapsAtPath,
     Literal[Color.RED, "x", 3],
     Optional[Literal[Color.RED, Level.LOW]],
 ]

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 import dspy
 from dspy.adapters import Adapter, JSONAdapter
-from dspy.adapters.types import ToolCalls
+from dspy.adapters.utils import annotation_allows_none
 from dspy.clients.base_lm import BaseLM
 from dspy.clients.call_context import StreamProgress, adapter_fallback_scope
 from dspy.lm15 import ThinkingPart
@@ -26,8 +26,9 @@ from adapter.engine.engine import LlamaCppEngine
 from adapter.grammar.schema.merging import SchemaError
 from adapter.signatures.answer_grammar import AnswerGrammar, Form, answer_grammar
 from adapter.signatures.field_values import Misfit, constrained_values
-from adapter.signatures.known_tools import calls_schema
+from adapter.signatures.known_tools import calls_schema, or_null
 from adapter.signatures.one_body import Answers, Ask, blocking, completed
+from adapter.signatures.values import is_of_calls
 
 if TYPE_CHECKING:
     from dspy.adapters import Adapter as _Adapter
@@ -356,11 +357,16 @@ class BoundAnswers(_Adapter):
         """The grammar of a call's answers. Calls written as a field may call only known tools."""
         known = self._known_of_fields(signature, demos)
         calls = [
-            name for name, one in signature.output_fields.items() if one.annotation is ToolCalls
+            name for name, one in signature.output_fields.items() if is_of_calls(one.annotation)
         ]
 
         def of_calls(schema: str | None) -> dict[str, dict[str, Any]]:
-            return {name: {**known.get(name, {}), "schema": schema} for name in calls}
+            made = {}
+            for name in calls:
+                optional = annotation_allows_none(signature.output_fields[name].annotation)
+                given = schema if schema is None or not optional else or_null(schema)
+                made[name] = {**known.get(name, {}), "schema": given}
+            return made
 
         try:
             schema = self._calls_schema(inputs, demos)

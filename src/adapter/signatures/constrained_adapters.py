@@ -11,23 +11,26 @@ from typing import Any, ClassVar, TypeVar
 
 import pydantic
 from dspy.adapters import Adapter, ChatAdapter, JSONAdapter, XMLAdapter
-from dspy.signatures import Signature
+from dspy.adapters.types import Type
+from dspy.signatures import OutputField, Signature, make_signature
 
 from adapter.errors import ConfigurationError
 from adapter.signatures.answer_grammar import CHAT, JSON, XML, Form
-from adapter.signatures.bound_answers import BoundAnswers
+from adapter.signatures.bound_answers import BoundAnswers, is_being_bound
 from adapter.signatures.long_lists import ShortenedLists
-from adapter.signatures.typed_values import MISFITS, dspy_value
+from adapter.signatures.typed_values import MISFITS, dspy_value, value_in_json
+from adapter.signatures.values import is_dspy_type
 
 AnyAdapter = TypeVar("AnyAdapter", bound=Adapter)
 
 
 class _ExactValues:
-    """A mixin for DSPy's adapters: what their own parsers cannot read is read as pydantic does.
+    """A mixin for DSPy's adapters: values are read as pydantic reads JSON, where they are JSON.
 
-    JSONAdapter parses strings in JSON again, as JSON of their own. If that changes the value, such
-    as the number 9 for "9", the string is kept. All of them refuse the values of strict types that
-    JSON writes as texts, and XMLAdapter those of types without a JSON schema.
+    DSPy's parsers read JSON as values of Python's. They refuse the values of strict types that JSON
+    writes as texts, and may take those of one member of a union for another's. JSONAdapter parses
+    strings in JSON again, as JSON of their own. If that changes the value, such as the number 9 for
+    "9", the string is kept.
     """
 
     form: ClassVar[Form]
@@ -45,7 +48,21 @@ class _ExactValues:
                     for name, field in fields.items()
                 }
             raise
+        if is_being_bound(signature):
+            with contextlib.suppress(Exception):  # of an answer that a stop cut off
+                values = self._written(signature, completion, parent.parse)
+                for name, field in fields.items():
+                    with contextlib.suppress(Exception):  # it is no JSON, but read
+                        read[name] = self._in_json(values[name], field.annotation)
         return read
+
+    def _in_json(self, written: Any, annotation: Any) -> Any:
+        """A value out of JSON. Raises an exception if it is none, or if it may be a text."""
+        if self.form is not JSON:
+            return value_in_json(written, annotation)
+        if annotation in (str, Any) or is_dspy_type(annotation, Type):
+            raise ValueError("it may be a text")
+        return pydantic.TypeAdapter(annotation).validate_json(json.dumps(written))
 
     def _written(
         self, signature: type[Signature], completion: str, parse: Callable[..., dict[str, Any]]
@@ -54,9 +71,8 @@ class _ExactValues:
         if self.form is JSON:
             values: dict[str, Any] = json.loads(completion)
             return values
-        for name in signature.output_fields:
-            signature = signature.with_updated_fields(name, type_=str)
-        return parse(signature, completion)
+        texts: Any = {name: (str, OutputField()) for name in signature.output_fields}
+        return parse(make_signature(texts), completion)
 
     def _value(self, written: Any, annotation: Any) -> Any:
         if self.form is not JSON:

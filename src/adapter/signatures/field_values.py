@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 
 from adapter.grammar.schema.annotations import annotated
 from adapter.signatures.validated_types import validated_type
+from adapter.signatures.values import of_members
 
 _SHOWN = 200  # characters of a value in an error
 
@@ -48,14 +49,18 @@ def constrained_value(name: str, value: Any, field: FieldInfo) -> Any:
 
 def _validator(annotation: Any, metadata: tuple[Any, ...]) -> Callable[[Any], Any]:
     """What validates a value of a type against the constraints alone."""
-    validate = pydantic.TypeAdapter(annotated(validated_type(annotation), metadata)).validate_python
-    if not any(isinstance(one, _BEFORE) for one in metadata):
+    of_typed = annotated(validated_type(annotation), of_members(metadata))
+    validate = pydantic.TypeAdapter(of_typed).validate_python
+    if not any(isinstance(one, _BEFORE) or hasattr(one, "union_mode") for one in metadata):
         return validate
     plain = pydantic.TypeAdapter(annotation)
     whole = pydantic.TypeAdapter(annotated(annotation, metadata))
 
     def validate_as_written(value: Any) -> Any:
-        """A validator that comes before the type's own expects JSON, such as a date's text."""
+        """A validator that comes before the type's own expects JSON, such as a date's text.
+
+        So does a union that takes the first member that fits.
+        """
         try:
             return whole.validate_json(plain.dump_json(value, by_alias=True))
         except Exception:

@@ -17,13 +17,14 @@ from contextvars import ContextVar
 from typing import Any, get_args, get_origin
 
 import pydantic
-from dspy.adapters.types import Code, Reasoning, ToolCalls, Type
+from dspy.adapters.types import Code, Reasoning, Type
+from dspy.adapters.utils import annotation_allows_none
 from dspy.signatures import Signature
 from pydantic.fields import FieldInfo
 
 from adapter.signatures.shapes import shape_of
 from adapter.signatures.typed_values import allowed_values, union_members
-from adapter.signatures.values import is_dspy_type
+from adapter.signatures.values import is_dspy_type, is_of_calls
 
 _PLAIN_FORMS: dict[object, str] = {
     str: "text",
@@ -131,8 +132,9 @@ def placeholder(name: str, field: FieldInfo) -> str:
     description = description_of(name, field)
     if is_demonstrated():
         return f"({_output_form(field.annotation, description)})"
-    if field.annotation is ToolCalls:
-        return f"{_CALLS} ({description})" if description else _CALLS
+    if is_of_calls(field.annotation):
+        calls = f"{_CALLS} or null" if annotation_allows_none(field.annotation) else _CALLS
+        return f"{calls} ({description})" if description else calls
     form = describe_form(field.annotation)
     has_shape = form.startswith(_BY_SCHEMA) or _is_plain_list(field.annotation)
     if has_shape and (shape := shape_of(_schema(field.annotation))):

@@ -11,6 +11,7 @@ from adapter.errors import ConfigurationError
 from adapter.grammar.schema.annotations import annotated, annotation_schema
 from adapter.grammar.schema.json_schema import contradiction
 from adapter.grammar.schema.merging import SchemaError
+from adapter.grammar.schema.whole_constraints import may_fit
 from adapter.signatures.typed_values import MISFITS, allowed_values, union_members
 from adapter.signatures.values import of_members
 
@@ -59,6 +60,8 @@ def _contradiction(annotation: Any, metadata: tuple[Any, ...]) -> str | None:
         fitting = not metadata or _any_fits(values, annotation, metadata)
         constraints = ", ".join(map(repr, metadata))
         return None if fitting else f"{_listed(values)} and {constraints}"
+    if metadata and not may_fit(annotated(annotation, metadata)):
+        return f"{annotation} and {', '.join(map(repr, metadata))}"
     try:
         found = contradiction(annotation_schema(annotation, metadata))
     except SchemaError:

@@ -16,6 +16,11 @@ from adapter.engine.tool_arguments import closed_schema, impossible
 from adapter.errors import ConfigurationError
 
 
+def or_null(schema: str) -> str:
+    """The schema of what fits another one, and of null; both as JSON."""
+    return json.dumps({"anyOf": [json.loads(schema), {"type": "null"}]})
+
+
 def calls_schema(inputs: Mapping[str, Any]) -> str | None:
     """The schema of calls of the tools among a call's inputs, as JSON; None if there are none.
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import dspy
 from dspy import LM
 from dspy.adapters import Adapter, JSONAdapter
-from dspy.adapters.types import ToolCalls
 from dspy.clients.base_lm import BaseLM
 from dspy.clients.call_context import adapter_fallback_scope
 from dspy.signatures import Signature
@@ -47,6 +46,7 @@ from adapter.signatures.paragraphs import (
     single_paragraphs,
 )
 from adapter.signatures.parsing import parse_completion
+from adapter.signatures.values import is_of_calls
 
 if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel
@@ -274,7 +274,7 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
             return False
         if not self.use_json_adapter_fallback or dspy.settings.send_stream is not None:
             return False
-        calls = any(field.annotation is ToolCalls for field in signature.output_fields.values())
+        calls = any(is_of_calls(field.annotation) for field in signature.output_fields.values())
         return not calls and calling_agent(signature) is None
 
     def _json_adapter(self) -> JSONAdapter:

@@ -47,6 +47,8 @@ def typed_value(raw: Any, annotation: Any) -> Any:
             return pydantic.TypeAdapter(Decimal).validate_python(raw.strip())
     if raw in ("None", "null") and annotation_allows_none(annotation):
         return None
+    with contextlib.suppress(*MISFITS):
+        return value_in_json(raw, annotation)
     try:
         if any(member in TEMPORAL for member in union_members(annotation)):
             raise TypeError(f"{raw!r} is none of {annotation}")
@@ -61,6 +63,26 @@ def typed_value(raw: Any, annotation: Any) -> Any:
         if isinstance(raw, str) and str in union_members(annotation):
             return raw  # whatever it looks like
         raise
+
+
+def value_in_json(text: Any, annotation: Any) -> Any:
+    """Read the JSON of a list, an object or a number, as pydantic reads JSON.
+
+    DSPy's own parser reads it as values of Python's: with `list[datetime] | set[int]` a list of
+    numbers as seconds and not as a set, and with `timedelta | Decimal` a number as seconds.
+
+    Raises:
+        Exception: one of MISFITS, or any other of a validator of the user's.
+    """
+    if not isinstance(text, str) or text.lstrip()[:1] not in tuple("[{-0123456789"):
+        raise ValueError("it is no list, no object and no number in JSON")
+    kinds = union_members(annotation) or (annotation,)
+    if any(kind in (str, Any) or allowed_values(kind) for kind in kinds):
+        raise ValueError("it may be a text")
+    value = pydantic.TypeAdapter(annotation).validate_json(text)
+    if isinstance(value, TEMPORAL):
+        raise ValueError(f"{text} is a number of seconds")
+    return value
 
 
 def json_value(raw: Any, annotation: Any) -> Any:

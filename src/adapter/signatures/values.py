@@ -179,6 +179,12 @@ def is_dspy_type(annotation: Any, kind: type[Type]) -> bool:
     return is_class and issubclass(annotation, kind)
 
 
+def is_of_calls(annotation: Any) -> bool:
+    """Whether a field holds calls of tools, or perhaps none."""
+    members = [one for one in union_members(annotation) if one is not type(None)]
+    return (members or [annotation]) == [ToolCalls]
+
+
 def _options(
     allowed: list[Any],
     metadata: tuple[Any, ...],

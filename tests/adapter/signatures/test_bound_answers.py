@@ -161,12 +161,14 @@ def everything(**more) -> str:
     return str(more)
 
 
+@pytest.mark.parametrize("annotation", [dspy.ToolCalls, dspy.ToolCalls | None])
 @pytest.mark.parametrize("kind", [None, dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter])
-def test_calls_that_are_a_field_are_of_the_known_tools(tiny, kind):
-    class Act(dspy.Signature):
-        question: str = dspy.InputField()
-        tools: list[dspy.Tool] = dspy.InputField()
-        calls: dspy.ToolCalls = dspy.OutputField()
+def test_calls_that_are_a_field_are_of_the_known_tools(tiny, kind, annotation):
+    inputs = {
+        name: (each, dspy.InputField())
+        for name, each in (("question", str), ("tools", list[dspy.Tool]))
+    }
+    act = dspy.Predict(dspy.Signature({**inputs, "calls": (annotation, dspy.OutputField())}))
 
     texts = {
         None: "calls: {}",
@@ -187,9 +189,9 @@ def test_calls_that_are_a_field_are_of_the_known_tools(tiny, kind):
         tools = [dspy.Tool(add), dspy.Tool(everything)]
         if kind is dspy.XMLAdapter:  # DSPy's reads no JSON where it expects tags
             with contextlib.suppress(AdapterParseError):
-                dspy.Predict(Act)(question="q", tools=tools)
+                act(question="q", tools=tools)
         else:
-            calls = dspy.Predict(Act)(question="q", tools=tools).calls
+            calls = act(question="q", tools=tools).calls
             assert [(call.name, call.args) for call in calls.tool_calls] == [*good]
     gbnf = grammars(model)[0]
     assert matches(tiny.vocab, pyllama.Grammar(gbnf), text(*good))
@@ -202,6 +204,22 @@ def test_calls_that_are_a_field_are_of_the_known_tools(tiny, kind):
         ("add", {"first": 1, "second": "two", "third": 3}),
     ):
         assert not matches(tiny.vocab, pyllama.Grammar(gbnf), text(bad)), bad
+    nothing = texts[kind].format("null")
+    assert matches(tiny.vocab, pyllama.Grammar(gbnf), nothing) == (annotation != dspy.ToolCalls)
+
+
+@pytest.mark.parametrize("kind", [None, dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter])
+def test_perhaps_there_are_no_calls(kind):
+    texts = {
+        None: "calls: null",
+        dspy.ChatAdapter: "[[ ## calls ## ]]\nnull\n\n[[ ## completed ## ]]",
+        dspy.JSONAdapter: '{"calls": null}',
+        dspy.XMLAdapter: "<calls>\nnull\n</calls>",
+    }
+    ours = adapter_of(fake_model(texts[kind]))
+    act = dspy.Predict("question, tools: list[dspy.Tool] -> calls: dspy.ToolCalls | None")
+    with dspy.context(lm=ours.lm, adapter=constrained(kind()) if kind else ours):
+        assert act(question="q", tools=[dspy.Tool(add)]).calls is None
 
 
 @pytest.mark.parametrize("tools", [[dspy.Tool(add), dspy.Tool(everything)], []])

@@ -11,7 +11,7 @@ import pydantic
 import pytest
 from answer_types import BOUND_KINDS, signatures
 from dspy.utils.exceptions import AdapterParseError
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from texts import fits, random_text
 
@@ -112,11 +112,17 @@ def written(form, values):
 
 
 @settings(deadline=None, max_examples=50)
+@example("note:\n```", "```")
 @given(*[st.lists(st.sampled_from(LINES), max_size=3).map("\n".join)] * 2)
 def test_lines_that_look_like_fields_are_text(tiny, email, note):
     values = {"email": email, "note": note}
     stripped = {name: value.strip() for name, value in values.items()}
+    has_open_block = any(
+        sum(line.startswith("```") for line in value.splitlines()) % 2 for value in values.values()
+    )
     for form in FORMS:
+        if form is FIELD_LINES and has_open_block:
+            continue  # a block that ends in the other value makes other values of the same text
         text = written(form, values)
         if fits(tiny, answer_grammar(MAIL, form).gbnf, text):
             assert read(MAIL, form, text) == (values if form is JSON else stripped)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
+import ipaddress
 import itertools
+import uuid
 from collections import defaultdict
+from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple
 
 import dspy
@@ -84,6 +87,29 @@ def test_a_wrong_value_never_leaves_an_adapter(form, signature, wrong, told):
         dspy.Predict(signature)(question="q")
     assert len(model.generator.requests) == ATTEMPTS
     assert len({request.seed for request in model.generator.requests}) == ATTEMPTS
+
+
+SECONDS = [
+    (asked(list[datetime.datetime] | set[int]), "[4]", {4}),
+    (asked(datetime.timedelta | Decimal), "7", Decimal(7)),
+    (asked(datetime.time | Decimal), "148", Decimal(148)),
+    (asked(ipaddress.IPv4Address | Decimal), "2", Decimal(2)),
+    (asked(float | int, union_mode="left_to_right"), "5", 5.0),
+    (asked(list[datetime.datetime] | set[int], union_mode="left_to_right"), "[4]",
+     [datetime.datetime(1970, 1, 1, 0, 0, 4, tzinfo=datetime.timezone.utc)]),
+    (asked(list[uuid.UUID] | list[int], union_mode="left_to_right"), "[4]", [4]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("signature", "text", "value"), SECONDS, ids=[str(one[0].output_fields["v"]) for one in SECONDS]
+)
+def test_a_value_of_a_union_is_what_json_says(form, signature, text, value):
+    _, lm, adapter = scripted([text], form)
+    with dspy.context(lm=lm, adapter=adapter):
+        read = dspy.Predict(signature)(question="q").v
+    assert (read, type(read)) == (value, type(value))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -302,3 +328,27 @@ def test_json_of_pydantics_is_bound_as_what_it_holds_and_read_once():
         assert dspy.Predict(signature)(q="?").v == [1, 2]
     [asked] = model.generator.requests
     assert '"["' in asked.constraint.gbnf
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_field_beside_one_with_constraints_is_read_as_json(form):
+    """Its text is read as a str, to which the other's constraints cannot be applied."""
+    _, text = FORMS[form]
+    written = {"v": '"two\\nlines"', "other": '"cf57432e-809e-4353-adbd-9d5c0d733868"'}
+    if form == "JSONAdapter":
+        answer = "{" + ", ".join(f'"{name}": {value}' for name, value in written.items()) + "}"
+    else:
+        first, second = (
+            text.replace("v", name, 1 if form != "XMLAdapter" else 2).format(value)
+            for name, value in written.items()
+        )
+        answer = f"{first.removesuffix('[[ ## completed ## ]]')}\n{second}"
+    theirs, _ = FORMS[form]
+    ours = adapter_of(fake_model(answer))
+    signature = dspy.Signature({
+        "question": (str, dspy.InputField()),
+        "v": (Literal["two\nlines"], dspy.OutputField()),
+        "other": (pydantic.UUID4, dspy.OutputField()),
+    })  # fmt: skip
+    with dspy.context(lm=ours.lm, adapter=constrained(theirs) if theirs else ours):
+        assert dspy.Predict(signature)(question="q").v == "two\nlines"

@@ -18,6 +18,7 @@ from adapter.engine.tool_arguments import closed_schema, impossible
 from adapter.errors import ConfigurationError
 from adapter.grammar.schema.annotations import annotation_schema
 from adapter.grammar.schema.json_schema import json_schema_grammar
+from adapter.signatures.answer_grammar import CHAT, answer_grammar
 from adapter.signatures.impossible_fields import require_possible
 from adapter.signatures.shapes import shape_of
 
@@ -63,6 +64,8 @@ class Perhaps(pydantic.BaseModel):
         (Literal["a", "bb"], {"min_length": 5}, "the values 'a', 'bb'"),
         (Rank, {"ge": 5}, "the values 1, 2 and Ge(ge=5)"),
         (bool, {"ge": 5}, "the values True, False"),
+        (list[int], {"gt": 0}, "list[int] and Gt(gt=0)"),
+        (list[int] | str, {"gt": 0}, "list[int] and Gt(gt=0)"),
         (Person, {}, "ge 5 and le 3 of age"),
         (list[Person], {}, "ge 5 and le 3 of Person.age"),
         (Perhaps, {}, "ge 5 and le 3 of age"),
@@ -80,6 +83,15 @@ def test_contradictions_are_named_by_field_and_value(annotation, constraints, sa
         require_possible("v", made.annotation, tuple(made.metadata))
     assert str(raised.value).startswith("no value can fit the output field 'v': ")
     assert said in str(raised.value)
+
+
+def test_a_part_whose_constraints_no_value_can_pass_is_refused():
+    nothing = Annotated[bool | float, pydantic.Field(min_length=1)]
+    signature = dspy.Signature(
+        {"question": (str, dspy.InputField()), "v": (tuple[nothing], dspy.OutputField())}
+    )
+    with pytest.raises(ConfigurationError, match="output field 'v'"):
+        answer_grammar(signature, CHAT)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ class _Place:
             return self.schema
         if not isinstance(next(iter(self.places)), int):
             fields = {name: place.field() for name, place in self.places.items()}
+            if not self.required:  # an empty object would be an unknown key
+                fields = {name: {**one, "required": True} for name, one in fields.items()}
             return {"type": "typed-dict", "fields": fields}
         count = max(0, *(key + 1 for key in self.places)) - min(0, *self.places)
         items: list[Any] = [{"type": "any"}] * count

@@ -118,6 +118,8 @@ class _Generator(GenerateJsonSchema):
         return _of_values(super().enum_schema(schema), schema["cls"])
 
     def literal_schema(self, schema: Any) -> JsonSchemaValue:
+        if not schema["expected"]:  # no value can pass a constraint
+            return {"not": {}}
         return _of_values(super().literal_schema(schema), Literal[tuple(schema["expected"])])
 
     def url_schema(self, schema: Any) -> JsonSchemaValue:

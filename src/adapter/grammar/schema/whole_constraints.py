@@ -47,7 +47,8 @@ _NAMES = {*_FITS, *_OF_TEXTS, "max_digits", "decimal_places"}
 def with_constraints_within(schema: Any) -> Any | None:
     """A core schema whose last constraint applies to its parts, and is not checked by a function.
 
-    What a part cannot say of it is reported there as x-unchecked.
+    What a part cannot say of it is reported there as x-unchecked. If no value can pass the check,
+    none fits the schema.
 
     Returns:
         None if the schema is of another kind.
@@ -57,7 +58,7 @@ def with_constraints_within(schema: Any) -> Any | None:
         return None
     inner, name, value = constrained
     found = _applied(inner, name, value)
-    return _unsaid(inner, name) if found is None else found
+    return core_schema.literal_schema([]) if found is None else found
 
 
 def may_fit(annotation: Any) -> bool:
