@@ -19,38 +19,9 @@ constexpr size_t   LOOKED_BACK = 64; // bytes of the text
 constexpr uint32_t MOST_SHARED   = 256;
 constexpr uint32_t SHORTEST_TEXT = 4; // tokens
 
-// Puts a grammar back to where it was, within a character too.
-class restored_place {
-  public:
-    explicit restored_place(llama_grammar & grammar)
-        : grammar_(grammar), stacks_(grammar), rest_(grammar.partial_utf8) {}
-    ~restored_place() { grammar_.partial_utf8 = rest_; }
-    restored_place(const restored_place &) = delete;
-    restored_place & operator=(const restored_place &) = delete;
-
-  private:
-    llama_grammar &    grammar_;
-    restored_stacks    stacks_;
-    llama_partial_utf8 rest_;
-};
-
 uint32_t sum(uint32_t a, uint32_t b) {
     return a == grammar_budget::ENDLESS || b == grammar_budget::ENDLESS ? grammar_budget::ENDLESS
                                                                         : a + b;
-}
-
-std::u32string characters_of(const std::string & text) {
-    std::u32string characters;
-    for (size_t i = 0; i < text.size();) {
-        const auto byte   = static_cast<uint8_t>(text[i++]);
-        const int  n_more = byte < 0x80 ? 0 : byte < 0xE0 ? 1 : byte < 0xF0 ? 2 : 3;
-        uint32_t   value  = n_more == 0 ? byte : byte & ((1U << (6 - n_more)) - 1);
-        for (int k = 0; k < n_more && i < text.size(); k++) {
-            value = value << 6 | (static_cast<uint8_t>(text[i++]) & 0x3FU);
-        }
-        characters += static_cast<char32_t>(value);
-    }
-    return characters;
 }
 
 bool ends_with(const std::string & text, const std::string & end) {
@@ -402,68 +373,6 @@ bool grammar_budget::is_text() const {
     return std::any_of(grammar_.stacks.begin(), grammar_.stacks.end(), [](const auto & stack) {
         return !stack.empty() && holds(stack.back(), 'e') && holds(stack.back(), ' ');
     });
-}
-
-// Whether the text repeats itself, so that it has to end.
-bool grammar_budget::is_repeated() {
-    if (grammar_.partial_utf8.n_remain > 0) {
-        return repeats_;
-    }
-    if (repeats_) {
-        repeats_ = lengths_.shortest(grammar_.stacks).text.size() > outside_;
-    } else {
-        repeats_ = ends_repetitions_ && repeats_line() && way_out();
-    }
-    return repeats_;
-}
-
-// Lines may be alike in a list, a table or a poem. A text in JSON has no lines.
-bool grammar_budget::repeats_line() const {
-    const size_t span = written_.span();
-    if (span == 0 || n_written_ < std::max(repetition::TIMES * span, repetition::FEWEST)) {
-        return false;
-    }
-    const bool ends_line =
-        std::any_of(grammar_.stacks.begin(), grammar_.stacks.end(),
-                    [](const auto & stack) { return stack.empty() || holds(stack.back(), '\n'); });
-    const std::vector<llama_token> repeated = written_.last(span);
-    return ends_line && is_text() &&
-           std::none_of(repeated.begin(), repeated.end(), [&](llama_token token) {
-               return piece(token).find('\n') != std::string::npos;
-           });
-}
-
-// Finds what the shortest text has behind the present one. There is no way out of a block of code,
-// whose lines may be alike, and none where the next text begins at once.
-bool grammar_budget::way_out() {
-    const std::string shortest = lengths_.shortest(grammar_.stacks).text;
-    if (shortest.find("```") != std::string::npos) {
-        return false;
-    }
-    const std::u32string characters = characters_of(shortest);
-    const restored_place restored(grammar_);
-    size_t               n = 0;
-    run_with_stack(GRAMMAR_STACK, [&] {
-        while (n < characters.size() && may_be_text()) {
-            llama_grammar_accept(&grammar_, characters[n++]);
-        }
-    });
-    if (!characters.empty() && may_be_text()) {
-        return false;
-    }
-    outside_ = static_cast<uint32_t>(lengths_.shortest(grammar_.stacks).text.size());
-    return true;
-}
-
-// Whether a word, and a space, may come next, if perhaps of different texts: also where a line
-// begins that may be one of the text, or something else.
-bool grammar_budget::may_be_text() const {
-    const auto may = [&](uint32_t c) {
-        return std::any_of(
-            grammar_.stacks.begin(), grammar_.stacks.end(),
-            [c](const auto & stack) { return !stack.empty() && holds(stack.back(), c); });
-    };
-    return may('e') && may(' ');
 }
 
 void grammar_budget::note(llama_token token, std::set<std::set<uint32_t>> & places) const {

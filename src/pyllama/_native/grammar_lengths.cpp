@@ -139,6 +139,20 @@ std::optional<std::string> shortest_character(const llama_grammar_element * plac
 
 } // namespace
 
+std::u32string characters_of(const std::string & text) {
+    std::u32string characters;
+    for (size_t i = 0; i < text.size();) {
+        const auto byte   = static_cast<uint8_t>(text[i++]);
+        const int  n_more = byte < 0x80 ? 0 : byte < 0xE0 ? 1 : byte < 0xF0 ? 2 : 3;
+        uint32_t   value  = n_more == 0 ? byte : byte & ((1U << (6 - n_more)) - 1);
+        for (int k = 0; k < n_more && i < text.size(); k++) {
+            value = value << 6 | (static_cast<uint8_t>(text[i++]) & 0x3FU);
+        }
+        characters += static_cast<char32_t>(value);
+    }
+    return characters;
+}
+
 bool holds(const llama_grammar_element * place, uint32_t character) {
     const bool inverse = place->type == LLAMA_GRETYPE_CHAR_NOT;
     if (place->type == LLAMA_GRETYPE_CHAR_ANY) {

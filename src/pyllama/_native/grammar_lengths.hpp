@@ -14,6 +14,9 @@ namespace pyllama {
 // Whether the characters of a place hold this one.
 bool holds(const llama_grammar_element * place, uint32_t character);
 
+// The characters of a text in UTF-8.
+std::u32string characters_of(const std::string & text);
+
 // Of the rules of one grammar, which do not move: the shortest text of each, and what may usefully
 // be added to it. Of texts of the same length one is chosen by the order of their bytes alone, so
 // that what is left of a shortest text is the shortest text of what is left of the grammar.

@@ -66,4 +66,19 @@ class restored_stacks {
     llama_grammar_stacks stacks_;
 };
 
+// Puts a grammar back to where it was, within a character too.
+class restored_place {
+  public:
+    explicit restored_place(llama_grammar & grammar)
+        : grammar_(grammar), stacks_(grammar), rest_(grammar.partial_utf8) {}
+    ~restored_place() { grammar_.partial_utf8 = rest_; }
+    restored_place(const restored_place &) = delete;
+    restored_place & operator=(const restored_place &) = delete;
+
+  private:
+    llama_grammar &    grammar_;
+    restored_stacks    stacks_;
+    llama_partial_utf8 rest_;
+};
+
 } // namespace pyllama

@@ -10,26 +10,22 @@ import itertools
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adapter.grammar.gbnf.automaton_rules import AutomatonRules, Steps
 from adapter.grammar.gbnf.characters import Characters
 from adapter.grammar.gbnf.rules import (
-    EMPTY,
     IMPOSSIBLE,
     Choice,
     Concatenation,
     Expression,
     OneOf,
     Repeat,
-    Rule,
     Rules,
     Text,
-    choice,
     one_of,
-    sequence,
 )
 
 MAX_STATES = 6000
@@ -47,14 +43,7 @@ _KEPT = 16
 MAX_RULES = 2000
 """The most states that are written into a grammar."""
 
-_SHORT = 4
-"""The most ranges of a set of characters that is written out each time."""
-
-_MAX_INLINED = 12  # depth of nested parentheses
-
 _REFINED = 60_000  # states up to which equivalent ones are merged
-
-Steps: TypeAlias = tuple[tuple[Characters, int], ...]
 
 
 class TooLarge(ValueError):
@@ -103,7 +92,7 @@ class Automaton:
             return IMPOSSIBLE
         if len(least.steps) > MAX_RULES:
             raise TooLarge(f"more than {MAX_RULES} states")
-        return _Writer(least, rules, spelled).whole()
+        return AutomatonRules(least.steps, least.accepting, rules, spelled).whole()
 
 
 def counted(rules: Rules, make: Callable[[], Automaton]) -> Automaton:
@@ -453,56 +442,6 @@ class _Nondeterministic:
         for _ in range(part.least):
             begin = self.add(part.part, begin)
         return begin
-
-
-class _Writer:
-    """Writes an automaton as rules. A state that only one step leads to is written in place."""
-
-    def __init__(
-        self, automaton: Automaton, rules: Rules, spelled: Callable[[Characters], Expression]
-    ) -> None:
-        self._automaton = automaton
-        self._rules = rules
-        self._spelled = spelled
-        self._arrivals = [0] * len(automaton.steps)
-        for leaving in automaton.steps:
-            for _, to in leaving:
-                self._arrivals[to] += 1
-        self._spellings: dict[Characters, Expression] = {}
-        self._names: dict[int, Rule] = {}
-        self._todo: list[int] = []
-
-    def whole(self) -> Expression:
-        begin = self._rule(0)
-        for state in self._todo:
-            self._rules.define(self._names[state], self._body(state, 0))
-        return begin
-
-    def _rule(self, state: int) -> Rule:
-        if state not in self._names:
-            self._names[state] = self._rules.reserve("state")
-            self._todo.append(state)
-        return self._names[state]
-
-    def _body(self, state: int, depth: int) -> Expression:
-        options: list[Expression] = [EMPTY] if state in self._automaton.accepting else []
-        for characters, to in self._automaton.steps[state]:
-            if self._arrivals[to] == 1 and to != 0 and to != state and depth < _MAX_INLINED:
-                rest = self._body(to, depth + 1)
-            else:
-                rest = self._rule(to)
-            options.append(sequence(self._written(characters), rest))
-        return choice(options)
-
-    def _written(self, characters: Characters) -> Expression:
-        """One character of a set. A set that is long to write gets a rule of its own."""
-        if characters not in self._spellings:
-            spelling = self._spelled(characters)
-            if len(characters.ranges) > _SHORT:
-                key = ("one of", characters, spelling)
-                spelling = self._rules.add("one-of", key, lambda: self._spelled(characters))
-            self._spellings[characters] = spelling
-        return self._spellings[characters]
 
 
 def characters_only(characters: Characters) -> Expression:

@@ -15,16 +15,20 @@ from adapter.grammar.gbnf.rules import (
     IMPOSSIBLE,
     MAX_REPEAT,
     Expression,
+    Repeat,
     Rule,
     any_text,
     choice,
     one_of,
+    optional,
     repeat,
     sequence,
 )
 from adapter.grammar.schema import merging
 from adapter.grammar.schema.json_members import Member, key_other_than, members_in_order
+from adapter.grammar.schema.json_members_ahead import Order, freest_order, members_in
 from adapter.grammar.schema.json_members_any_order import members_in_any_order
+from adapter.grammar.schema.json_members_counted import counted_members
 from adapter.grammar.schema.json_text import JsonText
 from adapter.grammar.schema.limits import Effort
 from adapter.grammar.schema.merging import Schema, SchemaError
@@ -36,7 +40,16 @@ _MAX_PATTERNS = 3
 _MAX_KEY_STATES = 300
 """The most states of the automaton of such keys."""
 
-_NAMING = ("properties", "required", "patternProperties")
+_NAMES_OTHERS = ("additionalProperties", "patternProperties")
+"""Keywords that say which keys an object may have beside its declared ones."""
+
+_MAX_STATES = 130
+"""The most rules that let the keys of one object come ahead of the schema's order."""
+
+_OWN = "$schema"
+"""The key by which a JSON text names its schema."""
+
+_NAMING_FORBIDDEN = {"propertyNames", "unevaluatedProperties", "maxProperties", "minProperties"}
 
 
 class ObjectText:
@@ -49,6 +62,8 @@ class ObjectText:
         leave: gets what the grammar leaves out.
         any_order: declared keys come in any order, mixed with others, unless a schema has its own
             order.
+        room: how many rules may let keys come ahead of the schema's order. Objects get theirs in
+            turn.
     """
 
     def __init__(
@@ -61,6 +76,7 @@ class ObjectText:
         listed: Callable[[Any], list[str] | None],
         leave: Callable[[str], None],
         any_order: bool,
+        room: int,
     ) -> None:
         self._json = json
         self._effort = effort
@@ -69,6 +85,7 @@ class ObjectText:
         self._listed = listed
         self._leave = leave
         self._any_order = any_order
+        self._room = room
 
     def expression(self, hint: str, schema: Schema) -> Expression:
         """The texts of these objects."""
@@ -91,6 +108,39 @@ class ObjectText:
                 self._json, hint, members, extra, is_filled=least > 0, effort=self._effort
             )
             return self._json.object(found)
+        extra = None
+        n_possible = sum(declared.get(member.name) is not False for member in members)
+        is_open = not _names_some(declared) or any(one in schema for one in _NAMES_OTHERS)
+        own_name = self._own_name(schema)
+        if most != n_required and (is_open or n_possible < least):
+            names = [*declared, *schema.get("required", []), *([] if own_name is None else [_OWN])]
+            extra = self._other_members(hint, schema, [*dict.fromkeys(names)])
+        if extra is None and most is not None and most >= len(members):
+            most = None
+        found = self._in_order(hint, schema, members, extra, least, most)
+        return self._json.object(self._with_own_name(hint, found, own_name))
+
+    def _in_order(
+        self,
+        hint: str,
+        schema: Schema,
+        members: list[Member],
+        extra: Expression | None,
+        least: int,
+        most: int | None,
+    ) -> Expression:
+        """`least` to `most` members in the schema's order, or nearly in it."""
+        n_required = sum(member.required for member in members)
+        if most is None and least <= max(1, n_required):
+            order = self._order(schema, members)
+            if order is not None:
+                self._room -= order.n_states
+                self._effort.spend(20 * order.n_states)
+                return members_in(self._json, hint, order, extra, is_filled=least > 0)
+        if members and (most is not None or least > n_required):
+            counted = counted_members(self._json, hint, members, extra, least, most)
+            if counted is not None:
+                return counted
         if most is not None and len(members) > most:
             # Only as many as there is room for, the required ones first.
             kept = sorted(members, key=lambda member: not member.required)[:most]
@@ -100,12 +150,9 @@ class ObjectText:
             if missing and not member.required:
                 members[index] = member._replace(required=True)
                 missing -= 1
-        extra = None
         room = None if most is None else most - len(members)
-        is_closed = any(one is not False for one in declared.values())
-        if room != 0 and (missing or not is_closed or "additionalProperties" in schema):
-            names = [*dict.fromkeys([*declared, *schema.get("required", [])])]
-            extra = self._other_members(hint, schema, names)
+        if room == 0:
+            extra = None
         if missing > 1 and extra is not None:
             self._leave("minProperties")  # the same key could be given twice
         if missing and extra is None:
@@ -113,7 +160,52 @@ class ObjectText:
         if room is not None and room > MAX_REPEAT:
             self._leave("maxProperties")
             room = None
-        return self._json.object(members_in_order(self._json, hint, members, extra, missing, room))
+        return members_in_order(self._json, hint, members, extra, missing, room)
+
+    def _order(self, schema: Schema, members: list[Member]) -> Order | None:
+        """The order that is not quite the schema's, if these members may have one."""
+        if schema.get("x-key-order") == "schema":
+            return None
+        required = [member.name for member in members if member.required]
+        # The order of required keys has a meaning where the schema says it twice.
+        is_meant = required == [*dict.fromkeys(schema.get("required", []))]
+        fixed = [member for member in members if member.required and is_meant]
+        free = [member for member in members if not (member.required and is_meant)]
+        return freest_order(fixed, free, min(_MAX_STATES, self._room))
+
+    def _own_name(self, schema: Schema) -> Expression | None:
+        """The member by which an answer names its schema; None if it may have none."""
+        names = schema.get("x-schema-names")
+        if not names or schema.keys() & _NAMING_FORBIDDEN:
+            return None
+        declared = schema.get("properties", {})
+        is_said = _OWN in declared or _OWN in schema.get("required", [])
+        if (
+            is_said
+            or not _names_some(declared)
+            or schema.get("additionalProperties", True) is not True
+        ):
+            return None
+        if any(self._applies(one, _OWN) for one in schema.get("patternProperties", {})):
+            return None
+        key = sequence(self._json.written(_OWN))
+        return self._json.member(key, any_text(map(self._json.written, names)))
+
+    def _with_own_name(
+        self, hint: str, members: Expression, own_name: Expression | None
+    ) -> Expression:
+        """Members, and before or behind them the one that names the schema."""
+        if own_name is None:
+            return members
+        may_be_none = isinstance(members, Repeat) and (members.least, members.most) == (0, 1)
+        some = members.part if isinstance(members, Repeat) and may_be_none else members
+        rule = self._json.rules.add(f"{hint}-members", ("members", some), lambda: some)
+        then = sequence(self._json.comma, rule)
+        both = [
+            sequence(own_name, optional(then) if may_be_none else then),
+            sequence(rule, optional(sequence(self._json.comma, own_name))),
+        ]
+        return optional(choice(both)) if may_be_none else choice(both)
 
     def _once_each(
         self, hint: str, schema: Schema, least: int, most: int | None
@@ -171,8 +263,9 @@ class ObjectText:
         if by_pattern and (len(by_pattern) > 1 or declared or names is not True):
             return self._of_patterns(hint, schema, declared) if names is True else None
         if by_pattern:
-            # Keys of one pattern, if no other can match.
-            if self._is_any_order(schema) and value is not False:
+            # Keys of one pattern, if the schema does not mention others.
+            is_open = self._is_any_order(schema) or "additionalProperties" in schema
+            if is_open and value is not False:
                 return self._of_patterns(hint, schema, declared)
             [(pattern, value)] = by_pattern.items()
             names = {"type": "string", "pattern": pattern}
@@ -191,7 +284,8 @@ class ObjectText:
     def _of_patterns(self, hint: str, schema: Schema, declared: list[str]) -> Expression | None:
         """Members whose keys fit some of the patterns of patternProperties, or none."""
         by_pattern: dict[str, Any] = schema["patternProperties"]
-        value: Any = schema.get("additionalProperties", True)
+        says_all = _names_some(schema.get("properties", {})) and not self._is_any_order(schema)
+        value: Any = schema.get("additionalProperties", not says_all)
         if len(by_pattern) > _MAX_PATTERNS:
             return None
         options = []
@@ -232,6 +326,11 @@ class ObjectText:
         except UnsupportedPattern as reason:
             self._leave(f"patternProperties {pattern} ({reason})")
             return False
+
+
+def _names_some(declared: dict[str, Any]) -> bool:
+    """Whether there are properties that an object may have."""
+    return any(one is not False for one in declared.values())
 
 
 @lru_cache(256)

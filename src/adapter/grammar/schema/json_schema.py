@@ -36,6 +36,7 @@ from adapter.grammar.schema.formats import format_expression
 from adapter.grammar.schema.json_members import key_other_than
 from adapter.grammar.schema.json_objects import ObjectText
 from adapter.grammar.schema.json_text import HeldJsonText, JsonText
+from adapter.grammar.schema.latitude import own_names, room_ahead
 from adapter.grammar.schema.left_out import LeftOut
 from adapter.grammar.schema.limits import Effort, require_short, too_deep
 from adapter.grammar.schema.merging import ImpossibleSchemaError, Schema, SchemaError
@@ -91,6 +92,7 @@ class SchemaText:
         document: Mapping[str, Any],
         *,
         any_order: bool = False,
+        room: int = 0,
         effort: Effort | None = None,
         says_conditions: bool = True,
     ) -> None:
@@ -108,6 +110,7 @@ class SchemaText:
         merging.require_no_other_base(document)
         if document.get("x-key-order") is not None:
             any_order = document["x-key-order"] == "any"
+            room = 0
         self._objects = ObjectText(
             json_text,
             self._effort,
@@ -116,6 +119,7 @@ class SchemaText:
             listed=self._listed,
             leave=self._leave,
             any_order=any_order,
+            room=room,
         )
 
     @property
@@ -123,14 +127,18 @@ class SchemaText:
         """What the grammar leaves out."""
         return tuple(self._left_out.all_of())
 
-    def root(self) -> Rule:
+    def root(self, names: list[str] | None = None) -> Rule:
         """Texts that the whole document describes.
+
+        Args:
+            names: how an object may name its schema, in a member "$schema".
 
         Raises:
             SchemaError: it is not a schema, or cannot become a grammar.
         """
         try:
-            return self.rule("answer", dict(self._document))
+            named = {"x-schema-names": names} if names else {}
+            return self.rule("answer", {**self._document, **named})
         except RecursionError:
             raise too_deep() from None
 
@@ -472,15 +480,17 @@ def json_schema_grammar(schema: str, *, any_order: bool = False) -> SchemaGramma
         document = json.loads(schema)
         if document is False:
             raise ImpossibleSchemaError("no text can ever fit it")
+        document = {} if document is True else document
         for says_conditions in (True, False):
             rules = Rules()
             text = SchemaText(
                 JsonText(rules),
-                {} if document is True else document,
+                document,
                 any_order=any_order,
+                room=room_ahead(document),
                 says_conditions=says_conditions,
             )
-            gbnf = rules.gbnf(text.root())
+            gbnf = rules.gbnf(text.root(own_names(document)))
             if gbnf is not None:
                 break
     except RecursionError:

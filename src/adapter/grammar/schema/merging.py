@@ -33,7 +33,7 @@ KEYWORDS_OF_TYPE: dict[str, tuple[str, ...]] = {
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 _ASSERTIONS = {
     "type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf", "not", "if", "then", "else",
-    "x-unchecked", "x-key-order", "x-not-enum",
+    "x-unchecked", "x-key-order", "x-not-enum", "x-schema-names",
     *(keyword for keywords in KEYWORDS_OF_TYPE.values() for keyword in keywords),
 }  # fmt: skip
 
@@ -355,6 +355,7 @@ _MERGERS: dict[str, Any] = {
     "required": _united,
     "pattern": _united,
     "x-unchecked": _united,
+    "x-schema-names": _united,
     "x-not-enum": lambda one, other: [*one, *other],
     "x-key-order": lambda one, other: one if one == other else "schema",
     "items": _both,
@@ -441,6 +442,6 @@ _FORMS: dict[str, Any] = {
     "prefixItems": lambda value: isinstance(value, list),
     **dict.fromkeys(("format", "formatMinimum", "formatMaximum"), _is_text),
     **dict.fromkeys(("uniqueItems", "x-set"), lambda value: isinstance(value, bool)),
-    "x-unchecked": _are_texts,
+    **dict.fromkeys(("x-unchecked", "x-schema-names"), _are_texts),
     "x-key-order": lambda value: value in ("any", "schema"),
 }

@@ -39,8 +39,8 @@ def test_every_order_of_every_set_of_keys_is_taken_where_it_is_valid(tiny, requi
             assert fits(tiny, gbnf, text) == (set(required) <= set(keys)), text
 
 
-def test_the_schema_s_order_is_the_default(tiny):
-    schema = {"type": "object", "properties": {"a": {}, "b": {}}}
+def test_the_schema_s_order_is_the_default_for_required_keys(tiny):
+    schema = {"type": "object", "properties": {"a": {}, "b": {}}, "required": ["a", "b"]}
     gbnf = json_schema_grammar(json.dumps(schema)).gbnf
     assert fits(tiny, gbnf, '{"a": 1, "b": 2}')
     assert not fits(tiny, gbnf, '{"b": 2, "a": 1}')
@@ -54,12 +54,13 @@ def test_a_schema_says_itself_that_its_keys_may_come_in_any_order(tiny):
 
 
 def test_one_object_of_a_schema_may_have_an_order_of_its_own(tiny):
-    part = {"type": "object", "properties": {"a": {}, "b": {}}}
+    part = {"type": "object", "properties": {"a": {}, "b": {}}, "required": ["a", "b"]}
     schema = {"type": "object", "properties": {"p": {**part, "x-key-order": "any"}, "q": part}}
+    schema["required"] = ["p", "q"]
     gbnf = json_schema_grammar(json.dumps(schema)).gbnf
-    assert fits(tiny, gbnf, '{"p": {"b": 1, "a": 1}}')
-    assert not fits(tiny, gbnf, '{"q": {"b": 1, "a": 1}}')
-    assert not fits(tiny, gbnf, '{"q": {}, "p": {}}')
+    assert fits(tiny, gbnf, '{"p": {"b": 1, "a": 1}, "q": {"a": 1, "b": 1}}')
+    assert not fits(tiny, gbnf, '{"p": {"b": 1, "a": 1}, "q": {"b": 1, "a": 1}}')
+    assert not fits(tiny, gbnf, '{"q": {"a": 1, "b": 1}, "p": {"a": 1, "b": 1}}')
 
 
 def test_an_order_that_there_is_not_is_refused():
