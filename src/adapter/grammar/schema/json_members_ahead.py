@@ -6,7 +6,15 @@ from functools import lru_cache
 from math import comb
 from typing import NamedTuple
 
-from adapter.grammar.gbnf.rules import EMPTY, Expression, choice, optional, repeat, sequence
+from adapter.grammar.gbnf.rules import (
+    EMPTY,
+    Choice,
+    Expression,
+    choice,
+    optional,
+    repeat,
+    sequence,
+)
 from adapter.grammar.schema.json_members import Member
 from adapter.grammar.schema.json_text import JsonText
 
@@ -49,20 +57,6 @@ def _n_states(n_fixed: int, n_free: int, n_ahead: int) -> int:
     return (n_fixed + 1) * (of_free + 1)
 
 
-class _State(NamedTuple):
-    """What has come so far.
-
-    Attributes:
-        n_fixed: how many of the fixed members.
-        first: the first of the free ones that may still come.
-        ahead: those behind it that have come.
-    """
-
-    n_fixed: int
-    first: int
-    ahead: frozenset[int]
-
-
 def members_in(
     json: JsonText, hint: str, order: Order, extra: Expression | None, *, is_filled: bool
 ) -> Expression:
@@ -77,67 +71,77 @@ def members_in(
     """
     rules = json.rules
     others = EMPTY if extra is None else repeat(sequence(json.comma, extra))
-    texts = {
-        member: rules.add(
-            f"{hint}-{member.name}",
-            ("member", member.text),
-            lambda text=member.text: text,  # type: ignore[misc]
-        )
+    texts = [
+        rules.add(hint, ("member", member.text), lambda text=member.text: text)  # type: ignore[misc]
         for member in (*order.fixed, *order.free)
-    }
-    start = _State(0, 0, frozenset())
-    known = {start: EMPTY}
-    todo = [start]
+    ]
+    must = tuple(member.required for member in order.free)
+    places = _places(len(order.fixed), must, order.n_ahead)
+    # The last ones first: rules are cheapest where they refer to those that were made before them.
+    following = [rules.reserve("on") if place.steps else others for place in reversed(places)]
+    following.reverse()
     begin: Expression = EMPTY
-    for state in todo:
-        steps = []
-        for member, then in _steps(order, state):
-            if then not in known:
-                is_last = then.n_fixed == len(order.fixed) and then.first == len(order.free)
-                known[then] = others if is_last else rules.reserve(f"{hint}-on")
-                if not is_last:
-                    todo.append(then)
-            steps.append(sequence(texts[member], known[then]))
-        may_end = _may_end(order, state)
-        if state is start:
-            if extra is not None and may_end:
-                steps.append(sequence(extra, others))
-            begin = choice(steps)
-            begin = optional(begin) if may_end and not is_filled else begin
-            continue
-        more = sequence(json.comma, choice(steps))
-        rules.define(known[state], choice([more, others]) if may_end else more)  # type: ignore[arg-type]
+    for number, place in enumerate(places):
+        steps = [sequence(texts[member], following[to]) for member, to in place.steps]
+        if number == 0:
+            others_first = [sequence(extra, others)] if extra is not None and place.is_end else []
+            begin = choice([*steps, *others_first])
+            begin = optional(begin) if place.is_end and not is_filled else begin
+        elif steps:
+            more = sequence(json.comma, Choice(tuple(steps)) if len(steps) > 1 else steps[0])
+            body = choice([more, others]) if place.is_end else more
+            rules.define(following[number], body)  # type: ignore[arg-type]
     return begin
 
 
-def _steps(order: Order, state: _State) -> list[tuple[Member, _State]]:
-    """The members that may come next, and what has come then."""
-    found = []
-    if state.n_fixed < len(order.fixed):
-        found.append((order.fixed[state.n_fixed], state._replace(n_fixed=state.n_fixed + 1)))
-    for at in range(state.first, len(order.free)):
-        if at not in state.ahead:
-            then = _with(order, state, at)
+class _Place(NamedTuple):
+    """What may follow some members.
+
+    Attributes:
+        steps: by number, the members that may come next, and the places behind them.
+        is_end: whether all that is required has come.
+    """
+
+    steps: tuple[tuple[int, int], ...]
+    is_end: bool
+
+
+@lru_cache(256)
+def _places(n_fixed: int, must: tuple[bool, ...], n_ahead: int) -> list[_Place]:
+    """All places, the beginning first. Members are numbered, the fixed ones first.
+
+    What has come is the number of fixed members; the first free one that may still come; and those
+    that have come behind it, as bits from that one on.
+    """
+    begin = (0, 0, 0)
+    known = {begin: 0}
+    todo = [begin]
+    places = []
+    for fixed, first, ahead in todo:
+        following = [(fixed, (fixed + 1, first, ahead))] if fixed < n_fixed else []
+        is_end = fixed == n_fixed
+        for at in range(first, len(must)):
+            if ahead >> (at - first) & 1:
+                continue
+            is_end &= not must[at]
+            then = _with(must, n_ahead, first, ahead | 1 << (at - first))
             if then is not None:
-                found.append((order.free[at], then))
-    return found
+                following.append((n_fixed + at, (fixed, *then)))
+        steps = []
+        for member, state in following:
+            if state not in known:
+                known[state] = len(known)
+                todo.append(state)
+            steps.append((member, known[state]))
+        places.append(_Place(tuple(steps), is_end))
+    return places
 
 
-def _with(order: Order, state: _State, at: int) -> _State | None:
+def _with(must: tuple[bool, ...], n_ahead: int, first: int, ahead: int) -> tuple[int, int] | None:
     """What has come with one more free member; None if a required one would be passed over."""
-    first, ahead = state.first, state.ahead | {at}
-    while first in ahead or len(ahead) > order.n_ahead:
-        if first in ahead:
-            ahead -= {first}
-        elif order.free[first].required:
+    while ahead & 1 or ahead.bit_count() > n_ahead:
+        if not ahead & 1 and must[first]:
             return None
         first += 1
-    return _State(state.n_fixed, first, ahead)
-
-
-def _may_end(order: Order, state: _State) -> bool:
-    return state.n_fixed == len(order.fixed) and not any(
-        order.free[at].required
-        for at in range(state.first, len(order.free))
-        if at not in state.ahead
-    )
+        ahead >>= 1
+    return first, ahead
