@@ -68,16 +68,11 @@ class Alternatives:
             if schema is True:
                 continue
             rest = merging.assertions(schema)
-            if "$ref" in rest:
-                reference = rest.pop("$ref")
-                found = self.resolved(reference)
-                if reference in followed:
-                    continue  # it was merged already
-                followed.add(reference)
-                todo.insert(0, found)
-            if "allOf" in rest:
-                todo += merging.schemas_in(rest, "allOf")
-                del rest["allOf"]
+            before, after = self._included(rest, followed)
+            if before:
+                todo[:0] = [*before, rest, *after]  # keys come in the order of the text
+                continue
+            todo[:0] = after
             for keyword in ("anyOf", "oneOf"):
                 if keyword in rest:
                     options = merging.schemas_in(rest, keyword)
@@ -102,6 +97,27 @@ class Alternatives:
             return [merged]
         others = [{"anyOf": union} for union in unions[1:]]
         return [plain for option in unions[0] for plain in self.of([merged, option, *others])]
+
+    def _included(self, schema: Schema, followed: set[str]) -> tuple[list[Any], list[Any]]:
+        """Take the schemas out of a schema that it includes: those before its own properties, and
+        those behind them. References that were followed already are left out.
+        """
+        before: list[Any] = []
+        after: list[Any] = []
+        found = before if "properties" in schema else after
+        for keyword in [*schema]:
+            if keyword == "properties":
+                found = after
+            elif keyword == "allOf":
+                found += merging.schemas_in(schema, "allOf")
+                del schema["allOf"]
+            elif keyword == "$ref":
+                reference = schema.pop("$ref")
+                target = self.resolved(reference)
+                if reference not in followed:
+                    followed.add(reference)
+                    found.append(target)
+        return before, after
 
     def resolved(self, reference: Any) -> Any:
         """The schema that a reference stands for. Raises SchemaError if there is none."""

@@ -261,7 +261,7 @@ class ObjectText:
         names = schema.get("propertyNames", True)
         value: Any = schema.get("additionalProperties", True)
         if by_pattern and (len(by_pattern) > 1 or declared or names is not True):
-            return self._of_patterns(hint, schema, declared) if names is True else None
+            return self._of_patterns(hint, schema, declared)
         if by_pattern:
             # Keys of one pattern, if the schema does not mention others.
             is_open = self._is_any_order(schema) or "additionalProperties" in schema
@@ -286,13 +286,17 @@ class ObjectText:
         by_pattern: dict[str, Any] = schema["patternProperties"]
         says_all = _names_some(schema.get("properties", {})) and not self._is_any_order(schema)
         value: Any = schema.get("additionalProperties", not says_all)
-        if len(by_pattern) > _MAX_PATTERNS:
+        names = schema.get("propertyNames", True)
+        patterns = [] if names is True else _patterns_of(names)
+        if len(by_pattern) > _MAX_PATTERNS or patterns is None:
             return None
         options = []
         rules = self._json.rules
         try:
             automata = [_automaton(one) for one in by_pattern]
             free = automaton_of(repeat(one_of(self._json.raw)))
+            for pattern in patterns:
+                free = both(free, _automaton(pattern))
             if declared:
                 free = without(free, automaton_of(any_text(declared)))
             for kept in _subsets(len(automata)):
@@ -336,6 +340,15 @@ def _names_some(declared: dict[str, Any]) -> bool:
 @lru_cache(256)
 def _automaton(pattern: str) -> Automaton:
     return automaton_of(pattern_expression(pattern, one_of))
+
+
+def _patterns_of(names: Any) -> list[str] | None:
+    """The patterns that are all a schema of keys asks for; None if it asks for more."""
+    if not isinstance(names, dict):
+        return None
+    plain = merging.assertions(names)
+    is_plain = plain.keys() <= {"type", "pattern"} and "string" in plain.get("type", ["string"])
+    return plain.get("pattern", []) if is_plain else None
 
 
 def _subsets(count: int) -> Iterator[frozenset[int]]:

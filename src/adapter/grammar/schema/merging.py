@@ -145,9 +145,20 @@ def types_of(schema: Schema) -> list[str] | None:
     implied = [
         kind
         for kind, keywords in KEYWORDS_OF_TYPE.items()
-        if any(keyword in schema for keyword in keywords)
+        if any(keyword in schema and _says(keyword, schema[keyword]) for keyword in keywords)
     ]
     return implied or None
+
+
+def _says(keyword: str, value: Any) -> bool:
+    """Whether not everything fits a keyword. Otherwise a value need not even be of its type."""
+    return keyword not in _WITHIN or not (value is True or value in ({}, []))
+
+
+_WITHIN = (
+    "properties", "required", "additionalProperties", "patternProperties", "propertyNames",
+    "items", "prefixItems",
+)  # fmt: skip
 
 
 def scalar_fits(value: Any, schema: Any) -> bool | None:
