@@ -15,6 +15,7 @@ from adapter.grammar.schema.negation import (
     CONDITIONS,
     MAX_OPTIONS,
     exclusive_options,
+    single,
     union_of_condition,
 )
 
@@ -81,9 +82,10 @@ class Alternatives:
                     unions.append(options)
                     del rest[keyword]
             conditions += [
-                {keyword: rest.pop(keyword) for keyword in condition if keyword in rest}
+                one
                 for condition in CONDITIONS
                 if condition[0] in rest
+                for one in single({word: rest.pop(word) for word in condition if word in rest})
             ]
             merged = merging.merged(merged, rest)
         for condition in conditions:

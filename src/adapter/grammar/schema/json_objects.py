@@ -49,7 +49,11 @@ _MAX_STATES = 130
 _OWN = "$schema"
 """The key by which a JSON text names its schema."""
 
-_NAMING_FORBIDDEN = {"propertyNames", "unevaluatedProperties", "maxProperties", "minProperties"}
+_SAY_OF_KEYS = {
+    "additionalProperties", "propertyNames", "unevaluatedProperties", "maxProperties",
+    "minProperties",
+}  # fmt: skip
+"""Keywords beside which no member names the schema."""
 
 
 class ObjectText:
@@ -117,6 +121,10 @@ class ObjectText:
             extra = self._other_members(hint, schema, [*dict.fromkeys(names)])
         if extra is None and most is not None and most >= len(members):
             most = None
+        if extra is not None and most is not None:
+            # llama.cpp limits what stands within a repetition, and a rule counts as one thing.
+            body = extra
+            extra = self._json.rules.add(f"{hint}-other", ("other", body), lambda: body)
         found = self._in_order(hint, schema, members, extra, least, most)
         return self._json.object(self._with_own_name(hint, found, own_name))
 
@@ -176,7 +184,7 @@ class ObjectText:
     def _own_name(self, schema: Schema) -> Expression | None:
         """The member by which an answer names its schema; None if it may have none."""
         names = schema.get("x-schema-names")
-        if not names or schema.keys() & _NAMING_FORBIDDEN:
+        if not names or schema.keys() & _SAY_OF_KEYS:
             return None
         declared = schema.get("properties", {})
         is_said = _OWN in declared or _OWN in schema.get("required", [])

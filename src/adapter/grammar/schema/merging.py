@@ -381,6 +381,11 @@ _MERGERS: dict[str, Any] = {
         key: _both(one[key], other[key]) if key in one and key in other else {**one, **other}[key]
         for key in {**one, **other}
     },
+    # Those that are left here are reported, whatever they say.
+    **dict.fromkeys(
+        ("dependencies", "dependentRequired", "dependentSchemas"),
+        lambda one, other: {**one, **other},
+    ),
     "prefixItems": lambda one, _: one,  # put together below, with the items after them
 }
 

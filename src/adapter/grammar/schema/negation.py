@@ -103,14 +103,24 @@ def _other_types(kinds: list[str]) -> list[Any] | None:
     return [{"type": left}] if left else []
 
 
+DEPENDENT = ("dependencies", "dependentRequired", "dependentSchemas")
+"""Keywords of what the presence of a key asks for."""
+
 CONDITIONS = (
     ("not",),
     ("if", "then", "else"),
-    ("dependencies",),
-    ("dependentRequired",),
-    ("dependentSchemas",),
+    *((keyword,) for keyword in DEPENDENT),
 )
 """Keywords of conditions, with those that belong together in one group."""
+
+
+def single(condition: Schema) -> list[Schema]:
+    """The keywords of one condition as several conditions, each of one key."""
+    [keyword, *others] = condition
+    given = condition[keyword]
+    if others or not isinstance(given, Mapping) or keyword not in DEPENDENT:
+        return [condition]
+    return [{keyword: {name: needed}} for name, needed in given.items()]
 
 
 def union_of_condition(condition: Schema, meant: Callable[[Any], Any]) -> list[Any] | None:

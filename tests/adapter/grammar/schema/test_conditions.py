@@ -63,6 +63,15 @@ SAID = [
         [{"k": "a"}],
     ),
     (
+        {
+            "type": "object",
+            "properties": {name: {"type": "integer"} for name in "abcd"},
+            "dependencies": {"a": ["b"], "c": ["d"], "d": {"properties": {"b": {"minimum": 2}}}},
+        },
+        [{}, {"b": 1}, {"a": 1, "b": 1}, {"c": 1, "d": 1}, {"b": 2, "d": 1}],
+        [{"a": 1}, {"c": 1}, {"a": 1, "c": 1, "d": 1}, {"b": 1, "d": 1}],
+    ),
+    (
         {"oneOf": [{"type": "number", "minimum": 2}, {"type": "number", "maximum": 3}]},
         [1, 5],
         [2, 3, 2.5],

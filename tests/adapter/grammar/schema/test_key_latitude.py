@@ -155,9 +155,12 @@ def test_an_answer_may_name_its_schema_once_before_or_behind_all_else(tiny):
         '{"a": 1, "$schema": "urn:draft", "b": 1}',
     ]
     assert taken(tiny, schema, *good, *bad) == good
-    open_one = schema | {"additionalProperties": True}
-    assert taken(tiny, open_one, *good, *bad) == good
-    assert taken(tiny, open_one, '{"b": 1, "c": 1, "$schema": "urn:own"}')
+
+
+def test_a_key_that_names_the_schema_is_any_other_key_where_these_are_mentioned(tiny):
+    schema = {"$schema": "urn:draft", **closed("a", "a")} | {"additionalProperties": True}
+    texts = ['{"a": 1, "$schema": "urn:other", "b": 1}', '{"$schema": "urn:draft", "a": 1}']
+    assert taken(tiny, schema, *texts) == texts[:1]
 
 
 @pytest.mark.parametrize(
@@ -205,3 +208,43 @@ def test_other_keys_than_those_of_one_pattern_are_taken_where_the_schema_allows_
     texts = ['{"x": 1}', '{"y": 1}', '{"x": "s"}']
     assert taken(tiny, schema, *texts) == texts[:1]
     assert taken(tiny, {**schema, "additionalProperties": True}, *texts) == texts[:2]
+
+
+def test_keys_fit_the_patterns_of_their_names_and_of_their_values(tiny):
+    schema = {
+        "type": "object",
+        "propertyNames": {"pattern": "^[0-9]+$"},
+        "patternProperties": {".": {"type": "integer"}},
+    }
+    texts = ['{"12": 1}', '{"x": 1}', '{"12": "s"}']
+    assert taken(tiny, schema, *texts) == texts[:1]
+    bounded = {**schema, "minProperties": 1, "maxProperties": 1, "additionalProperties": False}
+    assert taken(tiny, bounded, *texts) == texts[:1]
+
+
+def test_keys_of_included_schemas_come_where_the_text_includes_them(tiny):
+    base = {"properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    own = {"properties": {"b": {"type": "integer"}}, "required": ["b"]}
+    for included in ({"$ref": "#/definitions/base"}, {"allOf": [{"$ref": "#/definitions/base"}]}):
+        before = {**included, **own, "definitions": {"base": base}, "x-key-order": "schema"}
+        behind = {**own, **included, "definitions": {"base": base}, "x-key-order": "schema"}
+        assert taken(tiny, before, of_keys("ab"), of_keys("ba")) == [of_keys("ab")]
+        assert taken(tiny, behind, of_keys("ab"), of_keys("ba")) == [of_keys("ba")]
+    parts = [{"allOf": [base]}, own]
+    schema = {"allOf": parts, "x-key-order": "schema"}
+    assert taken(tiny, schema, of_keys("ab"), of_keys("ba")) == [of_keys("ab")]
+
+
+@pytest.mark.parametrize("part", [{"properties": {}}, {"required": []}, {"items": True}])
+def test_keywords_that_say_nothing_ask_for_no_type(tiny, part):
+    assert taken(tiny, {"properties": {"a": part}, "required": ["a"]}, '{"a": "s"}', '{"a": []}')
+
+
+def test_members_of_counted_keys_may_be_counted(tiny):
+    schema = {
+        "type": "object",
+        "propertyNames": {"maxLength": 256},
+        "additionalProperties": {"type": "integer"},
+        "maxProperties": 50,
+    }
+    assert taken(tiny, schema, '{"a": 1, "b": 2}')
