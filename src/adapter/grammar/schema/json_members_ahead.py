@@ -9,8 +9,9 @@ from typing import NamedTuple
 from adapter.grammar.gbnf.rules import (
     EMPTY,
     Choice,
+    Concatenation,
     Expression,
-    choice,
+    Rule,
     optional,
     repeat,
     sequence,
@@ -82,15 +83,23 @@ def members_in(
     following.reverse()
     begin: Expression = EMPTY
     for number, place in enumerate(places):
-        steps = [sequence(texts[member], following[to]) for member, to in place.steps]
+        # No two steps are alike, which `choice` would have to find out.
+        steps: list[Expression] = [
+            Concatenation((texts[member], following[to]))
+            if type(following[to]) is Rule
+            else sequence(texts[member], following[to])
+            for member, to in place.steps
+        ]
         if number == 0:
-            others_first = [sequence(extra, others)] if extra is not None and place.is_end else []
-            begin = choice([*steps, *others_first])
+            if extra is not None and place.is_end:
+                steps.append(sequence(extra, others))
+            begin = Choice(tuple(steps))
             begin = optional(begin) if place.is_end and not is_filled else begin
         elif steps:
             more = sequence(json.comma, Choice(tuple(steps)) if len(steps) > 1 else steps[0])
-            body = choice([more, others]) if place.is_end else more
-            rules.define(following[number], body)  # type: ignore[arg-type]
+            if place.is_end:
+                more = optional(more) if extra is None else Choice((more, others))
+            rules.define(following[number], more)  # type: ignore[arg-type]
     return begin
 
 

@@ -115,10 +115,12 @@ CONDITIONS = (
 
 
 def single(condition: Schema) -> list[Schema]:
-    """The keywords of one condition as several conditions, each of one key."""
+    """The keywords of one condition as several conditions, each of one key, if these are few."""
     [keyword, *others] = condition
     given = condition[keyword]
     if others or not isinstance(given, Mapping) or keyword not in DEPENDENT:
+        return [condition]
+    if 2 ** len(given) > 2 * MAX_OPTIONS:
         return [condition]
     return [{keyword: {name: needed}} for name, needed in given.items()]
 

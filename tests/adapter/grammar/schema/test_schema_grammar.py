@@ -122,7 +122,7 @@ def test_texts_that_begin_with_each_other(tiny):
         ({"type": "string", "if": {"pattern": "a"}, "then": {"minLength": 2}}, "if"),
         ({"oneOf": [{"type": "integer"}, {"minimum": 2}]}, "oneOf"),
         (
-            {"type": "object", "dependentRequired": {name: ["x"] for name in "abcd"}},
+            {"type": "object", "dependentRequired": {name: ["x"] for name in "abcde"}},
             "dependentRequired",
         ),
         ({"type": "array", "contains": {"const": 1}}, "contains"),
@@ -157,7 +157,7 @@ def test_what_a_loop_of_references_leaves_out_is_told():
     }
     schema = {
         "$defs": {
-            "a": {**item, "minProperties": 1, "dependencies": {name: ["n"] for name in "klmo"}},
+            "a": {**item, "minProperties": 1, "dependencies": {name: ["n"] for name in "klmop"}},
             "b": {"type": "array", "items": {"$ref": "#/$defs/a"}},
         },
         "properties": {
