@@ -183,11 +183,14 @@ def _any_more(json: JsonText) -> Rule:
 
 def _others(json: JsonText, characters: str) -> Rule:
     """A character of a key that is none of these."""
-    return json.rules.add(
-        "key-other",
-        ("key-other", json.raw, characters),
-        lambda: json.spelled(json.raw - Characters.of(characters)),
-    )
+    known = json.other_characters.get(characters)
+    if known is None:
+        known = json.other_characters[characters] = json.rules.add(
+            "key-other",
+            ("key-other", json.raw, characters),
+            lambda: json.spelled(json.raw - Characters.of(characters)),
+        )
+    return known
 
 
 _MAX_NESTED = 16  # characters of names, within one rule

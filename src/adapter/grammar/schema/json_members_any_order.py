@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from adapter.grammar.gbnf.rules import (
     IMPOSSIBLE,
+    Choice,
     Concatenation,
     Expression,
     Rule,
@@ -69,16 +70,21 @@ def _in_any_order(
 ) -> tuple[Rule, Expression]:
     """Members of a group and what follows the last one, and the same after another member."""
     following: dict[int, Expression] = {0: last}
+    texts = [
+        json.rules.add(hint, ("member", member.text), lambda text=member.text: text)  # type: ignore[misc]
+        for member in group
+    ]
     for left in range(1, 1 << len(group)):  # those that are still missing, as bits
-        rule = json.rules.reserve(f"{hint}-any")
+        rule = json.rules.reserve("any")
         to_come = [at for at in range(len(group)) if left >> at & 1]
         more: Expression = sequence(json.comma, rule)
         if not any(group[at].required for at in to_come):
             more = optional(more)
         following[left] = more
+        # No two of these are alike, which `choice` would have to find out.
         options = [] if others == IMPOSSIBLE else [sequence(others, more)]
-        options += [sequence(group[at].text, following[left & ~(1 << at)]) for at in to_come]
-        json.rules.define(rule, choice(options))
+        options += [sequence(texts[at], following[left & ~(1 << at)]) for at in to_come]
+        json.rules.define(rule, Choice(tuple(options)) if len(options) > 1 else options[0])
     return rule, more
 
 

@@ -33,6 +33,7 @@ class JsonText:
 
     Attributes:
         raw: the characters that a string may contain without an escape.
+        other_characters: the rules of characters of a key that are none of these, which keys share.
     """
 
     quote = '"'
@@ -40,6 +41,7 @@ class JsonText:
 
     def __init__(self, rules: Rules, raw: Characters = PRINTABLE) -> None:
         self.rules = rules
+        self.other_characters: dict[str, Rule] = {}
         self.raw = raw - Characters.of('"\\')
         # Quotes and backslashes of JSON itself.
         self._written = self.raw | Characters.of('"\\')
