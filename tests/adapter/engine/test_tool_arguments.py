@@ -296,12 +296,12 @@ def test_a_format_without_a_place_is_reported_whatever_is_required(templates):
 
 
 def test_what_no_grammar_says_is_reported(templates):
-    iri = {"type": "object", "properties": {"to": {"type": "string", "format": "iri"}}}
+    regex = {"type": "object", "properties": {"to": {"type": "string", "format": "regex"}}}
     dynamic = {"type": "object", "properties": {"to": {"$dynamicRef": "#to"}}}
     for source in (TOOLS, templates["Qwen3-Coder"]):
-        told = prompt_of(source, FIND, iri).adaptations
+        told = prompt_of(source, FIND, regex).adaptations
         assert [one.field for one in told] == ["tools[1].parameters"]
-        assert "iri" in str(told[0].asked)
+        assert "regex" in str(told[0].asked)
         told = prompt_of(source, FIND, dynamic).adaptations
         assert [one.field for one in told] == ["tools[1].parameters"]
         assert "dynamic references" in str(told[0].asked)

@@ -54,9 +54,9 @@ _CLOCK = sequence(
 _ZONE = choice(["Z", sequence(one_of(Characters.of("+-")), _up_to(2, 3), ":", _up_to(5, 9))])
 _HEX = one_of(Characters.of((0x30, 0x39), (0x41, 0x46), (0x61, 0x66)))
 _COUNT = sequence(_digit(1, 9), repeat(_DIGIT, 0, 3))
-_HOURS = sequence(
-    optional(sequence(_COUNT, "H")), optional(sequence(_COUNT, "M")), sequence(_COUNT, "S")
-)
+_SECONDS = sequence(_COUNT, "S")
+_MINUTES = sequence(_COUNT, "M", optional(_SECONDS))
+_HOURS = choice([sequence(_COUNT, "H", optional(_MINUTES)), _MINUTES, _SECONDS])
 
 
 def _uuid(version: Expression = _HEX, variant: Expression = _HEX) -> Expression:

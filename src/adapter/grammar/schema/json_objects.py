@@ -207,13 +207,8 @@ class ObjectText:
             return members
         may_be_none = isinstance(members, Repeat) and (members.least, members.most) == (0, 1)
         some = members.part if isinstance(members, Repeat) and may_be_none else members
-        rule = self._json.rules.add(f"{hint}-members", ("members", some), lambda: some)
-        then = sequence(self._json.comma, rule)
-        both = [
-            sequence(own_name, optional(then) if may_be_none else then),
-            sequence(rule, optional(sequence(self._json.comma, own_name))),
-        ]
-        return optional(choice(both)) if may_be_none else choice(both)
+        both = sequence(some, optional(sequence(self._json.comma, own_name)))
+        return optional(both) if may_be_none else both
 
     def _once_each(
         self, hint: str, schema: Schema, least: int, most: int | None

@@ -35,7 +35,7 @@ from adapter.grammar.schema.contradictions import first_contradiction
 from adapter.grammar.schema.formats import format_expression
 from adapter.grammar.schema.json_members import key_other_than
 from adapter.grammar.schema.json_objects import ObjectText
-from adapter.grammar.schema.json_text import HeldJsonText, JsonText
+from adapter.grammar.schema.json_text import MAX_CHARACTERS, HeldJsonText, JsonText
 from adapter.grammar.schema.latitude import own_names, room_ahead
 from adapter.grammar.schema.left_out import LeftOut
 from adapter.grammar.schema.limits import Effort, require_short, too_deep
@@ -301,7 +301,7 @@ class SchemaText:
             content = self._content(schema, kind, patterns, least, most)
             if content is not None:
                 return self._json.quoted(content)
-        if most is not None and most > MAX_REPEAT:
+        if most is not None and most > MAX_CHARACTERS:
             self._leave("maxLength")
             most = None
         return self._json.string(_repeated("minLength", least), most)

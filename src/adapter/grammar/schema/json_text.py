@@ -11,6 +11,7 @@ from adapter.grammar.gbnf.characters import PRINTABLE, Characters
 from adapter.grammar.gbnf.numbers import NUMBER
 from adapter.grammar.gbnf.rules import (
     EMPTY,
+    MAX_REPEAT,
     Expression,
     Rule,
     Rules,
@@ -26,6 +27,12 @@ _SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r
 _HEX = Characters.of((0x30, 0x39), (0x41, 0x46), (0x61, 0x66))
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": "), allow_nan=False)
 _UNUSUAL = re.compile(r"[^\x20-\x25\x27-\x3B\x3D\x3F-\x7E]")
+
+
+_BLOCK = 64
+
+MAX_CHARACTERS = _BLOCK * MAX_REPEAT
+"""The largest maximum of characters in a string that a grammar can count."""
 
 
 class JsonText:
@@ -84,8 +91,8 @@ class JsonText:
         return self.rules.add("char", ("char", self.raw, self.quote), body)
 
     def string(self, least: int = 0, most: int | None = None) -> Expression:
-        """A string with a number of characters."""
-        return self.quoted(repeat(self.character, least, most))
+        """A string with a number of characters; see `characters` for large maximums."""
+        return self.quoted(characters(self.rules, self.character, least, most))
 
     def quoted(self, content: Expression) -> Expression:
         """A string with this content."""
@@ -133,6 +140,19 @@ class JsonText:
         members = sequence(member, repeat(sequence(comma, member)))
         scalars = [NUMBER, "true", "false", "null", self.string()]
         return choice([self.object(optional(members)), self.array(optional(items)), *scalars])
+
+
+def characters(rules: Rules, one: Expression, least: int, most: int | None) -> Expression:
+    """`least` to `most` characters.
+
+    llama.cpp writes each count out as a rule, so a large maximum is counted in blocks, and rounded
+    down to one less than whole ones.
+    """
+    if most is None or most <= MAX_REPEAT or most - least < _BLOCK:
+        return repeat(one, least, most)
+    block = rules.add("block", ("block", one), lambda: repeat(one, _BLOCK, _BLOCK))
+    blocks = repeat(block, 0, (most - least + 1) // _BLOCK - 1)
+    return sequence(repeat(one, least, least), blocks, repeat(one, 0, _BLOCK - 1))
 
 
 class HeldJsonText(JsonText):

@@ -11,10 +11,10 @@ from typing import Any
 
 from adapter.grammar.gbnf.characters import Characters
 from adapter.grammar.gbnf.free_text import LINE
-from adapter.grammar.gbnf.rules import Expression, Rules, one_of, repeat
+from adapter.grammar.gbnf.rules import Expression, Rules, one_of
 from adapter.grammar.schema import merging
 from adapter.grammar.schema.json_schema import SchemaText
-from adapter.grammar.schema.json_text import JsonText
+from adapter.grammar.schema.json_text import JsonText, characters
 from adapter.grammar.schema.merging import Schema, SchemaError
 
 MAX_FORMS = 16
@@ -150,7 +150,7 @@ class _PlainText(JsonText):
         return one_of(characters & self._line)
 
     def string(self, least: int = 0, most: int | None = None) -> Expression:
-        return repeat(one_of(self._line), least, most)
+        return characters(self.rules, one_of(self._line), least, most)
 
     def quoted(self, content: Expression) -> Expression:
         return content

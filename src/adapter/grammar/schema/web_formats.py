@@ -20,7 +20,7 @@ def _dotted(part: Expression, least: int, most: int) -> Expression:
 
 # Only single hyphens: two may begin an encoded label, which must be decodable.
 _MORE_OF_LABEL = sequence(
-    repeat(one_of(_WORD), 0, 19), repeat(sequence("-", repeat(one_of(_WORD), 1, 12)), 0, 2)
+    repeat(one_of(_WORD), 0, 19), repeat(sequence("-", repeat(one_of(_WORD), 1, 12)), 0, 3)
 )
 _LABEL = sequence(one_of(_WORD), _MORE_OF_LABEL)
 _NAMED_LABEL = sequence(one_of(_LETTERS), _MORE_OF_LABEL)
@@ -62,6 +62,22 @@ URI = sequence(
     ),
 )
 
+_OF_SEGMENT = _PATH_SIGNS - Characters.of(":")  # in the first one, a colon would end a scheme
+URI_REFERENCE = choice(
+    [
+        URI,
+        sequence("/", optional(sequence(one_of(_PATH_SIGNS), _PATH)), _QUERY, _FRAGMENT),
+        sequence(
+            one_of(_OF_SEGMENT),
+            _signs(_OF_SEGMENT, 64),
+            optional(sequence("/", _PATH)),
+            _QUERY,
+            _FRAGMENT,
+        ),
+        sequence("#", _signs(_PATH_SIGNS | Characters.of("/?"), 64)),
+    ]
+)
+
 _ANY_SCHEMES = ("http", "https", "ftp", "ws", "wss")
 
 
@@ -92,7 +108,17 @@ def web_format(name: str) -> Expression | None:
     return url(schemes) if kind == _URL else _NAMED.get(name)
 
 
-_NAMED = {"email": EMAIL, "hostname": HOST_NAME, "uri": URI}
+_NAMED = {
+    "email": EMAIL,
+    "idn-email": EMAIL,
+    "hostname": HOST_NAME,
+    "idn-hostname": HOST_NAME,
+    "uri": URI,
+    "iri": URI,
+    "uri-reference": URI_REFERENCE,
+    "iri-reference": URI_REFERENCE,
+}
+"""International ones as well: what has none of their characters fits them."""
 
 
 def _any_signs(characters: Characters) -> Expression:

@@ -81,6 +81,17 @@ def test_what_fits_is_a_value_of_the_type(tiny, annotation, good, bad):
             ["https://example.org/a?b#c", "mailto:a@b.de", "urn:isbn:0", "file:///x"],
             ["no", "http://a b", "1x:y", "//host/path"],
         ),
+        ("iri", ["https://my-own-host-name:5050"], ["no", "http://a b"]),
+        (
+            "uri-reference",
+            ["https://a.de", "/", "/a//b?c", "a/b:c#d", "..", "#top"],
+            ["a b", "a\\b", "%2", "<x>"],
+        ),
+        (
+            "duration",
+            ["PT1H", "PT5M", "PT1H30M", "PT2S", "P3D", "P1DT2H"],
+            ["PT", "P", "PT1H2S", "P1DT", "1H", "PT1M1H"],
+        ),
     ],
 )
 def test_formats_of_json_schemas(tiny, kind, good, bad):
@@ -156,3 +167,20 @@ def test_bounds_without_a_whole_second_between_them_are_left_out_and_told(kind, 
     schema = {"type": "string", "format": kind, "formatMinimum": least, "formatMaximum": most}
     grammar = json_schema_grammar(json.dumps(schema))
     assert "no whole second" in str(grammar.unchecked)
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "longest"),
+    [(0, 1024, 1023), (3, 1001, 962), (990, 1010, 1010), (0, 1001, 959)],
+)
+def test_long_texts_are_counted(tiny, least, most, longest):
+    schema = {"type": "string", "minLength": least, "maxLength": most}
+    assert not json_schema_grammar(json.dumps(schema)).unchecked
+    counts = {0, 1, least - 1, least, least + 1, 500, 995, longest, longest + 1, most + 1} - {-1}
+    taken = {count for count in counts if schema_fits(tiny, schema, json.dumps("a" * count))}
+    assert taken == {count for count in counts if least <= count <= longest}
+
+
+def test_a_text_too_long_to_count_is_reported():
+    schema = {"type": "string", "maxLength": 64_001}
+    assert json_schema_grammar(json.dumps(schema)).unchecked == ("maxLength",)
