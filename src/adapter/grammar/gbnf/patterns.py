@@ -39,7 +39,7 @@ _CATEGORIES: dict[Any, Characters] = {
     constants.CATEGORY_NOT_SPACE: PRINTABLE - _ANY_SPACE,
 }
 _EVERYTHING = ~Characters.of()
-_BEGINNINGS = [
+BEGINNINGS = [
     (constants.AT, constants.AT_BEGINNING),
     (constants.AT, constants.AT_BEGINNING_STRING),
 ]
@@ -53,7 +53,12 @@ def pattern_expression(pattern: str, spelled: Spelling) -> Expression:
         UnsupportedPattern: it is not a regular expression, has lookarounds or back references, or
             ignores case.
     """
-    return _Converter(spelled).found_in(list(parsed_pattern(pattern)))
+    return items_expression(list(parsed_pattern(pattern)), spelled)
+
+
+def items_expression(items: list[Any], spelled: Spelling) -> Expression:
+    """The same of the parts of one, as the parser has them."""
+    return _Converter(spelled).found_in(items)
 
 
 class _Converter:
@@ -67,7 +72,7 @@ class _Converter:
             first: they begin what is searched for, so any text may stand before them.
             last: they end it.
         """
-        begins = first and bool(items) and items[0] in _BEGINNINGS
+        begins = first and bool(items) and items[0] in BEGINNINGS
         ends = last and len(items) > begins and items[-1] in _ENDS
         items = items[begins : len(items) - ends]
         before, after = first and not begins, last and not ends

@@ -333,10 +333,9 @@ def _fit(part: Expression, possible: set[str]) -> int:
     if kind is Choice:
         found = set()
         for one in part.options:  # type: ignore[union-attr]
-            of = type(one)
-            if of is Rule:
+            if type(one) is Rule:
                 found.add(_ALL if one.name in possible else _NONE)
-            elif of is Concatenation and len(one.parts) == 2:  # mostly of rules
+            elif type(one) is Concatenation and len(one.parts) == 2:  # mostly of rules
                 first, then = one.parts
                 if type(first) is Rule and type(then) is Rule:
                     fits = first.name in possible and then.name in possible
@@ -344,7 +343,7 @@ def _fit(part: Expression, possible: set[str]) -> int:
                 else:
                     found.add(_fit(one, possible))
             else:
-                found.add(_ALL if of in _LEAVES else _fit(one, possible))
+                found.add(_ALL if type(one) in _LEAVES else _fit(one, possible))
         if found <= {_NONE}:
             return _NONE
         return _ALL if found == {_ALL} else _SOME

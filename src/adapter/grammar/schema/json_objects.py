@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 from adapter.grammar.gbnf.automata import Automaton, TooLarge, automaton_of, both, counted, without
 from adapter.grammar.gbnf.parsed_patterns import InvalidPattern, UnsupportedPattern
+from adapter.grammar.gbnf.pattern_automata import pattern_automaton
 from adapter.grammar.gbnf.pattern_search import is_found
-from adapter.grammar.gbnf.patterns import pattern_expression
 from adapter.grammar.gbnf.rules import (
     IMPOSSIBLE,
     MAX_REPEAT,
@@ -296,10 +296,10 @@ class ObjectText:
         options = []
         rules = self._json.rules
         try:
-            automata = [_automaton(one) for one in by_pattern]
+            automata = [pattern_automaton(one) for one in by_pattern]
             free = automaton_of(repeat(one_of(self._json.raw)))
             for pattern in patterns:
-                free = both(free, _automaton(pattern))
+                free = both(free, pattern_automaton(pattern))
             if declared:
                 free = without(free, automaton_of(any_text(declared)))
             for kept in _subsets(len(automata)):
@@ -338,11 +338,6 @@ class ObjectText:
 def _names_some(declared: dict[str, Any]) -> bool:
     """Whether there are properties that an object may have."""
     return any(one is not False for one in declared.values())
-
-
-@lru_cache(256)
-def _automaton(pattern: str) -> Automaton:
-    return automaton_of(pattern_expression(pattern, one_of))
 
 
 def _patterns_of(names: Any) -> list[str] | None:

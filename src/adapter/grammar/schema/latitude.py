@@ -11,7 +11,7 @@ from typing import Any
 _MOST_DECLARED = 100
 """The most declared keys of a schema in which some may come ahead of their order."""
 
-_MOST_AHEAD = 500
+_MOST_AHEAD = 1000
 """The most rules of a schema that let them."""
 
 _LONGEST_NAME = 200

@@ -16,6 +16,7 @@ from adapter.grammar.gbnf.automata import (
 )
 from adapter.grammar.gbnf.characters import Characters
 from adapter.grammar.gbnf.parsed_patterns import UnsupportedPattern
+from adapter.grammar.gbnf.pattern_automata import pattern_automaton
 from adapter.grammar.gbnf.patterns import Spelling, pattern_expression
 from adapter.grammar.gbnf.rules import (
     IMPOSSIBLE,
@@ -76,11 +77,16 @@ class StringTexts:
 
     def add_pattern(self, pattern: str) -> None:
         """Require a match of a regular expression."""
+        made: Expression | Automaton
         try:
-            self._demands[f"pattern {pattern}"] = pattern_expression(pattern, one_of)
-        except UnsupportedPattern as reason:
+            try:
+                made = pattern_expression(pattern, one_of)
+            except UnsupportedPattern:
+                made = counted(self._rules, partial(pattern_automaton, pattern))
+        except (UnsupportedPattern, TooLarge) as reason:
             self.unchecked.append(f"pattern {pattern} ({reason})")
             return
+        self._demands[f"pattern {pattern}"] = made
         self._is_plain = False
 
     def add(self, name: str, expression: Expression) -> None:
