@@ -39,9 +39,11 @@ def room_ahead(document: Any) -> int:
 
 def own_names(document: Any) -> list[str]:
     """How a text may name its schema in a member "$schema": by the schema's own one, or by its
-    address. Empty if the schema has no "$schema".
+    address. Empty if the schema has no "$schema", or says which order of keys it wants.
     """
     if not isinstance(document, dict) or not _ELSEWHERE.isdisjoint(document):
+        return []
+    if document.get("x-key-order") is not None:
         return []
     named = [document.get(keyword) for keyword in ("$schema", "$id", "id")]
     texts = [one for one in named if isinstance(one, str) and 0 < len(one) <= _LONGEST_NAME]

@@ -173,6 +173,7 @@ def test_a_key_that_names_the_schema_is_any_other_key_where_these_are_mentioned(
         {"properties": {"$schema": {"type": "integer"}, "a": {"type": "integer"}}},
         {"$schema": None},
         {"maxProperties": 1},
+        {"x-key-order": "schema"},
     ],
 )
 def test_an_answer_names_no_schema_where_it_would_not_be_valid_or_has_none(tiny, others):
