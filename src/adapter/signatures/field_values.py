@@ -6,6 +6,7 @@ DSPy only converts a text to a field's type. The constraints of ``dspy.OutputFie
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -61,10 +62,12 @@ def _validator(annotation: Any, metadata: tuple[Any, ...]) -> Callable[[Any], An
 
         So does a union that takes the first member that fits.
         """
-        try:
-            return whole.validate_json(plain.dump_json(value, by_alias=True))
-        except Exception:
-            return validate(value)
+        with contextlib.suppress(Exception):
+            written = plain.dump_json(value, by_alias=True)
+            # An alias that is only read, such as a pydantic.AliasPath, is not written.
+            if plain.validate_json(written) == value:
+                return whole.validate_json(written)
+        return validate(value)
 
     return validate_as_written
 

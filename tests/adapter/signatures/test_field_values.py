@@ -330,6 +330,24 @@ def test_json_of_pydantics_is_bound_as_what_it_holds_and_read_once():
     assert '"["' in asked.constraint.gbnf
 
 
+class ReadOnly(pydantic.BaseModel):
+    size: int = pydantic.Field(0, validation_alias="how much")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "signature",
+    [
+        asked(ReadOnly | list[int], union_mode="left_to_right"),
+        asked(Annotated[ReadOnly, pydantic.BeforeValidator(lambda value: value)]),
+    ],
+)
+def test_a_value_under_an_alias_that_is_only_read_is_kept(form, signature):
+    _, lm, adapter = scripted(['{"how much": 3}'], form)
+    with dspy.context(lm=lm, adapter=adapter):
+        assert dspy.Predict(signature)(question="q").v == ReadOnly(**{"how much": 3})
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_field_beside_one_with_constraints_is_read_as_json(form):
     """Its text is read as a str, to which the other's constraints cannot be applied."""
