@@ -47,10 +47,7 @@ def require_possible(name: str, annotation: Any, metadata: tuple[Any, ...]) -> N
     reasons = [_contradiction(member, metadata) for member in members]
     found = [reason for reason in reasons if reason is not None]
     if len(found) == len(members) or (found and not metadata):
-        raise ConfigurationError(
-            f"no value can fit the output field {name!r}: {found[0]} contradict each other; change "
-            "one of them"
-        )
+        raise ConfigurationError(f"no value can fit the output field {name!r}: {found[0]}")
 
 
 def _contradiction(annotation: Any, metadata: tuple[Any, ...]) -> str | None:
@@ -59,9 +56,9 @@ def _contradiction(annotation: Any, metadata: tuple[Any, ...]) -> str | None:
     if values:
         fitting = not metadata or _any_fits(values, annotation, metadata)
         constraints = ", ".join(map(repr, metadata))
-        return None if fitting else f"{_listed(values)} and {constraints}"
+        return None if fitting else f"{_listed(values)} and {constraints} {_CHANGE}"
     if metadata and not may_fit(annotated(annotation, metadata)):
-        return f"{annotation} and {', '.join(map(repr, metadata))}"
+        return f"{annotation} and {', '.join(map(repr, metadata))} {_CHANGE}"
     try:
         found = contradiction(annotation_schema(annotation, metadata))
     except SchemaError:
@@ -94,7 +91,12 @@ def _listed(values: list[Any]) -> str:
 
 _SHOWN = 5
 
+_STRIP = "strip_whitespace"
+
+_CHANGE = "contradict each other; change one of them"
+
 
 def _in_words_of_fields(text: str) -> str:
-    words = text.replace("x-set True", "no item twice").split(" ")
+    text = text.replace("x-set True", "no item twice").replace("x-stripped True", _STRIP)
+    words = text.split(" ")
     return " ".join(_AS_OF_FIELDS.get(word, word) for word in words)

@@ -263,6 +263,8 @@ def _constrained_text(metadata: tuple[Any, ...], line_of: Characters, rules: Rul
             expression = texts.expression(least, most)
         except TooLarge:
             expression = None
+        if expression is not None and not rules.is_possible(expression):
+            return Values(None, unchecked=(*unchecked, _NOT_ON_A_LINE))
         return Values(expression, unchecked=(*unchecked, *texts.unchecked))
     if most == 0:
         return Values(EMPTY, unchecked=tuple(unchecked))
@@ -282,6 +284,8 @@ def _constrained_text(metadata: tuple[Any, ...], line_of: Characters, rules: Rul
 
 
 _ENTITIES = {"<": "&lt;", "&": "&amp;", ">": "&gt;"}
+
+_NOT_ON_A_LINE = "constraints that no single line of text without space around it fits"
 
 SPACES = Characters.of(
     "\t ", (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x202F, 0x202F), (0x205F, 0x205F),

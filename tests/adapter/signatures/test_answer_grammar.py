@@ -400,3 +400,20 @@ def test_adapters_keep_their_kind():
     ):
         with pytest.raises(Exception, match="constrained"):
             constrained(adapter)
+
+
+@pytest.mark.parametrize("form", [FIELD_LINES, CHAT, XML])
+@pytest.mark.parametrize("pattern", [r"^a\n+b$", "^ x$", r"^\n$"])
+def test_a_text_that_fits_on_no_line_is_free_and_told(tiny, form, pattern):
+    kind = Annotated[str, pydantic.Field(pattern=pattern)]
+    whole = answer_grammar(asked(count=int, v=kind), form)
+    [(name, unchecked)] = whole.unchecked
+    assert name == "v"
+    assert "no single line" in unchecked[0]
+    shown = {
+        FIELD_LINES: "count: {}\nv: a",
+        CHAT: "[[ ## count ## ]]\n{}\n\n[[ ## v ## ]]\na\n\n[[ ## completed ## ]]",
+        XML: "<count>\n{}\n</count>\n\n<v>\na\n</v>",
+    }[form]
+    assert fits(tiny, whole.gbnf, shown.format(12))
+    assert not fits(tiny, whole.gbnf, shown.format("many"))

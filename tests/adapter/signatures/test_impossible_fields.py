@@ -6,6 +6,7 @@ import datetime
 import enum
 import json
 from decimal import Decimal
+from functools import partial
 from typing import Annotated, Literal
 
 import dspy
@@ -25,11 +26,16 @@ from adapter.signatures.shapes import shape_of
 DAY = datetime.date(2024, 1, 1)
 LATER = datetime.date(2024, 2, 1)
 MOMENT = datetime.datetime(2024, 1, 1)  # noqa: DTZ001 - a naive one is meant
+Stripped = partial(pydantic.StringConstraints, strip_whitespace=True)
 Rank = enum.IntEnum("Rank", {"FIRST": 1, "SECOND": 2})
 
 
 class Person(pydantic.BaseModel):
     age: int = pydantic.Field(ge=5, le=3)
+
+
+class Nowhere(pydantic.BaseModel):
+    name: str = pydantic.Field(pattern=r"a[^\s\S]")
 
 
 class Perhaps(pydantic.BaseModel):
@@ -49,6 +55,9 @@ class Perhaps(pydantic.BaseModel):
         (float, {"gt": 0, "lt": 0.5, "multiple_of": 0.5}, "multiple_of 0.5"),
         (str, {"min_length": 5, "max_length": 3}, "min_length 5 and max_length 3"),
         (str, {"pattern": "^a{5}$", "max_length": 3}, "pattern '^a{5}$'"),
+        (str, {"pattern": r"[^\s\S]"}, "matches no text; change it"),
+        (Annotated[str, Stripped(pattern=r"^\s+x$")], {}, "x$' and strip_whitespace contradict"),
+        (list[Nowhere], {}, "pattern 'a[^\\\\s\\\\S]' of Nowhere.name matches no text"),
         (list[int], {"min_length": 5, "max_length": 3}, "min_length 5 and max_length 3"),
         (dict[str, int], {"min_length": 5, "max_length": 3}, "min_length 5 and max_length 3"),
         (set[Literal["a", "b"]], {"min_length": 3}, "min_length 3 and no item twice"),

@@ -114,4 +114,5 @@ PRINTABLE = ~(
 """The characters of a line of text. Surrogates have no UTF-8 form, and separators end a line."""
 
 DIGITS = Characters.of((0x30, 0x39))
+HEX_DIGITS = DIGITS | Characters.of((0x41, 0x46), (0x61, 0x66))
 WORD = DIGITS | Characters.of((0x41, 0x5A), (0x61, 0x7A), "_")

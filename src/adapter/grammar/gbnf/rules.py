@@ -251,6 +251,11 @@ class Rules:
                     todo.append(rule)
         return "".join(f"{name} ::= {_gbnf(rule)}\n" for name, rule in kept.items())
 
+    def is_possible(self, root: Expression) -> bool:
+        """Whether some text fits an expression."""
+        possible, _ = self._possible(frozenset())
+        return _fit(root, possible) != _NONE
+
     def _new_name(self, hint: str) -> str:
         base = _base_name(hint)
         name, count = base, self._counts.get(base, 1)

@@ -174,7 +174,9 @@ class _Generator(GenerateJsonSchema):
 
     def str_schema(self, schema: Any) -> JsonSchemaValue:
         made = super().str_schema(schema)
-        if schema.get("strip_whitespace") and (set(made) & {"minLength", "pattern"}):
+        if schema.get("strip_whitespace") and "pattern" in made:
+            made["x-stripped"] = True
+        elif schema.get("strip_whitespace") and "minLength" in made:
             made["x-unchecked"] = ["strip_whitespace"]
         return made
 

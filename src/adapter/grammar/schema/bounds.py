@@ -22,17 +22,15 @@ def bounds(schema: Schema) -> Bounds:
     is_above = above is not None and (low is None or above >= low)
     is_below = below is not None and (high is None or below <= high)
     low, high = above if is_above else low, below if is_below else high
-    if (low is not None and low >= _LARGEST) or (high is not None and high <= -_LARGEST):
-        raise SchemaError(f"its numbers have more than {_DIGITS} digits")
-    # Bounds with more digits than are ever written.
+    nearest = max(0 if low is None else low, 0 if high is None else -high)
+    if nearest >= _LARGEST:
+        raise SchemaError(f"its numbers have more than {_MOST_DIGITS} digits")
+    # Bounds with more digits than have to be written.
+    limit = _LARGEST if nearest >= _LARGE else _LARGE
     if low is not None:
-        low, is_above = (
-            (None, False) if low <= -_LARGEST else _rounded(low, is_above, ROUND_CEILING)
-        )
+        low, is_above = (None, False) if low <= -limit else _rounded(low, is_above, ROUND_CEILING)
     if high is not None:
-        high, is_below = (
-            (None, False) if high >= _LARGEST else _rounded(high, is_below, ROUND_FLOOR)
-        )
+        high, is_below = (None, False) if high >= limit else _rounded(high, is_below, ROUND_FLOOR)
     return low, is_above, high, is_below
 
 
@@ -48,14 +46,17 @@ def require_contradictory(schema: Schema) -> None:
         raise SchemaError(f"its numbers have more than {FRACTION_DIGITS} digits after the point")
 
 
-_DIGITS = 18
-_LARGEST = Decimal(10) ** _DIGITS
+_LARGE = Decimal(10) ** 18
+"""Numbers up to here are written, unless a schema's are all beyond it."""
+
+_MOST_DIGITS = 100
+_LARGEST = Decimal(10) ** _MOST_DIGITS
 
 
 def _rounded(bound: Decimal, is_open: bool, rounding: str) -> tuple[Decimal, bool]:
     """A bound with no more digits than a fraction has, rounded inwards."""
     with localcontext() as context:
-        context.prec = 2 * _DIGITS
+        context.prec = _MOST_DIGITS + FRACTION_DIGITS + 1
         rounded = bound.quantize(Decimal(1).scaleb(-FRACTION_DIGITS), rounding=rounding)
     return rounded, is_open and rounded == bound
 
@@ -66,14 +67,18 @@ def within_as_doubles(
     """Bounds of numbers that are read as doubles, such that no number is rounded to an excluded
     bound.
 
-    An excluded bound is replaced by the next double. Near zero, doubles are closer to each other
-    than numbers of FRACTION_DIGITS.
+    An excluded bound, or one that is no double, is replaced by the next double. Near zero, doubles
+    are closer to each other than numbers of FRACTION_DIGITS.
     """
-    if low is not None and above and abs(low) >= _SPARSE:
+    if low is not None and abs(low) >= _SPARSE and (above or not _is_double(low)):
         low, above = Decimal(repr(math.nextafter(float(low), math.inf))), False
-    if high is not None and below and abs(high) >= _SPARSE:
+    if high is not None and abs(high) >= _SPARSE and (below or not _is_double(high)):
         high, below = Decimal(repr(math.nextafter(float(high), -math.inf))), False
     return low, above, high, below
+
+
+def _is_double(number: Decimal) -> bool:
+    return Decimal(repr(float(number))) == number
 
 
 _SPARSE = 8

@@ -10,8 +10,9 @@ from typing import Any
 
 _CONSTRAINTS = (
     "enum", "const", "minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf",
-    "x-digits", "minLength", "maxLength", "pattern", "format", "formatMinimum", "formatMaximum",
-    "minItems", "maxItems", "uniqueItems", "x-set", "minProperties", "maxProperties",
+    "x-digits", "minLength", "maxLength", "pattern", "x-stripped", "format", "formatMinimum",
+    "formatMaximum", "minItems", "maxItems", "uniqueItems", "x-set", "minProperties",
+    "maxProperties",
 )  # fmt: skip
 """Keywords that may contradict each other."""
 
@@ -22,7 +23,8 @@ _MAX_PARTS = 100
 def first_contradiction(
     schema: Mapping[str, Any], is_possible: Callable[[Mapping[str, Any]], bool]
 ) -> str | None:
-    """Where a schema contradicts itself, and the keywords with their values; None if nowhere.
+    """Where a schema contradicts itself, in words: the keywords with their values, and what to do.
+    None if nowhere.
 
     Parts that may be left out count as well.
 
@@ -33,13 +35,19 @@ def first_contradiction(
         (path, part, [keyword for keyword in _CONSTRAINTS if keyword in part])
         for path, part in _parts(schema, "")
     )
-    several = (one for one in constrained if len(one[2]) > 1 and _is_whole(one[1]))
-    for path, part, keywords in islice(several, _MAX_PARTS):
+    doubtful = (
+        one
+        for one in constrained
+        if (len(one[2]) > 1 or one[2] == ["pattern"]) and _is_whole(one[1])
+    )
+    for path, part, keywords in islice(doubtful, _MAX_PARTS):
         if not is_possible(part):
-            said = " and ".join(
-                f"{keyword} {_shown(part[keyword])}" for keyword in keywords if part[keyword] != {}
-            )
-            return f"{said} of {path}" if path else said
+            given = [keyword for keyword in keywords if part[keyword] != {}]
+            said = " and ".join(f"{keyword} {_shown(part[keyword])}" for keyword in given)
+            said += f" of {path}" if path else ""
+            if len(given) > 1:
+                return f"{said} contradict each other; change one of them"
+            return f"{said} matches no text; change it"
     return None
 
 

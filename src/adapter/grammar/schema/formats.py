@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adapter.grammar.gbnf.characters import DIGITS, Characters
+from adapter.grammar.gbnf.characters import DIGITS, HEX_DIGITS, Characters
 from adapter.grammar.gbnf.rules import Expression, choice, one_of, optional, repeat, sequence
 from adapter.grammar.schema.web_formats import web_format
 
@@ -52,7 +52,7 @@ _CLOCK = sequence(
     optional(sequence(".", repeat(_DIGIT, 1, 6))),
 )
 _ZONE = choice(["Z", sequence(one_of(Characters.of("+-")), _up_to(2, 3), ":", _up_to(5, 9))])
-_HEX = one_of(Characters.of((0x30, 0x39), (0x41, 0x46), (0x61, 0x66)))
+_HEX = one_of(HEX_DIGITS)
 _COUNT = sequence(_digit(1, 9), repeat(_DIGIT, 0, 3))
 _SECONDS = sequence(_COUNT, "S")
 _MINUTES = sequence(_COUNT, "M", optional(_SECONDS))

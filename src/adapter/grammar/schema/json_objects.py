@@ -224,13 +224,15 @@ class ObjectText:
         if keys is None:
             return None
         other = self._rule(f"{hint}-value", value)
+        if _are_of_type(schema.get("propertyNames"), "integer"):
+            keys = [f"{self._json.quote}{key}{self._json.quote}" for key in keys]
         texts = [
             self._json.member(sequence(key), other)
             for key in keys
             if key.startswith(self._json.quote)
         ]
         if keys and not texts:
-            return None  # numbers or the like, which keys have in quotes
+            return None  # booleans or the like, which keys have in quotes
         return once_each(self._json.rules, hint, texts, self._json.comma, least, most)
 
     def _declared(self, hint: str, schema: Schema) -> list[Member]:
@@ -333,6 +335,11 @@ class ObjectText:
         except UnsupportedPattern as reason:
             self._leave(f"patternProperties {pattern} ({reason})")
             return False
+
+
+def _are_of_type(names: Any, kind: str) -> bool:
+    """Whether a schema of keys is one of another type, whose values keys have in quotes."""
+    return isinstance(names, dict) and names.get("type") == kind and "enum" not in names
 
 
 def _names_some(declared: dict[str, Any]) -> bool:

@@ -43,7 +43,7 @@ from adapter.grammar.schema.merging import ImpossibleSchemaError, Schema, Schema
 from adapter.grammar.schema.number_texts import integer_text, number_text
 from adapter.grammar.schema.once_each import once_each
 from adapter.grammar.schema.schema_numbers import SchemaNumbers
-from adapter.grammar.schema.string_texts import StringTexts
+from adapter.grammar.schema.string_texts import STRIPPED, StringTexts
 from adapter.grammar.schema.widest import widest
 
 _HINT = 40
@@ -297,7 +297,7 @@ class SchemaText:
             self._leave(f"format {kind}")
             kind = None
         patterns = schema.get("pattern", [])
-        if patterns or (kind is not None):
+        if patterns or kind is not None:
             content = self._content(schema, kind, patterns, least, most)
             if content is not None:
                 return self._json.quoted(content)
@@ -336,6 +336,8 @@ class SchemaText:
             texts.add_format(kind, *(one if isinstance(one, str) else None for one in ends))
         for pattern in patterns:
             texts.add_pattern(pattern)
+        if schema.get("x-stripped"):
+            texts.add("strip_whitespace", STRIPPED)
         try:
             found = texts.expression(least, most)
         except TooLarge:
@@ -443,22 +445,18 @@ def _repeated(keyword: str, count: int) -> int:
 
 
 def contradiction(schema: Mapping[str, Any]) -> str | None:
-    """Where a schema contradicts itself: the keywords with their values. None if nowhere, as far as
-    a grammar can tell.
-    """
+    """Where a schema contradicts itself, in words; None if nowhere that a grammar can tell."""
     rules = Rules()
     try:
         text = SchemaText(JsonText(rules, ~Characters.of()), schema)
-        return first_contradiction(
-            schema, lambda part: rules.gbnf(text.rule("part", part)) is not None
-        )
+        return first_contradiction(schema, lambda part: rules.is_possible(text.rule("part", part)))
     except (SchemaError, RecursionError):
         return None  # it has another fault
 
 
 def _impossible(schema: Mapping[str, Any]) -> ImpossibleSchemaError:
     found = contradiction(schema)
-    why = "" if found is None else f": {found} contradict each other; change one of them"
+    why = "" if found is None else f": {found}"
     return ImpossibleSchemaError(f"no text can ever fit it{why}")
 
 

@@ -7,7 +7,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from adapter.grammar.gbnf.characters import PRINTABLE, Characters
+from adapter.grammar.gbnf.characters import HEX_DIGITS, PRINTABLE, Characters
 from adapter.grammar.gbnf.numbers import NUMBER
 from adapter.grammar.gbnf.rules import (
     EMPTY,
@@ -24,7 +24,6 @@ from adapter.grammar.gbnf.rules import (
 
 _SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b",
                   "\f": "\\f"}  # fmt: skip
-_HEX = Characters.of((0x30, 0x39), (0x41, 0x46), (0x61, 0x66))
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": "), allow_nan=False)
 _UNUSUAL = re.compile(r"[^\x20-\x25\x27-\x3B\x3D\x3F-\x7E]")
 
@@ -74,8 +73,8 @@ class JsonText:
         """Any character of a string. Escapes of single surrogates are not allowed."""
 
         def body() -> Expression:
-            digit = one_of(_HEX)
-            other = one_of(_HEX - Characters.of("dD"))
+            digit = one_of(HEX_DIGITS)
+            other = one_of(HEX_DIGITS - Characters.of("dD"))
             below = one_of(Characters.of((0x30, 0x37)))
             code = choice(
                 [

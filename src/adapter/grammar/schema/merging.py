@@ -25,6 +25,7 @@ KEYWORDS_OF_TYPE: dict[str, tuple[str, ...]] = {
     ),
     "string": (
         "minLength", "maxLength", "pattern", "format", "formatMinimum", "formatMaximum", "x-json",
+        "x-stripped",
     ),
     "number": (
         "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "x-digits",
@@ -210,13 +211,17 @@ def few_values(schema: Schema) -> list[Any] | None:
     [kind] = schema["type"]
     if kind in _FEW and set(schema) == {"type"}:
         return _FEW[kind]
-    if kind == "integer" and set(schema) == {"type", "minimum", "maximum"}:
+    if kind == "integer" and set(schema) in _BETWEEN:
+        step = schema.get("multipleOf", 1)
         low, high = math.ceil(schema["minimum"]), math.floor(schema["maximum"])
-        return [*range(low, high + 1)] if high - low < _MANY else None
+        if isinstance(step, int):
+            few = range(-(-low // step) * step, high + 1, step)
+            return [*few] if len(few) <= _MANY else None
     return None
 
 
 _FEW: dict[str, list[Any]] = {"boolean": [False, True], "null": [None]}
+_BETWEEN = ({"type", "minimum", "maximum"}, {"type", "minimum", "maximum", "multipleOf"})
 _MANY = 256
 
 
@@ -372,7 +377,7 @@ _MERGERS: dict[str, Any] = {
     "items": _both,
     "additionalProperties": _both,
     "propertyNames": _both,
-    **dict.fromkeys(("uniqueItems", "x-set"), lambda one, other: one or other),
+    **dict.fromkeys(("uniqueItems", "x-set", "x-stripped"), lambda one, other: one or other),
     "multipleOf": _common_multiple,
     **dict.fromkeys(("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"), max),
     **dict.fromkeys(("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties"), min),
@@ -457,7 +462,7 @@ _FORMS: dict[str, Any] = {
     **dict.fromkeys(("type", "required", "pattern"), _are_texts),
     "prefixItems": lambda value: isinstance(value, list),
     **dict.fromkeys(("format", "formatMinimum", "formatMaximum"), _is_text),
-    **dict.fromkeys(("uniqueItems", "x-set"), lambda value: isinstance(value, bool)),
+    **dict.fromkeys(("uniqueItems", "x-set", "x-stripped"), lambda value: isinstance(value, bool)),
     **dict.fromkeys(("x-unchecked", "x-schema-names"), _are_texts),
     "x-key-order": lambda value: value in ("any", "schema"),
 }

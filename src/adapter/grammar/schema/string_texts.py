@@ -30,6 +30,7 @@ from adapter.grammar.gbnf.rules import (
     Text,
     choice,
     one_of,
+    optional,
     repeat,
     sequence,
 )
@@ -42,6 +43,17 @@ from adapter.grammar.schema.web_formats import (
     MAX_LABEL,
     URI,
 )
+
+_WHITE_SPACE = Characters.of(
+    (0x09, 0x0D), (0x1C, 0x20), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A),
+    (0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000),
+)  # fmt: skip
+_VISIBLE = one_of(~_WHITE_SPACE)
+
+STRIPPED = optional(
+    sequence(_VISIBLE, optional(sequence(repeat(one_of(~Characters.of())), _VISIBLE)))
+)
+"""A text without white space around it."""
 
 
 class StringTexts:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from adapter.grammar.gbnf.characters import DIGITS, Characters
+from adapter.grammar.gbnf.characters import DIGITS, HEX_DIGITS, Characters
 from adapter.grammar.gbnf.rules import EMPTY, Expression, choice, one_of, optional, repeat, sequence
 
 _LETTERS = Characters.of((0x41, 0x5A), (0x61, 0x7A))
 _WORD = _LETTERS | DIGITS
 _UNRESERVED = _WORD | Characters.of("-._~")
-_HEX = one_of(DIGITS | Characters.of((0x41, 0x46), (0x61, 0x66)))
+_ENCODED = sequence("%", one_of(HEX_DIGITS), one_of(HEX_DIGITS))
 
 
 def _dotted(part: Expression, least: int, most: int) -> Expression:
@@ -33,8 +33,7 @@ EMAIL = sequence(_dotted(_ATOM, 1, 3), "@", _dotted(_LABEL, 1, 3), ".", _TOP_LAB
 
 
 def _signs(characters: Characters, most: int) -> Expression:
-    encoded = sequence("%", _HEX, _HEX)
-    return repeat(choice([one_of(characters), encoded]), 0, most)
+    return repeat(choice([one_of(characters), _ENCODED]), 0, most)
 
 
 _PATH_SIGNS = _UNRESERVED | Characters.of("!$&'()*+,;=:@")
@@ -122,7 +121,7 @@ _NAMED = {
 
 
 def _any_signs(characters: Characters) -> Expression:
-    return repeat(choice([one_of(characters), sequence("%", _HEX, _HEX)]))
+    return repeat(choice([one_of(characters), _ENCODED]))
 
 
 _ENDLESS_LABEL = sequence(repeat(one_of(_WORD), 1), repeat(sequence("-", repeat(one_of(_WORD), 1))))

@@ -163,10 +163,13 @@ def test_an_option_with_a_format_that_no_validator_knows_is_kept(tiny):
         ("naive-date-time", "2024-01-01T00:00:00.100000", "2024-01-01T00:00:00.200000"),
     ],
 )
-def test_bounds_without_a_whole_second_between_them_are_left_out_and_told(kind, least, most):
+def test_fractions_are_written_where_no_whole_second_is(tiny, kind, least, most):
     schema = {"type": "string", "format": kind, "formatMinimum": least, "formatMaximum": most}
-    grammar = json_schema_grammar(json.dumps(schema))
-    assert "no whole second" in str(grammar.unchecked)
+    assert not json_schema_grammar(json.dumps(schema)).unchecked
+    for one in (least, most):
+        beyond = one.replace(".1", ".0").replace(".2", ".3")
+        assert schema_fits(tiny, schema, json.dumps(one))
+        assert not schema_fits(tiny, schema, json.dumps(beyond))
 
 
 @pytest.mark.parametrize(
