@@ -8,7 +8,7 @@ import enum
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Union
 
 import pydantic
@@ -213,7 +213,7 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
     space = one_of(Characters.of(" \n"))
     for field in fields:
         found = _of_schema(field, json_text) or values_of(
-            field.annotation, field.metadata, json_text, typed_value, code=code
+            field.annotation, field.metadata, json_text, _as_written, code=code
         )
         values.append((field.name, found))
         value: Expression
@@ -243,6 +243,7 @@ def _field_lines(rules: Rules, fields: tuple[Field, ...]) -> tuple[Expression, F
     return sequence(*whole), values
 
 
+_as_written = partial(typed_value, as_written=True)
 _INDENTATION = Characters.of(" \t")
 _LINE_SIGNS = Characters.of(" \t#>-*+•`_.)0123456789")
 

@@ -46,11 +46,13 @@ def parse_completion(
     misfit: Misfit | None = None
     best: Any = {}
     strategies = _STRATEGIES
+    is_exact = False
     if is_bound:
         exact = FieldMarkers(signature, is_bound=True)
         exact.push(completion)
         if len(exact.values()) == len(signature.output_fields):
             strategies = {"the grammar's markers": lambda *_: {**exact.values()}}
+            is_exact = True
     for name, strategy in strategies.items():
         raw = strategy(signature, completion)
         if not raw:
@@ -58,7 +60,7 @@ def parse_completion(
             continue
         try:
             fields: dict[str, Any] = {
-                field: _value_of(field, value, signature.output_fields[field])
+                field: _value_of(field, value, signature.output_fields[field], as_written=is_exact)
                 for field, value in raw.items()
             }
         except Misfit as error:
@@ -81,10 +83,10 @@ def parse_completion(
     ) from misfit
 
 
-def _value_of(name: str, raw: Any, field: FieldInfo) -> Any:
+def _value_of(name: str, raw: Any, field: FieldInfo, *, as_written: bool) -> Any:
     """A field's value, of its type and within its constraints."""
     try:
-        value = typed_value(raw, field.annotation)
+        value = typed_value(raw, field.annotation, as_written=as_written)
     except Exception as error:  # a validator of the user's may raise anything
         raise Misfit(name, raw, error) from error
     return constrained_value(name, value, field)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import enum
 import json
@@ -16,6 +17,7 @@ import json_repair
 import pydantic
 from dspy.adapters.types import Code, Reasoning
 from dspy.adapters.utils import annotation_allows_none, parse_value
+from typing_extensions import is_typeddict
 
 MISFITS = (ValueError, TypeError, RecursionError, MemoryError)
 """Errors of converting a hostile text. pydantic's ValidationError is a ValueError."""
@@ -25,13 +27,17 @@ TEMPORAL = (datetime.date, datetime.datetime, datetime.time, datetime.timedelta)
 _NOTHING = ("none", "null", "n/a")
 
 
-def typed_value(raw: Any, annotation: Any) -> Any:
+def typed_value(raw: Any, annotation: Any, *, as_written: bool = False) -> Any:
     """Convert a text, or a value out of a JSON object, to a field's type.
 
     The text is taken as it stands if that is possible. Otherwise it is read more loosely: without
     the code block, quotes, emphasis or full stop around it; without an explanation after it; in
     another case than the Literal or Enum that it stands for; as a list with list signs or commas;
     as one of a Union's types.
+
+    Args:
+        as_written: the text followed a grammar. What it says is what it means, so it is not read
+            more loosely.
 
     Raises:
         Exception: one of MISFITS, that of the strict reading, if nothing fits.
@@ -57,7 +63,8 @@ def typed_value(raw: Any, annotation: Any) -> Any:
         if not any(member in TEMPORAL for member in union_members(annotation)):
             with contextlib.suppress(*MISFITS):
                 return json_value(raw, annotation)
-        for reading in _looser_readings(raw, annotation):
+        readings = _readings_as_written if as_written else _looser_readings
+        for reading in readings(raw, annotation):
             with contextlib.suppress(*MISFITS):
                 return parse_value(reading, annotation)
         if isinstance(raw, str) and str in union_members(annotation):
@@ -137,6 +144,15 @@ def union_members(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
 
 
+def _readings_as_written(raw: Any, annotation: Any) -> Iterator[Any]:
+    """Yield a text as each of a Union's types, and as the value of a Literal or Enum it names."""
+    for member in union_members(annotation):
+        with contextlib.suppress(*MISFITS):
+            yield typed_value(raw, member, as_written=True)
+    if isinstance(raw, str):
+        yield from _choices(raw, annotation)
+
+
 def _looser_readings(raw: Any, annotation: Any) -> Iterator[Any]:
     """Yield what a raw value may stand for, likeliest first. Each is still to be validated."""
     if members := union_members(annotation):
@@ -149,7 +165,8 @@ def _looser_readings(raw: Any, annotation: Any) -> Iterator[Any]:
         raw = re.sub(r"\A```[^\n]*\n(.*?)\n?[ \t]*```\Z", r"\1", raw.strip(), flags=re.DOTALL)
         if origin not in (*_COLLECTIONS, dict):
             yield raw
-            yield from _scalar_readings(raw, annotation)
+            if not _has_parts(origin):
+                yield from _scalar_readings(raw, annotation)
             return
         yield from _listed(raw, annotation)
         raw = json_repair.loads(raw)
@@ -167,6 +184,14 @@ def _converted(raw: Any, annotations: list[Any]) -> Iterator[Any]:
     for annotation in annotations:
         with contextlib.suppress(*MISFITS):
             yield typed_value(raw, annotation)
+
+
+def _has_parts(kind: Any) -> bool:
+    """Whether values of a type are objects or arrays in JSON, whose first line alone says less."""
+    if not isinstance(kind, type):
+        return False
+    is_class = issubclass(kind, (pydantic.BaseModel, tuple))
+    return is_class or dataclasses.is_dataclass(kind) or is_typeddict(kind)
 
 
 def _scalar_readings(text: str, annotation: Any) -> Iterator[Any]:

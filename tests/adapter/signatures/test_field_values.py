@@ -330,6 +330,31 @@ def test_json_of_pydantics_is_bound_as_what_it_holds_and_read_once():
     assert '"["' in asked.constraint.gbnf
 
 
+def short(text: str) -> str:
+    if len(text) > 5:
+        raise ValueError("too long")
+    return text
+
+
+class Sizes(pydantic.BaseModel):
+    size: Annotated[int, pydantic.AfterValidator(odd)] | None = None
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("signature", "wrong"),
+    [
+        (asked(Sizes), '{\n"size": 4}'),
+        (asked(Sizes | None), '{\n"size": 4}'),
+        (asked(list[Annotated[str, pydantic.AfterValidator(short)]]), '["Good, or not."]'),
+    ],
+)
+def test_what_a_grammar_wrote_is_not_read_as_something_else(form, signature, wrong):
+    _, lm, adapter = scripted(itertools.repeat(wrong), form)
+    with dspy.context(lm=lm, adapter=adapter), pytest.raises(InvalidValueError):
+        dspy.Predict(signature)(question="q")
+
+
 class ReadOnly(pydantic.BaseModel):
     size: int = pydantic.Field(0, validation_alias="how much")
 

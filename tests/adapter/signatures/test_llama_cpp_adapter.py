@@ -151,9 +151,8 @@ def test_a_model_without_a_chat_template_is_asked_in_json(configured, is_async):
 
 @pytest.mark.parametrize("case", ["template", "demonstration", "setting", "stream", "tools"])
 def test_it_is_asked_in_lines_where_more_is_known_or_wanted_of_them(configured, case):
-    model = fake_model(
-        lambda *_: 'answer: 4\ncalls: {"tool_calls": []}', has_chat_template=case == "template"
-    )
+    answer = 'answer: 4\ncalls: {"tool_calls": []}' if case == "tools" else "answer: 4"
+    model = fake_model(answer, has_chat_template=case == "template")
     adapter = configured(model, use_json_adapter_fallback=case != "setting")
     signature, inputs = "question -> answer: int", {"question": "q"}
     if case == "tools":
