@@ -308,7 +308,15 @@ def _rules_in(part: Expression) -> dict[str, None]:
         elif kind is Concatenation:
             todo += one.parts  # type: ignore[union-attr]
         elif kind is Choice:
-            todo += one.options  # type: ignore[union-attr]
+            for option in one.options:  # type: ignore[union-attr]
+                if type(option) is Concatenation:  # mostly of rules
+                    for part_of_it in option.parts:
+                        if type(part_of_it) is Rule:
+                            found[part_of_it.name] = None
+                        else:
+                            todo.append(part_of_it)
+                else:
+                    todo.append(option)
         elif kind is Repeat:
             todo.append(one.part)  # type: ignore[union-attr]
     return found
@@ -393,9 +401,15 @@ def _gbnf(part: Expression, *, nested: bool = False) -> str:
         text = " ".join(written) or '""'
         return f"({text})" if nested and len(written) != 1 else text
     if kind is Choice:
-        text = " | ".join(
-            [one.name if type(one) is Rule else _gbnf(one) for one in part.options]  # type: ignore[union-attr]
-        )
+        options = []
+        for one in part.options:  # type: ignore[union-attr]
+            if type(one) is Concatenation and len(one.parts) == 2:  # mostly of rules
+                first, then = one.parts
+                if type(first) is Rule and type(then) is Rule:
+                    options.append(f"{first.name} {then.name}")
+                    continue
+            options.append(one.name if type(one) is Rule else _gbnf(one))
+        text = " | ".join(options)
         return f"({text})" if nested else text
     assert isinstance(part, Repeat)
     return _gbnf(part.part, nested=True) + _count(part.least, part.most)
