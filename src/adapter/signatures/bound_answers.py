@@ -279,7 +279,7 @@ class BoundAnswers(_Adapter):
         for output, response in zip(outputs, watch.responses, strict=False):
             if getattr(response, "finish_reason", "") != "length":
                 continue
-            text = (output["text"] if isinstance(output, dict) else output) or ""
+            text = ((output["text"] if isinstance(output, dict) else output) or "").lstrip()
             limit = f"max_tokens={asked.get('max_tokens')}, or where the context was full,"
             if not text and _thoughts(response):
                 message = (

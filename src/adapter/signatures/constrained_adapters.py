@@ -38,6 +38,9 @@ class _ExactValues:
     def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
         parent: Any = super()
         fields = signature.output_fields
+        is_bound = is_being_bound(signature)
+        if is_bound:  # DSPy's ChatAdapter misreads a marker with space before it
+            completion = completion.lstrip()
         try:
             read: dict[str, Any] = parent.parse(signature, completion)
         except Exception:
@@ -48,7 +51,7 @@ class _ExactValues:
                     for name, field in fields.items()
                 }
             raise
-        if is_being_bound(signature):
+        if is_bound:
             with contextlib.suppress(Exception):  # of an answer that a stop cut off
                 values = self._written(signature, completion, parent.parse)
                 for name, field in fields.items():

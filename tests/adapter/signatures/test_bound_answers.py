@@ -265,6 +265,26 @@ def test_thoughts_stay_free(configured):
     assert pyllama.Grammar(gbnf)
 
 
+@pytest.mark.parametrize(
+    ("kind", "answer"),
+    [
+        (None, "answer: y\nscore: 3"),
+        (
+            dspy.ChatAdapter,
+            "[[ ## answer ## ]]\ny\n\n[[ ## score ## ]]\n3\n\n[[ ## completed ## ]]",
+        ),
+        (dspy.JSONAdapter, '{"answer": "y", "score": 3}'),
+        (dspy.XMLAdapter, "<answer>\ny\n</answer>\n\n<score>\n3\n</score>"),
+    ],
+)
+def test_space_between_thoughts_and_answer_changes_nothing(kind, answer):
+    model = fake_model(f"<think>\nhm\n</think>\n\n\t {answer}", source=TOOLS_AND_THINKING)
+    ours = adapter_of(model)
+    with dspy.context(lm=ours.lm, adapter=constrained(kind()) if kind else ours):
+        found = dspy.Predict(RATED)(question="q")
+    assert (found.answer, found.score) == ("y", 3)
+
+
 def test_an_answer_that_was_all_thoughts_is_reported_as_that(configured):
     text = "<think>\n" + "hm, " * 50
     adapter = configured(fake_model(text, source=TOOLS_AND_THINKING), max_tokens=60)
