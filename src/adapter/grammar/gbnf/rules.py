@@ -344,22 +344,23 @@ def _fit(part: Expression, possible: set[str]) -> int:
                 fits = min(fits, fit)
         return fits
     if kind is Choice:
-        found = set()
+        most, least = _NONE, _ALL
         for one in part.options:  # type: ignore[union-attr]
-            if type(one) is Rule:
-                found.add(_ALL if one.name in possible else _NONE)
-            elif type(one) is Concatenation and len(one.parts) == 2:  # mostly of rules
+            if type(one) is Concatenation and len(one.parts) == 2:  # mostly of rules
                 first, then = one.parts
                 if type(first) is Rule and type(then) is Rule:
-                    fits = first.name in possible and then.name in possible
-                    found.add(_ALL if fits else _NONE)
+                    fit = _ALL if first.name in possible and then.name in possible else _NONE
                 else:
-                    found.add(_fit(one, possible))
+                    fit = _fit(one, possible)
+            elif type(one) is Rule:
+                fit = _ALL if one.name in possible else _NONE
             else:
-                found.add(_ALL if type(one) in _LEAVES else _fit(one, possible))
-        if found <= {_NONE}:
-            return _NONE
-        return _ALL if found == {_ALL} else _SOME
+                fit = _ALL if type(one) in _LEAVES else _fit(one, possible)
+            if fit > most:
+                most = fit
+            if fit < least:
+                least = fit
+        return most if most in (least, _NONE) else _SOME
     if kind is Repeat:
         fit = _fit(part.part, possible)  # type: ignore[union-attr]
         return _SOME if fit == _NONE and part.least == 0 else fit  # type: ignore[union-attr]
