@@ -57,6 +57,8 @@ def typed_value(raw: Any, annotation: Any, *, as_written: bool = False) -> Any:
         return value_in_json(raw, annotation)
     try:
         if any(member in TEMPORAL for member in union_members(annotation)):
+            if isinstance(raw, str) and not _is_number(raw):
+                return pydantic.TypeAdapter(annotation).validate_json(json.dumps(raw.strip()))
             raise TypeError(f"{raw!r} is none of {annotation}")
         return parse_value(raw, annotation)
     except MISFITS:
@@ -73,21 +75,22 @@ def typed_value(raw: Any, annotation: Any, *, as_written: bool = False) -> Any:
 
 
 def value_in_json(text: Any, annotation: Any) -> Any:
-    """Read the JSON of a list, an object or a number, as pydantic reads JSON.
+    """Read the JSON of a type that is no text, as pydantic reads JSON.
 
     DSPy's own parser reads it as values of Python's: with `list[datetime] | set[int]` a list of
-    numbers as seconds and not as a set, and with `timedelta | Decimal` a number as seconds.
+    numbers as seconds and not as a set, with `timedelta | Decimal` a number as seconds, and with
+    `datetime | date` a date as a moment.
 
     Raises:
         Exception: one of MISFITS, or any other of a validator of the user's.
     """
-    if not isinstance(text, str) or text.lstrip()[:1] not in tuple("[{-0123456789"):
-        raise ValueError("it is no list, no object and no number in JSON")
+    if not isinstance(text, str) or text.lstrip()[:1] not in tuple('"[{-0123456789'):
+        raise ValueError("it is no JSON, or a word")
     kinds = union_members(annotation) or (annotation,)
     if any(kind in (str, Any) or allowed_values(kind) for kind in kinds):
         raise ValueError("it may be a text")
     value = pydantic.TypeAdapter(annotation).validate_json(text)
-    if isinstance(value, TEMPORAL):
+    if isinstance(value, TEMPORAL) and _is_number(text):
         raise ValueError(f"{text} is a number of seconds")
     return value
 

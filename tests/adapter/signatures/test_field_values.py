@@ -89,11 +89,15 @@ def test_a_wrong_value_never_leaves_an_adapter(form, signature, wrong, told):
     assert len({request.seed for request in model.generator.requests}) == ATTEMPTS
 
 
+NOON = datetime.datetime(2023, 1, 1, 12)  # noqa: DTZ001 - a naive one is meant
 SECONDS = [
     (asked(list[datetime.datetime] | set[int]), "[4]", {4}),
     (asked(datetime.timedelta | Decimal), "7", Decimal(7)),
     (asked(datetime.time | Decimal), "148", Decimal(148)),
     (asked(ipaddress.IPv4Address | Decimal), "2", Decimal(2)),
+    (asked(datetime.datetime | datetime.date), '"2024-01-01"', datetime.date(2024, 1, 1)),
+    (asked(Annotated[datetime.datetime, pydantic.Field(ge=NOON)] | datetime.date),
+     '"2024-01-01"', datetime.date(2024, 1, 1)),
     (asked(float | int, union_mode="left_to_right"), "5", 5.0),
     (asked(list[datetime.datetime] | set[int], union_mode="left_to_right"), "[4]",
      [datetime.datetime(1970, 1, 1, 0, 0, 4, tzinfo=datetime.timezone.utc)]),
