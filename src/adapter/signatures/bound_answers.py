@@ -238,12 +238,7 @@ class BoundAnswers(_Adapter):
             except AdapterParseError:
                 raise
             except Exception as error:  # of DSPy's own parser, or of a validator of the user's
-                raise AdapterParseError(
-                    adapter_name=type(self).__name__,
-                    signature=processed_signature,
-                    lm_response=str(output),
-                    message=f"reading the answer failed: {type(error).__name__}: {error}",
-                ) from error
+                raise self._unreadable(processed_signature, str(output), error) from error
             return dict(answer)
 
         watch = _watch.get()
@@ -262,11 +257,30 @@ class BoundAnswers(_Adapter):
         return answers
 
     def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]:
-        """Return the output fields in a model's answer; a signature without fields has none."""
+        """Return the output fields in a model's answer; a signature without fields has none.
+
+        Raises:
+            AdapterParseError: the answer could not be read.
+        """
         if not signature.output_fields:
             return {}
-        parsed: dict[str, Any] = super().parse(signature, completion)
+        try:
+            parsed: dict[str, Any] = super().parse(signature, completion)
+        except AdapterParseError:
+            raise
+        except Exception as error:  # of DSPy's own parser, or of a validator of the user's
+            raise self._unreadable(signature, completion, error) from error
         return parsed
+
+    def _unreadable(
+        self, signature: type[Signature], text: str, error: Exception
+    ) -> AdapterParseError:
+        return AdapterParseError(
+            adapter_name=type(self).__name__,
+            signature=signature,
+            lm_response=text,
+            message=f"reading the answer failed: {type(error).__name__}: {error}",
+        )
 
     def _require_whole(
         self,

@@ -399,3 +399,12 @@ def test_a_field_beside_one_with_constraints_is_read_as_json(form):
     })  # fmt: skip
     with dspy.context(lm=ours.lm, adapter=constrained(theirs) if theirs else ours):
         assert dspy.Predict(signature)(question="q").v == "two\nlines"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_parse_reports_each_error_as_one_of_parsing(form):
+    theirs, text = FORMS[form]
+    signature = asked(list[Annotated[str | int, pydantic.Field(ge=3)]])
+    adapter = constrained(theirs) if theirs else adapter_of(fake_model("unused"))
+    with pytest.raises(AdapterParseError):
+        adapter.parse(signature, text.format('["x"]'))
