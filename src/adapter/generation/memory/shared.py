@@ -24,9 +24,12 @@ class SharedMemory(MemoryStrategy):
         self._evict(slot.cache)
 
     def release(self, slot: Slot) -> Exception | None:
-        """Make a slot free, and keep in memory only its prompt."""
+        """Make a slot free, and keep in memory only its prompt, or all of an answer that is kept.
+
+        Each removal goes over all cells, so what the next request removes anyway is left.
+        """
         super().release(slot)
-        if not slot.cache.context.usable:
+        if not slot.cache.context.usable or (self.prefixes.rolls_back and slot.rest is not None):
             return None
         try:
             try:
@@ -52,7 +55,7 @@ class SharedMemory(MemoryStrategy):
         left = cache.n_cells - cache.n_promised
         blocks: set[bytes] = set()
         for slot in sorted(cache.free, key=lambda slot: -slot.last_used):
-            left -= len(slot.blocks) * BLOCK
+            left -= len(slot.blocks) * BLOCK + (len(slot.rest[1]) if slot.rest else 0)
             blocks.update(slot.blocks)
             if left < 0 or len(blocks) * BLOCK > MAX_IDLE:
                 self.prefixes.evict(slot)
