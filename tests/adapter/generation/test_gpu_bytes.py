@@ -1,6 +1,7 @@
-"""Bytes of answers on a real GPU, in padded batches.
+r"""Bytes of answers on a real GPU, in padded batches.
 
-GGML_CUDA_DISABLE_GRAPHS=1 PYLLAMA_BACKEND=cuda pytest tests/adapter/generation/test_gpu_bytes.py
+GGML_CUDA_DISABLE_GRAPHS=1 GGML_CUDA_DISABLE_FUSION=1 PYLLAMA_BACKEND=cuda \
+    pytest tests/adapter/generation/test_gpu_bytes.py
 
 Without a GPU there is nothing to test here; test_anchors.py tests the same on the CPU.
 """
@@ -16,6 +17,7 @@ from schedules import isolated_of, mixed_requests, same, scheduler_of, tokens
 import pyllama
 from adapter.models.resident import NO_GRAPHS
 
+NO_FUSION = "GGML_CUDA_DISABLE_FUSION"
 SHARED = tokens(0, 200)
 OPTIONS = {"batch_width": 16, "anchored": True, "max_sequences": 64, "n_cells": 64 * 2048}
 
@@ -33,6 +35,8 @@ pytestmark = pytest.mark.skipif(not gpus(), reason="no GPU of the chosen backend
 def model(request, write_tiny_model, tmp_path_factory):
     if any(device.backend == "CUDA" for device in gpus()):
         assert NO_GRAPHS in os.environ, "graphs that hold cuBLAS fail: see docs/backends.md"
+        if request.param == "F16":
+            assert NO_FUSION in os.environ, "merged kernels change F16's bits: see scheduling.md"
     path = tmp_path_factory.mktemp("gpu") / f"{request.param}.gguf"
     wide = write_tiny_model(n_embd=512, n_ff=1024, n_head=8, n_head_kv=4, n_ctx_train=4096)
     pyllama.quantize(wide, path, request.param)
