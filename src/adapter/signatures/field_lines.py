@@ -10,6 +10,7 @@ from typing import Any
 from dspy.adapters.types import Code
 from dspy.adapters.utils import format_field_value
 from dspy.signatures import Signature
+from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
 from adapter.signatures.field_markers import is_marker
@@ -52,6 +53,16 @@ def _text_of(field: FieldInfo, value: Any) -> str:
     return value if type(value) is str else str(format_field_value(field, value))
 
 
+def _with_aliases(value: Any) -> Any:
+    """A value in JSON with the keys that its type reads. DSPy writes the names of the fields."""
+    if type(value) is str:
+        return value
+    try:
+        return TypeAdapter(type(value)).dump_python(value, mode="json", by_alias=True, fallback=str)
+    except Exception:  # as DSPy leaves what pydantic cannot write
+        return value
+
+
 def _as_seen(line: str) -> str:
     """A line without invisible characters, and with each letter and space in its plain form."""
     plain = unicodedata.normalize("NFKC", line)
@@ -77,7 +88,7 @@ def output_lines(
             if is_dspy_type(field.annotation, Code) and value is not None:
                 text = _fenced(field.annotation, value)
             else:
-                text = _text_of(field, value)
+                text = _text_of(field, _with_aliases(value))
         elif missing is not None:
             text = missing.strip()
         else:

@@ -427,3 +427,24 @@ def test_a_tool_cannot_forge_a_field():
     [_, message] = messages_of(signature, {"question": "q", "tools": tools})
     lines = message["content"].splitlines()
     assert [line for line in lines if is_marker(line, ("answer", "question"))] == ["question: q"]
+
+
+class Aliased(pydantic.BaseModel):
+    size: int = pydantic.Field(alias="how big")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (Aliased, Aliased(**{"how big": 3})),
+        (list[Aliased], [Aliased(**{"how big": 3})]),
+        (dict[str, Aliased | None], {"a": Aliased(**{"how big": 3}), "b": None}),
+        (Colour, Colour.BLUE),
+    ],
+)
+def test_a_demonstration_has_the_keys_that_are_read(annotation, value):
+    fields = {"question": (str, dspy.InputField()), "answer": (annotation, dspy.OutputField())}
+    signature = dspy.Signature(fields)
+    adapter = LlamaCppAdapter.from_loaded_model(fake_model(""), LlamaCppConfig("fake"))
+    shown = adapter.format_assistant_message_content(signature, {"answer": value})
+    assert parse_completion(signature, shown, is_bound=True) == {"answer": value}
