@@ -85,7 +85,9 @@ class Alternatives:
                 one
                 for condition in CONDITIONS
                 if condition[0] in rest
-                for one in single({word: rest.pop(word) for word in condition if word in rest})
+                for one in self._single(
+                    {word: rest.pop(word) for word in condition if word in rest}
+                )
             ]
             merged = merging.merged(merged, rest)
         for condition in conditions:
@@ -141,6 +143,45 @@ class Alternatives:
                 found = found[key]
             else:
                 raise SchemaError(f"$ref {reference!r} refers to nothing: {key!r} is not there")
+        return found
+
+    def _single(self, condition: Schema) -> list[Schema]:
+        """The keywords of one condition as several of one key each, except where values may hold
+        values of the same schema: a sampler follows all alternatives, at each level.
+        """
+        several = single(condition)
+        return several if len(several) == 1 or not self._is_recursive else [condition]
+
+    @cached_property
+    def _is_recursive(self) -> bool:
+        """Whether a reference leads to a schema that contains it."""
+        open_ones: dict[str, bool] = {}  # whether a reference is being followed, or is done
+        todo = [(reference, False) for reference in self._references_in(self._document)]
+        while todo:
+            reference, is_left = todo.pop()
+            if is_left:
+                open_ones[reference] = False
+            elif open_ones.get(reference):
+                return True
+            elif reference not in open_ones:
+                open_ones[reference] = True
+                within = self._references_in(self.resolved(reference))
+                todo += [(reference, True), *((one, False) for one in within)]
+        return False
+
+    def _references_in(self, schema: Any) -> dict[str, None]:
+        found: dict[str, None] = {}
+        todo = [schema]
+        while todo:
+            value = todo.pop()
+            self._effort.spend(1)
+            if isinstance(value, Mapping):
+                reference = value.get("$ref")
+                if isinstance(reference, str):
+                    found[reference] = None
+                todo += [v for k, v in value.items() if k not in ("enum", "const")]
+            elif isinstance(value, list):
+                todo += value
         return found
 
     @cached_property

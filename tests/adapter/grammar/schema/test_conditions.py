@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import fits
+from texts import fits, schema_fits
 
 from adapter.grammar.schema.json_schema import json_schema_grammar
 from adapter.grammar.schema.merging import SchemaError
@@ -141,3 +141,22 @@ def test_what_is_let_through_is_valid_or_reported(tiny, schema, any_order):
     for value in [*VALUES, *OBJECTS]:
         if fits(tiny, made.gbnf, json.dumps(value)):
             assert validator.is_valid(value), value
+
+
+@pytest.mark.parametrize("reference", ["#", "#/$defs/part", "#/$defs/list"])
+def test_dependencies_of_several_keys_are_told_where_a_value_may_hold_its_like(tiny, reference):
+    """A sampler would follow four alternatives at each level: sixteen within two, and so on."""
+    part = {
+        "type": "object",
+        "properties": {"a": {"$ref": reference}, "b": {"type": "integer"}, "c": {"type": "null"}},
+        "dependentRequired": {"b": ["c"], "c": ["a"]},
+    }
+    listed = {"type": "array", "items": {"$ref": "#/$defs/part"}}
+    document = {**part, "$defs": {"part": part, "list": listed}}
+    assert json_schema_grammar(json.dumps(document)).unchecked == ("dependentRequired",)
+    part = {**part, "properties": {**part["properties"], "a": {"type": "string"}}}
+    document = {**part, "$defs": {"text": {"type": "string"}}}
+    document["properties"]["a"] = {"$ref": "#/$defs/text"}
+    assert json_schema_grammar(json.dumps(document)).unchecked == ()
+    assert not schema_fits(tiny, document, '{"b": 1}')
+    assert schema_fits(tiny, document, '{"a": "", "b": 1, "c": null}')
