@@ -12,9 +12,9 @@ from adapter.cli.console import fail, messages, note, require_text
 from adapter.cli.conversation import Answer, Conversation, show_answer
 from adapter.cli.error_words import errors_told, in_words
 from adapter.cli.options import ContextLength, GpuLayers, ModelOrDemo
-from adapter.cli.references import local_path
 from adapter.cli.run import MaxTokens, Seed, System, Temperature
 from adapter.cli.session import loaded_model, require_generator
+from adapter.models.local_path import local_path
 from adapter.wording import counted
 
 _HELP = """\

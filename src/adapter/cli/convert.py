@@ -12,7 +12,7 @@ import typer
 from adapter.cli.console import fail, progress_bar, refuse, say, say_json
 from adapter.cli.error_words import errors_told
 from adapter.cli.options import AsJson, Force, require_writable
-from adapter.cli.references import local_path
+from adapter.models.local_path import local_path
 from adapter.wording import file_size
 
 if TYPE_CHECKING:

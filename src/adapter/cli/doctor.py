@@ -167,13 +167,10 @@ def _devices() -> list[str]:
 
 
 def _cpu() -> dict[str, object]:
+    from adapter.generation.processor_load import n_processors
     from adapter.models.hardware import cpu_threads
 
-    return {
-        "threads": cpu_threads(),
-        "processors": os.cpu_count(),
-        "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-    }
+    return {"threads": cpu_threads(), "processors": os.cpu_count(), "usable": n_processors()}
 
 
 def _folders() -> dict[str, str]:

@@ -10,8 +10,8 @@ import typer
 from adapter.cli.console import note, progress_bar, say, say_json
 from adapter.cli.error_words import errors_told
 from adapter.cli.options import AsJson, Chunks, Force, GpuLayers, Model, Threads, require_writable
-from adapter.cli.references import local_path
 from adapter.cli.session import found, require_generator
+from adapter.models.local_path import local_path
 from adapter.wording import counted, file_size
 
 if TYPE_CHECKING:

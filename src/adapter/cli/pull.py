@@ -21,7 +21,8 @@ from rich.progress import (
 
 from adapter.cli.console import fail, messages, note, refuse, row, say, say_json, show, table
 from adapter.cli.error_words import errors_told
-from adapter.cli.references import local_path, means_file
+from adapter.cli.references import means_file
+from adapter.models.local_path import local_path
 from adapter.wording import file_size
 
 if TYPE_CHECKING:

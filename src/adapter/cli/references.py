@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapter.errors import InvalidModelNameError, ModelNotFoundError
+from adapter.models.local_path import local_path
 
 HELP = "A name that pyllama models lists, the path of a .gguf file, or owner/repo:Q4_K_M of a hub."
 
@@ -78,11 +78,6 @@ def refer(text: str) -> Reference:
         raise InvalidModelNameError(
             text, f"is neither a file nor {PREFIX}owner/repo of a hub"
         ) from None
-
-
-def local_path(text: str) -> Path:
-    """The path that a user wrote. "~" is kept where there is no such home, as shells do."""
-    return Path(os.path.expanduser(text))
 
 
 def means_file(text: str) -> bool:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import pyllama
 from adapter.errors import ConfigurationError, TransientError
 from adapter.models.hub.cache import template_beside
+from adapter.models.local_path import local_path
 
 Template: TypeAlias = "str | os.PathLike[str]"
 
@@ -76,7 +77,7 @@ _MAX_BYTES = 2**20
 
 def _read(path: Template) -> str:
     try:
-        with open(os.path.expanduser(path), "rb") as file:
+        with local_path(path).open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise ConfigurationError(f"{path} is no chat template: it has more than 1 MiB")

@@ -34,6 +34,7 @@ from adapter.models.loaded import LoadedModel, whole
 from adapter.models.loader import ModelLoader
 from adapter.models.loading import translated_load
 from adapter.models.loading_bar import Progress, watch, weakly
+from adapter.models.local_path import local_path
 from adapter.models.memory_budget import MemoryBudget
 from adapter.models.resident import ResidentModel
 from adapter.models.slot import ModelSlot
@@ -136,7 +137,7 @@ class ModelPool:
         if batch_width not in BATCH_WIDTHS:
             raise InvalidParameterError("batch_width", batch_width, "4, 8, 12, 16 or None")
         #: The folder of the models.
-        self.model_dir = Path(os.path.expanduser(model_dir))
+        self.model_dir = local_path(model_dir)
         self._folder = ModelFolder(self.model_dir, aliases or {})
         if rpc and hardware is not None:
             raise ConfigurationError(
@@ -371,7 +372,7 @@ class ModelPool:
 def _made(prefix_folder: str | os.PathLike[str] | None) -> Path | None:
     if prefix_folder is None:
         return None
-    path = Path(os.path.expanduser(prefix_folder))
+    path = local_path(prefix_folder)
     prepare(path)
     return path
 
