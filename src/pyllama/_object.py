@@ -119,6 +119,33 @@ class NativeObject(Uncopyable, Generic[P]):
         """Refuse further use: a server with a part of it was lost. Any thread may call this."""
         self._lost = reason
 
+    def _lend(self, user: User) -> None:
+        """Have ``user`` compute with it until ``_give_back``."""
+        self._user = user
+
+    def _give_back(self, user: User) -> None:
+        """``user`` computes with it no more. Nothing happens if another one does."""
+        if self._user is user:
+            self._user = None
+
+    @property
+    def _lent(self) -> bool:
+        return self._user is not None
+
+    def _change_lent(self, seq_id: int, copy: int, p0: int, p1: int) -> bool:
+        """Have the user of a context change its memory. False if it is not lent.
+
+        Args:
+            seq_id: the sequence.
+            copy: the sequence that shares its positions from now on; -1 to remove them.
+            p0: the first position.
+            p1: the position after the last one.
+        """
+        if self._user is None:
+            return False
+        self._user._change(seq_id, copy, p0, p1)
+        return True
+
     @property
     def closed(self) -> bool:
         return self._handle is None or _process.ended

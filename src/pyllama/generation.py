@@ -87,7 +87,7 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
         self.error: Exception | None = None
         with context._lock:
             handle = context._open()
-            if context._user is not None or context._threadpools:
+            if context._lent or context._threadpools:
                 raise ValueError(f"{context!r} has a Generation already, or attached threadpools")
             if context.computes_embeddings or not context._has_memory:
                 raise ValueError(f"{context!r} computes embeddings, or has no memory")
@@ -97,7 +97,7 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
             if pointer == ffi.NULL:
                 raise_caught("starting a generation")
             self._own(pointer, lib.guarded_generation_free, handle, context._interrupt)
-            context._user = self
+            context._lend(self)
 
     def __len__(self) -> int:
         """How many sequences it has."""
@@ -138,7 +138,7 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
                 require_run(run, self._context.n_ctx)
                 if (run.seq_id, run.pos) != (seq_id, end):
                     raise ValueError(f"run must follow sequence {seq_id} at {end}, got {run!r}")
-                if run.chain._user is not None:
+                if run.chain._lent:
                     raise ValueError(f"run must have a chain that is not going on, got {run!r}")
             n_vocab = self._context.model.vocab.n_tokens
             if not 0 <= min(chosen) <= max(chosen) < n_vocab:
@@ -148,7 +148,7 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
             check(lib.guarded_generation_add(pointer, member.part), "joining a generation")
             self._members[seq_id] = member
             if run is not None:
-                run.chain._user = self
+                run.chain._lend(self)
 
     def wait(self, seconds: float = 0.0) -> dict[int, SequenceProgress]:
         """Let it go on, wait for news, and return what it is, by sequence.
@@ -197,8 +197,7 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
     def close(self) -> None:
         """End it after the batch that is being computed. The context is free again."""
         super().close()
-        if self._context._user is self:
-            self._context._user = None
+        self._context._give_back(self)
         for seq_id in list(self._members):
             self._forget(seq_id)
 
@@ -236,8 +235,8 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
 
     def _forget(self, seq_id: int) -> None:
         run = self._members.pop(seq_id).run
-        if run is not None and run.chain._user is self:
-            run.chain._user = None
+        if run is not None:
+            run.chain._give_back(self)
 
     def _failure(self, code: int) -> Exception:
         context = self._context

@@ -70,8 +70,7 @@ class Memory(Uncopyable):
             self.clear(data=False)
             return True
         with self._context._lock:
-            if self._context._user is not None and seq_id >= 0:
-                self._context._user._change(seq_id, -1, p0, p1)
+            if seq_id >= 0 and self._context._change_lent(seq_id, -1, p0, p1):
                 return True
             if self._recurrent and self._splits_state(seq_id, p0, p1):
                 return False
@@ -94,9 +93,7 @@ class Memory(Uncopyable):
             )
         source, destination = self._seq("source", source), self._seq("destination", destination)
         with self._context._lock:
-            if self._context._user is not None:
-                self._context._user._change(source, destination, p0, p1)
-            else:
+            if not self._context._change_lent(source, destination, p0, p1):
                 self._call(lib.guarded_memory_seq_cp, source, destination, p0, p1)
             self._pending = self._pending or (separate and source != destination)
 

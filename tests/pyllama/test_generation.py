@@ -171,7 +171,7 @@ def test_closing_the_context_or_it_ends_it(tiny):
         add(other, 0, chain, n_max=50)
         context.close()
         assert other.closed
-    assert chain._user is None
+    assert not chain._lent
     with pytest.raises(pyllama.ClosedError):
         generation.wait()
 
