@@ -305,16 +305,24 @@ class Model(NativeObject["Pointer[llama_model]"]):
         except ServerLostError:
             self.close()
             raise
+        self.has_classifier = not tensors.isdisjoint(("cls.weight", "cls.output.weight"))
+        self._read_vocab(pointer, options.get("kv_overrides") or {})
+        self._read_architecture(pointer)
+        self._read_metadata(pointer, options)
 
+    def _read_vocab(
+        self, pointer: Pointer[llama_model], overrides: Mapping[str, bool | int | float | str]
+    ) -> None:
         self.vocab_only = self._params.struct.vocab_only
-        pre = (options.get("kv_overrides") or {}).get("tokenizer.ggml.pre")
+        pre = overrides.get("tokenizer.ggml.pre")
         self.vocab = Vocab(
             self,
             lib.llama_model_get_vocab(pointer),
             pre=pre if isinstance(pre, str) else None,  # llama.cpp accepts no other
         )
+
+    def _read_architecture(self, pointer: Pointer[llama_model]) -> None:
         self.n_ctx_train = lib.llama_model_n_ctx_train(pointer)
-        self.has_classifier = not tensors.isdisjoint(("cls.weight", "cls.output.weight"))
         self.n_embd = lib.llama_model_n_embd(pointer)
         self.n_embd_inp = lib.llama_model_n_embd_inp(pointer)
         self.n_embd_out = lib.llama_model_n_embd_out(pointer)
@@ -336,6 +344,8 @@ class Model(NativeObject["Pointer[llama_model]"]):
         self.is_recurrent = lib.llama_model_is_recurrent(pointer)
         self.is_hybrid = lib.llama_model_is_hybrid(pointer)
         self.is_diffusion = lib.llama_model_is_diffusion(pointer)
+
+    def _read_metadata(self, pointer: Pointer[llama_model], options: ModelOptions) -> None:
         self.classifier_labels = classifier_labels(pointer)
         self.desc = read_string(lib.guarded_model_desc, pointer)
         self.metadata = MappingProxyType(metadata_of(pointer))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -72,12 +74,8 @@ def quantize(
     """
     import pyllama
     from adapter.models.parts import parts
-    from pyllama.file_type import FileType
 
-    ftype: Any = kind.upper()
-    types = [name for name in get_args(FileType) if name not in _ONLY_READ]
-    if ftype not in types:
-        refuse(f"{kind} is no type to quantize to; there are {', '.join(types)}")
+    ftype = _file_type(kind)
     with errors_told():
         path = found(model).path()
         target = out if out is not None else _beside(model, path, ftype)
@@ -99,24 +97,44 @@ def quantize(
             "keep_split": keep_split,
             "nthread": threads,
         }
-        try:
+        with _errors_explained(model, ftype):
             done = pyllama.quantize(path, None, ftype, dry_run=True, **settings)
             if not dry_run:
                 _require_room(target, done.size)
                 with progress_bar(f"Quantizing to {ftype}") as report:
                     done = pyllama.quantize(path, target, ftype, progress=report, **settings)
-        except pyllama.QuantizeError as error:
-            if "requantiz" in str(error):
-                fail(f"{error}; give a model in F32, F16 or BF16, or --requantize")
-            if "requires an imatrix" in str(error):
-                fail(
-                    f"{ftype} needs an importance matrix: pyllama imatrix {model} TEXT, and then "
-                    "--imatrix FILE"
-                )
-            raise
-        except ValueError as error:
-            fail(str(error))
     _tell(done, ftype, before, n_params, as_json=as_json)
+
+
+def _file_type(kind: str) -> Any:
+    """The type that a user wrote, as ``pyllama.quantize`` takes it."""
+    from pyllama.file_type import FileType
+
+    ftype = kind.upper()
+    types = [name for name in get_args(FileType) if name not in _ONLY_READ]
+    if ftype not in types:
+        refuse(f"{kind} is no type to quantize to; there are {', '.join(types)}")
+    return ftype
+
+
+@contextmanager
+def _errors_explained(model: str, ftype: str) -> Iterator[None]:
+    """End with what the user can do about what ``pyllama.quantize`` raises."""
+    import pyllama
+
+    try:
+        yield
+    except pyllama.QuantizeError as error:
+        if "requantiz" in str(error):
+            fail(f"{error}; give a model in F32, F16 or BF16, or --requantize")
+        if "requires an imatrix" in str(error):
+            fail(
+                f"{ftype} needs an importance matrix: pyllama imatrix {model} TEXT, and then "
+                "--imatrix FILE"
+            )
+        raise
+    except ValueError as error:
+        fail(str(error))
 
 
 def _tell(

@@ -162,27 +162,24 @@ class Scheduler(Generator):
             width=width,
             anchored=anchored,
         )
-        # Where the user leaves the number of threads open, fewer may compute on a busy machine.
-        fixed = context is not None and (context.n_threads or context.n_threads_batch) is not None
         on_cpu = not (shared_memory or anchored) and (reproducible or not isolated)
-        tuner = None
-        if n_threads > 1 and on_cpu and not fixed:
-            tuner = ThreadTuner(n_threads, exactness.threads_are_exact, ProcessorLoad())
+        tuner = _tuner(exactness, n_threads, context) if on_cpu else None
         self._contexts.tuner = tuner
-        saved = PrefixCache(cache_bytes, rolls_back=not whole_states)
-        files = PrefixFiles(prefix_folder, saved, self._wake) if prefix_folder else None
-        prefixes = PrefixReuse(
-            model,
-            saved,
-            exactness,
-            files,
-            reuses=not isolated,
-            keeps_answers=not reproducible,
-        )
         one_context = shared_memory or isolated
-        room = Room(context_length, n_cells, max_sequences, width, anchored and width > 1)
         strategy = SharedMemory if one_context else OwnMemory
-        memory: MemoryStrategy = strategy(self._contexts.make, prefixes, room)
+        saved = PrefixCache(cache_bytes, rolls_back=not whole_states)
+        memory: MemoryStrategy = strategy(
+            self._contexts.make,
+            PrefixReuse(
+                model,
+                saved,
+                exactness,
+                PrefixFiles(prefix_folder, saved, self._wake) if prefix_folder else None,
+                reuses=not isolated,
+                keeps_answers=not reproducible,
+            ),
+            Room(context_length, n_cells, max_sequences, width, anchored and width > 1),
+        )
         mixes = one_context and width == 1
         n_prompts = DEVICE_PROMPTS if anchored else 1
         plan: Plan = MixedPlan(call) if mixes else ExactPlan(exactness, call, n_prompts)
@@ -450,3 +447,13 @@ class Scheduler(Generator):
                 self._core.memory.prefixes.write_all()
         except BaseException as error:
             note(logger, logging.ERROR, "closing a scheduler failed", exc_info=error)
+
+
+def _tuner(
+    exactness: Exactness, n_threads: int, context: pyllama.ContextParams | None
+) -> ThreadTuner | None:
+    """What has fewer threads compute on a busy machine, unless the user gave their number."""
+    fixed = context is not None and (context.n_threads or context.n_threads_batch) is not None
+    if n_threads < 2 or fixed:
+        return None
+    return ThreadTuner(n_threads, exactness.threads_are_exact, ProcessorLoad())
