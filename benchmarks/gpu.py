@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 from random_models import SHAPES, write_model
+from sigterm import exit_at_sigterm
 
 import pyllama
 from pyllama import Batch, Context, Model, Sampler, SamplerChain
@@ -48,6 +49,7 @@ SAMPLERS: dict[str, Callable[[int], list[Sampler]]] = {
 
 
 def main() -> None:
+    exit_at_sigterm()
     arguments = parse_arguments()
     if arguments.ask is not None:
         json.dump(ask(*arguments.ask), sys.stdout)

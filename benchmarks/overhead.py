@@ -35,6 +35,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from sigterm import exit_at_sigterm
+
 import pyllama
 
 HERE = Path(__file__).resolve().parent
@@ -71,6 +73,7 @@ ROWS = (
 
 
 def main() -> None:
+    exit_at_sigterm()
     arguments = parse_arguments()
     model, threads = str(arguments.model), str(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +160,12 @@ def call(command: list[str | Path]) -> tuple[str, float]:
         # Bytecode is kept, as an installed package has it.
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
         child = subprocess.Popen(command, stdout=output, stderr=errors, env=environment)
-        _, status, usage = os.wait4(child.pid, 0)
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
         child.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         errors.seek(0)

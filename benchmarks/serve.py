@@ -51,6 +51,7 @@ from typing import Any, NamedTuple
 import serve_peers
 import serve_report
 from serve_report import ALONE, OWN, Figures, Run
+from sigterm import exit_at_sigterm
 
 import pyllama
 
@@ -77,6 +78,7 @@ class Rates(NamedTuple):
 
 
 def main() -> None:
+    exit_at_sigterm()
     given = parse_arguments()
     peers = [peer for peer in given.peers or PEERS if available(peer, given)]
     results: dict[str, Any] = {"about": describe(given), "runs": [], "limits": []}

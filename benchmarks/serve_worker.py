@@ -30,6 +30,7 @@ from serve_tasks import (
     unrelated,
     unrelated_task,
 )
+from sigterm import exit_at_sigterm
 
 N_STREAMED = 16
 """Requests whose first token is timed, after those of the task."""
@@ -41,6 +42,7 @@ Figures = dict[str, Any]
 
 
 def main() -> None:
+    exit_at_sigterm()
     parser = argparse.ArgumentParser()
     parser.add_argument("--peer", choices=PEERS, required=True)
     parser.add_argument("--task", choices=[*TASKS, "reading", "pair"], required=True)

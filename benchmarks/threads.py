@@ -23,6 +23,7 @@ from pathlib import Path
 
 import gpu
 from random_models import SHAPES, write_model
+from sigterm import exit_at_sigterm
 
 import pyllama
 from adapter.generation.request import GenerationRequest
@@ -34,6 +35,7 @@ N_TOKENS = {1: 96, 8: 48}
 
 
 def main() -> None:
+    exit_at_sigterm()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
