@@ -150,7 +150,7 @@ def _made(fields: tuple[Field, ...], form: Form, _today: datetime.date) -> Answe
     gbnf = rules.gbnf(whole)
     if gbnf is None:
         for name, one in values:
-            if one.expression is not None and rules.gbnf(one.expression) is None:
+            if one.expression is not None and not rules.is_possible(one.expression):
                 raise ConfigurationError(
                     f"no value that can be written fits the output field {name!r}; change its type "
                     "or its constraints"

@@ -47,7 +47,7 @@ def members_in_order(
 ) -> Expression:
     """Members in their order. Those that are not required may be left out.
 
-    Attributes:
+    Args:
         extra: any other member; these come last.
         missing: the least number of them; a required one counts.
         room: the largest number of them.

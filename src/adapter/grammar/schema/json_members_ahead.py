@@ -66,7 +66,7 @@ def members_in(
     A free member that comes too far ahead leaves the ones before it no place any more, so it can
     come only where none of these is required.
 
-    Attributes:
+    Args:
         extra: any other member; these come last.
         is_filled: whether there is at least one member.
     """

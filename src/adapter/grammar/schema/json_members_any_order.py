@@ -40,7 +40,7 @@ def members_in_any_order(
     in groups that follow each other. The rest may be repeated, which is still valid since each
     value is.
 
-    Attributes:
+    Args:
         extra: any other member.
         is_filled: whether there is at least one member.
     """

@@ -28,7 +28,7 @@ def counted_members(
 ) -> Expression | None:
     """`least` to `most` members in their order; None if that takes too many rules.
 
-    Attributes:
+    Args:
         extra: any other member; these come last. They may have the same key, and are counted as one
             for the minimum.
     """

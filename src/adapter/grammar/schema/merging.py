@@ -13,6 +13,9 @@ from adapter.grammar.schema.formats import format_expression
 
 Schema = dict[str, Any]
 
+DEPENDENT = ("dependencies", "dependentRequired", "dependentSchemas")
+"""Keywords of what the presence of a key asks for."""
+
 KEYWORDS_OF_TYPE: dict[str, tuple[str, ...]] = {
     "object": (
         "properties", "required", "additionalProperties", "patternProperties", "propertyNames",
@@ -388,7 +391,7 @@ _MERGERS: dict[str, Any] = {
     },
     # Those that are left here are reported, whatever they say.
     **dict.fromkeys(
-        ("dependencies", "dependentRequired", "dependentSchemas"),
+        DEPENDENT,
         lambda one, other: {**one, **other},
     ),
     "prefixItems": lambda one, _: one,  # put together below, with the items after them

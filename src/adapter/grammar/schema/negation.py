@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adapter.grammar.schema.merging import TYPES, Schema, assertions
+from adapter.grammar.schema.merging import DEPENDENT, TYPES, Schema, assertions
 
 MAX_OPTIONS = 8
 """The most options of such a union. Each is written out with everything around it."""
@@ -102,9 +102,6 @@ def _other_types(kinds: list[str]) -> list[Any] | None:
     left = [kind for kind in TYPES if kind not in taken and kind != "integer"]
     return [{"type": left}] if left else []
 
-
-DEPENDENT = ("dependencies", "dependentRequired", "dependentSchemas")
-"""Keywords of what the presence of a key asks for."""
 
 CONDITIONS = (
     ("not",),
