@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import combinations
-from typing import Any
+from typing import Any, Protocol
 
 from adapter.grammar.gbnf.automata import Automaton, TooLarge, automaton_of, both, counted, without
 from adapter.grammar.gbnf.parsed_patterns import InvalidPattern, UnsupportedPattern
@@ -56,13 +56,24 @@ _SAY_OF_KEYS = {
 """Keywords beside which no member names the schema."""
 
 
+class SchemaTexts(Protocol):
+    """The texts of other schemas of the same document."""
+
+    def rule(self, hint: str, *schemas: Any) -> Rule:
+        """The values that all of the schemas describe, under a name."""
+
+    def key(self, hint: str, names: Any) -> Expression:
+        """The keys that a schema of propertyNames describes."""
+
+    def listed(self, schema: Any) -> list[str] | None:
+        """The texts of all values of a schema, if these are few; otherwise None."""
+
+
 class ObjectText:
     """The JSON objects that a schema without references and unions describes.
 
     Args:
-        rule: the rule of the values that several schemas describe, under a name.
-        key_of: the keys that a schema of propertyNames describes.
-        listed: the texts of all keys that such a schema describes, if these are few.
+        schemas: the texts of the schemas of members and their keys.
         leave: gets what the grammar leaves out.
         any_order: declared keys come in any order, mixed with others, unless a schema has its own
             order.
@@ -75,18 +86,14 @@ class ObjectText:
         json: JsonText,
         effort: Effort,
         *,
-        rule: Callable[..., Rule],
-        key_of: Callable[[str, Any], Expression],
-        listed: Callable[[Any], list[str] | None],
+        schemas: SchemaTexts,
         leave: Callable[[str], None],
         any_order: bool,
         room: int,
     ) -> None:
         self._json = json
         self._effort = effort
-        self._rule = rule
-        self._key_of = key_of
-        self._listed = listed
+        self._schemas = schemas
         self._leave = leave
         self._any_order = any_order
         self._room = room
@@ -220,10 +227,10 @@ class ObjectText:
         )
         if names_others or value is False:
             return None
-        keys = self._listed(schema.get("propertyNames", True))
+        keys = self._schemas.listed(schema.get("propertyNames", True))
         if keys is None:
             return None
-        other = self._rule(f"{hint}-value", value)
+        other = self._schemas.rule(f"{hint}-value", value)
         if _are_of_type(schema.get("propertyNames"), "integer"):
             keys = [f"{self._json.quote}{key}{self._json.quote}" for key in keys]
         texts = [
@@ -252,7 +259,9 @@ class ObjectText:
             allowed = True if names is True else merging.scalar_fits(name, names)
             if allowed is None:
                 self._leave("propertyNames")
-            value = IMPOSSIBLE if allowed is False else self._rule(f"{hint}-{name}", *schemas)
+            value = (
+                IMPOSSIBLE if allowed is False else self._schemas.rule(f"{hint}-{name}", *schemas)
+            )
             try:
                 text = self._json.member(sequence(self._json.written(name)), value)
             except ValueError:
@@ -277,11 +286,11 @@ class ObjectText:
         if value is False:
             return None
         self._effort.spend(30 * sum(map(len, declared)))
-        member_value = self._rule(f"{hint}-value", value)
+        member_value = self._schemas.rule(f"{hint}-value", value)
         if names is True:
             key = key_other_than(self._json, declared) if declared else self._json.string()
         elif not declared:
-            key = self._key_of(hint, names)
+            key = self._schemas.key(hint, names)
         else:
             return None
         return self._json.member(key, member_value)
@@ -317,7 +326,9 @@ class ObjectText:
                 self._effort.spend(20 * len(keys.steps))
                 key = keys.expression(rules, self._json.spelled)
                 name = f"{hint}-{'value' if kept else 'other'}"
-                options.append(self._json.member(self._json.quoted(key), self._rule(name, *values)))
+                options.append(
+                    self._json.member(self._json.quoted(key), self._schemas.rule(name, *values))
+                )
         except (TooLarge, UnsupportedPattern):
             return None
         return choice(options) if options else None

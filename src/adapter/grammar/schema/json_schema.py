@@ -9,6 +9,7 @@ fits the expression is valid, and what a grammar cannot express is reported (see
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -104,7 +105,7 @@ class SchemaText:
         self._numbers = SchemaNumbers(self._effort)
         self._left_out = LeftOut(self._effort)
         self._alternatives = Alternatives(
-            document, self._effort, self._leave, says_conditions=says_conditions
+            document, self._effort, self._left_out.leave, says_conditions=says_conditions
         )
         merging.assertions(document)
         merging.require_no_other_base(document)
@@ -114,10 +115,8 @@ class SchemaText:
         self._objects = ObjectText(
             json_text,
             self._effort,
-            rule=self.rule,
-            key_of=self._key_of,
-            listed=self._listed,
-            leave=self._leave,
+            schemas=weakref.proxy(self),  # no circle: a grammar's many parts are freed at once
+            leave=self._left_out.leave,
             any_order=any_order,
             room=room,
         )
@@ -158,6 +157,33 @@ class SchemaText:
                 key,
                 lambda: self._left_out.making(key, lambda: self._body(hint[:_HINT], schemas)),
             )
+
+    def key(self, hint: str, names: Any) -> Expression:
+        """A key that a schema describes. A number or the like is put in quotes."""
+        found = []
+        for plain in self._alternatives.of([names]):
+            kinds = merging.types_of(plain) or ["string"]
+            if "enum" in plain or kinds == ["string"]:
+                found.append(self._typed(hint, {**plain, "type": ["string"]}))
+            elif set(kinds) <= {"integer", "number", "boolean"}:
+                found.append(self._json.quoted(self._typed(hint, plain)))
+            else:
+                self._leave("propertyNames")
+                found.append(self._json.string())
+        return choice(found)
+
+    def listed(self, schema: Any) -> list[str] | None:
+        """The texts of all values of a schema, if these are few; otherwise None."""
+        found: dict[str, None] = {}
+        for plain in self._alternatives.of([schema]):
+            values = merging.few_values(plain)
+            if values is None:
+                return None
+            try:
+                found |= dict.fromkeys(map(self._json.written, values))
+            except ValueError:
+                return None  # no JSON text stands for one of them
+        return [*found]
 
     def _body(self, hint: str, schemas: tuple[Any, ...]) -> Expression:
         if len(schemas) == 1 and isinstance(schemas[0], dict) and not _ALONE.isdisjoint(schemas[0]):
@@ -359,7 +385,7 @@ class SchemaText:
         if most is not None and least > most:
             return IMPOSSIBLE
         if schema.get("uniqueItems") is True or schema.get("x-set"):
-            listed = None if prefix or rest is False else self._listed(rest)
+            listed = None if prefix or rest is False else self.listed(rest)
             texts = [sequence(text) for text in listed or ()]
             once = once_each(self._json.rules, hint, texts, self._json.comma, least, most)
             if listed is not None and once is not None:
@@ -392,35 +418,8 @@ class SchemaText:
             items = items if index < least else optional(items)
         return self._json.array(items)
 
-    def _listed(self, schema: Any) -> list[str] | None:
-        """The texts of all values of a schema, if these are few; otherwise None."""
-        found: dict[str, None] = {}
-        for plain in self._alternatives.of([schema]):
-            values = merging.few_values(plain)
-            if values is None:
-                return None
-            try:
-                found |= dict.fromkeys(map(self._json.written, values))
-            except ValueError:
-                return None  # no JSON text stands for one of them
-        return [*found]
-
     def _object(self, hint: str, schema: Schema) -> Expression:
         return self._objects.expression(hint, schema)
-
-    def _key_of(self, hint: str, names: Any) -> Expression:
-        """A key that a schema describes. A number or the like is put in quotes."""
-        found = []
-        for plain in self._alternatives.of([names]):
-            kinds = merging.types_of(plain) or ["string"]
-            if "enum" in plain or kinds == ["string"]:
-                found.append(self._typed(hint, {**plain, "type": ["string"]}))
-            elif set(kinds) <= {"integer", "number", "boolean"}:
-                found.append(self._json.quoted(self._typed(hint, plain)))
-            else:
-                self._leave("propertyNames")
-                found.append(self._json.string())
-        return choice(found)
 
     def _leave_given(self, schema: Schema, *keywords: str) -> None:
         for keyword in keywords:
