@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import sys
@@ -14,7 +15,7 @@ import typer
 from adapter.cli.bench import bench
 from adapter.cli.chat import chat
 from adapter.cli.completion import rejoin_words
-from adapter.cli.console import examples, say, warn, write_failed
+from adapter.cli.console import examples, paragraphs, say, warn, write_failed
 from adapter.cli.convert import convert
 from adapter.cli.demo import demo
 from adapter.cli.devices import devices, rpc_server
@@ -52,7 +53,8 @@ def pyllama(
 
 
 def _add(panel: str, command: Callable[..., None], *lines: str, name: str | None = None) -> None:
-    app.command(name, epilog=examples(*lines), rich_help_panel=panel)(command)
+    text = paragraphs(inspect.getdoc(command) or "")
+    app.command(name, help=text, epilog=examples(*lines), rich_help_panel=panel)(command)
 
 
 _USE = "Use a model"

@@ -33,6 +33,11 @@ def examples(*commands: str) -> str:
     return "\n\n".join(("Examples:", *(f"  {escape(command)}" for command in commands)))
 
 
+def paragraphs(text: str) -> str:
+    """A text whose paragraphs have one line each, for any width of a terminal to break."""
+    return "\n\n".join(" ".join(each.split()) for each in text.split("\n\n"))
+
+
 def say(text: str) -> None:
     """Write a line of the answer unchanged."""
     with _written():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -27,6 +28,15 @@ def test_the_help_of_a_command_has_examples_and_fits_80_columns(run, command):
     examples = result.stdout.partition("Examples:")[2]
     assert f"pyllama {command}" in examples
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_line_of_a_help_ends_before_the_width_does(run, command):
+    text = run(command, "--help", env={"COLUMNS": "80"}).stdout.partition("╭")[0]
+    lines = [line.strip() for line in text.splitlines()]
+    for line, following in itertools.pairwise(lines):
+        if line and following:
+            assert len(f"{line} {following.split()[0]}") > 78
 
 
 @pytest.mark.parametrize("command", COMMANDS)
