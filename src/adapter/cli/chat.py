@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from adapter.cli.console import fail, messages, note, require_text
+from adapter.cli.console import complain, fail, messages, note, require_text
 from adapter.cli.conversation import Answer, Conversation, show_answer
 from adapter.cli.error_words import errors_told, in_words
 from adapter.cli.options import ContextLength, GpuLayers, ModelOrDemo
@@ -128,7 +128,7 @@ class _Chat:
     def _problem(self, text: str) -> None:
         if not self._is_terminal:  # for programs that pipe questions in
             fail(text)
-        messages.print(text, style="red", markup=False, soft_wrap=True)
+        complain(text)
 
     def _command(self, text: str) -> None:
         name, _, rest = text.strip().partition(" ")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,6 +45,16 @@ def say(text: str) -> None:
         output.print(visible(text), markup=False)
 
 
+def say_prose(text: str, indent: str = "") -> None:
+    """Write a line of the answer in words. On a terminal no word is divided, and in a file it
+    stays one line.
+
+    Args:
+        indent: what the second and later lines begin with.
+    """
+    say(_broken(text, output, indent))
+
+
 def say_piece(text: str) -> None:
     """Write a part of a line of the answer, at once."""
     with _written():
@@ -53,7 +64,7 @@ def say_piece(text: str) -> None:
 
 def note(text: str) -> None:
     """Write a line for the user that is not part of the answer."""
-    messages.print(visible(text), markup=False, soft_wrap=True)
+    messages.print(_broken(visible(text), messages), markup=False, soft_wrap=True)
 
 
 def fail(text: str) -> NoReturn:
@@ -72,7 +83,34 @@ def refuse(text: str) -> NoReturn:
 
 def warn(text: str) -> None:
     """Write an error, and go on."""
-    messages.print(visible(f"error: {text}"), style="red", markup=False, soft_wrap=True)
+    complain(f"error: {text}")
+
+
+def complain(text: str) -> None:
+    """Write a line in the colour of errors."""
+    shown = _broken(visible(text), messages)
+    messages.print(shown, style="red", markup=False, soft_wrap=True)
+
+
+def _broken(text: str, console: Console, indent: str = "") -> str:
+    """A text with line breaks between words where a terminal would break within them. A path stays
+    in one piece, to be copied.
+    """
+    if not console.is_terminal:
+        return text
+    lines = [
+        textwrap.fill(
+            line,
+            console.width,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        if len(line) > console.width
+        else line
+        for line in text.split("\n")
+    ]
+    return "\n".join(lines)
 
 
 @contextmanager
@@ -94,8 +132,7 @@ def write_failed(error: OSError) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if not isinstance(error, BrokenPipeError):
         with suppress(OSError):
-            text = f"error: standard output cannot be written: {error.strerror or error}"
-            messages.print(text, style="red", markup=False, soft_wrap=True)
+            warn(f"standard output cannot be written: {error.strerror or error}")
 
 
 def visible(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter.cli.console import fail, note, refuse, row, say, say_json, show, table
+from adapter.cli.console import fail, note, refuse, row, say, say_json, say_prose, show, table
 from adapter.cli.options import AsJson
 from adapter.wording import reason_of
 
@@ -50,10 +50,10 @@ def devices(
     show(made)
     for choice in choices:
         used = "used" if choice.used else "not used"
-        say(f"{choice.device.name} is {used}: {choice.reason}")
+        say_prose(f"{choice.device.name} is {used}: {choice.reason}")
     for package in pyllama.backend_packages():
         if package.problem is not None:
-            say(f"{package.name} is not used: {package.problem}")
+            say_prose(f"{package.name} is not used: {package.problem}")
     say(f"threads: {cpu_threads()}")
     say(f"llama.cpp {pyllama.llama_cpp_version()}")
 

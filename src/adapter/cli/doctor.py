@@ -8,7 +8,6 @@ import platform
 import re
 import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adapter.cli.console import fail, note, output, say, say_json
+from adapter.cli.console import fail, note, say, say_json, say_prose
 from adapter.cli.options import AsJson
 from adapter.wording import file_size
 
@@ -80,22 +79,9 @@ def _write(name: str, value: Any) -> None:
     if isinstance(value, list):
         say(f"{name}:")
         for each in value:
-            _say_wrapped(f"  {each}")
+            say_prose(f"  {each}", indent="    ")
     else:
-        _say_wrapped(f"{name}: {value}")
-
-
-def _say_wrapped(line: str) -> None:
-    """Write a line that a terminal would break within a word; in a file it stays one line."""
-    if output.is_terminal:
-        line = textwrap.fill(
-            line,
-            output.width,
-            subsequent_indent="    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    say(line)
+        say_prose(f"{name}: {value}", indent="    ")
 
 
 def _versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from adapter.cli.console import fail, messages, note, refuse, row, say, say_json, show, table
+from adapter.cli.console import fail, messages, note, refuse, row, say_json, say_prose, show, table
 from adapter.cli.error_words import errors_told
 from adapter.cli.references import means_file
 from adapter.models.local_path import local_path
@@ -61,7 +61,7 @@ def pull(
     if as_json:
         say_json(facts)
     else:
-        say(f"{facts['name']} is in {Path(facts['paths'][0]).parent}")
+        say_prose(f"{facts['name']} is in {Path(facts['paths'][0]).parent}")
 
 
 def _pull(model: str, sha256: str | None, *, as_json: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adapter.cli.console import note, refuse, row, say, say_json, show, table
+from adapter.cli.console import note, refuse, row, say, say_json, say_prose, show, table
 from adapter.cli.error_words import errors_told
 from adapter.cli.faster_types import faster_types
 from adapter.cli.options import AsJson, Model
@@ -100,7 +100,7 @@ def fit(
     first, *others = placements
     for reason in first.reasons:
         if all(reason in other.reasons for other in others):
-            say(reason)
+            say_prose(reason)
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _write(facts: _Facts, uses: list[pyllama.MemoryUse], placement: Placement) -
         ("chat template", _first_line(facts.template)),
     ):
         if value is not None:
-            say(f"{key + ':':<17} {value}")
+            say_prose(f"{key + ':':<17} {value}", indent=18 * " ")
     made = table("tensor type", "tensors", "size", "share")
     for kind, (count, size) in _by_type(facts.tensors).items():
         total = sum(tensor.size for tensor in facts.tensors) or 1
@@ -184,7 +184,7 @@ def _write(facts: _Facts, uses: list[pyllama.MemoryUse], placement: Placement) -
         row(made, use.n_ctx, *map(file_size, numbers), file_size(sum(numbers)))
     show(made)
     for reason in placement.reasons:
-        say(reason)
+        say_prose(reason)
     fits = "fits" if placement.fits else "does not fit"
     requests = (
         f"{counted(placement.n_contexts, 'request')} of "
@@ -192,7 +192,7 @@ def _write(facts: _Facts, uses: list[pyllama.MemoryUse], placement: Placement) -
     )
     if placement.n_sequences > placement.n_contexts:
         requests += f", or up to {placement.n_sequences} shorter ones,"
-    say(f"with {requests} it {fits}: {_per_memory(placement.memory)}")
+    say_prose(f"with {requests} it {fits}: {_per_memory(placement.memory)}")
     faster = _faster(facts, placement)
     if faster:
         note(

@@ -146,7 +146,9 @@ def test_the_mark_is_no_answer_and_its_line_ends(monkeypatch, end, is_terminal):
         here = is_terminal or stream == "stdin"
         terminal = SimpleNamespace(isatty=lambda here=here: here)
         monkeypatch.setattr(chat.sys, stream, terminal)
-    monkeypatch.setattr(chat, "messages", shown := Console(file=io.StringIO()))
+    shown = Console(file=io.StringIO())
+    for module in (chat, console):
+        monkeypatch.setattr(module, "messages", shown)
     with suppress(KeyboardInterrupt):
         chat._Chat(SimpleNamespace(turns=[])).run()
     mark = "" if is_terminal else ">>> "
@@ -158,6 +160,8 @@ def test_on_a_terminal_a_line_that_is_no_text_is_read_again(tiny_model_path, mon
     lines = iter(["caf\udce9", "/bye"])
     monkeypatch.setattr("builtins.input", lambda _mark: next(lines))
     monkeypatch.setattr(chat.sys, "stdin", SimpleNamespace(isatty=lambda: True, encoding="utf-8"))
-    monkeypatch.setattr(chat, "messages", shown := Console(file=io.StringIO()))
+    shown = Console(file=io.StringIO())
+    for module in (chat, console):
+        monkeypatch.setattr(module, "messages", shown)
     chat._Chat(SimpleNamespace(turns=[])).run()
     assert "no UTF-8 text" in shown.file.getvalue()

@@ -20,7 +20,9 @@ def terminal(monkeypatch):
         made = Console(
             file=io.StringIO(), force_terminal=True, width=width, _environ={"TERM": kind}
         )
+        answers = Console(file=made.file, force_terminal=True, width=width, soft_wrap=True)
         monkeypatch.setattr(console, "messages", made)
+        monkeypatch.setattr(console, "output", answers)
         monkeypatch.setattr(pull, "messages", made)
         return made.file
 
@@ -67,3 +69,23 @@ def test_a_dumb_terminal_gets_no_bar_and_no_empty_line(terminal):
         report(0.5)
         other(1, 2)
     assert shown.getvalue() == ""
+
+
+WORDS = "a sentence of words that no line of a terminal has room for, and which goes on and on"
+PATH = "/a/folder/" + "with-a-long-name/" * 6 + "model.gguf"
+
+
+@pytest.mark.parametrize("write", [console.note, console.warn, console.complain, console.say_prose])
+def test_a_terminal_divides_no_word_and_no_path(terminal, write):
+    shown = terminal(40)
+    write(f"{WORDS} {PATH} {WORDS}\na line of its own")
+    assert lines(shown)[-2] == "a line of its own"
+    text = " ".join(lines(shown)).strip().removeprefix("error: ")
+    assert text == f"{WORDS} {PATH} {WORDS} a line of its own"
+    assert all(len(line) <= 40 for line in lines(shown) if line != PATH)
+    assert PATH in lines(shown)
+
+
+def test_in_a_file_a_text_keeps_its_lines(capsys):
+    console.note(f"{WORDS} {WORDS}")
+    assert capsys.readouterr().err == f"{WORDS} {WORDS}\n"

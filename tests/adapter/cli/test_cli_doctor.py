@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 import pyllama
-from adapter.cli import doctor
+from adapter.cli import console, doctor
 from adapter.models import embedded_model, loaded
 
 
@@ -95,9 +95,9 @@ def test_what_each_backend_uses_is_a_line(monkeypatch):
 
 
 def test_a_terminal_breaks_no_word(run, own_folder, monkeypatch):
-    monkeypatch.setattr(doctor.output, "_force_terminal", True)
-    monkeypatch.setattr(doctor.output, "_width", 80)
+    monkeypatch.setattr(console.output, "_force_terminal", True)
+    monkeypatch.setattr(console.output, "_width", 80)
     lines = run("doctor", "--no-test").stdout.splitlines()
     assert all(len(line) <= 80 or " " not in line.strip() for line in lines)
-    monkeypatch.setattr(doctor.output, "_force_terminal", False)
+    monkeypatch.setattr(console.output, "_force_terminal", False)
     assert any(len(line) > 80 for line in run("doctor", "--no-test").stdout.splitlines())
