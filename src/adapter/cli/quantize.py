@@ -199,7 +199,7 @@ def _require_room(target: Path, size: int) -> None:
     folder = target.absolute().parent
     free = too_little_room(folder, size)
     if free is not None:
-        fail(f"{file_size(size)} would be written, but {folder} has {free} free")
+        fail(f"{file_size(size)} would be written, but {folder} has {free}")
 
 
 def perplexity(

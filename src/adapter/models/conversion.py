@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyllama
 from adapter.errors import ConversionError
-from adapter.models.disk_space import SPARE, too_little_room
+from adapter.models.disk_space import too_little_room
 from adapter.models.tool_process import run_tool
 from adapter.wording import file_size, reason_of
 
@@ -64,8 +64,7 @@ def convert(
         free = too_little_room(target.parent, needed)
         if free is not None:
             raise ConversionError(
-                f"up to {file_size(needed + SPARE)} would be written, but {target.parent} has "
-                f"{free} free"
+                f"up to {file_size(needed)} would be written, but {target.parent} has {free}"
             )
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
             made = Path(scratch) / "model.gguf"

@@ -12,10 +12,13 @@ SPARE = 64 * 2**20
 
 
 def too_little_room(folder: Path, n_bytes: int) -> str | None:
-    """The size of what is free on a folder's disk, if that is too little; None if the bytes fit.
+    """What is free on a folder's disk, in words, if that is too little; None if the bytes fit.
 
     Raises:
         OSError: the folder is not there, or cannot be read.
     """
     free = shutil.disk_usage(folder).free
-    return file_size(free) if n_bytes + SPARE > free else None
+    if n_bytes + SPARE <= free:
+        return None
+    spare = f", of which {file_size(SPARE)} stay unused" if n_bytes <= free else ""
+    return f"{file_size(free)} free{spare}"

@@ -170,7 +170,7 @@ def _require_room(what: str, folder: Path, needed: int) -> None:
     free = too_little_room(folder, needed)
     if free is not None:
         raise ModelDownloadError(
-            what, f"{file_size(needed)} are still to come, but {folder} has {free} free"
+            what, f"{file_size(needed)} are still to come, but {folder} has {free}"
         )
 
 

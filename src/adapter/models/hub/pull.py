@@ -245,6 +245,6 @@ def _require_room(name: HubName, cached: CachedRepository, files: Sequence[HubFi
     if needed and free is not None:
         raise ModelDownloadError(
             str(name),
-            f"{file_size(needed)} are still to come, but {cached.folder} has {free} free: "
+            f"{file_size(needed)} are still to come, but {cached.folder} has {free}: "
             "make room, or set HF_HOME to a folder on another disk",
         )
