@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from adapter.cli.console import complain, fail, messages, note, require_text
+from adapter.cli.console import complain, fail, messages, note, require_text, typed
 from adapter.cli.conversation import Answer, Conversation, show_answer
 from adapter.cli.error_words import errors_told, in_words
 from adapter.cli.options import ContextLength, GpuLayers, ModelOrDemo
@@ -90,7 +90,7 @@ class _Chat:
     def _line(self, mark: str) -> str:
         while True:
             try:
-                line = f"{_typed(mark)}\n" if self._is_terminal else sys.stdin.readline()
+                line = f"{typed(mark)}\n" if self._is_terminal else sys.stdin.readline()
                 line.encode()
             except OSError as error:
                 fail(f"standard input cannot be read: {error.strerror}")
@@ -167,21 +167,6 @@ class _Chat:
             self._problem(f"{path} cannot be {what}: {error.strerror or error}")
         except ValueError as error:
             self._problem(str(error))
-
-
-def _typed(mark: str) -> str:
-    """A line from the terminal. Where the user ends instead, the next output has a line of its own.
-
-    Without a terminal for answers, input() would write the mark among them.
-    """
-    if not sys.stdout.isatty():
-        messages.print(mark, end="", markup=False)
-        mark = ""
-    try:
-        return input(mark)
-    except (EOFError, KeyboardInterrupt):
-        messages.print()
-        raise
 
 
 def save(conversation: Conversation, path: Path) -> None:

@@ -169,6 +169,21 @@ def standard_input() -> str:
         fail(f"standard input is no UTF-8 text: {place_of(error)}")
 
 
+def typed(mark: str) -> str:
+    """A line from the terminal. Where the user ends instead, the next output has a line of its own.
+
+    Without a terminal for answers, input() would write the mark among them.
+    """
+    if not sys.stdout.isatty():
+        messages.print(mark, end="", markup=False)
+        mark = ""
+    try:
+        return input(mark)
+    except (EOFError, KeyboardInterrupt):
+        messages.print()
+        raise
+
+
 def require_text(what: str, text: str | None) -> None:
     """End the command if an argument holds bytes that are not text."""
     try:

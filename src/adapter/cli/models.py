@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adapter.cli.console import fail, note, row, say, say_json, show, table
+from adapter.cli.console import fail, note, row, say, say_json, show, table, typed
 from adapter.cli.error_words import errors_told
 from adapter.cli.options import AsJson, Model
 from adapter.wording import counted, file_size, reason_of, short_count
@@ -102,13 +102,21 @@ def rm(
             if not yes:
                 if not sys.stdin.isatty():
                     fail("nothing was deleted; to do it without a question: --yes")
-                if not typer.confirm(f"Delete {what}?", err=True):
+                if not _agreed(f"Delete {what}? [y/N]: "):
                     note("nothing was deleted")
                     raise typer.Exit(1)
             delete()
     except UnclearError as error:
         fail(str(error))
     say(f"deleted {model}: {file_size(size)}")
+
+
+def _agreed(question: str) -> bool:
+    """Whether the user says yes. Ctrl-D says no, and Ctrl-C ends the command as everywhere."""
+    try:
+        return typed(question).strip().casefold() in ("y", "yes")
+    except EOFError:
+        return False
 
 
 def _removal(model: str) -> tuple[list[Path], Callable[[], None]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from shutil import copyfile
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,6 +94,26 @@ def test_a_model_of_the_own_folder_may_be_called_by_its_files_name(
     (tmp_path / "mine").mkdir()
     for name in ("mine", "mine.gguf"):
         assert run("show", name, "--json").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"), [("", 1), ("n", 1), (EOFError, 1), (KeyboardInterrupt, 130), ("y", 0)]
+)
+def test_on_a_terminal_rm_asks(run, own_folder, tiny_model_path, monkeypatch, answer, code):
+    def typed(_question):
+        if isinstance(answer, str):
+            return answer
+        raise answer
+
+    own_folder.mkdir()
+    copyfile(tiny_model_path, own_folder / "mine.gguf")
+    terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("adapter.cli.models.sys", terminal)
+    monkeypatch.setattr("builtins.input", typed)
+    result = run("rm", "mine")
+    assert result.exit_code == code, result.output
+    assert ("nothing was deleted" in result.stderr) == (code == 1)
+    assert (own_folder / "mine.gguf").exists() == (code != 0)
 
 
 def test_rm_deletes_a_model_of_the_folder_or_of_the_cache(run, own_folder, hub, tiny_model_path):
