@@ -51,6 +51,16 @@ def test_a_model_without_all_its_parts_is_called_so(run, hub):
         assert "m-Q4_0 lacks 1 of its 3 parts" in result.stderr
 
 
+def test_of_a_repository_in_another_format_convert_makes_a_model(run, hub):
+    hub.add("owner/none", {"README.md": b"x"})
+    assert "convert" not in run("pull", "owner/none").stderr
+    hub.add("owner/repo", {"config.json": b"{}", "model.safetensors": b"x"})
+    for name in ("owner/repo", "owner/repo:Q4_0"):
+        result = run("pull", name)
+        assert result.exit_code == 1
+        assert "pyllama convert owner/repo\n" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("name", "code"), [("nothing", 2), ("owner/none", 1), ("./none.gguf", 1), ("a/b/none.gguf", 1)]
 )

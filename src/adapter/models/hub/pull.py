@@ -78,7 +78,8 @@ def pull(
     try:
         model = choose(listing.files, name.tag)
     except UnclearError as error:
-        raise Unclear(name, f"{name.repo}: {error}", error.choices) from error
+        hint = "" if error.choices else _conversion_hint(listing)
+        raise Unclear(name, f"{name.repo}: {error}{hint}", error.choices) from error
     if listed is not None:
         listed(listing, model)
     # The first part comes last: if it is there, all are.
@@ -92,6 +93,13 @@ def pull(
         mmproj=made[model.mmproj] if model.mmproj else None,
         size=sum(listing.files[path].size for path in paths),
     )
+
+
+def _conversion_hint(listing: Listing) -> str:
+    """What makes a GGUF model of a repository that has another format."""
+    if not any(path.endswith(".safetensors") for path in listing.files):
+        return ""
+    return f"; it holds safetensors, of which one may be made by: pyllama convert {listing.repo}"
 
 
 def _is_offline(error: ModelDownloadError) -> bool:
