@@ -36,28 +36,13 @@ class Characters:
         return Characters(_joined([*self.ranges, *other.ranges]))
 
     def __and__(self, other: Characters) -> Characters:
-        found, index = [], 0
-        for low, high in self.ranges:
-            while index < len(other.ranges) and other.ranges[index][1] < low:
-                index += 1
-            for first, last in other.ranges[index:]:
-                if first > high:
-                    break
-                found.append((max(low, first), min(high, last)))
-        return Characters(tuple(found))
+        return _common(self, other)
 
     def __sub__(self, other: Characters) -> Characters:
-        return self & ~other
+        return _common(self, _others(other))
 
     def __invert__(self) -> Characters:
-        gaps, begin = [], 0
-        for low, high in self.ranges:
-            if begin < low:
-                gaps.append((begin, low - 1))
-            begin = high + 1
-        if begin <= _LAST:
-            gaps.append((begin, _LAST))
-        return Characters(tuple(gaps))
+        return _others(self)
 
     def __contains__(self, character: str) -> bool:
         code = ord(character)
@@ -72,6 +57,31 @@ class Characters:
     def gbnf(self) -> str:
         """The set as GBNF writes it."""
         return _gbnf(self.ranges)
+
+
+@lru_cache(4096)  # of the same few sets, for each pair of states of two automata
+def _common(one: Characters, other: Characters) -> Characters:
+    found, index = [], 0
+    for low, high in one.ranges:
+        while index < len(other.ranges) and other.ranges[index][1] < low:
+            index += 1
+        for first, last in other.ranges[index:]:
+            if first > high:
+                break
+            found.append((max(low, first), min(high, last)))
+    return Characters(tuple(found))
+
+
+@lru_cache(1024)
+def _others(those: Characters) -> Characters:
+    gaps, begin = [], 0
+    for low, high in those.ranges:
+        if begin < low:
+            gaps.append((begin, low - 1))
+        begin = high + 1
+    if begin <= _LAST:
+        gaps.append((begin, _LAST))
+    return Characters(tuple(gaps))
 
 
 @lru_cache(1024)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from decimal import Decimal
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 
 from adapter.grammar.gbnf.automata import (
     MAX_RULES,
@@ -55,7 +55,7 @@ def multiple_integer(rules: Rules, low: int | None, high: int | None, step: Deci
         first, last = -(-low // whole), high // whole
         if last - first < _LISTED:
             return any_text(str(one * whole) for one in range(first, last + 1))
-    fitting = minimal(multiples(Decimal(whole)))
+    fitting = multiples(Decimal(whole))
     for limit in _LIMITS:
         least = min(-limit, 10 * (high or 0)) if low is None else low
         most = max(limit, 10 * (low or 0)) if high is None else high
@@ -125,7 +125,7 @@ def special_number(
         if is_exact:
             made = both(made, kept_by_doubles())
         if step is not None:
-            made = both(made, minimal(multiples(step)))
+            made = both(made, multiples(step))
         if total is not None or places is not None:
             made = both(made, so_many_digits(total, places))
         return made
@@ -165,8 +165,9 @@ def _require_small(step: Decimal) -> None:
         raise TooLarge(f"multiples of {step} without bounds")
 
 
+@lru_cache(64)
 def multiples(step: Decimal) -> Automaton:
-    """Numbers without an exponent that are multiples of `step`, with no more digits than it has.
+    """Multiples of `step` without an exponent, with no more digits than it has, in few states.
 
     Raises:
         TooLarge: it would take too many rules.
@@ -201,7 +202,7 @@ def multiples(step: Decimal) -> Automaton:
         missing = places - max(0, place)
         return bool(remainder * 10**missing % modulus == 0)
 
-    return explored((0, _SIGN), following, accepts)
+    return minimal(explored((0, _SIGN), following, accepts))
 
 
 # Places before the point. Behind it, the place is the number of digits so far.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import TypeAlias
 
 from adapter.grammar.gbnf.characters import Characters
@@ -93,6 +94,22 @@ class Repeat(_Hashed):
 
 
 @dataclass(frozen=True, slots=True)
+class Pairs(_Hashed):
+    """Any one of several pairs of rules, given by name, one rule after the other.
+
+    It is a choice for thousands of pairs, which take little time in this form.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            return self._keep(hash(self.pairs))
+
+
+@dataclass(frozen=True, slots=True)
 class Rule(_Hashed):
     """What the rule of this name describes."""
 
@@ -102,7 +119,7 @@ class Rule(_Hashed):
         return hash(self.name)
 
 
-Expression: TypeAlias = "Text | OneOf | Concatenation | Choice | Repeat | Rule"
+Expression: TypeAlias = "Text | OneOf | Concatenation | Choice | Repeat | Pairs | Rule"
 
 EMPTY = Concatenation(())
 IMPOSSIBLE = Choice(())
@@ -308,15 +325,9 @@ def _rules_in(part: Expression) -> dict[str, None]:
         elif kind is Concatenation:
             todo += one.parts  # type: ignore[union-attr]
         elif kind is Choice:
-            for option in one.options:  # type: ignore[union-attr]
-                if type(option) is Concatenation:  # mostly of rules
-                    for part_of_it in option.parts:
-                        if type(part_of_it) is Rule:
-                            found[part_of_it.name] = None
-                        else:
-                            todo.append(part_of_it)
-                else:
-                    todo.append(option)
+            todo += one.options  # type: ignore[union-attr]
+        elif kind is Pairs:
+            found |= dict.fromkeys(chain.from_iterable(one.pairs))  # type: ignore[union-attr]
         elif kind is Repeat:
             todo.append(one.part)  # type: ignore[union-attr]
     return found
@@ -346,13 +357,7 @@ def _fit(part: Expression, possible: set[str]) -> int:
     if kind is Choice:
         most, least = _NONE, _ALL
         for one in part.options:  # type: ignore[union-attr]
-            if type(one) is Concatenation and len(one.parts) == 2:  # mostly of rules
-                first, then = one.parts
-                if type(first) is Rule and type(then) is Rule:
-                    fit = _ALL if first.name in possible and then.name in possible else _NONE
-                else:
-                    fit = _fit(one, possible)
-            elif type(one) is Rule:
+            if type(one) is Rule:
                 fit = _ALL if one.name in possible else _NONE
             else:
                 fit = _ALL if type(one) in _LEAVES else _fit(one, possible)
@@ -364,6 +369,10 @@ def _fit(part: Expression, possible: set[str]) -> int:
     if kind is Repeat:
         fit = _fit(part.part, possible)  # type: ignore[union-attr]
         return _SOME if fit == _NONE and part.least == 0 else fit  # type: ignore[union-attr]
+    if kind is Pairs:
+        if possible.issuperset(chain.from_iterable(part.pairs)):  # type: ignore[union-attr]
+            return _ALL
+        return _NONE if _pruned(part, possible) is None else _SOME
     return _ALL
 
 
@@ -383,7 +392,14 @@ def _pruned(part: Expression, possible: set[str]) -> Expression | None:
         if inner is None:
             return EMPTY if part.least == 0 else None
         return Repeat(inner, part.least, part.most)
+    if isinstance(part, Pairs):
+        pairs = tuple(pair for pair in part.pairs if possible.issuperset(pair))
+        return Pairs(pairs) if pairs else None
     return part
+
+
+_OPEN = (Choice, Pairs)
+"""What needs parentheses within a sequence."""
 
 
 def _gbnf(part: Expression, *, nested: bool = False) -> str:
@@ -396,21 +412,21 @@ def _gbnf(part: Expression, *, nested: bool = False) -> str:
         return part.characters.gbnf()  # type: ignore[union-attr]
     if kind is Concatenation:
         written = [
-            one.name if type(one) is Rule else _gbnf(one, nested=type(one) is Choice)
+            one.name if type(one) is Rule else _gbnf(one, nested=type(one) in _OPEN)
             for one in part.parts  # type: ignore[union-attr]
         ]
         text = " ".join(written) or '""'
         return f"({text})" if nested and len(written) != 1 else text
     if kind is Choice:
-        options = []
-        for one in part.options:  # type: ignore[union-attr]
-            if type(one) is Concatenation and len(one.parts) == 2:  # mostly of rules
-                first, then = one.parts
-                if type(first) is Rule and type(then) is Rule:
-                    options.append(f"{first.name} {then.name}")
-                    continue
-            options.append(one.name if type(one) is Rule else _gbnf(one))
-        text = " | ".join(options)
+        text = " | ".join(
+            [
+                one.name if type(one) is Rule else _gbnf(one)
+                for one in part.options  # type: ignore[union-attr]
+            ]
+        )
+        return f"({text})" if nested else text
+    if kind is Pairs:
+        text = " | ".join(map(" ".join, part.pairs))  # type: ignore[union-attr]
         return f"({text})" if nested else text
     assert isinstance(part, Repeat)
     return _gbnf(part.part, nested=True) + _count(part.least, part.most)

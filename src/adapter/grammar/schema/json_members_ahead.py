@@ -9,8 +9,8 @@ from typing import NamedTuple
 from adapter.grammar.gbnf.rules import (
     EMPTY,
     Choice,
-    Concatenation,
     Expression,
+    Pairs,
     Rule,
     optional,
     repeat,
@@ -81,15 +81,13 @@ def members_in(
     # The last ones first: rules are cheapest where they refer to those that were made before them.
     following = [rules.reserve("on") if place.steps else others for place in reversed(places)]
     following.reverse()
+    names = {at: one.name for at, one in enumerate(following) if type(one) is Rule}
     begin: Expression = EMPTY
     for number, place in enumerate(places):
-        # No two steps are alike, which `choice` would have to find out.
-        steps: list[Expression] = [
-            Concatenation((texts[member], following[to]))
-            if type(following[to]) is Rule
-            else sequence(texts[member], following[to])
-            for member, to in place.steps
-        ]
+        pairs = [(texts[member].name, names[to]) for member, to in place.steps if to in names]
+        last = [sequence(texts[member], others) for member, to in place.steps if to not in names]
+        # No two are alike, which `choice` would have to find out.
+        steps: list[Expression] = [*([Pairs(tuple(pairs))] if pairs else []), *last]
         if number == 0:
             if extra is not None and place.is_end:
                 steps.append(sequence(extra, others))
