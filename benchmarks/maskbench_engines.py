@@ -182,4 +182,5 @@ def installed() -> list[str]:
 
 def version(name: str) -> str:
     """The version of an engine's package."""
-    return importlib.metadata.version(name.partition("-")[0])
+    package = name.partition("-")[0]
+    return pyllama.__version__ if package == "pyllama" else importlib.metadata.version(package)
