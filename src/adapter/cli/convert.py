@@ -11,7 +11,7 @@ import typer
 
 from adapter.cli.console import fail, progress_bar, refuse, say, say_json
 from adapter.cli.error_words import errors_told
-from adapter.cli.options import AsJson, Force, require_writable
+from adapter.cli.options import AsJson, Force, require_model_name, require_writable
 from adapter.models.local_path import local_path
 from adapter.wording import file_size
 
@@ -62,11 +62,15 @@ def convert(
         refuse(f"--outtype {outtype} is no type; there are {', '.join(_OUTTYPES)}")
     if base is not None and not lora:
         refuse("--base is for an adapter: give --lora, too")
+    if out is not None and not out.is_dir():
+        require_model_name(out)
     with errors_told():
         for each in (source, *([base] if base else [])):
             _require_source(each)
         require_converter()
         folder = _folder(source, weights=True, code=trust_remote_code)
+        if not lora and _is_adapter(folder):
+            fail(f"{source} is a LoRA adapter, and no model: give --lora")
         if lora:
             base = base or _base_of(folder)
             _require_source(base)
@@ -144,8 +148,17 @@ def _wanted(listing: Listing, weights: bool, code: bool) -> list[str]:
     if weights:
         top = [path for path in names if "/" not in path and not path.startswith("consolidated")]
         safe = [path for path in top if path.endswith(".safetensors")]
-        found += safe or [path for path in top if fnmatch(path, "*model*.bin")]
+        kept = safe or [path for path in top if fnmatch(path, "*model*.bin")]
+        if not kept:
+            has_gguf = any(name.casefold().endswith(".gguf") for name in names.values())
+            hint = f"; it has GGUF files: pyllama pull {listing.repo}" if has_gguf else ""
+            fail(f"{listing.repo} holds no weights in Hugging Face's format{hint}")
+        found += kept
     return found
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
 def _base_of(folder: Path) -> str:

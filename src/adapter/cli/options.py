@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from adapter.cli.completion import completed
-from adapter.cli.console import fail
+from adapter.cli.console import fail, refuse
 from adapter.cli.references import HELP
 
 Model = Annotated[str, typer.Argument(help=HELP, autocompletion=completed)]
@@ -35,6 +35,12 @@ GpuLayers = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON, sizes in bytes.")]
+
+
+def require_model_name(target: Path) -> None:
+    """End the command if it would write a model under a name that no command takes."""
+    if not target.name.casefold().endswith(".gguf"):
+        refuse(f"{target} does not end in .gguf, as the names of models have to")
 
 
 def require_writable(target: Path, *, force: bool) -> None:

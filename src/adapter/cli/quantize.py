@@ -23,7 +23,16 @@ from adapter.cli.console import (
     table,
 )
 from adapter.cli.error_words import errors_told
-from adapter.cli.options import AsJson, Chunks, Force, GpuLayers, Model, Threads, require_writable
+from adapter.cli.options import (
+    AsJson,
+    Chunks,
+    Force,
+    GpuLayers,
+    Model,
+    Threads,
+    require_model_name,
+    require_writable,
+)
 from adapter.cli.session import found, require_generator
 from adapter.models.local_path import local_path
 from adapter.wording import counted, file_size
@@ -81,6 +90,7 @@ def quantize(
         target = out if out is not None else _beside(model, path, ftype)
         if target.is_dir():
             target = target / _name(path, ftype)
+        require_model_name(target)
         if any(target.exists() and target.samefile(part) for part in parts(path)):
             refuse(f"{target} is the model itself; give another file to write")
         if imatrix is not None and not imatrix.is_file():

@@ -51,6 +51,26 @@ def test_a_file_of_the_own_folder_is_not_replaced_unasked(run, converted, tmp_pa
     assert run("convert", tmp_path / "my-model", *options, "--force").exit_code == 0
 
 
+def test_an_adapter_wants_its_option(run, converted, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    result = run("convert", tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr.endswith("is a LoRA adapter, and no model: give --lora\n")
+    (tmp_path / "config.json").write_text("{}")  # merged, with what was merged beside it
+    assert run("convert", tmp_path).exit_code == 0
+
+
+def test_a_repository_without_weights_is_called_so(run, hub, converted):
+    hub.add("owner/none", {"config.json": b"{}"})
+    hub.add("owner/repo", {"README.md": b"x", "m-Q4_0.gguf": b"x"})
+    for name, hint in (("owner/none", ""), ("owner/repo", "pyllama pull owner/repo")):
+        result = run("convert", name)
+        assert result.exit_code == 1
+        assert f"{name} holds no weights" in result.stderr
+        assert result.stderr.endswith(f"{hint}\n")
+    assert hub.contents_asked_for() == []
+
+
 def test_offline_a_repository_of_the_cache_is_converted(run, hub, converted, monkeypatch):
     hub.add("owner/repo", {"config.json": b"{}", "model.safetensors": b"w" * 100})
     assert run("convert", "owner/repo").exit_code == 0
