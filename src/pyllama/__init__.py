@@ -10,7 +10,13 @@
         print(model.vocab.token_to_piece(chain.sample(context)))
 """
 
-from pyllama.backend_choice import BackendBuild, BackendName, backend_devices, build_info
+from pyllama.backend_choice import (
+    BackendBuild,
+    BackendName,
+    backend_devices,
+    build_info,
+    unloaded_backends,
+)
 from pyllama.backend_packages import BackendPackage
 from pyllama.batch import Batch
 from pyllama.candidates import Candidates
@@ -164,6 +170,7 @@ __all__ = [
     "backend_features",
     "backend_devices",
     "build_info",
+    "unloaded_backends",
     "BackendBuild",
     "BackendName",
     "backend_packages",

@@ -52,6 +52,15 @@ def build_info() -> list[BackendBuild]:
         return [BackendBuild(**entry) for entry in json.load(file)]
 
 
+def unloaded_backends() -> list[BackendBuild]:
+    """The GPU backends of this build that are not loaded, because this machine lacks their loader
+    or driver.
+    """
+    loaded = {backend.name for backend in backends()}
+    wanting = {name.upper() for name, registered in _REGISTERED.items() if registered not in loaded}
+    return [entry for entry in build_info() if entry.built and entry.name in wanting]
+
+
 def backend_devices(backend: BackendName | None = None) -> list[Device] | None:
     """The devices to give ``Model(devices=…)`` so that it runs on one backend.
 

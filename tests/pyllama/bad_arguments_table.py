@@ -252,6 +252,7 @@ ROWS: dict[str, Row] = {
     "backend_features": lambda w: (pyllama.backend_features, {"device": pyllama.devices()[0]}),
     "backend_devices": lambda w: (pyllama.backend_devices, {"backend": "cpu"}),
     "build_info": lambda w: (pyllama.build_info, {}),
+    "unloaded_backends": lambda w: (pyllama.unloaded_backends, {}),
     "backend_packages": lambda w: (pyllama.backend_packages, {}),
     "distribution_name": lambda w: (pyllama.distribution_name, {}),
     "extra_command": lambda w: (pyllama.extra_command, {"extra": "convert"}),

@@ -14,6 +14,10 @@ from adapter.wording import reason_of
 if TYPE_CHECKING:
     from adapter.models.device_choice import DeviceChoice
 
+_PACKAGES = {
+    "VULKAN": "; GPUs of AMD and Intel need: apt-get install libvulkan1 mesa-vulkan-drivers"
+}
+
 
 def devices(
     build: Annotated[
@@ -54,8 +58,21 @@ def devices(
     for package in pyllama.backend_packages():
         if package.problem is not None:
             say_prose(f"{package.name} is not used: {package.problem}")
+    for line in unloaded():
+        say_prose(line)
     say(f"threads: {cpu_threads()}")
     say(f"llama.cpp {pyllama.llama_cpp_version()}")
+
+
+def unloaded() -> list[str]:
+    """What to do about each backend of this build that could not be loaded."""
+    import pyllama
+
+    return [
+        f"{entry.name} is not loaded: its loader or driver is not installed here"
+        + _PACKAGES.get(entry.name, "")
+        for entry in pyllama.unloaded_backends()
+    ]
 
 
 def _facts(choice: DeviceChoice) -> dict[str, object]:

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 import pyllama
+from pyllama import backend_choice
 
 
 def test_devices_lists_the_cpu(run):
@@ -26,6 +28,18 @@ def test_devices_says_what_was_built(run):
     rows = {line.split()[0]: line for line in result.stdout.splitlines() if line.split()}
     assert "yes" in rows["CPU"]
     assert {"CUDA", "VULKAN", "METAL", "OPENCL", "RPC"} <= set(rows)
+
+
+@pytest.mark.parametrize("command", [("devices",), ("doctor", "--no-test")])
+def test_a_backend_whose_loader_is_not_here_is_told(run, monkeypatch, command):
+    build = [pyllama.BackendBuild(name, True, "") for name in ("CPU", "VULKAN", "CUDA", "RPC")]
+    loaded = [SimpleNamespace(name=name) for name in ("CPU", "CUDA")]
+    monkeypatch.setattr(backend_choice, "build_info", lambda: build)
+    monkeypatch.setattr(backend_choice, "backends", lambda: loaded)
+    told = [line for line in run(*command).stdout.splitlines() if "is not loaded" in line]
+    (line,) = told
+    assert line.strip().startswith("VULKAN is not loaded: its loader or driver")
+    assert "libvulkan1" in line
 
 
 def test_a_backend_that_is_not_here_is_one_line(run, monkeypatch):
