@@ -1,6 +1,6 @@
 #!/bin/sh
-# This machine's cross compilers for 64-bit Arm, and a Debian for Arm in which qemu runs what they
-# build:
+# This machine's cross compilers for 64-bit Arm, with CMake and Ninja, and a Debian for Arm in which
+# qemu runs what they build:
 #
 #     eval "$(packaging/arm64.sh FOLDER [RELEASE])"
 #     pip wheel --no-deps . -C build-dir=build/arm64 -C cmake.define.GGML_VULKAN=OFF
@@ -24,7 +24,15 @@ if [ ! -e "$root/complete" ]; then
     cp "$root"/usr/include/aarch64-linux-gnu/python3.*/pyconfig.h "$folder/include/"
     touch "$root/complete"
 fi
+if [ ! -e "$folder/bin/ninja" ]; then
+    # For a build, pip would bring those of Arm.
+    python3 -m venv "$folder/tools"
+    "$folder/tools/bin/pip" install --quiet "cmake>=3.26" ninja >&2
+    mkdir -p "$folder/bin"
+    ln -sf ../tools/bin/cmake ../tools/bin/ninja "$folder/bin/"
+fi
 
+echo "export PATH='$folder/bin':\"\$PATH\""
 echo "export CC=aarch64-linux-gnu-gcc CXX=aarch64-linux-gnu-g++ _PYTHON_HOST_PLATFORM=linux-aarch64"
 echo "export CMAKE_ARGS='-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64" \
     "-DPython_INCLUDE_DIR=$folder/include'"
