@@ -9,7 +9,7 @@ import typer
 
 from adapter.cli.console import fail, note, refuse, row, say, say_json, say_prose, show, table
 from adapter.cli.options import AsJson
-from adapter.wording import reason_of
+from adapter.wording import file_size, reason_of
 
 if TYPE_CHECKING:
     from adapter.models.device_choice import DeviceChoice
@@ -49,7 +49,7 @@ def devices(
     for choice in choices:
         device = choice.device
         free, total = device.memory
-        memory = f"{free / 2**30:.1f} / {total / 2**30:.1f} GiB" if total else "system's"
+        memory = f"{file_size(free)} / {file_size(total)}" if total else "system's"
         row(made, device.name, device.backend, device.type, memory, device.description)
     show(made)
     for choice in choices:

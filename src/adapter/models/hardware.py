@@ -22,7 +22,7 @@ from adapter.models.context_settings import MAX_ANSWERS, checked
 from adapter.models.cpu_memory import MAX_KEPT_BYTES, MAX_SEQUENCES, CpuMemory, longest_within
 from adapter.models.device_choice import DeviceChoice, choose_devices
 from adapter.models.integers import MAX_CONTEXT_LENGTH, MAX_LAYERS, require_integer
-from adapter.wording import counted
+from adapter.wording import counted, file_size
 
 logger = logging.getLogger(__name__)
 
@@ -307,7 +307,7 @@ class _Planner:
         counts = (
             f"up to {counted(n_sequences, 'request')} at once, {n_contexts} of them if each takes "
             f"the full {use.n_ctx} tokens; with all that may be needed for them the model takes "
-            f"{taken:,} bytes of {HOST} memory ({free:,} free)"
+            f"{file_size(taken)} of {HOST} memory ({file_size(free)} free)"
         )
         fits = taken + margin(free) <= free
         return Placement(
@@ -442,7 +442,8 @@ class _Planner:
         taken[HOST] += MAX_KEPT_BYTES
         free = {name: memory.free for name, memory in memories.items()}
         needs = ", ".join(
-            f"{taken[name]:,} bytes of {name} memory ({free[name]:,} free)" for name in memories
+            f"{file_size(taken[name])} of {name} memory ({file_size(free[name])} free)"
+            for name in memories
         )
         contexts = counted(n_contexts, "context")
         counts = f"with {contexts} of {use.n_ctx} tokens it takes {needs}"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ def test_devices_lists_the_cpu(run):
     assert "llama.cpp" in result.stdout
     assert "CPU is used: " in result.stdout
     assert "threads: " in result.stdout
+    assert re.search(r"[0-9]+\.[0-9]{2} GB / [0-9]+\.[0-9]{2} GB", result.stdout)
 
 
 def test_devices_says_what_was_built(run):
