@@ -13,6 +13,10 @@ from pyllama.errors import ModelLoadError
 
 _INT64_MAX = 2**63 - 1
 
+_SCRATCH = ".pyllama-"
+_UNLOCKED = 60.0
+"""Seconds after which a folder without a lock is nobody's: it is locked as soon as it is made."""
+
 
 def path_text(name: str, path: str | os.PathLike[str]) -> str:
     """The path as str."""
@@ -159,15 +163,55 @@ def writable_path(name: str, path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def scratch_folder(target: str) -> Iterator[str]:
-    """A folder beside the target, from which a file can be moved onto it in one step."""
+    """A folder beside the target, from which a file can be moved onto it in one step.
+
+    Those that were left there by processes that were killed are deleted.
+    """
     import shutil  # these two may take a while
     import tempfile
 
-    folder = tempfile.mkdtemp(prefix=".pyllama-", dir=os.path.dirname(target) or os.curdir)
+    parent = os.path.dirname(target) or os.curdir
+    for name in os.listdir(parent):
+        if name.startswith(_SCRATCH):
+            _delete_if_left(os.path.join(parent, name))
+    folder = tempfile.mkdtemp(prefix=_SCRATCH, dir=parent)
     try:
-        yield folder
+        with _locked(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _delete_if_left(folder: str) -> None:
+    import shutil
+    import time
+
+    with contextlib.suppress(OSError):
+        if time.time() - os.stat(folder).st_mtime > _UNLOCKED:
+            with _locked(folder) as is_locked:
+                if is_locked:
+                    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[bool]:
+    """Lock a folder for the block. It gets whether it is locked: another process may have the
+    lock, and Windows and some file systems know none.
+    """
+    descriptor, is_locked = -1, False
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_locked = True
+    except (ImportError, OSError):
+        pass
+    try:
+        yield is_locked
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pyllama
 from adapter.errors import ImatrixError
 from adapter.models.hardware import Placement
+from adapter.models.scratch_folder import scratch_folder
 from adapter.models.tool_process import run_tool
 from adapter.wording import counted, reason_of
 
@@ -71,16 +71,16 @@ def compute_imatrix(
     """
     content = _long_enough(model, text, n_ctx)
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".imatrix-") as scratch:
-            made = Path(scratch) / "imatrix.gguf"
-            (Path(scratch) / text.name).write_bytes(content)
+        with scratch_folder(target.parent, ".imatrix-") as scratch:
+            made = scratch / "imatrix.gguf"
+            (scratch / text.name).write_bytes(content)
             command = [str(pyllama.imatrix_program()), "-m", str(model.absolute())]
             command += ["-f", text.name, "-o", made.name, *_where(placement)]
             command += ["-c", str(n_ctx), "-b", str(min(_N_BATCH, n_ctx))]
             command += ["-t", str(n_threads or placement.n_threads)]
             command += ["--output-frequency", str(2**30)]  # once, at the end
             command += [] if n_chunks is None else ["--chunks", str(n_chunks)]
-            told = _run(command, Path(scratch), _environment(placement), report)
+            told = _run(command, scratch, _environment(placement), report)
             try:
                 n_tensors = len(pyllama.load_imatrix(made))
             except (pyllama.QuantizeError, OSError) as error:

@@ -25,17 +25,20 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
     for left in parent.glob(f"{prefix}*"):
         _delete_if_left(left)
-    with (
-        tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as made,
-        FileLock(Path(made, _LOCK)),
-    ):
-        yield Path(made)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as made:
+        lock = FileLock(Path(made, _LOCK))
+        with suppress(OSError, NotImplementedError):  # a file system without locks
+            lock.acquire(timeout=0)
+        try:
+            yield Path(made)
+        finally:
+            lock.release()
 
 
 def _delete_if_left(folder: Path) -> None:
     from filelock import FileLock
 
-    with suppress(OSError):  # among them that another process has the lock
+    with suppress(OSError, NotImplementedError):  # another process has the lock, or there are none
         if time.time() - folder.stat().st_mtime > _UNLOCKED:
             with FileLock(folder / _LOCK, timeout=0):
                 pass

@@ -1,0 +1,35 @@
+"""What a killed process leaves of a file that it wrote."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import pyllama
+
+WRITES = """
+import sys, time
+import pyllama
+def stop(_done):
+    print(flush=True)
+    time.sleep(600)
+pyllama.quantize(sys.argv[1], sys.argv[2], "Q8_0", progress=stop)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+def test_what_a_killed_process_left_is_deleted_by_the_next(tiny_model_path, tmp_path):
+    command = [sys.executable, "-c", WRITES, str(tiny_model_path), str(tmp_path / "one.gguf")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        (left,) = tmp_path.iterdir()
+        os.utime(left, (1e9, 1e9))
+        pyllama.quantize(tiny_model_path, tmp_path / "two.gguf", "Q8_0")
+        assert left.exists()  # its process lives
+        process.kill()
+    (tmp_path / ".pyllama-new").mkdir()  # whose process is about to lock it
+    pyllama.quantize(tiny_model_path, tmp_path / "three.gguf", "Q8_0")
+    assert sorted(os.listdir(tmp_path)) == [".pyllama-new", "three.gguf", "two.gguf"]
