@@ -1,6 +1,7 @@
 // What makes tokens of text (vocab.cpp).
 #pragma once
 
+#include "kept_tokens.hpp"
 #include "special_tokens.hpp"
 
 #include <string>
@@ -11,6 +12,8 @@ struct pyllama_tokenizer {
     pyllama::special_tokens special;
     std::string             pre;    // the name of the pre-tokenizer
     bool                    splits; // with regular expressions
+
+    mutable pyllama::kept_tokens kept{}; // of texts between special tokens
 };
 
 namespace pyllama {

@@ -122,8 +122,13 @@ std::vector<llama_token> tokens_of(const llama_vocab * vocab, const pyllama_toke
             tokens.push_back(fragment.token);
             continue;
         }
-        const auto [begin, end] = fragment.text;
-        append_plain(tokens, vocab, tokenizer, text.substr(begin, end - begin));
+        const auto [begin, end]       = fragment.text;
+        const std::string_view part   = text.substr(begin, end - begin);
+        const size_t           before = tokens.size();
+        if (!tokenizer.kept.find(part, tokens)) {
+            append_plain(tokens, vocab, tokenizer, part);
+            tokenizer.kept.keep(part, tokens, before);
+        }
     }
     return tokens;
 }
