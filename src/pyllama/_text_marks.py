@@ -73,7 +73,10 @@ class TextMarker:
         return self._mark is not None
 
     def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[Any]:
-        return [self._value(message, True) for message in messages]
+        return [
+            message if self._is_known(message) else self._value(message, True)
+            for message in messages
+        ]
 
     def options(self, value: Any) -> Any:
         """Tools, a schema or a template's variables. The meaning of their words is kept."""
@@ -92,6 +95,16 @@ class TextMarker:
             ends.append(length)
         ranges = tuple((end - 1, end) for end in dict.fromkeys(ends) if end > 0)
         return "".join(parts), ranges
+
+    def _is_known(self, message: Mapping[str, Any]) -> bool:
+        """Whether a message is a role and a text that needs no marks, as most are."""
+        role, text = message.get("role"), message.get("content")
+        return (
+            len(message) == 2
+            and type(role) is type(text) is str
+            and role in _ROLES
+            and (text, True) in self._unmarked
+        )
 
     def _value(self, value: Any, edges: bool, key: object = None) -> Any:
         if isinstance(value, str):

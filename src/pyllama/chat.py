@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -250,6 +251,7 @@ class _Engine:
         # result does not depend on the conversation, so it can be cached.
         self._finds_format: bool = about["is_analyzed"]
         self._formats: dict[tuple[str, str], RenderedChat] = {}
+        self._of_second: tuple[int, dict[str, Any]] = (-1, {})
         self._directives: list[str] = []
         if "strftime_now" in self.source:
             found = set(re.findall(r"%[-_0^#]?[A-Za-z]", self.source))
@@ -259,17 +261,9 @@ class _Engine:
         """The template's variables: the given ones, and the time, which llama.cpp takes from its
         own clock.
         """
-        if now is None:
-            now = datetime.now().astimezone()
-        elif not isinstance(now, datetime):
+        if now is not None and not isinstance(now, datetime):
             raise TypeError(f"now must be a datetime, got {now!r}")
-        variables: dict[str, Any] = {
-            "datetime": now.strftime("%b %d %Y"),
-            "date_string": now.strftime("%d %b %Y"),
-            "pyllama_strftime": {
-                directive: now.strftime(directive) for directive in self._directives
-            },
-        }
+        variables = self._of_now() if now is None else self._of_time(now)
         if given is None:
             return variables
         if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
@@ -281,6 +275,25 @@ class _Engine:
                 "enable_thinking has an argument of its own beside chat_template_kwargs"
             )
         return {**variables, **given}
+
+    def _of_now(self) -> dict[str, Any]:
+        """The variables of this second, unless the template asks for more than the date."""
+        if self._directives:
+            return self._of_time(datetime.now().astimezone())
+        second = int(time.time())
+        kept = self._of_second
+        if kept[0] != second:
+            self._of_second = kept = second, self._of_time(datetime.now().astimezone())
+        return kept[1]
+
+    def _of_time(self, now: datetime) -> dict[str, Any]:
+        return {
+            "datetime": now.strftime("%b %d %Y"),
+            "date_string": now.strftime("%d %b %Y"),
+            "pyllama_strftime": {
+                directive: now.strftime(directive) for directive in self._directives
+            },
+        }
 
     def apply(
         self, format_inputs: dict[str, Any], prompt_inputs: dict[str, Any], given: Mapping[str, Any]
