@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 from dspy.lm15 import Adaptation, Config, Request, UnsupportedFeatureError
 
@@ -48,16 +49,59 @@ def call_settings(
         for name in OPENAI_SETTINGS
         if (value := getattr(config, name, None)) not in (None, ())
     }
-    llamacpp = _llamacpp_settings(config)
-    llamacpp.pop(SETTING, None)  # adapter.engine.template_options handles it
+    llamacpp = _metadata(config).get("llamacpp", {})
     biases = (config.extensions or {}).get("logit_bias") or defaults.logit_bias
-    asked |= {**llamacpp, "logit_bias": _logit_bias(biases, n_vocab)}
-    settings = CallSettings(**{**vars(defaults), **asked})
+    if not biases and _is_exact(asked) and _is_exact(llamacpp):
+        settings = _kept(defaults, n_vocab, _key(asked), _key(llamacpp))
+    else:
+        settings = _checked(defaults, n_vocab, asked, llamacpp, biases)
+    return settings, tuple(_adaptations(request))
+
+
+def _checked(
+    defaults: LlamaCppConfig,
+    n_vocab: int,
+    asked: Mapping[str, Any],
+    llamacpp: Any,
+    biases: Any,
+) -> CallSettings:
+    own = _llamacpp_settings(llamacpp)
+    own.pop(SETTING, None)  # adapter.engine.template_options handles it
+    given = {**asked, **own, "logit_bias": _logit_bias(biases, n_vocab)}
+    settings = CallSettings(**{**vars(defaults), **given})
     if settings.logprobs is not None and settings.logprobs > n_vocab:
         raise InvalidParameterError(
             "logprobs", settings.logprobs, f"at most {n_vocab}, the tokens that the model knows"
         )
-    return settings, tuple(_adaptations(request))
+    return settings
+
+
+KEPT_SETTINGS = 256
+"""Settings of calls that stay checked: a program asks with the same few again and again."""
+
+_Key: TypeAlias = tuple[tuple[str, type, Any], ...]
+
+
+@lru_cache(KEPT_SETTINGS)
+def _kept(defaults: LlamaCppConfig, n_vocab: int, asked: _Key, llamacpp: _Key) -> CallSettings:
+    given, own = ({name: value for name, _, value in key} for key in (asked, llamacpp))
+    return _checked(defaults, n_vocab, given, own, {})
+
+
+def _key(asked: Mapping[str, Any]) -> _Key:
+    # With the types: True equals 1, and is not allowed where 1 is.
+    return tuple((name, type(value), value) for name, value in asked.items())
+
+
+def _is_exact(asked: Any) -> bool:
+    """Whether settings are equal only if they are the same: numbers and texts."""
+    return type(asked) is dict and all(
+        type(value) in _SCALARS or (type(value) is tuple and all(type(one) is str for one in value))
+        for value in asked.values()
+    )
+
+
+_SCALARS = frozenset((bool, int, float, str))
 
 
 def drawn_seed(seed: int | None) -> int:
@@ -100,9 +144,8 @@ def asked_llamacpp(config: Config) -> dict[str, Any]:
     return dict(_metadata(config).get("llamacpp") or {})
 
 
-def _llamacpp_settings(config: Config) -> dict[str, Any]:
+def _llamacpp_settings(settings: Any) -> dict[str, Any]:
     """The settings in metadata={"llamacpp": {...}}, checked."""
-    settings = _metadata(config).get("llamacpp", {})
     known = ", ".join(LLAMACPP_SETTINGS)
     if not isinstance(settings, dict):
         raise InvalidParameterError("metadata['llamacpp']", settings, f"a dict of {known}")

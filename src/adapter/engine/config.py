@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -214,7 +214,7 @@ class CallSettings(LlamaCppConfig):
         None, "how long the model thinks, where its template has levels"
     )
 
-    @property
+    @cached_property
     def sampling(self) -> Sampling:
         """The sampler settings."""
         return Sampling(**{name: getattr(self, name) for name in settings_of(Sampling)})

@@ -50,7 +50,7 @@ from adapter.engine.model_names import engine_name, portable_name, require_known
 from adapter.engine.prompt import build_prompt, refuse_grammar
 from adapter.engine.quota import Quota, RequestRate, TokenBudget
 from adapter.engine.rollouts import current_rollout
-from adapter.engine.shortened_answers import shortened, too_few
+from adapter.engine.shortened_answers import Shortened, shortened, too_few
 from adapter.engine.steps import Steps, Waits, outcome_of, parts_of
 from adapter.engine.template_options import template_options
 from adapter.errors import (
@@ -176,13 +176,14 @@ class LlamaCppEngine:
         model: pyllama.Model,
         noted: tuple[Adaptation, ...],
     ) -> Waits[Response | None]:
-        with self._admitted(request, model, noted) as call:
-            asked = replace(call.request, streamed=False)
-            with closing(self._generator.submit(asked, cancelled)) as pending:
-                while (piece := (yield from outcome_of(pending, wait=wait))) is not None:
-                    if isinstance(piece, GenerationResult):
-                        call.settle(piece)
-                        return self._response(request, call, piece)
+        with (
+            self._admitted(request, model, noted, streamed=False) as call,
+            closing(self._generator.submit(call.request, cancelled)) as pending,
+        ):
+            while (piece := (yield from outcome_of(pending, wait=wait))) is not None:
+                if isinstance(piece, GenerationResult):
+                    call.settle(piece)
+                    return self._response(request, call, piece)
         return None
 
     def _judge(
@@ -289,7 +290,7 @@ class LlamaCppEngine:
                         yield StreamEndEvent(
                             finish_reason_of(piece, called=answer.called),
                             usage_of(piece, call.parser, call.piece),
-                            self._provider_data(call, piece),
+                            self._provider_data(call, shortened(call.request, piece)),
                         )
                         return
                     yield from answer.push(piece)
@@ -343,7 +344,7 @@ class LlamaCppEngine:
 
     def _streamed(self, request: Request, model: pyllama.Model) -> AbstractContextManager[_Call]:
         _, noted = judgments_to_measure(request, self.loaded, streaming=True)
-        return self._admitted(request, model, noted)
+        return self._admitted(request, model, noted, streamed=True)
 
     def _leased(self, request: Request) -> Lease[pyllama.Model]:
         """The model that a request names, kept in memory for a block."""
@@ -354,7 +355,12 @@ class LlamaCppEngine:
 
     @contextmanager
     def _admitted(
-        self, request: Request, model: pyllama.Model, noted: tuple[Adaptation, ...]
+        self,
+        request: Request,
+        model: pyllama.Model,
+        noted: tuple[Adaptation, ...],
+        *,
+        streamed: bool,
     ) -> Iterator[_Call]:
         """Turn a request into tokens and settings that fit the context, and charge it for a block.
 
@@ -390,6 +396,7 @@ class LlamaCppEngine:
             logprobs=settings.logprobs,
             reasoning_budget=prompt.reasoning_budget,
             timeout=self.config.timeout_secs,
+            streamed=streamed,
         )
         fewest = 0
         if settings.complete_answers and prompt.constraint is not None:
@@ -402,9 +409,9 @@ class LlamaCppEngine:
             if granted < max_tokens:
                 reason = f"the token budget of {self.budget.limit} leaves that many"
                 adaptations += (_clamped(reason, max_tokens, granted),)
+                asked = replace(asked, max_tokens=granted)
             if granted < fewest and self.budget.limit is not None:
                 raise TokenBudgetExhaustedError(self.budget.limit - granted, self.budget.limit)
-            asked = replace(asked, max_tokens=granted)
             yield _Call(asked, prompt.parser, model.vocab.token_to_piece, adaptations)
 
     def errors(self) -> AbstractContextManager[None]:
@@ -417,6 +424,7 @@ class LlamaCppEngine:
     def _response(self, request: Request, call: _Call, result: GenerationResult) -> Response:
         message = message_of(result, call.parser)
         reports = call.request.logprobs is not None
+        ended_early = shortened(call.request, result)
         return Response(
             id=None,
             model=request.model,
@@ -425,14 +433,14 @@ class LlamaCppEngine:
             usage=usage_of(result, call.parser, call.piece),
             logprobs=logprobs_of(result.logprobs, call.piece) if reports else None,
             logprobs_complete=result.logprobs_complete,
-            provider_data=self._provider_data(call, result),
-            adaptations=call.adaptations + shortened(call.request, result).adaptations,
+            provider_data=self._provider_data(call, ended_early),
+            adaptations=call.adaptations + ended_early.adaptations,
         )
 
-    def _provider_data(self, call: _Call, result: GenerationResult) -> dict[str, Any]:
+    def _provider_data(self, call: _Call, ended_early: Shortened) -> dict[str, Any]:
         # Whether drawn or given, the seed repeats this very answer.
         data = {"seed": call.request.seed, "device": self.loaded.device}
-        return data | (shortened(call.request, result).provider_data or {})
+        return data | (ended_early.provider_data or {})
 
 
 @dataclass

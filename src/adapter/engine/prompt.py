@@ -101,7 +101,8 @@ def build_prompt(
     )
     if constraint is not None:
         marks = () if budget is None else (budget.start, *budget.ends)
-        constraint = replace(constraint, shown=preserved.union(*marks))
+        shown = preserved.union(*marks)
+        constraint = replace(constraint, shown=shown) if shown else constraint
     return Prompt(
         tokens=tuple(loaded.tokenize(rendered)),
         constraint=constraint,

@@ -20,13 +20,16 @@ class Shortened:
     provider_data: dict[str, Any] | None = None
 
 
+_AS_WANTED = Shortened()
+
+
 def shortened(request: GenerationRequest, result: GenerationResult) -> Shortened:
     """What to report of a result.
 
     provider_data is for the end of a stream, which has no adaptations.
     """
-    if request.constraint is None:
-        return Shortened()
+    if request.constraint is None or not (result.shortened or result.repeated):
+        return _AS_WANTED
     gbnf = request.constraint.gbnf
     adaptations = []
     provider_data: dict[str, Any] = {}

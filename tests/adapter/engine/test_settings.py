@@ -199,6 +199,35 @@ def test_a_bias_of_the_config_names_tokens_that_the_model_knows():
         call_settings(request, config, 100)
 
 
+def test_a_setting_is_refused_though_an_equal_one_was_allowed_before():
+    """Settings that were checked are kept, and True equals 1."""
+
+    def asked(**llamacpp):
+        extensions = {"metadata": {"llamacpp": llamacpp}}
+        return Request("tiny", (Message.user("Hi"),), config=Config(extensions=extensions))
+
+    config = LlamaCppConfig("tiny")
+    for name, allowed, refused in (
+        ("mirostat", 1, True),
+        ("min_p", 1.0, True),
+        ("end_repetitions", True, 1),
+    ):
+        first, _ = call_settings(asked(**{name: allowed}), config, 100)
+        again, _ = call_settings(asked(**{name: allowed}), config, 100)
+        assert first == again
+        with pytest.raises(InvalidParameterError, match=name):
+            call_settings(asked(**{name: refused}), config, 100)
+
+
+def test_kept_settings_are_those_of_their_config_and_vocabulary():
+    request = Request("tiny", (Message.user("Hi"),), config=Config(top_k=7, logprobs=50))
+    for min_p in (0.1, 0.2):
+        settings, _ = call_settings(request, LlamaCppConfig("tiny", min_p=min_p), 100)
+        assert (settings.top_k, settings.sampling.min_p) == (7, min_p)
+    with pytest.raises(InvalidParameterError, match="at most 49"):
+        call_settings(request, LlamaCppConfig("tiny", min_p=0.1), 49)
+
+
 def test_help_lists_the_settings():
     for name, each in IN_CONFIG.items():
         assert f"    {name}: {each.doc} ({each.allowed})" in LlamaCppConfig.__doc__
