@@ -382,6 +382,8 @@ class BoundAnswers(_Adapter):
                 made[name] = {**known.get(name, {}), "schema": given}
             return made
 
+        if not calls:
+            return answer_grammar(signature, self.form, known)
         try:
             schema = self._calls_schema(inputs, demos)
             return answer_grammar(signature, self.form, {**known, **of_calls(schema)})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import dspy
 from dspy import LM
@@ -30,7 +32,7 @@ from adapter.signatures.constrained_adapters import constrained
 from adapter.signatures.decisions import DecisionPlan, decisions_in
 from adapter.signatures.field_lines import input_lines, output_lines
 from adapter.signatures.field_markers import FieldMarkers
-from adapter.signatures.formatting import beginnings_of_placeholders, demonstrated, system_message
+from adapter.signatures.formatting import demonstrated, system_message
 from adapter.signatures.known_tools import (
     bare_calls_schema,
     calling_agent,
@@ -42,14 +44,16 @@ from adapter.signatures.one_body import Answers, Ask, blocking, completed
 from adapter.signatures.paragraphs import (
     below_their_names,
     has_line_breaks,
-    may_be_empty,
-    single_paragraphs,
+    known_of_texts,
 )
 from adapter.signatures.parsing import parse_completion
+from adapter.signatures.repeated_calls import KEPT, RepeatedCall
 from adapter.signatures.values import is_of_calls
 
 if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel
+
+T = TypeVar("T")
 
 GENERATION_SETTINGS = OPENAI_SETTINGS | {"n", "top_logprobs", "metadata", "rollout_id"}
 """What a call takes over from the settings of the dspy.LM that it was meant for."""
@@ -63,6 +67,19 @@ MAX_THOUGHT = 600
 _below: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
     "below", default=frozenset()
 )  # the outputs that begin on the line below their names, while a call is formatted
+
+
+class _Beginning(NamedTuple):
+    """The messages before the inputs of a call, and the outputs below their names in them."""
+
+    system: str
+    demos: tuple[dict[str, Any], ...]
+    below: frozenset[str]
+
+
+_beginning: contextvars.ContextVar[_Beginning | None] = contextvars.ContextVar(
+    "beginning", default=None
+)  # what is known of the call that is being formatted
 
 
 class _Ways(NamedTuple):
@@ -325,17 +342,27 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]:
         """Return the messages of a call."""
-        token = _below.set(below_their_names(signature, demos))
-        try:
-            with demonstrated(bool(demos)):
-                messages: list[dict[str, Any]] = super().format(signature, demos, inputs)
-        finally:
-            _below.reset(token)
+        call = RepeatedCall.of(signature, demos) if type(self) is LlamaCppAdapter else None
+        beginning = None if call is None else _kept_beginning(call)
+        below = below_their_names(signature, demos) if beginning is None else beginning.below
+        with demonstrated(bool(demos)), _set(_below, below), _set(_beginning, beginning):
+            messages: list[dict[str, Any]] = super().format(signature, demos, inputs)
         return messages
 
     def format_system_message(self, signature: type[Signature]) -> str:
         """Return the instructions and the form of the answer."""
-        return system_message(signature)
+        beginning = _beginning.get()
+        return system_message(signature) if beginning is None else beginning.system
+
+    def format_demos(
+        self, signature: type[Signature], demos: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Return the demonstrations as turns of the conversation."""
+        beginning = _beginning.get()
+        if beginning is not None:
+            return [dict(message) for message in beginning.demos]
+        messages: list[dict[str, Any]] = super().format_demos(signature, demos)
+        return messages
 
     def format_user_message_content(
         self,
@@ -375,20 +402,11 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
     def _known_of_fields(
         self, signature: type[Signature], demos: list[dict[str, Any]]
     ) -> dict[str, dict[str, Any]]:
-        unwritten = beginnings_of_placeholders(signature, demos)
-        known: dict[str, dict[str, Any]] = {
-            name: {
-                "unwritten": unwritten,
-                "required": not may_be_empty(name, field, demos),
-            }
-            for name, field in signature.output_fields.items()
-        }
-        for name in below_their_names(signature, demos):
-            known[name]["below"] = True
-        if self.end_texts_at_blank_line:
-            for name in single_paragraphs(signature, demos):
-                known[name]["paragraph"] = True
         agent = calling_agent(signature)
+        call = RepeatedCall.of(signature, demos) if agent is None else None
+        if call is not None:
+            return _kept_known(call, self.end_texts_at_blank_line)
+        known = known_of_texts(signature, demos, paragraphs=self.end_texts_at_blank_line)
         if agent is not None:
             for name in ("next_thought", "reasoning"):
                 if name in known and not has_line_breaks(name, demos):
@@ -409,6 +427,29 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         markers = FieldMarkers(signature, is_bound=True)
         markers.push(text)
         return grammar.last_text is not None and [*signature.output_fields][-1] in markers.values()
+
+
+@lru_cache(KEPT)
+def _kept_beginning(call: RepeatedCall) -> _Beginning:
+    signature, demos = call.signature, call.demos
+    below = below_their_names(signature, demos)
+    with demonstrated(bool(demos)), _set(_below, below), _set(_beginning, None):
+        messages = LlamaCppAdapter().format_demos(signature, demos)
+        return _Beginning(system_message(signature), tuple(messages), below)
+
+
+@lru_cache(KEPT)
+def _kept_known(call: RepeatedCall, paragraphs: bool) -> dict[str, dict[str, Any]]:
+    return known_of_texts(call.signature, call.demos, paragraphs=paragraphs)
+
+
+@contextmanager
+def _set(variable: contextvars.ContextVar[T], value: T) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 def _require_own_listener() -> None:

@@ -12,7 +12,11 @@ from typing import Any
 from dspy.signatures import Signature
 from pydantic.fields import FieldInfo
 
-from adapter.signatures.formatting import describe_form, description_of
+from adapter.signatures.formatting import (
+    beginnings_of_placeholders,
+    describe_form,
+    description_of,
+)
 
 _LONG = re.compile(
     r"(?<![a-z])(paragraphs?|lines|multi-?line|newlines?|sections?|chapters?|stanzas?|verses?|"
@@ -28,6 +32,27 @@ FEW = 2
 """Demonstrations that do not yet show that all values are of a kind."""
 
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
+
+
+def known_of_texts(
+    signature: type[Signature], demos: Sequence[Mapping[str, Any]], *, paragraphs: bool
+) -> dict[str, dict[str, Any]]:
+    """What is known of the outputs' texts, as attributes of ``answer_grammar.Field`` by name.
+
+    Args:
+        paragraphs: whether the text of one of several outputs ends at a blank line.
+    """
+    unwritten = beginnings_of_placeholders(signature, demos)
+    known: dict[str, dict[str, Any]] = {
+        name: {"unwritten": unwritten, "required": not may_be_empty(name, field, demos)}
+        for name, field in signature.output_fields.items()
+    }
+    for name in below_their_names(signature, demos):
+        known[name]["below"] = True
+    if paragraphs:
+        for name in single_paragraphs(signature, demos):
+            known[name]["paragraph"] = True
+    return known
 
 
 def single_paragraphs(

@@ -50,8 +50,9 @@ def parse_completion(
     if is_bound:
         exact = FieldMarkers(signature, is_bound=True)
         exact.push(completion)
-        if len(exact.values()) == len(signature.output_fields):
-            strategies = {"the grammar's markers": lambda *_: {**exact.values()}}
+        marked = exact.values()
+        if len(marked) == len(signature.output_fields):
+            strategies = {"the grammar's markers": lambda *_: marked}
             is_exact = True
     for name, strategy in strategies.items():
         raw = strategy(signature, completion)
