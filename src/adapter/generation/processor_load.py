@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 FIRST_SECONDS, SECONDS = 0.1, 0.25
-"""The time between the first two readings, and between later ones, at least.
+"""The time between the first two readings of a computation, and between later ones, at least.
 
 The first answers should have the right number of threads soon, and so should the trial of how long
-a batch takes. In less time a processor has too few ticks, of 10 ms each.
+a batch takes. In less time too little passes: a processor's idle time is told in steps of 10 ms.
 """
 
 STAT = Path("/proc/stat")
@@ -22,10 +22,15 @@ TASKS = Path("/proc/self/task")
 ONE_TAKEN, ONE_FREE = 0.4, 0.15
 """The part of a processor above which other work takes it, and below which it is free again."""
 
-USED = (1, 3, 6, 7, 8)
-"""Fields of a processor's line in /proc/stat: user, system, irq, softirq, steal.
+COUNTED = slice(1, 9)
+"""Fields of a processor's line in /proc/stat: all its time, without guests, who are users, too."""
 
-What is left out: idle, iowait, and guests, which are counted as user.
+RESTED = (4, 5)
+"""The fields of time in which a processor had nothing to do: idle, iowait.
+
+Linux measures these. What it did in the rest of the time is a guess: at each of some hundred ticks
+a second all the time since the last one counts for whatever runs just then. For threads that sleep
+and wake between two ticks the guess is wrong, by more than a processor in a tenth of a second.
 """
 
 NICED = 2
@@ -34,8 +39,10 @@ NICED = 2
 
 class _Reading(NamedTuple):
     at: float
-    busy: float  # seconds that the processors worked
-    own: float  # seconds of them for this process
+    processors: set[int]
+    counted: int  # ticks that the system tells of them
+    rested: float  # seconds that they were free for this process
+    own: float  # seconds that this process had
     threads: dict[int, float]  # seconds of each Python thread of this process
 
 
@@ -47,7 +54,7 @@ class ProcessorLoad:
     """
 
     def __init__(self) -> None:
-        self._last: _Reading | None = None
+        self._last = _read(time.monotonic())
         self._next = 0.0  # when it is read again
         self._average: float | None = None
 
@@ -56,36 +63,47 @@ class ProcessorLoad:
 
         Args:
             now: by ``time.monotonic()``.
-            paused: whether nothing was computed for a while. What was read before is forgotten.
+            paused: whether nothing was computed for a while. The average begins anew then. The
+                first answer is what other processes used meanwhile. Python threads of this one are
+                left out of it: most of those that worked then wait for the computation now.
 
         Returns:
             None if that is not known, or if it was read a moment ago.
         """
         if paused:
-            self._last = self._average = None
-        elif now < self._next:
+            self._average = None
+            self._next = 0.0
+        if self._last is not None:
+            self._next = max(self._next, self._last.at + FIRST_SECONDS)
+        if now < self._next:
             return None
         last, self._last = self._last, _read(now)
-        self._next = now + (FIRST_SECONDS if last is None else SECONDS)
+        self._next = now + (FIRST_SECONDS if paused or last is None else SECONDS)
         if last is None or self._last is None:
             return None
-        found = _used_by_others(last, self._last)
+        found = _used_by_others(last, self._last, with_threads=not paused)
+        if found is None or paused:
+            return found
         if self._average is not None:
             found = (self._average + found) / 2
         self._average = found
         return found
 
 
-def _used_by_others(last: _Reading, now: _Reading) -> float:
-    """Processors between two readings."""
-    here = threading.get_native_id()
-    threads = sum(
-        max(0.0, seconds - last.threads.get(tid, 0.0))
-        for tid, seconds in now.threads.items()
-        if tid != here
-    )
-    used = now.busy - last.busy - (now.own - last.own) + threads
-    return max(0.0, used / (now.at - last.at))
+def _used_by_others(last: _Reading, now: _Reading, *, with_threads: bool) -> float | None:
+    """Processors between two readings. None if these tell nothing of the same processors."""
+    if now.processors != last.processors or now.counted <= last.counted:
+        return None
+    seconds = now.at - last.at
+    used = seconds * len(now.processors) - (now.rested - last.rested) - (now.own - last.own)
+    if with_threads:
+        here = threading.get_native_id()
+        used += sum(
+            max(0.0, at - last.threads.get(tid, 0.0))
+            for tid, at in now.threads.items()
+            if tid != here
+        )
+    return max(0.0, used / seconds)
 
 
 def free_threads(most: int) -> int:
@@ -96,7 +114,6 @@ def free_threads(most: int) -> int:
     if most == 1:
         return 1
     load = ProcessorLoad()
-    load.others(time.monotonic())
     time.sleep(SECONDS)
     others = load.others(time.monotonic())
     return most if others is None else threads_beside(others - ONE_TAKEN, most)
@@ -124,17 +141,23 @@ def _processors() -> set[int]:
 
 def _read(at: float) -> _Reading | None:
     try:
-        names = {f"cpu{number}" for number in _processors()}
-        counted = (*USED, NICED) if os.nice(0) > 0 else USED
-        ticks = 0
+        processors = _processors()
+        names = {f"cpu{number}" for number in processors}
+        free = RESTED if os.nice(0) > 0 else (*RESTED, NICED)
+        listed = counted = rested = 0
         for line in STAT.read_text("ascii").splitlines():
             fields = line.split()
             if not fields or not fields[0].startswith("cpu"):
                 break
             if fields[0] in names:
-                ticks += sum(int(fields[index]) for index in counted)
-        busy = ticks / os.sysconf("SC_CLK_TCK")
-        return _Reading(at, busy, time.process_time(), _thread_seconds())
+                listed += 1
+                counted += sum(map(int, fields[COUNTED]))
+                rested += sum(int(fields[index]) for index in free)
+        if listed < len(processors):  # as in some containers
+            return None
+        ticks = os.sysconf("SC_CLK_TCK")
+        own = time.process_time()
+        return _Reading(at, processors, counted, rested / ticks, own, _thread_seconds())
     except (OSError, ValueError, IndexError, AttributeError, MemoryError):
         return None  # no request fails because of it
 
