@@ -171,12 +171,15 @@ class SchedulerCore:
 
     def _measure(self) -> None:
         try:
-            slots = self.memory.slots
+            running = n_tokens = n_cells = 0
+            for cache in self.memory:
+                n_cells += cache.n_cells
+                for slot in cache.slots:
+                    running += slot.sequence is not None
+                    if slot.blocks or slot.sequence is not None:
+                        n_tokens += slot.n_tokens
             self._metrics.at(
-                running=sum(slot.sequence is not None for slot in slots),
-                waiting=len(self.waiting),
-                kv_tokens=sum(slot.n_tokens for slot in slots),
-                kv_cells=sum(cache.n_cells for cache in self.memory),
+                running=running, waiting=len(self.waiting), kv_tokens=n_tokens, kv_cells=n_cells
             )
         except Exception as error:  # no request is affected
             note(logger, logging.DEBUG, "not measured: %s", error)

@@ -62,13 +62,17 @@ def n_shared(one: BlockHashes, other: BlockHashes) -> int:
 def n_shared_each(prompts: Iterable[BlockHashes], other: BlockHashes) -> list[int]:
     """The same for several prompts. Most of one program's share as much as the one before."""
     found = []
-    n = 0
+    n_other = len(other)
+    n = 0  # what the last one that was long enough shares
     for one in prompts:
-        most = min(len(one), len(other))
-        as_before = n <= most and (n == 0 or one[n - 1] == other[n - 1])
-        if not as_before or (n < most and one[n] == other[n]):
-            n = n_shared(one, other)
-        found.append(n)
+        most = len(one) if len(one) < n_other else n_other
+        if n <= most:
+            as_before = n == 0 or one[n - 1] == other[n - 1]
+            if not as_before or (n < most and one[n] == other[n]):
+                n = n_shared(one, other)
+            found.append(n)
+        else:
+            found.append(n_shared(one, other) if most else 0)
     return found
 
 

@@ -80,6 +80,7 @@ class PrefixReuse:
         self.rolls_back = rolls_back(model)
         self._keeps_answers = keeps_answers and self.rolls_back
         self._in_slots: BlockIndex[Slot] = BlockIndex()
+        self._indexed: list[KVCache] = []  # whose slots are in it
         self._computing: BlockIndex[ScheduledRequest] = BlockIndex()
         self._cache_of: dict[ScheduledRequest, KVCache] = {}
         self._read_for: WeakSet[ScheduledRequest] = WeakSet()
@@ -237,12 +238,16 @@ class PrefixReuse:
 
     def _n_in_slots(self, wanted: BlockHashes, prompt: HashedPrompt) -> int:
         """How many blocks of a prompt are in slots."""
-        slots = {slot: slot.blocks for cache in self.caches for slot in cache.slots}
-        for gone in [slot for slot in self._in_slots if slot not in slots]:
-            self._in_slots.put(gone, ())
-        for slot, blocks in slots.items():
-            if blocks is not self._in_slots.blocks(slot):
-                self._in_slots.put(slot, blocks)
+        if self._indexed != self.caches:
+            slots = {slot for cache in self.caches for slot in cache.slots}
+            for gone in [slot for slot in self._in_slots if slot not in slots]:
+                self._in_slots.put(gone, ())
+            self._indexed = [*self.caches]
+        known = self._in_slots.blocks
+        for cache in self.caches:
+            for slot in cache.slots:
+                if slot.blocks is not known(slot):
+                    self._in_slots.put(slot, slot.blocks)
         n_found = self._in_slots.find(wanted)
         if not n_found or self._exactness.cuts_anywhere:
             return n_found

@@ -30,3 +30,16 @@ def test_what_several_prompts_share_is_what_each_of_them_shares():
     assert n_shared_each(prompts, other) == [n_shared(one, other) for one in prompts]
     assert set(n_shared_each(prompts, other)) == {0, 1, 4, 8, 9}
     assert n_shared_each([], other) == []
+
+
+def test_any_prompts_are_compared_as_one_by_one():
+    draw = random.Random(0)
+    for _ in range(300):
+        prompts = [
+            block_hashes([draw.choice((1, 2)) for _ in range(draw.choice((0, 8, 16, 24, 40)))])
+            for _ in range(12)
+        ]
+        other = draw.choice(prompts)
+        assert n_shared_each(prompts, other) == [n_shared(one, other) for one in prompts]
+        alike = [other[: draw.randint(0, len(other))] for _ in range(12)]
+        assert n_shared_each(alike, other) == list(map(len, alike))
