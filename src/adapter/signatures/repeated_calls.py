@@ -57,7 +57,8 @@ def _content(name: str, field: FieldInfo) -> Hashable:
         if text is not None and type(text) is not str:
             raise _Uncertain
     is_empty = isinstance(field.default, str) and field.default == ""
-    return name, field.annotation, is_empty, kind, desc, constraints
+    # With its text: typing holds int | str and str | int to be equal, and they read otherwise.
+    return name, field.annotation, repr(field.annotation), is_empty, kind, desc, constraints
 
 
 def _shown(demo: Mapping[str, Any]) -> Hashable:

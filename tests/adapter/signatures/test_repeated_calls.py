@@ -85,6 +85,22 @@ def test_equal_values_of_other_types_are_written_as_themselves():
     assert RepeatedCall.of(plain, [{"count": 0.0}]) is None  # which equals -0.0
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Literal["a", "b"], Literal["b", "a"]),
+        (int | str, str | int),
+        (list[Literal["a", "b"]], list[Literal["b", "a"]]),
+    ],
+    ids=str,
+)
+def test_types_that_typing_holds_to_be_equal_are_described_as_themselves(one, other):
+    assert one == other
+    for annotation in (one, other):
+        fields = {"ticket": (str, dspy.InputField()), "thing": (annotation, dspy.OutputField())}
+        same(dspy.Signature(fields), [])
+
+
 def test_a_signature_that_was_changed_in_place_is_described_as_it_is_now():
     signature = Ticket.with_instructions("Read.")
     before = same(signature, DEMOS)[0]
