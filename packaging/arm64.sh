@@ -1,9 +1,9 @@
 #!/bin/sh
-# This machine's cross compilers for 64-bit Arm, with CMake and Ninja, and a Debian for Arm in which
-# qemu runs what they build:
+# This machine's cross compilers for 64-bit Arm, a Python environment with what else a build needs,
+# and a Debian for Arm in which qemu runs what they build:
 #
 #     eval "$(packaging/arm64.sh FOLDER [RELEASE])"
-#     pip wheel --no-deps . -C build-dir=build/arm64 -C cmake.define.GGML_VULKAN=OFF
+#     pip wheel --no-build-isolation --no-deps . -C build-dir=build/arm64 -C cmake.define.GGML_VULKAN=OFF
 #     chroot "$ARM64_ROOT" python3 ...
 #
 # RELEASE is that of this machine, whose C library the cross compilers link. Needs root, debootstrap,
@@ -24,15 +24,16 @@ if [ ! -e "$root/complete" ]; then
     cp "$root"/usr/include/aarch64-linux-gnu/python3.*/pyconfig.h "$folder/include/"
     touch "$root/complete"
 fi
-if [ ! -e "$folder/bin/ninja" ]; then
-    # For a build, pip would bring those of Arm.
+if [ ! -e "$folder/tools/complete" ]; then
+    # An isolated build would get these for Arm, where cffi and CMake do not run.
+    rm -rf "$folder/tools"
     python3 -m venv "$folder/tools"
-    "$folder/tools/bin/pip" install --quiet "cmake>=3.26" ninja >&2
-    mkdir -p "$folder/bin"
-    ln -sf ../tools/bin/cmake ../tools/bin/ninja "$folder/bin/"
+    "$folder/tools/bin/pip" install --quiet \
+        "scikit-build-core>=1.0" "cffi>=2.1" "pip>=23.1" "cmake>=3.26" ninja >&2
+    touch "$folder/tools/complete"
 fi
 
-echo "export PATH='$folder/bin':\"\$PATH\""
+echo "export PATH='$folder/tools/bin':\"\$PATH\""
 echo "export CC=aarch64-linux-gnu-gcc CXX=aarch64-linux-gnu-g++ _PYTHON_HOST_PLATFORM=linux-aarch64"
 echo "export CMAKE_ARGS='-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64" \
     "-DPython_INCLUDE_DIR=$folder/include'"
