@@ -122,6 +122,18 @@ def test_it_pauses_for_whatever_else_its_thread_does_with_the_context(tiny):
         assert context.memory.seq_pos_max(0) == LENGTHS[0] + 50 - 2
 
 
+def test_a_state_is_restored_after_what_was_there_is_gone(tiny):
+    n_tokens = 60
+    with context_of(tiny) as context:
+        for seq_id in range(2):
+            context.decode(Batch.from_tokens(list(range(5, 5 + n_tokens)), seq_id=seq_id))
+        state = context.state.seq_get_data(0)
+        with Generation(context):
+            for _ in range(1000):  # the other thread may be quick or slow
+                context.state.seq_set_data(state, 1)
+                assert context.memory.seq_pos_max(1) == n_tokens - 1
+
+
 @pytest.mark.parametrize("n_max", [6, 100])
 def test_it_writes_what_is_forced(tiny, n_max):
     chain = SamplerChain([Sampler.greedy()], grammar=GrammarSampler(tiny.vocab, FORCING))

@@ -127,12 +127,12 @@ class generation {
         changed_.notify_all();
     }
 
+    // While it is paused, its owner uses the memory itself: then the change is made at once.
     void add(const change & wanted) {
-        {
-            const std::lock_guard lock(mutex_);
-            changes_.push_back(wanted);
-        }
+        std::unique_lock lock(mutex_);
+        changes_.push_back(wanted);
         changed_.notify_all();
+        changed_.wait(lock, [&] { return !paused_ || (!busy_ && changes_.empty()); });
     }
 
     // Lets it go on, waits for news, and tells the parts what is known of them. Returns what the
