@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from adapter.grammar.collections_paused import collections_paused
 from adapter.grammar.gbnf.automata import TooLarge
 from adapter.grammar.gbnf.characters import Characters
 from adapter.grammar.gbnf.rules import (
@@ -460,6 +461,7 @@ def _impossible(schema: Mapping[str, Any]) -> ImpossibleSchemaError:
 
 
 @lru_cache(KEPT)
+@collections_paused
 def json_schema_grammar(schema: str, *, any_order: bool = False) -> SchemaGrammar:
     """The grammar of the JSON texts that a schema, given as JSON, describes.
 
