@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from typing import TypeAlias
@@ -18,18 +18,18 @@ MAX_REPEAT = 1000
 _MAX_NESTED = 20  # depth of nested parentheses
 
 
+@dataclass(slots=True)
 class _Hashed:
-    """Keeps its hash: expressions are compared often, and each is a tree of others."""
+    """Keeps its hash: expressions are compared often, and each is a tree of others.
 
-    __slots__ = ("_hash",)
-    _hash: int
+    Expressions do not change once they are made. They are not frozen because that would make each
+    of them, thousands for a grammar, in twice the time.
+    """
 
-    def _keep(self, made: int) -> int:
-        object.__setattr__(self, "_hash", made)
-        return made
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Text(_Hashed):
     """Exactly this text."""
 
@@ -39,46 +39,41 @@ class Text(_Hashed):
         return hash(self.text)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class OneOf(_Hashed):
     """One character of a set."""
 
     characters: Characters
 
     def __hash__(self) -> int:
-        try:
-            return self._hash
-        except AttributeError:
-            return self._keep(hash(self.characters))
+        return hash(self.characters)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Concatenation(_Hashed):
     """One expression after the other. Without any, the empty text."""
 
     parts: tuple[Expression, ...]
 
     def __hash__(self) -> int:
-        try:
-            return self._hash
-        except AttributeError:
-            return self._keep(hash(self.parts))
+        if not self._hash:
+            self._hash = hash(self.parts)
+        return self._hash
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Choice(_Hashed):
     """Any one of several expressions. Without any, nothing fits."""
 
     options: tuple[Expression, ...]
 
     def __hash__(self) -> int:
-        try:
-            return self._hash
-        except AttributeError:
-            return self._keep(hash((Choice, self.options)))
+        if not self._hash:
+            self._hash = hash((Choice, self.options))
+        return self._hash
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Repeat(_Hashed):
     """An expression `least` to `most` times. None for `most` means any number."""
 
@@ -87,13 +82,12 @@ class Repeat(_Hashed):
     most: int | None
 
     def __hash__(self) -> int:
-        try:
-            return self._hash
-        except AttributeError:
-            return self._keep(hash((self.part, self.least, self.most)))
+        if not self._hash:
+            self._hash = hash((self.part, self.least, self.most))
+        return self._hash
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pairs(_Hashed):
     """Any one of several pairs of rules, given by name, one rule after the other.
 
@@ -103,13 +97,12 @@ class Pairs(_Hashed):
     pairs: tuple[tuple[str, str], ...]
 
     def __hash__(self) -> int:
-        try:
-            return self._hash
-        except AttributeError:
-            return self._keep(hash(self.pairs))
+        if not self._hash:
+            self._hash = hash(self.pairs)
+        return self._hash
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Rule(_Hashed):
     """What the rule of this name describes."""
 
@@ -221,17 +214,16 @@ class Rules:
     def __init__(self) -> None:
         self.n_states = 0
         self._rules: dict[str, Expression] = {}
-        self._names: dict[Hashable, str] = {}
+        self._by_key: dict[Hashable, Rule] = {}
         self._counts: dict[str, int] = {}  # the last of each name's numbers
 
     def add(self, hint: str, key: Hashable, body: Callable[[], Expression]) -> Rule:
         """The rule that stands for `key`. If it is new, `body` makes it, and may refer to it."""
-        if key not in self._names:
-            name = self._new_name(hint)
-            self._names[key] = name
-            self._rules[name] = IMPOSSIBLE  # reserves the name while the body is made
-            self._rules[name] = body()
-        return Rule(self._names[key])
+        rule = self._by_key.get(key)
+        if rule is None:
+            rule = self._by_key[key] = self.reserve(hint)
+            self.define(rule, body())
+        return rule
 
     def reserve(self, hint: str) -> Rule:
         """A new rule, to be defined later."""
