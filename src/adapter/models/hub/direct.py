@@ -176,7 +176,11 @@ def _require_room(what: str, folder: Path, needed: int) -> None:
 
 def _require_digest(what: str, found: str, sha256: str | None) -> None:
     if sha256 is not None and found != sha256.casefold():
-        raise ModelDownloadError(what, f"its SHA-256 is {found}, and not {sha256}")
+        raise ModelDownloadError(
+            what,
+            f"its SHA-256 is {found}, and not {sha256}; nothing of it was kept. Compare the digest "
+            "with the one that the file's publisher gives",
+        )
 
 
 def _require_complete(what: str, path: Path) -> None:

@@ -93,7 +93,8 @@ def fetch(
         raise ModelDownloadError(
             str(name),
             f"{file.path} arrived twice with other contents than its digest {file.digest} says; "
-            "nothing of it was kept",
+            "nothing of it was kept. The hub or a proxy damages it: try again later, or through "
+            "another network",
         ) from error
     except OSError as error:
         if isinstance(error, ModelDownloadError):
