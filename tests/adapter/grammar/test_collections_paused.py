@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -60,8 +62,9 @@ def test_who_collects_nothing_is_left_alone():
         gc.enable()
 
 
-@pytest.mark.usefixtures("collecting")
-def test_threads_do_not_prolong_the_pause():
+@contextmanager
+def another_thread_inside() -> Iterator[Callable[[], None]]:
+    """Have another thread be in such a function. What is given has it come out."""
     inside, release = threading.Event(), threading.Event()
 
     @collections_paused
@@ -69,35 +72,37 @@ def test_threads_do_not_prolong_the_pause():
         inside.set()
         release.wait(10)
 
-    first = threading.Thread(target=wait)
-    first.start()
-    inside.wait(10)
+    thread = threading.Thread(target=wait)
 
-    @collections_paused
-    def end_the_first() -> bool:
+    def come_out() -> None:
         release.set()
-        first.join(10)
-        return gc.isenabled()
+        thread.join(10)
 
-    assert end_the_first()
+    thread.start()
+    inside.wait(10)
+    try:
+        yield come_out
+    finally:
+        come_out()
+
+
+@pytest.mark.usefixtures("collecting")
+def test_threads_do_not_prolong_the_pause():
+    with another_thread_inside() as come_out:
+
+        @collections_paused
+        def end_the_first() -> bool:
+            come_out()
+            return gc.isenabled()
+
+        assert end_the_first()
 
 
 @pytest.mark.usefixtures("collecting")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork() here")
 def test_a_child_collects_though_its_parent_paused():
-    inside, release = threading.Event(), threading.Event()
-
-    @collections_paused
-    def wait() -> None:
-        inside.set()
-        release.wait(10)
-
-    first = threading.Thread(target=wait)
-    first.start()
-    inside.wait(10)
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if gc.isenabled() and not is_collecting() else 1)
-    release.set()
-    first.join(10)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with another_thread_inside():
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if gc.isenabled() and not is_collecting() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
