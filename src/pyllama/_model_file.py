@@ -14,8 +14,11 @@ from pyllama.errors import ModelLoadError
 _INT64_MAX = 2**63 - 1
 
 _SCRATCH = ".pyllama-"
+_LOCK = "pyllama-scratch.lock"
+"""A file within a folder for unfinished files, which its process has locked. Only folders that have
+one are ever deleted: others with such a name are somebody's own."""
 _UNLOCKED = 60.0
-"""Seconds after which a folder without a lock is nobody's: it is locked as soon as it is made."""
+"""Seconds after which a folder whose file is not locked was left behind."""
 
 
 def path_text(name: str, path: str | os.PathLike[str]) -> str:
@@ -171,13 +174,16 @@ def scratch_folder(target: str) -> Iterator[str]:
     import tempfile
 
     parent = os.path.dirname(target) or os.curdir
-    for name in os.listdir(parent):
-        if name.startswith(_SCRATCH):
-            _delete_if_left(os.path.join(parent, name))
+    with contextlib.suppress(OSError):  # a folder may be writeable and not readable
+        for name in os.listdir(parent):
+            if name.startswith(_SCRATCH):
+                _delete_if_left(os.path.join(parent, name))
     folder = tempfile.mkdtemp(prefix=_SCRATCH, dir=parent)
     try:
         with _locked(folder):
-            yield folder
+            files = os.path.join(folder, "files")
+            os.mkdir(files)
+            yield files
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -186,32 +192,31 @@ def _delete_if_left(folder: str) -> None:
     import shutil
     import time
 
-    with contextlib.suppress(OSError):
-        if time.time() - os.stat(folder).st_mtime > _UNLOCKED:
-            with _locked(folder) as is_locked:
-                if is_locked:
-                    shutil.rmtree(folder)
+    lock = os.path.join(folder, _LOCK)
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        if os.path.islink(folder) or time.time() - os.stat(lock).st_mtime <= _UNLOCKED:
+            return
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: its process is at work
+            shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
-def _locked(folder: str) -> Iterator[bool]:
-    """Lock a folder for the block. It gets whether it is locked: another process may have the
-    lock, and Windows and some file systems know none.
-    """
-    descriptor, is_locked = -1, False
-    try:
-        import fcntl
+def _locked(folder: str) -> Iterator[None]:
+    """Lock a folder for the block. Where that is not possible, as on Windows, nobody deletes it."""
+    lock = os.path.join(folder, _LOCK)
+    with contextlib.ExitStack() as stack:
+        try:
+            import fcntl
 
-        descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_locked = True
-    except (ImportError, OSError):
-        pass
-    try:
-        yield is_locked
-    finally:
-        if descriptor >= 0:
-            os.close(descriptor)
+            file = stack.enter_context(open(lock, "wb"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (ImportError, OSError):
+            with contextlib.suppress(OSError):
+                os.unlink(lock)
+        yield
 
 
 @contextlib.contextmanager

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_LOCK = ".lock"
+_LOCK = "pyllama-scratch.lock"
+"""A file within such a folder, which its process has locked. Only folders that have one are ever
+deleted: others with such a name are somebody's own."""
+
 _UNLOCKED = 60.0
-"""Seconds after which a folder without a lock is nobody's: it is locked as soon as it is made."""
+"""Seconds after which a folder whose file is not locked was left behind."""
 
 
 @contextmanager
@@ -23,12 +26,15 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """
     from filelock import FileLock
 
-    for left in parent.glob(f"{prefix}*"):
-        _delete_if_left(left)
+    with suppress(OSError):  # a folder may be writeable and not readable
+        for left in parent.glob(f"{prefix}*"):
+            _delete_if_left(left)
     with tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as made:
         lock = FileLock(Path(made, _LOCK))
-        with suppress(OSError, NotImplementedError):  # a file system without locks
+        try:
             lock.acquire(timeout=0)
+        except (OSError, NotImplementedError):  # where there are no locks, nobody deletes it
+            Path(made, _LOCK).unlink(missing_ok=True)
         try:
             yield Path(made)
         finally:
@@ -38,8 +44,9 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
 def _delete_if_left(folder: Path) -> None:
     from filelock import FileLock
 
+    lock = folder / _LOCK
     with suppress(OSError, NotImplementedError):  # another process has the lock, or there are none
-        if time.time() - folder.stat().st_mtime > _UNLOCKED:
-            with FileLock(folder / _LOCK, timeout=0):
+        if not folder.is_symlink() and time.time() - lock.stat().st_mtime > _UNLOCKED:
+            with FileLock(lock, timeout=0):
                 pass
             shutil.rmtree(folder)

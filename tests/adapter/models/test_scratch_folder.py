@@ -23,8 +23,11 @@ with scratch_folder(Path(sys.argv[1]), ".fetching-") as folder:
 """
 
 
-def made_long_ago(folder):
-    os.utime(folder, (1e9, 1e9))
+LOCK = "pyllama-scratch.lock"
+
+
+def locked_long_ago(folder):
+    os.utime(os.path.join(folder, LOCK), (1e9, 1e9))
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def other(tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     with process:
         folder = process.stdout.readline().strip()
-        made_long_ago(folder)
+        locked_long_ago(folder)
         yield process, folder
         process.kill()
 
@@ -54,11 +57,48 @@ def test_what_a_killed_process_left_is_deleted_by_the_next(other, tmp_path, tiny
 
 
 def test_a_folder_that_was_made_just_now_stays(tmp_path):
-    (tmp_path / ".fetching-new").mkdir()
+    left = tmp_path / ".fetching-new"
+    left.mkdir()
+    (left / LOCK).touch()
     with scratch_folder(tmp_path, ".fetching-") as made:
         assert made.parent == tmp_path
     assert os.listdir(tmp_path) == [".fetching-new"]
-    made_long_ago(tmp_path / ".fetching-new")
+    locked_long_ago(left)
     with scratch_folder(tmp_path, ".fetching-"):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_folders_of_others_with_such_a_name_stay(tmp_path):
+    own = tmp_path / ".fetching-list"
+    own.mkdir()
+    (own / "precious.txt").touch()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / LOCK).touch()
+    locked_long_ago(elsewhere)
+    (tmp_path / ".fetching-link").symlink_to(elsewhere)
+    for folder in (own, elsewhere):
+        os.utime(folder, (1e9, 1e9))
+    with scratch_folder(tmp_path, ".fetching-"):
+        pass
+    assert sorted(os.listdir(tmp_path)) == [".fetching-link", ".fetching-list", "elsewhere"]
+    assert os.listdir(own) == ["precious.txt"]
+    assert os.listdir(elsewhere) == [LOCK]
+
+
+def test_without_a_lock_nobody_deletes_a_folder(tmp_path, monkeypatch):
+    from filelock import FileLock
+
+    def acquire(self, timeout):
+        raise NotImplementedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileLock, "acquire", acquire)
+        with scratch_folder(tmp_path, ".fetching-") as made:
+            assert os.listdir(made) == []
+            os.utime(made, (1e9, 1e9))
+            patched.undo()
+            with scratch_folder(tmp_path, ".fetching-"):
+                pass
+            assert made.exists()
