@@ -92,20 +92,24 @@ def complain(text: str) -> None:
     messages.print(shown, style="red", markup=False, soft_wrap=True)
 
 
+_COMMAND = re.compile(r"(?<=: )(?:pyllama|pip|python) .*$")
+_GLUE = "\0"  # for a space at which a line is not broken
+
+
 def _broken(text: str, console: Console, indent: str = "") -> str:
-    """A text with line breaks between words where a terminal would break within them. A path stays
-    in one piece, to be copied.
+    """A text with line breaks between words where a terminal would break within them. To be copied,
+    a path without spaces stays in one piece, and so does a command at the end of a line.
     """
     if not console.is_terminal:
         return text
     lines = [
         textwrap.fill(
-            line,
+            _COMMAND.sub(lambda command: command[0].replace(" ", _GLUE), line),
             console.width,
             subsequent_indent=indent,
             break_long_words=False,
             break_on_hyphens=False,
-        )
+        ).replace(_GLUE, " ")
         if len(line) > console.width
         else line
         for line in text.split("\n")

@@ -86,6 +86,13 @@ def test_a_terminal_divides_no_word_and_no_path(terminal, write):
     assert PATH in lines(shown)
 
 
+def test_a_terminal_divides_no_command(terminal):
+    shown = terminal(40)
+    console.note("it holds safetensors, of which a GGUF file is made by: pyllama convert a/model")
+    assert any("pyllama convert a/model" in line for line in lines(shown))
+    assert len(lines(shown)) > 2
+
+
 def test_in_a_file_a_text_keeps_its_lines(capsys):
     console.note(f"{WORDS} {WORDS}")
     assert capsys.readouterr().err == f"{WORDS} {WORDS}\n"

@@ -99,7 +99,9 @@ def _conversion_hint(listing: Listing) -> str:
     """What makes a GGUF model of a repository that has another format."""
     if not any(path.endswith(".safetensors") for path in listing.files):
         return ""
-    return f"; it holds safetensors, of which one may be made by: pyllama convert {listing.repo}"
+    return (
+        f"; it holds safetensors, of which a GGUF file is made by: pyllama convert {listing.repo}"
+    )
 
 
 def _is_offline(error: ModelDownloadError) -> bool:
