@@ -24,6 +24,9 @@ from adapter.signatures.formatting import is_shortened
 KEPT = 64
 """Of how many signatures with demonstrations something is kept."""
 
+_LONGEST = 2**16
+"""The most characters of one: some programs choose other demonstrations for each call."""
+
 
 @dataclass(frozen=True)
 class RepeatedCall:
@@ -40,6 +43,9 @@ class RepeatedCall:
             fields = tuple(_content(name, one) for name, one in signature.fields.items())
             shown = tuple(_shown(demo) for demo in demos)
         except _Uncertain:
+            return None
+        texts = (value for demo in shown for _, value, *_ in demo if type(value) is str)
+        if len(signature.instructions) + sum(map(len, texts)) > _LONGEST:
             return None
         return cls((signature.instructions, is_shortened(), fields, shown), signature, demos)
 
@@ -61,7 +67,7 @@ def _content(name: str, field: FieldInfo) -> Hashable:
     return name, field.annotation, repr(field.annotation), is_empty, kind, desc, constraints
 
 
-def _shown(demo: Mapping[str, Any]) -> Hashable:
+def _shown(demo: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:
     if type(demo) not in (dict, dspy.Example):
         raise _Uncertain
     shown = []
