@@ -218,7 +218,9 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
                 self.remove(seq_id)
 
     def _change(self, seq_id: int, copy: int, p0: int, p1: int) -> None:
-        """Have a sequence's positions removed before the next batch, or shared with a copy."""
+        """Have a sequence's positions removed, or shared with a copy: before the next batch, or at
+        once while it is paused.
+        """
         self._require_own_thread()
         with self._lock:
             pointer = self._pointer

@@ -356,7 +356,8 @@ int32_t guarded_generation_add(pyllama_generation * generation, pyllama_part * p
     return guarded([&] { generation->shared->add(*part); });
 }
 
-// As llama_memory_seq_rm(), and with a copy >= 0 as llama_memory_seq_cp(), but later.
+// As llama_memory_seq_rm(), and with a copy >= 0 as llama_memory_seq_cp(): before the next batch, or at once
+// while it is paused.
 int32_t guarded_generation_change(pyllama_generation * generation, llama_seq_id seq_id,
                                   llama_seq_id copy, llama_pos begin, llama_pos end) {
     return guarded([&] { generation->shared->add({seq_id, copy, begin, end}); });

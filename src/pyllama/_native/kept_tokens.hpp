@@ -14,7 +14,7 @@
 namespace pyllama {
 
 // Any number of threads may use it at once. None waits for another: where one looks something up,
-// the others do without. The texts that were not asked for the longest are forgotten first.
+// the others do without. The least recently used texts are forgotten first.
 class kept_tokens {
   public:
     // Appends the tokens of a text if they are known.

@@ -22,8 +22,8 @@ _MAX_NESTED = 20  # depth of nested parentheses
 class _Hashed:
     """Keeps its hash: expressions are compared often, and each is a tree of others.
 
-    Expressions do not change once they are made. They are not frozen because that would make each
-    of them, thousands for a grammar, in twice the time.
+    Expressions do not change once they are made. Their classes are not frozen, because it takes
+    twice as long to make an object of a frozen one, and a grammar has thousands.
     """
 
     _hash: int = field(default=0, init=False, repr=False, compare=False)

@@ -116,7 +116,7 @@ class SchemaText:
         self._objects = ObjectText(
             json_text,
             self._effort,
-            schemas=weakref.proxy(self),  # no circle: a grammar's many parts are freed at once
+            schemas=weakref.proxy(self),  # no reference cycle: all is freed at once
             leave=self._left_out.leave,
             any_order=any_order,
             room=room,
