@@ -39,7 +39,7 @@ class Characters:
         return _common(self, other)
 
     def __sub__(self, other: Characters) -> Characters:
-        return _common(self, _others(other))
+        return self & ~other
 
     def __invert__(self) -> Characters:
         return _others(self)

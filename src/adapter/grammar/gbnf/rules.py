@@ -20,7 +20,7 @@ _MAX_NESTED = 20  # depth of nested parentheses
 
 @dataclass(slots=True)
 class _Hashed:
-    """Keeps its hash: expressions are compared often, and each is a tree of others.
+    """Keeps the hash of an expression of others: it is asked for often, and each is a tree.
 
     Expressions do not change once they are made. Their classes are not frozen, because it takes
     twice as long to make an object of a frozen one, and a grammar has thousands.
@@ -30,7 +30,7 @@ class _Hashed:
 
 
 @dataclass(slots=True)
-class Text(_Hashed):
+class Text:
     """Exactly this text."""
 
     text: str
@@ -40,7 +40,7 @@ class Text(_Hashed):
 
 
 @dataclass(slots=True)
-class OneOf(_Hashed):
+class OneOf:
     """One character of a set."""
 
     characters: Characters
@@ -103,7 +103,7 @@ class Pairs(_Hashed):
 
 
 @dataclass(slots=True)
-class Rule(_Hashed):
+class Rule:
     """What the rule of this name describes."""
 
     name: str
