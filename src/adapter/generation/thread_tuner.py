@@ -29,7 +29,10 @@ GAIN = 0.93
 """The part of the time that another number of threads must need at most to be used."""
 
 STARVED = 0.9
-"""The part of a call's time below which the calling thread had too little of its processor."""
+"""The part of its calls' time below which the calling thread had too little of its processor."""
+
+REMEMBERED = 15 / 16
+"""What the time of earlier calls counts after each call, as one call proves no other work."""
 
 
 class ThreadTuner:
@@ -39,9 +42,10 @@ class ThreadTuner:
     many times as long. Where it is known how many processors other work takes, the threads get
     those that are left, or half of their number if that is more.
 
-    What that cannot tell is found by trial. On an idle machine fewer threads are never tried: the
-    calling thread computes all the time there. If it does not, other work has its processor, or
-    that of a thread that it waits for, and fewer threads may be faster.
+    What that cannot tell is found by trial, in calls of one size while others go on as before. On
+    an idle machine fewer threads are never tried: the calling thread computes all the time there.
+    If it does not, other work has its processor, or that of a thread that it waits for, and fewer
+    threads may be faster.
 
     Args:
         most: the number to begin with.
@@ -56,18 +60,18 @@ class ThreadTuner:
         exact: Callable[[int], bool | None],
         load: ProcessorLoad | None = None,
     ) -> None:
-        #: Threads for the next call.
+        #: Threads that compute, but for calls in which another number is tried.
         self.n_threads = most
         self._most = most
         self._exact = exact
         self._load = load
-        self._usual = most
         self._used_at = 0.0
         self._free = most  # threads that have a processor of their own, as far as is known
         self._seconds: dict[int, deque[float]] = {}  # by size of the call, with the usual number
         self._compared: int | None = None  # the size whose calls are compared now
+        self._tried = most
         self._found: list[float] = []
-        self._starved = False
+        self._took = self._had = 0.0  # seconds of late calls, and those with a processor
         self._refused = most == 1
         self._n_calls = 0
         self._wait = FIRST_WAIT
@@ -83,9 +87,13 @@ class ThreadTuner:
         """
         self.look()
         begin, begin_used = time.perf_counter(), time.thread_time()
-        yield self.n_threads
+        yield self.threads_for(size)
         self._used_at = time.monotonic()
         self.took(size, time.perf_counter() - begin, time.thread_time() - begin_used)
+
+    def threads_for(self, size: int) -> int:
+        """The number of threads for the next call, if it has this many tokens."""
+        return self._tried if size == self._compared else self.n_threads
 
     def look(self) -> int:
         """Adapt the number of threads to what other work takes now. Returns the number."""
@@ -109,7 +117,7 @@ class ThreadTuner:
         if free == self._free or not self._may_differ():
             return
         before, self._free = self._free, free
-        if self._usual > free or self._usual == before:
+        if self.n_threads > free or self.n_threads == before:
             note(logger, logging.INFO, "computing with %d threads beside other work", free)
             self._use(free)
 
@@ -120,7 +128,7 @@ class ThreadTuner:
         return bool(exact)
 
     def _use(self, n_threads: int) -> None:
-        self.n_threads = self._usual = n_threads
+        self.n_threads = n_threads
         self._wait, self._turn = FIRST_WAIT, 0
         self._compared, self._n_calls = None, 0
         self._seconds.clear()
@@ -134,6 +142,8 @@ class ThreadTuner:
         if self._refused:
             return
         self._n_calls += 1
+        self._took = self._took * REMEMBERED + seconds
+        self._had = self._had * REMEMBERED + used
         if self._compared is not None:
             if size == self._compared:
                 self._found.append(seconds)
@@ -145,42 +155,40 @@ class ThreadTuner:
             return
         usual = self._seconds.setdefault(size, deque(maxlen=N_COMPARED))
         usual.append(seconds)
-        self._starved = used < STARVED * seconds
         if self._n_calls >= self._wait and len(usual) == N_COMPARED:
             self._begin(size)
 
     def _begin(self, size: int) -> None:
-        """Compute with another number of threads from now on, if there is a reason to."""
+        """Try another number of threads in calls of this size, if there is a reason to."""
         self._n_calls = 0
-        ways = self._fewer() if self._starved else []
-        ways += self._more()
+        starved = self._had < STARVED * self._took
+        ways = (self._fewer() if starved else []) + self._more()
         if ways and self._may_differ():
-            self.n_threads = ways[self._turn % len(ways)]
+            self._tried = ways[self._turn % len(ways)]
             self._turn += 1
             self._n_ways = len(ways)
             self._compared, self._found = size, []
 
     def _fewer(self) -> list[int]:
-        """Numbers below the usual one: the next, parts of it, and one, which waits for nobody."""
-        usual = self._usual
-        ways = dict.fromkeys([usual - 1, usual * 3 // 4, usual // 2, usual // 4, 1])
-        return [n for n in ways if 1 <= n < usual]
+        """Numbers below the present one: the next, parts of it, and one, which waits for nobody."""
+        now = self.n_threads
+        ways = dict.fromkeys([now - 1, now * 3 // 4, now // 2, now // 4, 1])
+        return [n for n in ways if 1 <= n < now]
 
     def _more(self) -> list[int]:
-        """Numbers above the usual one, up to all that are free: one more alone gains too little to
-        be seen.
+        """Numbers above the present one, up to all that are free: one more alone gains too little
+        to be seen.
         """
-        usual, most = self._usual, self._free
-        ways = dict.fromkeys([most, usual + 1, usual * 5 // 4, usual * 3 // 2])
-        return [n for n in ways if usual < n <= most]
+        now, most = self.n_threads, self._free
+        ways = dict.fromkeys([most, now + 1, now * 5 // 4, now * 3 // 2])
+        return [n for n in ways if now < n <= most]
 
     def _decide(self, better: bool) -> None:
         if better:
-            note(logger, logging.INFO, "computing with %d threads", self.n_threads)
-            self._use(self.n_threads)
+            note(logger, logging.INFO, "computing with %d threads", self._tried)
+            self._use(self._tried)
             return
         if self._turn % self._n_ways == 0:
             self._wait = min(2 * self._wait, LONGEST_WAIT)
-        self.n_threads = self._usual
         self._compared, self._n_calls = None, 0
         self._seconds.clear()

@@ -23,10 +23,11 @@ def run(tuner, seconds, *, used=1.0, calls=2000, sizes=(1,)):
     """Make calls; return the time that they took, and the numbers of threads that they had."""
     total, numbers = 0.0, []
     for index in range(calls):
-        numbers.append(tuner.n_threads)
-        took = seconds(tuner.n_threads)
+        size = sizes[index % len(sizes)]
+        numbers.append(tuner.threads_for(size))
+        took = seconds(numbers[-1])
         total += took
-        tuner.took(sizes[index % len(sizes)], took, used * took)
+        tuner.took(size, took, used * took)
     return total, numbers
 
 
@@ -48,7 +49,8 @@ def run_beside(tuner, seconds, load, calls):
     for _ in range(calls):
         load.others_now = others if unread >= 0.25 else None
         unread = 0.0 if unread >= 0.25 else unread
-        took = seconds(tuner.look())
+        tuner.look()
+        took = seconds(tuner.threads_for(1))
         total += took
         unread += took
         tuner.took(1, took, 0.5 * took)
@@ -201,17 +203,34 @@ def test_only_calls_of_one_size_are_compared():
     chosen, tuner = random.Random(1), ThreadTuner(2, exact)
     for _ in range(3000):
         size = chosen.choice([1, 64])
-        took = size * idle(tuner.n_threads)
+        took = size * idle(tuner.threads_for(size))
         tuner.took(size, took, 0.5 * took)
-    assert tuner._usual == 2
+    assert tuner.n_threads == 2
+
+
+def test_calls_of_other_sizes_go_on_as_before_while_a_number_is_tried():
+    tuner = ThreadTuner(2, exact)
+    run(tuner, idle, used=0.5, calls=FIRST_WAIT)
+    assert [tuner.threads_for(size) for size in (1, 8, 64)] == [1, 2, 2]
+    assert tuner.look() == 2
+
+
+@pytest.mark.parametrize("late", range(4))
+def test_one_call_that_waited_for_its_processor_starts_no_trial(late):
+    """Callers' threads take a processor for a moment whenever answers end."""
+    tuner = ThreadTuner(2, exact)
+    for index in range(10 * FIRST_WAIT):
+        assert tuner.threads_for(1) == 2
+        waited = 0.5 if index % FIRST_WAIT == FIRST_WAIT - 1 - late else 0.0
+        tuner.took(1, 1.0 + waited, 1.0)
 
 
 def test_sizes_that_never_come_again_end_a_comparison():
     tuner = ThreadTuner(2, exact)
     run(tuner, all_taken, used=0.5, calls=FIRST_WAIT)
-    assert tuner.n_threads == 1
+    assert tuner.threads_for(1) == 1
     run(tuner, all_taken, used=0.5, calls=FIRST_WAIT * 4, sizes=range(2, 1000))
-    assert tuner.n_threads == 2
+    assert tuner.threads_for(1) == 2
 
 
 @pytest.mark.parametrize("answer", [False, None])
