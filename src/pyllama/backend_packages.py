@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from pyllama._guard import check, to_str
 from pyllama._native._binding import lib
-from pyllama.distribution import entry_points, extra_command
+from pyllama.distribution import entry_points, extra_command, name_and_version
 from pyllama.errors import BackendError
 
 if TYPE_CHECKING:
@@ -129,9 +129,8 @@ def find_packages() -> list[BackendPackage]:
 
 
 def _checked(entry: EntryPoint) -> BackendPackage:
-    name, version = entry.value, ""
-    if entry.dist is not None and entry.dist.name:
-        name, version = entry.dist.name, entry.dist.version
+    name, version = name_and_version(entry)
+    name = name or entry.value
 
     def unfit(problem: str, *facts: str) -> BackendPackage:
         backend, commit, path = facts or ("", "", "")

@@ -21,8 +21,20 @@ def distribution_name() -> str:
     are imported without being installed, it is the name of the import package.
     """
     commands = [each for each in entry_points("console_scripts") if each.name == _COMMAND]
-    names = sorted(each.dist.name for each in commands if each.dist is not None and each.dist.name)
+    names = sorted(filter(None, (name_and_version(each)[0] for each in commands)))
     return names[-1] if names else __name__.partition(".")[0]
+
+
+def name_and_version(entry: EntryPoint) -> tuple[str, str]:
+    """Those of the package that an entry point belongs to; ``""`` for what it does not say."""
+    if entry.dist is None:
+        return "", ""
+    try:
+        # metadata["Name"] warns where it is missing, and raises KeyError in a later Python.
+        named, versions = (entry.dist.metadata.get_all(key, [""]) for key in ("Name", "Version"))
+    except (AttributeError, OSError):  # there is no metadata at all, in a later Python
+        return "", ""
+    return named[0], versions[0]
 
 
 def extra_command(extra: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -241,7 +242,7 @@ def test_asking_for_its_backend_says_why_it_is_not_used(install):
     )
     if "its driver offers no GPU" not in told:  # of a build with a CUDA backend of its own
         assert "pyllama-dspy-cuda13 is not used: " in told
-    assert "Devices here: CPU" in told
+    assert re.search("Devices here: .*CPU", told)  # and a GPU of another backend, if there is one
 
 
 def test_no_package_is_loaded_with_modules_of_a_folder(install):
