@@ -27,6 +27,8 @@ from pyllama.threadpool import MAX_THREADS
 if TYPE_CHECKING:
     from pyllama._native._binding import Pointer, pyllama_generation
 
+MAX_DRAFT = 64
+
 # What llama_decode returns.
 _NO_ROOM, _ABORTED, _INVALID = 1, 2, -1
 
@@ -54,6 +56,11 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
     became of them. Each sequence goes on until a token that ends generation, a stop text, its
     ``max_tokens`` or an error. Each batch has the next tokens of all that go on.
 
+    It drafts tokens that followed the same four tokens in its answers twice in a row (llama.cpp's
+    ``common_ngram_mod``). They are computed in the same batch, and kept as far as the chain samples
+    the same. So what a chain samples is distributed as without them, and what answers have in
+    common takes few batches.
+
     Meanwhile the context belongs to it, and so do the chains of sequences that go on. The thread
     that made it may use them all the same: ``Memory.seq_rm`` and ``seq_cp`` are done before the
     next batch, and everything else has it pause after the batch that is being computed, until the
@@ -62,6 +69,8 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
     Args:
         context: of a model whose memory can be cut back, without attached threadpools.
         n_threads: threads that sample; None for as many as the context has for one token.
+        n_draft: the most tokens drafted for a sequence in a batch, 0 to 64; 0 drafts nothing. All
+            outputs of a batch together are at most ``n_outputs_max`` of the context.
 
     Raises:
         ValueError: a context that cannot be used here.
@@ -69,7 +78,7 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
 
     _instead_of_copying = "Make another one for another context"
 
-    def __init__(self, context: Context, *, n_threads: int | None = None) -> None:
+    def __init__(self, context: Context, *, n_threads: int | None = None, n_draft: int = 8) -> None:
         super().__init__()
         if not isinstance(context, Context):
             raise TypeError(f"context must be a pyllama.Context, got {context!r}")
@@ -78,6 +87,7 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
             raise ValueError(f"the memory of this model cannot be cut back: {model.desc}")
         threads = context.n_threads if n_threads is None else n_threads
         threads = integer("n_threads", threads, 1, MAX_THREADS)
+        n_draft = integer("n_draft", n_draft, 0, MAX_DRAFT)
         self._context = context
         self._thread = get_ident()
         self._woken = ffi.new("bool *")
@@ -93,7 +103,8 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
                 raise ValueError(f"{context!r} computes embeddings, or has no memory")
             context._forget_outputs()
             lib.pyllama_interrupt_begin(context._interrupt.pointer, False)
-            pointer = lib.guarded_generation_init(handle.pointer, threads)
+            n_outputs = context.n_outputs_max
+            pointer = lib.guarded_generation_init(handle.pointer, threads, n_draft, n_outputs)
             if pointer == ffi.NULL:
                 raise_caught("starting a generation")
             self._own(pointer, lib.guarded_generation_free, handle, context._interrupt)

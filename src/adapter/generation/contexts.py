@@ -17,6 +17,11 @@ from adapter.generation.thread_tuner import ThreadTuner
 PADDING = 256
 """llama.cpp rounds the memory of a sequence up to a multiple of this many tokens."""
 
+N_DRAFT, MOST_DRAFTED = 8, 192
+"""Drafted tokens that a batch has outputs for: of each sequence, and of all. Each takes memory for
+the logits of a vocabulary.
+"""
+
 _LOG = logging.getLogger("pyllama.llama_cpp")
 
 
@@ -83,6 +88,7 @@ class Contexts:
         scoring_chunk: the same for scoring.
         mixed: make room in a batch for a token of each answer beside a chunk of a prompt, and let
             all sequences of a context share its memory.
+        drafts: make room for the outputs of drafted tokens.
     """
 
     def __init__(
@@ -93,12 +99,14 @@ class Contexts:
         chunk: int,
         scoring_chunk: int,
         mixed: bool,
+        drafts: bool = False,
     ) -> None:
         self._model = model
         self._params = params
         self._chunk = chunk
         self._scoring_chunk = scoring_chunk
         self._mixed = mixed
+        self._drafts = drafts
         #: Says how many threads a new context has; None for as many as the params say.
         self.tuner: ThreadTuner | None = None
         self._lock = threading.RLock()  # a signal handler may cancel, too
@@ -106,6 +114,7 @@ class Contexts:
 
     def make(self, n_cells: int, count: int) -> pyllama.Context:
         """Make a context for a number of tokens and sequences."""
+        n_drafted = min(N_DRAFT * count, MOST_DRAFTED) if self._drafts else 0
         with warnings_as_info():
             context = pyllama.Context(
                 self._model,
@@ -113,7 +122,7 @@ class Contexts:
                 n_ctx=n_cells,
                 n_seq_max=count,
                 n_batch=longest_call(self._chunk) + (count if self._mixed else 0),
-                n_outputs_max=count,
+                n_outputs_max=count + n_drafted,
                 kv_unified=self._mixed,
             )
         return self._known(context)

@@ -147,10 +147,17 @@ class Scheduler(Generator):
         # there.
         whole_states = not rolls_back(model)
         call = CHUNK if whole_states else chunk
+        # A state that cannot be cut back would be lost with a batch that fails.
+        goes_on = shared_memory and not whole_states
         asked = replace(context or pyllama.ContextParams(), n_threads=n_threads)
         params = with_flash_attention(asked, reproducible=reproducible)
         self._contexts = Contexts(
-            model, params, chunk=call, scoring_chunk=chunk, mixed=shared_memory
+            model,
+            params,
+            chunk=call,
+            scoring_chunk=chunk,
+            mixed=shared_memory,
+            drafts=goes_on,
         )
         flash_attention = params.flash_attn != "disabled"
         padding = rolls_back(model) if anchored else pads(model)
@@ -203,8 +210,7 @@ class Scheduler(Generator):
             max_sequences=max_sequences,
             n_threads=n_threads,
             tuner=tuner,
-            # A state that cannot be cut back would be lost with a batch that fails.
-            seconds=RUN_SECONDS if shared_memory and not whole_states else 0.0,
+            seconds=RUN_SECONDS if goes_on else 0.0,
             isolated=isolated,
             stopping=self._is_closed,
         )

@@ -28,6 +28,9 @@ using clock_type = std::chrono::steady_clock;
 // As threads have that Python starts.
 constexpr size_t STACK = 8 << 20;
 
+// What llama_decode returns where the memory has too few free cells. Nothing has changed then.
+constexpr int32_t NO_ROOM = 1;
+
 // How often wait() looks whether Python has woken it. Python writes a flag for that: a call of C
 // would let go of the interpreter.
 constexpr auto GLANCE = std::chrono::milliseconds(1);
@@ -46,6 +49,7 @@ class member {
     member(pyllama_part & part, const llama_vocab * vocab) : part_(&part) {
         if (part.run) {
             run_ = std::make_unique<running_sequence>(*part.run, vocab);
+            run_->begin_after(part.tokens, part.n_tokens);
         }
     }
 
@@ -53,8 +57,18 @@ class member {
     running_sequence *   run() const { return run_.get(); }
     bool                 over() const { return over_; }
 
+    // Without what is drafted.
     int32_t n_rows() const {
         return in_memory_ ? run_->n_tokens() - run_->n_computed() : part_->n_tokens;
+    }
+
+    // Has tokens drafted for the next batch. Returns how many.
+    int32_t draft(const pyllama::draft_table & table, int32_t most) {
+        if (!in_memory_) {
+            return 0;
+        }
+        run_->draft(table, most);
+        return static_cast<int32_t>(run_->drafted().size());
     }
 
     void add_to(pyllama::batch_rows & rows) const {
@@ -62,7 +76,7 @@ class member {
             rows.add(*run_);
             return;
         }
-        rows.add(part_->tokens, part_->n_tokens, part_->pos, part_->seq_id, run_ != nullptr);
+        rows.add(part_->tokens, part_->n_tokens, part_->pos, part_->seq_id, run_ ? 1 : 0);
         if (run_) {
             run_->draw().output = rows.size() - 1;
         }
@@ -113,10 +127,13 @@ class member {
 
 class generation {
   public:
-    generation(llama_context * ctx, int32_t n_threads)
-        : ctx_(ctx), memory_(llama_get_memory(ctx)), n_threads_(n_threads),
+    // n_draft: the most tokens drafted for a sequence. n_outputs: the most outputs of a batch.
+    generation(llama_context * ctx, int32_t n_threads, int32_t n_draft, int32_t n_outputs)
+        : ctx_(ctx), memory_(llama_get_memory(ctx)), n_threads_(n_threads), n_draft_(n_draft),
+          n_outputs_(n_outputs),
           vocab_(llama_model_get_vocab(llama_get_model(ctx))),
-          n_batch_(static_cast<int32_t>(llama_n_batch(ctx))) {}
+          n_batch_(static_cast<int32_t>(llama_n_batch(ctx))),
+          n_ubatch_(static_cast<int32_t>(llama_n_ubatch(ctx))) {}
 
     void add(pyllama_part & part) {
         member added(part, vocab_);
@@ -242,20 +259,20 @@ class generation {
             const std::lock_guard lock(mutex_);
             changes.swap(changes_);
             if (computes) {
-                computed = fill();
+                computed = choose();
             }
         }
         for (const change & one : changes) {
             if (one.copy >= 0) {
                 llama_memory_seq_cp(memory_, one.seq_id, one.copy, one.begin, one.end);
-            } else if (!llama_memory_seq_rm(memory_, one.seq_id, one.begin, one.end)) {
-                throw std::runtime_error("the memory could not be cut back");
+            } else {
+                remove(one.seq_id, one.begin, one.end);
             }
         }
         if (!computes) {
             return 0;
         }
-        const int32_t code = pyllama::decode(ctx_, rows_.batch());
+        const int32_t code = decode(computed, true);
         if (code != 0) {
             return code;
         }
@@ -269,18 +286,30 @@ class generation {
         if (!sampling.empty()) {
             pyllama::sample_each_of(ctx_, sampling, n_threads_);
         }
+        for (running_sequence * one : sampling) {
+            one->teach(table_);
+            if (one->overshot()) {
+                remove(one->seq_id(), one->pos() + one->n_computed(), -1);
+            }
+        }
         return 0;
     }
 
-    // A batch of what goes on, and of what joins it as far as there is room, in order. The lock is
-    // held.
-    std::vector<member *> fill() {
-        std::vector<member *> filled;
-        rows_.clear();
-        const auto fits = [&](const member & one) { return one.n_rows() <= n_batch_ - rows_.size(); };
+    void remove(llama_seq_id seq_id, llama_pos begin, llama_pos end) {
+        if (!llama_memory_seq_rm(memory_, seq_id, begin, end)) {
+            throw std::runtime_error("the memory could not be cut back");
+        }
+    }
+
+    // What goes on, and what joins it as far as there is room in a batch, in order. The lock is held.
+    std::vector<member *> choose() {
+        std::vector<member *> chosen;
+        int32_t               n_rows = 0;
+
+        const auto fits = [&](const member & one) { return one.n_rows() <= n_batch_ - n_rows; };
         const auto take = [&](member & one) {
-            one.add_to(rows_);
-            filled.push_back(&one);
+            n_rows += one.n_rows();
+            chosen.push_back(&one);
         };
         std::list<member> left_out;
         for (auto one = members_.begin(); one != members_.end();) {
@@ -297,7 +326,26 @@ class generation {
             members_.splice(members_.end(), joining_, joining_.begin());
             take(members_.back());
         }
-        return filled;
+        return chosen;
+    }
+
+    // Decodes them, with drafted tokens as far as there is room for these and their outputs in one call
+    // of the device.
+    int32_t decode(const std::vector<member *> & chosen, bool drafts) {
+        int32_t most = drafts ? n_outputs_ - static_cast<int32_t>(chosen.size()) : 0;
+        int32_t n_rows = 0, n_drafted = 0;
+        for (const member * one : chosen) {
+            n_rows += one->n_rows();
+        }
+        most = std::max(std::min(most, n_ubatch_ - n_rows), 0);
+        rows_.clear();
+        for (member * one : chosen) {
+            n_drafted += one->draft(table_, std::min(most - n_drafted, n_draft_));
+            one->add_to(rows_);
+        }
+        const int32_t code = pyllama::decode(ctx_, rows_.batch());
+        // Without what is drafted it may fit.
+        return code == NO_ROOM && n_drafted > 0 ? decode(chosen, false) : code;
     }
 
     void fail(int32_t code) {
@@ -313,8 +361,11 @@ class generation {
     llama_context * const     ctx_;
     const llama_memory_t      memory_;
     const int32_t             n_threads_;
+    const int32_t             n_draft_;
+    const int32_t             n_outputs_;
     const llama_vocab * const vocab_;
     const int32_t             n_batch_;
+    const int32_t             n_ubatch_;
 
     std::mutex              mutex_;
     std::condition_variable changed_;
@@ -331,7 +382,9 @@ class generation {
     pyllama_caught_kind     kind_     = PYLLAMA_CAUGHT_NOTHING;
     std::string             message_;
 
-    pyllama::batch_rows rows_;
+    // Of its own thread.
+    pyllama::batch_rows  rows_;
+    pyllama::draft_table table_;
 };
 
 } // namespace
@@ -342,10 +395,11 @@ struct pyllama_generation {
 
 extern "C" {
 
-pyllama_generation * guarded_generation_init(llama_context * ctx, int32_t n_threads) {
+pyllama_generation * guarded_generation_init(llama_context * ctx, int32_t n_threads,
+                                             int32_t n_draft, int32_t n_outputs) {
     return guarded<pyllama_generation *>(nullptr, [&] {
         auto made    = std::make_unique<pyllama_generation>();
-        made->shared = std::make_shared<generation>(ctx, n_threads);
+        made->shared = std::make_shared<generation>(ctx, n_threads, n_draft, n_outputs);
         pyllama::start_thread(STACK, [shared = made->shared] { shared->serve(); });
         return made.release();
     });

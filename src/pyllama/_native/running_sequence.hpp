@@ -1,6 +1,7 @@
 // A sequence that goes on by tokens which its own chain samples (generate_each.cpp, generation.cpp).
 #pragma once
 
+#include "drafts.hpp"
 #include "forced_tokens.hpp"
 #include "grammar_sampler.hpp"
 #include "sample_each.hpp"
@@ -40,9 +41,49 @@ class running_sequence {
 
     pyllama_draw & draw() { return run_.draw; }
 
+    // Tokens that may follow, which are computed in the same batch as the last ones.
+    const std::vector<llama_token> & drafted() const { return drafted_; }
+
+    // Has at most so many tokens drafted for the next batch. They fit in what it may have.
+    void draft(const draft_table & table, int32_t most) {
+        drafted_ = table.expected(last_, std::min(most, run_.n_max - run_.n_tokens));
+        n_kept_  = 0;
+    }
+
+    // Tokens before its first one.
+    void begin_after(const llama_token * tokens, int32_t n) {
+        last_.assign(tokens + std::max(n - int32_t(draft_table::N_LAST), 0), tokens + n);
+    }
+
+    // Tells a table of the tokens since the last time.
+    void teach(draft_table & table) {
+        for (; n_taught_ < run_.n_tokens; n_taught_++) {
+            last_.push_back(run_.tokens[n_taught_]);
+            table.learn(last_);
+            if (last_.size() > draft_table::N_LAST) {
+                last_.erase(last_.begin());
+            }
+        }
+    }
+
+    // Its rows are in memory. So are those of drafted tokens, behind them.
     void computed() { run_.n_computed = run_.n_tokens; }
 
-    int32_t sample(const float * logits, int32_t n_vocab) {
+    // Whether there are tokens in memory behind those that were computed, since others were sampled.
+    bool overshot() const { return n_kept_ < drafted_.size(); }
+
+    // Samples from the output of the last token, and on from those of drafted tokens, as long as these
+    // are what was sampled.
+    int32_t sample(const float * const * logits, int32_t n_vocab) {
+        int32_t token = sample_next(logits[0], n_vocab);
+        while (token >= 0 && keep_drafted()) {
+            token = sample_next(logits[n_kept_], n_vocab);
+        }
+        return token;
+    }
+
+  private:
+    int32_t sample_next(const float * logits, int32_t n_vocab) {
         const int32_t token = pyllama::sample(*run_.draw.chain, logits, n_vocab);
         if (token < 0) {
             return token;
@@ -56,7 +97,18 @@ class running_sequence {
         return taken ? token : PYLLAMA_TOKEN_REFUSED;
     }
 
-  private:
+    // Counts the new tokens that are in memory, as they were drafted. Returns whether all are, and it
+    // goes on: then there is an output to sample from.
+    bool keep_drafted() {
+        const int32_t end = goes_on_ ? run_.n_tokens : run_.n_tokens - 1; // the last is never computed
+        while (run_.n_computed < end && n_kept_ < drafted_.size() &&
+               run_.tokens[run_.n_computed] == drafted_[n_kept_]) {
+            run_.n_computed++;
+            n_kept_++;
+        }
+        return goes_on_ && run_.n_computed == run_.n_tokens;
+    }
+
     void write(llama_token token) {
         const bool bound = grammar_ != nullptr && run_.eog >= 0;
         run_.may_end[run_.n_tokens] = bound && grammar_allows(grammar_, run_.eog);
@@ -102,6 +154,11 @@ class running_sequence {
     bool                goes_on_ = true;
 
     std::vector<std::string_view> stops_;
+
+    std::vector<llama_token> drafted_;
+    size_t                   n_kept_   = 0; // of the drafted, those that were sampled
+    std::vector<llama_token> last_;         // of its tokens, with those before it
+    int32_t                  n_taught_ = 0;
 };
 
 // The rows of a batch of tokens.
@@ -111,21 +168,24 @@ class batch_rows {
 
     int32_t size() const { return static_cast<int32_t>(tokens_.size()); }
 
-    // The last of the tokens has an output if that is wanted.
-    void add(const llama_token * tokens, int32_t n, llama_pos pos, llama_seq_id seq_id, bool output) {
+    // The last n_outputs of the tokens have an output.
+    void add(const llama_token * tokens, int32_t n, llama_pos pos, llama_seq_id seq_id,
+             int32_t n_outputs) {
         for (int32_t i = 0; i < n; i++) {
             tokens_.push_back(tokens[i]);
             pos_.push_back(pos + i);
             seq_id_.push_back(seq_id);
-            outputs_.push_back(output && i + 1 == n);
+            outputs_.push_back(i >= n - n_outputs);
         }
     }
 
-    // The tokens of a sequence that are not in memory.
+    // The tokens of a sequence that are not in memory, and those that are drafted.
     void add(running_sequence & one) {
         const int32_t begin = one.n_computed();
-        add(one.tokens() + begin, one.n_tokens() - begin, one.pos() + begin, one.seq_id(), true);
-        one.draw().output = size() - 1;
+        add(one.tokens() + begin, one.n_tokens() - begin, one.pos() + begin, one.seq_id(), 1);
+        one.draw().output  = size() - 1;
+        const auto drafted = static_cast<int32_t>(one.drafted().size());
+        add(one.drafted().data(), drafted, one.pos() + one.n_tokens(), one.seq_id(), drafted);
     }
 
     llama_batch batch() {
@@ -147,20 +207,28 @@ class batch_rows {
     std::vector<int32_t>        n_seq_id_;
 };
 
-// Has each sample from its output of the last decode, on several threads.
+// Has each sample from its outputs of the last decode, on several threads.
 inline void sample_each_of(llama_context * ctx, const std::vector<running_sequence *> & sequences,
                            int32_t n_threads) {
     const auto at = [&](int32_t i) -> running_sequence & { return *sequences[static_cast<size_t>(i)]; };
-    const int32_t missing = sample_each(
-        ctx, static_cast<int32_t>(sequences.size()), n_threads,
-        [&](int32_t i) -> pyllama_draw & { return at(i).draw(); },
-        [&](int32_t i, const float * logits, int32_t n_vocab) {
-            return at(i).sample(logits, n_vocab);
-        });
-    if (missing) {
-        throw std::runtime_error("the batch gave no output " +
-                                 std::to_string(at(missing - 1).draw().output));
+    const auto n  = static_cast<int32_t>(sequences.size());
+    // Asking a context for outputs waits for them, and puts them in order: no work for several.
+    std::vector<std::vector<const float *>> logits;
+    for (int32_t i = 0; i < n; i++) {
+        const int32_t first = at(i).draw().output;
+        const auto    last  = first + static_cast<int32_t>(at(i).drafted().size());
+        logits.emplace_back();
+        for (int32_t output = first; output <= last; output++) {
+            logits.back().push_back(llama_get_logits_ith(ctx, output));
+            if (!logits.back().back()) {
+                throw std::runtime_error("the batch gave no output " + std::to_string(output));
+            }
+        }
     }
+    const int32_t n_vocab = vocabulary_size(ctx);
+    draw_each(
+        n, n_threads, [&](int32_t i) -> pyllama_draw & { return at(i).draw(); },
+        [&](int32_t i) { return at(i).sample(logits[static_cast<size_t>(i)].data(), n_vocab); });
 }
 
 } // namespace pyllama
