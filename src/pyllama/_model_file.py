@@ -6,19 +6,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pyllama._arguments import INT32_MAX, integer
 from pyllama.errors import ModelLoadError
+from pyllama.scratch_folder import scratch_folder
 
 _INT64_MAX = 2**63 - 1
-
-_SCRATCH = ".pyllama-"
-_LOCK = "pyllama-scratch.lock"
-"""A file within a folder for unfinished files, which its process has locked. Only folders that have
-one are ever deleted: others with such a name are somebody's own."""
-_UNLOCKED = 60.0
-"""Seconds after which a folder whose file is not locked was left behind."""
 
 
 def path_text(name: str, path: str | os.PathLike[str]) -> str:
@@ -165,64 +160,9 @@ def writable_path(name: str, path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def scratch_folder(target: str) -> Iterator[str]:
-    """A folder beside the target, from which a file can be moved onto it in one step.
-
-    Those that were left there by processes that were killed are deleted.
-    """
-    import shutil  # these two may take a while
-    import tempfile
-
-    parent = os.path.dirname(target) or os.curdir
-    with contextlib.suppress(OSError):  # a folder may be writeable and not readable
-        for name in os.listdir(parent):
-            if name.startswith(_SCRATCH):
-                _delete_if_left(os.path.join(parent, name))
-    folder = tempfile.mkdtemp(prefix=_SCRATCH, dir=parent)
-    try:
-        with _locked(folder):
-            files = os.path.join(folder, "files")
-            os.mkdir(files)
-            yield files
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _delete_if_left(folder: str) -> None:
-    import shutil
-    import time
-
-    lock = os.path.join(folder, _LOCK)
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        if os.path.islink(folder) or time.time() - os.stat(lock).st_mtime <= _UNLOCKED:
-            return
-        with open(lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: its process is at work
-            shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    """Lock a folder for the block. Where that is not possible, as on Windows, nobody deletes it."""
-    lock = os.path.join(folder, _LOCK)
-    with contextlib.ExitStack() as stack:
-        try:
-            import fcntl
-
-            file = stack.enter_context(open(lock, "wb"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (ImportError, OSError):
-            with contextlib.suppress(OSError):
-                os.unlink(lock)
-        yield
-
-
-@contextlib.contextmanager
 def replaced_when_done(target: str) -> Iterator[str]:
     """A path to write to. The file replaces the target on success, and is removed otherwise."""
-    with scratch_folder(target) as folder:
+    with scratch_folder(Path(target).parent) as folder:
         temporary = os.path.join(folder, os.path.basename(target))
         yield temporary
         os.replace(temporary, target)

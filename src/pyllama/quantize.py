@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from pyllama.ggml_type import WRITABLE_TYPES, GgmlType, row_size
 from pyllama.imatrix import imatrix_array, read_imatrix
 from pyllama.model import Model
 from pyllama.model_params import kv_override_array, pattern
+from pyllama.scratch_folder import scratch_folder
 
 if TYPE_CHECKING:
     from pyllama._native._binding import (
@@ -169,7 +171,7 @@ def quantize(
     if target is None:
         return _summary(plan, ())
     params.dry_run = False
-    with _model_file.scratch_folder(target) as folder:
+    with scratch_folder(Path(target).parent) as folder:
         report = Progress(progress)
         done = _run(source, os.path.join(folder, os.path.basename(target)), params, report)
         report.report(1.0)
@@ -303,7 +305,7 @@ def _target(
     return target
 
 
-def _move(folder: str, destination: str, parts: list[str]) -> tuple[str, ...]:
+def _move(folder: Path, destination: str, parts: list[str]) -> tuple[str, ...]:
     moves = {
         os.path.join(folder, name): os.path.join(destination, name)
         for name in sorted(os.listdir(folder))

@@ -12,9 +12,9 @@ from pathlib import Path
 import pyllama
 from adapter.errors import ConversionError
 from adapter.models.disk_space import too_little_room
-from adapter.models.scratch_folder import scratch_folder
 from adapter.models.tool_process import run_tool
 from adapter.wording import file_size, reason_of
+from pyllama.scratch_folder import scratch_folder
 
 _NEEDED = ("torch", "transformers", "sentencepiece", "safetensors", "google.protobuf")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import platformdirs
 
-from adapter.models.scratch_folder import scratch_folder
 from adapter.wording import reason_of
+from pyllama.scratch_folder import scratch_folder
 
 MODEL_NAME = "SmolLM2-135M-Instruct.Q4_1"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -12,9 +12,9 @@ from pathlib import Path
 import pyllama
 from adapter.errors import ImatrixError
 from adapter.models.hardware import Placement
-from adapter.models.scratch_folder import scratch_folder
 from adapter.models.tool_process import run_tool
 from adapter.wording import counted, reason_of
+from pyllama.scratch_folder import scratch_folder
 
 _N_BATCH = 512
 _CHUNKS = re.compile(r"compute_imatrix: computing over (\d+) chunks")

@@ -18,8 +18,8 @@ from adapter.models.hub.listing import one_line, transport_errors
 from adapter.models.hub.names import HubName, is_repo
 from adapter.models.hub.transfer import Content, Progress, WrongDigestError, adding_up, receive
 from adapter.models.parts import parts
-from adapter.models.scratch_folder import scratch_folder
 from adapter.wording import file_size, reason_of
+from pyllama.scratch_folder import scratch_folder
 
 _NO_DIGEST_OF_PARTS = "a split model has several files, and no SHA-256 of its own"
 _CHUNK = 1 << 20

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from types import SimpleNamespace
 
@@ -155,3 +156,14 @@ def test_a_url_of_the_hub_itself_is_a_name_of_it(hub):
     assert str(name) == "hf:owner/repo:q/m-Q8_0.gguf"
     assert direct.hub_name(f"{hub.url}/owner/repo/blob/v2/m.gguf") is None
     assert direct.hub_name("http://127.0.0.1:9/owner/repo/resolve/main/m.gguf") is None
+
+
+def test_a_copy_deletes_what_a_killed_one_left(tiny_model_path, tmp_path):
+    left = tmp_path / ".fetching-half"
+    left.mkdir()
+    (left / "half.gguf").touch()
+    lock = left / "pyllama-scratch.lock"
+    lock.touch()
+    os.utime(lock, (1e9, 1e9))
+    direct.copy(tiny_model_path, tmp_path)
+    assert os.listdir(tmp_path) == [tiny_model_path.name]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# filelock, shutil and tempfile are imported where they are used: ``import pyllama`` does without.
 
 _LOCK = "pyllama-scratch.lock"
 """A file within such a folder, which its process has locked. Only folders that have one are ever
@@ -18,35 +18,47 @@ _UNLOCKED = 60.0
 
 
 @contextmanager
-def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
+def scratch_folder(parent: Path, prefix: str = ".pyllama-") -> Iterator[Path]:
     """Make a folder for the block. Those that were left by processes that were killed are deleted.
 
     Raises:
         OSError: it cannot be made.
     """
+    import shutil
+    import tempfile
+
     from filelock import FileLock
 
     with suppress(OSError):  # a folder may be writeable and not readable
         for left in parent.glob(f"{prefix}*"):
             _delete_if_left(left)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=prefix) as made:
-        lock = FileLock(Path(made, _LOCK))
+    made = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+    try:
+        lock = FileLock(made / _LOCK)
         try:
             lock.acquire(timeout=0)
         except (OSError, NotImplementedError):  # where there are no locks, nobody deletes it
-            Path(made, _LOCK).unlink(missing_ok=True)
+            (made / _LOCK).unlink(missing_ok=True)
         try:
-            yield Path(made)
+            files = made / "files"
+            files.mkdir()
+            yield files
         finally:
             lock.release()
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _delete_if_left(folder: Path) -> None:
+    import shutil
+
     from filelock import FileLock
 
     lock = folder / _LOCK
     with suppress(OSError, NotImplementedError):  # another process has the lock, or there are none
-        if not folder.is_symlink() and time.time() - lock.stat().st_mtime > _UNLOCKED:
+        if folder.is_symlink() or lock.is_symlink():  # whose end may be somebody's own
+            return
+        if time.time() - lock.stat().st_mtime > _UNLOCKED:
             with FileLock(lock, timeout=0):
                 pass
             shutil.rmtree(folder)
