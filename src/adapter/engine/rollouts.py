@@ -8,12 +8,12 @@ notes here what it calls, and the engine derives a seed for each candidate.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from adapter.context_variables import assigned
 from adapter.engine.config import MAX_SEED
 
 
@@ -43,14 +43,9 @@ class Rollout:
 _current: ContextVar[Rollout | None] = ContextVar("rollout", default=None)
 
 
-@contextmanager
-def rollout(rollout_id: Any) -> Iterator[None]:
+def rollout(rollout_id: Any) -> AbstractContextManager[None]:
     """Treat the engine's answers within a block as the candidates of one call."""
-    token = _current.set(Rollout(rollout_id))
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return assigned(_current, Rollout(rollout_id))
 
 
 def current_rollout() -> Rollout:

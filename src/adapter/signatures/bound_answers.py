@@ -21,6 +21,7 @@ from dspy.lm15 import ThinkingPart
 from dspy.signatures import Signature
 from dspy.utils.exceptions import AdapterParseError
 
+from adapter.context_variables import assigned
 from adapter.engine.config import MAX_SEED
 from adapter.engine.engine import LlamaCppEngine
 from adapter.grammar.schema.merging import SchemaError
@@ -422,12 +423,8 @@ def _watched(lm: BaseLM, demos: list[dict[str, Any]]) -> Iterator[tuple[BaseLM, 
     watched.history = lm.history
     watched.callbacks = lm.callbacks
     watched.update_history = update_history
-    token = _watch.set(watch)
-    try:
-        with dspy.context(disable_history=False):
-            yield watched, watch
-    finally:
-        _watch.reset(token)
+    with assigned(_watch, watch), dspy.context(disable_history=False):
+        yield watched, watch
 
 
 @contextmanager

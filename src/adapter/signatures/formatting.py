@@ -11,8 +11,8 @@ import datetime
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any, get_args, get_origin
 
@@ -22,6 +22,7 @@ from dspy.adapters.utils import annotation_allows_none
 from dspy.signatures import Signature
 from pydantic.fields import FieldInfo
 
+from adapter.context_variables import assigned
 from adapter.signatures.shapes import shape_of
 from adapter.signatures.typed_values import allowed_values, union_members
 from adapter.signatures.values import is_dspy_type, is_of_calls
@@ -54,14 +55,9 @@ def long_lists(signature: type[Signature]) -> list[str]:
     ]
 
 
-@contextmanager
-def shortened_lists() -> Iterator[None]:
+def shortened_lists() -> AbstractContextManager[None]:
     """Within a block, name only MAX_LISTED of a type's values, spread over all of them."""
-    token = _shortened.set(True)
-    try:
-        yield
-    finally:
-        _shortened.reset(token)
+    return assigned(_shortened, True)
 
 
 def is_shortened() -> bool:
@@ -104,14 +100,9 @@ def system_message(signature: type[Signature]) -> str:
     return "\n\n".join(paragraphs)
 
 
-@contextmanager
-def demonstrated(by_demos: bool) -> Iterator[None]:
+def demonstrated(by_demos: bool) -> AbstractContextManager[None]:
     """Record, for a block, whether demonstrations show the form of the answer."""
-    token = _demonstrated.set(by_demos)
-    try:
-        yield
-    finally:
-        _demonstrated.reset(token)
+    return assigned(_demonstrated, by_demos)
 
 
 _CALLS = '{"name": <name of the tool>, "args": {...}} or a list of calls'

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import dspy
 from dspy import LM
@@ -17,6 +16,7 @@ from dspy.signatures import Signature
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError
 
+from adapter.context_variables import assigned
 from adapter.engine.config import OPENAI_SETTINGS, LlamaCppConfig
 from adapter.engine.engine import LlamaCppEngine
 from adapter.engine.language_model import language_model
@@ -52,8 +52,6 @@ from adapter.signatures.values import is_of_calls
 
 if TYPE_CHECKING:
     from adapter.models.loaded import LoadedModel
-
-T = TypeVar("T")
 
 GENERATION_SETTINGS = OPENAI_SETTINGS | {"n", "top_logprobs", "metadata", "rollout_id"}
 """What a call takes over from the settings of the dspy.LM that it was meant for."""
@@ -345,7 +343,7 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
         call = RepeatedCall.of(signature, demos) if type(self) is LlamaCppAdapter else None
         beginning = None if call is None else _kept_beginning(call)
         below = below_their_names(signature, demos) if beginning is None else beginning.below
-        with demonstrated(bool(demos)), _set(_below, below), _set(_beginning, beginning):
+        with demonstrated(bool(demos)), assigned(_below, below), assigned(_beginning, beginning):
             messages: list[dict[str, Any]] = super().format(signature, demos, inputs)
         return messages
 
@@ -433,7 +431,7 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
 def _kept_beginning(call: RepeatedCall) -> _Beginning:
     signature, demos = call.signature, call.demos
     below = below_their_names(signature, demos)
-    with demonstrated(bool(demos)), _set(_below, below), _set(_beginning, None):
+    with demonstrated(bool(demos)), assigned(_below, below), assigned(_beginning, None):
         messages = LlamaCppAdapter().format_demos(signature, demos)
         return _Beginning(system_message(signature), tuple(messages), below)
 
@@ -441,15 +439,6 @@ def _kept_beginning(call: RepeatedCall) -> _Beginning:
 @lru_cache(KEPT)
 def _kept_known(call: RepeatedCall, paragraphs: bool) -> dict[str, dict[str, Any]]:
     return known_of_texts(call.signature, call.demos, paragraphs=paragraphs)
-
-
-@contextmanager
-def _set(variable: contextvars.ContextVar[T], value: T) -> Iterator[None]:
-    token = variable.set(value)
-    try:
-        yield
-    finally:
-        variable.reset(token)
 
 
 def _require_own_listener() -> None:
