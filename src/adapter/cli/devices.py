@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adapter.cli.console import fail, note, refuse, row, say, say_json, say_prose, show, table
+from adapter.cli.missing_drivers import missing_drivers
 from adapter.cli.options import AsJson
 from adapter.wording import file_size, reason_of
 
 if TYPE_CHECKING:
     from adapter.models.device_choice import DeviceChoice
-
-_PACKAGES = {
-    "VULKAN": "; GPUs of AMD and Intel need: apt-get install libvulkan1 mesa-vulkan-drivers"
-}
 
 
 def devices(
@@ -58,21 +55,10 @@ def devices(
     for package in pyllama.backend_packages():
         if package.problem is not None:
             say_prose(f"{package.name} is not used: {package.problem}")
-    for line in unloaded():
+    for line in missing_drivers():
         say_prose(line)
     say(f"threads: {cpu_threads()}")
     say(f"llama.cpp {pyllama.llama_cpp_version()}")
-
-
-def unloaded() -> list[str]:
-    """What to do about each backend of this build that could not be loaded."""
-    import pyllama
-
-    return [
-        f"{entry.name} is not loaded: its loader or driver is not installed here"
-        + _PACKAGES.get(entry.name, "")
-        for entry in pyllama.unloaded_backends()
-    ]
 
 
 def _facts(choice: DeviceChoice) -> dict[str, object]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from adapter.cli.console import fail, note, say, say_json, say_prose
-from adapter.cli.devices import unloaded
+from adapter.cli.missing_drivers import missing_drivers
 from adapter.cli.options import AsJson
 from adapter.wording import file_size
 
@@ -126,7 +126,7 @@ def _backends() -> list[str]:
     variant = pyllama.cpu_variant()
     if variant:
         lines.append(f"CPU variant: {variant}")
-    lines += unloaded()
+    lines += missing_drivers()
     for package in pyllama.backend_packages():
         state = "used" if package.problem is None else f"not used: {package.problem}"
         lines.append(f"{package.name} {package.version}: {state}")
