@@ -94,7 +94,9 @@ def _key(asked: Mapping[str, Any]) -> _Key:
 
 
 def _is_exact(asked: Any) -> bool:
-    """Whether settings are equal only if they are the same: numbers and texts."""
+    """Whether settings hold only numbers and texts: if these are equal and of equal types, they are
+    the same.
+    """
     return type(asked) is dict and all(
         type(value) in _SCALARS or (type(value) is tuple and all(type(one) is str for one in value))
         for value in asked.values()

@@ -10,47 +10,51 @@ from pathlib import Path
 from typing import NamedTuple
 
 FIRST_SECONDS, SECONDS = 0.1, 0.25
-"""The time between the first two readings of a computation, and between later ones, at least.
+"""The least time between the first two readings of a computation, and between later ones.
 
-The first answers should have the right number of threads soon, and so should the trial of how long
-a batch takes. In less time too little passes: a processor's idle time is told in steps of 10 ms.
+The first answers should soon have the right number of threads, and so should the trial of how long
+a batch takes. A shorter time would tell too little: Linux gives idle time in steps of 10 ms.
 """
 
 STAT = Path("/proc/stat")
 TASKS = Path("/proc/self/task")
 
 ONE_TAKEN, ONE_FREE = 0.4, 0.15
-"""The part of a processor above which other work takes it, and below which it is free again."""
+"""The part of a processor above which it counts as taken by other work, and below which as free."""
 
 COUNTED = slice(1, 9)
-"""Fields of a processor's line in /proc/stat: all its time, without guests, who are users, too."""
+"""Fields of a processor's line in /proc/stat that add up to all its time.
+
+The fields after them, guest and guest_nice, are parts of user and nice.
+"""
 
 RESTED = (4, 5)
 """The fields of time in which a processor had nothing to do: idle, iowait.
 
-Linux measures these. What it did in the rest of the time is a guess: at each of some hundred ticks
-a second all the time since the last one counts for whatever runs just then. For threads that sleep
-and wake between two ticks the guess is wrong, by more than a processor in a tenth of a second.
+Linux measures these. What a processor did in the rest of the time is a guess: a tick comes some
+hundred times a second, and all the time since the last one counts for what runs at that moment.
+For threads that sleep and wake between two ticks this is wrong: over a tenth of a second, by more
+than a whole processor.
 """
 
 NICED = 2
-"""The field of work with a lower priority. It gives way to a process that has the usual one."""
+"""The field of work with a lower priority, which gives way to a process with the usual one."""
 
 
 class _Reading(NamedTuple):
     at: float
     processors: set[int]
-    counted: int  # ticks that the system tells of them
-    rested: float  # seconds that they were free for this process
-    own: float  # seconds that this process had
-    threads: dict[int, float]  # seconds of each Python thread of this process
+    counted: int  # ticks of all their time
+    rested: float  # seconds in which they were free for this process
+    own: float  # seconds of processor time that this process used
+    threads: dict[int, float]  # the same of each Python thread of this process
 
 
 class ProcessorLoad:
-    """The processors that are not free for a computation, while it runs.
+    """How many processors are not free for a computation, while it runs.
 
-    That is what other processes use, and Python threads of this process besides the calling one.
-    It is read from Linux's ``/proc``; elsewhere nothing is known. One thread at a time uses it.
+    Other processes use them, or Python threads of this process other than the calling one. This is
+    read from Linux's ``/proc``; elsewhere nothing is known. One thread at a time uses an object.
     """
 
     def __init__(self) -> None:
@@ -63,9 +67,10 @@ class ProcessorLoad:
 
         Args:
             now: by ``time.monotonic()``.
-            paused: whether nothing was computed for a while. The average begins anew then. The
-                first answer is what other processes used meanwhile. Python threads of this one are
-                left out of it: most of those that worked then wait for the computation now.
+            paused: whether nothing was computed for a while. The average then begins anew, and the
+                first answer is what other processes used during the pause. Python threads of this
+                process are left out of it: most of those that worked then now wait for the
+                computation.
 
         Returns:
             None if that is not known, or if it was read a moment ago.
@@ -91,7 +96,7 @@ class ProcessorLoad:
 
 
 def _used_by_others(last: _Reading, now: _Reading, *, with_threads: bool) -> float | None:
-    """Processors between two readings. None if these tell nothing of the same processors."""
+    """Processors that other work used between two readings. None if the readings do not compare."""
     if now.processors != last.processors or now.counted <= last.counted:
         return None
     seconds = now.at - last.at
@@ -107,9 +112,9 @@ def _used_by_others(last: _Reading, now: _Reading, *, with_threads: bool) -> flo
 
 
 def free_threads(most: int) -> int:
-    """As many threads as other work leaves processors just now, but at least half of ``most``.
+    """A thread for each processor that is free just now, but at least half of ``most``.
 
-    It takes a quarter of a second to find that out.
+    Finding that out takes a quarter of a second.
     """
     if most == 1:
         return 1
@@ -120,7 +125,7 @@ def free_threads(most: int) -> int:
 
 
 def threads_beside(others: float, most: int) -> int:
-    """The threads that have a processor of their own, but at least half of ``most``.
+    """How many threads get a processor of their own, but at least half of ``most``.
 
     Args:
         others: processors that other work takes; a part of one counts as one.

@@ -37,7 +37,7 @@ def pattern_automaton(pattern: str) -> Automaton:
 
 
 def _is_exact(items: Any) -> bool:
-    """Whether items are written as expressions of just what they match in every dialect."""
+    """Whether the expressions of items match exactly what the items match, in every dialect."""
     for kind, value in items:
         if kind is constants.IN:
             if any(item is constants.CATEGORY for item, _ in value):

@@ -21,10 +21,10 @@ Digest: TypeAlias = Any
 """A hash object of hashlib."""
 
 Report = Callable[[int], None]
-"""Called with the number of bytes that arrived; negative if they do not count any more."""
+"""Called with the number of bytes that arrived. It is negative if they no longer count."""
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes that are there, and those that there will be."""
+"""Called with the number of bytes so far, and the number of all."""
 
 _CHUNK = 1 << 20
 
@@ -37,7 +37,7 @@ class WrongDigestError(Exception):
 
 
 def adding_up(total: int, progress: Progress | None) -> Report:
-    """What adds the bytes up that arrive, and reports their sum beside the total."""
+    """A function that adds up the bytes that arrived, and reports their sum and the total."""
     done = 0
 
     def arrived(n_bytes: int) -> None:
