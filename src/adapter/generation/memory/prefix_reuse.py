@@ -17,6 +17,7 @@ from adapter.generation.memory.blocks import (
     block_hashes,
     last_border,
     n_shared,
+    n_shared_each,
 )
 from adapter.generation.memory.kv_cache import KVCache, Slot
 from adapter.generation.memory.prefix_cache import PrefixCache, SavedPrefix
@@ -59,6 +60,8 @@ class PrefixReuse:
         files: states of earlier processes, and for later ones.
         reuses: whether a slot keeps what it holds for later requests.
         keeps_answers: whether an answer is kept too, as the beginning of the next turn's prompt.
+        least: the fewest tokens that are saved or restored beyond what a slot has. Fewer are
+            computed again, where that takes less time than to copy a state.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class PrefixReuse:
         *,
         reuses: bool = True,
         keeps_answers: bool = False,
+        least: int = BLOCK,
     ) -> None:
         self._saved = saved
+        self._least = least
         self._files = files
         self._exactness = exactness
         self._reuses = reuses
@@ -135,6 +140,8 @@ class PrefixReuse:
             n_here = self.shared(slot.blocks, prompt)
             n_there = self.shared(donor.blocks, prompt)
         saved, n_saved = self._find_saved(slot.cache, prompt)
+        if self.rolls_back and (n_saved - max(n_here, n_there)) * BLOCK < self._least:
+            n_saved = 0
         elsewhere, n_elsewhere = self._elsewhere(slot.cache, prompt)
         if self.rolls_back and n_here >= max(n_there, n_saved, n_elsewhere):
             if (len(slot.blocks) - n_here) * BLOCK >= WORTH_SAVING:
@@ -202,9 +209,7 @@ class PrefixReuse:
         """Save what an unused context holds before it is closed."""
         try:
             if cache.context.usable:
-                for slot in sorted(cache.free, key=lambda slot: slot.last_used):
-                    if len(slot.blocks) * BLOCK >= WORTH_SAVING:
-                        self._save_evicted(slot)
+                self._save_all(sorted(cache.free, key=lambda slot: slot.last_used))
         except Exception as error:
             note(logger, logging.DEBUG, "not saved: %s", error)
 
@@ -214,9 +219,8 @@ class PrefixReuse:
             return
         try:
             for cache in self.caches:
-                for slot in cache.slots if cache.context.usable else ():
-                    if len(slot.blocks) * BLOCK >= WORTH_SAVING:
-                        self._save_evicted(slot, wait=True)
+                if cache.context.usable:
+                    self._save_all(cache.slots, wait=True)
         finally:
             self._files.close()
 
@@ -340,15 +344,25 @@ class PrefixReuse:
             return n_found  # states that cannot be cut back were saved where they are useful
         return self._cut_to(n_found, len(saved.hashes), prompt)
 
-    def _save_evicted(self, slot: Slot, *, wait: bool = False) -> None:
-        """Save what a slot holds before something else replaces it."""
+    def _save_evicted(self, slot: Slot) -> None:
+        """Save what a slot holds before something else replaces it, unless others have it."""
+        others = [other for other in slot.cache.slots if other is not slot]
+        self._save_unless(slot, others, self._least)
+
+    def _save_all(self, slots: list[Slot], *, wait: bool = False) -> None:
+        """Save what slots hold of which nothing will stay."""
+        for index, slot in enumerate(slots):
+            if len(slot.blocks) * BLOCK >= WORTH_SAVING:
+                self._save_unless(slot, slots[index + 1 :], BLOCK, wait=wait)
+
+    def _save_unless(
+        self, slot: Slot, others: list[Slot], least: int, *, wait: bool = False
+    ) -> None:
+        """Save what a slot holds, unless it has fewer than ``least`` tokens that no other has."""
         if not self.rolls_back or self._saved.holds(slot.blocks) or not self._saved.max_bytes:
             return
-        if any(
-            n_shared(other.blocks, slot.blocks) == len(slot.blocks)
-            for other in slot.cache.slots
-            if other is not slot
-        ):
+        n_others = max(n_shared_each([other.blocks for other in others], slot.blocks), default=0)
+        if (len(slot.blocks) - n_others) * BLOCK < least:
             return
         slot.keep(len(slot.blocks))
         self._save(slot, slot.blocks, wait=wait)

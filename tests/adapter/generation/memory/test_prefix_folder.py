@@ -378,6 +378,15 @@ def test_the_next_scheduler_takes_it_up_and_gives_the_same_bytes(tmp_path, archi
         cold.close()
 
 
+def test_what_several_slots_hold_is_written_once_at_the_end(tmp_path, tiny):
+    """Each of them need not be written, as the others have it; one must be."""
+    made = prefix_scheduler(tiny, tmp_path)
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(made.generate, [request_of(tokens(1, 300), max_tokens=30)] * 4))
+    made.close()
+    assert len([*tmp_path.rglob("*.prefix")]) == 1
+
+
 def test_a_pool_keeps_prefixes_in_the_given_folder(tmp_path):
     synthetic.write_model(tmp_path / "tiny.gguf", n_ctx_train=CONTEXT_LENGTH)
     found = []

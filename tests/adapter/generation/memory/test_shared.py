@@ -21,6 +21,7 @@ from adapter.generation.memory.blocks import BLOCK, CHUNK, DEVICE_CHUNK
 from adapter.generation.memory.shared import MAX_IDLE
 from adapter.generation.request import GenerationRequest
 from adapter.generation.sampling import Constraint, Sampling
+from pyllama.state import State
 
 NEAR_TIE = 0.02
 """Logits here have a standard deviation of 2, and are kept in 16 bits on the way."""
@@ -174,6 +175,31 @@ def test_what_prompts_share_is_in_memory_once(model):
         results = list(threads.map(scheduler.generate, requests))
     assert sorted(result.cache_read_tokens for result in results)[1] >= 1000 - BLOCK
     assert scheduler.metrics.snapshot().prompt_tokens < 1000 + 24 * 40
+    scheduler.close()
+
+
+def test_ends_of_prompts_are_computed_again_and_not_copied(model, monkeypatch):
+    """A device stands still while a state is copied from or to it."""
+    copied = []
+    for name in ("seq_get_data", "seq_set_data"):
+        copy = getattr(State, name)
+        monkeypatch.setattr(
+            State,
+            name,
+            lambda self, *a, copy=copy: copied.append(1) or copy(self, *a),
+        )
+    shared = tokens(1, 400)
+    scheduler = scheduler_of(model, max_sequences=4, cache_bytes=1 << 30)
+    endings = [tokens(seed // 3, 60) + tokens(seed, 20) for seed in range(60)]
+    with ThreadPoolExecutor(4) as threads:
+        requests = [request_of(shared + ending) for ending in endings]
+        list(threads.map(scheduler.generate, requests))
+    assert not copied
+    for seed in range(100, 108):  # others need the place of all that
+        scheduler.generate(request_of(tokens(seed, 400), max_tokens=2))
+    assert copied
+    result = scheduler.generate(request_of(shared + tokens(7, 20)))
+    assert result.cache_read_tokens >= 400 - BLOCK
     scheduler.close()
 
 
