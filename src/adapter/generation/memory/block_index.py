@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from adapter.generation.memory.blocks import BlockHashes, n_shared
@@ -27,6 +27,18 @@ class BlockIndex(Generic[Owner]):
         """What an owner has."""
         return self._blocks.get(owner, ())
 
+    @property
+    def n_blocks(self) -> int:
+        """How many different blocks there are."""
+        return len(self._owners)
+
+    def update(self, owned: Iterable[tuple[Owner, BlockHashes]]) -> None:
+        """Record what owners have now, of whom few have changed."""
+        known = self._blocks
+        for owner, blocks in owned:
+            if known.get(owner, ()) is not blocks:
+                self.put(owner, blocks)
+
     def put(self, owner: Owner, blocks: BlockHashes) -> None:
         """Record what an owner has now; nothing to forget the owner.
 
@@ -50,12 +62,17 @@ class BlockIndex(Generic[Owner]):
             else:
                 known[owner] = None
 
-    def find(self, wanted: BlockHashes) -> int:
-        """How many of these blocks, from the first on, an owner has."""
+    def find(self, wanted: BlockHashes, among: set[Owner] | None = None) -> int:
+        """How many of these blocks, from the first on, an owner has.
+
+        Args:
+            among: the owners that count; None for all.
+        """
         low, high = 0, len(wanted)
         while low < high:
             middle = (low + high + 1) // 2
-            if wanted[middle - 1] in self._owners:
+            owners = self._owners.get(wanted[middle - 1])
+            if owners is not None and (among is None or not among.isdisjoint(owners)):
                 low = middle
             else:
                 high = middle - 1

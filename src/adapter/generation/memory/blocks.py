@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -57,23 +57,6 @@ def n_shared(one: BlockHashes, other: BlockHashes) -> int:
         else:
             high = middle - 1
     return low
-
-
-def n_shared_each(prompts: Iterable[BlockHashes], other: BlockHashes) -> list[int]:
-    """The same for several prompts. Most of one program's share as much as the one before."""
-    found = []
-    n_other = len(other)
-    n = 0  # what the last one that was long enough shares
-    for one in prompts:
-        most = len(one) if len(one) < n_other else n_other
-        if n <= most:
-            as_before = n == 0 or one[n - 1] == other[n - 1]
-            if not as_before or (n < most and one[n] == other[n]):
-                n = n_shared(one, other)
-            found.append(n)
-        else:
-            found.append(n_shared(one, other) if most else 0)
-    return found
 
 
 def n_reusable(n_tokens: int) -> int:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import pyllama
 from adapter.generation.memory.anchors import is_anchor
-from adapter.generation.memory.blocks import BLOCK, BlockHashes, n_shared, n_shared_each
+from adapter.generation.memory.block_index import BlockIndex
+from adapter.generation.memory.blocks import BLOCK, BlockHashes
 from adapter.generation.sequence import ScheduledRequest
+
+_blocks = attrgetter("blocks")
 
 
 @dataclass(eq=False)
@@ -83,6 +87,7 @@ class KVCache:
     anchored: int = 0
     batch: pyllama.Batch = field(init=False)
     slots: list[Slot] = field(init=False)
+    _held: BlockIndex[Slot] = field(init=False, default_factory=BlockIndex)
     _clock: int = 0
 
     def __post_init__(self) -> None:
@@ -119,14 +124,22 @@ class KVCache:
         shared = self.n_cells < self.length * self.count
         return not shared or self.n_promised + sequence.n_needed <= self.n_cells
 
+    @property
+    def held(self) -> BlockIndex[Slot]:
+        """Which slots hold which blocks."""
+        self._held.update(zip(self.slots, map(_blocks, self.slots), strict=True))
+        return self._held
+
     def n_shared(self, hashes: BlockHashes) -> int:
         """The most blocks of a prompt that one of its slots holds."""
-        return n_shared(self.nearest(hashes).blocks, hashes)
+        return self.held.find(hashes)
 
     def nearest(self, hashes: BlockHashes) -> Slot:
         """The slot with the longest beginning of a prompt, preferably a free one."""
-        likeliest = _that_share_most(self.slots, hashes)
-        return next((slot for slot in likeliest if slot.sequence is None), likeliest[0])
+        held = self.held
+        n_blocks = held.find(hashes)
+        likeliest = held.owners(hashes[n_blocks - 1]) if n_blocks else self.slots
+        return min(likeliest, key=lambda slot: (slot.sequence is not None, slot.seq_id))
 
     def to_overwrite(self, hashes: BlockHashes) -> Slot:
         """The free slot that shares most with a prompt.
@@ -136,8 +149,11 @@ class KVCache:
         least, and was least recently used.
         """
         taken = {slot.seq_id for slot in self.taken}
+        free, held = self.free, self.held
+        n_blocks = held.find(hashes, {*free})
+        likeliest = held.owners(hashes[n_blocks - 1]) if n_blocks else free
         return max(
-            _that_share_most(self.free, hashes),
+            [slot for slot in free if slot in likeliest],
             key=lambda slot: (
                 len(taken & {slot.seq_id - 1, slot.seq_id + 1}),
                 -len(slot.blocks),
@@ -154,10 +170,3 @@ class KVCache:
         """Make a slot free. What it holds stays."""
         self._clock += 1
         slot.sequence, slot.last_used = None, self._clock
-
-
-def _that_share_most(slots: list[Slot], hashes: BlockHashes) -> list[Slot]:
-    """Those of the slots, at least one, that hold the longest beginning of a prompt."""
-    shared = n_shared_each((slot.blocks for slot in slots), hashes)
-    most = max(shared)
-    return [slot for slot, n in zip(slots, shared, strict=True) if n == most]

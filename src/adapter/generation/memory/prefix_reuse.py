@@ -17,7 +17,6 @@ from adapter.generation.memory.blocks import (
     block_hashes,
     last_border,
     n_shared,
-    n_shared_each,
 )
 from adapter.generation.memory.kv_cache import KVCache, Slot
 from adapter.generation.memory.prefix_cache import PrefixCache, SavedPrefix
@@ -84,8 +83,6 @@ class PrefixReuse:
         # it can, but what follows is stored in other cells and summed in another order.
         self.rolls_back = rolls_back(model)
         self._keeps_answers = keeps_answers and self.rolls_back
-        self._in_slots: BlockIndex[Slot] = BlockIndex()
-        self._indexed: list[KVCache] = []  # whose slots are in it
         self._computing: BlockIndex[ScheduledRequest] = BlockIndex()
         self._cache_of: dict[ScheduledRequest, KVCache] = {}
         self._read_for: WeakSet[ScheduledRequest] = WeakSet()
@@ -242,23 +239,15 @@ class PrefixReuse:
 
     def _n_in_slots(self, wanted: BlockHashes, prompt: HashedPrompt) -> int:
         """How many blocks of a prompt are in slots."""
-        if self._indexed != self.caches:
-            slots = {slot for cache in self.caches for slot in cache.slots}
-            for gone in [slot for slot in self._in_slots if slot not in slots]:
-                self._in_slots.put(gone, ())
-            self._indexed = [*self.caches]
-        known = self._in_slots.blocks
-        for cache in self.caches:
-            for slot in cache.slots:
-                if slot.blocks is not known(slot):
-                    self._in_slots.put(slot, slot.blocks)
-        n_found = self._in_slots.find(wanted)
+        held = [cache.held for cache in self.caches]
+        n_found = max((each.find(wanted) for each in held), default=0)
         if not n_found or self._exactness.cuts_anywhere:
             return n_found
         n_found -= n_found % (CHUNK // BLOCK)
         if not n_found:
             return 0
-        n_other = max(len(slot.blocks) for slot in self._in_slots.owners(wanted[n_found - 1]))
+        last = wanted[n_found - 1]
+        n_other = max(len(slot.blocks) for each in held for slot in each.owners(last))
         return self._cut_to(n_found, n_other, prompt)
 
     def _is_usable(self, other: ScheduledRequest, sequence: ScheduledRequest) -> bool:
@@ -361,7 +350,7 @@ class PrefixReuse:
         """Save what a slot holds, unless it has fewer than ``least`` tokens that no other has."""
         if not self.rolls_back or self._saved.holds(slot.blocks) or not self._saved.max_bytes:
             return
-        n_others = max(n_shared_each([other.blocks for other in others], slot.blocks), default=0)
+        n_others = max((n_shared(other.blocks, slot.blocks) for other in others), default=0)
         if (len(slot.blocks) - n_others) * BLOCK < least:
             return
         slot.keep(len(slot.blocks))

@@ -52,10 +52,18 @@ class SharedMemory(MemoryStrategy):
 
         What the requests may need must be free, and attention reads all that is in memory.
         """
+        free = cache.free
         left = cache.n_cells - cache.n_promised
+        if cache.held.n_blocks * BLOCK <= MAX_IDLE and sum(map(_n_kept, free)) <= left:
+            return
         blocks: set[bytes] = set()
-        for slot in sorted(cache.free, key=lambda slot: -slot.last_used):
-            left -= len(slot.blocks) * BLOCK + (len(slot.rest[1]) if slot.rest else 0)
+        for slot in sorted(free, key=lambda slot: -slot.last_used):
+            left -= _n_kept(slot)
             blocks.update(slot.blocks)
             if left < 0 or len(blocks) * BLOCK > MAX_IDLE:
                 self.prefixes.evict(slot)
+
+
+def _n_kept(slot: Slot) -> int:
+    """Tokens that a free slot holds."""
+    return len(slot.blocks) * BLOCK + (len(slot.rest[1]) if slot.rest else 0)
