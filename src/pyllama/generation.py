@@ -59,7 +59,8 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
     It drafts tokens that followed the same four tokens in its answers twice in a row (llama.cpp's
     ``common_ngram_mod``). They are computed in the same batch, and kept as far as the chain samples
     the same. So what a chain samples is distributed as without them, and what answers have in
-    common takes few batches.
+    common takes few batches. As in any batch, what else is computed may change the last bits of
+    logits, and so a choice between tokens that are nearly as likely.
 
     Meanwhile the context belongs to it, and so do the chains of sequences that go on. The thread
     that made it may use them all the same: ``Memory.seq_rm`` and ``seq_cp`` are done before the

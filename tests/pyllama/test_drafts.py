@@ -61,6 +61,23 @@ def test_answers_that_were_there_twice_take_fewer_batches(tiny):
     assert counts[8] < 20
 
 
+@pytest.mark.parametrize("grammar", [None, 'root ::= "abcdefghijklmno"'])
+@pytest.mark.parametrize("n_max", [2, 6, 40])
+def test_neither_the_last_token_nor_what_follows_an_end_is_drafted(tiny, n_max, grammar):
+    with context_of(tiny) as context, Generation(context) as generation:
+        for _ in range(ROUNDS):
+            chain = endless(tiny)
+            if grammar is not None:
+                only = GrammarSampler(tiny.vocab, grammar)
+                chain = SamplerChain([Sampler.greedy()], grammar=only)
+            context.reset_performance()
+            (tokens,) = again(context, generation, [chain], n_max).values()
+        counts = context.performance
+    assert len(tokens) == min(n_max, 40 if grammar is None else 16)
+    n_prompt = LENGTHS[0]  # llama.cpp counts calls of one token and of several apart, each from 1
+    assert counts.n_p_eval + counts.n_eval <= n_prompt + len(tokens) - 1 + 1
+
+
 def test_what_was_expected_and_does_not_come_is_removed(tiny):
     """The answers part where the table expects the others' tokens."""
     (x,) = tiny.vocab.tokenize("x", add_special=False)

@@ -17,7 +17,7 @@ from adapter.generation.thread_tuner import ThreadTuner
 PADDING = 256
 """llama.cpp rounds the memory of a sequence up to a multiple of this many tokens."""
 
-N_DRAFT, MOST_DRAFTED = 8, 192
+N_DRAFT, MOST_DRAFTED = 8, 256
 """Drafted tokens that a batch has outputs for: of each sequence, and of all. Each takes memory for
 the logits of a vocabulary.
 """

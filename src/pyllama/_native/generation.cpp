@@ -62,14 +62,8 @@ class member {
         return in_memory_ ? run_->n_tokens() - run_->n_computed() : part_->n_tokens;
     }
 
-    // Has tokens drafted for the next batch. Returns how many.
-    int32_t draft(const pyllama::draft_table & table, int32_t most) {
-        if (!in_memory_) {
-            return 0;
-        }
-        run_->draft(table, most);
-        return static_cast<int32_t>(run_->drafted().size());
-    }
+    // Whether tokens may be drafted for its next batch.
+    bool may_draft() const { return in_memory_; }
 
     void add_to(pyllama::batch_rows & rows) const {
         if (in_memory_) {
@@ -133,7 +127,8 @@ class generation {
           n_outputs_(n_outputs),
           vocab_(llama_model_get_vocab(llama_get_model(ctx))),
           n_batch_(static_cast<int32_t>(llama_n_batch(ctx))),
-          n_ubatch_(static_cast<int32_t>(llama_n_ubatch(ctx))) {}
+          n_ubatch_(static_cast<int32_t>(llama_n_ubatch(ctx))),
+          table_(n_draft > 0 ? std::make_unique<pyllama::draft_table>() : nullptr) {}
 
     void add(pyllama_part & part) {
         member added(part, vocab_);
@@ -287,7 +282,9 @@ class generation {
             pyllama::sample_each_of(ctx_, sampling, n_threads_);
         }
         for (running_sequence * one : sampling) {
-            one->teach(table_);
+            if (table_) {
+                one->teach(*table_);
+            }
             if (one->overshot()) {
                 remove(one->seq_id(), one->pos() + one->n_computed(), -1);
             }
@@ -329,18 +326,39 @@ class generation {
         return chosen;
     }
 
+    // Drafts so many tokens at most. If more are expected, no sequence has more than the others may have.
+    int32_t draft(const std::vector<member *> & chosen, int32_t most) {
+        std::vector<running_sequence *> drafting;
+        for (const member * one : chosen) {
+            if (table_ && one->may_draft()) {
+                drafting.push_back(one->run());
+                drafting.back()->draft(*table_, std::min(n_draft_, most));
+            }
+        }
+        for (int32_t each = n_draft_;; each--) {
+            int32_t n_drafted = 0;
+            for (running_sequence * one : drafting) {
+                one->draft_at_most(static_cast<size_t>(each));
+                n_drafted += static_cast<int32_t>(one->drafted().size());
+            }
+            if (n_drafted <= most) {
+                return n_drafted;
+            }
+        }
+    }
+
     // Decodes them, with drafted tokens as far as there is room for these and their outputs in one call
     // of the device.
     int32_t decode(const std::vector<member *> & chosen, bool drafts) {
         int32_t most = drafts ? n_outputs_ - static_cast<int32_t>(chosen.size()) : 0;
-        int32_t n_rows = 0, n_drafted = 0;
+        int32_t n_rows = 0;
         for (const member * one : chosen) {
             n_rows += one->n_rows();
         }
         most = std::max(std::min(most, n_ubatch_ - n_rows), 0);
         rows_.clear();
+        const int32_t n_drafted = draft(chosen, most);
         for (member * one : chosen) {
-            n_drafted += one->draft(table_, std::min(most - n_drafted, n_draft_));
             one->add_to(rows_);
         }
         const int32_t code = pyllama::decode(ctx_, rows_.batch());
@@ -383,8 +401,8 @@ class generation {
     std::string             message_;
 
     // Of its own thread.
-    pyllama::batch_rows  rows_;
-    pyllama::draft_table table_;
+    pyllama::batch_rows                   rows_;
+    std::unique_ptr<pyllama::draft_table> table_; // null where nothing is drafted
 };
 
 } // namespace

@@ -44,11 +44,16 @@ class running_sequence {
     // Tokens that may follow, which are computed in the same batch as the last ones.
     const std::vector<llama_token> & drafted() const { return drafted_; }
 
-    // Has at most so many tokens drafted for the next batch. They fit in what it may have.
+    // Has at most so many tokens drafted for the next batch. What would be its last is not among them:
+    // that is never computed.
     void draft(const draft_table & table, int32_t most) {
-        drafted_ = table.expected(last_, std::min(most, run_.n_max - run_.n_tokens));
-        n_kept_  = 0;
+        drafted_ = table.expected(last_, std::min(most, run_.n_max - run_.n_tokens - 1));
+        const auto ends = [&](llama_token token) { return llama_vocab_is_eog(vocab_, token); };
+        drafted_.erase(std::find_if(drafted_.begin(), drafted_.end(), ends), drafted_.end());
+        n_kept_ = 0;
     }
+
+    void draft_at_most(size_t most) { drafted_.resize(std::min(drafted_.size(), most)); }
 
     // Tokens before its first one.
     void begin_after(const llama_token * tokens, int32_t n) {
