@@ -42,12 +42,12 @@ class LlamaCppEmbedder:
         embedder = LlamaCppEmbedder(pool.load_model("nomic-embed"))
         retrieve = dspy.retrievers.Embeddings(corpus, dspy.Embedder(embedder), k=3)
 
-    A vector depends on its text only, up to rounding: not on the other texts or their order. Any
+    Up to rounding, a vector depends only on its text, and not on other texts or their order. Any
     number of threads may call the embedder; they take turns.
 
     Args:
         loaded: an embedding model, a reranker, or any other model that pools.
-        pooling: how the embeddings of a text's tokens become one: ``"mean"``, ``"cls"``,
+        pooling: how the embeddings of a text's tokens are combined into one: ``"mean"``, ``"cls"``,
             ``"last"``, or ``"rank"`` for the score of a reranker. None for what the model says.
         normalize: scale each vector to length 1 (L2).
         truncate: cut texts that are longer than the model's context, instead of refusing them. The

@@ -5,30 +5,30 @@
     │   └── InvalidParameterError                    one value outside its range
     ├── InvalidModelNameError   (ValueError)         a name that is not a plain file name
     ├── ModelNotFoundError      (FileNotFoundError)  no such file in the model folder
-    ├── ModelDownloadError      (OSError)            a model that no hub or server gives
+    ├── ModelDownloadError      (OSError)            a model that could not be downloaded
     ├── ConversionError         (RuntimeError)       a model that cannot be converted
     ├── ImatrixError            (RuntimeError)       an importance matrix that cannot be computed
-    ├── ModelFileError          (RuntimeError)       a file that is no loadable model
-    ├── ModelChangedError       (RuntimeError)       a file that is not what was loaded from it
+    ├── ModelFileError          (RuntimeError)       a file that is not a loadable model
+    ├── ModelChangedError       (RuntimeError)       a file that changed since it was loaded
     ├── ModelNotLoadedError     (LookupError)        a model that is not in memory
-    ├── UnknownModelError       (LookupError)        a request for another model than an engine's
-    ├── ModelInUseError         (RuntimeError)       a model that this thread would wait for itself
+    ├── UnknownModelError       (LookupError)        a request for a model that the engine lacks
+    ├── ModelInUseError         (RuntimeError)       a thread that would wait for itself
     ├── ContextTooLongError     (ValueError)         a prompt that leaves no room in the context
     │   └── TextTooLongError                         a text to embed that does not fit
-    ├── TokenBudgetExhaustedError (RuntimeError)     no tokens are left of those a config grants
+    ├── TokenBudgetExhaustedError (RuntimeError)     all tokens that a config grants are used up
     ├── RateLimitExceededError  (RuntimeError)       too many requests in a minute
     ├── RequestTimeoutError     (TimeoutError)       a request that took too long
-    ├── RequestCancelledError   (RuntimeError)       a request that DSPy waits for no more
+    ├── RequestCancelledError   (RuntimeError)       a request that DSPy no longer waits for
     ├── QueueFullError          (RuntimeError)       too many requests that wait
     ├── PromptError             (ValueError)         a text that cannot become tokens
     │   └── TemplateAbortedError                     a chat template that ended its process
     ├── InferenceError          (RuntimeError)       a computation that failed
     └── ResourceError           (RuntimeError)       a device, memory or a thread that failed
-        ├── PoolFullError           (MemoryError)    no room for a model, and none to be made
+        ├── PoolFullError           (MemoryError)    no room for a model, and none can be made
         └── TransientError                           a fault of the machine that passes
 
 Each class also inherits the builtin that fits it, and carries its data as attributes. pyllama has
-errors of its own; no name here is also one of them, except for those at the end of the file.
+errors of its own. No name is used in both packages, except for those at the end of the file.
 """
 
 from __future__ import annotations
@@ -126,12 +126,12 @@ class ModelNotFoundError(LlamaCppError, FileNotFoundError):
 
 
 class ModelDownloadError(LlamaCppError, OSError):
-    """A model could not be downloaded whole. What arrived is kept, and the next try goes on there.
+    """A model could not be downloaded completely. What arrived is kept, and the next try continues.
 
     Attributes:
         name: the model.
         reason: what went wrong, and what to do.
-        choices: the names that would have been clear.
+        choices: the names that would have been unambiguous.
     """
 
     def __init__(self, name: str, reason: str, choices: Sequence[str] = ()) -> None:
@@ -167,7 +167,7 @@ class ModelFileError(LlamaCppError, RuntimeError):
 
 
 class ModelChangedError(LlamaCppError, RuntimeError):
-    """The file of a model has other contents than when the model was loaded first.
+    """The file of a model has changed since the model was first loaded.
 
     Attributes:
         name: the model.
@@ -198,7 +198,7 @@ class ModelNotLoadedError(LlamaCppError, LookupError):
 
 
 class UnknownModelError(LlamaCppError, LookupError):
-    """A request names a model that the engine it came to does not have.
+    """A request names a model that its engine does not have.
 
     Attributes:
         name: the model that was asked for.
@@ -346,7 +346,7 @@ class QueueFullError(LlamaCppError, RuntimeError):
 
     Attributes:
         queued: requests that wait.
-        retry_after: seconds that one took lately.
+        retry_after: seconds that a request took lately.
     """
 
     def __init__(self, queued: int, retry_after: float) -> None:
@@ -363,7 +363,7 @@ class PromptError(LlamaCppError, ValueError):
 
 
 class TemplateAbortedError(PromptError):
-    """A chat template took its process down with a conversation, or took too long over it."""
+    """A chat template ended its process over a conversation, or took too long."""
 
 
 class InferenceError(LlamaCppError, RuntimeError):
@@ -379,7 +379,7 @@ class PoolFullError(ResourceError, MemoryError):
 
     Attributes:
         name: the model.
-        needed: what it takes, in ``unit``.
+        needed: what the model takes, in ``unit``.
         held: what the pool holds, in ``unit``.
         limit: what the pool may hold, in ``unit``.
         unit: ``"bytes"`` or ``"models"``.
@@ -407,7 +407,7 @@ class PoolFullError(ResourceError, MemoryError):
 
 
 class TransientError(ResourceError):
-    """The machine could not do it at that moment; the same may work a little later.
+    """The machine could not do this at that moment; the same call may work a little later.
 
     It lacked file descriptors, threads or processes, or others ended a process that was needed.
     """

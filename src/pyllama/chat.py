@@ -46,8 +46,8 @@ MAX_KEPT_FORMATS = 64  # of one template: a format for each set of tools and sch
 class ChatTemplate(Uncopyable):
     """A chat template, ready to apply (``common_chat_templates_init``). It outlives the model.
 
-    Any number of threads may use one at a time. A template of more than 256 KiB, 1,000 tokens in
-    a block, or 50 nested brackets or statements is refused. It can still run forever, take all
+    Any number of threads may use one at once. A template of more than 256 KiB, 1,000 tokens in a
+    block, or 50 nested brackets or statements is refused. It can still run forever, take all
     memory, or recurse until the process ends: ``isolated`` makes that an error.
 
     Args:
@@ -158,9 +158,9 @@ class ChatTemplate(Uncopyable):
             json_schema: what the answer must be; it becomes the result's grammar.
             grammar: GBNF that the answer must follow, in place of a schema or tools.
             enable_thinking: let the model reason, where the template leaves the choice.
-            reasoning_format: ``"none"`` leaves reasoning in the content, all others have the parser
-                take it out.
-            chat_template_kwargs: more variables for the template, of what JSON can hold.
+            reasoning_format: with ``"none"`` the parser leaves reasoning in the content, and with
+                all others it takes it out.
+            chat_template_kwargs: more variables for the template: any values that JSON can hold.
             add_generation_prompt: end with the beginning of an assistant's turn.
             continue_final_message: the last message is the beginning of the answer: of its content
                 or reasoning, or True for the part that it ends with. No other turn begins then.

@@ -84,7 +84,7 @@ class ChatMessage:
 class ChatParser(Uncopyable):
     """Parses what the model answers to one rendered chat; see ``RenderedChat.parser``.
 
-    Any number of threads may use one at a time. It outlives its template.
+    Any number of threads may use one at once. It outlives its template.
     """
 
     _instead_of_copying = "RenderedChat.parser makes another"
@@ -96,7 +96,7 @@ class ChatParser(Uncopyable):
         self._handle = Handle(parser, lib.guarded_chat_parser_free)
 
     def parse(self, text: str | bytes, *, partial: bool = False) -> ChatMessage:
-        """The message that a generated text is (``common_chat_parse``).
+        """The message that a generated text stands for (``common_chat_parse``).
 
         Args:
             text: all that was generated after the prompt, without the tokens that end the turn, and

@@ -56,7 +56,7 @@ class Context(Decoding):
         options: fields of ``ContextParams``, which replace those in params.
         samplers: chains that run on the device, by sequence id: a token comes back, not a row of
             logits (experimental in llama.cpp). The CPU does what the device cannot, and everything
-            without a GPU. Read the token with ``SamplerChain.sample``. A decode then gives one
+            if there is no GPU. Read the token with ``SamplerChain.sample``. A decode then gives one
             output for each such sequence. A chain belongs to one context: closing the chain closes
             the context.
 
@@ -129,7 +129,7 @@ class Context(Decoding):
     # Computing
 
     def decode(self, batch: Batch) -> None:
-        """Process a batch; its outputs then stand in ``logits`` (``llama_decode``).
+        """Process a batch; its outputs are then in ``logits`` (``llama_decode``).
 
         Models without memory (BERT) process each batch by itself.
 
@@ -146,8 +146,8 @@ class Context(Decoding):
     def encode(self, batch: Batch) -> None:
         """Process a batch with the encoder, without memory (``llama_encode``).
 
-        What it computed is what ``decode`` of an encoder-decoder model attends to. Forget
-        what was decoded before (``Memory.clear``): llama.cpp wants the positions to follow it.
+        In an encoder-decoder model, ``decode`` attends to the result. Forget what was decoded
+        before (``Memory.clear``): llama.cpp wants the positions to follow it.
 
         Raises:
             ContextError: the model has no encoder.
@@ -162,7 +162,7 @@ class Context(Decoding):
     def decode_token(self, token: int, pos: int, seq_id: int = 0) -> None:
         """Process one token of one sequence and compute its logits; see ``decode``.
 
-        Generating so costs less time than with a ``Batch`` of one.
+        This takes less time than a ``Batch`` of one token.
         """
         token = integer("token", token, 0, INT32_MAX)
         pos = integer("pos", pos, 0, MAX_POS)
@@ -222,7 +222,7 @@ class Context(Decoding):
     # Settings
 
     def set_embeddings(self, embeddings: bool) -> None:
-        """Compute embeddings from the next call on, or no longer (``llama_set_embeddings``).
+        """Start or stop computing embeddings, from the next call on (``llama_set_embeddings``).
 
         While they are computed, every entry of a batch gives an output.
         """
@@ -236,7 +236,7 @@ class Context(Decoding):
 
     @property
     def flash_attn(self) -> bool:
-        """Whether flash attention is used. ``"auto"`` was decided when it was made."""
+        """Whether flash attention is used. ``"auto"`` was decided when the context was made."""
         if self._flash_attn is None:
             with self._lock, self._open() as pointer:
                 found = self._check(lib.guarded_flash_attn(pointer), "reading the context")

@@ -83,8 +83,8 @@ class ContextParams:
         n_outputs_max: the most outputs of one ``decode``; 0 for n_batch. Fewer save memory.
         n_threads: threads for one token at a time; None for ``cpu_math_cores``.
         n_threads_batch: threads for several tokens at a time; None for the same as n_threads.
-        rope_scaling_type: how positions beyond those trained with are made to fit.
-        pooling_type: how the embeddings of a sequence's tokens become one.
+        rope_scaling_type: how positions beyond those of the training are made to fit.
+        pooling_type: how the embeddings of a sequence's tokens are combined into one.
         attention_type: whether tokens see those after them. Without causal attention a batch holds
             at most n_ubatch tokens.
         flash_attn: whether to use flash attention.
@@ -180,7 +180,7 @@ class ContextParams:
 def with_options(
     name: str, params: ContextParams | None, options: Mapping[str, Any]
 ) -> ContextParams:
-    """The params given as an argument, or the defaults, with the options replaced."""
+    """The parameters given as an argument, or the defaults, with the options replaced."""
     if params is None:
         return ContextParams(**options)
     if not isinstance(params, ContextParams):

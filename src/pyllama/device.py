@@ -150,7 +150,7 @@ def load_backends(
 
     Args:
         folder: where the modules are; None for the package's own and those of other packages.
-        cpu_variant: which of the CPU modules to take, such as ``"haswell"``. None for what the
+        cpu_variant: which of the CPU modules to use, such as ``"haswell"``. None for what the
             environment variable ``PYLLAMA_CPU_VARIANT`` names, or else the best for this processor.
             If that one uses AMX, a child process computes with it first, because some virtual
             machines announce AMX and do not run it; if the child dies the next best is taken.
@@ -217,7 +217,7 @@ def load_backend(path: str | os.PathLike[str]) -> Backend:
 
 
 def backend_packages() -> list[BackendPackage]:
-    """Every package that adds a backend to this one, and why those that are not used are not.
+    """Every package that adds a backend to this one; if one is not used, with the reason.
 
     Such packages come with an extra, as in ``pip install "pyllama-dspy[cuda13]"``. One that was
     built for another llama.cpp is refused, with a warning in the log.
@@ -284,7 +284,7 @@ def cpu_variant() -> str | None:
 
 @functools.cache
 def cpu_math_cores() -> int:
-    """Cores worth computing on: physical ones, of hybrid processors the fast ones.
+    """Cores worth computing on: physical ones, and on hybrid processors only the fast ones.
 
     ``common_cpu_get_num_math``, as llama.cpp's own programs use it, but at most the CPUs that this
     process may run on.

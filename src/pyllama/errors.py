@@ -1,6 +1,6 @@
 """The exceptions of pyllama.
 
-Each also inherits the builtin that fits, so that ``except ValueError`` and the like work::
+Each also inherits the builtin that fits, so that code such as ``except ValueError`` works::
 
     LlamaError(Exception)
     ├── ClosedError(ValueError)             used after close()
@@ -11,7 +11,7 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     ├── NativeMemoryError(MemoryError)      llama.cpp could not allocate
     ├── BackendError(RuntimeError)          no usable backend or device
     │   └── ServerLostError                 an RPC server went away with a part of a model
-    ├── ModelLoadError(RuntimeError)        a file that is no loadable model
+    ├── ModelLoadError(RuntimeError)        a file that is not a loadable model
     │   └── ModelLoadCancelled              the progress callback said stop
     ├── ModelSaveError(RuntimeError)        a model could not be written
     ├── MemoryFitError(RuntimeError)        nothing fits the memory
@@ -24,7 +24,7 @@ Each also inherits the builtin that fits, so that ``except ValueError`` and the 
     │   ├── MemoryFullError                 no free cells for the batch
     │   └── DecodeCancelled                 stopped by Context.cancel()
     ├── OutputsInUseError(BufferError)      views of outputs are alive, which the call would move
-    ├── StateError(ValueError)              bytes or a file that are no state of this context
+    ├── StateError(ValueError)              bytes or a file without a state of this context
     ├── TokenizationError(ValueError)       text or tokens that cannot be converted
     ├── ChatTemplateError(ValueError)       a template that does not parse or apply
     │   └── ChatTemplateAborted             it ended its process, or took too long
@@ -44,7 +44,7 @@ class LlamaError(Exception):
 
 
 class ClosedError(LlamaError, ValueError):
-    """The object was closed, or what it was made from was, or the interpreter is ending."""
+    """The object or what it was made from was closed, or the interpreter is ending."""
 
 
 class PoisonedError(LlamaError, RuntimeError):

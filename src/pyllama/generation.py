@@ -1,4 +1,4 @@
-"""Sequences of a context that go on by themselves, while others join and leave."""
+"""Sequences of a context that run by themselves, while others join and leave."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SequenceProgress:
 
     Attributes:
         computed: whether they are in memory.
-        over: whether the sequence goes on no more.
+        over: whether the sequence has ended.
         drawn: what was sampled since the last look; its ``n_computed`` is -1 if the last token
             before that is not in memory.
     """
@@ -57,18 +57,18 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
     ``max_tokens`` or an error. Each batch has the next tokens of all that go on.
 
     It drafts tokens that followed the same four tokens in its answers twice in a row (llama.cpp's
-    ``common_ngram_mod``). They are computed in the same batch, and kept as far as the chain samples
-    the same. So what a chain samples is distributed as without them, and what answers have in
-    common takes few batches. As in any batch, what else is computed may change the last bits of
-    logits, and so a choice between tokens that are nearly as likely.
+    ``common_ngram_mod``). They are computed in the same batch, and kept as long as the chain
+    samples the same ones. So drafts do not change the distribution of what a chain samples, and
+    text that answers have in common takes few batches. As in any batch, the other tokens may change
+    the last bits of logits, and so the choice between tokens that are nearly equally likely.
 
     Meanwhile the context belongs to it, and so do the chains of sequences that go on. The thread
-    that made it may use them all the same: ``Memory.seq_rm`` and ``seq_cp`` are done before the
-    next batch, and everything else has it pause after the batch that is being computed, until the
-    next ``wait``. Closing a chain removes its sequence, and closing the context ends it.
+    that made it may still use them: ``Memory.seq_rm`` and ``seq_cp`` are done before the next
+    batch, and any other call pauses it after the current batch, until the next ``wait``. Closing a
+    chain removes its sequence, and closing the context ends it.
 
     Args:
-        context: of a model whose memory can be cut back, without attached threadpools.
+        context: one without attached threadpools, of a model whose memory can be cut back.
         n_threads: threads that sample; None for as many as the context has for one token.
         n_draft: the most tokens drafted for a sequence in a batch, 0 to 64; 0 drafts nothing. All
             outputs of a batch together are at most ``n_outputs_max`` of the context.
@@ -124,14 +124,15 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
         *,
         each: bool = False,
     ) -> None:
-        """Have tokens of a sequence computed, and the sequence go on after them.
+        """Compute tokens of a sequence, and let the sequence go on after them.
 
         Args:
             seq_id: a sequence that is not going on.
             tokens: 1 to n_batch of them, of shape (n,).
             pos: the position of the first one.
-            run: how it goes on, from the position after the last one; None: not at all.
-            each: whether each sampled token is news, or only the first and the end.
+            run: how the sequence goes on from the position after the last token; None if it does
+                not.
+            each: whether each sampled token counts as news, or only the first one and the end.
 
         Raises:
             ValueError: an argument that cannot be used here.
@@ -163,14 +164,14 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
                 run.chain._lend(self)
 
     def wait(self, seconds: float = 0.0) -> dict[int, SequenceProgress]:
-        """Let it go on, wait for news, and return what it is, by sequence.
+        """Let it go on, wait for news, and return the news by sequence.
 
         Args:
             seconds: how long to wait at most.
 
         Returns:
             the sequences whose first tokens were computed or that go on no more, and those with
-            ``each`` that got tokens. After an error all that had begun.
+            ``each`` that got tokens. After an error, all sequences that had begun.
         """
         limit = real("seconds", seconds, 0.0, 3600.0)
         with self._lock:
@@ -193,11 +194,11 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
             return news
 
     def wake(self) -> None:
-        """Have the thread that waits return. Any thread may call it, even before one waits."""
+        """Make the waiting thread return. Any thread may call this, even before one waits."""
         self._woken[0] = True
 
     def remove(self, seq_id: int) -> None:
-        """Have a sequence go on no more. What was sampled for it since the last look is lost."""
+        """Stop a sequence. What was sampled for it since the last look is lost."""
         seq_id = integer("seq_id", seq_id, 0, INT32_MAX)
         with self._lock:
             member = self._members.get(seq_id)
@@ -207,7 +208,7 @@ class Generation(NativeObject["Pointer[pyllama_generation]"]):
                 self._forget(seq_id)
 
     def close(self) -> None:
-        """End it after the batch that is being computed. The context is free again."""
+        """End it after the current batch. Then the context is free again."""
         super().close()
         self._context._give_back(self)
         for seq_id in list(self._members):

@@ -46,9 +46,9 @@ _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 class Grammar:
     """A grammar in GBNF, checked when it is made.
 
-    llama.cpp's own parser reads it, where a repetition with a maximum over 2000 has none. Beyond
-    what llama.cpp refuses by itself (left recursion, repetitions that stand for more than 2000
-    rules), these limits hold: 4 MiB of text, 64 MiB in memory with repetitions written out,
+    llama.cpp's own parser reads it, and gives a repetition with a maximum over 2000 no maximum.
+    Beyond what llama.cpp refuses by itself (left recursion, repetitions that stand for more than
+    2000 rules), these limits hold: 4 MiB of text, 64 MiB in memory with repetitions written out,
     parentheses 200 deep, 50,000 continuations at one place, chains of 4,000 rules that begin with
     the next one, and no rule that can begin with itself after parts that may be empty.
 
@@ -113,8 +113,8 @@ class GrammarSampler(Sampler):
 
     The vocabulary is searched as a tree of characters, with the same result as llama.cpp's own
     check of each token. That takes about 0.2 ms if little is allowed, milliseconds if nearly
-    everything is, and no time in a state that it was in before. Grammars that name tokens
-    (``<[7]>``) and texts that stop within a character have all tokens checked one by one.
+    everything is, and no time in a state that it was in before. For grammars that name tokens
+    (``<[7]>``) and texts that stop within a character, all tokens are checked one by one.
 
     With triggers it is lazy, like ``llama_sampler_init_grammar_lazy_patterns``: everything is
     allowed until a trigger has been accepted, and from then on the grammar applies.
@@ -126,7 +126,7 @@ class GrammarSampler(Sampler):
             begins with the first group that matched, or else with the whole match.
         trigger_tokens: the grammar begins with the first of these tokens.
         shown: None to read every token as llama.cpp does. Otherwise, while the grammar applies,
-            tokens are excluded that the text of the answer would not show: control and unknown
+            tokens that the text of the answer would not show are excluded: control and unknown
             tokens, except for these, and bytes that are not UTF-8.
 
     Raises:
@@ -240,7 +240,7 @@ class GrammarSampler(Sampler):
         for the values that still come, and a long text is ended with a sentence, a line or a word
         that ends in time. What is allowed depends on the text so far. This applies to what a
         ``SamplerChain`` samples under this grammar; ``accept`` and ``allows`` ignore it. Nothing is
-        excluded if completing the text takes more tokens than these, or if ``fewest_tokens`` is not
+        excluded if completing the text takes more than ``n_tokens``, or if ``fewest_tokens`` is not
         known.
 
         Args:
@@ -263,7 +263,7 @@ class GrammarSampler(Sampler):
 
     @property
     def fewest_tokens(self) -> int | None:
-        """How many tokens complete the text from here on, by the shortest way.
+        """The fewest tokens that complete the text from here on.
 
         0 if it may end here. None if that is not known: for a grammar that names tokens or whose
         shortest text has more than 16 KiB, and while a lazy grammar waits.
@@ -299,7 +299,7 @@ class GrammarSampler(Sampler):
         """The places where ``complete_within`` excluded a token that would have been chosen.
 
         Args:
-            here: include the present place.
+            here: include the current place.
 
         Returns:
             for each place the names of the rules that it is in. If a rule is the last part of

@@ -103,7 +103,7 @@ class LoraAdapter(NativeObject["Pointer[llama_adapter_lora]"]):
 def set_adapters_lora(context: Context, adapters: Mapping[LoraAdapter, float]) -> None:
     """Let a context use these LoRA adapters, and no others (``llama_set_adapters_lora``).
 
-    What is in the context's memory already was computed without them, and stays as it is.
+    What the context's memory already holds was computed without them, and stays as it is.
 
     Args:
         adapters: each with the scale of what it adds, where 1.0 is as trained; empty for none.

@@ -70,7 +70,7 @@ _OF_CONTEXT = LayoutOptions.__annotations__.keys() & ContextOptions.__annotation
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What would be taken of one memory, and how much it has, in bytes."""
+    """What would be taken of one memory, and how much of it there is, in bytes."""
 
     #: None for the host's memory.
     device: Device | None
@@ -148,7 +148,7 @@ def memory_use(
 
     Raises:
         ModelLoadError: the file is not a model that llama.cpp can load.
-        MemoryFitError: no such context can be made, for one because n_ctx is too large.
+        MemoryFitError: no such context can be made, for example because n_ctx is too large.
         ServerLostError: an RPC server of the devices does not answer.
     """
     layout = _Layout(
@@ -173,10 +173,10 @@ def memory_fit(
 ) -> MemoryFit:
     """Find a layout that fits the free memory (``common_fit_params``).
 
-    Without GPUs the host's memory decides, and n_ctx is all that can be made smaller. With GPUs
-    first the context becomes smaller, then fewer layers go to the GPUs; the host's memory is
-    taken to be large enough: compare ``use.host``. No weights are read. Calls wait for each
-    other; see ``memory_use``.
+    Without GPUs the host's memory decides, and n_ctx is all that can be made smaller. With GPUs,
+    first the context becomes smaller, then fewer layers go to the GPUs. The host's memory is
+    assumed to be large enough; check ``use.host``. No weights are read. Calls wait for each other;
+    see ``memory_use``.
 
     Args:
         n_ctx: tokens in the context; 0 for what the model was trained with, or as many as fit.

@@ -78,9 +78,9 @@ _TEMPLATE_KEY = "tokenizer.chat_template"
 class Model(NativeObject["Pointer[llama_model]"]):
     """A model loaded from a GGUF file (``llama_model_load_from_file``).
 
-    Any number of threads may use one at a time. Its contexts and LoRA adapters stand on it:
-    ``close`` closes them first, waiting for a decode that another thread is in. Ctrl-C stops
-    a load in the main thread.
+    Any number of threads may use one at once. Its contexts and LoRA adapters depend on it:
+    ``close`` closes them first, and waits for a decode in another thread. Ctrl-C stops a load in
+    the main thread.
 
     Args:
         path: the file; for a split model its first part (``name-00001-of-00003.gguf``).
@@ -96,7 +96,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
         lazy_mode: whether rows of large embedding tables are read when they are needed; needs a
             memory-mapped file.
         kv_overrides: values that replace metadata of the file: bool, int (-2**31 to 2**32 - 1),
-            float or str (at most 127 bytes). One whose type is not the key's is ignored, with a
+            float or str (at most 127 bytes). A value whose type is not the key's is ignored, with a
             warning in the log.
         vocab_only: load the vocabulary and metadata without weights.
         load_mtp: load the layers that predict several tokens ahead, if the file has them.
@@ -110,7 +110,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
         FileNotFoundError: there is no such file.
         OSError: a file cannot be read, or too many files are open.
         ModelLoadError: the file is not a model that llama.cpp can load; the message says why.
-        ModelLoadCancelled: ``progress`` returned False. An exception of it is raised unchanged.
+        ModelLoadCancelled: ``progress`` returned False. Its own exceptions are raised unchanged.
         ValueError: an argument out of range.
     """
 
@@ -438,7 +438,7 @@ class Model(NativeObject["Pointer[llama_model]"]):
 
     @property
     def lost(self) -> bool:
-        """Whether an RPC server with a part of it went away; then it can only be closed."""
+        """Whether an RPC server with a part of the model went away. It can then only be closed."""
         return self._lost is not None
 
     def _lose(self, reason: str) -> None:

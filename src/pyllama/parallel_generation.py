@@ -1,4 +1,4 @@
-"""Going on with many sequences by several tokens in one call."""
+"""Continues many sequences by several tokens in one call."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def quantize(
         FileNotFoundError: no such source, or no such folder for the output.
         ModelLoadError: the source is not a GGUF file.
         QuantizeError: llama.cpp refused, or the disk failed; the message says why.
-        QuantizeCancelled: ``progress`` returned False. An exception of it is raised unchanged.
+        QuantizeCancelled: ``progress`` returned False. Its own exceptions are raised unchanged.
         ValueError: an argument out of range, or a dst that is the source.
     """
     source = _model_file.readable_gguf(src, "src")

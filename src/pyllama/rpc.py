@@ -48,9 +48,9 @@ _adding = threading.Lock()
 def rpc_devices(endpoint: str, *, timeout: float = 10.0) -> list[Device]:
     """The devices that an RPC server offers, for ``Model(devices=…)``.
 
-    ``ggml_backend_rpc_add_server``. They are in no list but this: ``devices`` does not give
-    them, and no model takes them unasked. A server talks to one client at a time, and a process
-    stays connected for as long as it has a model there.
+    ``ggml_backend_rpc_add_server``. Only this function lists them: ``devices`` does not give them,
+    and no model takes them unasked. A server talks to one client at a time, and a process stays
+    connected for as long as it has a model there.
 
     When the server goes away, what is being computed there raises BackendError, and the models
     with a part there cannot be used any more: close them, and load them again once it is back, on

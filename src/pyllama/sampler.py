@@ -190,13 +190,14 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
 
     @classmethod
     def xtc(cls, probability: float, threshold: float, seed: int, *, min_keep: int = 1) -> Sampler:
-        """Now and then drop the most likely tokens, but for the least likely of them.
+        """Now and then drop the most likely tokens, except for the least likely of them.
 
         ``llama_sampler_init_xtc`` (exclude top choices).
 
         Args:
             probability: of doing so for a token, 0 to 1.
-            threshold: what is at least so likely is a top choice, 0 to 1; over 0.5 is off.
+            threshold: a token of at least this probability is a top choice, 0 to 1; over 0.5 is
+                off.
             seed: as in ``dist``.
             min_keep: do nothing where fewer would be left.
         """
@@ -261,7 +262,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         freq: float = 0.0,
         present: float = 0.0,
     ) -> Sampler:
-        """Make tokens that were accepted lately less likely (``llama_sampler_init_penalties``).
+        """Make recently accepted tokens less likely (``llama_sampler_init_penalties``).
 
         Args:
             last_n: how many accepted tokens count; 0 turns it off.
@@ -289,7 +290,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
         last_n: int = 1024,
         breakers: Iterable[str] = ("\n", ":", '"', "*"),
     ) -> Sampler:
-        """Make tokens less likely that would continue a repetition (``llama_sampler_init_dry``).
+        """Make tokens that would continue a repetition less likely (``llama_sampler_init_dry``).
 
         The penalty is multiplier * base ** (length - allowed_length).
 
@@ -355,7 +356,7 @@ class Sampler(SamplerObject["Pointer[llama_sampler]"]):
     def seed(self) -> int | None:
         """The seed of its random numbers (``llama_sampler_get_seed``), or None.
 
-        llama.cpp tells it for ``dist`` and both mirostats only.
+        llama.cpp gives it only for ``dist`` and both mirostats.
         """
         with self._held():
             seed: int = lib.guarded_sampler_get_seed(self._pointer)

@@ -47,9 +47,9 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
     wait for each other.
 
     With a grammar, a token is first chosen without it, and chosen again under it only if the
-    grammar refuses the first choice. The tokens are those that the grammar allows, at a fraction
-    of the cost of ruling out the others each time. It is what llama.cpp's own tools do; for the
-    distribution that a grammar as first step gives, put it there.
+    grammar refuses the first choice. The tokens are those that the grammar allows, at a fraction of
+    the cost of ruling out the others each time. llama.cpp's own tools do the same. For the
+    distribution that a grammar gives as the first step, make it the first sampler.
 
     Args:
         samplers: in the order they apply; only the last one may select a token.

@@ -49,16 +49,16 @@ class State(Uncopyable):
     """Takes and sets what a context remembers: keys, values, recurrent states, and positions.
 
     Logits and embeddings are not part of it, nor is what an encoder computed. The methods without
-    ``seq`` mean the whole memory; those with it one sequence, which can be set as another one, in a
-    context with any number of sequences, ``kv_unified`` or not.
-    What continues from a state gives the same logits to the byte; but for the whole memory of a
-    model with a sliding window, whose next tokens are put elsewhere and summed in another order.
+    ``seq`` take or set the whole memory, and those with it one sequence, which can be set as
+    another one, in a context with any number of sequences, ``kv_unified`` or not. Decoding that
+    continues from a state gives the same logits to the byte. The exception is the whole memory of a
+    model with a sliding window: its next tokens are put elsewhere and summed in another order.
 
-    Bytes taken here begin with a header of pyllama's, which names model and settings and holds a
+    Bytes taken here begin with a header of pyllama, which names model and settings and holds a
     checksum: damaged bytes and those of another model, of other types of keys and values or other
-    RoPE settings are refused before anything changes. Files have llama.cpp's own format, which
-    has no checksum: their structure is validated, so that they cannot do harm, but values in
-    them may be anything.
+    RoPE settings are refused before anything changes. Files have llama.cpp's own format, which has
+    no checksum: their structure is validated, so that they cannot do harm, but values in them may
+    be anything.
 
     If llama.cpp refuses a state only while setting it (not enough room, say), what was to be set
     is empty afterwards: the sequence, or the memory.
@@ -129,7 +129,7 @@ class State(Uncopyable):
     def save_file(self, path: str | os.PathLike[str], tokens: ArrayLike = ()) -> None:
         """Write the memory to a file (``llama_state_save_file``).
 
-        The file appears when it is complete, and takes the place of one of that name.
+        The file appears when it is complete, and replaces one of the same name.
 
         Args:
             tokens: kept beside it, shape (n,); usually those that the memory is of.

@@ -73,7 +73,7 @@ MAX_TEXT = 64 * 1024 * 1024  # bytes that are tokenized at once
 class Vocab(Uncopyable):
     """The vocabulary of a model. It belongs to the model and cannot be used after its close().
 
-    Any number of threads may use one at a time.
+    Any number of threads may use one at once.
     """
 
     _instead_of_copying = "Any number of threads may use it; another process opens the model's file"
@@ -155,10 +155,10 @@ class Vocab(Uncopyable):
             text: str, or bytes of UTF-8; at most 64 MiB. Vocabularies of the type ``"bpe"`` take at
                 most 2,097,151 characters without a break, such as a space between words.
             add_special: add the BOS, EOS or SEP tokens that the model is configured to want.
-            parse_special: take the text of control tokens such as ``<|im_end|>`` for the tokens
-                themselves. Without it none comes out. Leave it off for text that others wrote.
-                (Tokens of the kind ``"user_defined"`` stand for their text in any case.)
-            literal: where parse_special does not hold: begins and ends of ranges of the text, in
+            parse_special: turn the text of control tokens such as ``<|im_end|>`` into the tokens
+                themselves. Otherwise none of them comes out. Leave it off for text that others
+                wrote. (Tokens of the kind ``"user_defined"`` stand for their text in any case.)
+            literal: where parse_special does not apply: begins and ends of ranges of the text, in
                 its characters or bytes, in ascending order. A control token that has a part there
                 is text.
 
@@ -268,8 +268,8 @@ class Vocab(Uncopyable):
         Raises:
             TokenizationError: an id outside the vocabulary.
 
-        Bytes that are no UTF-8 (a sequence cut in the middle of a character) become U+FFFD;
-        see ``detokenize_bytes`` and ``Detokenizer``.
+        Bytes that are not UTF-8 (a sequence cut in the middle of a character) become U+FFFD; see
+        ``detokenize_bytes`` and ``Detokenizer``.
         """
         return self.detokenize_bytes(
             tokens, remove_special=remove_special, unparse_special=unparse_special

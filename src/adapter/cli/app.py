@@ -46,7 +46,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def pyllama(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which it is.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Run GGUF models inside Python through llama.cpp."""

@@ -41,7 +41,7 @@ def chat(
 ) -> None:
     """Talk with a model. Type /help for the commands of a conversation.
 
-    Ctrl-C stops an answer. Without one it ends the command.
+    Ctrl-C stops an answer, and ends the command if there is none.
     """
     require_text("--system", system)
     settings = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}

@@ -37,21 +37,22 @@ def convert(
         str, typer.Option(help="auto (16 bits as in the original), f32, f16, bf16 or q8_0.")
     ] = "auto",
     lora: Annotated[
-        bool, typer.Option("--lora", help="It is a LoRA adapter, as peft writes them.")
+        bool, typer.Option("--lora", help="The input is a LoRA adapter, as peft writes it.")
     ] = False,
     base: Annotated[
         str | None,
         typer.Option(help="The adapter's model: a folder or owner/repo; its weights are not read."),
     ] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let Python code run that comes with it.")
+        bool,
+        typer.Option("--trust-remote-code", help="Allow Python code that comes with it to run."),
     ] = False,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert a model to GGUF by llama.cpp's own converter, in a process of its own.
 
-    It needs torch and transformers, which the extra "convert" brings. The file appears when it is
+    It needs torch and transformers, which the extra "convert" installs. The file appears when it is
     complete.
     """
     from adapter.models.conversion import convert as convert_folder

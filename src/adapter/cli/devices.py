@@ -25,7 +25,7 @@ def devices(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the devices, and why models run on each of them or not."""
+    """List the devices, and why models do or do not run on each."""
     import pyllama
     from adapter.errors import LlamaCppError
     from adapter.models.hardware import HardwareManager, cpu_threads
@@ -93,7 +93,7 @@ def rpc_server(
     host: Annotated[str, typer.Option(help="IPv4 address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for a free one.")] = 50052,
     expose: Annotated[
-        bool, typer.Option("--expose", help="Allow an address that is not this machine's alone.")
+        bool, typer.Option("--expose", help="Allow an address that other machines can reach.")
     ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, max=512, help="Threads of a CPU that is offered.")

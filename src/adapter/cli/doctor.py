@@ -41,7 +41,7 @@ _N_ANSWERS = 3
 
 def doctor(
     test: Annotated[
-        bool, typer.Option(help="Load the demo's model and have it answer, if it is here.")
+        bool, typer.Option(help="Load the demo's model, if it is here, and have it answer.")
     ] = True,
     as_json: AsJson = False,
 ) -> None:

@@ -25,7 +25,7 @@ def models(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            readable=False, help="A folder of models; by default pyllama's own and those of others."
+            readable=False, help="A folder of models; by default pyllama's and other programs'."
         ),
     ] = None,
     as_json: AsJson = False,

@@ -61,7 +61,7 @@ def quantize(
     requantize: Annotated[
         bool,
         typer.Option(
-            "--requantize", help="Also quantize what is quantized already, which costs quality."
+            "--requantize", help="Also quantize already quantized weights, which costs quality."
         ),
     ] = False,
     pure: Annotated[

@@ -58,7 +58,9 @@ def run(
     ] = None,
     grammar: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", readable=False, help="A grammar in GBNF that it must follow."),
+        typer.Option(
+            metavar="FILE", readable=False, help="A GBNF grammar that the answer must follow."
+        ),
     ] = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = 0.8,

@@ -65,7 +65,7 @@ def fit(
     context: Annotated[
         list[int] | None,
         typer.Option(
-            "--context", "-c", min=1, max=2**24, help="Tokens of context; may be given again."
+            "--context", "-c", min=1, max=2**24, help="Tokens of context; may be repeated."
         ),
     ] = None,
     as_json: AsJson = False,

@@ -155,7 +155,7 @@ class LlamaCppConfig(Sampling):
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> LlamaCppConfig:
-        """Make a config of the fields in a mapping.
+        """Make a config from the fields in a mapping.
 
         Raises:
             InvalidParameterError: a key that is no field, or a value outside its range.
@@ -173,7 +173,7 @@ class LlamaCppConfig(Sampling):
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike[str], table: str = "") -> LlamaCppConfig:
-        """Make a config of the keys in a TOML file, or in one of its tables, such as
+        """Make a config from the keys in a TOML file, or in one of its tables, such as
         ``"models.small"``.
 
         Raises:
@@ -194,8 +194,8 @@ class LlamaCppConfig(Sampling):
 
 @dataclass(frozen=True, kw_only=True)
 class CallSettings(LlamaCppConfig):
-    """The settings of one call: those of the config, those that the call sets, and those of calls
-    only.
+    """The settings of one call: the config's, those that the call sets, and those that only calls
+    have.
     """
 
     grammar: Annotated[str, only_if(is_text), Words("a grammar in GBNF")] | None = _llamacpp(

@@ -164,9 +164,9 @@ class LoadedModel:
             return tuple(tokens)
 
     def fewest_tokens(self, constraint: Constraint) -> int:
-        """How many tokens the shortest answer has that follows a constraint.
+        """The number of tokens of the shortest answer that follows a constraint.
 
-        0 if that is not known, or if the grammar cannot be used.
+        0 if the number is not known, or if the grammar cannot be used.
         """
         with self._borrow(whole) as resident:
             try:

@@ -64,8 +64,8 @@ class ModelPool:
         max_models: models in memory at once; None for any number.
         hardware: decides what a model runs on.
         rpc: ``"host:port"`` of servers (``pyllama rpc-server``). Models run on their devices and on
-            those of this machine. Give this or ``hardware``. If a server goes away, requests fail,
-            and the next request loads the model again.
+            those of this machine. Give either this or ``hardware``. If a server goes away, requests
+            fail, and the next request loads the model again.
         n_gpu_layers: layers kept on the GPUs, negative for all, 0 for none; None for what fits.
         context_length: tokens of context for each request; None for what the model was trained
             with, at most 4096.
@@ -74,31 +74,31 @@ class ModelPool:
             up to 32 on a GPU.
         context: how the contexts of the models are made, such as
             ``pyllama.ContextParams(type_k="q8_0", n_threads=4)``: types of keys and values, RoPE,
-            threads, batch sizes, flash attention. The pool decides what is left open, and what
-            belongs to it. Quantized values need flash attention. With it, answers on a CPU are
-            decoded one by one unless ``reproducible`` is False.
+            threads, batch sizes, flash attention. The pool decides what is left open, and refuses
+            parameters that it always decides itself. Quantized values need flash attention. With
+            it, answers on a CPU are decoded one by one unless ``reproducible`` is False.
         reproducible: on a CPU, a request with a seed gives the same bytes whatever runs beside it
             or ran before. False computes faster, and reuses an answer as the beginning of the next
-            prompt. On GPUs that holds only with ``batch_width``.
+            prompt. On GPUs the bytes are the same only with ``batch_width``.
         batch_width: compute answers in batches of at least this many sequences, padded where fewer
-            run. A multiple of 4, up to 16. On a CPU, many answers at once are faster with it where
-            the model's weights have other bytes in batches (K-quants, F16), and a single one is
-            slower. On a GPU, 16 keeps the bytes, as ``reproducible`` does on a CPU, and answers are
+            run. A multiple of 4, up to 16. On a CPU, it makes many answers at once faster if the
+            model's weights give other bytes in batches (K-quants, F16), and a single answer slower.
+            On a GPU, 16 keeps the bytes, as ``reproducible`` does on a CPU, and answers are
             computed more slowly than without it; CUDA needs GGML_CUDA_DISABLE_GRAPHS=1 in the
-            environment. See docs/scheduling.md. Memory is reserved for as many requests of the full
-            length. None pads nothing. It has no effect if ``reproducible`` is False, and for
+            environment. See docs/scheduling.md. Memory is reserved for that many requests of the
+            full length. None pads nothing. It has no effect if ``reproducible`` is False, and for
             recurrent models on a CPU.
-        prefix_folder: a folder that keeps the beginnings of prompts for the next process, up to
-            1 GiB for each model. It is made if it is missing. None keeps them in memory only. The
+        prefix_folder: a folder that keeps the beginnings of prompts for the next process, up to 1
+            GiB for each model. It is created if it is missing. None keeps them in memory only. The
             files are states of llama.cpp: use a folder that nobody else can write.
-        chat_template: a template in Jinja that replaces the models' own: its text, or the path of
-            a file. Give one for all models, or a mapping from their names. The pool tries what
-            the template can do, and the lm's name contains it.
+        chat_template: a template in Jinja that replaces the models' own: its text, or the path of a
+            file. Give one for all models, or a mapping from their names. The pool finds out by
+            trial what the template can do. The lm's name covers the template.
         progress: True draws a bar on standard error while a model loads, if that is a terminal;
             False draws nothing. Or a function, called in a thread of the pool with a model's name
-            and the fraction loaded, 0.0 to 1.0. An exception of this function stops the load, and
-            is raised by the call that waits for it. The function may unload models and close the
-            pool. If it asks for a model that is not in memory, it gets a ModelInUseError.
+            and the fraction loaded, 0.0 to 1.0. If it raises, the load stops, and the call that
+            waits for the load raises the same exception. The function may unload models and close
+            the pool. If it asks for a model that is not in memory, it gets a ModelInUseError.
 
     Raises:
         NotADirectoryError: ``model_dir`` or ``prefix_folder`` is not a folder.
@@ -168,7 +168,7 @@ class ModelPool:
     # Loading
 
     def load_model(self, name: str) -> LoadedModel:
-        """The model of a name, loaded from its file unless it is in memory.
+        """The model with this name, loaded from its file unless it is in memory.
 
         Threads that ask for the same model at once wait for one load. If there is no room, the
         pool evicts models that nobody uses, the least recently used ones first.
@@ -234,7 +234,7 @@ class ModelPool:
             loaded.cancel()  # if nobody waits any more
 
     def get_loaded_model(self, name: str | None = None) -> LoadedModel:
-        """A model that was loaded and not unloaded: the one of that name, or the only one.
+        """A model that was loaded and not unloaded since: the one with this name, or the only one.
 
         Raises:
             ModelNotLoadedError: it was not loaded; or no name was given and there is no model, or
@@ -300,8 +300,8 @@ class ModelPool:
         Raises:
             ModelNotLoadedError: it was not loaded.
             ModelInUseError: this thread holds a lease on it.
-            ResourceError: it is not freed two minutes after its last request, because a GPU or
-                another machine hangs. It is freed when that is possible.
+            ResourceError: it is still not freed two minutes after its last request, because a GPU
+                or another machine hangs. It is freed when that is possible.
         """
         slot = self._loaded_slot(name)
         self._loader.unload(slot)

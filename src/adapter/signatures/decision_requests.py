@@ -14,7 +14,7 @@ from adapter.signatures.llama_cpp_adapter import LlamaCppAdapter
 
 
 class LlamaCppDecisions:
-    """Measures what a dspy.Predict decides, whichever adapter DSPy is configured with.
+    """Measures the decisions of a dspy.Predict, whichever adapter DSPy is configured with.
 
     Give it to a Predict whose outputs are all Choice, Score, Noul, or bool and Literal, instead of
     its lm::

@@ -98,8 +98,8 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
 
     Without an lm the adapter only formats and parses, as DSPy's own adapters do.
 
-    A value that its field does not allow is asked for again, with seeds that follow from the first
-    one. If the last attempt fails, the call raises InvalidValueError. Nothing is asked for again
+    If a field does not allow its value, the model is asked again, with seeds derived from the first
+    one. If the last attempt fails, the call raises InvalidValueError. The model is not asked again
     after a part of the answer was streamed.
 
     Outputs of dspy.experimental's types Choice, Score and Noul get probabilities that are measured
@@ -107,26 +107,27 @@ class LlamaCppAdapter(ShortenedLists, BoundAnswers, Adapter):
 
     Args:
         lm: the language model that ``from_loaded_model`` makes.
-        route_other_lms: which calls with another lm this adapter's model answers, under that lm's
-            history, callbacks, cache switch, retries and generation settings. None: calls with the
-            lm that DSPy is configured with, or a copy of it; all calls if none is configured. An
-            optimizer's teacher or prompt model is another lm, and answers for itself. True: all
+        route_other_lms: which of the calls with another lm this adapter's model answers, under that
+            lm's history, callbacks, cache switch, retries and generation settings. None: calls with
+            the lm that DSPy is configured with, or a copy of it; all calls if none is configured.
+            An optimizer's teacher or prompt model is another lm, and answers for itself. True: all
             calls. False: none.
         use_json_adapter_fallback: ask once more through DSPy's JSONAdapter if a text does not have
-            the form of an answer, as ChatAdapter does. That answer is bound and checked as well.
-            A model without a chat template is asked so from the start if there is no demonstration,
-            no stream and no tool, because it follows JSON better than any other form.
+            the form of an answer, as ChatAdapter does. That answer follows a grammar and is checked
+            as well. A model without a chat template is asked this way from the start if there is no
+            demonstration, no stream and no tool, because it follows JSON better than any other
+            form.
         pick_by_likelihood: answer outputs of type bool, Literal and Enum with their likeliest
             value, instead of sampling one.
         use_native_function_calling: use the model's own format for functions, if its chat template
-            has one, for an input of dspy.Tool and an output of dspy.ToolCalls. A grammar makes
-            sure that calls are valid. Otherwise they are ordinary fields.
+            has one, for an input of dspy.Tool and an output of dspy.ToolCalls. A grammar makes sure
+            that calls are valid. Otherwise calls are ordinary fields.
         end_texts_at_blank_line: end the text of an output that is one of several at a blank line,
             because a small model seldom finds another end. Reasoning ends there too, and does not
             count as one of several. A text may have blank lines if its name or description asks
             for something long (an essay, paragraphs, steps), or if a demonstration has one.
         end_repeated_texts: end a text whose line repeats the same words over and over, as a small
-            model goes on doing until max_tokens. Code, and lines that are alike, are not ended.
+            model would do until max_tokens. Code, and lines that are alike, are not ended.
         callbacks: DSPy's callbacks.
     """
 

@@ -27,8 +27,8 @@ class LlamaCppStreamListener(StreamListener):
         stream = dspy.streamify(dspy.Predict("question -> answer"), stream_listeners=[listener])
 
     The chunks of a field add up to its text in the answer, without markers. Text that may become a
-    marker waits until that is known. An answer without the field's marker comes as one chunk when
-    it is complete. With another adapter the listener works like DSPy's own.
+    marker is held back until that is known. An answer without the field's marker comes as one chunk
+    when it is complete. With another adapter the listener works like DSPy's own.
     """
 
     reads_field_lines = True  # looked for by the adapter

@@ -57,9 +57,9 @@ def pull(
 ) -> PulledModel:
     """Download a model with its other parts, mmproj and chat template, as far as they are missing.
 
-    Everything is checked by its digest. The model appears when all of it is there. If this is
-    interrupted, what has arrived stays, and the next call continues. In offline mode, what the
-    cache has is taken.
+    Every file is checked against its digest. The model appears when all of it is there. If this is
+    interrupted, what has arrived stays, and the next call continues. In offline mode, the cache's
+    files are used.
 
     Args:
         listed: called with what the hub has, and what will be downloaded.
