@@ -2,7 +2,7 @@
 
 Such a package holds one of ggml's backend modules and a file that describes it, ``backend.json``.
 It is found by its entry point in the group ``pyllama.backends``. None of its code runs before the
-description was read: a module of another llama.cpp lays out its structures in another way, and
+description has been read: a module of another llama.cpp lays out its structures in another way, and
 would end the process.
 """
 
@@ -69,7 +69,7 @@ class BackendPackage:
 
 
 def load_packages(own: str, load_module: LoadModule) -> list[BackendPackage]:
-    """Find every package and load its module. Whatever is wrong with one is no reason to fail.
+    """Find every package and load its module. A fault of one package does not make this fail.
 
     Args:
         own: the folder of pyllama's own modules; a backend that is there is not loaded twice.

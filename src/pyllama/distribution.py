@@ -17,8 +17,8 @@ _COMMAND = "pyllama"
 def distribution_name() -> str:
     """The name by which pip knows this package, such as ``"pyllama-dspy"``.
 
-    It is the package's own metadata that says it. Where there is none, because the source files
-    are imported without being installed, it is the name of the import package.
+    The package's own metadata says it. Where there is none, because the source files are imported
+    without being installed, it is the name of the import package.
     """
     commands = [each for each in entry_points("console_scripts") if each.name == _COMMAND]
     names = sorted(filter(None, (name_and_version(each)[0] for each in commands)))

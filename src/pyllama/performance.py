@@ -10,8 +10,8 @@ class Performance:
     """Times and counts since a context was made, or since ``Context.reset_performance``.
 
     Times are measured only in contexts with ``no_perf=False``; in others they are 0. llama.cpp
-    counts at least 1 token, so dividing by a count is safe. It counts calls whose outputs nobody
-    read or waited for together with the next call.
+    counts at least 1 token, so dividing by a count is safe. A call whose outputs nobody read or
+    waited for is counted together with the next call.
     """
 
     #: Time of the start on a clock of its own, in milliseconds.

@@ -148,7 +148,7 @@ class SamplerChain(SamplerObject["Pointer[pyllama_chain]"]):
         return self._steps[operator.index(index)]
 
     def close(self) -> None:
-        """Free it, after closing the context that it is attached to. Again does nothing."""
+        """Free it, after closing the context that it is attached to. Closing again does nothing."""
         while not _process.ended and not self._close_under(self._lock):
             self._require_idle()
             if self._context is not None:

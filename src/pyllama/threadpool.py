@@ -83,7 +83,7 @@ class Threadpool(NativeObject["Pointer[ggml_threadpool]"]):
         self._own(pointer, lib.guarded_threadpool_free)
 
     def close(self) -> None:
-        """Give the threads up; contexts that compute with them keep them until they close.
+        """Give up the threads; contexts that compute with them keep them until they close.
 
         Closing again does nothing.
         """

@@ -1,7 +1,7 @@
 """The engines that dspy.LM runs: lm15 requests in, lm15 responses out, one attempt each.
 
-DSPy owns the cache, retries, n, history and callbacks. An engine holds a loaded model it does not
-own, and hands every call to the model's generator.
+DSPy owns the cache, retries, n, history and callbacks. An engine holds a loaded model that it does
+not own, and hands every call to the model's generator.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class ContinuousBatch:
                 sequence.joined = True
 
     def leave(self, slot: Slot) -> None:
-        """Have a request go on no more, before its slot gets another."""
+        """Stop a request, before its slot gets another."""
         part = self._parts.pop(slot, None)
         if part is None:
             return

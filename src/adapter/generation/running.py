@@ -49,7 +49,7 @@ class RunningBatch:
         self.leave: Callable[[Slot], object] = nothing
 
     def admit(self, sequence: ScheduledRequest, n_waiting: int) -> bool:
-        """Start a request with what is cached of its prompt. Returns False if there is no room for
+        """Start a request with the cached part of its prompt. Returns False if there is no room for
         it.
 
         Args:

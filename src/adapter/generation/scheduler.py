@@ -86,9 +86,9 @@ cancelled after that. llama.cpp logs each cancellation as an error.
 class Scheduler(Generator):
     """Computes the requests of a model together.
 
-    One thread admits requests to free sequences, computes what of their prompts is not in memory,
-    decodes all running sequences in one batch each step, and samples each with its own seeded
-    chain. On a CPU a request gives the same bytes alone and among others.
+    One thread admits requests to free sequences, computes the part of their prompts that is not in
+    memory, decodes all running sequences in one batch each step, and samples each with its own
+    seeded chain. On a CPU a request gives the same bytes alone and among others.
 
     Args:
         model: its owner closes the scheduler before it.

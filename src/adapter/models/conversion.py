@@ -82,7 +82,7 @@ def convert(
 
 
 def require_converter() -> None:
-    """Raise ConversionError if packages are missing that the converter needs."""
+    """Raise ConversionError if packages that the converter needs are missing."""
     missing = [name for name in _NEEDED if not _is_installed(name)]
     if missing:
         raise ConversionError(

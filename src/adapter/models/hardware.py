@@ -83,7 +83,7 @@ class Placement:
     def load(
         self, path: Path, progress: Callable[[float], bool | None] | None = None
     ) -> pyllama.Model:
-        """Load the model of a file where this says. Raises what ``pyllama.Model`` raises."""
+        """Load the model of a file at this placement. Raises what ``pyllama.Model`` raises."""
         return pyllama.Model(
             path,
             devices=self.devices,
@@ -202,15 +202,15 @@ class HardwareManager:
                 long as they and the model take no more than half of what is free there. If they
                 take more, None stands for 16 requests of ordinary length (1024 tokens) and one of
                 the full length, or for what fits.
-            room: bytes of the machine's memory that may be taken at most where numbers are left
-                open; None for what is free, less a margin.
+            room: the most bytes of the machine's memory to take where numbers are left open; None
+                for what is free, less a margin.
             context: how its contexts are made, as for ``ModelPool``.
-            batch_width: sequences that each batch has at the least, as for ``ModelPool``.
+            batch_width: the fewest sequences of each batch, as for ``ModelPool``.
 
         Raises:
             InvalidParameterError: a number out of range.
             FileNotFoundError: there is no such file.
-            pyllama.ModelLoadError: the file is no loadable model.
+            pyllama.ModelLoadError: the file is not a loadable model.
             pyllama.MemoryFitError: a context cannot be made.
             ResourceError: this machine lacks the backend that was asked for.
         """

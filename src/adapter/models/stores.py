@@ -48,7 +48,7 @@ class StoredModel:
 
 
 def stored_models() -> Iterator[StoredModel]:
-    """All of them. What cannot be read is left out."""
+    """All models that other programs keep. Those that cannot be read are left out."""
     yield from _hugging_face_models()
     yield from _lm_studio_models()
     yield from _ollama_models()

@@ -43,7 +43,7 @@ class TaggedArguments:
     """The arguments of a function, in each form that its schema allows.
 
     Attributes:
-        unchecked: what of the schema must be checked after.
+        unchecked: the parts of the schema that must be checked afterwards.
     """
 
     forms: tuple[tuple[Argument, ...], ...]
