@@ -151,9 +151,11 @@ class KVCache:
         taken = {slot.seq_id for slot in self.taken}
         free, held = self.free, self.held
         n_blocks = held.find(hashes, {*free})
-        likeliest = held.owners(hashes[n_blocks - 1]) if n_blocks else free
+        if n_blocks:
+            likeliest = held.owners(hashes[n_blocks - 1])
+            free = [slot for slot in free if slot in likeliest]
         return max(
-            [slot for slot in free if slot in likeliest],
+            free,
             key=lambda slot: (
                 len(taken & {slot.seq_id - 1, slot.seq_id + 1}),
                 -len(slot.blocks),
