@@ -53,6 +53,11 @@ class ChatProcess:
         self._pid = 0
         self.description = _twice(self._start)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call would wait for another thread."""
+        return self._lock.locked()
+
     def call(self, function: str, inputs: str) -> str:
         """The result of a guarded call of the shim.
 

@@ -34,7 +34,13 @@ def isolated():
 
 
 def process_of(template):
-    return template._engine._template._process
+    return first_of(template)._process
+
+
+def first_of(template):
+    """The ChatProcess of a template for which no other thread has waited."""
+    (process,) = template._engine._template._processes
+    return process
 
 
 def test_the_same_as_in_this_process(isolated):
@@ -315,7 +321,7 @@ def test_a_process_that_the_exit_handler_ends_is_started_again(closed):
     """The handler has the process's finalizer, and other threads may still make calls."""
     template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
     process = process_of(template)
-    template._engine._template._end.detach()
+    first_of(template)._end.detach()
     process.kill()
     if closed:
         process.wait()
@@ -329,7 +335,7 @@ def test_a_template_that_fails_when_it_is_started_again_is_tried_again(monkeypat
     process_of(template).kill()
     process_of(template).wait()
     with monkeypatch.context() as patched:
-        patched.setattr(template._engine._template, "_arguments", ["{% nonsense %}", "", ""])
+        patched.setattr(first_of(template), "_arguments", ["{% nonsense %}", "", ""])
         with pytest.raises(ChatTemplateError, match="nonsense"):
             template.apply(HELLO)
     assert template.apply(HELLO).prompt == "Hello"
@@ -371,7 +377,7 @@ def test_the_process_ends_whatever_line_is_interrupted(monkeypatch, where):
         template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
         monkeypatch.setattr(subprocess.Popen, "wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            template._engine._template._stop()
+            first_of(template)._stop()
     else:
         monkeypatch.setattr(chat_process.weakref, "finalize", interrupt)
         with pytest.raises(KeyboardInterrupt):
