@@ -27,17 +27,12 @@ from adapter.generation.exactness import Exactness
 from adapter.generation.failures import insist, note, translation
 from adapter.generation.generator import Generator
 from adapter.generation.idle_prefill import IdlePrefill
-from adapter.generation.memory.blocks import BLOCK, CHUNK
+from adapter.generation.memory.blocks import CHUNK
 from adapter.generation.memory.own import OwnMemory
 from adapter.generation.memory.prefix_cache import PrefixCache
 from adapter.generation.memory.prefix_files import PrefixFiles
 from adapter.generation.memory.prefix_folder import PrefixFolder
-from adapter.generation.memory.prefix_reuse import (
-    WORTH_SAVING,
-    PrefixReuse,
-    pads,
-    rolls_back,
-)
+from adapter.generation.memory.prefix_reuse import PrefixReuse, pads, rolls_back
 from adapter.generation.memory.shared import SharedMemory
 from adapter.generation.memory.strategy import MemoryStrategy, Room
 from adapter.generation.metrics import Metrics
@@ -189,7 +184,7 @@ class Scheduler(Generator):
                 PrefixFiles(prefix_folder, saved, self._wake) if prefix_folder else None,
                 reuses=not isolated,
                 keeps_answers=not reproducible,
-                least=WORTH_SAVING if goes_on else BLOCK,
+                shared_memory=shared_memory,
             ),
             Room(context_length, n_cells, max_sequences, width, anchored and width > 1),
         )

@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 WORTH_SAVING = 128
 """The fewest tokens of a prompt that are saved on eviction. The last ones are rarely shared."""
 
+WORTH_SHARING = 2 * BLOCK
+"""The fewest tokens more that a slot of a shared memory takes over from another one, or waits for.
+To take them goes over all cells twice, and one block is computed in less time."""
+
 
 class HashedPrompt(Protocol):
     """What is compared of a prompt, whether a request has it or one is expected to have it."""
@@ -59,8 +63,9 @@ class PrefixReuse:
         files: states of earlier processes, and for later ones.
         reuses: whether a slot keeps what it holds for later requests.
         keeps_answers: whether an answer is kept too, as the beginning of the next turn's prompt.
-        least: the fewest tokens that are saved or restored beyond what a slot has. Fewer are
-            computed again, where that takes less time than to copy a state.
+        shared_memory: whether slots share the cells of one memory, as on a GPU. Prompts are
+            computed in little time there, so what is worth neither `WORTH_SAVING` nor
+            `WORTH_SHARING` is computed again.
     """
 
     def __init__(
@@ -72,16 +77,20 @@ class PrefixReuse:
         *,
         reuses: bool = True,
         keeps_answers: bool = False,
-        least: int = BLOCK,
+        shared_memory: bool = False,
     ) -> None:
         self._saved = saved
-        self._least = least
         self._files = files
         self._exactness = exactness
         self._reuses = reuses
         # The state of a recurrent model cannot go back to an earlier token. With a sliding window
         # it can, but what follows is stored in other cells and summed in another order.
         self.rolls_back = rolls_back(model)
+        # The fewest tokens beyond what a slot has that are saved or restored, and that are taken
+        # over from another slot.
+        self._shares_cells = shared_memory and self.rolls_back
+        self._least = WORTH_SAVING if self._shares_cells else BLOCK
+        self._least_shared = WORTH_SHARING if self._shares_cells else BLOCK
         self._keeps_answers = keeps_answers and self.rolls_back
         self._computing: BlockIndex[ScheduledRequest] = BlockIndex()
         self._cache_of: dict[ScheduledRequest, KVCache] = {}
@@ -104,7 +113,8 @@ class PrefixReuse:
             return owner
         self._read_for.add(sequence)  # one file is enough
         wanted, n_cached = self._wanted(sequence), self.n_cached(sequence)
-        return self._files.fetch(wanted, more_than=n_cached, exact=not self.rolls_back)
+        more_than = n_cached + self._least // BLOCK - 1
+        return self._files.fetch(wanted, more_than=more_than, exact=not self.rolls_back)
 
     def shared(self, blocks: BlockHashes, prompt: HashedPrompt) -> int:
         """How many blocks a prompt can reuse from another that is or was computed."""
@@ -140,7 +150,8 @@ class PrefixReuse:
         if self.rolls_back and (n_saved - max(n_here, n_there)) * BLOCK < self._least:
             n_saved = 0
         elsewhere, n_elsewhere = self._elsewhere(slot.cache, prompt)
-        if self.rolls_back and n_here >= max(n_there, n_saved, n_elsewhere):
+        n_offered = n_there if (n_there - n_here) * BLOCK >= self._least_shared else 0
+        if self.rolls_back and n_here >= max(n_offered, n_saved, n_elsewhere):
             if (len(slot.blocks) - n_here) * BLOCK >= WORTH_SAVING:
                 self._save_evicted(slot)
             if n_here == len(slot.blocks) and self._keeps_answers:
@@ -198,8 +209,7 @@ class PrefixReuse:
 
     def evict(self, slot: Slot) -> None:
         """Save what a free slot holds, and clear it."""
-        if len(slot.blocks) * BLOCK >= WORTH_SAVING:
-            self._save_evicted(slot)
+        self._save_evicted(slot)
         slot.keep(0)
 
     def save_unused(self, cache: KVCache) -> None:
@@ -230,10 +240,12 @@ class PrefixReuse:
             del self._cache_of[done]
         wanted = self._wanted(sequence)
         n_found = self._computing.find(wanted)
-        if not n_found or n_found <= (n_cached := self.n_cached(sequence)):
+        n_least = self._least_shared // BLOCK
+        if not n_found or n_found - (n_cached := self.n_cached(sequence)) < n_least:
             return None
         for other in self._computing.owners(wanted[n_found - 1]):
-            if self.shared(other.hashes, sequence) > n_cached and self._is_usable(other, sequence):
+            n_more = self.shared(other.hashes, sequence) - n_cached
+            if n_more >= n_least and self._is_usable(other, sequence):
                 return other
         return None
 
@@ -293,10 +305,15 @@ class PrefixReuse:
         return best, n_best
 
     def _copy(self, slot: Slot, donor: Slot, n_blocks: int) -> int:
-        slot.cache.context.memory.seq_cp(donor.seq_id, slot.seq_id)
-        slot.blocks = donor.blocks
-        slot.keep(n_blocks)
-        return n_blocks * BLOCK
+        n_tokens = n_blocks * BLOCK
+        if self._shares_cells:
+            slot.cache.context.memory.seq_cp(donor.seq_id, slot.seq_id, 0, n_tokens)
+            slot.blocks = donor.blocks[:n_blocks]
+        else:
+            slot.cache.context.memory.seq_cp(donor.seq_id, slot.seq_id)
+            slot.blocks = donor.blocks
+            slot.keep(n_blocks)
+        return n_tokens
 
     def _move(self, slot: Slot, donor: Slot) -> bool:
         """Copy what a slot of another context holds. Returns whether that was possible."""
@@ -341,14 +358,17 @@ class PrefixReuse:
     def _save_all(self, slots: list[Slot], *, wait: bool = False) -> None:
         """Save what slots hold of which nothing will stay."""
         for index, slot in enumerate(slots):
-            if len(slot.blocks) * BLOCK >= WORTH_SAVING:
-                self._save_unless(slot, slots[index + 1 :], BLOCK, wait=wait)
+            self._save_unless(slot, slots[index + 1 :], BLOCK, wait=wait)
 
     def _save_unless(
         self, slot: Slot, others: list[Slot], least: int, *, wait: bool = False
     ) -> None:
-        """Save what a slot holds, unless it has fewer than ``least`` tokens that no other has."""
-        if not self.rolls_back or self._saved.holds(slot.blocks) or not self._saved.max_bytes:
+        """Save what a slot holds, unless it is little, or fewer than ``least`` tokens more than
+        others have.
+        """
+        if not self.rolls_back or len(slot.blocks) * BLOCK < WORTH_SAVING:
+            return
+        if self._saved.holds(slot.blocks) or not self._saved.max_bytes:
             return
         n_others = max((n_shared(other.blocks, slot.blocks) for other in others), default=0)
         if (len(slot.blocks) - n_others) * BLOCK < least:
