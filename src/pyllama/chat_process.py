@@ -48,15 +48,16 @@ class ChatProcess:
     def __init__(self, source: str, bos: str, eos: str) -> None:
         self._arguments = [source, bos, eos]
         self._lock = threading.Lock()
+        self._asking: list[None] = []  # counted by atomic operations: += is none
         self._process: ChildProcess | None = None
         self._ready = False  # it has the template, and waits for a request
         self._pid = 0
         self.description = _twice(self._start)
 
     @property
-    def is_busy(self) -> bool:
-        """Whether a call would wait for another thread."""
-        return self._lock.locked()
+    def n_asking(self) -> int:
+        """How many threads are in a call, or wait for their turn."""
+        return len(self._asking)
 
     def call(self, function: str, inputs: str) -> str:
         """The result of a guarded call of the shim.
@@ -69,7 +70,7 @@ class ChatProcess:
         if self._pid != os.getpid():
             # After a fork the process belongs to the parent, and a thread that is gone may hold the
             # lock.
-            self._lock, self._process = threading.Lock(), None
+            self._lock, self._asking, self._process = threading.Lock(), [], None
 
         def ask() -> str:
             if self._process is not None and not self._ready:
@@ -78,8 +79,13 @@ class ChatProcess:
                 self._start()
             return self._ask(function, [inputs])
 
-        with self._lock:
-            return _twice(ask)
+        asking = self._asking
+        try:
+            asking.append(None)
+            with self._lock:
+                return _twice(ask)
+        finally:
+            del asking[-1:]
 
     def _start(self) -> str:
         cffi = importlib.util.find_spec("_cffi_backend")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
+from operator import attrgetter
 
 from pyllama.chat_process import ChatProcess
 from pyllama.device import cpu_math_cores
@@ -26,20 +26,17 @@ class ChatProcesses:
     def __init__(self, source: str, bos: str, eos: str) -> None:
         self._arguments = (source, bos, eos)
         self._processes = [ChatProcess(*self._arguments)]
-        self._turns = itertools.count()
         self._most = min(MAX_PROCESSES, max(1, cpu_math_cores() // CORES_PER_PROCESS))
         self._starting = threading.Lock()
         self.description = self._processes[0].description
 
     def call(self, function: str, inputs: str) -> str:
-        """`ChatProcess.call` in one that is free, or else in each in turn."""
-        processes = self._processes
-        free = next((process for process in processes if not process.is_busy), None)
-        if free is not None:
-            return free.call(function, inputs)
+        """`ChatProcess.call` in the one that the fewest threads ask."""
+        process = min(self._processes, key=attrgetter("n_asking"))
+        waits = process.n_asking > 0
         begin = time.monotonic()
-        text = processes[next(self._turns) % len(processes)].call(function, inputs)
-        if time.monotonic() - begin > WORTH_A_PROCESS:
+        text = process.call(function, inputs)
+        if waits and time.monotonic() - begin > WORTH_A_PROCESS:
             self._start_another()
         return text
 
