@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pyllama
 from adapter.generation.batch_plan import Part
+from adapter.generation.contexts import N_DRAFT
 from adapter.generation.failures import translation
 from adapter.generation.memory.kv_cache import KVCache, Slot
 from adapter.generation.metrics import Metrics
@@ -122,7 +123,8 @@ class ContinuousBatch:
                 del self._generations[gone]
                 for slot in gone.slots:
                     self._parts.pop(slot, None)
-            made = pyllama.Generation(cache.context, n_threads=self._n_threads)
+            n_threads = self._n_threads
+            made = pyllama.Generation(cache.context, n_threads=n_threads, n_draft=N_DRAFT)
             self._generations[cache] = made
         return made
 
