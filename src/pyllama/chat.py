@@ -31,7 +31,7 @@ from pyllama.vocab import Vocab
 
 if TYPE_CHECKING:
     from pyllama._native._binding import Pointer, pyllama_tokenizer
-    from pyllama.chat_processes import ChatProcesses
+    from pyllama.chat_process import ChatProcess
 
 ToolChoice = Literal["auto", "required", "none"]
 ReasoningFormat = Literal["none", "auto", "deepseek", "deepseek-legacy"]
@@ -58,9 +58,8 @@ class ChatTemplate(Uncopyable):
         eos: the text of the token that ends one.
         isolated: run the template in a child process, for files that are not trusted. A call that
             computes for more than 5 seconds, takes more than 1 GiB (on Linux), or that ends
-            the child, is an error then. It costs a process, up to three more on a machine of
-            16 cores whose threads wait for each other, and a fraction of a millisecond for each
-            call.
+            the child, is an error then. It costs a process, and a fraction of a millisecond for
+            each call.
 
     Raises:
         ChatTemplateError: the template does not parse, or the model has none.
@@ -100,9 +99,9 @@ class ChatTemplate(Uncopyable):
             source = source.replace("\r\n", "\n")
             if not isolated:
                 return _Engine(_Native(source, *texts), added, tokenizer)
-            from pyllama.chat_processes import ChatProcesses  # subprocess is slow to import
+            from pyllama.chat_process import ChatProcess  # subprocess is slow to import
 
-            return _Engine(ChatProcesses(source, *texts), added, tokenizer)
+            return _Engine(ChatProcess(source, *texts), added, tokenizer)
 
         self._engine = engine(cast("str", source))
         self._tool_use = engine(tool_use) if tool_use else self._engine
@@ -236,7 +235,7 @@ class _Engine:
 
     def __init__(
         self,
-        template: _Native | ChatProcesses,
+        template: _Native | ChatProcess,
         bos: str,
         tokenizer: Handle[Pointer[pyllama_tokenizer]] | None,
     ) -> None:

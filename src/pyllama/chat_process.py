@@ -48,16 +48,10 @@ class ChatProcess:
     def __init__(self, source: str, bos: str, eos: str) -> None:
         self._arguments = [source, bos, eos]
         self._lock = threading.Lock()
-        self._asking: list[None] = []  # counted by atomic operations: += is none
         self._process: ChildProcess | None = None
         self._ready = False  # it has the template, and waits for a request
         self._pid = 0
         self.description = _twice(self._start)
-
-    @property
-    def n_asking(self) -> int:
-        """How many threads are in a call, or wait for their turn."""
-        return len(self._asking)
 
     def call(self, function: str, inputs: str) -> str:
         """The result of a guarded call of the shim.
@@ -70,7 +64,7 @@ class ChatProcess:
         if self._pid != os.getpid():
             # After a fork the process belongs to the parent, and a thread that is gone may hold the
             # lock.
-            self._lock, self._asking, self._process = threading.Lock(), [], None
+            self._lock, self._process = threading.Lock(), None
 
         def ask() -> str:
             if self._process is not None and not self._ready:
@@ -79,13 +73,8 @@ class ChatProcess:
                 self._start()
             return self._ask(function, [inputs])
 
-        asking = self._asking
-        try:
-            asking.append(None)
-            with self._lock:
-                return _twice(ask)
-        finally:
-            del asking[-1:]
+        with self._lock:
+            return _twice(ask)
 
     def _start(self) -> str:
         cffi = importlib.util.find_spec("_cffi_backend")

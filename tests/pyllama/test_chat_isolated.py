@@ -34,13 +34,7 @@ def isolated():
 
 
 def process_of(template):
-    return first_of(template)._process
-
-
-def first_of(template):
-    """The ChatProcess of a template for which no other thread has waited."""
-    (process,) = template._engine._template._processes
-    return process
+    return template._engine._template._process
 
 
 def test_the_same_as_in_this_process(isolated):
@@ -321,7 +315,7 @@ def test_a_process_that_the_exit_handler_ends_is_started_again(closed):
     """The handler has the process's finalizer, and other threads may still make calls."""
     template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
     process = process_of(template)
-    first_of(template)._end.detach()
+    template._engine._template._end.detach()
     process.kill()
     if closed:
         process.wait()
@@ -335,7 +329,7 @@ def test_a_template_that_fails_when_it_is_started_again_is_tried_again(monkeypat
     process_of(template).kill()
     process_of(template).wait()
     with monkeypatch.context() as patched:
-        patched.setattr(first_of(template), "_arguments", ["{% nonsense %}", "", ""])
+        patched.setattr(template._engine._template, "_arguments", ["{% nonsense %}", "", ""])
         with pytest.raises(ChatTemplateError, match="nonsense"):
             template.apply(HELLO)
     assert template.apply(HELLO).prompt == "Hello"
@@ -377,7 +371,7 @@ def test_the_process_ends_whatever_line_is_interrupted(monkeypatch, where):
         template = ChatTemplate(source="{{ messages[0].content }}", isolated=True)
         monkeypatch.setattr(subprocess.Popen, "wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            first_of(template)._stop()
+            template._engine._template._stop()
     else:
         monkeypatch.setattr(chat_process.weakref, "finalize", interrupt)
         with pytest.raises(KeyboardInterrupt):

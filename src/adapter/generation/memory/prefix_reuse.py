@@ -174,7 +174,8 @@ class PrefixReuse:
             self._saved.remove(saved)  # it would be refused each time
             if self._files is not None:
                 self._files.refuse(saved)
-        return self._copy(slot, donor, n_there) if n_there else 0
+        # The slot itself has nothing left to copy.
+        return self._copy(slot, donor, n_there) if n_there and donor is not slot else 0
 
     def checkpoint(self, slot: Slot, waiting: Waiting) -> None:
         """Save a state that cannot be cut back later where other prompts may continue from it.

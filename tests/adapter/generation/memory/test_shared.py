@@ -234,6 +234,23 @@ def test_a_block_more_is_computed_and_not_taken_over(model, monkeypatch, n_more,
     scheduler.close()
 
 
+def test_a_saved_state_without_room_leaves_no_prompt_that_is_not_there(model):
+    """The slot with the most of the prompt is cleared for the state."""
+    saved = tokens(1, 600)
+    scheduler = scheduler_of(model, max_sequences=3, n_cells=2048, cache_bytes=2**26)
+    for prompt in (saved, tokens(2, 900), tokens(3, 900), saved[:64] + tokens(4, 100)):
+        scheduler.generate(request_of(prompt))
+    request = request_of(saved + tokens(9, 20), max_tokens=16, sampling=ENDLESS)
+    found = scheduler.generate(request)
+    reference = scheduler_of(model, max_sequences=1)
+    expected = reference.generate(request).token_ids
+    reference.close()
+    one = found.token_ids
+    assert one == expected or gap(model, request.prompt, one, expected) < NEAR_TIE
+    assert scheduler.generate(request).token_ids[0] == expected[0]
+    scheduler.close()
+
+
 def test_an_answer_is_reused_in_the_next_turn(scheduler):
     prompt = tokens(0, 200)
     answer = scheduler.generate(request_of(prompt, max_tokens=60, sampling=ENDLESS)).token_ids
