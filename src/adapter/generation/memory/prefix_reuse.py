@@ -86,9 +86,9 @@ class PrefixReuse:
         # The state of a recurrent model cannot go back to an earlier token. With a sliding window
         # it can, but what follows is stored in other cells and summed in another order.
         self.rolls_back = rolls_back(model)
+        self._shares_cells = shared_memory and self.rolls_back
         # The fewest tokens beyond what a slot has that are saved or restored, and that are taken
         # over from another slot.
-        self._shares_cells = shared_memory and self.rolls_back
         self._least = WORTH_SAVING if self._shares_cells else BLOCK
         self._least_shared = WORTH_SHARING if self._shares_cells else BLOCK
         self._keeps_answers = keeps_answers and self.rolls_back
